@@ -1,0 +1,93 @@
+"""Pixels equal, bit for bit, to those of timm's evaluation transform."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
+
+from transferkit.data import to_pixels
+from transferkit.types import CropMode, Interpolation, Preprocessing
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def wanted(
+    size: int, crop_pct: float, crop_mode: CropMode = "center", interpolation: Interpolation = "bicubic"
+) -> Preprocessing:
+    return Preprocessing(
+        size=size,
+        mean=(0.48, 0.45, 0.4),
+        std=(0.2, 0.2, 0.2),
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+    )
+
+
+def timms(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    transform = create_transform(
+        input_size=(3, preprocessing.size, preprocessing.size),
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+        normalize=False,
+    )
+    return np.asarray(transform(image))
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(70, 41), (41, 70), (33, 33), (8, 8), (200, 9)])
+def test_equal_to_timm(crop_mode: CropMode, interpolation: Interpolation, size: tuple[int, int]) -> None:
+    preprocessing = wanted(32, 0.875, crop_mode, interpolation)
+    pixels = to_pixels(picture(*size), preprocessing)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, timms(picture(*size), preprocessing))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    size=st.integers(8, 48),
+    crop_pct=st.sampled_from([0.8, 0.875, 0.9, 0.95, 1.0]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
+)
+def test_equal_to_timm_at_any_size(width: int, height: int, size: int, crop_pct: float, crop_mode: CropMode) -> None:
+    preprocessing = wanted(size, crop_pct, crop_mode)
+    # resize_side forgives the rounding of crop_pct, timm does not; where they differ there is nothing to compare.
+    if preprocessing.resize_side == math.floor(size / crop_pct) and not (
+        crop_mode == "border" and max(width, height) > 2 * preprocessing.resize_side * min(width, height)
+    ):
+        assert np.array_equal(
+            to_pixels(picture(width, height), preprocessing), timms(picture(width, height), preprocessing)
+        )
+
+
+def test_equal_to_torchvision() -> None:
+    transform = transforms.Compose([transforms.Resize(40), transforms.CenterCrop(35), transforms.PILToTensor()])
+    image = picture(97, 61)
+    assert np.array_equal(to_pixels(image, wanted(35, 0.875, interpolation="bilinear")), transform(image).numpy())
+
+
+def test_border_pads_with_the_mean_and_keeps_every_pixel() -> None:
+    pixels = to_pixels(Image.new("RGB", (32, 16), (255, 0, 0)), wanted(32, 1.0, "border"))
+    assert pixels[:, 0, 0].tolist() == [122, 115, 102]
+    assert (pixels[0] == 255).sum() == 32 * 16
+
+
+def test_the_answer_is_contiguous_and_can_be_written() -> None:
+    pixels = to_pixels(picture(20, 20), wanted(16, 1.0))
+    pixels[0, 0, 0] = 7
+    assert pixels.flags["C_CONTIGUOUS"]

@@ -1,0 +1,59 @@
+"""Transfer learning that measures before it decides.
+
+import transferkit as tk
+result = tk.adapt("packaged/tf_efficientnet_lite0", "path/to/images")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transferkit.api import adapt, analyze, decide, load, load_backbone
+    from transferkit.errors import TransferkitError
+    from transferkit.result import Predictions, Result
+    from transferkit.types import Decision, Evidence, Preprocessing
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decision",
+    "Evidence",
+    "Predictions",
+    "Preprocessing",
+    "Result",
+    "TransferkitError",
+    "adapt",
+    "analyze",
+    "decide",
+    "load",
+    "load_backbone",
+]
+
+_HOMES = {
+    "Decision": "types",
+    "Evidence": "types",
+    "Predictions": "result",
+    "Preprocessing": "types",
+    "Result": "result",
+    "TransferkitError": "errors",
+    "adapt": "api",
+    "analyze": "api",
+    "decide": "decision",
+    "load": "result",
+    "load_backbone": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are found when first used, so that importing the package stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'transferkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"transferkit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,392 @@
+"""The road from a backbone and images to a trained model, readable in one screen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from torch import nn
+
+from transferkit import zoo
+from transferkit.data import Data, open_data
+from transferkit.decision import decide
+from transferkit.errors import OptionError, RunFolderError, unknown_name
+from transferkit.features import FeatureBank, FeatureTable, choose_device
+from transferkit.features.bank import DEFAULT_LIMIT
+from transferkit.measure import assess
+from transferkit.nn import Backbone, TransferModel
+from transferkit.repro import environment, seed_everything
+from transferkit.result import Predictions, Result, load
+from transferkit.strategies import STRATEGIES
+from transferkit.survey import Survey, survey, timed
+from transferkit.train import HEADS, fit_closed_form
+from transferkit.types import JOINED, Decision, Evidence, HeldOut, Mistake, Picture, Preprocessing, RunRecord
+
+__all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
+
+MISTAKES_SHOWN = 24
+SAMPLES_SHOWN = 120
+"""Training pictures in the report, all classes together: a report stays near one megabyte."""
+
+
+def load_backbone(
+    model: str | nn.Module,
+    *,
+    image_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> Backbone:
+    """A pretrained network as ordered stages.
+
+    Args:
+        model: "timm/<name>[.<tag>]", "torchvision/<name>[:<weights>]", "packaged/<name>", or an `nn.Module`.
+        image_size: Side of the input in pixels; None takes the checkpoint's own.
+        checkpoint: A weights file for that architecture, instead of the published ones.
+        pretrained: False gives random weights, and says so in the spec.
+        preprocessing: Needed for a module of your own: how its images were prepared.
+
+    Raises:
+        BackboneError: If there is no such model, or it cannot serve as a backbone.
+        HubError: If its weights cannot be fetched.
+        CheckpointError: If the weights file does not fit.
+    """
+    network, spec = zoo.load(model, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing)
+    return Backbone(network, spec, size=image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looked:
+    backbone: Backbone
+    data: Data
+    survey: Survey
+    seconds: dict[str, float]
+
+
+def _look(
+    model: str | nn.Module,
+    data: Any,
+    *,
+    backbone_options: Mapping[str, Any],
+    data_options: Mapping[str, Any],
+    cache: str | Path | None,
+    cache_limit: float | None,
+    **survey_options: Any,
+) -> _Looked:
+    """What `analyze` and `adapt` have in common: open both, then one frozen pass."""
+    seconds: dict[str, float] = {}
+    choose_device(survey_options["device"])
+    with timed(seconds, "load backbone"):
+        backbone = load_backbone(model, **backbone_options)
+    with timed(seconds, "audit data"):
+        opened = open_data(data, **data_options)
+    limit = DEFAULT_LIMIT if cache_limit is None else int(cache_limit * 2**30)
+    found = survey(backbone, opened, bank=FeatureBank(cache, limit=limit), seconds=seconds, **survey_options)
+    return _Looked(backbone, opened, found, dict(found.evidence.seconds))
+
+
+def analyze(
+    model: str | nn.Module,
+    data: Any,
+    *,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    root: str | Path | None = None,
+    val: float = 0.0,
+    test: float = 0.2,
+    strict: bool = False,
+    preprocessed: bool = False,
+    pooling: str = "avg+max",
+    class_weight: str = "none",
+    similarity: float | None = None,
+    cache: str | Path | None = None,
+    cache_limit: float | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Evidence:
+    """Measure how well each stage of a backbone tells your classes apart: one frozen pass, nothing trained.
+
+    Args:
+        model, checkpoint, pretrained, preprocessing, image_size: As for `load_backbone`.
+        data: A folder, a manifest, a dataset, a LightningDataModule, or "builtin/digits".
+        batch_size: Images at once in the pass; None fits it to the machine.
+        seed: Draws the splits and the k-NN sample.
+        root: Folder that a manifest's paths start from.
+        val, test: Shares to hold back where the data has no such split.
+        strict: Unusable images are an error instead of being set aside.
+        preprocessed: The dataset's float tensors are taken as they are.
+        pooling: "avg" or "avg+max" of each stage's grid.
+        class_weight: "none", or "balanced": every class weighs the same.
+        similarity: How near the data is to what the backbone was trained on, in [0, 1], if you know.
+        cache: Folder of the feature bank; None takes `$TRANSFERKIT_CACHE` or the user's cache folder.
+        cache_limit: Gigabytes the bank may take; None takes 10.
+        device: "auto", "cpu", "cuda", ...
+        progress: Show bars on a terminal.
+
+    Raises:
+        TransferkitError: One of its kinds, saying what to do.
+
+    Example:
+        >>> evidence = analyze("packaged/tf_efficientnet_lite0", "builtin/digits", image_size=32)  # doctest: +SKIP
+        >>> evidence.probe("joined").accuracy > evidence.probe("top").accuracy  # doctest: +SKIP
+        True
+    """
+    seed_everything(seed)
+    looked = _look(
+        model,
+        data,
+        backbone_options={
+            "image_size": image_size,
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "preprocessing": preprocessing,
+        },
+        data_options={
+            "root": root,
+            "seed": seed,
+            "val": val,
+            "test": test,
+            "strict": strict,
+            "preprocessed": preprocessed,
+            "progress": progress,
+        },
+        cache=cache,
+        cache_limit=cache_limit,
+        batch_size=batch_size,
+        pooling=pooling,
+        class_weight=class_weight,
+        similarity=similarity,
+        device=device,
+        seed=seed,
+        progress=progress,
+    )
+    return looked.survey.evidence
+
+
+def adapt(
+    model: str | nn.Module,
+    data: Any,
+    *,
+    strategy: str = "auto",
+    stage: str | int | None = None,
+    mode: str = "evidence",
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    head: str = "auto",
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    root: str | Path | None = None,
+    val: float = 0.0,
+    test: float = 0.2,
+    strict: bool = False,
+    preprocessed: bool = False,
+    pooling: str = "avg+max",
+    class_weight: str = "none",
+    similarity: float | None = None,
+    cache: str | Path | None = None,
+    cache_limit: float | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    command: str | None = None,
+) -> Result:
+    """Measure, decide, train, verify: a classifier for your images from a pretrained backbone.
+
+    Args:
+        model, data: As for `analyze`, and so are all arguments not named here.
+        strategy: "auto" decides; a name ("linear_probe") is done without asking.
+        stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them.
+        mode: How "auto" decides: "evidence" (measured) or "rule" (the textbook's matrix; needs `similarity`).
+        out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
+        head: "ridge", "logistic", or "auto": the one with the higher held-back accuracy.
+        command: What to quote in the report as the way to run this again; None composes the Python call.
+
+    Returns:
+        The model and all that is known about it. Nothing in it was chosen on the test split.
+
+    Raises:
+        TransferkitError: One of its kinds, saying what to do.
+
+    Example:
+        >>> result = adapt("packaged/tf_efficientnet_lite0", "builtin/digits", image_size=96)  # doctest: +SKIP
+        >>> result.metrics["test"].accuracy > 0.97  # doctest: +SKIP
+        True
+    """
+    _check_options(strategy=strategy, stage=stage, head=head, out=out)
+    seed_everything(seed)
+    looked = _look(
+        model,
+        data,
+        backbone_options={
+            "image_size": image_size,
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "preprocessing": preprocessing,
+        },
+        data_options={
+            "root": root,
+            "seed": seed,
+            "val": val,
+            "test": test,
+            "strict": strict,
+            "preprocessed": preprocessed,
+            "progress": progress,
+        },
+        cache=cache,
+        cache_limit=cache_limit,
+        batch_size=batch_size,
+        pooling=pooling,
+        class_weight=class_weight,
+        similarity=similarity,
+        device=device,
+        seed=seed,
+        progress=progress,
+    )
+    seconds = looked.seconds
+    decision = _decision(looked, strategy=strategy, stage=stage, mode=mode, batch_size=batch_size)
+    with timed(seconds, "fit head"):
+        plan = STRATEGIES[decision.strategy](decision, [known.name for known in looked.backbone.stages])
+        fitted = fit_closed_form(
+            plan,
+            looked.backbone,
+            looked.survey.table.take(looked.survey.train),
+            looked.survey.labels,
+            classes=looked.data.summary.classes,
+            pooling=pooling,
+            head=head,
+            class_weight=class_weight,
+            seed=seed,
+        )
+    decision = dataclasses.replace(decision, reasons=(*decision.reasons, fitted.reason))
+    with timed(seconds, "verify"):
+        held_out = _answers(fitted.model, looked)
+        metrics = {split: assess(answers) for split, answers in held_out.items()}
+    with timed(seconds, "report pictures"):
+        shown = held_out.get("test") or held_out.get("val")
+        samples, mistakes = _samples(looked.data, seed), _mistakes(looked.data, shown)
+    record = RunRecord(
+        evidence=looked.survey.evidence,
+        decision=decision,
+        metrics=metrics,
+        seconds={**seconds, "total": sum(seconds.values())},
+        environment=environment(seed=seed, device=str(choose_device(device))),
+        command=command or _call(model, data, image_size=image_size, seed=seed, strategy=strategy, mode=mode),
+        held_out=shown,
+        samples=samples,
+        mistakes=mistakes,
+    )
+    result = Result(fitted.model, record)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def _check_options(*, strategy: str, stage: str | int | None, head: str, out: str | Path | None) -> None:
+    """What can be known to be wrong before any work."""
+    if strategy != "auto" and strategy not in STRATEGIES:
+        raise OptionError(unknown_name("strategy", strategy, ["auto", *STRATEGIES]))
+    if strategy == "auto" and stage is not None:
+        raise OptionError("A stage can be named only with a strategy: strategy=linear_probe stage=... .")
+    if head not in HEADS:
+        raise OptionError(unknown_name("head", head, HEADS))
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
+
+
+def _decision(
+    looked: _Looked, *, strategy: str, stage: str | int | None, mode: str, batch_size: int | None
+) -> Decision:
+    evidence = looked.survey.evidence
+    if strategy == "auto":
+        decision = decide(evidence, mode=mode, batch_size=batch_size)
+        if decision.strategy not in STRATEGIES:
+            raise OptionError(
+                f"The rule advises {decision.strategy} ({' '.join(decision.reasons)}), which this version cannot run; "
+                f"it can run {', '.join(STRATEGIES)}. Use mode=evidence, or name a strategy with strategy=... ."
+            )
+        return decision
+    named = JOINED if stage is None else stage
+    found = looked.backbone.find_stages(named)
+    chosen = JOINED if named == JOINED else found[0]
+    return Decision(
+        strategy=strategy,
+        stage=chosen,
+        lr=0.0,
+        lr_scale=0.0,
+        norm="frozen",
+        mode="given",
+        reasons=(f"{strategy} on {chosen} was asked for; nothing was decided.",),
+    )
+
+
+def _answers(model: TransferModel, looked: _Looked) -> dict[str, HeldOut]:
+    """Split name -> the model's probabilities there, from the features at hand."""
+    weight = model.classifier.weight.detach().numpy()
+    bias = model.classifier.bias.detach().numpy()
+    answers = {}
+    for split in ("val", "test"):
+        indices = looked.data.indices(split)
+        if not len(indices):
+            continue
+        table: FeatureTable = looked.survey.table.take(indices)
+        _, columns = table.select(model.stages)
+        scores = np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
+        answers[split] = HeldOut(
+            split=split,
+            labels=looked.data.labels[indices],
+            probabilities=softmax(scores, axis=1),
+            items=tuple(looked.data.items[index] for index in indices),
+        )
+    return answers
+
+
+def _samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
+    """A few training pictures of each class, no more than `SAMPLES_SHOWN` in all."""
+    rng = np.random.default_rng(seed)
+    train = data.indices("train")
+    classes = data.summary.classes
+    each = max(1, min(8, SAMPLES_SHOWN // len(classes)))
+    shown = {}
+    for label, name in list(enumerate(classes))[:SAMPLES_SHOWN]:
+        members = train[data.labels[train] == label]
+        chosen = rng.permutation(members)[:each]
+        shown[name] = tuple(data.thumbnail(int(index)) for index in chosen)
+    return shown
+
+
+def _mistakes(data: Data, answers: HeldOut | None) -> tuple[Mistake, ...]:
+    """The mistakes made with the most confidence."""
+    if answers is None:
+        return ()
+    indices = data.indices(answers.split)
+    predicted = answers.probabilities.argmax(axis=1)
+    confidence = answers.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != answers.labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
+    classes = data.summary.classes
+    return tuple(
+        Mistake(
+            picture=data.thumbnail(int(indices[row])),
+            true=classes[answers.labels[row]],
+            predicted=classes[predicted[row]],
+            confidence=float(confidence[row]),
+        )
+        for row in worst
+    )
+
+
+def _call(model: str | nn.Module, data: Any, **options: object) -> str:
+    said = [repr(model) if isinstance(model, str) else f"<{type(model).__name__}>"]
+    said.append(repr(str(data)) if isinstance(data, (str, Path)) else f"<{type(data).__name__}>")
+    said += [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    return f"transferkit.adapt({', '.join(said)})"

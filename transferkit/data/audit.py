@@ -1,0 +1,344 @@
+"""What is wrong with the data, all of it at once, before any work starts.
+
+An inventory goes in. Unusable images and leaks are set aside, splits are drawn if there are none, classes are checked;
+a `Verdict` comes out, or one `DataError` that lists every problem with its remedy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.data.decode import FAULTS
+from transferkit.data.fingerprints import digest, near_pairs
+from transferkit.data.inventory import NO_LABEL, SPLITS, Inventory
+from transferkit.data.splits import merged_groups, stratified_split
+from transferkit.errors import DataError, list_problems
+from transferkit.types import DataSummary, Finding
+
+__all__ = ["Verdict", "audit"]
+
+_SMALL_CLASS = 5
+"""Training images under which a class's accuracy is mostly chance."""
+_IMBALANCE = 10
+_SHOWN = 5
+_PAIRS_SHOWN = 20
+_LATER = {"train": ("val", "test"), "val": ("test",)}
+"""Split -> the splits whose images it must not hold; the later one is never touched."""
+
+_REMEDIES = {
+    "missing": "correct the manifest",
+    "zero_byte": "fetch them again or remove them",
+    "unreadable": "convert them to JPEG or PNG, or remove them",
+    "truncated": "fetch them again or remove them",
+    "oversized": "shrink them, or raise max_pixels",
+}
+
+Ints = npt.NDArray[np.int64]
+Names = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is left after the audit.
+
+    Args:
+        summary: What the data is.
+        rows: (M,) int64, the usable rows of the inventory, in its order.
+        splits: (M,) split names.
+    """
+
+    summary: DataSummary
+    rows: Ints
+    splits: Names
+
+
+def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: bool) -> Verdict:
+    """Judge an inventory.
+
+    Args:
+        inventory: The rows, looked at.
+        val: Share of training images to hold back for validation where there is no validation split.
+        test: Share to hold back for testing where there are no splits at all.
+        seed: Draws which.
+        strict: Whether an unusable image is an error.
+
+    Raises:
+        DataError: One message with all the errors found, a line each.
+
+    Returns:
+        The verdict.
+    """
+    findings = [*inventory.findings, *_faults(inventory, strict=strict)]
+    ids = np.array([look.content_id for look in inventory.inspections], dtype="S32")
+    usable = np.array([not look.fault for look in inventory.inspections], dtype=bool) & (inventory.labels != NO_LABEL)
+    findings += _unusable_classes(inventory, usable)
+    findings += _label_conflicts(inventory, ids, usable)
+    if inventory.official:
+        leaks, leaking = _leaks(inventory, ids, usable)
+        findings += leaks
+        usable &= ~leaking
+    rows = np.flatnonzero(usable)
+    findings += _too_few_to_split(inventory, rows, test=test, val=val)
+    _raise_errors(findings, inventory.origin)
+    splits = _drawn(inventory, ids, rows, val=val, test=test, seed=seed)
+    findings += _class_findings(inventory, rows, splits, test_wanted=test > 0)
+    _raise_errors(findings, inventory.origin)
+    findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
+    findings += _conversions(inventory, rows)
+    rule = _split_rule(inventory, splits, val=val, test=test, seed=seed)
+    summary = _summary(inventory, ids, rows, splits, findings, rule)
+    return Verdict(summary=summary, rows=rows, splits=splits)
+
+
+def _raise_errors(findings: Iterable[Finding], origin: str) -> None:
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    if errors:
+        raise DataError(list_problems(f"The data cannot be used as it is ({origin}):", errors))
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun[:-1] + "ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def _faults(inventory: Inventory, *, strict: bool) -> list[Finding]:
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, look in zip(inventory.names, inventory.inspections, strict=True):
+        if look.fault:
+            by_kind[look.fault].append(name)
+    findings = []
+    for kind, names in sorted(by_kind.items()):
+        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}): {_some(names)}."
+        message += f" Remedy: {_REMEDIES[kind]}." if strict else f" Set aside; to mend it, {_REMEDIES[kind]}."
+        severity = "error" if strict else "set_aside"
+        findings.append(Finding(kind=kind, severity=severity, message=message, items=tuple(names)))  # type: ignore[arg-type]
+    return findings
+
+
+def _unusable_classes(inventory: Inventory, usable: npt.NDArray[np.bool_]) -> list[Finding]:
+    findings = []
+    if len(inventory.classes) < 2:
+        message = f"There is only one class, {_quoted(inventory.classes)}; 2 are needed to tell apart. "
+        message += "Add another class, or check that the classes are the folders directly below."
+        findings.append(Finding(kind="one_class", severity="error", message=message, items=inventory.classes))
+    listed = np.bincount(inventory.labels[inventory.labels != NO_LABEL], minlength=len(inventory.classes))
+    left = np.bincount(inventory.labels[usable], minlength=len(inventory.classes))
+    for index, name in enumerate(inventory.classes):
+        if left[index] == 0:
+            why = f"none of its {listed[index]} images can be used" if listed[index] else "it has no image"
+            message = f"Class {name!r} is empty: {why}. Add images, or remove the class."
+            findings.append(Finding(kind="empty_class", severity="error", message=message, items=(name,)))
+    return findings
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _same_content(ids: npt.NDArray[np.bytes_], rows: Ints) -> list[Ints]:
+    """Sets of two rows or more with one content, in order of their first row."""
+    _, codes, counts = np.unique(ids[rows], return_inverse=True, return_counts=True)
+    repeated = rows[counts[codes] > 1]
+    by_id: dict[bytes, list[int]] = defaultdict(list)
+    for row in repeated.tolist():
+        by_id[bytes(ids[row])].append(row)
+    return [np.array(same, dtype=np.int64) for same in by_id.values()]
+
+
+def _label_conflicts(inventory: Inventory, ids: npt.NDArray[np.bytes_], usable: npt.NDArray[np.bool_]) -> list[Finding]:
+    sets = [same for same in _same_content(ids, np.flatnonzero(usable)) if len(set(inventory.labels[same])) > 1]
+    if not sets:
+        return []
+    items = tuple(
+        " = ".join(f"{inventory.names[row]} ({inventory.classes[inventory.labels[row]]})" for row in same)
+        for same in sets
+    )
+    message = f"{_count(len(sets), 'image')} stand under more than one class: {_some(items)}. At most one can be right."
+    return [Finding(kind="label_conflict", severity="warning", message=message, items=items)]
+
+
+def _leaks(
+    inventory: Inventory, ids: npt.NDArray[np.bytes_], usable: npt.NDArray[np.bool_]
+) -> tuple[list[Finding], npt.NDArray[np.bool_]]:
+    """Copies of later splits' images in earlier ones: the findings, and (N,) True for the rows to set aside."""
+    leaking = np.zeros(len(ids), dtype=bool)
+    findings = []
+    for split, later in _LATER.items():
+        theirs = ids[usable & np.isin(inventory.splits, later)]
+        copies = usable & (inventory.splits == split) & np.isin(ids, theirs)
+        leaking |= copies
+        if copies.any():
+            names = tuple(inventory.names[row] for row in np.flatnonzero(copies))
+            message = (
+                f"{_count(len(names), f'{split} image')} are in {' or '.join(later)} too, exactly: {_some(names)}. "
+                f"The {split} copies are set aside, so that held-out accuracy is measured on unseen images."
+            )
+            kind = "duplicate_across_splits"
+            findings.append(Finding(kind=kind, severity="set_aside", message=message, items=names))
+    return findings, leaking
+
+
+def _too_few_to_split(inventory: Inventory, rows: Ints, *, val: float, test: float) -> list[Finding]:
+    if inventory.official or (test == 0 and val == 0):
+        return []
+    counts = np.bincount(inventory.labels[rows], minlength=len(inventory.classes))
+    purpose = "testing" if test > 0 else "validation"
+    return [
+        Finding(
+            kind="small_class",
+            severity="error",
+            message=f"Class {name!r} has 1 image; 2 are needed to hold one back for {purpose}. "
+            "Add images, remove the class, or bring your own splits.",
+            items=(name,),
+        )
+        for name, count in zip(inventory.classes, counts, strict=True)
+        if count == 1
+    ]
+
+
+def _drawn(
+    inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, *, val: float, test: float, seed: int
+) -> Names:
+    """(M,) split names: the source's own where it has them, else drawn."""
+    splits = inventory.splits[rows].copy()
+    drawable = np.arange(len(rows))
+    if inventory.official:
+        if val == 0 or (splits == "val").any():
+            return splits
+        drawable, test = np.flatnonzero(splits == "train"), 0.0
+    chosen = rows[drawable]
+    same_image = np.unique(ids[chosen], return_inverse=True)[1].astype(np.int64)
+    known = [] if inventory.groups is None else [inventory.groups[chosen]]
+    groups = merged_groups(same_image, *known)
+    splits[drawable] = stratified_split(inventory.labels[chosen], groups, val=val, test=test, seed=seed)
+    return splits
+
+
+def _split_rule(inventory: Inventory, splits: Names, *, val: float, test: float, seed: int) -> str:
+    present = [split for split in SPLITS if (splits == split).any()]
+    together = "identical images stay together" if inventory.groups is None else "groups and identical images do too"
+    if not inventory.official:
+        held = [f"{share:.0%} {split}" for split, share in (("val", val), ("test", test)) if share > 0]
+        if not held:
+            return "No split: every image is in train."
+        return f"Split by us, class by class, with seed {seed}: {', '.join(held)}, the rest train; {together}."
+    own = [split for split in SPLITS if (inventory.splits == split).any()]
+    rule = f"The data's own splits, kept as they are: {', '.join(own)}."
+    if "val" in present and "val" not in own:
+        rule += f" Of train, {val:.0%} of each class is held back as val with seed {seed}; {together}."
+    return rule
+
+
+def _class_findings(inventory: Inventory, rows: Ints, splits: Names, *, test_wanted: bool) -> list[Finding]:
+    counts = _counts(inventory, rows, splits)
+    train = np.array(counts["train"])
+    held = np.array([counts[split] for split in SPLITS[1:] if split in counts]).reshape(-1, len(train))
+    names = np.array(inventory.classes, dtype=object)
+    findings = []
+    for name in names[train == 0]:
+        message = f"Class {name!r} has {int(held[:, names == name].sum())} held-back images but none in train. "
+        message += "Add training images of it, or remove it."
+        findings.append(Finding(kind="untrained_class", severity="error", message=message, items=(name,)))
+    few = tuple(str(name) for name in names[(train > 0) & (train < _SMALL_CLASS)])
+    if few:
+        message = f"{_count(len(few), 'class')} have fewer than {_SMALL_CLASS} training images: {_some(few)}."
+        findings.append(Finding(kind="small_class", severity="warning", message=message, items=few))
+    if "test" in counts:
+        findings += _untested(names[(train > 0) & (np.array(counts["test"]) == 0)])
+    if train.min(initial=0) > 0 and train.max() > _IMBALANCE * train.min():
+        most, least = names[train.argmax()], names[train.argmin()]
+        message = (
+            f"Classes are unequal: {most!r} has {train.max()} training images and {least!r} has {train.min()}, "
+            f"{train.max() / train.min():.0f} times fewer. Read balanced accuracy, not accuracy."
+        )
+        findings.append(Finding(kind="imbalance", severity="warning", message=message, items=(most, least)))
+    return findings
+
+
+def _untested(names: npt.NDArray[np.object_]) -> list[Finding]:
+    absent = tuple(str(name) for name in names)
+    if not absent:
+        return []
+    message = f"{_count(len(absent), 'class')} have no test image, so nothing is known of them: {_some(absent)}."
+    return [Finding(kind="untested_class", severity="warning", message=message, items=absent)]
+
+
+def _repeats(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, splits: Names) -> list[Finding]:
+    sets = _same_content(ids, rows[splits == "train"])
+    if not sets:
+        return []
+    items = tuple(" = ".join(inventory.names[row] for row in same) for same in sets)
+    extra = sum(len(same) - 1 for same in sets)
+    message = f"{_count(extra, 'training image')} repeat another one exactly; they count twice: {_some(items)}."
+    return [Finding(kind="duplicate", severity="warning", message=message, items=items)]
+
+
+def _near_twins(inventory: Inventory, rows: Ints, splits: Names) -> list[Finding]:
+    looks = [inventory.inspections[row] for row in rows]
+    hashes = np.array([look.hash for look in looks], dtype=np.uint64)
+    pairs = near_pairs(hashes, np.stack([look.thumb for look in looks]), splits != "train")
+    if not len(pairs):
+        return []
+    held = len(np.unique(pairs[:, 1]))
+    items = tuple(
+        f"{inventory.names[rows[left]]} ~ {inventory.names[rows[right]]}" for left, right in pairs[:_PAIRS_SHOWN]
+    )
+    message = (
+        f"{_count(held, 'held-back image')} look almost the same as a training image ({_count(len(pairs), 'pair')}), "
+        f"e.g. {items[0]}. If they show the same thing, held-out accuracy is too high: give such images one group."
+    )
+    return [Finding(kind="near_duplicate", severity="warning", message=message, items=items)]
+
+
+def _conversions(inventory: Inventory, rows: Ints) -> list[Finding]:
+    found = Counter(trait for row in rows for trait in inventory.inspections[row].traits)
+    if not found:
+        return []
+    counts = ", ".join(f"{number} {trait}" for trait, number in sorted(found.items()))
+    message = f"Images turned into upright 8-bit RGB when read: {counts}."
+    return [Finding(kind="converted", severity="info", message=message)]
+
+
+def _counts(inventory: Inventory, rows: Ints, splits: Names) -> dict[str, tuple[int, ...]]:
+    """Split -> images per class, for the splits that there are; train always."""
+    labels, classes = inventory.labels[rows], len(inventory.classes)
+    return {
+        split: tuple(np.bincount(labels[splits == split], minlength=classes).tolist())
+        for split in SPLITS
+        if split == "train" or (splits == split).any()
+    }
+
+
+def _summary(
+    inventory: Inventory,
+    ids: npt.NDArray[np.bytes_],
+    rows: Ints,
+    splits: Names,
+    findings: Sequence[Finding],
+    rule: str,
+) -> DataSummary:
+    sides = [min(inventory.inspections[row].width, inventory.inspections[row].height) for row in rows]
+    low, middle, high = (float(value) for value in np.quantile(sides, (0.05, 0.5, 0.95)))
+    parts = sorted(
+        b"\0".join((bytes(ids[row]), inventory.classes[inventory.labels[row]].encode(), str(split).encode()))
+        for row, split in zip(rows, splits, strict=True)
+    )
+    return DataSummary(
+        origin=inventory.origin,
+        classes=inventory.classes,
+        counts=_counts(inventory, rows, splits),
+        split_rule=rule,
+        findings=tuple(findings),
+        content_id=digest(b"\n".join(parts)).decode("ascii"),
+        side_quantiles=(low, middle, high),
+    )

@@ -1,0 +1,316 @@
+"""Torch datasets, mappings of them, Lightning data modules, and the data sets that need no download."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from transferkit.data.arrays import as_rgb, as_tensor_values, render
+from transferkit.data.decode import ImageError, traits
+from transferkit.data.fingerprints import array_digest, digest
+from transferkit.data.inspection import Inspection, inspect_picture
+from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory, split_name
+from transferkit.errors import DataError, unknown_name
+from transferkit.progress import track
+from transferkit.types import Finding
+
+__all__ = ["BUILTINS", "is_data_module", "is_dataset", "module_datasets", "take_builtin", "take_datasets"]
+
+BUILTINS = ("builtin/digits",)
+_REREAD = 8
+"""Images read a second time to notice a dataset that draws at random; each flip goes unnoticed with chance 1/2."""
+_DIGIT_MAX = 16  # load_digits counts ink in 4 x 4 blocks
+
+
+class DatasetReader:
+    """Images of one or more map-style datasets, end to end.
+
+    Args:
+        parts: Split name -> dataset, in row order.
+        preprocessed: Whether their tensors are to be taken as they are.
+        max_pixels: As in `decode`.
+    """
+
+    thread_safe = False  # a dataset may hold an open file
+
+    def __init__(self, parts: Mapping[str, Any], *, preprocessed: bool, max_pixels: int) -> None:
+        self.parts = dict(parts)
+        self.preprocessed = preprocessed
+        self.max_pixels = max_pixels
+        self.rows = [(part, index) for part, dataset in self.parts.items() for index in range(len(dataset))]
+        self.names = tuple(f"{part or 'image'}[{index}]" for part, index in self.rows)
+
+    def pair(self, row: int) -> tuple[Any, Any]:
+        """Row -> what the dataset yields: image and label."""
+        part, index = self.rows[row]
+        item = self.parts[part][index]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise DataError(f"{self.names[row]}: expected a pair (image, label), got {_described(item)}.")
+        return item[0], item[1]
+
+    def image(self, row: int) -> Image.Image:
+        """Row -> upright RGB picture; of a preprocessed tensor, a rendering for people."""
+        return self.digested(row, self.pair(row)[0])[1]
+
+    def tensor(self, row: int) -> npt.NDArray[np.float32]:
+        """Row -> (3, H, W) float32, as the dataset yields it."""
+        return as_tensor_values(self.pair(row)[0], name=self.names[row])
+
+    def digested(self, row: int, value: Any) -> tuple[bytes, Image.Image]:
+        """The name of an image's content, and its picture."""
+        if self.preprocessed:
+            values = as_tensor_values(value, name=self.names[row])
+            return array_digest(values), render(values)
+        if isinstance(value, Image.Image) and value.width * value.height > self.max_pixels:
+            raise ImageError("oversized", self.names[row], f"{value.width} x {value.height}")
+        picture = as_rgb(value, name=self.names[row])
+        return array_digest(np.asarray(picture)), picture
+
+
+@dataclass(frozen=True)
+class _Look:
+    inspection: Inspection
+    label: Any
+
+
+class _Memory:
+    """A dataset held in memory."""
+
+    def __init__(self, images: npt.NDArray[np.uint8], labels: Sequence[int], classes: Sequence[str]) -> None:
+        self.images, self.labels, self.classes = images, labels, list(classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[index], self.labels[index]
+
+
+def take_datasets(
+    parts: Mapping[str, Any], *, origin: str, preprocessed: bool, max_pixels: int, progress: bool
+) -> Inventory:
+    """The inventory of map-style datasets, read once, in order.
+
+    Args:
+        parts: Split name (an alias will do) -> dataset; the single key "" for one that is yet to be split.
+        origin: Where they came from, for people.
+        preprocessed: Take float tensors as they are.
+        max_pixels: As in `decode`.
+        progress: Whether to show a bar.
+
+    Raises:
+        DataError: A dataset is not map-style, is empty, or yields something other than (image, label).
+    """
+    named = _checked_parts(parts)
+    reader = DatasetReader(named, preprocessed=preprocessed, max_pixels=max_pixels)
+    rows = range(len(reader.rows))
+    looks = [_look(reader, row) for row in track(rows, "checking images", enabled=progress)]
+    labels, classes, findings = _labelled(looks, reader)
+    return Inventory(
+        origin=origin,
+        classes=classes,
+        names=reader.names,
+        labels=labels,
+        splits=np.array([part for part, _ in reader.rows], dtype="<U5"),
+        inspections=tuple(look.inspection for look in looks),
+        reader=reader,
+        findings=(*findings, *_drawn_at_random(reader, looks)),
+    )
+
+
+def _checked_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for key, dataset in parts.items():
+        split = UNSPLIT if key == UNSPLIT else split_name(str(key))
+        if split is None:
+            raise DataError(unknown_name("split", key, SPLITS))
+        if split in named:
+            raise DataError(f"Split {split!r} is given twice.")
+        _check_map_style(dataset)
+        named[split] = dataset
+    if UNSPLIT not in named and "train" not in named:
+        raise DataError(f"There is no training dataset; splits given: {', '.join(named) or 'none'}.")
+    return {split: named[split] for split in (UNSPLIT, *SPLITS) if split in named}
+
+
+def _check_map_style(dataset: Any) -> None:
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"{type(dataset).__name__} is an IterableDataset, which cannot be audited or split. Expected a map-style "
+            "dataset with __len__ and __getitem__; collect the stream into one, or into a folder."
+        )
+    if not is_dataset(dataset):
+        raise DataError(f"Expected a map-style dataset with __len__ and __getitem__, got {_described(dataset)}.")
+    if len(dataset) == 0:
+        raise DataError(f"The dataset ({type(dataset).__name__}) is empty.")
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether a value can be read as a map-style dataset: it has a length and items."""
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, Mapping))
+
+
+def _look(reader: DatasetReader, row: int) -> _Look:
+    label = None
+    try:
+        value, label = reader.pair(row)
+        found = traits(value) if isinstance(value, Image.Image) and not reader.preprocessed else ()
+        content_id, picture = reader.digested(row, value)
+    except (ImageError, OSError) as error:  # OSError: what a dataset's own loader raises for a bad file
+        fault = error.kind if isinstance(error, ImageError) else "unreadable"
+        return _Look(Inspection(content_id=digest(reader.names[row].encode()), fault=fault), label)
+    return _Look(inspect_picture(picture, content_id=content_id, found=found), label)
+
+
+def _labelled(
+    looks: Sequence[_Look], reader: DatasetReader
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...], list[Finding]]:
+    """Labels (N,), the names of the classes that occur, and a finding if some that were announced do not."""
+    announced = {part: _class_names(dataset) for part, dataset in reader.parts.items()}
+    names = [
+        None if look.label is None else _label_name(look.label, announced[part], where)
+        for look, (part, _), where in zip(looks, reader.rows, reader.names, strict=True)
+    ]
+    present = {name for name in names if name is not None}
+    order = dict.fromkeys(name for classes in announced.values() for name in classes)
+    classes = [name for name in order if name in present] + sorted(present - set(order), key=_numbers_first)
+    index_of = {name: index for index, name in enumerate(classes)}
+    labels = np.array([NO_LABEL if name is None else index_of[name] for name in names], dtype=np.int64)
+    return labels, tuple(classes), _absent([name for name in order if name not in present])
+
+
+def _absent(names: Sequence[str]) -> list[Finding]:
+    if not names:
+        return []
+    message = f"{len(names)} classes that the dataset announces have no image and are left out: {', '.join(names[:5])}."
+    return [Finding(kind="unused_class", severity="info", message=message, items=tuple(names))]
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    """What `.classes` says, through any number of Subsets; empty if nothing does. Repeated names are told apart."""
+    classes = getattr(dataset, "classes", None)
+    if classes is None:
+        inner = getattr(dataset, "dataset", None)
+        return () if inner is None else _class_names(inner)
+    names = [", ".join(entry) if isinstance(entry, (tuple, list)) else str(entry) for entry in classes]
+    return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
+
+
+def _label_name(label: Any, classes: Sequence[str], where: str) -> str:
+    if isinstance(label, str):
+        return label
+    if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim == 0:
+        label = label.item()
+    if not isinstance(label, (int, np.integer)):
+        raise DataError(f"{where}: expected one class index or class name as label, got {_described(label)}.")
+    if classes and not 0 <= label < len(classes):
+        raise DataError(f"{where}: label {int(label)} is outside the {len(classes)} names in the dataset's .classes.")
+    return classes[int(label)] if classes else str(int(label))
+
+
+def _numbers_first(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() else (sys.maxsize, name)
+
+
+def _drawn_at_random(reader: DatasetReader, looks: Sequence[_Look]) -> list[Finding]:
+    """The warning for a dataset that yields another image the second time."""
+    usable = [row for row, look in enumerate(looks) if not look.inspection.fault]
+    again = usable[:: max(1, len(usable) // _REREAD)][:_REREAD]
+    changed = [
+        reader.names[row]
+        for row in again
+        if reader.digested(row, reader.pair(row)[0])[0] != looks[row].inspection.content_id
+    ]
+    if not changed:
+        return []
+    message = (
+        f"{len(changed)} of {len(again)} images came out different when read twice, so the dataset draws at random. "
+        "Give the images without augmentation: features are computed once, and strategies bring their own."
+    )
+    return [Finding(kind="random_images", severity="warning", message=message, items=tuple(changed))]
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"{type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def take_builtin(name: str, *, max_pixels: int, progress: bool) -> Inventory:
+    """The inventory of a data set that ships with a dependency.
+
+    Args:
+        name: "builtin/digits": scikit-learn's 1797 handwritten digits, 8 x 8.
+        max_pixels: As in `decode`.
+        progress: Whether to show a bar.
+
+    Raises:
+        DataError: There is none of that name.
+    """
+    if name not in BUILTINS:
+        raise DataError(unknown_name("built-in data", name, BUILTINS))
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink = np.rint(digits.images * (255 / _DIGIT_MAX)).astype(np.uint8)
+    dataset = _Memory(np.repeat(ink[..., None], 3, axis=3), digits.target.tolist(), [str(d) for d in range(10)])
+    return take_datasets({UNSPLIT: dataset}, origin=name, preprocessed=False, max_pixels=max_pixels, progress=progress)
+
+
+def is_data_module(value: Any) -> bool:
+    """Whether a value is a LightningDataModule, of whichever of Lightning's two packages is in use."""
+    return _module_base(value) is not None
+
+
+def _module_base(value: Any) -> type | None:
+    # Whoever holds a data module has imported Lightning already; importing it here only to check would cost seconds.
+    for package in ("pytorch_lightning", "lightning.pytorch"):
+        base = getattr(sys.modules.get(package), "LightningDataModule", None)
+        if isinstance(base, type) and isinstance(value, base):
+            return base
+    return None
+
+
+def module_datasets(module: Any) -> dict[str, Any]:
+    """Split name -> dataset behind a LightningDataModule's loaders, after its own preparation.
+
+    Args:
+        module: A LightningDataModule; `prepare_data` and `setup` are called.
+
+    Raises:
+        DataError: It has no training loader, or a loader that does not stand for one dataset.
+    """
+    module.prepare_data()
+    module.setup("fit")
+    found = {split: _behind_loader(module, split) for split in ("train", "val") if _has_loader(module, split)}
+    if _has_loader(module, "test"):
+        module.setup("test")
+        found["test"] = _behind_loader(module, "test")
+    if "train" not in found:
+        raise DataError(f"{type(module).__name__} has no train_dataloader.")
+    return {split: dataset for split, dataset in found.items() if dataset is not None}
+
+
+def _has_loader(module: Any, split: str) -> bool:
+    method = f"{split}_dataloader"  # from_datasets() sets it on the instance; a subclass overrides it
+    return method in vars(module) or getattr(type(module), method) is not getattr(_module_base(module), method)
+
+
+def _behind_loader(module: Any, split: str) -> Any:
+    loader = getattr(module, f"{split}_dataloader")()
+    if isinstance(loader, (list, tuple)) and len(loader) == 1:
+        loader = loader[0]
+    if loader is None or (isinstance(loader, (list, tuple)) and not loader):
+        return None
+    if not hasattr(loader, "dataset"):
+        raise DataError(
+            f"{type(module).__name__}.{split}_dataloader() gives {_described(loader)}; expected one DataLoader."
+        )
+    return loader.dataset

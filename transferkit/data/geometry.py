@@ -1,0 +1,68 @@
+"""From an RGB picture to the square of pixels that a checkpoint wants; normalisation is left to the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from transferkit.types import Preprocessing
+
+__all__ = ["to_pixels"]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """The picture resized and cropped as the checkpoint was evaluated, not normalised.
+
+    Args:
+        image: PIL image of mode "RGB".
+        preprocessing: The checkpoint's own.
+
+    Returns:
+        (3, S, S) uint8, S = `preprocessing.size`; equal, bit for bit, to timm's evaluation transform.
+
+    Example:
+        >>> wants = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+        >>> to_pixels(Image.new("RGB", (20, 10), (255, 0, 7)), wants)[:, 0, 0]
+        array([255,   0,   7], dtype=uint8)
+    """
+    resized = image.resize(resized_size(image.size, preprocessing), _FILTERS[preprocessing.interpolation])
+    left, top = (crop_offset(side, preprocessing.size) for side in resized.size)
+    canvas = Image.new("RGB", (preprocessing.size, preprocessing.size), _fill(preprocessing))
+    canvas.paste(resized, (-left, -top))
+    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
+
+
+def resized_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """(width, height) in pixels after the resize, before the crop."""
+    side = preprocessing.resize_side
+    width, height = size
+    if preprocessing.crop_mode == "squash":
+        return side, side
+    if preprocessing.crop_mode == "border":
+        ratio = max(width, height) / side
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    # Multiply before dividing: torchvision truncates here, so the order decides the last pixel.
+    return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+
+
+def crop_offset(extent: int, size: int) -> int:
+    """Where a centred window of `size` begins on a side of `extent` pixels; negative where the side is padded.
+
+    Both roundings are torchvision's: to even when cropping, down when padding.
+    """
+    return round((extent - size) / 2) if extent >= size else -((size - extent) // 2)
+
+
+def _fill(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    if preprocessing.crop_mode != "border":
+        return 0, 0, 0
+    red, green, blue = (round(255 * value) for value in preprocessing.mean)
+    return red, green, blue

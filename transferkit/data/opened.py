@@ -1,0 +1,210 @@
+"""Any source of labelled images, opened: audited, split, and read image by image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from transferkit.data.audit import Verdict, audit
+from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
+from transferkit.data.decode import MAX_PIXELS
+from transferkit.data.folders import LAYOUTS, take_folder
+from transferkit.data.geometry import to_pixels
+from transferkit.data.inventory import UNSPLIT, Inventory, Reader
+from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
+from transferkit.data.splits import check_shares
+from transferkit.errors import DataError, OptionError
+from transferkit.types import DataSummary, Picture, Preprocessing
+
+__all__ = ["Data", "open_data"]
+
+_JPEG_QUALITY = 85
+
+
+class Data:
+    """Labelled images after the audit: only usable ones are in it.
+
+    Args:
+        inventory: What the source listed.
+        verdict: What the audit left of it.
+        normalised: Whether `pixels` returns float32 tensors that are normalised already.
+
+    Attributes:
+        summary: `DataSummary`: counts, findings, how the splits came to be.
+        items: N names for people.
+        labels: (N,) int64 in [0, K).
+        splits: (N,) of "train", "val", "test".
+        content_ids: (N,) dtype "S32", hex digests of the images' contents.
+        normalised: Whether `pixels` returns float32 tensors that are normalised already.
+        thread_safe: Whether images may be read from several threads at once.
+    """
+
+    def __init__(self, inventory: Inventory, verdict: Verdict, *, normalised: bool) -> None:
+        rows = verdict.rows
+        self.summary: DataSummary = verdict.summary
+        self.items: tuple[str, ...] = tuple(inventory.names[row] for row in rows)
+        self.labels: npt.NDArray[np.int64] = inventory.labels[rows]
+        self.splits: npt.NDArray[np.str_] = verdict.splits
+        self.content_ids: npt.NDArray[np.bytes_] = np.array(
+            [inventory.inspections[row].content_id for row in rows], dtype="S32"
+        )
+        self.normalised = normalised
+        self.thread_safe = inventory.reader.thread_safe
+        self._reader: Reader = inventory.reader
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.summary.size(split)} {split}" for split in self.summary.counts)
+        return f"Data({self.summary.origin}: {self.summary.num_classes} classes, {counts})"
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """Indices of a split's images, ascending; empty if there is no such split."""
+        return np.flatnonzero(self.splits == split)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, upright 8-bit RGB.
+
+        Raises:
+            DataError: It was changed or removed since the audit.
+        """
+        return self._reader.image(int(self._rows[index]))
+
+    def pixels(self, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+        """The image as the checkpoint wants it, but for normalisation.
+
+        Args:
+            index: In [0, N).
+            preprocessing: The checkpoint's own.
+
+        Returns:
+            (3, S, S) uint8, resized and cropped. If `normalised`: (3, H, W) float32, taken as it is.
+
+        Raises:
+            DataError: The image was changed or removed since the audit.
+        """
+        if self.normalised:
+            return self._reader.tensor(int(self._rows[index]))
+        return to_pixels(self.image(index), preprocessing)
+
+    def thumbnail(self, index: int, side: int = 96) -> Picture:
+        """A JPEG whose long side is `side` pixels, for people."""
+        image = self.image(index)
+        scale = side / max(image.size)
+        width, height = (max(1, round(extent * scale)) for extent in image.size)
+        buffer = io.BytesIO()
+        image.resize((width, height), Image.Resampling.LANCZOS).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+        return Picture(jpeg=buffer.getvalue(), item=self.items[index])
+
+
+def open_data(
+    data: Any,
+    *,
+    root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    val: float = 0.0,
+    test: float = 0.2,
+    strict: bool = False,
+    preprocessed: bool = False,
+    progress: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Data:
+    """Open labelled images from any source, audited before any work.
+
+    Official splits are kept as they are. Without any, images are split class by class; groups and identical images
+    stay together.
+
+    Args:
+        data: A folder (`ROOT/{train,val,test}/<class>/*` or `ROOT/<class>/*`); a CSV, TSV or Parquet manifest with
+            columns path, label and maybe split and group; a map-style dataset of (image, label), or a mapping from
+            split name to such datasets; a LightningDataModule; or "builtin/digits".
+        root: Folder that a manifest's relative paths start from; None: the manifest's own.
+        columns: "path", "label", "split", "group" -> what the manifest calls it, where it differs.
+        seed: Draws the splits.
+        val: Share of the training images to hold back for validation where there is no validation split, in [0, 1).
+        test: Share of the images to hold back for testing where there are no splits at all, in [0, 1).
+        strict: Whether an unusable image is an error; else it is set aside, and the summary says so.
+        preprocessed: Whether a dataset's float tensors are to be taken as they are.
+        progress: Whether to show a bar, if on a terminal.
+        max_pixels: Width times height above which an image is not decoded.
+
+    Returns:
+        The usable images, with a summary that holds all findings.
+
+    Raises:
+        DataError: The data cannot be used; the message lists every problem found, with its remedy.
+        OptionError: An argument has a value that cannot work.
+        MissingDependencyError: A Parquet manifest without pyarrow.
+
+    Example:
+        >>> digits = open_data("builtin/digits", test=0.3)
+        >>> digits
+        Data(builtin/digits: 10 classes, 1258 train, 539 test)
+        >>> digits.image(0).size
+        (8, 8)
+    """
+    check_shares(val=val, test=test)
+    inventory = _take(
+        data, root=root, columns=columns, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress
+    )
+    return Data(inventory, audit(inventory, val=val, test=test, seed=seed, strict=strict), normalised=preprocessed)
+
+
+def _take(
+    data: Any,
+    *,
+    root: str | Path | None,
+    columns: Mapping[str, str] | None,
+    preprocessed: bool,
+    max_pixels: int,
+    progress: bool,
+) -> Inventory:
+    """The inventory of whatever `data` is."""
+    if isinstance(data, (str, Path)):
+        if preprocessed:
+            raise OptionError("preprocessed=True is for datasets that yield float tensors; files hold pixels.")
+        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress)
+    if root is not None or columns is not None:
+        raise OptionError(f"root and columns belong to a manifest, got {type(data).__name__} as data.")
+    parts, origin = _parts(data)
+    return take_datasets(parts, origin=origin, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress)
+
+
+def _take_named(
+    data: str | Path, *, root: str | Path | None, columns: Mapping[str, str] | None, max_pixels: int, progress: bool
+) -> Inventory:
+    path = Path(data).expanduser()
+    if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
+        base = None if root is None else Path(root).expanduser()
+        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress)
+    if root is not None or columns is not None:
+        raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")
+    if isinstance(data, str) and data.startswith("builtin") and not path.exists():
+        return take_builtin(data, max_pixels=max_pixels, progress=progress)
+    if path.is_file():
+        known = ", ".join(MANIFEST_EXTENSIONS)
+        raise DataError(f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}")
+    return take_folder(path, max_pixels=max_pixels, progress=progress)
+
+
+def _parts(data: Any) -> tuple[Mapping[str, Any], str]:
+    """Split name -> dataset, and a phrase for where they come from."""
+    if is_data_module(data):
+        return module_datasets(data), type(data).__name__
+    if isinstance(data, Mapping):
+        return data, "datasets"
+    if is_dataset(data) or hasattr(data, "__iter__"):  # an IterableDataset has its own message further on
+        return {UNSPLIT: data}, type(data).__name__
+    raise DataError(
+        "Expected a folder, a manifest, a map-style dataset, a mapping from split to dataset, a LightningDataModule or "
+        f"'builtin/digits', got {type(data).__name__}."
+    )

@@ -1,0 +1,145 @@
+"""Who is trained on and who is held back: stratified by class, whole groups only, the same for the same seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.errors import OptionError
+
+__all__ = ["check_shares", "merged_groups", "stratified_split"]
+
+
+def stratified_split(
+    labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], *, val: float, test: float, seed: int
+) -> npt.NDArray[np.str_]:
+    """A split name for every image.
+
+    Every class keeps an image in train. Without groups, every class has its share in test and val to the nearest
+    image, and at least one in test if it has two. Groups never straddle splits, so their shares are approximate.
+
+    Args:
+        labels: (N,) int in [0, K).
+        groups: (N,) int; images of equal value stay together.
+        val: Share of each class held back for validation, in [0, 1).
+        test: Share of each class held back for testing, in [0, 1).
+        seed: Draws which.
+
+    Returns:
+        (N,) of "train", "val" or "test".
+
+    Raises:
+        OptionError: The shares leave nothing to train on.
+
+    Example:
+        >>> names = stratified_split(np.array([0, 0, 0, 0, 1, 1]), np.arange(6), val=0, test=0.25, seed=0)
+        >>> sorted(names[:4].tolist()), sorted(names[4:].tolist())
+        (['test', 'train', 'train', 'train'], ['test', 'train'])
+    """
+    check_shares(val=val, test=test)
+    members = _members(labels, groups)
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(members))]
+    names = np.full(len(labels), "train", dtype="<U5")
+    quotas = _quotas(np.bincount(labels) if len(labels) else np.zeros(0, dtype=np.int64), val=val, test=test)
+    left = Counter(labels.tolist())
+    _, codes = np.unique(groups, return_inverse=True)
+    for split, quota in quotas.items():
+        chosen = _choose(order, members, quota, left)
+        order = [group for group in order if group not in chosen]
+        names[np.isin(codes, list(chosen))] = split
+    return names
+
+
+def check_shares(*, val: float, test: float) -> None:
+    """Raise `OptionError` unless both shares are in [0, 1) and leave something to train on."""
+    for name, share in (("val", val), ("test", test)):
+        if not 0 <= share < 1:
+            raise OptionError(f"{name} is a share of the images and must be in [0, 1), got {share!r}.")
+    if val + test >= 1:
+        raise OptionError(f"val + test must be < 1 to leave images to train on, got {val} + {test}.")
+
+
+def _members(labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]) -> list[Counter[int]]:
+    """Per group: class -> images."""
+    _, codes = np.unique(groups, return_inverse=True)
+    members: list[Counter[int]] = [Counter() for _ in range(int(codes.max(initial=-1)) + 1)]
+    for code, label in zip(codes.tolist(), labels.tolist(), strict=True):
+        members[code][label] += 1
+    return members
+
+
+def _quotas(counts: npt.NDArray[np.int64], *, val: float, test: float) -> dict[str, dict[int, int]]:
+    """Split -> class -> images wanted; test is served first, and train always keeps one."""
+    quotas: dict[str, dict[int, int]] = {}
+    left = counts.copy()
+    for split, share in (("test", test), ("val", val)):
+        if share > 0:
+            wanted = np.minimum(np.maximum(1, np.floor(counts * share + 0.5)), np.maximum(left - 1, 0)).astype(int)
+            quotas[split] = dict(enumerate(wanted.tolist()))
+            left = left - wanted
+    return quotas
+
+
+def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int], left: Counter[int]) -> set[int]:
+    """Groups, in `order`, that bring every class nearer to its quota; `left` is what train still has, updated."""
+    missing = dict(quota)
+    chosen: set[int] = set()
+    for group in order:
+        if _gain(members[group], missing) > 0 and _spares_train(members[group], left):
+            _take(group, members, missing, left, chosen)
+    for label, wanted in quota.items():  # every group of the class was too large for its quota: the smallest, then
+        if wanted > 0 and missing[label] == wanted:
+            fitting = [g for g in order if g not in chosen and label in members[g] and _spares_train(members[g], left)]
+            if fitting:
+                _take(min(fitting, key=lambda g: members[g].total()), members, missing, left, chosen)
+    return chosen
+
+
+def _gain(group: Counter[int], missing: dict[int, int]) -> int:
+    # Squares, not absolute values: one class far from its quota must outweigh two that are slightly over.
+    return sum(missing[label] ** 2 - (missing[label] - count) ** 2 for label, count in group.items())
+
+
+def _spares_train(group: Counter[int], left: Counter[int]) -> bool:
+    return all(left[label] > count for label, count in group.items())
+
+
+def _take(
+    group: int, members: list[Counter[int]], missing: dict[int, int], left: Counter[int], chosen: set[int]
+) -> None:
+    chosen.add(group)
+    for label, count in members[group].items():
+        missing[label] -= count
+        left[label] -= count
+
+
+def merged_groups(*memberships: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Groups such that images sharing a value in *any* of the memberships share a group.
+
+    Args:
+        memberships: Each (N,) int.
+
+    Returns:
+        (N,) int64 group codes.
+
+    Example:
+        >>> merged_groups(np.array([0, 0, 1, 2]), np.array([5, 6, 6, 7]))
+        array([0, 0, 0, 3])
+    """
+    parent = list(range(len(memberships[0])))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for membership in memberships:
+        first_with: dict[int, int] = {}
+        for index, value in enumerate(membership.tolist()):
+            earlier = root(first_with.setdefault(value, index))
+            later = root(index)
+            parent[max(earlier, later)] = min(earlier, later)
+    return np.array([root(index) for index in range(len(parent))], dtype=np.int64)

@@ -1,0 +1,5 @@
+"""A trained model in a form that other programs run."""
+
+from transferkit.export.onnx import export_onnx
+
+__all__ = ["export_onnx"]

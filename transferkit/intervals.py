@@ -1,0 +1,43 @@
+"""How sure a proportion is."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from transferkit.errors import OptionError
+
+__all__ = ["wilson_interval"]
+
+
+def wilson_interval(successes: float, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval that covers a binomial proportion with probability `level`, approximately.
+
+    Args:
+        successes: In [0, trials].
+        trials: Number of independent trials; 0 gives the whole of [0, 1].
+        level: In (0, 1).
+
+    Returns:
+        Low and high, in [0, 1].
+
+    Raises:
+        OptionError: If `successes` lies outside [0, trials].
+
+    References:
+        Wilson, JASA 1927, without continuity correction.
+
+    Example:
+        >>> low, high = wilson_interval(90, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    if not 0 <= successes <= trials:
+        raise OptionError(f"successes must be in [0, {trials}], got {successes!r}.")
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,228 @@
+"""A pretrained network seen as ordered stages, its classifier set apart."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from transferkit.errors import BackboneError, OptionError, unknown_name
+from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
+from transferkit.nn.stages import Tap, collecting, discover_taps, evaluating, record_taps
+from transferkit.types import JOINED, BackboneSpec, StageSpec
+
+__all__ = ["Backbone", "weights_digest"]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hex digest of all parameters and buffers: names, dtypes, shapes and bytes.
+
+    Example:
+        >>> weights_digest(nn.Linear(1, 1)) == weights_digest(nn.Linear(1, 1))
+        False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_linear(module: nn.Module, outputs: int) -> bool:
+    if isinstance(module, nn.Linear):
+        return module.out_features == outputs
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == outputs
+
+
+def _last_layer(network: nn.Module, images: torch.Tensor) -> tuple[str, int]:
+    """Path of the last parametrised layer that runs, and the width of what the network returns."""
+    ran: list[str] = []
+    leaves = {
+        path: m for path, m in network.named_modules() if path and not list(m.children()) and list(m.parameters())
+    }
+    handles = [
+        module.register_forward_hook(lambda _m, _i, _o, path=path: ran.append(path)) for path, module in leaves.items()
+    ]
+    try:
+        with evaluating(network), torch.no_grad():
+            output = network(images)
+    except Exception as error:
+        raise BackboneError(
+            f"The network cannot take images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(output, torch.Tensor) or output.ndim < 2:
+        raise BackboneError(f"The network must return a tensor with the batch first, got {type(output).__name__}.")
+    return (ran[-1] if ran else "", int(output.shape[1]))
+
+
+class _Pooled(nn.Module):
+    """A headless network whose output still has a grid or tokens, averaged to one vector per image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.network(images)
+        return pool(output, find_layout(tuple(output.shape)), "avg")
+
+
+def _fit_size(network: nn.Module, spec: BackboneSpec) -> tuple[nn.Module, int]:
+    """The network ready for the spec's input side, and the side to trace it at.
+
+    That is the native one where it can be: stage names must not depend on the size in use.
+    """
+    side = spec.preprocessing.size
+    if side == spec.native_size:
+        return network, side
+    if hasattr(network, "set_input_size"):
+        resized: Any = copy.deepcopy(network)
+        resized.set_input_size(img_size=(side, side))
+        network = resized
+        return network, side
+    if spec.fixed_size:
+        raise BackboneError(
+            f"{spec.name} takes images of {spec.native_size} px only, got image_size={side}. "
+            "Leave image_size out, or choose a backbone without a fixed size."
+        )
+    return network, spec.native_size
+
+
+def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module | None]:
+    """A copy of the network without its classifier, and that classifier if it maps (N, D) to (N, classes).
+
+    Networks that know how to drop their classifier (`reset_classifier`, as timm's do) are asked to; of others the
+    last layer to run is replaced by the identity if it is linear.
+    """
+    network = copy.deepcopy(network)
+    if hasattr(network, "reset_classifier") and hasattr(network, "get_classifier"):
+        knowing: Any = network
+        classifier = knowing.get_classifier()
+        knowing.reset_classifier(0)
+        return network, classifier if isinstance(classifier, nn.Linear) else None
+    images = torch.zeros(2, 3, size, size)
+    path, outputs = _last_layer(network, images)
+    last = network.get_submodule(path)
+    head = None
+    if path and _is_linear(last, outputs):
+        head = last if isinstance(last, nn.Linear) else None
+        network.set_submodule(path, nn.Identity())
+    with evaluating(network), torch.no_grad():
+        needs_pooling = network(images).ndim != 2
+    return (_Pooled(network) if needs_pooling else network), head
+
+
+class Backbone(nn.Module):
+    """A pretrained network as stages, stem -> head.
+
+    Args:
+        network: With the classifier it came with, or without any. It is copied, never changed.
+        spec: What the zoo knows about it; `stages`, `weights_id` and `parameters` are filled in here.
+        size: Side of the input in pixels; None takes the checkpoint's own.
+
+    Attributes:
+        spec: The completed `BackboneSpec`.
+        head: The classifier it came with, (N, D) -> (N, classes); None if it had none of that form.
+        taps: Where each stage is read.
+
+    Raises:
+        BackboneError: If the network cannot take images of that size.
+
+    Example:
+        >>> from transferkit.types import Preprocessing
+        >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+        >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=False)
+        >>> toy = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ...                     nn.Linear(4, 2))
+        >>> backbone = Backbone(toy, spec)
+        >>> [stage.name for stage in backbone.stages], backbone(torch.zeros(1, 3, 32, 32)).shape
+        (['top'], torch.Size([1, 4]))
+    """
+
+    def __init__(self, network: nn.Module, spec: BackboneSpec, *, size: int | None = None) -> None:
+        super().__init__()
+        spec = spec.at(size)
+        network, traced = _fit_size(network, spec)
+        self.trunk, self.head = split_head(network, size=traced)
+        self.trunk.eval()
+        self.taps: tuple[Tap, ...] = discover_taps(self.trunk, size=traced)
+        record_taps(self.trunk, self.taps)
+        self.spec = replace(
+            spec,
+            stages=tuple(
+                StageSpec(
+                    name=tap.stage,
+                    channels=tap.channels,
+                    stride=None if tap.grid is None else round(traced / tap.grid),
+                )
+                for tap in self.taps
+            ),
+            weights_id=weights_digest(self.trunk),
+            parameters=sum(parameter.numel() for parameter in self.trunk.parameters()),
+        )
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Stem -> head; the last is "top"."""
+        return self.spec.stages
+
+    def find_stages(self, stage: str | int) -> tuple[str, ...]:
+        """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
+
+        Raises:
+            OptionError: If there is no such stage; the closest names are offered.
+        """
+        names = [known.name for known in self.stages]
+        if stage == JOINED:
+            return tuple(names)
+        if isinstance(stage, int):
+            if not -len(names) <= stage < len(names):
+                raise OptionError(f"Stage index must be in [{-len(names)}, {len(names) - 1}], got {stage}.")
+            return (names[stage],)
+        if stage not in names:
+            raise OptionError(unknown_name("stage", stage, [*names, JOINED]))
+        return (stage,)
+
+    def widths(self, pooling: str) -> dict[str, int]:
+        """Stage name -> width of its pooled vector."""
+        return {tap.stage: pooled_width(tap.channels, tap.layout, pooling) for tap in self.taps}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) float, normalised -> (N, D), the vector that the head reads."""
+        vector: torch.Tensor = self.trunk(images)
+        return vector
+
+    def _read(self, images: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        with collecting() as outputs:
+            outputs[""] = self.trunk(images)
+        return {tap.stage: outputs[tap.path] for tap in self.taps if tap.stage in names}
+
+    def forward_stages(self, images: torch.Tensor, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """Stage name -> its output with channels at axis 1: (N, C), (N, C, T) or (N, C, H, W)."""
+        wanted = [tap.stage for tap in self.taps] if names is None else list(names)
+        outputs = self._read(images, wanted)
+        return {tap.stage: to_grid(outputs[tap.stage], tap.layout) for tap in self.taps if tap.stage in outputs}
+
+    def pooled_stages(
+        self, images: torch.Tensor, *, pooling: str, names: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Stage name -> one vector per image, (N, C) or (N, 2C); stem -> head."""
+        wanted = [tap.stage for tap in self.taps] if names is None else list(names)
+        outputs = self._read(images, wanted)
+        return {tap.stage: pool(outputs[tap.stage], tap.layout, pooling) for tap in self.taps if tap.stage in outputs}
+
+    def without_head(self) -> Backbone:
+        """The same backbone (weights shared) without the classifier it came with."""
+        bare = copy.copy(self)
+        bare._modules = dict(self._modules)
+        bare.head = None
+        return bare

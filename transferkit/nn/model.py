@@ -1,0 +1,79 @@
+"""The classifier a person takes home: frozen stages, one linear layer, its preprocessing and its class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from transferkit.nn.backbone import Backbone
+from transferkit.types import Preprocessing
+
+__all__ = ["TransferModel"]
+
+
+class TransferModel(nn.Module):
+    """Pooled stage outputs, joined, through one linear layer.
+
+    Args:
+        backbone: Gives the stages; its own classifier is left behind.
+        stages: Names of the stages that the head reads, stem -> head.
+        pooling: "avg" or "avg+max".
+        classes: The K class names, in label order.
+
+    Attributes:
+        classifier: `nn.Linear` from the joined width to K.
+        preprocessing: What images must go through first.
+        classes: The class names.
+
+    Shape:
+        (N, 3, H, W) float, normalised -> (N, K) logits.
+    """
+
+    def __init__(self, backbone: Backbone, *, stages: Sequence[str], pooling: str, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone = backbone.without_head()
+        self.stages = tuple(stages)
+        self.pooling = pooling
+        self.classes = tuple(classes)
+        widths = backbone.widths(pooling)
+        self.classifier = nn.Linear(sum(widths[name] for name in self.stages), len(self.classes))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The backbone's own: size, crop, mean and std."""
+        return self.backbone.spec.preprocessing
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
+        return normalise(pixels, self.preprocessing)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) float, normalised -> (N, D), what the classifier reads."""
+        pooled = self.backbone.pooled_stages(images, pooling=self.pooling, names=self.stages)
+        return torch.cat([pooled[name] for name in self.stages], dim=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) float, normalised -> (N, K) logits."""
+        logits: torch.Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """(x / 255 - mean) / std in one multiply and one add per value; float input is taken as normalised already.
+
+    Args:
+        pixels: (N, 3, H, W) uint8, or float that needs nothing more.
+        preprocessing: Gives mean and std, in [0, 1].
+
+    Example:
+        >>> plain = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+        >>> normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), plain).flatten().tolist()
+        [1.0, 1.0, 1.0]
+    """
+    if pixels.is_floating_point():
+        return pixels
+    std = torch.tensor(preprocessing.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+    return pixels.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)

@@ -1,0 +1,261 @@
+"""Where to tap a network: its stages, stem -> head, found by watching one small batch go through.
+
+Any module will do: the calls made during one forward pass form a tree; its spine (the calls that follow one another
+at the outermost levels) gives the stages. Convolutional networks yield one stage per width and resolution, isotropic
+ones (vision transformers) one per block. What belongs to which zoo is not known here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from transferkit.errors import BackboneError
+from transferkit.nn.pooling import Layout, find_layout, pool
+from transferkit.types import TOP
+
+__all__ = ["Tap", "collecting", "discover_taps", "evaluating", "record_taps"]
+
+BULK = 0.9
+"""A module that holds this share of all parameters is a wrapper around the network, never one of its blocks."""
+
+LARGE = 0.3
+"""A nested `nn.Sequential` that holds this share of all parameters is worth looking into."""
+
+FEWEST_SHAPES = 3
+"""With fewer distinct (channels, size) along the spine the network is isotropic: its blocks are the stages."""
+
+MOST_STAGES = 12
+"""Isotropic networks are tapped at no more than this many evenly spaced blocks."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place to read a stage from.
+
+    Args:
+        stage: The stage's name.
+        path: Dotted path of the module to read; "" is the network itself.
+        layout: Of that module's output.
+        channels: Width C.
+        grid: Positions along a side of the output; None without a spatial grid.
+    """
+
+    stage: str
+    path: str
+    layout: Layout
+    channels: int
+    grid: int | None
+
+
+@dataclass
+class _Call:
+    path: str
+    module: nn.Module
+    parent: _Call | None = None
+    output: torch.Tensor | None = None
+    calls: list[_Call] = field(default_factory=list)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule's own mode is back afterwards, even after an exception."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+class _Recorder:
+    """A forward hook that hands a module's output to whoever collects in this thread, if anyone does."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        collected: dict[str, torch.Tensor] | None = getattr(_active, "outputs", None)
+        if collected is not None:
+            collected[self.path] = output
+
+
+_active = threading.local()
+
+
+def record_taps(network: nn.Module, taps: Sequence[Tap]) -> None:
+    """Make the tapped modules ready for `collecting`. Their hooks stay: adding and removing them at each call would
+    mix up the outputs of threads that share the network."""
+    for tap in taps:
+        if tap.path:
+            network.get_submodule(tap.path).register_forward_hook(_Recorder(tap.path))
+
+
+@contextmanager
+def collecting() -> Iterator[dict[str, torch.Tensor]]:
+    """Module path -> output of every tapped module that this thread runs inside the block."""
+    outputs: dict[str, torch.Tensor] = {}
+    before = getattr(_active, "outputs", None)
+    _active.outputs = outputs
+    try:
+        yield outputs
+    finally:
+        _active.outputs = before
+
+
+def _call_tree(network: nn.Module, images: torch.Tensor) -> _Call:
+    """Every module call of one forward pass, nested as they were made."""
+    stack = [_Call("", nn.Identity())]
+
+    def enter(call: _Call) -> None:
+        stack[-1].calls.append(call)
+        stack.append(call)
+
+    def leave(output: object) -> None:
+        call = stack.pop()
+        call.output = output if isinstance(output, torch.Tensor) else None
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for path, module in network.named_modules():
+            handles += [
+                module.register_forward_pre_hook(lambda m, _i, path=path: enter(_Call(path, m, stack[-1]))),
+                module.register_forward_hook(lambda _m, _i, output: leave(output)),
+            ]
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return stack[0].calls[0]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _is_spine(call: _Call, depth: int, share: float) -> bool:
+    """Whether the calls inside `call` follow one another and so may each be a stage."""
+    if sum(inner.output is not None for inner in call.calls) < 2:
+        return False
+    if isinstance(call.module, nn.Sequential):
+        return depth == 1 or share >= LARGE
+    return depth == 0 or share >= BULK
+
+
+def _spine(call: _Call, depth: int, total: int) -> list[_Call]:
+    if not _is_spine(call, depth, _parameters(call.module) / max(total, 1)):
+        single = [inner for inner in call.calls if inner.output is not None]
+        wraps_one = depth == 0 and len(single) == 1
+        return _spine(single[0], 0, total) if wraps_one else [call]
+    return [step for inner in call.calls for step in _spine(inner, depth + 1, total)]
+
+
+def _outermost(step: _Call, chosen: list[_Call]) -> _Call:
+    """The outermost call around `step` that returned the very same tensor and holds no other chosen step."""
+    outer = step.parent
+    while outer is not None and outer.path and outer.output is step.output:
+        if any(other is not step and other.path.startswith(f"{outer.path}.") for other in chosen):
+            break
+        step, outer = outer, outer.parent
+    return step
+
+
+def _readable(steps: list[_Call], images: int) -> list[_Call]:
+    """Those whose output has a known layout, whose module runs once, and which do more than pool or reshape."""
+    times = Counter(step.path for step in steps)
+    readable: list[_Call] = []
+    for step in steps:
+        output = step.output
+        if output is None or times[step.path] != 1 or isinstance(step.module, nn.Identity):
+            continue
+        if output.ndim not in (3, 4) or len(output) != images:
+            continue
+        if output.ndim == 4 and output.shape[2] not in (output.shape[1], output.shape[3]):
+            continue
+        if _parameters(step.module) or (readable and _shape_of(readable[-1]) == _shape_of(step)):
+            readable.append(step)
+    return readable
+
+
+def _shape_of(step: _Call) -> tuple[Layout, int, int | None]:
+    assert step.output is not None
+    shape = tuple(step.output.shape)
+    layout = find_layout(shape)
+    if layout == "channels_first":
+        return layout, shape[1], shape[2]
+    return layout, shape[-1], shape[1] if layout == "channels_last" else None
+
+
+def _last_of_each_shape(steps: list[_Call]) -> list[_Call]:
+    followers = [*steps[1:], None]
+    return [
+        step
+        for step, after in zip(steps, followers, strict=True)
+        if after is None or _shape_of(after) != _shape_of(step)
+    ]
+
+
+def _blocks(steps: list[_Call]) -> list[_Call]:
+    """The repeated blocks of an isotropic network, thinned evenly; the last one always stays."""
+    kinds = [type(step.module) for step in steps if _parameters(step.module)]
+    if not kinds:
+        return []
+    commonest = max(kinds, key=kinds.count)
+    blocks = [step for step in steps if type(step.module) is commonest]
+    keep = min(MOST_STAGES, len(blocks))
+    return [blocks[round((i + 1) * len(blocks) / keep) - 1] for i in range(keep)]
+
+
+def _is_top(step: _Call, vector: torch.Tensor) -> bool:
+    """Whether the average of this step's output is what the network returns."""
+    assert step.output is not None
+    layout, _, grid = _shape_of(step)
+    if grid is None:
+        return False
+    average = pool(step.output, layout, "avg")
+    return average.shape == vector.shape and torch.allclose(average, vector, rtol=1e-4, atol=1e-5)
+
+
+def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
+    """The stages of a network that returns one vector per image, stem -> head.
+
+    Args:
+        network: Its classifier removed: (N, 3, size, size) float -> (N, D) float.
+        size: Side of the input, in pixels.
+
+    Returns:
+        One tap per stage; the last is "top", the vector itself. Where that vector is the average of a spatial
+        output, "top" is tapped there, so that other poolings can read it too.
+
+    Raises:
+        BackboneError: If the network cannot take such images, or does not return (N, D).
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, generator=generator)
+    with evaluating(network), torch.no_grad():
+        tree = _call_tree(network, images)
+        vector = network(images) if tree.output is None else tree.output
+    if not isinstance(vector, torch.Tensor) or vector.ndim != 2:
+        got = tuple(vector.shape) if isinstance(vector, torch.Tensor) else type(vector).__name__
+        raise BackboneError(f"A backbone without its classifier must return (N, D), got {got}.")
+
+    steps = _readable(_spine(tree, 0, _parameters(network)), len(images))
+    by_shape = _last_of_each_shape(steps)
+    steps = by_shape if len({_shape_of(step) for step in by_shape}) >= FEWEST_SHAPES else _blocks(steps)
+    steps = [_outermost(step, steps) for step in steps]
+
+    top = Tap(TOP, "", "vector", vector.shape[1], None)
+    at = next((i for i, step in enumerate(steps) if _is_top(step, vector)), None)
+    if at is not None:
+        layout, channels, grid = _shape_of(steps[at])
+        if grid != 1:  # pooled already: nothing there that the vector does not hold
+            top = Tap(TOP, steps[at].path, layout, channels, grid)
+        steps = steps[:at]
+    return (*(Tap(step.path, step.path, *_shape_of(step)) for step in steps), top)

@@ -1,0 +1,36 @@
+"""Progress bars on long steps: on a terminal only, and never when switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+__all__ = ["track"]
+
+T = TypeVar("T")
+
+
+def track(steps: Iterable[T], label: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
+    """Yield from `steps` under a bar with the time that is left; silent when not on a terminal.
+
+    Args:
+        steps: What to go through.
+        label: What is being done, as a phrase ("reading images").
+        total: Number of steps, if `steps` cannot tell.
+        enabled: False switches the bar off altogether.
+
+    Example:
+        >>> list(track([1, 2, 3], "counting", enabled=False))
+        [1, 2, 3]
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (enabled and console.is_terminal):
+        yield from steps
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(steps, total=total, description=label)

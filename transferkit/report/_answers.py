@@ -1,0 +1,184 @@
+"""What a model's answers on held-out images say: confusions, recalls, reliability. Arrays in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.intervals import wilson_interval
+
+__all__ = [
+    "Confidence",
+    "ConfusedPair",
+    "ReliabilityBin",
+    "class_recalls",
+    "confusion_counts",
+    "mean_confidence",
+    "most_confused",
+    "reliability_bins",
+]
+
+IntArray = npt.NDArray[np.int64]
+
+NORMAL_95 = 1.959964
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusedPair:
+    """Images of one class taken for another.
+
+    Args:
+        true, predicted: Class indices.
+        count: How often it happened, >= 1.
+        share: `count` over the images of the true class, in (0, 1].
+    """
+
+    true: int
+    predicted: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Images of similar confidence.
+
+    Args:
+        count: Images in the bin, >= 1.
+        confidence: Mean probability of the predicted class, in [0, 1].
+        accuracy: Share of right answers, in [0, 1].
+        low, high: 95 % Wilson interval of the accuracy.
+    """
+
+    count: int
+    confidence: float
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """What the model claims on average, against how often it is right.
+
+    Args:
+        mean: Mean probability of the predicted class, in [0, 1].
+        accuracy: Share of right answers, in [0, 1].
+        chance: Half-width of the gap that chance alone explains 95 times in 100, if the probabilities were true.
+    """
+
+    mean: float
+    accuracy: float
+    chance: float
+
+    @property
+    def gap(self) -> float:
+        """Claimed minus true accuracy; above 0 is over-confident."""
+        return self.mean - self.accuracy
+
+
+def confusion_counts(labels: IntArray, predicted: IntArray, *, classes: int) -> IntArray:
+    """How often each class was taken for each.
+
+    Args:
+        labels: (N,) int in [0, K).
+        predicted: (N,) int in [0, K).
+        classes: K.
+
+    Returns:
+        (K, K) counts; rows are true classes, columns predicted ones.
+
+    Example:
+        >>> confusion_counts(np.array([0, 0, 1]), np.array([0, 1, 1]), classes=2).tolist()
+        [[1, 1], [0, 1]]
+    """
+    cells = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return cells.reshape(classes, classes).astype(np.int64)
+
+
+def most_confused(counts: IntArray, *, limit: int) -> tuple[ConfusedPair, ...]:
+    """The pairs confused most often, most first; ties go to the larger share, then to label order.
+
+    Args:
+        counts: (K, K) confusion counts.
+        limit: Pairs to return at most.
+    """
+    totals = counts.sum(axis=1)
+    errors = counts.copy()
+    np.fill_diagonal(errors, 0)
+    pairs = [
+        ConfusedPair(
+            true=int(t), predicted=int(p), count=int(errors[t, p]), share=float(errors[t, p]) / float(totals[t])
+        )
+        for t, p in np.argwhere(errors)
+    ]
+    pairs.sort(key=lambda pair: (-pair.count, -pair.share, pair.true, pair.predicted))
+    return tuple(pairs[:limit])
+
+
+def class_recalls(counts: IntArray) -> npt.NDArray[np.float64]:
+    """Share of each class's images that were recognised.
+
+    Args:
+        counts: (K, K) confusion counts.
+
+    Returns:
+        (K,) in [0, 1]; NaN for a class without images.
+    """
+    totals = counts.sum(axis=1).astype(np.float64)
+    recalls: npt.NDArray[np.float64] = np.full(len(counts), np.nan)
+    np.divide(np.diagonal(counts), totals, out=recalls, where=totals > 0)
+    return recalls
+
+
+def reliability_bins(
+    labels: IntArray, probabilities: npt.NDArray[np.floating], *, bins: int = 15
+) -> tuple[ReliabilityBin, ...]:
+    """Images sorted by confidence, cut into bins of equal size (to within one image).
+
+    Args:
+        labels: (N,) int in [0, K), N >= 1.
+        probabilities: (N, K) float, rows sum to 1.
+        bins: Number of bins; fewer where there are fewer images.
+
+    Returns:
+        Bins in rising order of confidence.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    order = np.argsort(confidence, kind="stable")
+    found = []
+    for part in np.array_split(order, min(bins, len(order))):
+        hits = int(right[part].sum())
+        low, high = wilson_interval(hits, len(part))
+        found.append(
+            ReliabilityBin(
+                count=len(part),
+                confidence=float(confidence[part].mean()),
+                accuracy=hits / len(part),
+                low=low,
+                high=high,
+            )
+        )
+    return tuple(found)
+
+
+def mean_confidence(labels: IntArray, probabilities: npt.NDArray[np.floating]) -> Confidence:
+    """What the model claims on average, against how often it is right.
+
+    Args:
+        labels: (N,) int in [0, K), N >= 1.
+        probabilities: (N, K) float, rows sum to 1.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64).clip(0, 1)
+    # Were each claim true, the count of right answers would be a sum of independent Bernoulli draws.
+    deviation = math.sqrt(float((confidence * (1 - confidence)).sum())) / len(confidence)
+    return Confidence(
+        mean=float(confidence.mean()),
+        accuracy=float((probabilities.argmax(axis=1) == labels).mean()),
+        chance=NORMAL_95 * deviation,
+    )

@@ -1,0 +1,37 @@
+"""From a `RunRecord` to one self-contained HTML document. What it says is decided in `sections`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jinja2
+
+from transferkit.report.sections import write_report
+from transferkit.types import RunRecord
+
+__all__ = ["render"]
+
+
+def render(record: RunRecord) -> str:
+    """The report of a run as one HTML document that opens offline.
+
+    Args:
+        record: The run. Class names, file names and all other text in it are treated as untrusted.
+
+    Returns:
+        HTML that loads nothing from elsewhere: pictures are data URIs, plots inline SVG; it holds no script.
+    """
+    html = _environment().get_template("report.html.j2").render(report=write_report(record))
+    # File names that are not valid UTF-8 arrive with lone surrogates, which no file can be written with.
+    return html.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("transferkit.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

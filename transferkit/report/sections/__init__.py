@@ -1,0 +1,57 @@
+"""What each section of the report says: a `RunRecord` in; sentences, rows and positions out.
+
+The templates only lay out. One private file per section, in the order of the page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transferkit.report.sections._calibration import Calibration, write_calibration
+from transferkit.report.sections._choice import Choice, write_choice
+from transferkit.report.sections._data import Data, write_data
+from transferkit.report.sections._headline import Headline, write_headline
+from transferkit.report.sections._mistakes import Mistakes, write_mistakes
+from transferkit.report.sections._origins import Origins, write_origins
+from transferkit.report.sections._quality import Quality, write_quality
+from transferkit.report.sections._stages import Stages, write_stages
+from transferkit.report.sections._timings import Timings, write_timings
+from transferkit.types import RunRecord
+
+__all__ = ["Report", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All sections, in order."""
+
+    title: str
+    pretrained: bool
+    headline: Headline
+    choice: Choice
+    stages: Stages
+    data: Data
+    quality: Quality
+    mistakes: Mistakes
+    calibration: Calibration | None
+    timings: Timings
+    origins: Origins
+
+
+def write_report(record: RunRecord) -> Report:
+    """Everything the report says."""
+    evidence = record.evidence
+    held_out = record.held_out if record.held_out is not None and len(record.held_out.labels) else None
+    return Report(
+        title=f"{evidence.backbone.name} on {evidence.data.origin}",
+        pretrained=evidence.backbone.pretrained,
+        headline=write_headline(record),
+        choice=write_choice(record),
+        stages=write_stages(evidence, record.decision.stage),
+        data=write_data(evidence.data, record.samples),
+        quality=write_quality(record, held_out),
+        mistakes=write_mistakes(record, held_out),
+        calibration=None if held_out is None else write_calibration(held_out, record.metrics.get(held_out.split)),
+        timings=write_timings(record),
+        origins=write_origins(record),
+    )

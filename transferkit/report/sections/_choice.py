@@ -1,0 +1,72 @@
+"""What was decided and why, and what else could be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transferkit.report._words import (
+    capitalise,
+    format_number,
+    format_percent,
+    format_range,
+    format_seconds,
+    name_stage,
+    name_strategy,
+)
+from transferkit.types import Alternative, RunRecord
+
+__all__ = ["Choice", "write_choice"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A row of the table of alternatives."""
+
+    strategy: str
+    stage: str
+    expected: str
+    interval: str
+    cost: str
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was decided, and why."""
+
+    sentence: str
+    reasons: tuple[str, ...]
+    options: tuple[Option, ...]
+
+
+def write_choice(record: RunRecord) -> Choice:
+    """The decision in words."""
+    decision, backbone = record.decision, record.evidence.backbone
+    how = {
+        "evidence": "Decided by measurement",
+        "rule": "Decided by the textbook rule on size and similarity",
+        "given": "As you asked",
+    }.get(decision.mode, f"Decided by {decision.mode}")
+    parts = [f"{how}: {name_strategy(decision.strategy)}, reading {name_stage(decision.stage, backbone)}."]
+    if decision.lr > 0:
+        share = f", {format_number(decision.lr_scale)} of the backbone's own" if decision.lr_scale > 0 else ""
+        parts.append(f"Learning rate {format_number(decision.lr)}{share}; normalisation layers: {decision.norm}.")
+    else:
+        parts.append("Solved in closed form, so there is no learning rate to tune.")
+    return Choice(
+        sentence=" ".join(parts),
+        reasons=decision.reasons,
+        options=tuple(_write_option(option, record) for option in decision.alternatives),
+    )
+
+
+def _write_option(option: Alternative, record: RunRecord) -> Option:
+    decision = record.decision
+    return Option(
+        strategy=capitalise(name_strategy(option.strategy)),
+        stage=name_stage(option.stage, record.evidence.backbone),
+        expected=format_percent(option.expected_accuracy),
+        interval=format_range(option.low, option.high),
+        cost=format_seconds(option.cost_seconds),
+        chosen=(option.strategy, option.stage) == (decision.strategy, decision.stage),
+    )

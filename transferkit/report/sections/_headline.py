@@ -1,0 +1,94 @@
+"""The answer first: how accurate the model is, how sure that is, and what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transferkit.report._words import (
+    capitalise,
+    format_count,
+    format_percent,
+    format_range,
+    format_seconds,
+    name_split,
+    name_stage,
+    name_strategy,
+    plural,
+)
+from transferkit.report.sections._stages import chosen_probe
+from transferkit.report.sections._timings import total_seconds
+from transferkit.types import RunRecord
+
+__all__ = ["Headline", "write_headline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The answer first."""
+
+    figure: str
+    subject: str
+    interval: str
+    low: float
+    high: float
+    at: float
+    caveat: str
+    sentence: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def write_headline(record: RunRecord) -> Headline:
+    """The headline: test accuracy, else validation, else leave-one-out."""
+    evidence, decision = record.evidence, record.decision
+    found = _headline_accuracy(record)
+    images = sum(evidence.data.size(split) for split in evidence.data.counts)
+    strategy, stage = name_strategy(decision.strategy), name_stage(decision.stage, evidence.backbone)
+    facts = (
+        ("Backbone", evidence.backbone.name),
+        ("Images", format_count(images)),
+        ("Classes", format_count(evidence.data.num_classes)),
+        ("Time", format_seconds(total_seconds(record))),
+    )
+    sentence = f"{capitalise(strategy)}, reading {stage} of {evidence.backbone.name}."
+    if found is None:
+        return Headline(
+            figure="",
+            subject="No accuracy was measured",
+            interval="",
+            low=0.0,
+            high=0.0,
+            at=0.0,
+            caveat="There is neither a held-out split nor a probe of the chosen stage.",
+            sentence=sentence,
+            facts=facts,
+        )
+    accuracy, low, high, subject, caveat = found
+    return Headline(
+        figure=format_percent(accuracy),
+        subject=subject,
+        interval=format_range(low, high),
+        low=round(100 * low, 2),
+        high=round(100 * high, 2),
+        at=round(100 * accuracy, 2),
+        caveat=caveat,
+        sentence=sentence,
+        facts=facts,
+    )
+
+
+def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str] | None:
+    """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else leave-one-out."""
+    for split, caveat in (
+        ("test", "Measured once, at the end; nothing was chosen on these images."),
+        ("val", "There is no test split. Choices were made on these images: expect a little less on new ones."),
+    ):
+        scores = record.metrics.get(split)
+        if scores is not None:
+            subject = f"of {plural(scores.images, f'{name_split(split)} image')} recognised"
+            return scores.accuracy, scores.low, scores.high, subject, caveat
+    probe = chosen_probe(record.evidence.probes, record.decision.stage)
+    if probe is None:
+        return None
+    subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised, each left out in turn"
+    caveat = "There is no held-out split: this is the leave-one-out accuracy of a linear classifier."
+    return probe.accuracy, probe.low, probe.high, subject, caveat

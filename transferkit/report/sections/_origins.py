@@ -1,0 +1,61 @@
+"""What it takes to do it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transferkit.report._words import format_count, format_number, format_percent, list_facts
+from transferkit.types import Evidence, RunRecord
+
+__all__ = ["Origins", "write_origins"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """What it takes to do it again."""
+
+    command: str
+    backbone: tuple[tuple[str, str], ...]
+    identities: tuple[tuple[str, str], ...]
+    environment: tuple[tuple[str, str], ...]
+
+
+def write_origins(record: RunRecord) -> Origins:
+    """Command, backbone, content ids and environment."""
+    evidence = record.evidence
+    return Origins(
+        command=record.command,
+        backbone=tuple(_describe_backbone(evidence)),
+        identities=(
+            ("Data", evidence.data.content_id or "not recorded"),
+            ("Weights", evidence.backbone.weights_id or "not recorded"),
+        ),
+        environment=tuple(list_facts(record.environment)),
+    )
+
+
+def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
+    spec, prep = evidence.backbone, evidence.backbone.preprocessing
+    facts = [
+        ("Name", spec.name),
+        ("Architecture", f"{spec.architecture} (from {spec.source})"),
+        ("Weights", "pretrained" if spec.pretrained else "random, NOT pretrained"),
+    ]
+    if spec.parameters:
+        facts.append(("Parameters", format_count(spec.parameters)))
+    if spec.stages:
+        facts.append(("Stages", format_count(len(spec.stages))))
+    if spec.num_classes:
+        facts.append(("Classes it was trained on", format_count(spec.num_classes)))
+    facts += [
+        ("License", spec.license or "not known"),
+        ("Input", f"{evidence.image_size} px" + (", the only size it accepts" if spec.fixed_size else "")),
+        ("Resize", f"{prep.interpolation}, {prep.crop_mode}, keeps {format_percent(prep.crop_pct)} of the side"),
+        ("Mean", ", ".join(format_number(value) for value in prep.mean)),
+        ("Standard deviation", ", ".join(format_number(value) for value in prep.std)),
+        ("Preprocessing from", prep.origin or "not recorded"),
+        ("Pooling", evidence.pooling),
+    ]
+    if evidence.similarity is not None:
+        facts.append(("Similarity of the data to its training data", f"{format_number(evidence.similarity)} of 1"))
+    return facts

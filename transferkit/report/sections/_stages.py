@@ -1,0 +1,89 @@
+"""How far each stage of the frozen backbone gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transferkit.report._plots import Scale, fit_scale
+from transferkit.report._words import format_count, format_number, format_percent, format_range
+from transferkit.types import JOINED, Evidence, ProbeScore
+
+__all__ = ["Stages", "write_stages", "chosen_probe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """One representation on the plot of accuracies; positions in % of the width."""
+
+    name: str
+    kind: str
+    chosen: bool
+    method: str
+    dim: str
+    value: str
+    interval: str
+    at: float
+    low: float
+    high: float
+    squared_error: str
+    penalty: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Accuracy by stage."""
+
+    sentence: str
+    scale: Scale | None
+    rows: tuple[StageRow, ...]
+
+
+def write_stages(evidence: Evidence, chosen: str) -> Stages:
+    """The probes as rows of a plot: stages from stem to top, then all joined, then the reference."""
+    probes = evidence.probes
+    if not probes:
+        return Stages(sentence="No stage was probed in this run.", scale=None, rows=())
+    scale = fit_scale([share for probe in probes for share in (probe.low, probe.high)])
+    rows = [_write_stage_row(probe, chosen, scale) for probe in probes]
+    rows.sort(key=lambda row: ("stage", "joined", "knn").index(row.kind))
+    return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows))
+
+
+def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale) -> StageRow:
+    kind = "knn" if probe.method == "knn" else "joined" if probe.stage == JOINED else "stage"
+    is_chosen = kind != "knn" and probe.stage == chosen
+    names = {"knn": f"k-NN on {probe.stage}, for reference", "joined": "all stages joined", "stage": probe.stage}
+    return StageRow(
+        name=names[kind],
+        kind=kind,
+        chosen=is_chosen,
+        method="k nearest neighbours" if kind == "knn" else "ridge classifier",
+        dim=format_count(probe.dim),
+        value=format_percent(probe.accuracy),
+        interval=format_range(probe.low, probe.high),
+        at=scale.place(probe.accuracy),
+        low=scale.place(probe.low),
+        high=scale.place(probe.high),
+        squared_error="" if probe.squared_error is None else format_number(probe.squared_error),
+        penalty="" if probe.penalty is None else format_number(probe.penalty),
+    )
+
+
+def _describe_stages(probes: Sequence[ProbeScore]) -> str:
+    single = [probe for probe in probes if probe.method != "knn" and probe.stage != JOINED]
+    joined = chosen_probe(probes, JOINED)
+    if not single:
+        return ""
+    best, last = max(single, key=lambda probe: probe.accuracy), single[-1]
+    text = f"Of the single stages, {best.stage} classifies best: {format_percent(best.accuracy)}"
+    if best is not last:
+        text += f", against {format_percent(last.accuracy)} at {last.stage}"
+    if joined is not None:
+        text += f". All stages joined reach {format_percent(joined.accuracy)}"
+    return text + "."
+
+
+def chosen_probe(probes: Iterable[ProbeScore], stage: str) -> ProbeScore | None:
+    """The ridge probe of a stage, if there is one."""
+    return next((probe for probe in probes if probe.stage == stage and probe.method == "ridge"), None)

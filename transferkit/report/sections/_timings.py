@@ -1,0 +1,51 @@
+"""Where the time went."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from transferkit.report._words import format_percent, format_seconds, plural
+from transferkit.types import Evidence, RunRecord
+
+__all__ = ["Timings", "write_timings", "total_seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Where the time went; rows are (phase, seconds, share, bar width in %)."""
+
+    sentence: str
+    rows: tuple[tuple[str, str, str, float], ...]
+
+
+def write_timings(record: RunRecord) -> Timings:
+    """Seconds per phase, and their shares of the whole."""
+    if not record.seconds:
+        return Timings(sentence="No times were recorded.", rows=())
+    phases = {name: seconds for name, seconds in record.seconds.items() if name != "total" and math.isfinite(seconds)}
+    total = total_seconds(record)
+    longest, whole = max(phases.values(), default=0.0), max(total, math.fsum(phases.values()))
+    rows = tuple(
+        (
+            name.replace("_", " "),
+            format_seconds(seconds),
+            format_percent(seconds / whole, digits=0) if whole > 0 else "–",
+            round(100 * max(0.0, seconds) / longest, 2) if longest > 0 else 0.0,
+        )
+        for name, seconds in phases.items()
+    )
+    return Timings(sentence=f"{format_seconds(total)} from start to end. {_describe_pass(record.evidence)}", rows=rows)
+
+
+def _describe_pass(evidence: Evidence) -> str:
+    if evidence.images_computed:
+        return f"The backbone ran over {plural(evidence.images_computed, 'image')}; other features came from the cache."
+    return "The backbone did not have to run: all features came from the cache."
+
+
+def total_seconds(record: RunRecord) -> float:
+    """Seconds a person waited; the sum of the phases where no total was recorded; NaN where nothing was."""
+    if "total" in record.seconds:
+        return record.seconds["total"]
+    return math.fsum(record.seconds.values()) if record.seconds else math.nan

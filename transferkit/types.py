@@ -1,0 +1,454 @@
+"""What travels between the folders: frozen, keyword-only dataclasses that check themselves.
+
+`BackboneSpec` (what the zoo knows) -> `DataSummary` (what the audit found) -> `Evidence` (what one frozen pass
+measured) -> `Decision` (what to do, and why) -> `RunRecord` (what came of it, everything but the weights).
+Maths letters: N images, D features, K classes, S stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "JOINED",
+    "TOP",
+    "Alternative",
+    "BackboneSpec",
+    "DataSummary",
+    "Decision",
+    "Evidence",
+    "Finding",
+    "HeldOut",
+    "Metrics",
+    "Mistake",
+    "Picture",
+    "Preprocessing",
+    "ProbeScore",
+    "RunRecord",
+    "StageSpec",
+]
+
+TOP = "top"
+"""Name of the last stage of every backbone: the pooled vector its own classifier reads."""
+
+JOINED = "joined"
+"""Name of the pseudo-stage that concatenates all stages, each scaled to the same total variance."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
+Severity = Literal["error", "set_aside", "warning", "info"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _positive(owner: str, name: str, value: float) -> None:
+    _require(math.isfinite(value) and value > 0, f"{owner}.{name} must be finite and > 0, got {value!r}.")
+
+
+def _share(owner: str, name: str, value: float) -> None:
+    _require(math.isfinite(value) and 0 <= value <= 1, f"{owner}.{name} must be in [0, 1], got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a checkpoint wants its images: geometry, then normalisation.
+
+    Args:
+        size: Side of the square input, in pixels.
+        mean: Per channel (R, G, B), subtracted from values in [0, 1].
+        std: Per channel, divides what is left.
+        interpolation: Resampling filter of the resize.
+        crop_pct: Share of the resized side that the crop keeps, in (0, 1].
+        crop_mode: "center" resizes the short side to `size / crop_pct` and crops the centre; "squash" resizes both
+            sides without keeping the aspect; "border" resizes the long side to `size` and pads.
+        origin: Where these values come from, as a phrase for people.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+    crop_pct: float = 1.0
+    crop_mode: CropMode = "center"
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 8, f"Preprocessing.size must be >= 8 pixels, got {self.size!r}.")
+        _positive("Preprocessing", "crop_pct", self.crop_pct)
+        _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
+        for value in self.std:
+            _positive("Preprocessing", "std", value)
+
+    @property
+    def resize_side(self) -> int:
+        """Side in pixels before the crop: floor(size / crop_pct), timm's rule, robust to rounding of crop_pct."""
+        return math.floor(self.size / self.crop_pct + 1e-6)
+
+    def at(self, size: int | None) -> Preprocessing:
+        """The same preprocessing for another input side; None changes nothing."""
+        if size is None or size == self.size:
+            return self
+        return replace(self, size=size, origin=f"{self.origin}; size {self.size} -> {size} on request")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage of a backbone: its address, width and reduction.
+
+    Args:
+        name: Dotted path of the module whose output the stage is, or "top".
+        channels: Width C of its output.
+        stride: Input pixels per output position along a side; None where the output has no spatial grid.
+    """
+
+    name: str
+    channels: int
+    stride: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """What the zoo knows about a backbone.
+
+    Args:
+        name: The address it was loaded by, e.g. "packaged/tf_efficientnet_lite0".
+        source: "timm", "torchvision", "packaged", "checkpoint" or "module".
+        architecture: Name of the architecture inside its source.
+        preprocessing: The checkpoint's own.
+        pretrained: Whether the weights are really pretrained (False: random initialisation).
+        num_classes: Outputs of the head it came with; 0 if none.
+        class_names: Names of those outputs, if known; else empty.
+        fixed_size: True if the network accepts only its native size.
+        native_size: Side in pixels that the checkpoint was made for; `preprocessing.size` is the one in use.
+        license: Of the weights, if known.
+        stages: Stem -> head; filled in when the module has been traced.
+        weights_id: Hex digest of the weights' content; filled in with the stages.
+        parameters: Count of parameters of the trunk, head excluded.
+    """
+
+    name: str
+    source: str
+    architecture: str
+    preprocessing: Preprocessing
+    pretrained: bool
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    fixed_size: bool = False
+    native_size: int = 0
+    license: str | None = None
+    stages: tuple[StageSpec, ...] = ()
+    weights_id: str = ""
+    parameters: int = 0
+
+    def at(self, size: int | None) -> BackboneSpec:
+        """The same backbone for another input side; None changes nothing. The native size stays on record."""
+        native = self.native_size or self.preprocessing.size
+        return replace(self, preprocessing=self.preprocessing.at(size), native_size=native)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing the audit found.
+
+    Args:
+        kind: e.g. "truncated", "zero_byte", "oversized", "duplicate", "near_duplicate", "small_class", "imbalance".
+        severity: "error" stops the run; "set_aside" leaves the named images out; "warning" and "info" only tell.
+        message: A sentence with the numbers in it.
+        items: Files or rows it concerns.
+    """
+
+    kind: str
+    severity: Severity
+    message: str
+    items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """What the data is, after the audit.
+
+    Args:
+        origin: Where it came from, for people.
+        classes: The K class names, in label order.
+        counts: Split name ("train", "val", "test") -> images per class, K integers each.
+        split_rule: A sentence that says how the splits came to be.
+        findings: What the audit found.
+        content_id: Hex digest over image contents, labels and splits.
+        side_quantiles: 5 %, 50 % and 95 % quantile of the images' shorter side, pixels.
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    split_rule: str
+    findings: tuple[Finding, ...] = ()
+    content_id: str = ""
+    side_quantiles: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        _require(len(self.classes) >= 2, f"DataSummary.classes needs 2 classes or more, got {len(self.classes)}.")
+        for split, counts in self.counts.items():
+            _require(
+                len(counts) == len(self.classes),
+                f"DataSummary.counts[{split!r}] needs one count per class, got {len(counts)} for {len(self.classes)}.",
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    def size(self, split: str) -> int:
+        """Images in a split; 0 if there is no such split."""
+        return sum(self.counts.get(split, ()))
+
+    @property
+    def train_images(self) -> int:
+        """N of the training split."""
+        return self.size("train")
+
+    @property
+    def train_per_class(self) -> float:
+        """Mean number of training images per class."""
+        return self.train_images / self.num_classes
+
+    @property
+    def imbalance(self) -> float:
+        """Largest class over smallest non-empty class, in the training split; 1 is balanced."""
+        present = [count for count in self.counts["train"] if count > 0]
+        return max(present) / min(present) if present else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScore:
+    """How well a frozen representation is classified, on images that did not take part in the fit.
+
+    Args:
+        stage: A stage name, or "joined".
+        method: "ridge" (closed form, exact leave-one-out) or "knn" (leave-one-out).
+        dim: Width of the representation.
+        accuracy: Leave-one-out accuracy, in [0, 1].
+        low, high: 95 % Wilson interval of it.
+        squared_error: Leave-one-out squared error per image of the one-hot target (ridge only), >= 0.
+        penalty: The ridge penalty chosen, or the k of k-NN.
+    """
+
+    stage: str
+    method: str
+    dim: int
+    accuracy: float
+    low: float
+    high: float
+    squared_error: float | None = None
+    penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "low", "high"):
+            _share("ProbeScore", name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one frozen pass over the data measured.
+
+    Args:
+        backbone: The backbone that ran.
+        data: The data it ran over.
+        probes: One score per stage, then the joined one, then the k-NN sanity row.
+        pooling: "avg" or "avg+max": what became of each stage's spatial grid.
+        image_size: Side in pixels at which the pass ran.
+        similarity: Nearness of the data to what the backbone was trained on, in [0, 1]; None if not measured.
+        seconds: Phase -> wall-clock seconds.
+        images_computed: Images the backbone really ran over; the rest came from the bank.
+    """
+
+    backbone: BackboneSpec
+    data: DataSummary
+    probes: tuple[ProbeScore, ...]
+    pooling: str
+    image_size: int
+    similarity: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    images_computed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.similarity is not None:
+            _share("Evidence", "similarity", self.similarity)
+
+    def probe(self, stage: str, method: str = "ridge") -> ProbeScore:
+        """The score of one stage ("joined" included)."""
+        for score in self.probes:
+            if score.stage == stage and score.method == method:
+                return score
+        known = ", ".join(score.stage for score in self.probes if score.method == method)
+        raise KeyError(f"No {method} probe of stage {stage!r}. Known: {known}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One thing that could be done instead, with what to expect of it.
+
+    Args:
+        strategy: Registered strategy name.
+        stage: The stage it would use, or "joined".
+        expected_accuracy: In [0, 1].
+        low, high: 95 % interval of the expectation.
+        cost_seconds: Further seconds it would take on this machine.
+    """
+
+    strategy: str
+    stage: str
+    expected_accuracy: float
+    low: float
+    high: float
+    cost_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("expected_accuracy", "low", "high"):
+            _share("Alternative", name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do, and why.
+
+    Args:
+        strategy: "linear_probe", "few_layers", "many_layers", ...
+        stage: The stage whose features the head reads ("joined": all of them).
+        lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
+        lr_scale: `lr` as a share of the backbone's original learning rate.
+        norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
+        mode: How it was decided: "rule", "evidence", or "given".
+        reasons: Sentences with the numbers in them.
+        alternatives: What else could be done, best first.
+    """
+
+    strategy: str
+    stage: str
+    lr: float
+    lr_scale: float
+    norm: str
+    mode: str
+    reasons: tuple[str, ...]
+    alternatives: tuple[Alternative, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_scale"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
+        _require(bool(self.reasons), "Decision.reasons must name at least one reason.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """How well a model does on one split.
+
+    Args:
+        images: N.
+        accuracy: In [0, 1].
+        low, high: 95 % Wilson interval of the accuracy.
+        balanced_accuracy: Mean recall over the classes present, in [0, 1].
+        log_loss: Mean negative log-likelihood in nats, >= 0.
+        calibration_error: Expected calibration error over 15 equal-mass bins, in [0, 1].
+    """
+
+    images: int
+    accuracy: float
+    low: float
+    high: float
+    balanced_accuracy: float
+    log_loss: float
+    calibration_error: float
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "low", "high", "balanced_accuracy", "calibration_error"):
+            _share("Metrics", name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A model's answers on a split that it was not fitted on.
+
+    Args:
+        split: "test" or "val".
+        labels: (N,) int in [0, K).
+        probabilities: (N, K) float, rows sum to 1.
+        items: N file names or row names.
+    """
+
+    split: str
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    items: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            self.probabilities.ndim == 2 and len(self.probabilities) == len(self.labels) == len(self.items),
+            f"HeldOut needs N labels, (N, K) probabilities and N items, got {self.labels.shape}, "
+            f"{self.probabilities.shape} and {len(self.items)}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A small picture for people.
+
+    Args:
+        jpeg: The encoded picture.
+        item: The file or row it shows.
+    """
+
+    jpeg: bytes
+    item: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A held-out image that the model got wrong.
+
+    Args:
+        picture: What it looks like.
+        true, predicted: Class names.
+        confidence: Probability the model gave its answer, in [0, 1].
+    """
+
+    picture: Picture
+    true: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """All that is known about a run, but for its weights: what `result.json` holds and the report shows.
+
+    Args:
+        evidence: What was measured.
+        decision: What was decided.
+        metrics: Split name -> how the returned model does there.
+        seconds: Phase -> wall-clock seconds; "total" is the sum a person waited.
+        environment: Versions, machine, seed: what it takes to run it again.
+        command: The command line or call that reproduces the run.
+        held_out: The answers behind the pictures below; the test split if there is one, else validation.
+        samples: Class name -> a few training pictures.
+        mistakes: Worst first.
+    """
+
+    evidence: Evidence
+    decision: Decision
+    metrics: Mapping[str, Metrics]
+    seconds: Mapping[str, float]
+    environment: Mapping[str, Any]
+    command: str
+    held_out: HeldOut | None = None
+    samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+    mistakes: tuple[Mistake, ...] = ()

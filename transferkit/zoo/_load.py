@@ -1,0 +1,219 @@
+"""From a name, a name with a weights file, or a module to a network and the facts that belong to its weights."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from transferkit.errors import BackboneError, unknown_name
+from transferkit.types import BackboneSpec, Preprocessing
+from transferkit.zoo import _packaged, _timm, _torchvision
+from transferkit.zoo._checkpoint import fit, load_checkpoint, read_state, strip_wrappers
+from transferkit.zoo._recipe import Recipe
+
+__all__ = ["describe", "load"]
+
+SOURCES: Mapping[str, Callable[[str], Recipe]] = {
+    "packaged": _packaged.describe,
+    "timm": _timm.describe,
+    "torchvision": _torchvision.describe,
+}
+HOW_TO_NAME = (
+    "A model is named 'timm/NAME[.TAG]', 'torchvision/NAME[:WEIGHTS]' or 'packaged/NAME'; "
+    "a weights file goes with such a name, as checkpoint=PATH."
+)
+RELATIVES_TRIED = 16
+RELATIVES_CUTOFF = 0.6
+
+
+def load(
+    model: str | nn.Module,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> tuple[nn.Module, BackboneSpec]:
+    """The whole network with its original classifier, in eval mode, on CPU, and what is known about it.
+
+    Args:
+        model: "timm/NAME[.TAG]", "torchvision/NAME[:WEIGHTS]", "packaged/NAME", or a module. A module is copied, so
+            that the caller's own stays as it is.
+        checkpoint: A .safetensors, .pth, .pt, .ckpt or .bin file with weights for `model`; nothing is downloaded then.
+            Its classifier may have any number of classes; averaged ("EMA") weights are preferred where it has them.
+        pretrained: False gives random weights and says so in the spec. For a module it is the caller's word on the
+            weights that the module carries.
+        preprocessing: Overrides what the source states. A module that carries no `pretrained_cfg` of timm needs it.
+
+    Returns:
+        The network, and a spec whose `stages`, `weights_id` and `parameters` are still to be filled in. Class names
+        are those of the source's own weights, hence empty for random weights and checkpoints.
+
+    Raises:
+        BackboneError: If the name or the module cannot serve as a backbone.
+        CheckpointError: If the weights file cannot be read or does not fit.
+        HubError: If pretrained weights cannot be fetched.
+        MissingDependencyError: If the package that carries the weights is not installed.
+
+    Example:
+        >>> network, spec = load("timm/test_resnet", pretrained=False)
+        >>> spec.architecture, spec.pretrained, spec.num_classes, spec.preprocessing.size
+        ('test_resnet', False, 1000, 160)
+    """
+    if checkpoint is not None and not pretrained:
+        raise BackboneError(
+            f"checkpoint={str(checkpoint)!r} and pretrained=False contradict each other. Leave pretrained out to use "
+            "the file (nothing is downloaded then), or leave checkpoint out for random weights."
+        )
+    if isinstance(model, nn.Module):
+        return _load_module(model, checkpoint, pretrained, preprocessing)
+    recipe = describe(model)
+    if checkpoint is not None:
+        network, classes = load_checkpoint(recipe, checkpoint, relatives=_relatives(recipe))
+        spec = _spec_of(recipe, network, preprocessing, note=f"the weights are those of {Path(checkpoint).name}")
+        return network.eval(), replace(spec, source="checkpoint", num_classes=classes)
+    if not pretrained:
+        network = recipe.build(pretrained=False)
+        spec = _spec_of(recipe, network, preprocessing, note="the weights are random")
+        return network.eval(), replace(spec, pretrained=False)
+    if not recipe.has_weights:
+        raise BackboneError(
+            f"There are no pretrained weights of {recipe.address!r}. Pass pretrained=False for random weights, or "
+            "checkpoint=PATH; transferkit.zoo.catalog() lists the models that have weights."
+        )
+    network = recipe.build(pretrained=True)
+    spec = _spec_of(recipe, network, preprocessing)
+    return network.eval(), replace(spec, class_names=recipe.class_names, license=recipe.license)
+
+
+def describe(model: object) -> Recipe:
+    """The facts of a named model, before anything is built or fetched.
+
+    Raises:
+        BackboneError: If the name is unknown or names no source.
+    """
+    if not isinstance(model, str):
+        raise BackboneError(f"A model is a name or a torch.nn.Module, got {type(model).__name__}. {HOW_TO_NAME}")
+    source, slash, name = model.partition("/")
+    if slash and source in SOURCES:
+        return SOURCES[source](name)
+    if Path(model).suffix in {".pth", ".pt", ".ckpt", ".bin", ".safetensors"}:
+        raise BackboneError(
+            f"{model!r} looks like a weights file; the architecture has to be named too: "
+            f"load('timm/NAME', checkpoint={model!r})."
+        )
+    if slash:
+        raise BackboneError(unknown_name("model source", source, SOURCES, remedy=HOW_TO_NAME))
+    raise BackboneError(_without_source(model))
+
+
+def _without_source(name: str) -> str:
+    """The message for a name such as "resnet18": where it could come from."""
+    architectures = {
+        "packaged": list(_packaged.PACKAGED),
+        "timm": _timm.architectures(),
+        "torchvision": _torchvision.architectures(),
+    }
+    base = re.split(r"[.:]", name)[0]
+    offers = [f"{source}/{base}" for source, known in architectures.items() if base in known]
+    if offers:
+        return f"{name!r} names no source. Did you mean {' or '.join(repr(offer) for offer in offers)}?"
+    everything = {architecture for known in architectures.values() for architecture in known}
+    return unknown_name("model", name, everything, remedy=HOW_TO_NAME)
+
+
+def _spec_of(recipe: Recipe, network: nn.Module, given: Preprocessing | None, *, note: str = "") -> BackboneSpec:
+    """What holds for the network whatever weights it carries; `note` says which, where not the source's own."""
+    stated = recipe.preprocessing
+    fixed_size = recipe.fixed_size and not _resamples_positions(network)
+    if given is not None and fixed_size and given.size != stated.size:
+        raise BackboneError(
+            f"{recipe.address!r} accepts only images of {stated.size} pixels, and its preprocessing has size "
+            f"{given.size}. Pass size {stated.size}, or choose a model without a fixed size."
+        )
+    stated = replace(stated, origin=f"{stated.origin}; {note}") if note else stated
+    return BackboneSpec(
+        name=recipe.address,
+        source=recipe.source,
+        architecture=recipe.architecture,
+        preprocessing=stated if given is None else _as_given(given),
+        pretrained=True,
+        num_classes=recipe.num_classes,
+        fixed_size=fixed_size,
+    )
+
+
+def _resamples_positions(network: nn.Module) -> bool:
+    """Whether a transformer of timm adapts its position embedding, so that the size it states is not the only one."""
+    return bool(getattr(network, "dynamic_img_size", False))
+
+
+def _as_given(preprocessing: Preprocessing) -> Preprocessing:
+    return preprocessing if preprocessing.origin else replace(preprocessing, origin="as given by the caller")
+
+
+def _load_module(
+    module: nn.Module, checkpoint: str | Path | None, pretrained: bool, preprocessing: Preprocessing | None
+) -> tuple[nn.Module, BackboneSpec]:
+    name = type(module).__name__
+    stated = getattr(module, "pretrained_cfg", None)  # timm keeps it as a plain dict on the module
+    if preprocessing is not None:
+        facts = _as_given(preprocessing)
+    elif isinstance(stated, Mapping) and stated:
+        facts = _timm.read_preprocessing(stated, str(stated.get("architecture", name)))
+    else:
+        raise BackboneError(
+            f"The module {name} does not say how its images are to be prepared. Pass preprocessing=Preprocessing("
+            "size=..., mean=..., std=..., interpolation=...) as it was trained, or load a named model."
+        )
+    network = deepcopy(module).cpu().eval()
+    if checkpoint is not None:
+        state = strip_wrappers(read_state(checkpoint), network.state_dict())
+        fit(network, state, file=Path(checkpoint).name, address=f"the module {name}")
+    spec = BackboneSpec(
+        name=f"module/{name}",
+        source="module" if checkpoint is None else "checkpoint",
+        architecture=name,
+        preprocessing=facts,
+        pretrained=pretrained,
+        num_classes=_outputs(network),
+        fixed_size=(
+            isinstance(stated, Mapping)
+            and bool(stated.get("fixed_input_size", False))
+            and not _resamples_positions(network)
+        ),
+    )
+    return network, spec
+
+
+def _outputs(network: nn.Module) -> int:
+    """Outputs of a module's classifier: what it says itself (timm), else those of its last layer if that is linear."""
+    stated = getattr(network, "num_classes", None)
+    if isinstance(stated, int):
+        return stated
+    last = list(network.modules())[-1]
+    return last.out_features if isinstance(last, nn.Linear) else 0
+
+
+def _relatives(recipe: Recipe) -> Iterator[Recipe]:
+    """What a misfitting weights file may be of: the same name in another source, then names close to it."""
+    own = "torchvision" if recipe.source == "torchvision" else "timm"
+    known = {"timm": _timm.architectures(), "torchvision": _torchvision.architectures()}
+    stem = re.split(r"\d", recipe.architecture)[0]
+    family = [name for name in known[own] if name.startswith(stem) and name != recipe.architecture]
+    close = difflib.get_close_matches(recipe.architecture, family, n=RELATIVES_TRIED, cutoff=RELATIVES_CUTOFF)
+    # Another depth ("resnet34" for "resnet18") is likelier than another variant ("resnet18d").
+    close = [name for name in family if re.fullmatch(rf"{stem}\d+", name)] + close
+    namesakes = [source for source, names in known.items() if source != own and recipe.architecture in names]
+    addresses = [f"{source}/{recipe.architecture}" for source in namesakes] + [
+        f"{own}/{name}" for name in dict.fromkeys(close)
+    ]
+    for address in addresses:
+        with suppress(BackboneError):
+            yield describe(address)

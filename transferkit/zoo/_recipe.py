@@ -1,0 +1,62 @@
+"""What a source knows about one of its networks before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from transferkit.types import Preprocessing
+
+__all__ = ["Builder", "Recipe"]
+
+
+class Builder(Protocol):
+    """Builds the network of a recipe, on CPU."""
+
+    def __call__(
+        self, *, pretrained: bool, num_classes: int | None = None, checkpoint_keys: Collection[str] = ()
+    ) -> nn.Module:
+        """Build it.
+
+        Args:
+            pretrained: Load the source's weights; never together with the two below.
+            num_classes: Outputs of the classifier; None keeps the architecture's.
+            checkpoint_keys: Names of the tensors that will be loaded into it, where optional parts depend on them.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The facts of one network, and how to build it.
+
+    Args:
+        address: "SOURCE/NAME", as the person wrote it.
+        source: "timm", "torchvision" or "packaged".
+        architecture: Name inside its source, without tag or weights.
+        preprocessing: Of the weights named, or of the architecture's default weights.
+        build: Makes the network.
+        has_weights: Whether the source has pretrained weights for this name.
+        num_classes: Outputs of the classifier of those weights; 0 if none.
+        class_names: Their names, if known.
+        fixed_size: Whether the source states that the network accepts only `preprocessing.size`.
+        license: Of the weights, if known.
+        classifiers: Dotted paths of the classifier's layers, if the source tells them.
+        headless: Whether `build(num_classes=0)` leaves the classifier out.
+    """
+
+    address: str
+    source: str
+    architecture: str
+    preprocessing: Preprocessing
+    build: Builder
+    has_weights: bool = True
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    fixed_size: bool = False
+    license: str | None = None
+    classifiers: tuple[str, ...] = ()
+    headless: bool = False
