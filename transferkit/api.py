@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from transferkit import zoo
 from transferkit.data import Data, open_data
-from transferkit.decision import decide
+from transferkit.decision import MODES, NEEDS_SIMILARITY, decide
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import FeatureBank, FeatureTable, choose_device
 from transferkit.features.bank import DEFAULT_LIMIT
@@ -71,21 +70,52 @@ def _look(
     model: str | nn.Module,
     data: Any,
     *,
-    backbone_options: Mapping[str, Any],
-    data_options: Mapping[str, Any],
+    image_size: int | None,
+    batch_size: int | None,
+    seed: int,
+    checkpoint: str | Path | None,
+    pretrained: bool,
+    preprocessing: Preprocessing | None,
+    root: str | Path | None,
+    val: float,
+    test: float,
+    strict: bool,
+    preprocessed: bool,
+    pooling: str,
+    class_weight: str,
+    similarity: float | None,
     cache: str | Path | None,
     cache_limit: float | None,
-    **survey_options: Any,
+    device: str,
+    progress: bool,
+    stage: str | int | None = None,
 ) -> _Looked:
     """What `analyze` and `adapt` have in common: open both, then one frozen pass."""
     seconds: dict[str, float] = {}
-    choose_device(survey_options["device"])
+    choose_device(device)
+    seed_everything(seed)
     with timed(seconds, "load backbone"):
-        backbone = load_backbone(model, **backbone_options)
+        backbone = load_backbone(
+            model, image_size=image_size, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing
+        )
+        backbone.find_stages(JOINED if stage is None else stage)  # a mistyped stage is met before the pass
     with timed(seconds, "audit data"):
-        opened = open_data(data, **data_options)
-    limit = DEFAULT_LIMIT if cache_limit is None else int(cache_limit * 2**30)
-    found = survey(backbone, opened, bank=FeatureBank(cache, limit=limit), seconds=seconds, **survey_options)
+        opened = open_data(
+            data, root=root, seed=seed, val=val, test=test, strict=strict, preprocessed=preprocessed, progress=progress
+        )
+    found = survey(
+        backbone,
+        opened,
+        bank=FeatureBank(cache, limit=DEFAULT_LIMIT if cache_limit is None else int(cache_limit * 2**30)),
+        pooling=pooling,
+        device=device,
+        batch_size=batch_size,
+        class_weight=class_weight,
+        similarity=similarity,
+        seed=seed,
+        seconds=seconds,
+        progress=progress,
+    )
     return _Looked(backbone, opened, found, dict(found.evidence.seconds))
 
 
@@ -139,36 +169,28 @@ def analyze(
         >>> evidence.probe("joined").accuracy > evidence.probe("top").accuracy  # doctest: +SKIP
         True
     """
-    seed_everything(seed)
-    looked = _look(
+    return _look(
         model,
         data,
-        backbone_options={
-            "image_size": image_size,
-            "checkpoint": checkpoint,
-            "pretrained": pretrained,
-            "preprocessing": preprocessing,
-        },
-        data_options={
-            "root": root,
-            "seed": seed,
-            "val": val,
-            "test": test,
-            "strict": strict,
-            "preprocessed": preprocessed,
-            "progress": progress,
-        },
-        cache=cache,
-        cache_limit=cache_limit,
+        image_size=image_size,
         batch_size=batch_size,
+        seed=seed,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        preprocessing=preprocessing,
+        root=root,
+        val=val,
+        test=test,
+        strict=strict,
+        preprocessed=preprocessed,
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
+        cache=cache,
+        cache_limit=cache_limit,
         device=device,
-        seed=seed,
         progress=progress,
-    )
-    return looked.survey.evidence
+    ).survey.evidence
 
 
 def adapt(
@@ -222,35 +244,29 @@ def adapt(
         >>> result.metrics["test"].accuracy > 0.97  # doctest: +SKIP
         True
     """
-    _check_options(strategy=strategy, stage=stage, head=head, out=out)
-    seed_everything(seed)
+    _check_options(strategy=strategy, stage=stage, mode=mode, similarity=similarity, head=head, out=out)
     looked = _look(
         model,
         data,
-        backbone_options={
-            "image_size": image_size,
-            "checkpoint": checkpoint,
-            "pretrained": pretrained,
-            "preprocessing": preprocessing,
-        },
-        data_options={
-            "root": root,
-            "seed": seed,
-            "val": val,
-            "test": test,
-            "strict": strict,
-            "preprocessed": preprocessed,
-            "progress": progress,
-        },
-        cache=cache,
-        cache_limit=cache_limit,
+        image_size=image_size,
         batch_size=batch_size,
+        seed=seed,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        preprocessing=preprocessing,
+        root=root,
+        val=val,
+        test=test,
+        strict=strict,
+        preprocessed=preprocessed,
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
+        cache=cache,
+        cache_limit=cache_limit,
         device=device,
-        seed=seed,
         progress=progress,
+        stage=stage,
     )
     seconds = looked.seconds
     decision = _decision(looked, strategy=strategy, stage=stage, mode=mode, batch_size=batch_size)
@@ -291,8 +307,22 @@ def adapt(
     return result
 
 
-def _check_options(*, strategy: str, stage: str | int | None, head: str, out: str | Path | None) -> None:
+def _check_options(
+    *,
+    strategy: str,
+    stage: str | int | None,
+    mode: str,
+    similarity: float | None,
+    head: str,
+    out: str | Path | None,
+) -> None:
     """What can be known to be wrong before any work."""
+    if mode not in MODES:
+        raise OptionError(unknown_name("mode", mode, MODES))
+    if similarity is not None and not 0 <= similarity <= 1:
+        raise OptionError(f"similarity must be in [0, 1], got {similarity!r}.")
+    if mode == "rule" and strategy == "auto" and similarity is None:
+        raise OptionError(NEEDS_SIMILARITY)
     if strategy != "auto" and strategy not in STRATEGIES:
         raise OptionError(unknown_name("strategy", strategy, ["auto", *STRATEGIES]))
     if strategy == "auto" and stage is not None:

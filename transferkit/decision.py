@@ -12,9 +12,14 @@ import math
 from transferkit.errors import OptionError, unknown_name
 from transferkit.types import JOINED, TOP, Alternative, Decision, Evidence, ProbeScore
 
-__all__ = ["MODES", "decide", "rule"]
+__all__ = ["MODES", "NEEDS_SIMILARITY", "decide", "rule"]
 
 MODES = ("evidence", "rule")
+
+NEEDS_SIMILARITY = (
+    "mode='rule' needs to know how near the data is to what the backbone was trained on. "
+    "Pass similarity=S in [0, 1]: 0.8 for everyday photographs, 0.2 for scans or medical images."
+)
 
 PLENTY_IMAGES = 1000
 """From here on data counts as plenty, if classes are not thin: with fewer images fine-tuning lost to the probe on the
@@ -130,10 +135,7 @@ def decide(evidence: Evidence, *, mode: str = "evidence", batch_size: int | None
     if mode == "evidence":
         return _by_evidence(evidence, advice)
     if advice is None:
-        raise OptionError(
-            "mode='rule' needs to know how near the data is to what the backbone was trained on. "
-            "Pass similarity=S in [0, 1]: 0.8 for everyday photographs, 0.2 for scans or medical images."
-        )
+        raise OptionError(NEEDS_SIMILARITY)
     return advice
 
 

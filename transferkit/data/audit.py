@@ -83,11 +83,10 @@ def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: b
         findings += leaks
         usable &= ~leaking
     rows = np.flatnonzero(usable)
-    findings += _too_few_to_split(inventory, rows, test=test, val=val)
+    findings += [*_untrained(inventory, rows), *_too_few_to_split(inventory, rows, test=test, val=val)]
     _raise_errors(findings, inventory.origin)
     splits = _drawn(inventory, ids, rows, val=val, test=test, seed=seed)
-    findings += _class_findings(inventory, rows, splits, test_wanted=test > 0)
-    _raise_errors(findings, inventory.origin)
+    findings += _class_findings(inventory, rows, splits)
     findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
     findings += _conversions(inventory, rows)
     rule = _split_rule(inventory, splits, val=val, test=test, seed=seed)
@@ -135,7 +134,7 @@ def _unusable_classes(inventory: Inventory, usable: npt.NDArray[np.bool_]) -> li
     left = np.bincount(inventory.labels[usable], minlength=len(inventory.classes))
     for index, name in enumerate(inventory.classes):
         if left[index] == 0:
-            why = f"none of its {listed[index]} images can be used" if listed[index] else "it has no image"
+            why = f"no usable image, {listed[index]} set aside" if listed[index] else "it has no image"
             message = f"Class {name!r} is empty: {why}. Add images, or remove the class."
             findings.append(Finding(kind="empty_class", severity="error", message=message, items=(name,)))
     return findings
@@ -163,7 +162,9 @@ def _label_conflicts(inventory: Inventory, ids: npt.NDArray[np.bytes_], usable: 
         " = ".join(f"{inventory.names[row]} ({inventory.classes[inventory.labels[row]]})" for row in same)
         for same in sets
     )
-    message = f"{_count(len(sets), 'image')} stand under more than one class: {_some(items)}. At most one can be right."
+    message = (
+        f"Under more than one class: {_count(len(sets), 'image')} ({_some(items)}). At most one label can be right."
+    )
     return [Finding(kind="label_conflict", severity="warning", message=message, items=items)]
 
 
@@ -180,12 +181,32 @@ def _leaks(
         if copies.any():
             names = tuple(inventory.names[row] for row in np.flatnonzero(copies))
             message = (
-                f"{_count(len(names), f'{split} image')} are in {' or '.join(later)} too, exactly: {_some(names)}. "
+                f"In {' or '.join(later)} too, exactly: {_count(len(names), f'{split} image')} ({_some(names)}). "
                 f"The {split} copies are set aside, so that held-out accuracy is measured on unseen images."
             )
             kind = "duplicate_across_splits"
             findings.append(Finding(kind=kind, severity="set_aside", message=message, items=names))
     return findings, leaking
+
+
+def _untrained(inventory: Inventory, rows: Ints) -> list[Finding]:
+    if not inventory.official:
+        return []
+    counts = _counts(inventory, rows, inventory.splits[rows])
+    held = np.sum([counts[split] for split in SPLITS[1:] if split in counts], axis=0)
+    return [
+        Finding(
+            kind="untrained_class",
+            severity="error",
+            message=f"Class {name!r} has {_count(int(kept), 'held-back image')} but none in train. "
+            "Add training images of it, or remove it.",
+            items=(name,),
+        )
+        for name, trained, kept in zip(
+            inventory.classes, counts["train"], held + np.zeros(len(counts["train"])), strict=True
+        )
+        if trained == 0 and kept > 0
+    ]
 
 
 def _too_few_to_split(inventory: Inventory, rows: Ints, *, val: float, test: float) -> list[Finding]:
@@ -239,23 +260,19 @@ def _split_rule(inventory: Inventory, splits: Names, *, val: float, test: float,
     return rule
 
 
-def _class_findings(inventory: Inventory, rows: Ints, splits: Names, *, test_wanted: bool) -> list[Finding]:
+def _class_findings(inventory: Inventory, rows: Ints, splits: Names) -> list[Finding]:
+    """Warnings only: every class has a training image by now."""
     counts = _counts(inventory, rows, splits)
     train = np.array(counts["train"])
-    held = np.array([counts[split] for split in SPLITS[1:] if split in counts]).reshape(-1, len(train))
     names = np.array(inventory.classes, dtype=object)
     findings = []
-    for name in names[train == 0]:
-        message = f"Class {name!r} has {int(held[:, names == name].sum())} held-back images but none in train. "
-        message += "Add training images of it, or remove it."
-        findings.append(Finding(kind="untrained_class", severity="error", message=message, items=(name,)))
     few = tuple(str(name) for name in names[(train > 0) & (train < _SMALL_CLASS)])
     if few:
-        message = f"{_count(len(few), 'class')} have fewer than {_SMALL_CLASS} training images: {_some(few)}."
+        message = f"Fewer than {_SMALL_CLASS} training images: {_count(len(few), 'class')} ({_some(few)})."
         findings.append(Finding(kind="small_class", severity="warning", message=message, items=few))
     if "test" in counts:
         findings += _untested(names[(train > 0) & (np.array(counts["test"]) == 0)])
-    if train.min(initial=0) > 0 and train.max() > _IMBALANCE * train.min():
+    if train.max() > _IMBALANCE * train.min():
         most, least = names[train.argmax()], names[train.argmin()]
         message = (
             f"Classes are unequal: {most!r} has {train.max()} training images and {least!r} has {train.min()}, "
@@ -269,7 +286,7 @@ def _untested(names: npt.NDArray[np.object_]) -> list[Finding]:
     absent = tuple(str(name) for name in names)
     if not absent:
         return []
-    message = f"{_count(len(absent), 'class')} have no test image, so nothing is known of them: {_some(absent)}."
+    message = f"No test image, so nothing is measured on: {_count(len(absent), 'class')} ({_some(absent)})."
     return [Finding(kind="untested_class", severity="warning", message=message, items=absent)]
 
 
@@ -279,7 +296,7 @@ def _repeats(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, spli
         return []
     items = tuple(" = ".join(inventory.names[row] for row in same) for same in sets)
     extra = sum(len(same) - 1 for same in sets)
-    message = f"{_count(extra, 'training image')} repeat another one exactly; they count twice: {_some(items)}."
+    message = f"Exact repeats within train, which count twice: {_count(extra, 'image')} ({_some(items)})."
     return [Finding(kind="duplicate", severity="warning", message=message, items=items)]
 
 
@@ -294,8 +311,8 @@ def _near_twins(inventory: Inventory, rows: Ints, splits: Names) -> list[Finding
         f"{inventory.names[rows[left]]} ~ {inventory.names[rows[right]]}" for left, right in pairs[:_PAIRS_SHOWN]
     )
     message = (
-        f"{_count(held, 'held-back image')} look almost the same as a training image ({_count(len(pairs), 'pair')}), "
-        f"e.g. {items[0]}. If they show the same thing, held-out accuracy is too high: give such images one group."
+        f"Almost the same as a training image: {_count(held, 'held-back image')} ({_count(len(pairs), 'pair')}, "
+        f"e.g. {items[0]}). If they show the same thing, held-out accuracy is too high: give such images one group."
     )
     return [Finding(kind="near_duplicate", severity="warning", message=message, items=items)]
 

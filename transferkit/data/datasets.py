@@ -159,12 +159,14 @@ def is_dataset(value: Any) -> bool:
 
 
 def _look(reader: DatasetReader, row: int) -> _Look:
-    label = None
+    value = label = None
     try:
         value, label = reader.pair(row)
         found = traits(value) if isinstance(value, Image.Image) and not reader.preprocessed else ()
         content_id, picture = reader.digested(row, value)
     except (ImageError, OSError) as error:  # OSError: what a dataset's own loader raises for a bad file
+        if isinstance(value, Image.Image):
+            value.close()  # a lazily opened file that nobody will read to its end
         fault = error.kind if isinstance(error, ImageError) else "unreadable"
         return _Look(Inspection(content_id=digest(reader.names[row].encode()), fault=fault), label)
     return _Look(inspect_picture(picture, content_id=content_id, found=found), label)

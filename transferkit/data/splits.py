@@ -83,36 +83,41 @@ def _quotas(counts: npt.NDArray[np.int64], *, val: float, test: float) -> dict[s
 
 
 def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int], left: Counter[int]) -> set[int]:
-    """Groups, in `order`, that bring every class nearer to its quota; `left` is what train still has, updated."""
+    """Groups whose classes come near their quotas; `left` is what train still has, updated."""
     missing = dict(quota)
     chosen: set[int] = set()
-    for group in order:
-        if _gain(members[group], missing) > 0 and _spares_train(members[group], left):
-            _take(group, members, missing, left, chosen)
-    for label, wanted in quota.items():  # every group of the class was too large for its quota: the smallest, then
-        if wanted > 0 and missing[label] == wanted:
-            fitting = [g for g in order if g not in chosen and label in members[g] and _spares_train(members[g], left)]
+
+    def move(group: int, sign: int) -> None:
+        (chosen.add if sign > 0 else chosen.remove)(group)
+        for label, count in members[group].items():
+            missing[label] -= sign * count
+            left[label] -= sign * count
+
+    def allowed(group: int) -> bool:
+        return group not in chosen and all(left[label] > count for label, count in members[group].items())
+
+    for group in order:  # exact where every group is one image
+        if allowed(group) and all(count <= missing[label] for label, count in members[group].items()):
+            move(group, 1)
+    moved = True
+    while moved:  # ends, because the squared distance from the quotas shrinks with every move
+        moved = False
+        for group in order:
+            sign = -1 if group in chosen else 1
+            if (sign < 0 or allowed(group)) and _gain(members[group], missing, sign) > 0:
+                move(group, sign)
+                moved = True
+    for label, wanted in quota.items():
+        if wanted > 0 and missing[label] == wanted:  # all groups of the class are too large: the smallest, then
+            fitting = [group for group in order if label in members[group] and allowed(group)]
             if fitting:
-                _take(min(fitting, key=lambda g: members[g].total()), members, missing, left, chosen)
+                move(min(fitting, key=lambda group: members[group].total()), 1)
     return chosen
 
 
-def _gain(group: Counter[int], missing: dict[int, int]) -> int:
-    # Squares, not absolute values: one class far from its quota must outweigh two that are slightly over.
-    return sum(missing[label] ** 2 - (missing[label] - count) ** 2 for label, count in group.items())
-
-
-def _spares_train(group: Counter[int], left: Counter[int]) -> bool:
-    return all(left[label] > count for label, count in group.items())
-
-
-def _take(
-    group: int, members: list[Counter[int]], missing: dict[int, int], left: Counter[int], chosen: set[int]
-) -> None:
-    chosen.add(group)
-    for label, count in members[group].items():
-        missing[label] -= count
-        left[label] -= count
+def _gain(group: Counter[int], missing: dict[int, int], sign: int) -> int:
+    """By how much the squared distance from the quotas shrinks if a group comes (+1) or goes (-1)."""
+    return sum(missing[label] ** 2 - (missing[label] - sign * count) ** 2 for label, count in group.items())
 
 
 def merged_groups(*memberships: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -43,6 +43,12 @@ CHUNK_ROWS = 1024
 SPARE = 64 * 2**20
 """Bytes of disk left free for others."""
 
+GRACE = 60
+"""Seconds after which rows without ids cannot belong to a writer that is between its two renames."""
+
+STALE = 24 * 3600
+"""Seconds after which a half-written file is nobody's, even if its process cannot be asked."""
+
 Ids = npt.NDArray[np.bytes_]
 
 
@@ -61,6 +67,11 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except CacheError:
         raise
+    except FileNotFoundError as error:
+        raise CacheError(
+            f"Files of the feature bank at {folder} are gone; was it cleared meanwhile? Run again. "
+            "Or choose another folder with cache=DIR."
+        ) from error
     except OSError as error:
         raise CacheError(
             f"The feature bank at {folder} cannot be used: {error.strerror or error}. "
@@ -134,15 +145,23 @@ class FeatureTable:
             segments, rows = self._segments[span], self._rows[span]
             chunk = np.empty((len(rows), width if columns is None else len(columns)), dtype=np.float32)
             for segment in np.unique(segments):
-                here = np.flatnonzero(segments == segment)
-                # Mapped anew for each chunk: pages of a mapping that stays open count as this process's memory.
-                mapped = np.memmap(self._files[segment], dtype=np.float32, mode="r").reshape(-1, width)
+                here, file = np.flatnonzero(segments == segment), self._files[segment]
+                with _explained(file.parent):
+                    # Mapped anew for each chunk: pages of a mapping that stays open count as this process's memory.
+                    mapped = np.memmap(file, dtype=np.float32, mode="r").reshape(-1, width)
                 chunk[here] = mapped[rows[here]] if columns is None else mapped[rows[here]][:, columns]
+                del mapped
             yield chunk
 
     def load(self, stages: Sequence[str]) -> npt.NDArray[np.float32]:
         """(N, D) float32 of some stages, in memory."""
-        return np.concatenate(list(self.chunks(self.select(stages)[1])))
+        _, columns = self.select(stages)
+        loaded = np.empty((len(self), len(columns)), dtype=np.float32)
+        start = 0
+        for chunk in self.chunks(columns):
+            loaded[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return loaded
 
 
 class Shelf:
@@ -158,16 +177,15 @@ class Shelf:
         self.blocks = dict(blocks)
         self.width = max(block.stop for block in blocks.values())
 
-    def _segments(self) -> list[Path]:
-        return sorted(path.with_suffix(".rows") for path in self.folder.glob("*.ids"))
-
     def _index(self) -> tuple[list[Path], Ids, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         files, ids = [], []
-        for rows in self._segments():
-            found = np.fromfile(rows.with_suffix(".ids"), dtype="S32")
-            if rows.exists() and rows.stat().st_size == len(found) * self.width * 4:
-                files.append(rows)
-                ids.append(found)
+        for listing in sorted(self.folder.glob("*.ids")):
+            rows = listing.with_suffix(".rows")
+            with suppress(FileNotFoundError):  # cleared meanwhile
+                found = np.fromfile(listing, dtype="S32")
+                if rows.stat().st_size == len(found) * self.width * 4:
+                    files.append(rows)
+                    ids.append(found)
         lengths = [len(found) for found in ids]
         every = np.concatenate(ids) if ids else np.empty(0, dtype="S32")
         segment = np.repeat(np.arange(len(files)), lengths)
@@ -177,7 +195,8 @@ class Shelf:
     def missing(self, ids: Ids) -> npt.NDArray[np.int64]:
         """Positions in `ids` of images that are not here yet; of equal ones only the first."""
         unique, first = np.unique(ids, return_index=True)
-        return np.sort(first[~np.isin(unique, self._index()[1])])
+        with _explained(self.folder):
+            return np.sort(first[~np.isin(unique, self._index()[1])])
 
     def table(self, ids: Ids) -> FeatureTable:
         """The rows of these images, in this order.
@@ -206,14 +225,13 @@ class Shelf:
 
         After an exception the segment in hand is removed and those committed before stay.
         """
-        with _explained(self.folder):
-            _sweep(self.folder)
-            writer = _Writer(self.folder)
-            try:
-                yield writer
-                writer.commit()
-            finally:
-                writer.discard()
+        _sweep(self.folder)
+        writer = _Writer(self.folder)
+        try:
+            yield writer  # outside `_explained`: an OSError raised in the block need not be the bank's
+            writer.commit()
+        finally:
+            writer.discard()
 
 
 class _Writer:
@@ -228,37 +246,50 @@ class _Writer:
         Written with ordinary writes, never through a mapping: a full disk must raise, not kill the process.
         """
         with _explained(self._folder):
+            mode = "r+b"  # not "ab": a file that was cleared meanwhile must not come back without its first rows
             if self._partial is None:
                 name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.partial"
-                self._partial = self._folder / name
-            with self._partial.open("ab") as file:
+                self._partial, mode = self._folder / name, "xb"
+            with self._partial.open(mode) as file:
+                file.seek(0, os.SEEK_END)
                 file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
-            self._ids.append(ids.astype("S32"))
-            if sum(len(part) for part in self._ids) >= SEGMENT_ROWS:
-                self.commit()
+        self._ids.append(ids.astype("S32"))
+        if sum(len(part) for part in self._ids) >= SEGMENT_ROWS:
+            self.commit()
 
     def commit(self) -> None:
+        """Make a segment of the rows in hand: all of them, or none after an exception."""
         if self._partial is None:
             return
-        segment = self._folder / uuid.uuid4().hex
+        rows = self._folder / f"{uuid.uuid4().hex}.rows"
+        ids = rows.with_suffix(".ids")
         listing = self._partial.with_suffix(".ids-partial")
-        try:
-            np.concatenate(self._ids).tofile(listing)
-            for path in (self._partial, listing):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            self._partial.replace(segment.with_suffix(".rows"))
-            listing.replace(segment.with_suffix(".ids"))
-        finally:
-            listing.unlink(missing_ok=True)
+        with _explained(self._folder):
+            try:
+                # Not `tofile`: its errors say how many items were written, not that the disk is full.
+                listing.write_bytes(np.concatenate(self._ids).tobytes())
+                for path in (self._partial, listing):
+                    with path.open("r+b") as file:
+                        os.fsync(file.fileno())
+                os.utime(self._partial)  # `GRACE` runs from here, not from before a slow fsync
+                self._partial.replace(rows)
+                listing.replace(ids)
+            finally:
+                listing.unlink(missing_ok=True)
+                if not ids.exists():
+                    rows.unlink(missing_ok=True)
         self._partial, self._ids = None, []
 
     def discard(self) -> None:
+        """Remove what is not committed; quietly, for another error may be on its way."""
         if self._partial is not None:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._partial.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":
+        return True  # os.kill(pid, 0) would send it a Ctrl-C; `STALE` has to do
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -268,25 +299,60 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _abandoned(partial: Path) -> bool:
+    """Whether the process of this machine that the file is named after is dead."""
+    host, _, pid = partial.stem.rpartition("-")[0].rpartition("-")
+    return host == socket.gethostname() and pid.isdigit() and not _alive(int(pid))
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
 def _sweep(folder: Path) -> None:
-    """Remove what killed runs on this machine left half-written."""
-    for path in [*folder.glob("*.partial"), *folder.glob("*.ids-partial")]:
-        host, _, rest = path.name.rpartition("-")[0].rpartition("-")
-        if host == socket.gethostname() and rest.isdigit() and not _alive(int(rest)):
-            path.unlink(missing_ok=True)
-    committed = {path.stem for path in folder.glob("*.ids")}
+    """Remove what killed runs left half-written, as far as that is allowed."""
+    for pattern in ("*.partial", "*.ids-partial", "*.tmp"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another process sweeps as well, or the file is another person's
+                if _abandoned(path) or _age(path) > STALE:
+                    path.unlink()
     for path in folder.glob("*.rows"):
-        # Rows without ids: killed between two renames. A minute's grace for a writer that is between them now.
-        if path.stem not in committed and time.time() - path.stat().st_mtime > 60:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            # Killed between two renames. The age is asked first: ids that are to come are there within the grace.
+            if _age(path) > GRACE and not path.with_suffix(".ids").exists():
+                path.unlink()
 
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
+
+
+def _read_meta(folder: Path) -> dict[str, object]:
+    """What the shelf says of itself; empty if that cannot be read."""
+    try:
+        described = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def _describe(folder: Path) -> ShelfInfo:
+    described, meta = _read_meta(folder), folder / "meta.json"
+    side = described.get("image_size")
+    return ShelfInfo(
+        name=folder.name,
+        backbone=str(described.get("backbone", "?")),
+        image_size=side if isinstance(side, int) else 0,
+        pooling=str(described.get("pooling", "?")),
+        images=sum(path.stat().st_size // 32 for path in folder.glob("*.ids")),
+        size=_size(folder),
+        last_used=(meta if meta.exists() else folder).stat().st_mtime,
+    )
 
 
 class FeatureBank:
@@ -314,12 +380,15 @@ class FeatureBank:
     def _root(self) -> Path:
         return self.folder / FORMAT
 
-    def shelf(self, description: Mapping[str, object], widths: Mapping[str, int]) -> Shelf:
+    def shelf(
+        self, description: Mapping[str, object], widths: Mapping[str, int], *, about: Mapping[str, object] | None = None
+    ) -> Shelf:
         """The shelf for everything that fixes a row but the image itself.
 
         Args:
             description: What it is; its digest names the shelf.
             widths: Stage name -> width; rows hold the stages in this order.
+            about: Kept with it for people; the same rows under another name are the same shelf.
 
         Raises:
             CacheError: If the folder cannot be made or written.
@@ -328,9 +397,10 @@ class FeatureBank:
         blocks = {
             name: slice(int(stop) - width, int(stop)) for (name, width), stop in zip(widths.items(), stops, strict=True)
         }
-        meta = {**description, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
-        text = json.dumps(meta, indent=1, sort_keys=True, default=str)
-        folder = self._root / hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        fixed = {**description, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
+        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True, default=str).encode(), digest_size=12)
+        folder = self._root / digest.hexdigest()
+        text = json.dumps({**(about or {}), **fixed}, indent=1, sort_keys=True, default=str)
         with _explained(self.folder):
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f"meta-{uuid.uuid4().hex}.tmp"
@@ -349,46 +419,39 @@ class FeatureBank:
         """
         needed = rows * (shelf.width * 4 + 32)
         with _explained(self.folder):
+            others = [info for info in self.list_shelves() if info.name != shelf.folder.name]
+            spendable = sum(info.size for info in others)
             over = _size(self._root) + needed - self.limit
-            for info in sorted(self.list_shelves(), key=lambda info: info.last_used):
-                if over > 0 and info.name != shelf.folder.name:
-                    self.clear(info.name)
-                    over -= info.size
             free = shutil.disk_usage(self.folder).free - SPARE
-        if over > 0:
+        if over > spendable:
             raise CacheError(
-                f"The features of {rows} images take {needed / 2**20:,.0f} MB, which is over the feature bank's "
+                f"The features of {rows} more images bring this backbone's to "
+                f"{(over + self.limit - spendable) / 2**20:,.0f} MB, which is over the feature bank's "
                 f"limit of {self.limit / 2**20:,.0f} MB. Raise it with cache_limit=GIGABYTES."
             )
-        if free < needed:
+        if needed > free + spendable:
             raise CacheError(
                 f"The features of {rows} images take {needed / 2**20:,.0f} MB, but only {max(free, 0) / 2**20:,.0f} MB "
                 f"are free at {self.folder}. Free some space there, or choose another folder with cache=DIR."
             )
+        short = max(over, needed - free)
+        for info in sorted(others, key=lambda info: info.last_used):
+            if short > 0:
+                short -= self.clear(info.name)
 
     def list_shelves(self) -> list[ShelfInfo]:
         """What is in the bank, most recently used first."""
         found = []
-        for meta in sorted(self._root.glob("*/meta.json")):
-            with suppress(FileNotFoundError, json.JSONDecodeError):
-                described = json.loads(meta.read_text(encoding="utf-8"))
-                images = sum(path.stat().st_size // 32 for path in meta.parent.glob("*.ids"))
-                found.append(
-                    ShelfInfo(
-                        name=meta.parent.name,
-                        backbone=str(described.get("backbone", "?")),
-                        image_size=int(described.get("image_size", 0)),
-                        pooling=str(described.get("pooling", "?")),
-                        images=images,
-                        size=_size(meta.parent),
-                        last_used=meta.stat().st_mtime,
-                    )
-                )
-        return sorted(found, key=lambda info: -info.last_used)
+        with _explained(self.folder):
+            for folder in self._root.glob("*"):
+                with suppress(FileNotFoundError):  # cleared meanwhile
+                    if folder.is_dir():
+                        found.append(_describe(folder))
+        return sorted(found, key=lambda info: (-info.last_used, info.name))
 
     def clear(self, name: str | None = None) -> int:
         """Remove one shelf, or all; returns the bytes that this frees."""
         chosen = [info for info in self.list_shelves() if name in (None, info.name)]
         for info in chosen:
             shutil.rmtree(self._root / info.name, ignore_errors=True)
-        return sum(info.size for info in chosen)
+        return sum(info.size - _size(self._root / info.name) for info in chosen)

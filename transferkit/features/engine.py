@@ -8,7 +8,9 @@ only decode.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from transferkit.errors import BackboneError, OptionError, TransferkitError
+from transferkit.errors import BackboneError, OptionError
 from transferkit.features.bank import FeatureBank, FeatureTable, Shelf
-from transferkit.nn.backbone import Backbone
+from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
+from transferkit.nn.stages import evaluating
 from transferkit.progress import track
 
 __all__ = ["choose_device", "frozen_pass", "open_shelf"]
@@ -63,35 +67,56 @@ def choose_device(device: str) -> torch.device:
 
 
 def open_shelf(bank: FeatureBank, backbone: Backbone, *, pooling: str) -> Shelf:
-    """Where the features of this backbone are kept: named by weights, preprocessing, pooling and engine."""
+    """Where the features of this backbone are kept: named by what makes them, not by what the backbone is called."""
     preprocessing = asdict(backbone.spec.preprocessing)
     preprocessing.pop("origin")
     return bank.shelf(
         {
-            "backbone": backbone.spec.name,
             "architecture": backbone.spec.architecture,
-            "weights": backbone.spec.weights_id,
+            "layers": _layers_digest(backbone.trunk),
+            "weights": weights_digest(backbone.trunk),
             "preprocessing": preprocessing,
-            "image_size": backbone.spec.preprocessing.size,
             "pooling": pooling,
             "engine": ENGINE_VERSION,
         },
         backbone.widths(pooling),
+        about={"backbone": backbone.spec.name, "image_size": backbone.spec.preprocessing.size},
     )
 
 
+def _layers_digest(trunk: nn.Module) -> str:
+    """Tells apart networks of equal weights: a stride or an activation has none."""
+    listing = re.sub(r" at 0x[0-9a-f]+", "", repr(trunk))
+    return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
+
+
 @contextmanager
-def _one_thread_each(device: torch.device) -> Iterator[None]:
+def _worker_pool(workers: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are all gone afterwards; on a CPU each computes on one core."""
+    on_cpu = device.type == "cpu"
     before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if on_cpu else None)
     try:
-        yield
+        yield pool
     finally:
-        if device.type == "cpu":
+        pool.shutdown(wait=True, cancel_futures=True)
+        if on_cpu:  # only now: a worker that starts late sets the number for the whole process
             torch.set_num_threads(before)
 
 
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _placed(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
+    """The backbone on the device and in evaluation mode; back home and in its own modes afterwards."""
+    home = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
+    try:
+        with evaluating(backbone):
+            yield backbone.to(device).to(memory_format=torch.channels_last)
+    finally:
+        backbone.to(home)
 
 
 class _Pass:
@@ -104,31 +129,49 @@ class _Pass:
 
     def rows(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """(n, 3, H, W) uint8 or normalised float32 -> (n, D) float32."""
-        stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
-        # no_grad, not inference_mode: what is cached may be trained on later.
-        with torch.no_grad():
-            images = normalise(stack, self._backbone.spec.preprocessing).contiguous(memory_format=torch.channels_last)
-            pooled = self._backbone.pooled_stages(images, pooling=self._pooling)
-            rows = torch.cat([part.float() for part in pooled.values()], dim=1).cpu().numpy()
+        try:
+            pooled, rows = self._run(pixels)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise BackboneError(
+                f"{self._backbone.spec.name} failed on images of shape {pixels.shape[1:]}: {error}. "
+                "Try another image_size."
+            ) from error
         if not np.isfinite(rows).all():
             broken = next(name for name, part in pooled.items() if not bool(torch.isfinite(part).all()))
             raise BackboneError(
                 f"Stage {broken!r} of {self._backbone.spec.name} gives values that are not finite. "
                 "Are the weights intact, and is the preprocessing the checkpoint's own?"
             )
-        rows = rows.astype(np.float32, copy=False)
         return rows
 
+    def _run(self, pixels: npt.NDArray[Any]) -> tuple[dict[str, torch.Tensor], npt.NDArray[np.float32]]:
+        stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+        # no_grad, not inference_mode: what is cached may be trained on later.
+        with torch.no_grad():
+            images = normalise(stack, self._backbone.spec.preprocessing).contiguous(memory_format=torch.channels_last)
+            pooled = self._backbone.pooled_stages(images, pooling=self._pooling)
+            return pooled, torch.cat([part.float() for part in pooled.values()], dim=1).cpu().numpy()
+
     def rows_within_memory(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The same, in halves for as long as the device runs out of memory."""
+        """The same, in halves for as long as the device runs out of memory.
+
+        Raises:
+            BackboneError: If not even one image fits.
+        """
         try:
             return self.rows(pixels)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError as error:
             if len(pixels) == 1:
-                raise
-            torch.cuda.empty_cache()
-            half = len(pixels) // 2
-            return np.concatenate([self.rows_within_memory(pixels[:half]), self.rows_within_memory(pixels[half:])])
+                raise BackboneError(
+                    f"{self._backbone.spec.name} runs out of memory on {self._device} with a single image of shape "
+                    f"{pixels.shape[1:]}. Choose a smaller image_size or backbone, or device=cpu."
+                ) from error
+        # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
+        torch.cuda.empty_cache()
+        half = len(pixels) // 2
+        return np.concatenate([self.rows_within_memory(pixels[:half]), self.rows_within_memory(pixels[half:])])
 
 
 def _batches(positions: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
@@ -161,7 +204,7 @@ def frozen_pass(
     """Run the backbone over every image that the bank does not hold, and return all rows.
 
     Args:
-        backbone: Frozen: evaluation mode, no gradients.
+        backbone: Run in evaluation mode and without gradients; left as it was.
         read: Index -> (3, H, W) uint8 pixels, or float32 that is normalised already. Called from worker threads.
         content_ids: (N,) S32, one per image; equal ids are computed once.
         bank: Where rows are kept.
@@ -181,6 +224,7 @@ def frozen_pass(
     shelf = open_shelf(bank, backbone, pooling=pooling)
     missing = shelf.missing(content_ids)
     if len(missing):
+        chosen = choose_device(device)
         bank.make_room(shelf, len(missing))
         _compute(
             backbone,
@@ -189,9 +233,9 @@ def frozen_pass(
             missing,
             shelf=shelf,
             pooling=pooling,
-            device=choose_device(device),
+            device=chosen,
             batch_size=batch_size,
-            workers=workers or os.cpu_count() or 1,
+            workers=(os.cpu_count() or 1) if workers is None else workers,
             progress=progress,
         )
     return shelf.table(content_ids), len(missing)
@@ -211,31 +255,19 @@ def _compute(
     progress: bool,
 ) -> None:
     on_cpu = device.type == "cpu"
-    side = backbone.spec.preprocessing.size
-    budget = CPU_PIXELS if on_cpu else DEVICE_PIXELS
-    batches = _batches(missing, batch_size or max(4, budget // side**2))
-    placed = backbone.eval().to(device).to(memory_format=torch.channels_last)
-    frozen = _Pass(placed, device, pooling)
-
-    def load(batch: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return np.stack([read(int(index)) for index in batch])
-
-    def work(batch: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return frozen.rows(load(batch)) if on_cpu else load(batch)
-
-    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if on_cpu else None)
+    if batch_size is None:
+        batch_size = max(4, (CPU_PIXELS if on_cpu else DEVICE_PIXELS) // backbone.spec.preprocessing.size**2)
+    batches = _batches(missing, batch_size)
     label = f"frozen pass, {backbone.spec.architecture}"
-    try:
-        with _one_thread_each(device), shelf.writer() as writer:
-            results = _ordered(pool, work, batches, ahead=2 * workers)
-            for batch, result in zip(track(batches, label, enabled=progress), results, strict=True):
-                writer.append(content_ids[batch], result if on_cpu else frozen.rows_within_memory(result))
-    except TransferkitError:
-        raise
-    except RuntimeError as error:
-        raise BackboneError(
-            f"{backbone.spec.name} failed on images of {side} px: {error}. Try another image_size."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        backbone.to("cpu")
+    with _placed(backbone, device) as placed, _worker_pool(workers, device) as pool, shelf.writer() as writer:
+        frozen = _Pass(placed, device, pooling)
+
+        def load(batch: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+            return np.stack([read(int(index)) for index in batch])
+
+        def work(batch: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+            return frozen.rows(load(batch)) if on_cpu else load(batch)
+
+        results = _ordered(pool, work, batches, ahead=2 * workers)
+        for batch, result in zip(track(batches, label, enabled=progress), results, strict=True):
+            writer.append(content_ids[batch], result if on_cpu else frozen.rows_within_memory(result))

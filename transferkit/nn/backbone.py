@@ -13,7 +13,7 @@ from torch import nn
 
 from transferkit.errors import BackboneError, OptionError, unknown_name
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
-from transferkit.nn.stages import Tap, collecting, discover_taps, evaluating, record_taps
+from transferkit.nn.stages import Tap, collecting, discover_taps, evaluating, explaining, record_taps
 from transferkit.types import JOINED, BackboneSpec, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
@@ -50,12 +50,8 @@ def _last_layer(network: nn.Module, images: torch.Tensor) -> tuple[str, int]:
         module.register_forward_hook(lambda _m, _i, _o, path=path: ran.append(path)) for path, module in leaves.items()
     ]
     try:
-        with evaluating(network), torch.no_grad():
+        with explaining(images), evaluating(network), torch.no_grad():
             output = network(images)
-    except Exception as error:
-        raise BackboneError(
-            f"The network cannot take images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -155,7 +151,7 @@ class Backbone(nn.Module):
         self.trunk, self.head = split_head(network, size=traced)
         self.trunk.eval()
         self.taps: tuple[Tap, ...] = discover_taps(self.trunk, size=traced)
-        record_taps(self.trunk, self.taps)
+        self._owner = record_taps(self.trunk, self.taps)
         self.spec = replace(
             spec,
             stages=tuple(
@@ -201,23 +197,23 @@ class Backbone(nn.Module):
         vector: torch.Tensor = self.trunk(images)
         return vector
 
-    def _read(self, images: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        with collecting() as outputs:
+    def _read(self, images: torch.Tensor, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """Stage name -> its raw output, for the addresses in `names` (see `find_stages`), or all."""
+        wanted = self.find_stages(JOINED) if names is None else {s for name in names for s in self.find_stages(name)}
+        with collecting(self._owner) as outputs:
             outputs[""] = self.trunk(images)
-        return {tap.stage: outputs[tap.path] for tap in self.taps if tap.stage in names}
+        return {tap.stage: outputs[tap.path] for tap in self.taps if tap.stage in wanted}
 
     def forward_stages(self, images: torch.Tensor, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Stage name -> its output with channels at axis 1: (N, C), (N, C, T) or (N, C, H, W)."""
-        wanted = [tap.stage for tap in self.taps] if names is None else list(names)
-        outputs = self._read(images, wanted)
+        outputs = self._read(images, names)
         return {tap.stage: to_grid(outputs[tap.stage], tap.layout) for tap in self.taps if tap.stage in outputs}
 
     def pooled_stages(
         self, images: torch.Tensor, *, pooling: str, names: Sequence[str] | None = None
     ) -> dict[str, torch.Tensor]:
         """Stage name -> one vector per image, (N, C) or (N, 2C); stem -> head."""
-        wanted = [tap.stage for tap in self.taps] if names is None else list(names)
-        outputs = self._read(images, wanted)
+        outputs = self._read(images, names)
         return {tap.stage: pool(outputs[tap.stage], tap.layout, pooling) for tap in self.taps if tap.stage in outputs}
 
     def without_head(self) -> Backbone:

@@ -8,6 +8,7 @@ ones (vision transformers) one per block. What belongs to which zoo is not known
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from transferkit.errors import BackboneError
 from transferkit.nn.pooling import Layout, find_layout, pool
 from transferkit.types import TOP
 
-__all__ = ["Tap", "collecting", "discover_taps", "evaluating", "record_taps"]
+__all__ = ["Tap", "collecting", "discover_taps", "evaluating", "explaining", "record_taps"]
 
 BULK = 0.9
 """A module that holds this share of all parameters is a wrapper around the network, never one of its blocks."""
@@ -75,14 +76,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-class _Recorder:
-    """A forward hook that hands a module's output to whoever collects in this thread, if anyone does."""
+@contextmanager
+def explaining(images: torch.Tensor) -> Iterator[None]:
+    """Whatever a network raises over these images inside the block comes out as a BackboneError."""
+    try:
+        yield
+    except Exception as error:
+        raise BackboneError(
+            f"The network cannot take images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+        ) from error
 
-    def __init__(self, path: str) -> None:
+
+class _Recorder:
+    """A forward hook that hands a module's output to whoever collects for its owner in this thread, if anyone does."""
+
+    def __init__(self, owner: str, path: str) -> None:
+        self.owner = owner
         self.path = path
 
     def __call__(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        collected: dict[str, torch.Tensor] | None = getattr(_active, "outputs", None)
+        collected = _collected().get(self.owner)
         if collected is not None:
             collected[self.path] = output
 
@@ -90,24 +103,38 @@ class _Recorder:
 _active = threading.local()
 
 
-def record_taps(network: nn.Module, taps: Sequence[Tap]) -> None:
-    """Make the tapped modules ready for `collecting`. Their hooks stay: adding and removing them at each call would
-    mix up the outputs of threads that share the network."""
+def _collected() -> dict[str, dict[str, torch.Tensor]]:
+    """Owner -> what this thread collects for it. A backbone can lie within another: each has its own."""
+    if not hasattr(_active, "owners"):
+        _active.owners = {}
+    owners: dict[str, dict[str, torch.Tensor]] = _active.owners
+    return owners
+
+
+def record_taps(network: nn.Module, taps: Sequence[Tap]) -> str:
+    """Make the tapped modules ready for `collecting` under the owner returned. Their hooks stay: adding and removing
+    them at each call would mix up the outputs of threads that share the network."""
+    owner = uuid.uuid4().hex
     for tap in taps:
         if tap.path:
-            network.get_submodule(tap.path).register_forward_hook(_Recorder(tap.path))
+            network.get_submodule(tap.path).register_forward_hook(_Recorder(owner, tap.path))
+    return owner
 
 
 @contextmanager
-def collecting() -> Iterator[dict[str, torch.Tensor]]:
-    """Module path -> output of every tapped module that this thread runs inside the block."""
+def collecting(owner: str) -> Iterator[dict[str, torch.Tensor]]:
+    """Module path -> output of every module tapped for `owner` that this thread runs inside the block."""
     outputs: dict[str, torch.Tensor] = {}
-    before = getattr(_active, "outputs", None)
-    _active.outputs = outputs
+    owners = _collected()
+    before = owners.get(owner)
+    owners[owner] = outputs
     try:
         yield outputs
     finally:
-        _active.outputs = before
+        if before is None:
+            del owners[owner]
+        else:
+            owners[owner] = before
 
 
 def _call_tree(network: nn.Module, images: torch.Tensor) -> _Call:
@@ -239,7 +266,7 @@ def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, size, size, generator=generator)
-    with evaluating(network), torch.no_grad():
+    with explaining(images), evaluating(network), torch.no_grad():
         tree = _call_tree(network, images)
         vector = network(images) if tree.output is None else tree.output
     if not isinstance(vector, torch.Tensor) or vector.ndim != 2:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import noise
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -18,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from transferkit.data import Data, open_data
 from transferkit.errors import DataError
 from transferkit.types import Preprocessing
+
+from .pictures import noise
 
 WANTS = Preprocessing(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
 

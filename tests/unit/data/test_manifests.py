@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from conftest import Writer
 from pyarrow import parquet
 
 from transferkit.data import open_data
 from transferkit.errors import DataError, MissingDependencyError, OptionError
+
+from .pictures import Writer
 
 Rows = list[tuple[str, ...]]
 

@@ -50,9 +50,10 @@ def test_groups_of_one_class_still_reach_the_test_split() -> None:
 
 def test_many_small_groups_come_near_the_share() -> None:
     labels, groups = np.arange(600) % 3, np.arange(600) // 4
-    names = stratified_split(labels, groups, val=0, test=0.2, seed=3)
-    for label in range(3):
-        assert abs((names[labels == label] == "test").sum() - 40) <= 2
+    for seed in range(5):
+        names = stratified_split(labels, groups, val=0, test=0.2, seed=seed)
+        for label in range(3):
+            assert abs((names[labels == label] == "test").sum() - 40) <= 4  # a group's size
 
 
 def test_the_seed_decides() -> None:

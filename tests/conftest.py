@@ -1,0 +1,41 @@
+"""Small real images, and a bank of their own for every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PACKAGED = "packaged/tf_efficientnet_lite0"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test reads or fills the user's bank."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TRANSFERKIT_CACHE", str(folder))
+    return folder
+
+
+def draw_stripes(path: Path, *, angle: int, seed: int, side: int = 40) -> None:
+    """A noisy picture of stripes: angle is what tells the classes apart."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    phase = rows if angle == 0 else columns if angle == 1 else rows + columns
+    wave = 127 + 90 * np.sin(phase / 3 + rng.uniform(0, 6))
+    pixels = np.clip(wave[..., None] + rng.normal(0, 15, (side, side, 3)), 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """ROOT/{train,test}/{across,down,slant}/*.png: 3 classes, 8 training and 4 test images each."""
+    root = tmp_path / "stripes"
+    for angle, name in enumerate(["across", "down", "slant"]):
+        for number in range(12):
+            split = "train" if number < 8 else "test"
+            draw_stripes(root / split / name / f"{number}.png", angle=angle, seed=100 * angle + number)
+    return root

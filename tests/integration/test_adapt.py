@@ -1,0 +1,256 @@
+"""The main job through the Python API, on real weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import transferkit as tk
+from transferkit.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.types import JOINED, Preprocessing
+
+PACKAGED = "packaged/tf_efficientnet_lite0"
+
+
+@pytest.fixture
+def result(stripes, tmp_path):
+    return tk.adapt(PACKAGED, stripes, image_size=32, out=tmp_path / "run", progress=False)
+
+
+def test_stripes_are_told_apart(result):
+    assert result.metrics["test"].accuracy == 1.0
+    assert set(result.metrics) == {"test"}
+    assert result.evidence.images_computed == 36
+    assert result.decision.strategy == "linear_probe"
+    assert any("no fine-tuning strategy" in reason for reason in result.decision.reasons)
+
+
+def test_a_run_folder_holds_what_it_promises(result, tmp_path):
+    plain = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert plain["schema"] == 1
+    assert plain["metrics"]["test"]["accuracy"] == result.metrics["test"].accuracy
+    assert plain["decision"]["strategy"] == "linear_probe"
+    assert {"frozen pass", "probe", "fit head", "total"} <= set(plain["seconds"])
+    assert torch.__version__.startswith(plain["environment"]["torch"])
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "slant" in html
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "model.safetensors",
+        "report.html",
+        "result.json",
+    ]
+
+
+def test_probabilities_are_bit_equal_in_a_fresh_process(result, stripes, tmp_path):
+    here = result.predict(stripes / "test" / "down").probabilities
+    script = (
+        "import sys, numpy as np, transferkit as tk\n"
+        "run, images, out = sys.argv[1:]\n"
+        "np.save(out, tk.load(run).predict(images).probabilities)\n"
+    )
+    out = tmp_path / "there.npy"
+    arguments = [sys.executable, "-c", script, tmp_path / "run", stripes / "test" / "down", out]
+    subprocess.run([str(part) for part in arguments], check=True)
+    np.testing.assert_array_equal(here, np.load(out))
+
+
+def test_the_model_agrees_with_the_metrics(result, stripes):
+    """Metrics come from banked features, predictions from the model itself: two routes to the same answers."""
+    files = sorted((stripes / "test").glob("*/*.png"))
+    answers = result.predict(files)
+    truth = [file.parent.name for file in files]
+    accuracy = np.mean([label == name for label, name in zip(answers.labels, truth, strict=True)])
+    assert accuracy == result.metrics["test"].accuracy
+    banked = dict(zip(result.record.held_out.items, result.record.held_out.probabilities, strict=True))
+    for file, row in zip(files, answers.probabilities, strict=True):
+        item = next(name for name in banked if name.endswith(f"{file.parent.name}/{file.name}"))
+        np.testing.assert_allclose(row, banked[item], atol=2e-3)
+
+
+def test_every_kind_of_image_gives_the_same_answer(result, stripes):
+    file = next((stripes / "test" / "slant").glob("*.png"))
+    picture = Image.open(file)
+    array = np.array(picture)
+    expected = result.predict(file).probabilities
+    as_float = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    for form in (str(file), [file], picture, array, array[None], torch.from_numpy(array), as_float, as_float[None]):
+        np.testing.assert_allclose(result.predict(form).probabilities, expected, atol=1e-6)
+
+
+def test_a_second_run_takes_everything_from_the_bank(result, stripes):
+    again = tk.adapt(PACKAGED, stripes, image_size=32, progress=False)
+    assert again.evidence.images_computed == 0
+    np.testing.assert_array_equal(again.model.classifier.weight.detach(), result.model.classifier.weight.detach())
+
+
+def test_only_new_images_are_computed(result, stripes):
+    picture = Image.new("RGB", (40, 40), (10, 200, 30))
+    picture.save(stripes / "train" / "slant" / "new.png")
+    assert tk.analyze(PACKAGED, stripes, image_size=32, progress=False).images_computed == 1
+
+
+def test_same_seed_same_result(stripes, tmp_path):
+    runs = [
+        tk.adapt(PACKAGED, stripes, image_size=32, seed=3, cache=tmp_path / f"bank{i}", progress=False)
+        for i in range(2)
+    ]
+    assert torch.equal(runs[0].model.classifier.weight, runs[1].model.classifier.weight)
+
+
+def test_a_named_strategy_and_stage_are_obeyed(stripes):
+    result = tk.adapt(
+        PACKAGED, stripes, image_size=32, strategy="linear_probe", stage="blocks.2", head="ridge", progress=False
+    )
+    assert result.model.stages == ("blocks.2",)
+    assert result.decision.mode == "given"
+    assert result.model.classifier.in_features == 80
+
+
+def test_rule_mode_obeys_the_matrix(stripes):
+    near = tk.adapt(PACKAGED, stripes, image_size=32, mode="rule", similarity=0.9, progress=False)
+    assert (near.decision.strategy, near.decision.stage) == ("linear_probe", "top")
+    with pytest.raises(OptionError, match="Pass similarity=S"):
+        tk.adapt(PACKAGED, stripes, image_size=32, mode="rule", progress=False)
+
+
+def test_without_a_test_split_there_is_no_test_metric(stripes):
+    (stripes / "test").rename(stripes / "val")
+    result = tk.adapt(PACKAGED, stripes, image_size=32, progress=False)
+    assert set(result.metrics) == {"val"}
+
+
+def test_digits_reach_their_accuracy():
+    result = tk.adapt(PACKAGED, "builtin/digits", image_size=48, head="ridge", progress=False)
+    assert result.metrics["test"].accuracy >= 0.97
+    assert result.evidence.probe(JOINED).accuracy > result.evidence.probe("top").accuracy
+
+
+def test_a_module_of_your_own(stripes, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(), nn.Conv2d(32, 48, 3),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5),
+    )  # fmt: skip
+    plain = Preprocessing(size=40, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear", origin="given")
+    result = tk.adapt(net, stripes, preprocessing=plain, out=tmp_path / "own", progress=False)
+    assert result.metrics["test"].accuracy > 0.6
+    with pytest.raises(RunFolderError, match="module of your own"):
+        tk.load(tmp_path / "own")
+    again = tk.load(tmp_path / "own", module=net)
+    file = next((stripes / "test" / "down").glob("*.png"))
+    np.testing.assert_array_equal(again.predict(file).probabilities, result.predict(file).probabilities)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "torchvision/squeezenet1_1"])
+def test_backbones_of_both_zoos_survive_a_round_trip(name, stripes, tmp_path):
+    result = tk.adapt(name, stripes, pretrained=False, image_size=64, out=tmp_path / "run", progress=False)
+    again = tk.load(tmp_path / "run")
+    file = next((stripes / "test" / "down").glob("*.png"))
+    np.testing.assert_array_equal(again.predict(file).probabilities, result.predict(file).probabilities)
+
+
+def test_a_local_checkpoint(stripes, tmp_path):
+    network = tk.load_backbone("timm/test_resnet", pretrained=False).trunk
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    result = tk.adapt(
+        "timm/test_resnet",
+        stripes,
+        checkpoint=tmp_path / "weights.pth",
+        image_size=64,
+        out=tmp_path / "r",
+        progress=False,
+    )
+    assert result.evidence.backbone.pretrained
+    assert tk.load(tmp_path / "r").model.classes == ("across", "down", "slant")
+
+
+def test_a_dataset_and_a_data_module_give_what_the_folder_gives(stripes):
+    from pytorch_lightning import LightningDataModule
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    class Module(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(ImageFolder(stripes / "train"), collate_fn=list)
+
+        def test_dataloader(self):
+            return DataLoader(ImageFolder(stripes / "test"), collate_fn=list)
+
+    options = {"image_size": 32, "progress": False}
+    folder = tk.adapt(PACKAGED, stripes, **options)
+    module = tk.adapt(PACKAGED, Module(), **options)
+    mapping = tk.adapt(PACKAGED, {s: ImageFolder(stripes / s) for s in ("train", "test")}, **options)
+    for other in (module, mapping):
+        torch.testing.assert_close(other.model.classifier.weight, folder.model.classifier.weight, atol=1e-4, rtol=1e-3)
+        assert other.classes == folder.classes
+
+
+def test_onnx_gives_the_same_probabilities(result, stripes, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from transferkit.data import decode, to_pixels
+
+    file = result.export(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(file))
+    files = sorted((stripes / "test").glob("*/*.png"))[:3]
+    pixels = np.stack([to_pixels(decode(path), result.model.preprocessing) for path in files])
+    (answers,) = session.run(None, {"pixels": pixels})
+    np.testing.assert_allclose(answers, result.predict(files).probabilities, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == list(result.classes)
+
+
+def test_bad_images_are_set_aside_and_said(stripes):
+    (stripes / "train" / "down" / "broken.png").write_bytes(b"\x89PNG not really")
+    (stripes / "train" / "down" / "empty.png").write_bytes(b"")
+    evidence = tk.analyze(PACKAGED, stripes, image_size=32, progress=False)
+    assert {finding.kind for finding in evidence.data.findings if finding.severity == "set_aside"} >= {"zero_byte"}
+    assert evidence.data.train_images == 24
+    with pytest.raises(DataError, match="empty.png"):
+        tk.analyze(PACKAGED, stripes, image_size=32, strict=True, progress=False)
+
+
+def test_options_are_checked_before_any_work(tmp_path, stripes):
+    with pytest.raises(OptionError, match="Unknown strategy 'linear-probe'. Closest known: linear_probe."):
+        tk.adapt(PACKAGED, "nowhere", strategy="linear-probe")
+    with pytest.raises(OptionError, match="Unknown head 'ridg'. Closest known: ridge."):
+        tk.adapt(PACKAGED, "nowhere", head="ridg")
+    with pytest.raises(OptionError, match="stage can be named only with a strategy"):
+        tk.adapt(PACKAGED, "nowhere", stage="top")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="is a file, not a folder"):
+        tk.adapt(PACKAGED, "nowhere", out=tmp_path / "file")
+    with pytest.raises(OptionError, match="device 'cuda:99' cannot be used"):
+        tk.adapt(PACKAGED, stripes, device="cuda:99", progress=False)
+    with pytest.raises(OptionError, match="Unknown stage 'block.2'. Closest known: blocks.2"):
+        tk.adapt(PACKAGED, stripes, strategy="linear_probe", stage="block.2", image_size=32, progress=False)
+
+
+def test_a_weight_that_is_not_finite_is_named(stripes):
+    backbone, plain = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 2)),
+        Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"),
+    )
+    with torch.no_grad():
+        backbone[0].weight[0] = float("nan")
+    with pytest.raises(BackboneError, match="not finite"):
+        tk.adapt(backbone, stripes, preprocessing=plain, progress=False)
+
+
+def test_nothing_that_is_no_finished_run_is_loaded(tmp_path, result):
+    with pytest.raises(RunFolderError, match="no finished run"):
+        tk.load(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    whole = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunFolderError, match="model in .* cannot be read"):
+        tk.load(run)
+    (run / "result.json").write_text('{"schema": 99}', encoding="utf-8")
+    with pytest.raises(RunFolderError, match="schema 99"):
+        tk.load(run)

@@ -1,0 +1,271 @@
+"""The command line as a person meets it: what it prints, leaves behind, and says when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from transferkit.cli import HELP, VERBS, main
+
+QUICK = ["image_size=32", "progress=false", "head=ridge"]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """An empty working folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Run, expect exit code 2 and one paragraph without a traceback; return it."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ")
+    assert "Traceback" not in said
+    return said
+
+
+def test_adapt_then_predict_then_export(at, stripes, capsys):
+    main(["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK])
+    said = capsys.readouterr().out
+    assert "test accuracy 100.0 %" in said
+    assert "report: run/report.html" in said.replace(f"{at}/", "")
+    assert {path.name for path in (at / "run").iterdir()} == {
+        ".hydra", "log.txt", "model.safetensors", "report.html", "result.json",
+    }  # fmt: skip
+    recorded = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))
+    assert recorded["command"].startswith("transferkit adapt data=folder")
+
+    main(["predict", "run=run", f"images={stripes / 'test' / 'down'}", "out=answers.csv"])
+    rows = list(csv.DictReader((at / "answers.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 4
+    assert {row["label"] for row in rows} == {"down"}
+    capsys.readouterr()
+    main(["predict", "run=run", f"images={stripes / 'test' / 'across'}", "format=json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed[0]["label"] == "across"
+    assert sum(printed[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+    pytest.importorskip("onnxruntime")
+    main(["export", "run=run"])
+    assert (at / "run" / "model.onnx").is_file()
+
+
+def test_the_same_command_again_reads_the_bank(at, stripes, capsys):
+    command = ["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK]
+    main(command)
+    assert "36 of 36 images computed" in capsys.readouterr().out
+    main(command)
+    assert "0 of 36 images computed" in capsys.readouterr().out
+    main(["cache"])
+    said = capsys.readouterr().out
+    assert "tf_efficientnet_lite0" in said
+    main(["cache", "clear=true"])
+    assert "MB freed" in capsys.readouterr().out
+    main(["cache"])
+    assert "tf_efficientnet_lite0" not in capsys.readouterr().out
+
+
+def test_analyze_prints_every_stage(at, stripes, capsys):
+    main(["analyze", "data=folder", f"data.root={stripes}", "out=look", *QUICK[:2]])
+    said = capsys.readouterr().out
+    for stage in ("bn1", "blocks.3", "top", "joined", "knn"):
+        assert stage in said
+    assert json.loads((at / "look" / "evidence.json").read_text(encoding="utf-8"))["decision"]["reasons"]
+
+
+def test_a_manifest(at, stripes, capsys):
+    files = sorted(stripes.glob("train/*/*.png"))
+    lines = ["path,label", *(f"{file},{file.parent.name}" for file in files)]
+    (at / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    main(["adapt", "data=manifest", "data.path=labels.csv", "data.test=0.25", "out=run", *QUICK])
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_a_sweep_leaves_a_folder_per_value(at, stripes):
+    main(["adapt", "--multirun", "data=folder", f"data.root={stripes}", "out=sweep", "seed=0,1", *QUICK])
+    assert (at / "sweep" / "0" / "result.json").is_file()
+    assert (at / "sweep" / "1" / "result.json").is_file()
+
+
+def test_zoo_lists_and_filters(capsys):
+    main(["zoo", "offline=true", "source=packaged"])
+    assert "packaged/tf_efficientnet_lite2" in capsys.readouterr().out
+    main(["zoo", "pattern=resnet18*", "source=torchvision"])
+    assert "torchvision/resnet18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_for_people(verb, capsys):
+    main([verb, "--help"] if verb else ["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("transferkit")
+    assert len(said.splitlines()) <= 40
+    assert max(map(len, said.splitlines())) <= 120
+
+
+def test_every_verb_has_help():
+    assert set(HELP) == set(VERBS)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder(at, capsys):
+    assert "There is no folder 'nowhere'" in fails(capsys, "adapt", "data=folder", "data.root=nowhere", "out=run")
+    assert list(at.iterdir()) == []
+
+
+def test_an_empty_class(at, stripes, capsys):
+    (stripes / "train" / "void").mkdir()
+    assert "void" in fails(capsys, "adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK)
+    assert list(at.iterdir()) == []
+
+
+def test_one_class(at, stripes, capsys):
+    for name in ("across", "down"):
+        for split in ("train", "test"):
+            shutil.rmtree(stripes / split / name)
+    said = fails(capsys, "adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK)
+    assert "2 classes" in said or "one class" in said.lower()
+    assert list(at.iterdir()) == []
+
+
+def test_one_image_per_class(at, stripes, capsys):
+    flat = stripes / "train"
+    for folder in flat.iterdir():
+        for file in sorted(folder.iterdir())[1:]:
+            file.unlink()
+    said = fails(capsys, "adapt", "data=folder", f"data.root={flat}", "out=run", *QUICK)
+    assert "has 1 image; 2 are needed" in said
+    assert list(at.iterdir()) == []
+
+
+def test_one_image_per_class_with_a_test_of_its_own(at, stripes, capsys):
+    for folder in (stripes / "train").iterdir():
+        for file in sorted(folder.iterdir())[1:]:
+            file.unlink()
+    main(["adapt", "data=folder", f"data.root={stripes}", "out=run", "image_size=32", "progress=false"])
+    assert "on 12 images" in capsys.readouterr().out
+
+
+def test_an_unknown_model(at, stripes, capsys):
+    said = fails(capsys, "adapt", "model=timm/resnet81", "data=folder", f"data.root={stripes}", "out=run")
+    assert "resnet18" in said or "resnet101" in said
+    assert list(at.iterdir()) == []
+
+
+def test_a_hub_out_of_reach(at, stripes, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(at.parent / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = fails(capsys, "adapt", "model=timm/test_resnet", "data=folder", f"data.root={stripes}", "out=run")
+    assert "packaged/" in said
+    assert "checkpoint=" in said
+
+
+def test_a_checkpoint_of_another_architecture(at, stripes, capsys):
+    import timm
+
+    weights = at.parent / "weights.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), weights)
+    said = fails(
+        capsys, "adapt", "model=timm/test_resnet", f"checkpoint={weights}", "data=folder", f"data.root={stripes}",
+        "out=run",
+    )  # fmt: skip
+    assert "blocks.0" in said
+    assert "conv1.weight" in said or "missing" in said.lower()
+    assert list(at.iterdir()) == []
+
+
+def test_a_cache_that_is_a_file(at, stripes, capsys):
+    blocked = at.parent / "blocked"
+    blocked.write_text("x")
+    command = ["adapt", "data=folder", f"data.root={stripes}", "out=run", f"cache={blocked}", *QUICK]
+    said = fails(capsys, *command)
+    assert "feature bank" in said
+    assert "cache=DIR" in said
+    assert list(at.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_the_bank_is_written(at, stripes, capsys, monkeypatch, own_cache):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    said = fails(capsys, "adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK)
+    assert "No space left on device" in said
+    assert "cache=DIR" in said
+    assert list(at.iterdir()) == []
+    assert not list(own_cache.rglob("*.partial"))
+    assert not list(own_cache.rglob("*.rows"))
+
+
+def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
+    """A real process, a real signal, in the middle of the frozen pass."""
+    script = (
+        "import time, transferkit.data.opened as o, transferkit.cli as c\n"
+        "whole = o.Data.pixels\n"
+        "def slow(self, index, preprocessing):\n"
+        "    print('reading', flush=True); time.sleep(0.2); return whole(self, index, preprocessing)\n"
+        "o.Data.pixels = slow\n"
+        f"c.main(['adapt', 'data=folder', 'data.root={stripes}', 'out=run', 'image_size=32', 'batch_size=4'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=at,
+        env=environment,
+    )  # fmt: skip
+    assert process.stdout.readline().strip() == "reading"
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    assert list(at.iterdir()) == []
+    assert not list(own_cache.rglob("*partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["adpt"], "Closest known: adapt"),
+        (["adapt", "imagesize=9"], "Closest known: image_size"),
+        (["adapt", "data=floder"], "Closest known: folder"),
+        (["adapt", "data=folder"], "needs data.root="),
+        (["adapt", "data=folder", "data.rot=x"], "Closest known: data.root"),
+        (["adapt", "folder"], "is not a setting"),
+        (["adapt", "strategy=lp-ft"], "Unknown strategy 'lp-ft'"),
+        (["adapt", "mode=evidnce", "image_size=32"], "Closest known: evidence"),
+        (["predict", "run=nowhere", "images=x.jpg"], "no finished run"),
+        (["predict", "run=x"], "needs images="),
+        (["predict", "runn=x"], "Closest known: run"),
+        (["zoo", "pattern=nothing_like_it"], "No backbone matches"),
+        (["zoo", "source=tim"], "Closest known: timm"),
+    ],
+)
+def test_mistyped_settings_are_met_with_the_closest(arguments, expected, at, capsys):
+    assert expected in fails(capsys, *arguments, *(["out=run"] if arguments[0] == "adapt" else []))
+    assert list(at.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(at, capsys):
+    with pytest.raises(SystemExit):
+        main(["adapt", "data=folder", "data.root=nowhere", "out=run", "debug=true"])
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Who may import whom, read from the source itself: no module is run, so no import can hide behind another."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "transferkit"
+
+BASE = frozenset({"types", "errors", "registry", "repro", "progress", "serialise", "intervals"})
+"""Seen by everyone, and seeing only each other."""
+
+LAYERS: dict[str, frozenset[str]] = {
+    # four siblings that never see each other
+    "zoo": frozenset(),
+    "data": frozenset(),
+    "nn": frozenset(),
+    "measure": frozenset(),
+    "features": frozenset({"nn"}),
+    "strategies": frozenset(),
+    "decision": frozenset({"measure"}),
+    "train": frozenset({"nn", "measure", "features", "strategies"}),
+    "report": frozenset(),
+    "export": frozenset({"nn"}),
+    "survey": frozenset({"nn", "data", "measure", "features", "train"}),
+    "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
+}
+LAYERS["api"] = frozenset(LAYERS)
+LAYERS["cli"] = frozenset(LAYERS)
+"""Part of the package -> the parts it may import, besides the base and itself."""
+
+HOMES = {
+    "hydra": {"cli"},
+    "omegaconf": {"cli"},
+    "timm": {"zoo"},
+    "torchvision.models": {"zoo"},
+    "optuna": {"tune"},
+}
+"""Library -> the parts that may know of it."""
+
+NAMELESS = frozenset({"utils", "util", "misc", "helpers", "helper", "common", "manager"})
+"""File names that say nothing."""
+
+HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "pytorch_lightning", "lightning", "hydra")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a file imports: the dotted target, its line, and whether it runs when the file is imported."""
+
+    target: str
+    line: int
+    lazy: bool
+    relative: bool = False
+
+
+def find_imports(tree: ast.AST, *, lazy: bool = False) -> Iterator[Import]:
+    """Every import below `tree`. `from a import b` counts as `a.b`: whether b is a module is for the reader to say."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = f"{node.module}." if node.module else ""
+            yield from (
+                Import(f"{prefix}{alias.name}", node.lineno, lazy, relative=node.level > 0) for alias in node.names
+            )
+        else:
+            inside = lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_type_checking(node)
+            yield from find_imports(node, lazy=inside)
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def part_of(path: Path) -> str:
+    """The folder or file directly under the package that a source file belongs to; "" for the package root."""
+    first = path.parts[1]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def find_violations(path: Path, source: str, parts: frozenset[str]) -> list[str]:
+    """What is wrong with the imports of one file.
+
+    Args:
+        path: Relative to the repository, "transferkit/...".
+        source: Its text.
+        parts: The names directly under the package.
+    """
+    here, wrong = part_of(path), []
+    allowed = BASE | {here} | (LAYERS.get(here, frozenset()) if here not in BASE else frozenset())
+    for found in find_imports(ast.parse(source)):
+        problem = None
+        top, *rest = found.target.split(".")
+        library = next((name for name in HOMES if f"{found.target}.".startswith(f"{name}.")), None)
+        if found.relative:
+            problem = "is relative"
+        elif library is not None and here not in HOMES[library]:
+            problem = f"belongs in {' or '.join(sorted(HOMES[library]))} only"
+        elif top == PACKAGE and here == "":
+            problem = None if found.lazy else "is not lazy"
+        elif top == PACKAGE and (not rest or rest[0] not in parts):
+            problem = "takes the package root"
+        elif top == PACKAGE and rest[0] not in allowed:
+            problem = f"is not for {here} to see"
+        if problem is not None:
+            wrong.append(f"{path}:{found.line}: {found.target} {problem}")
+    return wrong
+
+
+def sources() -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in (ROOT / PACKAGE).rglob("*.py"))
+
+
+PARTS = frozenset(part_of(path) for path in sources()) - {""}
+
+
+def test_there_is_something_to_look_at():
+    assert len(sources()) > 40
+    assert len(PARTS) > 15
+
+
+def test_imports_keep_to_the_layers():
+    wrong = [line for path in sources() for line in find_violations(path, (ROOT / path).read_text("utf-8"), PARTS)]
+    assert wrong == []
+
+
+def test_every_part_has_its_place_in_the_table():
+    assert PARTS <= BASE | set(LAYERS)
+    assert all(seen <= set(LAYERS) - {"cli"} for seen in LAYERS.values())
+
+
+def test_layers_stand_on_each_other_without_a_circle():
+    placed: set[str] = set()
+    waiting = {part: seen - {part, "cli"} for part, seen in LAYERS.items()}
+    waiting["api"] -= {"api", "cli"}
+    while ready := {part for part, seen in waiting.items() if seen <= placed}:
+        placed |= ready
+        waiting = {part: seen for part, seen in waiting.items() if part not in ready}
+    assert waiting == {}
+
+
+def test_no_file_or_folder_says_nothing_by_its_name():
+    names = [path for folder in (PACKAGE, "tests", "scripts") for path in (ROOT / folder).rglob("*")]
+    assert [str(path) for path in names if path.stem.strip("_").lower() in NAMELESS] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "snippet", "problem"),
+    [
+        ("nn/stages.py", "from transferkit.data import Data", "is not for nn to see"),
+        ("zoo/_load.py", "import transferkit.nn.backbone", "is not for zoo to see"),
+        ("measure/ridge.py", "from transferkit import nn", "is not for measure to see"),
+        ("features/bank.py", "def later():\n    from transferkit.api import adapt", "is not for features to see"),
+        ("strategies/plan.py", "from transferkit.nn import Backbone", "is not for strategies to see"),
+        ("report/_render.py", "from transferkit.measure import assess", "is not for report to see"),
+        ("errors.py", "from transferkit.nn import pool", "is not for errors to see"),
+        ("api.py", "from transferkit.cli import main", "is not for api to see"),
+        ("decision.py", "from transferkit.features import FeatureBank", "is not for decision to see"),
+        ("brand_new.py", "from transferkit.nn import pool", "is not for brand_new to see"),
+        ("api.py", "import transferkit", "takes the package root"),
+        ("api.py", "import transferkit as tk", "takes the package root"),
+        ("api.py", "from transferkit import adapt", "takes the package root"),
+        ("api.py", "from transferkit import *", "takes the package root"),
+        ("nn/stages.py", "from . import pooling", "is relative"),
+        ("nn/stages.py", "from .pooling import pool", "is relative"),
+        ("nn/stages.py", "if True:\n    try:\n        import timm\n    except ImportError:\n        pass", "zoo only"),
+        ("nn/stages.py", "from timm.layers import DropPath", "zoo only"),
+        ("nn/stages.py", "from torchvision import models", "zoo only"),
+        ("nn/stages.py", "import torchvision.models.resnet", "zoo only"),
+        ("api.py", "from omegaconf import OmegaConf", "cli only"),
+        ("api.py", "import hydra", "cli only"),
+        ("cli.py", "import optuna", "tune only"),
+        ("__init__.py", "from transferkit.api import adapt", "is not lazy"),
+        ("__init__.py", "if True:\n    import transferkit.types", "is not lazy"),
+    ],
+)
+def test_a_forbidden_import_is_found(path, snippet, problem):
+    (found,) = find_violations(Path(PACKAGE) / path, snippet, PARTS)
+    assert found.endswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("path", "snippet"),
+    [
+        ("nn/stages.py", "from transferkit.nn.pooling import pool\nfrom transferkit.types import TOP"),
+        ("zoo/_timm.py", "def load():\n    import timm\n    from torchvision import models"),
+        ("data/geometry.py", "from torchvision import transforms\nimport torchvision"),
+        ("api.py", "from transferkit import zoo\nfrom transferkit.nn import Backbone"),
+        ("cli.py", "import hydra\nfrom transferkit.api import adapt"),
+        ("registry.py", "from transferkit.errors import OptionError"),
+        ("__init__.py", "def __getattr__(name):\n    from transferkit import api"),
+        ("__init__.py", "if TYPE_CHECKING:\n    from transferkit.api import adapt"),
+        ("nn/stages.py", "import transferkitten\nimport timmy"),
+    ],
+)
+def test_an_allowed_import_is_not(path, snippet):
+    assert find_violations(Path(PACKAGE) / path, snippet, PARTS) == []
+
+
+def test_importing_the_package_is_light():
+    question = f"import sys, transferkit; print([name for name in {HEAVY!r} if name in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", "-c", question], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_reading_an_attribute_finds_it_and_a_typo_is_an_attribute_error():
+    question = "import transferkit as tk; print(tk.TransferkitError.__module__, sorted(tk.__all__) == dir(tk)); tk.adpat"
+    answer = subprocess.run([sys.executable, "-c", question], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.stdout.strip() == "transferkit.errors True"
+    assert "AttributeError: module 'transferkit' has no attribute 'adpat'" in answer.stderr

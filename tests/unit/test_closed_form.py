@@ -1,0 +1,203 @@
+"""The head that is solved for: from a bank of features whose classes are known to a model that gives the same scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.utils.class_weight import compute_sample_weight
+from torch import nn
+
+from transferkit.errors import OptionError
+from transferkit.features import FeatureBank, FeatureTable
+from transferkit.measure import fit_temperature
+from transferkit.nn import Backbone
+from transferkit.strategies import Plan
+from transferkit.train import class_weights, fit_closed_form
+from transferkit.train.closed_form import CLASS_WEIGHTS, HEADS
+from transferkit.types import BackboneSpec, Preprocessing
+
+PLAIN = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+SPEC = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=PLAIN, pretrained=False)
+CLASSES = ("cat", "dog", "owl")
+JOINED = Plan(strategy="linear_probe", stages=("0", "2", "top"), closed_form=True)
+TOP = Plan(strategy="linear_probe", stages=("top",), closed_form=True)
+
+
+@dataclass(frozen=True)
+class Banked:
+    """A backbone, images, and their features in a bank."""
+
+    backbone: Backbone
+    images: torch.Tensor
+    labels: npt.NDArray[np.int64]
+    table: FeatureTable
+
+
+@pytest.fixture
+def banked(tmp_path) -> Banked:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 10, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(10, 12, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 9),
+        nn.ReLU(),
+        nn.Linear(9, 4),
+    )
+    backbone = Backbone(network, SPEC)
+    labels = np.arange(60) % 3
+    images = torch.randn(60, 3, 16, 16)
+    images[:, 0] += torch.from_numpy(labels)[:, None, None] * 0.15
+    with torch.no_grad():
+        rows = torch.cat(list(backbone.pooled_stages(images, pooling="avg").values()), dim=1).numpy()
+    ids = np.array([f"{i:032}".encode() for i in range(60)])
+    shelf = FeatureBank(tmp_path).shelf({"weights": "toy"}, backbone.widths("avg"))
+    with shelf.writer() as writer:
+        writer.append(ids, rows)
+    return Banked(backbone, images, labels, shelf.table(ids))
+
+
+def fit(banked: Banked, plan: Plan = TOP, *, rows: npt.NDArray[np.int64] | None = None, **options):
+    rows = np.arange(60) if rows is None else rows
+    return fit_closed_form(
+        plan,
+        banked.backbone,
+        banked.table.take(rows),
+        banked.labels[rows],
+        classes=CLASSES,
+        pooling="avg",
+        **options,
+    )
+
+
+def test_toy_backbone_has_the_stages_that_the_plans_name(banked):
+    names = [stage.name for stage in banked.backbone.stages]
+    assert set(JOINED.stages) <= set(names), names
+
+
+@pytest.mark.parametrize("head", ["ridge", "logistic"])
+@pytest.mark.parametrize("plan", [TOP, JOINED], ids=["top", "joined"])
+def test_model_on_images_gives_what_the_head_gives_on_banked_features(banked, plan, head):
+    fitted = fit(banked, plan, head=head)
+    with torch.no_grad():
+        logits = fitted.model(banked.images).numpy()
+    classifier = fitted.model.classifier
+    features = banked.table.load(plan.stages)
+    expected = features @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    assert fitted.head == head
+    assert fitted.model.classes == CLASSES
+    assert fitted.model.stages == plan.stages
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_fit_reads_the_classes_better_than_chance(banked, head):
+    fitted = fit(banked, JOINED, head=head)
+    with torch.no_grad():
+        predicted = fitted.model(banked.images).argmax(1).numpy()
+    assert (predicted == banked.labels).mean() > 0.6
+
+
+def test_model_is_frozen_in_evaluation_mode_and_has_no_other_head(banked):
+    model = fit(banked).model
+    assert not any(part.training for part in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in model.classifier.parameters())
+    assert model.backbone.head is None
+
+
+def test_weights_of_the_backbone_are_untouched(banked):
+    before = {name: value.clone() for name, value in banked.backbone.state_dict().items()}
+    fit(banked)
+    assert all(torch.equal(value, before[name]) for name, value in banked.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_same_seed_same_weights(banked, head):
+    one, other = (fit(banked, head=head, seed=3).model.classifier for _ in range(2))
+    assert torch.equal(one.weight, other.weight)
+    assert torch.equal(one.bias, other.bias)
+
+
+def test_auto_takes_the_head_with_the_higher_held_back_accuracy_and_says_the_numbers(banked):
+    alone = {head: fit(banked, JOINED, head=head).reason for head in ("ridge", "logistic")}
+    accuracy = {head: float(reason.split(f"from {head} ")[1].split(" %")[0]) for head, reason in alone.items()}
+    fitted = fit(banked, JOINED)
+    assert accuracy[fitted.head] == max(accuracy.values())
+    for value in accuracy.values():
+        assert f"{value:.1f} %" in fitted.reason
+    assert fitted.reason.startswith(f"Head by held-back accuracy: {fitted.head}, from ridge ")
+
+
+def test_accuracy_in_the_reason_is_that_of_the_leave_one_out_scores(banked):
+    # Leave one out the long way round: fit without an image, ask for that image, at the same penalty grid.
+    right = 0
+    for image in range(60):
+        rest = np.delete(np.arange(60), image)
+        model = fit(banked, rows=rest, head="ridge").model
+        with torch.no_grad():
+            right += int(model(banked.images[[image]]).argmax() == banked.labels[image])
+    stated = float(fit(banked, head="ridge").reason.split("from ridge ")[1].split(" %")[0])
+    # The refits scale features and choose the penalty anew, so a borderline image or two may differ.
+    assert abs(100 * right / 60 - stated) <= 100 * 3 / 60
+
+
+def test_class_of_one_image_leaves_ridge_alone(banked):
+    rows = np.flatnonzero((banked.labels != 2) | (np.arange(60) == 2))
+    fitted = fit(banked, rows=rows)
+    assert fitted.head == "ridge"
+    assert "logistic" not in fitted.reason
+    with pytest.raises(OptionError, match="needs 2 images per class to hold one back, got 1. Use head=ridge."):
+        fit(banked, rows=rows, head="logistic")
+
+
+def test_ridge_logits_are_tempered_probabilities(banked):
+    with torch.no_grad():
+        logits = fit(banked, JOINED, head="ridge").model(banked.images).numpy()
+    # Untempered, one-hot regression scores lie in [0, 1] and softmax of them is nearly uniform.
+    confidence = softmax(logits, axis=1).max(axis=1).mean()
+    accuracy = (logits.argmax(axis=1) == banked.labels).mean()
+    assert abs(confidence - accuracy) < 0.2
+    assert 0.3 < fit_temperature(logits, banked.labels) < 1.5
+
+
+def test_balanced_weights_are_scikit_learns_and_weigh_every_class_alike():
+    labels = np.array([0, 0, 0, 0, 1, 2, 2])
+    weights = class_weights(labels, "balanced")
+    np.testing.assert_allclose(weights, compute_sample_weight("balanced", labels))
+    np.testing.assert_allclose(np.bincount(labels, weights=weights), 7 / 3)
+    assert class_weights(labels, "none") is None
+
+
+def test_balanced_weights_pass_over_classes_without_images():
+    np.testing.assert_allclose(class_weights(np.array([0, 0, 2, 2]), "balanced"), 1)
+
+
+@pytest.mark.parametrize("head", ["ridge", "logistic"])
+def test_balanced_weights_raise_the_recall_of_a_rare_class(banked, head):
+    rows = np.flatnonzero((banked.labels != 0) | (np.arange(60) < 12))  # 4 cats, 20 dogs, 20 owls
+
+    def mean_margin(class_weight: str) -> float:
+        with torch.no_grad():
+            chances = fit(banked, rows=rows, head=head, class_weight=class_weight).model(banked.images).softmax(1)
+        return float(chances[banked.labels == 0, 0].mean())
+
+    assert mean_margin("balanced") > mean_margin("none")
+
+
+def test_unknown_head_and_weighting_offer_the_closest(banked):
+    with pytest.raises(OptionError, match="Unknown head 'rigde'. Closest known: ridge."):
+        fit(banked, head="rigde")
+    with pytest.raises(OptionError, match="Unknown class_weight 'balance'. Closest known: balanced."):
+        fit(banked, class_weight="balance")
+    assert set(CLASS_WEIGHTS) == {"none", "balanced"}

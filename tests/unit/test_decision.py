@@ -1,0 +1,230 @@
+"""What is advised, for tables of numbers whose answer the textbook or plain sense gives."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transferkit.decision import MODES, NEAR, PLENTY_IMAGES, PLENTY_PER_CLASS, SMALL_BATCH, decide, rule
+from transferkit.errors import OptionError
+from transferkit.types import (
+    BackboneSpec,
+    DataSummary,
+    Evidence,
+    Preprocessing,
+    ProbeScore,
+    StageSpec,
+)
+
+STAGES = ("stem", "early", "middle", "late", "top")
+TRAINED_LAYERS = {"linear_probe": 0, "few_layers": 1, "many_layers": 2}
+
+
+def score(stage: str, accuracy: float, *, error: float = 0.5, method: str = "ridge", half: float = 0.02) -> ProbeScore:
+    return ProbeScore(
+        stage=stage,
+        method=method,
+        dim=8,
+        accuracy=accuracy,
+        low=max(0.0, accuracy - half),
+        high=min(1.0, accuracy + half),
+        squared_error=error if method == "ridge" else None,
+    )
+
+
+def evidence(*probes: ProbeScore, per_class: int = 30, similarity: float | None = None) -> Evidence:
+    plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    return Evidence(
+        backbone=BackboneSpec(
+            name="toy",
+            source="module",
+            architecture="toy",
+            preprocessing=plain,
+            pretrained=True,
+            stages=tuple(StageSpec(name=name, channels=8, stride=None) for name in STAGES),
+        ),
+        data=DataSummary(
+            origin="here",
+            classes=("cat", "dog"),
+            counts={"train": (per_class, per_class), "test": (9, 9)},
+            split_rule="as given",
+        ),
+        probes=probes or (score("top", 0.8),),
+        pooling="avg",
+        image_size=32,
+        similarity=similarity,
+        seconds={"probe": 1.5},
+    )
+
+
+def advice(images: int, per_class: float, similarity: float):
+    return rule(images=images, per_class=per_class, similarity=similarity, stages=STAGES)
+
+
+@pytest.mark.parametrize(
+    ("images", "per_class", "similarity", "strategy", "stages"),
+    [
+        (100, 10, 0.9, "linear_probe", {"top"}),
+        (100, 10, 0.1, "linear_probe", {"middle", "late"}),
+        (100_000, 1000, 0.9, "few_layers", {"top"}),
+        (100_000, 1000, 0.1, "many_layers", {"top"}),
+    ],
+)
+def test_four_corners_of_the_textbook_matrix(images, per_class, similarity, strategy, stages):
+    decision = advice(images, per_class, similarity)
+    assert decision.strategy == strategy
+    assert decision.stage in stages
+    assert decision.mode == "rule"
+
+
+@pytest.mark.parametrize(
+    ("images", "per_class", "plenty"),
+    [
+        (PLENTY_IMAGES, PLENTY_PER_CLASS, True),
+        (PLENTY_IMAGES - 1, PLENTY_PER_CLASS, False),
+        (PLENTY_IMAGES, PLENTY_PER_CLASS - 0.1, False),
+        (100_000, 5, False),  # many images of very many classes
+    ],
+)
+def test_plenty_needs_many_images_in_all_and_per_class(images, per_class, plenty):
+    assert (advice(images, per_class, 0.9).strategy == "few_layers") == plenty
+
+
+amounts = st.tuples(st.integers(1, 10**6), st.floats(0.1, 10**5))
+
+
+@given(one=amounts, other=amounts, similarity=st.floats(0, 1))
+def test_more_data_never_trains_fewer_layers(one, other, similarity):
+    less, more = (tuple(map(pick, zip(one, other, strict=True))) for pick in (min, max))
+    trained = [TRAINED_LAYERS[advice(*amount, similarity).strategy] for amount in (less, more)]
+    assert trained == sorted(trained)
+
+
+@given(one=st.floats(0, 1), other=st.floats(0, 1), depth=st.integers(1, 30))
+def test_little_data_is_read_no_earlier_the_nearer_it_is_and_never_below_the_middle(one, other, depth):
+    stages = tuple(f"s{i}" for i in range(depth - 1)) + ("top",)
+    far, near = (
+        stages.index(rule(images=50, per_class=5, similarity=s, stages=stages).stage) for s in sorted((one, other))
+    )
+    assert (depth - 1) // 2 <= far <= near < depth
+
+
+def test_far_data_reads_an_earlier_stage_than_the_top():
+    assert [advice(50, 5, s).stage for s in (0.0, 0.4, NEAR)] == ["middle", "late", "top"]
+
+
+@given(images=st.integers(1000, 10**6), similarity=st.floats(0, 1), batch_size=st.integers(1, 1024))
+def test_fine_tuning_starts_at_a_tenth_of_the_original_rate_scaled_to_the_batch(images, similarity, batch_size):
+    decision = rule(images=images, per_class=500, similarity=similarity, stages=STAGES, batch_size=batch_size)
+    assert decision.lr_scale == 0.1
+    assert decision.lr == pytest.approx(0.1 * 0.1 * batch_size / 256)
+    assert decision.norm == ("keep" if batch_size >= SMALL_BATCH else "frozen")
+
+
+def test_linear_probe_has_no_rate_and_touches_no_normalisation():
+    decision = advice(50, 5, 0.2)
+    assert (decision.lr, decision.lr_scale, decision.norm) == (0, 0, "frozen")
+
+
+def test_reasons_of_the_rule_contain_its_numbers():
+    said = " ".join(advice(12_345, 678, 0.37).reasons)
+    for number in ("12,345", "678", "0.37", f"{PLENTY_IMAGES:,}", str(PLENTY_PER_CLASS), str(NEAR), "0.1", "batch 32"):
+        assert number in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": 0}, "images must be >= 1 and per_class > 0, got 0"),
+        ({"per_class": 0}, "images must be >= 1 and per_class > 0, got 100 and 0"),
+        ({"per_class": float("nan")}, "per_class > 0, got 100 and nan"),
+        ({"similarity": 1.1}, r"similarity must be in \[0, 1\], got 1.1"),
+        ({"similarity": float("nan")}, r"similarity must be in \[0, 1\], got nan"),
+    ],
+)
+def test_rule_refuses_numbers_out_of_range(changed, message):
+    with pytest.raises(OptionError, match=message):
+        rule(**{"images": 100, "per_class": 10, "similarity": 0.5, "stages": STAGES, **changed})
+
+
+def test_mode_rule_reads_the_evidence():
+    looked = evidence(per_class=1000, similarity=0.2)
+    expected = rule(images=2000, per_class=1000, similarity=0.2, stages=STAGES, batch_size=8)
+    assert decide(looked, mode="rule", batch_size=8) == expected
+    assert expected.strategy == "many_layers"
+
+
+accuracies = st.lists(st.sampled_from([0.5, 0.7, 0.9]), min_size=6, max_size=6)
+errors = st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=6, max_size=6)
+
+
+@given(accuracies=accuracies, errors=errors, similarity=st.none() | st.floats(0, 1))
+def test_evidence_picks_the_best_leave_one_out_accuracy_and_ranks_the_rest(accuracies, errors, similarity):
+    names = [*STAGES, "joined"]
+    probes = [score(name, a, error=e) for name, a, e in zip(names, accuracies, errors, strict=True)]
+    looked = evidence(*probes, score("top", 1.0, method="knn"), similarity=similarity)
+    decision = decide(looked)
+    assert decision == decide(looked)
+    assert decision.mode == "evidence"
+    chosen = looked.probe(decision.stage)
+    assert chosen.accuracy == max(accuracies)
+    assert chosen.squared_error == min(p.squared_error for p in probes if p.accuracy == chosen.accuracy)
+    ranked = [alternative.expected_accuracy for alternative in decision.alternatives]
+    assert ranked == sorted(ranked, reverse=True)
+    assert sorted([decision.stage, *(a.stage for a in decision.alternatives)]) == sorted(names)
+
+
+def test_nearest_neighbours_are_a_sanity_row_and_never_chosen():
+    decision = decide(evidence(score("late", 0.6), score("top", 0.99, method="knn")))
+    assert decision.stage == "late"
+    assert decision.alternatives == ()
+
+
+def test_reasons_of_the_evidence_contain_its_numbers():
+    looked = evidence(score("late", 0.913), score("top", 0.842), score("joined", 0.871), similarity=0.9)
+    said = " ".join(decide(looked).reasons)
+    # 91.3 % chosen with its interval, 60 images, the runner-up, the gap to the top.
+    for number in ("91.3 %", "89.3 %", "93.3 %", "60", "87.1 %", "4.2 points", "84.2 %", "7.1 points"):
+        assert number in said, number
+    assert "all stages joined" in said
+    assert "overrule" in said
+
+
+@pytest.mark.parametrize(("half", "certainty"), [(0.02, "a clear lead"), (0.2, "within what chance can do")])
+def test_lead_is_judged_by_the_interval(half, certainty):
+    looked = evidence(score("late", 0.9, half=half), score("top", 0.8, half=half))
+    assert certainty in " ".join(decide(looked).reasons)
+
+
+def test_agreement_with_the_textbook_is_said():
+    looked = evidence(score("top", 0.9), score("late", 0.8), similarity=0.9)
+    assert "the measurements agree" in decide(looked).reasons[-1]
+    assert not any("textbook" in reason for reason in decide(replace(looked, similarity=None)).reasons)
+
+
+def test_alternatives_carry_interval_and_cost():
+    (other,) = decide(evidence(score("late", 0.9), score("top", 0.8))).alternatives
+    assert (other.strategy, other.stage, other.expected_accuracy) == ("linear_probe", "top", 0.8)
+    assert (other.low, other.high, other.cost_seconds) == (pytest.approx(0.78), pytest.approx(0.82), 1.5)
+
+
+def test_deciding_takes_no_time():
+    looked = evidence(*(score(f"s{i}", i / 1000) for i in range(1000)))
+    start = time.perf_counter()
+    decide(looked)
+    assert time.perf_counter() - start < 0.5
+
+
+def test_unknown_mode_offers_the_closest():
+    with pytest.raises(OptionError, match="Unknown mode 'evidnce'. Closest known: evidence"):
+        decide(evidence(), mode="evidnce")
+    assert MODES == ("evidence", "rule")
+
+
+def test_rule_without_similarity_says_what_to_pass():
+    with pytest.raises(OptionError, match=r"how near the data is.*Pass similarity=S in \[0, 1\]"):
+        decide(evidence(), mode="rule")

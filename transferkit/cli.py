@@ -1,0 +1,485 @@
+"""The command line: a verb, then Hydra overrides. The only place that knows Hydra.
+
+`adapt` and `analyze` are Hydra jobs (a folder each, sweeps with --multirun); the other verbs only borrow its grammar.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from transferkit.errors import OptionError, TransferkitError, list_problems, unknown_name
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from transferkit.result import Result
+    from transferkit.types import Evidence
+
+__all__ = ["main"]
+
+log = logging.getLogger("transferkit")
+
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+
+USAGE = """\
+transferkit: a classifier for your images from a pretrained backbone. It measures before it decides.
+
+  transferkit                                     adapt the packaged backbone to scikit-learn's digits, offline
+  transferkit adapt data=folder data.root=DIR     your own images: DIR/<class>/* or DIR/{train,val,test}/<class>/*
+  transferkit analyze data=folder data.root=DIR   only measure and advise
+  transferkit predict run=DIR images=PATH         classify images with a finished run
+  transferkit export run=DIR                      a finished run as ONNX
+  transferkit zoo [pattern=resnet*]               which backbones there are
+  transferkit cache [clear=true]                  what the feature bank holds
+
+`transferkit VERB --help` says more.
+"""
+
+HELP = {
+    "adapt": """\
+transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model, result and report in one folder.
+
+  transferkit adapt                                                    scikit-learn's digits, offline
+  transferkit adapt data=folder data.root=DIR image_size=96 out=runs/x
+  transferkit adapt data=manifest data.path=labels.csv                 columns path, label [, split, group]
+  transferkit adapt model=timm/resnet50.a1_in1k data=folder data.root=DIR
+  transferkit adapt model=torchvision/resnet18 checkpoint=my.pth data=folder data.root=DIR
+
+  model=NAME            packaged/..., timm/..., torchvision/... (transferkit zoo lists them)
+  checkpoint=FILE       your weights for that architecture
+  data=digits|folder|manifest, data.root=DIR, data.path=FILE
+  data.test=0.2         share held back for the test, where the data has no test split
+  data.strict=true      an unusable image is an error instead of being set aside
+  image_size=N          side in pixels; smaller is faster
+  strategy=auto         or linear_probe, with stage=NAME
+  mode=evidence         or rule, with similarity=0..1
+  head=auto             or ridge, logistic
+  class_weight=none     or balanced
+  out=DIR               where the run goes
+  cache=DIR, cache_limit=GB, device=auto, batch_size=N, seed=0, progress=false, debug=true
+
+  transferkit adapt --multirun seed=0,1,2     one run per value
+  transferkit adapt --cfg job                 show the settings and stop
+""",
+    "analyze": """\
+transferkit analyze [key=value ...]: one frozen pass over your images; prints how well each stage tells the classes
+apart and what to do, and leaves evidence.json in the run's folder. Takes the same keys as adapt.
+
+  transferkit analyze data=folder data.root=DIR image_size=96
+""",
+    "predict": """\
+transferkit predict run=DIR images=PATH [key=value ...]: classify images with a finished run.
+
+  transferkit predict run=runs/x images=photo.jpg
+  transferkit predict run=runs/x images=folder/ out=answers.csv
+
+  run=DIR         the folder that adapt wrote
+  images=PATH     an image, a folder of images, or a list: images=[a.jpg,b.jpg]
+  out=FILE        .csv or .json; without it the answers are printed
+  format=csv      or json, for printing
+  device=auto
+""",
+    "export": """\
+transferkit export run=DIR [key=value ...]: a finished run for other programs.
+
+  transferkit export run=runs/x out=model.onnx
+
+  run=DIR         the folder that adapt wrote
+  out=FILE        default: DIR/model.onnx
+  format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities
+""",
+    "zoo": """\
+transferkit zoo [key=value ...]: which backbones there are.
+
+  transferkit zoo pattern='*efficientnet*' source=timm
+  transferkit zoo offline=true                what can be loaded without any network
+
+  pattern=GLOB    matched on the name
+  source=NAME     packaged, timm, torchvision
+  offline=true    only those whose weights are on this machine
+""",
+    "cache": """\
+transferkit cache [key=value ...]: what the feature bank holds, and clearing it.
+
+  transferkit cache
+  transferkit cache clear=true                all of it
+  transferkit cache clear=NAME                one shelf
+
+  cache=DIR       another bank than the usual one
+""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `transferkit` command.
+
+    Exits with 0, with 2 after an error that the user can mend, with 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verb = given.pop(0) if given and "=" not in given[0] and not given[0].startswith("-") else None
+    wants_help = any(word in ("-h", "--help", "help") for word in given)
+    if wants_help or verb == "help" or "--version" in given:
+        _print_help(verb, version="--version" in given)
+        return
+    verb = verb or "adapt"
+    try:
+        if verb not in VERBS:
+            raise OptionError(unknown_name("verb", verb, VERBS, remedy="See transferkit --help."))
+        VERBS[verb](given)
+    except TransferkitError as error:
+        _stop(error, debug="debug=true" in given)
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing half-written was left behind.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_help(verb: str | None, *, version: bool) -> None:
+    from transferkit import __version__
+
+    print(__version__ if version else HELP.get(verb or "", USAGE), end="\n" if version else "")
+
+
+def _stop(error: TransferkitError, *, debug: bool) -> NoReturn:
+    """One short paragraph, exit code 2; with debug the traceback too."""
+    if debug:
+        raise error
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER)
+
+
+# ---- Hydra jobs ------------------------------------------------------------------------------------------------------
+
+
+def _config_folder() -> Path:
+    """conf/: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def _job(run: Callable[[DictConfig], None]) -> Callable[[list[str]], None]:
+    """A verb whose settings are conf/config.yaml and whose output is a run's folder."""
+
+    def verb(overrides: list[str]) -> None:
+        import hydra
+
+        _check_overrides(overrides)
+        before, sys.argv = sys.argv, ["transferkit", *overrides]
+        try:
+            hydra.main(version_base="1.3", config_path=str(_config_folder()), config_name="config")(_guarded(run))()
+        finally:
+            sys.argv = before
+
+    return verb
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Compose once beforehand, so that a mistyped key is met with the keys there are, before any folder is made.
+
+    Raises:
+        OptionError: If the overrides do not fit the configuration.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    plain = [word for word in overrides if not word.startswith("-")]
+    if len(plain) != len(overrides):
+        return  # Hydra's own flags (--multirun, --cfg, ...) change what an override may be; Hydra says so itself
+    with initialize_config_dir(str(_config_folder()), version_base="1.3"):
+        try:
+            composed = compose("config", overrides=plain, return_hydra_config=True)
+            missing = sorted(OmegaConf.missing_keys(composed.data))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise OptionError(_explain(error, plain)) from error
+    if missing:
+        settings = ", ".join(f"{key}=..." for key in missing)
+        raise OptionError(f"data={composed.data.source} needs {settings} (see transferkit adapt --help).")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's complaint in the words of this project: the key that is not known, and the closest that are."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.to_container(compose("config"), resolve=False)
+    assert isinstance(defaults, dict)
+    known = [*map(str, defaults), *(f"data.{key}" for key in _data_keys())]
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            return f"{override!r} is not a setting. Write key=value; see transferkit adapt --help."
+        if key.lstrip("+~") not in known and not key.startswith(("hydra", "+", "~")):
+            return unknown_name("setting", key, known, remedy="See transferkit adapt --help.")
+    groups = sorted(path.stem for path in (_config_folder() / "data").glob("*.yaml"))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "data" and value not in groups:
+            return unknown_name("data source", value, groups, remedy="A folder is data=folder data.root=DIR.")
+    return str(error).split("\n")[0]
+
+
+def _data_keys() -> set[str]:
+    from omegaconf import OmegaConf
+
+    return {str(key) for path in (_config_folder() / "data").glob("*.yaml") for key in OmegaConf.load(path)}
+
+
+def _guarded(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Errors a user can mend leave as `SystemExit`, past Hydra's own traceback; a failed run leaves no folder."""
+
+    def guarded(settings: DictConfig) -> None:
+        try:
+            run(settings)
+        except TransferkitError as error:
+            _discard_folder()
+            _stop(error, debug=bool(settings.debug))
+        except KeyboardInterrupt:
+            _discard_folder()
+            raise
+        except Exception:
+            log.exception("this is a bug")
+            raise
+
+    return guarded
+
+
+def _discard_folder() -> None:
+    """Remove what Hydra put into the run's folder, and the folder if that was all; a finished run is left alone."""
+    from hydra.core.hydra_config import HydraConfig
+
+    logging.shutdown()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if (folder / "result.json").exists() or (folder / "evidence.json").exists():
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    (folder / "log.txt").unlink(missing_ok=True)
+    while folder.is_dir() and not any(folder.iterdir()) and folder != Path.cwd():
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _data_arguments(settings: DictConfig) -> dict[str, Any]:
+    """The arguments of `adapt` and `analyze` that say what the data is."""
+    data = settings.data
+    place = {"folder": "root", "manifest": "path"}.get(data.source)
+    return {
+        "data": data.source if place is None else data[place],
+        "root": data.get("root") if data.source == "manifest" else None,
+        "val": data.val,
+        "test": data.test,
+        "strict": data.strict,
+    }
+
+
+SHARED = (
+    "model", "checkpoint", "pretrained", "image_size", "similarity", "pooling", "class_weight", "cache", "cache_limit",
+    "device", "batch_size", "seed", "progress",
+)  # fmt: skip
+
+
+def _shared_arguments(settings: DictConfig) -> dict[str, Any]:
+    return {**{key: settings[key] for key in SHARED}, **_data_arguments(settings)}
+
+
+def _command(verb: str) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    return " ".join(["transferkit", verb, *HydraConfig.get().overrides.task])
+
+
+def _output_folder() -> Path:
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _adapt(settings: DictConfig) -> None:
+    from transferkit.api import adapt
+
+    out = _output_folder()
+    result = adapt(
+        **_shared_arguments(settings),
+        strategy=settings.strategy,
+        stage=settings.stage,
+        mode=settings.mode,
+        head=settings.head,
+        out=out,
+        command=_command("adapt"),
+    )
+    for line in _summary(result, out):
+        print(line)
+        log.info(line)
+
+
+def _summary(result: Result, out: Path) -> list[str]:
+    lines = [*_warnings(result.evidence), *result.decision.reasons, ""]
+    for split, metrics in result.metrics.items():
+        lines.append(
+            f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
+            f"on {metrics.images:,} images"
+        )
+    evidence = result.evidence
+    everything = sum(evidence.data.size(split) for split in evidence.data.counts)
+    lines.append(
+        f"{result.record.seconds['total']:.1f} s in all, {evidence.seconds['frozen pass']:.1f} s of it the frozen pass "
+        f"({evidence.images_computed:,} of {everything:,} images computed, the rest from the bank)"
+    )
+    return [*lines, f"report: {out / 'report.html'}"]
+
+
+def _warnings(evidence: Evidence) -> list[str]:
+    told = [finding for finding in evidence.data.findings if finding.severity in ("set_aside", "warning")]
+    return [list_problems("The audit found:", [finding.message for finding in told]), ""] if told else []
+
+
+def _analyze(settings: DictConfig) -> None:
+    import json
+
+    from transferkit.api import analyze, decide
+    from transferkit.serialise import to_json
+
+    evidence = analyze(**_shared_arguments(settings))
+    decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size)
+    plain = {"schema": 1, "evidence": to_json(evidence), "decision": to_json(decision)}
+    out = _output_folder() / "evidence.json"
+    out.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+    rows = [
+        (score.stage, score.method, str(score.dim), f"{100 * score.accuracy:.1f} %",
+         f"{100 * score.low:.1f} to {100 * score.high:.1f}")
+        for score in evidence.probes
+    ]  # fmt: skip
+    for line in _warnings(evidence):
+        print(line)
+    _print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
+    print("\n".join(["", *decision.reasons, "", f"evidence: {out}"]))
+
+
+# ---- Light verbs -----------------------------------------------------------------------------------------------------
+
+
+def _light(verb: str, do: Callable[[dict[str, Any]], None], **defaults: Any) -> Callable[[list[str]], None]:
+    """A verb with a handful of settings, each key=value in Hydra's grammar."""
+
+    def parsed(overrides: list[str]) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        settings = dict(defaults)
+        for word in overrides:
+            try:
+                override = OverridesParser.create().parse_override(word)
+            except HydraException as error:
+                raise OptionError(
+                    f"{word!r} is not a setting. Write key=value; see transferkit {verb} --help."
+                ) from error
+            key = override.get_key_element()
+            if key not in settings:
+                raise OptionError(
+                    unknown_name(f"setting of {verb}", key, settings, remedy=f"See transferkit {verb} --help.")
+                )
+            settings[key] = override.value()
+        needed = [key for key, value in settings.items() if value is ...]
+        if needed:
+            raise OptionError(f"transferkit {verb} needs {', '.join(f'{key}=...' for key in needed)}.")
+        do(settings)
+
+    return parsed
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    if not console.is_terminal:
+        for row in (header, *rows):
+            print("\t".join(row))
+        return
+    table = Table(*header, box=None)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _predict(settings: dict[str, Any]) -> None:
+    from transferkit.result import load
+
+    form = Path(settings["out"]).suffix.lstrip(".") if settings["out"] else settings["format"]
+    if form not in ("csv", "json"):
+        raise OptionError(unknown_name("format", form, ["csv", "json"], remedy="Name the file .csv or .json."))
+    answers = load(settings["run"]).predict(settings["images"], device=settings["device"])
+    text = answers.to_csv() if form == "csv" else answers.to_json() + "\n"
+    if settings["out"] is None:
+        print(text, end="")
+        return
+    try:
+        Path(settings["out"]).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"{settings['out']} cannot be written: {error.strerror}. Choose another file.") from error
+    print(f"{len(answers)} images: {settings['out']}")
+
+
+def _export(settings: dict[str, Any]) -> None:
+    from transferkit.result import load
+
+    out = settings["out"] or Path(settings["run"]) / f"model.{settings['format']}"
+    print(load(settings["run"]).export(out, format=settings["format"]))
+
+
+def _zoo(settings: dict[str, Any]) -> None:
+    from transferkit.zoo import catalog
+
+    entries = catalog(settings["pattern"], source=settings["source"], offline=settings["offline"])
+    if not entries:
+        raise OptionError("No backbone matches. Widen the pattern: transferkit zoo pattern='*resnet*'.")
+    rows = [
+        (
+            entry.name,
+            "on this machine" if entry.offline else "from the hub" if entry.pretrained else "none",
+            "" if entry.size is None else f"{entry.size}",
+            entry.license or "",
+        )
+        for entry in entries
+    ]
+    _print_table(("name", "weights", "pixels", "license"), rows)
+
+
+def _cache(settings: dict[str, Any]) -> None:
+    import time
+
+    from transferkit.features import FeatureBank
+
+    bank = FeatureBank(settings["cache"])
+    if settings["clear"]:
+        freed = bank.clear(None if settings["clear"] is True else str(settings["clear"]))
+        print(f"{freed / 2**20:,.1f} MB freed")
+        return
+    shelves = bank.list_shelves()
+    rows = [
+        (shelf.name, shelf.backbone, f"{shelf.image_size} px", shelf.pooling, f"{shelf.images:,}",
+         f"{shelf.size / 2**20:,.1f} MB", time.strftime("%Y-%m-%d %H:%M", time.localtime(shelf.last_used)))
+        for shelf in shelves
+    ]  # fmt: skip
+    _print_table(("shelf", "backbone", "size", "pooling", "images", "disk", "last used"), rows)
+    print(f"{sum(shelf.size for shelf in shelves) / 2**20:,.1f} MB at {bank.folder}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "adapt": _job(_adapt),
+    "analyze": _job(_analyze),
+    "predict": _light("predict", _predict, run=..., images=..., out=None, format="csv", device="auto", debug=False),
+    "export": _light("export", _export, run=..., out=None, format="onnx", debug=False),
+    "zoo": _light("zoo", _zoo, pattern=None, source=None, offline=None, debug=False),
+    "cache": _light("cache", _cache, cache=None, clear=False, debug=False),
+}
+
+
+if __name__ == "__main__":
+    main()
