@@ -31,6 +31,8 @@ MISTAKES_SHOWN = 24
 SAMPLES_SHOWN = 120
 """Training pictures in the report, all classes together: a report stays near one megabyte."""
 
+SAMPLES_PER_CLASS = 6
+
 
 def load_backbone(
     model: str | nn.Module,
@@ -91,6 +93,8 @@ def _look(
     stage: str | int | None = None,
 ) -> _Looked:
     """What `analyze` and `adapt` have in common: open both, then one frozen pass."""
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size must be >= 1, got {batch_size!r}; leave it out to fit it to the machine.")
     seconds: dict[str, float] = {}
     choose_device(device)
     seed_everything(seed)
@@ -385,7 +389,7 @@ def _samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
     rng = np.random.default_rng(seed)
     train = data.indices("train")
     classes = data.summary.classes
-    each = max(1, min(8, SAMPLES_SHOWN // len(classes)))
+    each = max(1, min(SAMPLES_PER_CLASS, SAMPLES_SHOWN // len(classes)))
     shown = {}
     for label, name in list(enumerate(classes))[:SAMPLES_SHOWN]:
         members = train[data.labels[train] == label]

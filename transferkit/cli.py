@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -171,11 +172,25 @@ def _job(run: Callable[[DictConfig], None]) -> Callable[[list[str]], None]:
         _check_overrides(overrides)
         before, sys.argv = sys.argv, ["transferkit", *overrides]
         try:
-            hydra.main(version_base="1.3", config_path=str(_config_folder()), config_name="config")(_guarded(run))()
+            with _own_logging():
+                hydra.main(version_base="1.3", config_path=str(_config_folder()), config_name="config")(_guarded(run))()
         finally:
             sys.argv = before
 
     return verb
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """The root logger as it was before, once the job is over: its log file belongs to one run."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            handler.close()
+        root.handlers, root.level = handlers, level
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

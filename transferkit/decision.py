@@ -41,12 +41,14 @@ ORIGINAL_BATCH = 256
 LR_SCALE = 0.1
 """Fine-tuning starts at a tenth of the original rate: the weights are good already and must not be distorted."""
 
+DEFAULT_BATCH = 32
+
 SMALL_BATCH = 16
 """Below this, batch statistics are too noisy to train with (GroupNorm paper: 24.1 -> 24.8 % error at 8, 34.7 at 2)."""
 
 
 def rule(
-    *, images: int, per_class: float, similarity: float, stages: tuple[str, ...], batch_size: int = 32
+    *, images: int, per_class: float, similarity: float, stages: tuple[str, ...], batch_size: int = DEFAULT_BATCH
 ) -> Decision:
     """The textbook matrix: what to do from the amount of data and its nearness to the source alone.
 
@@ -68,7 +70,7 @@ def rule(
         >>> rule(images=150, per_class=15, similarity=0.9, stages=("stem", "a", "b", "top")).stage
         'top'
         >>> rule(images=150, per_class=15, similarity=0.1, stages=("stem", "a", "b", "top")).stage
-        'b'
+        'a'
         >>> rule(images=50_000, per_class=500, similarity=0.1, stages=("stem", "top")).strategy
         'many_layers'
     """
@@ -124,14 +126,14 @@ def decide(evidence: Evidence, *, mode: str = "evidence", batch_size: int | None
     Args:
         evidence: What the frozen pass measured.
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
-        batch_size: Per device; 32 if not given.
+        batch_size: Per device; None takes 32.
 
     Raises:
         OptionError: If the mode is unknown, or the rule lacks a similarity.
     """
     if mode not in MODES:
         raise OptionError(unknown_name("mode", mode, MODES))
-    advice = _advice_of_rule(evidence, batch_size or 32)
+    advice = _advice_of_rule(evidence, DEFAULT_BATCH if batch_size is None else batch_size)
     if mode == "evidence":
         return _by_evidence(evidence, advice)
     if advice is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from transferkit.errors import OptionError, unknown_name
 
@@ -46,6 +46,10 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             raise OptionError(unknown_name(self._kind, name, self._entries))
         return self._entries[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry, or `default`: `Mapping`'s own would let the error above escape."""
+        return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

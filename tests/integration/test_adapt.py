@@ -226,6 +226,8 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file, not a folder"):
         tk.adapt(PACKAGED, "nowhere", out=tmp_path / "file")
+    with pytest.raises(OptionError, match="batch_size must be >= 1, got 0"):
+        tk.adapt(PACKAGED, stripes, batch_size=0, progress=False)
     with pytest.raises(OptionError, match="device 'cuda:99' cannot be used"):
         tk.adapt(PACKAGED, stripes, device="cuda:99", progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.2'. Closest known: blocks.2"):

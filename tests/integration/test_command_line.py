@@ -219,10 +219,10 @@ def test_a_disk_that_fills_up_while_the_bank_is_written(at, stripes, capsys, mon
 def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
     """A real process, a real signal, in the middle of the frozen pass."""
     script = (
-        "import time, transferkit.data.opened as o, transferkit.cli as c\n"
+        "import os, time, transferkit.data.opened as o, transferkit.cli as c\n"
         "whole = o.Data.pixels\n"
         "def slow(self, index, preprocessing):\n"
-        "    print('reading', flush=True); time.sleep(0.2); return whole(self, index, preprocessing)\n"
+        "    os.write(1, b'reading\\n'); time.sleep(0.2); return whole(self, index, preprocessing)\n"
         "o.Data.pixels = slow\n"
         f"c.main(['adapt', 'data=folder', 'data.root={stripes}', 'out=run', 'image_size=32', 'batch_size=4'])\n"
     )

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.decision import MODES, NEAR, PLENTY_IMAGES, PLENTY_PER_CLASS, SMALL_BATCH, decide, rule
@@ -97,6 +97,7 @@ def test_plenty_needs_many_images_in_all_and_per_class(images, per_class, plenty
 amounts = st.tuples(st.integers(1, 10**6), st.floats(0.1, 10**5))
 
 
+@settings(deadline=None)
 @given(one=amounts, other=amounts, similarity=st.floats(0, 1))
 def test_more_data_never_trains_fewer_layers(one, other, similarity):
     less, more = (tuple(map(pick, zip(one, other, strict=True))) for pick in (min, max))
@@ -104,9 +105,10 @@ def test_more_data_never_trains_fewer_layers(one, other, similarity):
     assert trained == sorted(trained)
 
 
+@settings(deadline=None)
 @given(one=st.floats(0, 1), other=st.floats(0, 1), depth=st.integers(1, 30))
 def test_little_data_is_read_no_earlier_the_nearer_it_is_and_never_below_the_middle(one, other, depth):
-    stages = tuple(f"s{i}" for i in range(depth - 1)) + ("top",)
+    stages = (*(f"s{i}" for i in range(depth - 1)), "top")
     far, near = (
         stages.index(rule(images=50, per_class=5, similarity=s, stages=stages).stage) for s in sorted((one, other))
     )
@@ -117,6 +119,7 @@ def test_far_data_reads_an_earlier_stage_than_the_top():
     assert [advice(50, 5, s).stage for s in (0.0, 0.4, NEAR)] == ["middle", "late", "top"]
 
 
+@settings(deadline=None)
 @given(images=st.integers(1000, 10**6), similarity=st.floats(0, 1), batch_size=st.integers(1, 1024))
 def test_fine_tuning_starts_at_a_tenth_of_the_original_rate_scaled_to_the_batch(images, similarity, batch_size):
     decision = rule(images=images, per_class=500, similarity=similarity, stages=STAGES, batch_size=batch_size)
@@ -162,6 +165,7 @@ accuracies = st.lists(st.sampled_from([0.5, 0.7, 0.9]), min_size=6, max_size=6)
 errors = st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=6, max_size=6)
 
 
+@settings(deadline=None)
 @given(accuracies=accuracies, errors=errors, similarity=st.none() | st.floats(0, 1))
 def test_evidence_picks_the_best_leave_one_out_accuracy_and_ranks_the_rest(accuracies, errors, similarity):
     names = [*STAGES, "joined"]

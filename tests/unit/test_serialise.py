@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.serialise import from_json, to_json
@@ -34,7 +34,7 @@ EVIDENCE = Evidence(
         ),
         pretrained=True,
         num_classes=2,
-        class_names=("Katze 🐈", "dog, \"quoted\""),
+        class_names=("Katze 🐈", 'dog, "quoted"'),
         native_size=224,
         license=None,
         stages=(
@@ -84,9 +84,7 @@ DECISION = Decision(
     mode="rule",
     reasons=("one\nline", "two"),
     alternatives=(
-        Alternative(
-            strategy="linear_probe", stage="top", expected_accuracy=0.5, low=0.4, high=0.6, cost_seconds=0.25
-        ),
+        Alternative(strategy="linear_probe", stage="top", expected_accuracy=0.5, low=0.4, high=0.6, cost_seconds=0.25),
     ),
 )
 
@@ -100,6 +98,7 @@ def test_round_trip_through_text(value):
     assert repr(back) == repr(value)
 
 
+@settings(deadline=None)
 @given(
     accuracy=st.floats(0, 1),
     penalty=st.none() | st.floats(0, 1e6),

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit import types
@@ -102,6 +102,7 @@ def test_values_out_of_range_are_refused(cls, valid, changed, message):
         cls(**{**valid, **changed})
 
 
+@settings(deadline=None)
 @given(pct=st.integers(1, 1000), size=st.integers(8, 1024))
 def test_resize_side_is_the_floor_of_the_exact_quotient(pct, size):
     # crop_pct = pct / 1000, so the quotient is a fraction of integers.

@@ -93,6 +93,17 @@ def _fit_size(network: nn.Module, spec: BackboneSpec) -> tuple[nn.Module, int]:
     return network, spec.native_size
 
 
+def _ask_for_head(network: Any, images: torch.Tensor) -> tuple[nn.Module, nn.Module | None]:
+    """A network that drops its classifier itself; a second, auxiliary classifier makes the first one no `head`."""
+    classifier = network.get_classifier()
+    with evaluating(network), torch.no_grad(), explaining(images):
+        logits = network(images)
+        network.reset_classifier(0)
+        if not isinstance(classifier, nn.Linear):
+            return network, None
+        return network, classifier if torch.allclose(classifier(network(images)), logits, atol=1e-3) else None
+
+
 def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module | None]:
     """A copy of the network without its classifier, and that classifier if it maps (N, D) to (N, classes).
 
@@ -100,12 +111,9 @@ def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module |
     last layer to run is replaced by the identity if it is linear.
     """
     network = copy.deepcopy(network)
-    if hasattr(network, "reset_classifier") and hasattr(network, "get_classifier"):
-        knowing: Any = network
-        classifier = knowing.get_classifier()
-        knowing.reset_classifier(0)
-        return network, classifier if isinstance(classifier, nn.Linear) else None
     images = torch.zeros(2, 3, size, size)
+    if hasattr(network, "reset_classifier") and hasattr(network, "get_classifier"):
+        return _ask_for_head(network, images)
     path, outputs = _last_layer(network, images)
     last = network.get_submodule(path)
     head = None
@@ -137,11 +145,11 @@ class Backbone(nn.Module):
         >>> from transferkit.types import Preprocessing
         >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=False)
-        >>> toy = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        ...                     nn.Linear(4, 2))
+        >>> toy = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(),
+        ...                     nn.Conv2d(8, 16, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
         >>> backbone = Backbone(toy, spec)
         >>> [stage.name for stage in backbone.stages], backbone(torch.zeros(1, 3, 32, 32)).shape
-        (['top'], torch.Size([1, 4]))
+        (['1', '3', 'top'], torch.Size([1, 16]))
     """
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, *, size: int | None = None) -> None:

@@ -30,7 +30,8 @@ LARGE = 0.3
 """A nested `nn.Sequential` that holds this share of all parameters is worth looking into."""
 
 FEWEST_SHAPES = 3
-"""With fewer distinct (channels, size) along the spine the network is isotropic: its blocks are the stages."""
+"""With fewer distinct (channels, size) along the spine, and one grid throughout, the network is isotropic: its blocks
+are the stages."""
 
 MOST_STAGES = 12
 """Isotropic networks are tapped at no more than this many evenly spaced blocks."""
@@ -87,6 +88,13 @@ def explaining(images: torch.Tensor) -> Iterator[None]:
         ) from error
 
 
+def _tensor_of(output: object) -> torch.Tensor | None:
+    """A module's output, or the first part of it where it returns several (features, then their size or extras)."""
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output if isinstance(output, torch.Tensor) else None
+
+
 class _Recorder:
     """A forward hook that hands a module's output to whoever collects for its owner in this thread, if anyone does."""
 
@@ -94,10 +102,11 @@ class _Recorder:
         self.owner = owner
         self.path = path
 
-    def __call__(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
         collected = _collected().get(self.owner)
-        if collected is not None:
-            collected[self.path] = output
+        tensor = _tensor_of(output)
+        if collected is not None and tensor is not None:
+            collected[self.path] = tensor
 
 
 _active = threading.local()
@@ -147,7 +156,7 @@ def _call_tree(network: nn.Module, images: torch.Tensor) -> _Call:
 
     def leave(output: object) -> None:
         call = stack.pop()
-        call.output = output if isinstance(output, torch.Tensor) else None
+        call.output = _tensor_of(output)
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
@@ -220,6 +229,11 @@ def _shape_of(step: _Call) -> tuple[Layout, int, int | None]:
     return layout, shape[-1], shape[1] if layout == "channels_last" else None
 
 
+def _is_isotropic(steps: list[_Call]) -> bool:
+    shapes = {_shape_of(step) for step in steps}
+    return len(shapes) < FEWEST_SHAPES and len({grid for _, _, grid in shapes if grid is not None}) < 2
+
+
 def _last_of_each_shape(steps: list[_Call]) -> list[_Call]:
     followers = [*steps[1:], None]
     return [
@@ -274,8 +288,7 @@ def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
         raise BackboneError(f"A backbone without its classifier must return (N, D), got {got}.")
 
     steps = _readable(_spine(tree, 0, _parameters(network)), len(images))
-    by_shape = _last_of_each_shape(steps)
-    steps = by_shape if len({_shape_of(step) for step in by_shape}) >= FEWEST_SHAPES else _blocks(steps)
+    steps = _blocks(steps) if _is_isotropic(steps) else _last_of_each_shape(steps)
     steps = [_outermost(step, steps) for step in steps]
 
     top = Tap(TOP, "", "vector", vector.shape[1], None)

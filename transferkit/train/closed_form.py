@@ -81,7 +81,7 @@ def fit_closed_form(
     class_weight: str = "none",
     seed: int = 0,
 ) -> Fitted:
-    """The plan's classifier from banked features.
+    """The plan's classifier from banked features; the backbone's parameters no longer ask for gradients.
 
     Args:
         plan: A closed-form one; names the stages.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .pictures import Writer, noise
+from tests.unit.data.pictures import Writer, noise
 
 
 @pytest.fixture

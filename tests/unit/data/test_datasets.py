@@ -14,11 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from tests.unit.data.pictures import noise
 from transferkit.data import Data, open_data
 from transferkit.errors import DataError
 from transferkit.types import Preprocessing
-
-from .pictures import noise
 
 WANTS = Preprocessing(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
 

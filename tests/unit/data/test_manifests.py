@@ -9,10 +9,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from tests.unit.data.pictures import Writer
 from transferkit.data import open_data
 from transferkit.errors import DataError, MissingDependencyError, OptionError
-
-from .pictures import Writer
 
 Rows = list[tuple[str, ...]]
 

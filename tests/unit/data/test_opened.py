@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.unit.data.pictures import Writer, noise
 from transferkit.data import Data, open_data
 from transferkit.data.inspection import in_threads
 from transferkit.errors import DataError, OptionError
 from transferkit.types import Finding, Preprocessing
-
-from .pictures import Writer, noise
 
 
 def finding(data: Data, kind: str) -> Finding:

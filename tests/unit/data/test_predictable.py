@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.unit.data.pictures import Writer, noise
 from transferkit.data import predictable_images
 from transferkit.errors import DataError
-
-from .pictures import Writer, noise
 
 ONE = np.array(noise(1))
 CHW = torch.from_numpy(ONE).permute(2, 0, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from features_toys import open_toy_shelf
 
+from tests.unit.features.features_toys import open_toy_shelf
 from transferkit.features import bank as bank_module
 from transferkit.features.bank import FeatureBank, Shelf
 

@@ -13,10 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from features_toys import AT_REST, WIDTH, WIDTHS, fill, list_files, load_all, name_images, open_toy_shelf, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.features.features_toys import (
+    AT_REST,
+    WIDTH,
+    WIDTHS,
+    fill,
+    list_files,
+    load_all,
+    name_images,
+    open_toy_shelf,
+    rows_of,
+)
 from transferkit.errors import CacheError
 from transferkit.features import bank as bank_module
 from transferkit.features import default_folder
@@ -287,7 +297,7 @@ def _leave(shelf: Shelf, name: str, *, age: float = 0) -> Path:
 @pytest.mark.parametrize("suffix", ["partial", "ids-partial"])
 def test_what_a_live_process_or_another_machine_is_writing_stays(shelf: Shelf, suffix: str) -> None:
     alive = _leave(shelf, f"{socket.gethostname()}-{os.getppid()}-abc.{suffix}")
-    elsewhere = _leave(shelf, f"other-host-1-abc.{suffix}")
+    elsewhere = _leave(shelf, f"other-host-99999999-abc.{suffix}")  # no such process here
     fill(shelf, 1)
     assert alive.exists()
     assert elsewhere.exists()

@@ -14,9 +14,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from features_toys import AT_REST, WIDTH, fill, list_files, load_all, name_images, open_toy_shelf, rows_of
 
 import transferkit
+from tests.unit.features.features_toys import (
+    AT_REST,
+    WIDTH,
+    fill,
+    list_files,
+    load_all,
+    name_images,
+    open_toy_shelf,
+    rows_of,
+)
 from transferkit.errors import CacheError
 from transferkit.features import bank as bank_module
 from transferkit.features.bank import FeatureBank, Shelf

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from features_toys import (
+from torch import nn
+
+from tests.unit.features.features_toys import (
     AT_REST,
     PLAIN,
     SIDE,
@@ -28,8 +30,6 @@ from features_toys import (
     name_images,
     pool_by_hand,
 )
-from torch import nn
-
 from transferkit.errors import BackboneError, CacheError, DataError, OptionError
 from transferkit.features import FeatureBank, choose_device, engine, frozen_pass
 from transferkit.features import bank as bank_module

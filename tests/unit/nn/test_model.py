@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional
-from toy_networks import Classifier, Pyramid, spec_of
 
+from tests.unit.nn.toy_networks import Classifier, Pyramid, spec_of
 from transferkit.nn import Backbone, TransferModel
 from transferkit.nn.model import normalise
 from transferkit.types import Preprocessing
@@ -45,6 +45,7 @@ def test_model_leaves_the_original_classifier_behind(backbone):
     assert model.preprocessing == backbone.spec.preprocessing
 
 
+@settings(deadline=None)
 @given(
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     std=st.tuples(*[st.floats(0.05, 1)] * 3),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.errors import BackboneError, OptionError
@@ -35,12 +35,19 @@ def test_other_shapes_have_no_layout(shape):
         find_layout(shape)
 
 
+@settings(deadline=None)
 @given(side=st.integers(5, 40), prefix=st.integers(0, MAX_PREFIX_TOKENS))
 def test_prefix_before_a_square_grid_is_counted(side, prefix):
     # From 5 x 5 patches on, the next square is further away than the longest prefix.
     assert prefix_tokens(side**2 + prefix) == prefix
 
 
+def test_what_is_too_long_for_a_prefix_is_none():
+    assert prefix_tokens(80) == 0  # 8 x 8 and 16 more
+    assert prefix_tokens(64 + MAX_PREFIX_TOKENS) == MAX_PREFIX_TOKENS
+
+
+@settings(deadline=None)
 @given(tokens=st.integers(1, 5000))
 def test_what_remains_without_the_prefix_is_a_square_or_everything(tokens):
     rest = tokens - prefix_tokens(tokens)

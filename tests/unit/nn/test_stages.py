@@ -7,8 +7,17 @@ import timm
 import torch
 from torch import nn
 from torchvision import models
-from toy_networks import ChannelsLast, Classifier, Isotropic, Pyramid, SharedRelu, Wrapper, conv_block, spec_of
 
+from tests.unit.nn.toy_networks import (
+    ChannelsLast,
+    Classifier,
+    Isotropic,
+    Pyramid,
+    SharedRelu,
+    Wrapper,
+    conv_block,
+    spec_of,
+)
 from transferkit.errors import BackboneError
 from transferkit.nn import Backbone, discover_taps
 from transferkit.nn.stages import MOST_STAGES, evaluating
@@ -71,6 +80,13 @@ def test_top_is_the_vector_where_it_is_no_average():
         ("0.last", "0.last", 16, 4),
         ("top", "", 5, None),
     ]
+
+
+def test_layers_behind_the_pooling_belong_to_the_vector():
+    # As MobileNetV3 ends: pooled to 1 x 1, one more convolution, flattened. There is no maximum over one position.
+    body = [conv_block(3, 4), conv_block(4, 8), conv_block(8, 16)]
+    network = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 12, 1), nn.ReLU(), nn.Flatten())
+    assert found(network) == [("0", "0", 4, 16), ("1", "1", 8, 8), ("2", "2", 16, 4), ("top", "", 12, None)]
 
 
 def test_layer_that_runs_more_than_once_is_no_stage():
@@ -215,8 +231,10 @@ def test_evaluating_restores_every_mode_after_an_exception():
     network = Pyramid().train()
     network.stem.eval()
     modes = [part.training for part in network.modules()]
-    with pytest.raises(RuntimeError, match="inside"), evaluating(network):
+    with evaluating(network):
         assert not any(part.training for part in network.modules())
+    assert [part.training for part in network.modules()] == modes
+    with pytest.raises(RuntimeError, match="inside"), evaluating(network):
         raise RuntimeError("inside")
     assert [part.training for part in network.modules()] == modes
 
