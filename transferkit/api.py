@@ -17,12 +17,12 @@ from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import FeatureBank, FeatureTable, choose_device
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.measure import assess
-from transferkit.nn import Backbone, TransferModel
+from transferkit.nn import POOLINGS, Backbone, TransferModel
 from transferkit.repro import environment, seed_everything
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import Survey, survey, timed
-from transferkit.train import HEADS, fit_closed_form
+from transferkit.train import CLASS_WEIGHTS, HEADS, fit_closed_form
 from transferkit.types import JOINED, Decision, Evidence, HeldOut, Mistake, Picture, Preprocessing, RunRecord
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
@@ -95,6 +95,9 @@ def _look(
     """What `analyze` and `adapt` have in common: open both, then one frozen pass."""
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be >= 1, got {batch_size!r}; leave it out to fit it to the machine.")
+    for name, value, known in (("pooling", pooling, POOLINGS), ("class_weight", class_weight, CLASS_WEIGHTS)):
+        if value not in known:
+            raise OptionError(unknown_name(name, value, known))
     seconds: dict[str, float] = {}
     choose_device(device)
     seed_everything(seed)

@@ -226,6 +226,10 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file, not a folder"):
         tk.adapt(PACKAGED, "nowhere", out=tmp_path / "file")
+    with pytest.raises(OptionError, match="Unknown pooling 'max'. Closest known: avg.max"):
+        tk.adapt(PACKAGED, "nowhere", pooling="max")
+    with pytest.raises(OptionError, match="Unknown class_weight 'balance'. Closest known: balanced"):
+        tk.analyze(PACKAGED, "nowhere", class_weight="balance")
     with pytest.raises(OptionError, match="batch_size must be >= 1, got 0"):
         tk.adapt(PACKAGED, stripes, batch_size=0, progress=False)
     with pytest.raises(OptionError, match="device 'cuda:99' cannot be used"):

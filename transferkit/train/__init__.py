@@ -1,5 +1,5 @@
 """Plan -> trained model."""
 
-from transferkit.train.closed_form import HEADS, Fitted, class_weights, fit_closed_form
+from transferkit.train.closed_form import CLASS_WEIGHTS, HEADS, Fitted, class_weights, fit_closed_form
 
-__all__ = ["HEADS", "Fitted", "class_weights", "fit_closed_form"]
+__all__ = ["CLASS_WEIGHTS", "HEADS", "Fitted", "class_weights", "fit_closed_form"]
