@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from transferkit.errors import OptionError
+from transferkit.measure.similarity import (
+    ChannelMoments,
+    channel_kl,
+    channel_w2,
+    frechet_distance,
+    linear_cka,
+    mmd,
+    proxy_a_distance,
+)
+
+SAMPLE_DISTANCES = [frechet_distance, mmd, proxy_a_distance]
+MOMENT_DISTANCES = [channel_w2, channel_kl]
+
+
+def draw(seed: int, rows: int = 200, width: int = 4, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    return shift + scale * np.random.default_rng(seed).normal(size=(rows, width))
+
+
+def moments_of(sample: np.ndarray) -> ChannelMoments:
+    return ChannelMoments(sample.mean(axis=0), sample.var(axis=0))
+
+
+@pytest.mark.parametrize("distance", MOMENT_DISTANCES)
+def test_equal_moments_are_at_no_distance_and_shifts_order(distance):
+    source = moments_of(draw(0, width=8))
+    assert distance(source, source) == pytest.approx(0, abs=1e-12)
+    for moved in ("mean", "variance"):
+        steps = [
+            ChannelMoments(
+                source.mean + (step if moved == "mean" else 0),
+                source.variance * (1 + step if moved == "variance" else 1),
+            )
+            for step in (0.1, 0.3, 1.0, 3.0)
+        ]
+        found = [distance(source, target) for target in steps]
+        assert found == sorted(found)
+        assert found[0] > 0
+
+
+def test_channel_kl_is_the_integral_it_stands_for():
+    source, target = stats.norm(0.3, 1.2), stats.norm(-0.5, 0.7)
+    by_quadrature, _ = integrate.quad(lambda x: target.pdf(x) * (target.logpdf(x) - source.logpdf(x)), -12, 12)
+    as_moments = [ChannelMoments(np.array([side.mean()]), np.array([side.var()])) for side in (source, target)]
+    assert channel_kl(*as_moments) == pytest.approx(by_quadrature, rel=1e-3)
+
+
+def test_channel_w2_is_the_mean_squared_gap_of_sorted_samples():
+    # In one dimension optimal transport pairs the quantiles.
+    shares = (np.arange(20_000) + 0.5) / 20_000
+    source, target = stats.norm(1, 2), stats.norm(0, 0.5)
+    paired = np.mean((source.ppf(shares) - target.ppf(shares)) ** 2) / source.var()
+    as_moments = [ChannelMoments(np.array([side.mean()]), np.array([side.var()])) for side in (source, target)]
+    assert channel_w2(*as_moments) == pytest.approx(paired, rel=1e-2)
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_channel_w2_of_the_source_itself_is_its_stated_null(n):
+    source = ChannelMoments(np.zeros(4000), np.ones(4000))
+    found = channel_w2(source, moments_of(draw(n, rows=n, width=4000)))
+    assert found == pytest.approx(1.5 / n, rel=0.1)
+
+
+@pytest.mark.parametrize("distance", SAMPLE_DISTANCES)
+def test_samples_farther_apart_are_at_a_greater_distance(distance):
+    source = draw(0)
+    found = [distance(source, draw(1, shift=shift)) for shift in (0.0, 0.5, 1.0, 2.0)]
+    assert found == sorted(found)
+    assert found[-1] > 2 * max(found[0], 0.01)
+
+
+@pytest.mark.parametrize("distance", SAMPLE_DISTANCES)
+def test_the_two_sides_are_alike(distance):
+    first, second = draw(0, rows=60), draw(1, rows=90, shift=1)
+    assert distance(first, second) == pytest.approx(distance(second, first), abs=0.05)
+
+
+def test_frechet_distance_of_known_gaussians():
+    # Commuting covariances: |shift|^2 + sum (s1 - s2)^2.
+    first = draw(2, rows=100_000, width=2) * [1, 2]
+    second = draw(3, rows=100_000, width=2, shift=1) * [3, 1]
+    assert frechet_distance(first, second) == pytest.approx((3**2 + 1**2) + (2**2 + 1**2), rel=0.02)
+
+
+def test_frechet_distance_copes_with_fewer_rows_than_columns():
+    assert np.isfinite(frechet_distance(draw(0, rows=5, width=20), draw(1, rows=6, width=20)))
+
+
+def test_mmd_is_unbiased_whatever_the_sample_size():
+    for rows in (10, 40):
+        found = [mmd(draw(2 * i, rows=rows), draw(2 * i + 1, rows=rows), bandwidth=2.0) for i in range(200)]
+        assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(200)
+
+
+def test_mmd_against_sums_over_pairs():
+    first, second = draw(0, rows=4), draw(1, rows=3)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.exp(-((a - b) ** 2).sum() / (2 * 1.5**2)))
+
+    within = [
+        np.mean([kernel(side[i], side[j]) for i in range(len(side)) for j in range(len(side)) if i != j])
+        for side in (first, second)
+    ]
+    across = np.mean([kernel(a, b) for a in first for b in second])
+    assert mmd(first, second, bandwidth=1.5) == pytest.approx(sum(within) - 2 * across)
+
+
+def test_proxy_a_distance_spans_its_range():
+    assert proxy_a_distance(draw(0), draw(1, shift=20)) == 2.0
+    assert proxy_a_distance(draw(0, rows=500), draw(1, rows=500)) < 0.3
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0.1, 10), st.floats(-5, 5))
+def test_cka_ignores_rotation_scale_and_shift(seed, scale, shift):
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(size=(30, 5)), rng.normal(size=(30, 3))
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    moved = scale * first @ rotation + shift
+    assert linear_cka(moved, second) == pytest.approx(linear_cka(first, second), abs=1e-9)
+    assert linear_cka(first, moved) == pytest.approx(1)
+
+
+def test_cka_against_centred_gram_matrices():
+    first, second = draw(0, rows=12, width=5), draw(1, rows=12, width=3)
+    centre = np.eye(12) - 1 / 12
+    one, two = (centre @ side @ side.T @ centre for side in (first, second))
+    assert linear_cka(first, second) == pytest.approx(np.sum(one * two) / np.sqrt(np.sum(one**2) * np.sum(two**2)))
+
+
+def test_shapes_that_do_not_fit_are_said():
+    with pytest.raises(OptionError, match=r"Expected \(N, D\) and \(M, D\), got \(200, 4\) and \(200, 3\)"):
+        mmd(draw(0), draw(1, width=3))
+    with pytest.raises(OptionError, match="2 rows or more, got 1 and 200"):
+        frechet_distance(draw(0, rows=1), draw(1))
+    with pytest.raises(OptionError, match="bandwidth must be > 0"):
+        mmd(draw(0), draw(1), bandwidth=-1)
+    with pytest.raises(OptionError, match=r"Expected \(N, D1\) and \(N, D2\)"):
+        linear_cka(draw(0), draw(1, rows=3))
+    with pytest.raises(OptionError, match="same for every image"):
+        linear_cka(np.ones((5, 2)), draw(1, rows=5))
+    with pytest.raises(OptionError, match="same channels, got 4 and 3"):
+        channel_w2(moments_of(draw(0)), moments_of(draw(0, width=3)))
+    with pytest.raises(OptionError, match="Variances must be >= 0"):
+        ChannelMoments(np.zeros(1), np.array([-1.0]))
+    with pytest.raises(OptionError, match=r"two \(C,\) arrays"):
+        ChannelMoments(np.zeros(1), np.zeros(2))

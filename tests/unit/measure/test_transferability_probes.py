@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.unit.measure.problems import make_problem, refit_without_each, scaled
+from transferkit.errors import OptionError
+from transferkit.measure import PENALTIES, knn_accuracy
+from transferkit.measure.transferability import knn, press
+
+
+def test_press_equals_refits_without_each_image():
+    features, labels, _ = make_problem(1, images=24, widths=(5,))
+    blocks = {"features": slice(0, 5)}
+    unit = scaled(features, blocks)
+    targets, weights = np.eye(3)[labels], np.ones(24)
+    scores = [refit_without_each(unit, labels, 3, penalty, weights) for penalty in PENALTIES]
+    best = min(scores, key=lambda found: ((found - targets) ** 2).sum())
+    assert press(features, labels) == (best.argmax(axis=1) == labels).mean()
+
+
+def test_knn_is_the_accuracy_of_the_neighbours():
+    features, labels, _ = make_problem(2, images=60, widths=(4,))
+    assert knn(features, labels, k=3) == knn_accuracy(features, labels, k=3)
+    assert knn(features, labels) == knn_accuracy(features, labels, k=5)
+
+
+@pytest.mark.parametrize("measure", [knn, press])
+def test_probe_of_classes_far_apart_is_always_right_and_of_a_lonely_image_never(measure):
+    rng = np.random.default_rng(3)
+    labels = np.arange(40) % 2
+    features = rng.normal(size=(40, 3)) + 50 * np.eye(2, 3)[labels]
+    assert measure(features, labels) == 1
+    labels[0] = 2
+    assert measure(features, labels) == pytest.approx(39 / 40)
+
+
+def test_knn_without_neighbours_is_an_error():
+    with pytest.raises(OptionError, match="k must be >= 1, got 0."):
+        knn(np.eye(4), np.arange(4) % 2, k=0)

@@ -1,0 +1,232 @@
+"""How alike are two sets of activations? Moments or samples in, a distance out.
+
+Each is a pure function; calibrating them to one scale in [0, 1], and choosing what to compare, is left to the callers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import sqrtm
+
+from transferkit.errors import OptionError
+
+__all__ = ["ChannelMoments", "channel_kl", "channel_w2", "frechet_distance", "linear_cka", "mmd", "proxy_a_distance"]
+
+Array = npt.NDArray[np.floating]
+
+SMALLEST_VARIANCE = 1e-5
+"""Added to every variance, as batch normalisation does: a dead channel must not divide by nothing."""
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Mean and variance of every channel: what the running statistics of a batch normalisation layer hold.
+
+    Args:
+        mean: (C,).
+        variance: (C,) >= 0.
+    """
+
+    mean: Array
+    variance: Array
+
+    def __post_init__(self) -> None:
+        if self.mean.shape != self.variance.shape or self.mean.ndim != 1:
+            raise OptionError(f"Moments must be two (C,) arrays, got {self.mean.shape} and {self.variance.shape}.")
+        if not (self.variance >= 0).all():
+            raise OptionError("Variances must be >= 0.")
+
+    @property
+    def deviation(self) -> Array:
+        """(C,) standard deviation, > 0."""
+        return np.sqrt(self.variance + SMALLEST_VARIANCE)
+
+
+def _same_channels(source: ChannelMoments, target: ChannelMoments) -> None:
+    if source.mean.shape != target.mean.shape:
+        raise OptionError(f"Both sides must have the same channels, got {source.mean.size} and {target.mean.size}.")
+
+
+def channel_w2(source: ChannelMoments, target: ChannelMoments) -> float:
+    """Mean squared 2-Wasserstein distance per channel, in units of the source's variance; lower is more alike.
+
+    Args:
+        source, target: Moments of the same C channels, each taken as Gaussian.
+
+    Returns:
+        0 or more; 0 for equal moments. From n independent values per channel of the source itself it is 1.5 / n on
+        average: compare with that, not with 0.
+
+    Raises:
+        OptionError: If the channels differ.
+
+    Example:
+        >>> one, two = np.zeros(3), np.ones(3)
+        >>> round(channel_w2(ChannelMoments(one, two), ChannelMoments(two, two)), 4)
+        1.0
+    """
+    _same_channels(source, target)
+    shift = (target.mean - source.mean) / source.deviation
+    stretch = target.deviation / source.deviation - 1
+    return float(np.mean(shift**2 + stretch**2))
+
+
+def channel_kl(source: ChannelMoments, target: ChannelMoments) -> float:
+    """Mean Kullback-Leibler divergence of the target's from the source's Gaussian, in nats; lower is more alike.
+
+    Args:
+        source, target: Moments of the same C channels.
+
+    Returns:
+        KL(target || source) >= 0, averaged over channels.
+
+    Raises:
+        OptionError: If the channels differ.
+    """
+    _same_channels(source, target)
+    ratio = (target.deviation / source.deviation) ** 2
+    shift = (target.mean - source.mean) / source.deviation
+    return float(np.mean(0.5 * (ratio + shift**2 - 1 - np.log(ratio))))
+
+
+def _pair(first: Array, second: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise OptionError(f"Expected (N, D) and (M, D), got {first.shape} and {second.shape}.")
+    if min(len(first), len(second)) < 2:
+        raise OptionError(f"Both sides need 2 rows or more, got {len(first)} and {len(second)}.")
+    return first.astype(np.float64), second.astype(np.float64)
+
+
+def frechet_distance(first: Array, second: Array) -> float:
+    """Squared Frechet distance of the Gaussians fitted to two samples; lower is more alike.
+
+    Args:
+        first: (N, D) float, N >= 2.
+        second: (M, D) float, M >= 2.
+
+    Returns:
+        0 or more. Biased upwards at small N: compare only at equal N and M.
+
+    Raises:
+        OptionError: If the shapes do not fit.
+
+    References:
+        Heusel et al., NeurIPS 2017 (FID). Deviation: any features, not Inception's.
+
+    Example:
+        >>> sample = np.random.default_rng(0).normal(size=(50, 2))
+        >>> round(frechet_distance(sample, sample + 3), 6)
+        18.0
+    """
+    first, second = _pair(first, second)
+    one, two = np.atleast_2d(np.cov(first.T)), np.atleast_2d(np.cov(second.T))
+    # tr (AB)^1/2 through the symmetric A^1/2 B A^1/2: real and stable also when a covariance is singular.
+    root = np.real(sqrtm(one))
+    cross = np.linalg.eigvalsh(root @ two @ root)
+    shift = first.mean(axis=0) - second.mean(axis=0)
+    return max(0.0, float(shift @ shift + np.trace(one + two) - 2 * np.sqrt(np.maximum(cross, 0)).sum()))
+
+
+def _squared_distances(first: Array, second: Array) -> Array:
+    norms = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :]
+    return np.maximum(norms - 2 * first @ second.T, 0)
+
+
+def mmd(first: Array, second: Array, *, bandwidth: float | None = None) -> float:
+    """Unbiased squared maximum mean discrepancy with a Gaussian kernel; lower is more alike.
+
+    Args:
+        first: (N, D) float, N >= 2.
+        second: (M, D) float, M >= 2.
+        bandwidth: Of the kernel exp(-d^2 / (2 bandwidth^2)); None takes the median distance of the pooled rows.
+
+    Returns:
+        About 0, below it too, for samples of one distribution, whatever N and M; at most 2.
+
+    Raises:
+        OptionError: If the shapes do not fit, or the bandwidth is not > 0.
+
+    References:
+        Gretton et al., JMLR 2012, equation 3.
+    """
+    first, second = _pair(first, second)
+    pooled = _squared_distances(np.concatenate([first, second]), np.concatenate([first, second]))
+    if bandwidth is None:
+        apart = pooled[np.triu_indices(len(pooled), k=1)]
+        bandwidth = float(np.sqrt(np.median(apart))) or 1.0
+    if not bandwidth > 0:
+        raise OptionError(f"bandwidth must be > 0, got {bandwidth!r}.")
+    kernel = np.exp(-pooled / (2 * bandwidth**2))
+    n, m = len(first), len(second)
+    within_first = (kernel[:n, :n].sum() - n) / (n * (n - 1))
+    within_second = (kernel[n:, n:].sum() - m) / (m * (m - 1))
+    return float(within_first + within_second - 2 * kernel[:n, n:].mean())
+
+
+def proxy_a_distance(first: Array, second: Array, *, seed: int = 0) -> float:
+    """How well a linear classifier tells two samples apart on held-back rows; lower is more alike.
+
+    Args:
+        first: (N, D) float, N >= 2.
+        second: (M, D) float, M >= 2.
+        seed: Of the folds.
+
+    Returns:
+        2 (1 - 2 error), in [0, 2]: 0 is not told apart, 2 is always. The error is balanced over the two sides and an
+        error above chance counts as chance.
+
+    Raises:
+        OptionError: If the shapes do not fit.
+
+    References:
+        Ben-David et al., NeurIPS 2006. Deviation: logistic regression on standardised features, five folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    first, second = _pair(first, second)
+    rows = np.concatenate([first, second])
+    side = np.repeat([0, 1], [len(first), len(second)])
+    folds = StratifiedKFold(min(5, len(first), len(second)), shuffle=True, random_state=seed)
+    strength = 1 / rows.shape[1]  # a penalty in proportion to the width, for features of unit variance
+    judge = make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=1000))
+    told = cross_val_predict(judge, rows, side, cv=folds)
+    error = float(np.mean([np.mean(told[side == which] != which) for which in (0, 1)]))
+    return 2 * (1 - 2 * min(error, 0.5))
+
+
+def linear_cka(first: Array, second: Array) -> float:
+    """How alike two representations of the same images are; higher is more alike.
+
+    Args:
+        first: (N, D1) float, row i is image i.
+        second: (N, D2) float, row i is the same image.
+
+    Returns:
+        In [0, 1]; 1 for representations equal up to rotation, scale and shift. Biased upwards when N is not much
+        above D1 and D2.
+
+    Raises:
+        OptionError: If the numbers of rows differ, or a side does not vary.
+
+    References:
+        Kornblith et al., ICML 2019.
+
+    Example:
+        >>> sample = np.random.default_rng(0).normal(size=(20, 3))
+        >>> round(linear_cka(sample, 5 * sample[:, ::-1] + 1), 6)
+        1.0
+    """
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise OptionError(f"Expected (N, D1) and (N, D2), got {first.shape} and {second.shape}.")
+    one = first - first.mean(axis=0, dtype=np.float64)
+    two = second - second.mean(axis=0, dtype=np.float64)
+    scale = np.linalg.norm(one.T @ one) * np.linalg.norm(two.T @ two)
+    if not scale > 0:
+        raise OptionError("A representation that is the same for every image has no CKA.")
+    return float(np.linalg.norm(one.T @ two) ** 2 / scale)

@@ -1,0 +1,96 @@
+"""What all measures share: checked arguments, centred features, principal coordinates, class means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import svd
+
+from transferkit.errors import DataError
+
+__all__ = ["Floats", "Labels", "centre", "check_features", "check_probabilities", "class_means", "principal_scores"]
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+
+ROUNDING = 1e-10
+"""Deviations below this share of a feature's size are the rounding of its mean, not variation."""
+
+SUM_TOLERANCE = 1e-3
+"""Half-precision softmax outputs sum to 1 within this."""
+
+
+def check_features(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> _Checked:
+    """Features in double precision, labels as numbers without gaps.
+
+    Raises:
+        DataError: Shapes do not fit, values are not finite, or fewer than 2 classes are present.
+    """
+    wide = np.asarray(features, dtype=np.float64)
+    if wide.ndim != 2 or wide.shape[1] == 0:
+        raise DataError(f"Features must be (N, D) with D >= 1, got shape {wide.shape}. Pool every image to one vector.")
+    if not np.isfinite(wide).all():
+        rows = int((~np.isfinite(wide)).any(axis=1).sum())
+        raise DataError(f"Features must be finite; {rows} of {len(wide)} images have NaN or infinite ones.")
+    return wide, _check_labels(labels, len(wide))
+
+
+def check_probabilities(probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> _Checked:
+    """Probabilities in double precision with rows that sum to 1, labels as numbers without gaps.
+
+    Raises:
+        DataError: Shapes do not fit, rows are no probabilities, or fewer than 2 classes are present.
+    """
+    wide = np.asarray(probabilities, dtype=np.float64)
+    if wide.ndim != 2 or wide.shape[1] == 0:
+        raise DataError(f"Source probabilities must be (N, Z) with Z >= 1, got shape {wide.shape}.")
+    sums = wide.sum(axis=1)
+    if not (np.isfinite(wide).all() and (wide >= 0).all() and (np.abs(sums - 1) <= SUM_TOLERANCE).all()):
+        raise DataError(
+            "Source probabilities must be >= 0 with rows that sum to 1. Pass logits through a softmax first."
+        )
+    return wide / sums[:, None], _check_labels(labels, len(wide))
+
+
+_Checked = tuple[Floats, Labels]
+
+
+def _check_labels(labels: npt.NDArray[np.integer[Any]], images: int) -> Labels:
+    given = np.asarray(labels)
+    if given.shape != (images,):
+        raise DataError(f"Labels must be ({images},), one per image, got shape {given.shape}.")
+    if not np.issubdtype(given.dtype, np.integer):
+        raise DataError(f"Labels must be integers in [0, K), got {given.dtype}.")
+    present, closed_up = np.unique(given, return_inverse=True)
+    if len(present) < 2:
+        raise DataError(f"Labels name {len(present)} class; a measure of transferability needs 2.")
+    return np.asarray(closed_up, dtype=np.int64)
+
+
+def class_means(values: Floats, labels: Labels) -> Floats:
+    """(K, ...) mean over the images of each class; every number in [0, K) must occur."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.add.reduceat(values[order], starts, axis=0) / counts[:, None]
+
+
+def centre(features: Floats) -> Floats:
+    """(N, D) minus the mean; a constant feature becomes exactly 0, however large it was."""
+    centred = features - features.mean(axis=0)
+    constant = np.abs(centred).max(axis=0) <= ROUNDING * np.abs(features).max(axis=0)
+    centred[:, constant] = 0
+    return centred
+
+
+def principal_scores(centred: Floats) -> Floats:
+    """(N, R) coordinates along the principal directions, strongest first: same distances, 1 <= R <= min(N, D).
+
+    Directions without variation are dropped; of features that are all constant one column of zeros is left.
+    """
+    left, singular, _ = svd(centred, full_matrices=False)
+    noise = singular[0] * max(centred.shape) * np.finfo(np.float64).eps
+    rank = max(int((singular > noise).sum()), 1)
+    return np.asarray(left[:, :rank] * singular[:rank], dtype=np.float64)

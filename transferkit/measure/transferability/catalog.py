@@ -1,0 +1,90 @@
+"""The table of measures: what each needs, and what its numbers may be compared across."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from transferkit.measure.transferability.discriminant import h_score, sfda
+from transferkit.measure.transferability.evidence import logme
+from transferkit.measure.transferability.geometry import gbc, parc, transrate
+from transferkit.measure.transferability.posteriors import leep, nce, nleep
+from transferkit.measure.transferability.probes import knn, press
+from transferkit.registry import Registry
+
+__all__ = ["MEASURES", "Measure", "Needs"]
+
+Needs = Literal["features", "source_probabilities"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One measure of transferability.
+
+    Args:
+        function: (N, D) features or (N, Z) source probabilities, then (N,) labels, to a number.
+        needs: What its first argument is.
+        comparable: What its numbers can and cannot be compared across, in one sentence.
+        higher_is_better: True for every measure here; written down so that nobody has to guess.
+    """
+
+    function: Callable[..., float]
+    needs: Needs
+    comparable: str
+    higher_is_better: bool = True
+
+
+MEASURES: Registry[Measure] = Registry("measure")
+
+
+def _file(function: Callable[..., float], needs: Needs, comparable: str) -> None:
+    MEASURES.register(function.__name__)(Measure(function=function, needs=needs, comparable=comparable))
+
+
+_SOURCE_CLASSES = (
+    "Between models on the same images and labels whose heads know the same source classes: "
+    "more source classes raise it by themselves."
+)
+_ACCURACY = "It is an accuracy: between models on one task, and with the chance level in mind across tasks."
+
+_file(
+    h_score,
+    "features",
+    "Between models on the same images and labels; its ceiling K - 1 moves with the classes, so it is no threshold.",
+)
+_file(logme, "features", "Ranks models on one task; it is no threshold and not comparable across tasks.")
+_file(leep, "source_probabilities", _SOURCE_CLASSES)
+_file(nce, "source_probabilities", _SOURCE_CLASSES)
+_file(
+    nleep,
+    "features",
+    "Between models on the same images and labels, with the same number of components and seed; "
+    "more components raise it by themselves.",
+)
+_file(
+    transrate,
+    "features",
+    "Between models with features of the same width on the same images and labels; "
+    "with few images per class a wider model scores higher by its width alone.",
+)
+_file(
+    gbc,
+    "features",
+    "Between models on the same images and labels; it sums over pairs of classes, "
+    "and far-apart classes all score near 0, where differences mean nothing.",
+)
+_file(
+    sfda,
+    "features",
+    "Between models on the same images and labels only; it is scored on the images it was fitted to, "
+    "so it is no estimate of held-out likelihood.",
+)
+_file(
+    parc,
+    "features",
+    "Between models on the same images and labels; labels only say same or different, "
+    "so even perfect features stay below 1, by an amount that depends on the class sizes.",
+)
+_file(knn, "features", _ACCURACY)
+_file(press, "features", _ACCURACY)

@@ -1,0 +1,83 @@
+"""The probes that a measure has to beat: neighbours and least squares, each image judged by all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.errors import OptionError
+from transferkit.measure.knn import knn_accuracy
+from transferkit.measure.ridge import ridge_paths
+from transferkit.measure.transferability._inputs import check_features
+
+__all__ = ["knn", "press"]
+
+
+def knn(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]], *, k: int = 5) -> float:
+    """Leave-one-out accuracy of a cosine-weighted vote of k nearest neighbours; higher is better.
+
+    Safe for N < D and constant features. A class with one image is never right.
+
+    Args:
+        features: (N, D) float, one pooled vector per image; centred here.
+        labels: (N,) int in [0, K); at least 2 classes present.
+        k: Neighbours, >= 1; no more than N - 1 are used.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        DataError: Features or labels cannot be used.
+        OptionError: `k` is below 1.
+
+    Comparable:
+        It is an accuracy: between models on one task, and with the chance level in mind across tasks.
+
+    References:
+        Renggli et al., CVPR 2022, for neighbours as a proxy of transferability. Deviation: cosine weights, and
+        leave-one-out in place of a held-out part.
+
+    Example:
+        >>> knn(np.array([[0, 1.0], [0, 2], [1, 0], [2, 0]]), np.array([0, 0, 1, 1]), k=1)
+        1.0
+    """
+    wide, labels = check_features(features, labels)
+    if k < 1:
+        raise OptionError(f"k must be >= 1, got {k!r}.")
+    return knn_accuracy(wide.astype(np.float32), labels, k=k)
+
+
+def press(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
+    """Leave-one-out accuracy of ridge regression on one-hot targets, its penalty chosen likewise; higher is better.
+
+    Safe for N < D and constant features. A class with one image is hardly ever right.
+
+    Args:
+        features: (N, D) float, one pooled vector per image; scaled to unit variance here.
+        labels: (N,) int in [0, K); at least 2 classes present.
+
+    Returns:
+        Accuracy in [0, 1] at the penalty with the lowest leave-one-out squared error.
+
+    Raises:
+        DataError: Features or labels cannot be used.
+
+    Comparable:
+        It is an accuracy: between models on one task, and with the chance level in mind across tasks.
+
+    References:
+        Allen, Technometrics 1974. Deviation: squared error chooses the penalty, accuracy is returned.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = np.repeat([0, 1], 20)
+        >>> press(rng.normal(size=(40, 3)) + 9 * labels[:, None], labels)
+        1.0
+    """
+    wide, labels = check_features(features, labels)
+    narrow = wide.astype(np.float32)
+    whole = {"features": slice(0, narrow.shape[1])}
+    path = ridge_paths(lambda: [narrow], labels, whole, classes=int(labels.max()) + 1)["features"]
+    return float(path.accuracy[path.best])
