@@ -34,6 +34,7 @@ def test_transrate_of_two_points_by_hand():
 @pytest.mark.parametrize("width", [4, 90])
 def test_transrate_from_eigenvalues(width):
     features, labels = overlapping(1, width=width)
+    labels[:15] = 0  # classes of unequal size weigh by their share
     unit = features - features.mean(axis=0)
     unit /= np.sqrt(unit.var(axis=0).sum())
 

@@ -14,6 +14,7 @@ __all__ = ["Floats", "Labels", "centre", "check_features", "check_probabilities"
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+_Checked = tuple[Floats, Labels]
 
 ROUNDING = 1e-10
 """Deviations below this share of a feature's size are the rounding of its mean, not variation."""
@@ -52,9 +53,6 @@ def check_probabilities(probabilities: npt.NDArray[np.floating[Any]], labels: np
             "Source probabilities must be >= 0 with rows that sum to 1. Pass logits through a softmax first."
         )
     return wide / sums[:, None], _check_labels(labels, len(wide))
-
-
-_Checked = tuple[Floats, Labels]
 
 
 def _check_labels(labels: npt.NDArray[np.integer[Any]], images: int) -> Labels:
