@@ -5,7 +5,7 @@
 Beforehand: the pass itself is one forward (the same FLOPs as the bare one) plus pooling (reads each tapped output
 once, about 1 % of the pass) and 4 D bytes of disk per image; the probes are one N x N eigendecomposition each for the
 top stage and the joined ones (about 9 N^3 FLOPs: 0.5 s at N = 2000 on two cores) and smaller ones below.
-The audit decodes every image once more, at an eighth of the resolution for JPEG.
+The audit decodes every image once more, at a lower resolution for JPEG.
 
 Two bare passes are timed beside it, in turn, over the same decoded images held in memory: "plain" as most loops are
 written (contiguous, batch 64) and "channels_last" (batch 32), the best that one process without this package did here.

@@ -95,6 +95,8 @@ def _look(
     """What `analyze` and `adapt` have in common: open both, then one frozen pass."""
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be >= 1, got {batch_size!r}; leave it out to fit it to the machine.")
+    if similarity is not None and not 0 <= similarity <= 1:
+        raise OptionError(f"similarity must be in [0, 1], got {similarity!r}.")
     for name, value, known in (("pooling", pooling, POOLINGS), ("class_weight", class_weight, CLASS_WEIGHTS)):
         if value not in known:
             raise OptionError(unknown_name(name, value, known))
@@ -326,8 +328,6 @@ def _check_options(
     """What can be known to be wrong before any work."""
     if mode not in MODES:
         raise OptionError(unknown_name("mode", mode, MODES))
-    if similarity is not None and not 0 <= similarity <= 1:
-        raise OptionError(f"similarity must be in [0, 1], got {similarity!r}.")
     if mode == "rule" and strategy == "auto" and similarity is None:
         raise OptionError(NEEDS_SIMILARITY)
     if strategy != "auto" and strategy not in STRATEGIES:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -266,12 +267,12 @@ def _guarded(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 
 
 def _discard_folder() -> None:
-    """Remove what Hydra put into the run's folder, and the folder if that was all; a finished run is left alone."""
+    """Remove the run's folder if all that is in it is what Hydra put there; anything else is not ours to remove."""
     from hydra.core.hydra_config import HydraConfig
 
     logging.shutdown()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if (folder / "result.json").exists() or (folder / "evidence.json").exists():
+    if {path.name for path in folder.iterdir()} - {".hydra", "log.txt"}:
         return
     shutil.rmtree(folder / ".hydra", ignore_errors=True)
     (folder / "log.txt").unlink(missing_ok=True)
@@ -306,7 +307,7 @@ def _shared_arguments(settings: DictConfig) -> dict[str, Any]:
 def _command(verb: str) -> str:
     from hydra.core.hydra_config import HydraConfig
 
-    return " ".join(["transferkit", verb, *HydraConfig.get().overrides.task])
+    return shlex.join(["transferkit", verb, *HydraConfig.get().overrides.task])
 
 
 def _output_folder() -> Path:

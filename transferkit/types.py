@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.errors import OptionError
+
 __all__ = [
     "JOINED",
     "TOP",
@@ -47,7 +49,7 @@ Severity = Literal["error", "set_aside", "warning", "info"]
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise OptionError(message)
 
 
 def _positive(owner: str, name: str, value: float) -> None:

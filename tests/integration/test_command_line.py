@@ -253,6 +253,8 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "folder"], "is not a setting"),
         (["adapt", "strategy=lp-ft"], "Unknown strategy 'lp-ft'"),
         (["adapt", "mode=evidnce", "image_size=32"], "Closest known: evidence"),
+        (["adapt", "image_size=4"], "size must be >= 8"),
+        (["analyze", "similarity=2"], "similarity must be in [0, 1], got 2"),
         (["predict", "run=nowhere", "images=x.jpg"], "no finished run"),
         (["predict", "run=x"], "needs images="),
         (["predict", "runn=x"], "Closest known: run"),
@@ -261,8 +263,17 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
     ],
 )
 def test_mistyped_settings_are_met_with_the_closest(arguments, expected, at, capsys):
-    assert expected in fails(capsys, *arguments, *(["out=run"] if arguments[0] == "adapt" else []))
+    assert expected in fails(capsys, *arguments, *(["out=run"] if arguments[0] in ("adapt", "analyze") else []))
     assert list(at.iterdir()) == []
+
+
+def test_a_failed_run_takes_nothing_from_a_folder_that_was_there(at, capsys):
+    (at / "run").mkdir()
+    for name in ("log.txt", "notes.txt"):
+        (at / "run" / name).write_text("mine", encoding="utf-8")
+    fails(capsys, "adapt", "data=folder", "data.root=nowhere", "out=run")
+    assert (at / "run" / "log.txt").read_text(encoding="utf-8").startswith("mine")
+    assert (at / "run" / "notes.txt").exists()
 
 
 def test_debug_shows_the_traceback(at, capsys):
