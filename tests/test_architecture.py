@@ -32,6 +32,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "survey": frozenset({"nn", "data", "measure", "features", "train"}),
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
 }
+LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
 LAYERS["api"] = frozenset(LAYERS)
 LAYERS["cli"] = frozenset(LAYERS)
 """Part of the package -> the parts it may import, besides the base and itself."""

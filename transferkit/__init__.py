@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, load, load_backbone
+    from transferkit.api import adapt, analyze, decide, load
     from transferkit.errors import TransferkitError
+    from transferkit.look import load_backbone
     from transferkit.result import Predictions, Result
     from transferkit.types import Decision, Evidence, Preprocessing
 
@@ -42,7 +43,7 @@ _HOMES = {
     "analyze": "api",
     "decide": "decision",
     "load": "result",
-    "load_backbone": "api",
+    "load_backbone": "look",
 }
 
 

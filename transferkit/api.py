@@ -10,19 +10,18 @@ import numpy as np
 from scipy.special import softmax
 from torch import nn
 
-from transferkit import zoo
-from transferkit.data import Data, open_data
+from transferkit.data import Data
 from transferkit.decision import MODES, NEEDS_SIMILARITY, decide
 from transferkit.errors import OptionError, RunFolderError, unknown_name
-from transferkit.features import FeatureBank, FeatureTable, choose_device
-from transferkit.features.bank import DEFAULT_LIMIT
+from transferkit.features import FeatureTable, choose_device
+from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
-from transferkit.nn import POOLINGS, Backbone, TransferModel
-from transferkit.repro import environment, seed_everything
+from transferkit.nn import TransferModel
+from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
-from transferkit.survey import Survey, survey, timed
-from transferkit.train import CLASS_WEIGHTS, HEADS, fit_closed_form
+from transferkit.survey import timed
+from transferkit.train import HEADS, fit_closed_form
 from transferkit.types import JOINED, Decision, Evidence, HeldOut, Mistake, Picture, Preprocessing, RunRecord
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
@@ -32,100 +31,6 @@ SAMPLES_SHOWN = 120
 """Training pictures in the report, all classes together: a report stays near one megabyte."""
 
 SAMPLES_PER_CLASS = 6
-
-
-def load_backbone(
-    model: str | nn.Module,
-    *,
-    image_size: int | None = None,
-    checkpoint: str | Path | None = None,
-    pretrained: bool = True,
-    preprocessing: Preprocessing | None = None,
-) -> Backbone:
-    """A pretrained network as ordered stages.
-
-    Args:
-        model: "timm/<name>[.<tag>]", "torchvision/<name>[:<weights>]", "packaged/<name>", or an `nn.Module`.
-        image_size: Side of the input in pixels; None takes the checkpoint's own.
-        checkpoint: A weights file for that architecture, instead of the published ones.
-        pretrained: False gives random weights, and says so in the spec.
-        preprocessing: Needed for a module of your own: how its images were prepared.
-
-    Raises:
-        BackboneError: If there is no such model, or it cannot serve as a backbone.
-        HubError: If its weights cannot be fetched.
-        CheckpointError: If the weights file does not fit.
-    """
-    network, spec = zoo.load(model, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing)
-    return Backbone(network, spec, size=image_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Looked:
-    backbone: Backbone
-    data: Data
-    survey: Survey
-    seconds: dict[str, float]
-
-
-def _look(
-    model: str | nn.Module,
-    data: Any,
-    *,
-    image_size: int | None,
-    batch_size: int | None,
-    seed: int,
-    checkpoint: str | Path | None,
-    pretrained: bool,
-    preprocessing: Preprocessing | None,
-    root: str | Path | None,
-    val: float,
-    test: float,
-    strict: bool,
-    preprocessed: bool,
-    pooling: str,
-    class_weight: str,
-    similarity: float | None,
-    cache: str | Path | None,
-    cache_limit: float | None,
-    device: str,
-    progress: bool,
-    stage: str | int | None = None,
-) -> _Looked:
-    """What `analyze` and `adapt` have in common: open both, then one frozen pass."""
-    if batch_size is not None and batch_size < 1:
-        raise OptionError(f"batch_size must be >= 1, got {batch_size!r}; leave it out to fit it to the machine.")
-    if similarity is not None and not 0 <= similarity <= 1:
-        raise OptionError(f"similarity must be in [0, 1], got {similarity!r}.")
-    for name, value, known in (("pooling", pooling, POOLINGS), ("class_weight", class_weight, CLASS_WEIGHTS)):
-        if value not in known:
-            raise OptionError(unknown_name(name, value, known))
-    seconds: dict[str, float] = {}
-    choose_device(device)
-    seed_everything(seed)
-    with timed(seconds, "load backbone"):
-        backbone = load_backbone(
-            model, image_size=image_size, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing
-        )
-        backbone.find_stages(JOINED if stage is None else stage)  # a mistyped stage is met before the pass
-    with timed(seconds, "audit data"):
-        opened = open_data(
-            data, root=root, seed=seed, val=val, test=test, strict=strict, preprocessed=preprocessed, progress=progress
-        )
-    found = survey(
-        backbone,
-        opened,
-        bank=FeatureBank(cache, limit=DEFAULT_LIMIT if cache_limit is None else int(cache_limit * 2**30)),
-        pooling=pooling,
-        device=device,
-        batch_size=batch_size,
-        class_weight=class_weight,
-        similarity=similarity,
-        seed=seed,
-        seconds=seconds,
-        progress=progress,
-    )
-    return _Looked(backbone, opened, found, dict(found.evidence.seconds))
 
 
 def analyze(
@@ -178,9 +83,7 @@ def analyze(
         >>> evidence.probe("joined").accuracy > evidence.probe("top").accuracy  # doctest: +SKIP
         True
     """
-    return _look(
-        model,
-        data,
+    options = Options(
         image_size=image_size,
         batch_size=batch_size,
         seed=seed,
@@ -199,7 +102,8 @@ def analyze(
         cache_limit=cache_limit,
         device=device,
         progress=progress,
-    ).survey.evidence
+    )
+    return look(model, data, options).survey.evidence
 
 
 def adapt(
@@ -254,9 +158,7 @@ def adapt(
         True
     """
     _check_options(strategy=strategy, stage=stage, mode=mode, similarity=similarity, head=head, out=out)
-    looked = _look(
-        model,
-        data,
+    options = Options(
         image_size=image_size,
         batch_size=batch_size,
         seed=seed,
@@ -275,8 +177,8 @@ def adapt(
         cache_limit=cache_limit,
         device=device,
         progress=progress,
-        stage=stage,
     )
+    looked = look(model, data, options, stage=stage)
     seconds = looked.seconds
     decision = _decision(looked, strategy=strategy, stage=stage, mode=mode, batch_size=batch_size)
     with timed(seconds, "fit head"):
@@ -340,9 +242,7 @@ def _check_options(
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
-def _decision(
-    looked: _Looked, *, strategy: str, stage: str | int | None, mode: str, batch_size: int | None
-) -> Decision:
+def _decision(looked: Looked, *, strategy: str, stage: str | int | None, mode: str, batch_size: int | None) -> Decision:
     evidence = looked.survey.evidence
     if strategy == "auto":
         decision = decide(evidence, mode=mode, batch_size=batch_size)
@@ -366,7 +266,7 @@ def _decision(
     )
 
 
-def _answers(model: TransferModel, looked: _Looked) -> dict[str, HeldOut]:
+def _answers(model: TransferModel, looked: Looked) -> dict[str, HeldOut]:
     """Split name -> the model's probabilities there, from the features at hand."""
     weight = model.classifier.weight.detach().numpy()
     bias = model.classifier.bias.detach().numpy()

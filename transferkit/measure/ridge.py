@@ -63,11 +63,13 @@ class RidgePath:
         penalties: (P,).
         accuracy: (P,) leave-one-out accuracy, in [0, 1].
         squared_error: (P,) leave-one-out squared error per image, >= 0.
+        right: (P, N) bool, whether each image is named right when it is left out.
     """
 
     penalties: Array
     accuracy: Array
     squared_error: Array
+    right: npt.NDArray[np.bool_]
 
     @property
     def best(self) -> int:
@@ -180,7 +182,7 @@ class _LeaveOneOut:
         self._inverse = (1 / (eigenvalues[:, None] + penalties[None, :])).astype(np.float32)  # (R, P)
         self._correlation = correlation  # (R, K): T'Y
         self._penalties = penalties
-        self._correct = np.zeros(len(penalties))
+        self._right = np.zeros((len(penalties), len(problem.labels)), dtype=bool)
         self._error = np.zeros(len(penalties))
 
     def scores(self, rows: slice, projected: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
@@ -198,13 +200,13 @@ class _LeaveOneOut:
     def add(self, rows: slice, projected: npt.NDArray[np.float32]) -> None:
         labels, weights = self._problem.labels[rows], self._problem.weights[rows]
         for p, scores in enumerate(self.scores(rows, projected)):
-            self._correct[p] += (scores.argmax(axis=1) == labels).sum()
+            self._right[p, rows] = scores.argmax(axis=1) == labels
             scores[np.arange(len(labels)), labels] -= 1
             self._error[p] += weights @ (scores * scores).sum(axis=1)
 
     def path(self) -> RidgePath:
         images = len(self._problem.labels)
-        return RidgePath(self._penalties, self._correct / images, self._error / images)
+        return RidgePath(self._penalties, self._right.mean(axis=1), self._error / images, self._right)
 
 
 def _problem(labels: npt.NDArray[np.int64], classes: int, weights: Array | None) -> _Problem:

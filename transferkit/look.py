@@ -1,0 +1,164 @@
+"""Open a backbone and images, and look at them once: what every verb begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from transferkit import zoo
+from transferkit.data import Data, open_data
+from transferkit.errors import OptionError, unknown_name
+from transferkit.features import FeatureBank, choose_device
+from transferkit.features.bank import DEFAULT_LIMIT
+from transferkit.nn import POOLINGS, Backbone
+from transferkit.repro import seed_everything
+from transferkit.survey import Survey, survey, timed
+from transferkit.train import CLASS_WEIGHTS
+from transferkit.types import JOINED, Preprocessing
+
+__all__ = ["Looked", "Options", "load_backbone", "look", "open_images"]
+
+
+def load_backbone(
+    model: str | nn.Module,
+    *,
+    image_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> Backbone:
+    """A pretrained network as ordered stages.
+
+    Args:
+        model: "timm/<name>[.<tag>]", "torchvision/<name>[:<weights>]", "packaged/<name>", or an `nn.Module`.
+        image_size: Side of the input in pixels; None takes the checkpoint's own.
+        checkpoint: A weights file for that architecture, instead of the published ones.
+        pretrained: False gives random weights, and says so in the spec.
+        preprocessing: Needed for a module of your own: how its images were prepared.
+
+    Raises:
+        BackboneError: If there is no such model, or it cannot serve as a backbone.
+        HubError: If its weights cannot be fetched.
+        CheckpointError: If the weights file does not fit.
+    """
+    network, spec = zoo.load(model, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing)
+    return Backbone(network, spec, size=image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to look: the arguments that `analyze`, `adapt` and `rank` share, explained in `analyze`.
+
+    Raises:
+        OptionError: If a value is out of its range.
+    """
+
+    image_size: int | None
+    batch_size: int | None
+    seed: int
+    checkpoint: str | Path | None
+    pretrained: bool
+    preprocessing: Preprocessing | None
+    root: str | Path | None
+    val: float
+    test: float
+    strict: bool
+    preprocessed: bool
+    pooling: str
+    class_weight: str
+    similarity: float | None
+    cache: str | Path | None
+    cache_limit: float | None
+    device: str
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise OptionError(
+                f"batch_size must be >= 1, got {self.batch_size!r}; leave it out to fit it to the machine."
+            )
+        if self.similarity is not None and not 0 <= self.similarity <= 1:
+            raise OptionError(f"similarity must be in [0, 1], got {self.similarity!r}.")
+        for name, value, known in (
+            ("pooling", self.pooling, POOLINGS),
+            ("class_weight", self.class_weight, CLASS_WEIGHTS),
+        ):
+            if value not in known:
+                raise OptionError(unknown_name(name, value, known))
+        choose_device(self.device)
+
+    @property
+    def bank(self) -> FeatureBank:
+        """Where features are kept."""
+        limit = DEFAULT_LIMIT if self.cache_limit is None else int(self.cache_limit * 2**30)
+        return FeatureBank(self.cache, limit=limit)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look leaves behind.
+
+    Args:
+        backbone, data: As they were opened.
+        survey: What the frozen pass measured.
+        seconds: Phase -> wall-clock seconds so far; further phases are added by who goes on.
+    """
+
+    backbone: Backbone
+    data: Data
+    survey: Survey
+    seconds: dict[str, float]
+
+
+def open_images(data: Any, options: Options) -> Data:
+    """The images behind whatever the person named, audited and split."""
+    return open_data(
+        data,
+        root=options.root,
+        seed=options.seed,
+        val=options.val,
+        test=options.test,
+        strict=options.strict,
+        preprocessed=options.preprocessed,
+        progress=options.progress,
+    )
+
+
+def look(model: str | nn.Module, data: Any, options: Options, *, stage: str | int | None = None) -> Looked:
+    """Open both, then one frozen pass and all that it can tell.
+
+    Args:
+        model, data: As for `analyze`.
+        options: How.
+        stage: One that will be needed: a mistyped name is met before the pass.
+    """
+    seconds: dict[str, float] = {}
+    seed_everything(options.seed)
+    with timed(seconds, "load backbone"):
+        backbone = load_backbone(
+            model,
+            image_size=options.image_size,
+            checkpoint=options.checkpoint,
+            pretrained=options.pretrained,
+            preprocessing=options.preprocessing,
+        )
+        backbone.find_stages(JOINED if stage is None else stage)
+    with timed(seconds, "audit data"):
+        opened = open_images(data, options)
+    found = survey(
+        backbone,
+        opened,
+        bank=options.bank,
+        pooling=options.pooling,
+        device=options.device,
+        batch_size=options.batch_size,
+        class_weight=options.class_weight,
+        similarity=options.similarity,
+        seed=options.seed,
+        seconds=seconds,
+        progress=options.progress,
+    )
+    return Looked(backbone, opened, found, dict(found.evidence.seconds))
