@@ -29,10 +29,13 @@ LAYERS: dict[str, frozenset[str]] = {
     "train": frozenset({"nn", "measure", "features", "strategies"}),
     "report": frozenset(),
     "export": frozenset({"nn"}),
-    "survey": frozenset({"nn", "data", "measure", "features", "train"}),
+    "domain": frozenset({"nn", "measure", "features"}),
+    "survey": frozenset({"nn", "data", "measure", "features", "train", "domain"}),
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
 }
+LAYERS["pilots"] = frozenset({"measure", "features", "strategies", "train"})
 LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
+LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})
 LAYERS["api"] = frozenset(LAYERS)
 LAYERS["cli"] = frozenset(LAYERS)
 """Part of the package -> the parts it may import, besides the base and itself."""

@@ -40,9 +40,9 @@ def test_every_command_shown_is_a_verb(text):
         assert verb in VERBS, verb
 
 
-def test_every_setting_is_an_argument_of_adapt_or_analyze():
+def test_every_setting_is_an_argument_of_adapt_analyze_or_rank():
     settings = OmegaConf.load(REPOSITORY / "conf" / "config.yaml")
-    arguments = set(inspect.signature(tk.adapt).parameters) | set(inspect.signature(tk.analyze).parameters)
+    arguments = {name for verb in (tk.adapt, tk.analyze, tk.rank) for name in inspect.signature(verb).parameters}
     for key in settings:
         assert key in arguments | {"defaults", "hydra", "debug"}, key
 
@@ -54,7 +54,7 @@ def test_every_data_setting_is_an_argument_too(file):
 
 def test_every_setting_and_verb_is_in_the_help():
     settings = OmegaConf.load(REPOSITORY / "conf" / "config.yaml")
-    hidden = {"defaults", "hydra", "data", "pretrained", "pooling", "similarity", "stage"}
+    hidden = {"defaults", "hydra", "data", "pretrained", "pooling", "similarity", "stage", "models"}
     for key in set(settings) - hidden:
         assert f"{key}=" in HELP["adapt"], key
 

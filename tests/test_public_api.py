@@ -17,6 +17,7 @@ CONTRACT = {
     "decide": ["evidence", "mode", "batch_size"],
     "load": ["path"],
     "load_backbone": ["model"],
+    "rank": ["models", "data", "image_size", "batch_size", "seed"],
 }
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from transferkit.api import adapt, analyze, decide, load
     from transferkit.errors import TransferkitError
     from transferkit.look import load_backbone
+    from transferkit.ranking import rank
     from transferkit.result import Predictions, Result
-    from transferkit.types import Decision, Evidence, Preprocessing
+    from transferkit.types import Decision, Evidence, Preprocessing, Ranking
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "Evidence",
     "Predictions",
     "Preprocessing",
+    "Ranking",
     "Result",
     "TransferkitError",
     "adapt",
@@ -30,6 +32,7 @@ __all__ = [
     "decide",
     "load",
     "load_backbone",
+    "rank",
 ]
 
 _HOMES = {
@@ -37,6 +40,7 @@ _HOMES = {
     "Evidence": "types",
     "Predictions": "result",
     "Preprocessing": "types",
+    "Ranking": "types",
     "Result": "result",
     "TransferkitError": "errors",
     "adapt": "api",
@@ -44,6 +48,7 @@ _HOMES = {
     "decide": "decision",
     "load": "result",
     "load_backbone": "look",
+    "rank": "ranking",
 }
 
 

@@ -11,20 +11,23 @@ from scipy.special import softmax
 from torch import nn
 
 from transferkit.data import Data
-from transferkit.decision import MODES, NEEDS_SIMILARITY, decide
+from transferkit.decision import MODES, decide
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import FeatureTable, choose_device
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel
+from transferkit.pilots import search
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import timed
 from transferkit.train import HEADS, fit_closed_form
-from transferkit.types import JOINED, Decision, Evidence, HeldOut, Mistake, Picture, Preprocessing, RunRecord
+from transferkit.types import JOINED, SELECTED, Decision, Evidence, HeldOut, Mistake, Picture, Preprocessing, RunRecord
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
+
+ADAPT_MODES = (*MODES, "search")
 
 MISTAKES_SHOWN = 24
 SAMPLES_SHOWN = 120
@@ -51,6 +54,7 @@ def analyze(
     pooling: str = "avg+max",
     class_weight: str = "none",
     similarity: float | None = None,
+    source: Any = None,
     cache: str | Path | None = None,
     cache_limit: float | None = None,
     device: str = "auto",
@@ -69,7 +73,9 @@ def analyze(
         preprocessed: The dataset's float tensors are taken as they are.
         pooling: "avg" or "avg+max" of each stage's grid.
         class_weight: "none", or "balanced": every class weighs the same.
-        similarity: How near the data is to what the backbone was trained on, in [0, 1], if you know.
+        similarity: How near the data is to what the backbone was trained on, in [0, 1], if you know better than what is
+            measured.
+        source: Images like those the backbone was trained on, if you have some; anything that `data` can be.
         cache: Folder of the feature bank; None takes `$TRANSFERKIT_CACHE` or the user's cache folder.
         cache_limit: Gigabytes the bank may take; None takes 10.
         device: "auto", "cpu", "cuda", ...
@@ -98,6 +104,7 @@ def analyze(
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
+        source=source,
         cache=cache,
         cache_limit=cache_limit,
         device=device,
@@ -115,6 +122,7 @@ def adapt(
     mode: str = "evidence",
     image_size: int | None = None,
     batch_size: int | None = None,
+    budget: float | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     head: str = "auto",
@@ -129,6 +137,7 @@ def adapt(
     pooling: str = "avg+max",
     class_weight: str = "none",
     similarity: float | None = None,
+    source: Any = None,
     cache: str | Path | None = None,
     cache_limit: float | None = None,
     device: str = "auto",
@@ -140,10 +149,14 @@ def adapt(
     Args:
         model, data: As for `analyze`, and so are all arguments not named here.
         strategy: "auto" decides; a name ("linear_probe") is done without asking.
-        stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them.
-        mode: How "auto" decides: "evidence" (measured) or "rule" (the textbook's matrix; needs `similarity`).
+        stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them,
+            "selected" those of their features that tell the classes apart.
+        mode: How "auto" decides: "evidence" (measured), "search" (measured, then short trials of what that leaves open)
+            or "rule" (the textbook's matrix).
+        budget: Seconds that may go into what comes after the frozen pass: for "evidence" a limit on the cost of the
+            strategy, for "search" on that of all trials. None sets no limit.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
-        head: "ridge", "logistic", or "auto": the one with the higher held-back accuracy.
+        head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
         command: What to quote in the report as the way to run this again; None composes the Python call.
 
     Returns:
@@ -157,7 +170,7 @@ def adapt(
         >>> result.metrics["test"].accuracy > 0.97  # doctest: +SKIP
         True
     """
-    _check_options(strategy=strategy, stage=stage, mode=mode, similarity=similarity, head=head, out=out)
+    _check_options(strategy=strategy, stage=stage, mode=mode, budget=budget, head=head, out=out)
     options = Options(
         image_size=image_size,
         batch_size=batch_size,
@@ -173,6 +186,7 @@ def adapt(
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
+        source=source,
         cache=cache,
         cache_limit=cache_limit,
         device=device,
@@ -180,7 +194,13 @@ def adapt(
     )
     looked = look(model, data, options, stage=stage)
     seconds = looked.seconds
-    decision = _decision(looked, strategy=strategy, stage=stage, mode=mode, batch_size=batch_size)
+    with timed(seconds, "decide"):
+        if strategy != "auto":
+            decision = _given(looked, strategy=strategy, stage=stage)
+        elif mode == "search":
+            decision = _searched(looked, options, head=head, budget=budget)
+        else:
+            decision = _decided(looked, mode=mode, batch_size=batch_size, budget=budget)
     with timed(seconds, "fit head"):
         plan = STRATEGIES[decision.strategy](decision, [known.name for known in looked.backbone.stages])
         fitted = fit_closed_form(
@@ -192,6 +212,7 @@ def adapt(
             pooling=pooling,
             head=head,
             class_weight=class_weight,
+            selection=looked.survey.selection,
             seed=seed,
         )
     decision = dataclasses.replace(decision, reasons=(*decision.reasons, fitted.reason))
@@ -223,15 +244,15 @@ def _check_options(
     strategy: str,
     stage: str | int | None,
     mode: str,
-    similarity: float | None,
+    budget: float | None,
     head: str,
     out: str | Path | None,
 ) -> None:
     """What can be known to be wrong before any work."""
-    if mode not in MODES:
-        raise OptionError(unknown_name("mode", mode, MODES))
-    if mode == "rule" and strategy == "auto" and similarity is None:
-        raise OptionError(NEEDS_SIMILARITY)
+    if mode not in ADAPT_MODES:
+        raise OptionError(unknown_name("mode", mode, ADAPT_MODES))
+    if budget is not None and not budget > 0:
+        raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
     if strategy != "auto" and strategy not in STRATEGIES:
         raise OptionError(unknown_name("strategy", strategy, ["auto", *STRATEGIES]))
     if strategy == "auto" and stage is not None:
@@ -242,19 +263,34 @@ def _check_options(
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
-def _decision(looked: Looked, *, strategy: str, stage: str | int | None, mode: str, batch_size: int | None) -> Decision:
-    evidence = looked.survey.evidence
-    if strategy == "auto":
-        decision = decide(evidence, mode=mode, batch_size=batch_size)
-        if decision.strategy not in STRATEGIES:
-            raise OptionError(
-                f"The rule advises {decision.strategy} ({' '.join(decision.reasons)}), which this version cannot run; "
-                f"it can run {', '.join(STRATEGIES)}. Use mode=evidence, or name a strategy with strategy=... ."
-            )
-        return decision
+def _decided(looked: Looked, *, mode: str, batch_size: int | None, budget: float | None) -> Decision:
+    decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
+    if decision.strategy not in STRATEGIES:
+        raise OptionError(
+            f"The rule advises {decision.strategy} ({' '.join(decision.reasons)}), which this version cannot run; "
+            f"it can run {', '.join(STRATEGIES)}. Use mode=evidence, or name a strategy with strategy=... ."
+        )
+    return decision
+
+
+def _searched(looked: Looked, options: Options, *, head: str, budget: float | None) -> Decision:
+    found = looked.survey
+    return search(
+        found.evidence,
+        decide(found.evidence),
+        found.table.take(found.train),
+        found.labels,
+        head=head,
+        class_weight=options.class_weight,
+        budget=budget,
+        seed=options.seed,
+        progress=options.progress,
+    )
+
+
+def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decision:
     named = JOINED if stage is None else stage
-    found = looked.backbone.find_stages(named)
-    chosen = JOINED if named == JOINED else found[0]
+    chosen = str(named) if named in (JOINED, SELECTED) else looked.backbone.find_stages(named)[0]
     return Decision(
         strategy=strategy,
         stage=chosen,

@@ -1,6 +1,6 @@
 """The command line: a verb, then Hydra overrides. The only place that knows Hydra.
 
-`adapt` and `analyze` are Hydra jobs (a folder each, sweeps with --multirun); the other verbs only borrow its grammar.
+`adapt`, `analyze` and `rank` are Hydra jobs (a folder each, sweeps with --multirun); other verbs borrow its grammar.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from transferkit.result import Result
-    from transferkit.types import Evidence
+    from transferkit.types import Evidence, Ranking
 
 __all__ = ["main"]
 
@@ -35,6 +35,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit                                     adapt the packaged backbone to scikit-learn's digits, offline
   transferkit adapt data=folder data.root=DIR     your own images: DIR/<class>/* or DIR/{train,val,test}/<class>/*
   transferkit analyze data=folder data.root=DIR   only measure and advise
+  transferkit rank models='packaged/*' data=folder data.root=DIR   which backbone, before any training
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit export run=DIR                      a finished run as ONNX
   transferkit zoo [pattern=resnet*]               which backbones there are
@@ -59,8 +60,11 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   data.test=0.2         share held back for the test, where the data has no test split
   data.strict=true      an unusable image is an error instead of being set aside
   image_size=N          side in pixels; smaller is faster
-  strategy=auto         or linear_probe, with stage=NAME
-  mode=evidence         or rule, with similarity=0..1
+  strategy=auto         or linear_probe, with stage=NAME (joined: all of them; selected: their useful features)
+  mode=evidence         or search: short trials of what the evidence leaves open; or rule: the textbook's matrix on
+                        the number of images and their similarity to the source
+  budget=SECONDS        limit on what comes after the frozen pass
+  similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
   head=auto             or ridge, logistic
   class_weight=none     or balanced
   out=DIR               where the run goes
@@ -74,6 +78,20 @@ transferkit analyze [key=value ...]: one frozen pass over your images; prints ho
 apart and what to do, and leaves evidence.json in the run's folder. Takes the same keys as adapt.
 
   transferkit analyze data=folder data.root=DIR image_size=96
+""",
+    "rank": """\
+transferkit rank [key=value ...]: which backbone suits your images, from features only. One frozen pass each over
+the training images; prints ranks with their intervals, costs and measures; leaves ranking.json and ranking.html.
+
+  transferkit rank models='packaged/*' data=folder data.root=DIR image_size=96
+  transferkit rank models=[packaged/tf_efficientnet_lite0,timm/resnet18.a1_in1k] data=folder data.root=DIR
+
+  models=[NAME,...]     as for adapt's model; a name with * stands for what it matches and is on this machine
+  image_size=N          for all of them; without it each runs at its checkpoint's own
+  data=..., data.root=DIR, data.path=FILE, pretrained, pooling, class_weight, cache=DIR, cache_limit=GB,
+  device=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
+
+What is computed stays in the feature bank: the same command again, or adapt with the winner, reads it there.
 """,
     "predict": """\
 transferkit predict run=DIR images=PATH [key=value ...]: classify images with a finished run.
@@ -295,8 +313,8 @@ def _data_arguments(settings: DictConfig) -> dict[str, Any]:
 
 
 SHARED = (
-    "model", "checkpoint", "pretrained", "image_size", "similarity", "pooling", "class_weight", "cache", "cache_limit",
-    "device", "batch_size", "seed", "progress",
+    "model", "checkpoint", "pretrained", "image_size", "similarity", "source", "pooling", "class_weight", "cache",
+    "cache_limit", "device", "batch_size", "seed", "progress",
 )  # fmt: skip
 
 
@@ -325,6 +343,7 @@ def _adapt(settings: DictConfig) -> None:
         strategy=settings.strategy,
         stage=settings.stage,
         mode=settings.mode,
+        budget=settings.budget,
         head=settings.head,
         out=out,
         command=_command("adapt"),
@@ -332,6 +351,17 @@ def _adapt(settings: DictConfig) -> None:
     for line in _summary(result, out):
         print(line)
         log.info(line)
+
+
+def _nearness(evidence: Evidence) -> list[str]:
+    """How near the data is to what the backbone has seen, in a sentence."""
+    detail = evidence.similarity_detail
+    if detail is None:
+        return []
+    if detail.value is None:
+        return [detail.note]
+    between = "" if detail.low is None else f" ({detail.low:.2f} to {detail.high:.2f})"
+    return [f"Similarity to what the backbone was trained on: {detail.value:.2f}{between} of 1. {detail.note}"]
 
 
 def _summary(result: Result, out: Path) -> list[str]:
@@ -361,8 +391,10 @@ def _analyze(settings: DictConfig) -> None:
     from transferkit.api import analyze, decide
     from transferkit.serialise import to_json
 
+    if settings.mode == "search":
+        raise OptionError("analyze only measures; mode=search fits trials. Use transferkit adapt mode=search.")
     evidence = analyze(**_shared_arguments(settings))
-    decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size)
+    decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size, budget=settings.budget)
     plain = {"schema": 1, "evidence": to_json(evidence), "decision": to_json(decision)}
     out = _output_folder() / "evidence.json"
     out.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -374,7 +406,77 @@ def _analyze(settings: DictConfig) -> None:
     for line in _warnings(evidence):
         print(line)
     _print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
-    print("\n".join(["", *decision.reasons, "", f"evidence: {out}"]))
+    print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
+
+
+ADAPT_ONLY = ("model", "checkpoint", "strategy", "stage", "mode", "budget", "head", "similarity", "source")
+"""Settings that say nothing about a ranking; given all the same, they mean another verb."""
+
+RANK_ARGUMENTS = tuple(key for key in SHARED if key not in ADAPT_ONLY)
+
+
+def _rank(settings: DictConfig) -> None:
+    import json
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from transferkit.ranking import rank
+    from transferkit.report import render_ranking
+    from transferkit.serialise import to_json
+
+    given = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    if alien := [key for key in ADAPT_ONLY if key in given]:
+        raise OptionError(f"rank takes no {', '.join(alien)}; what to rank is models=[NAME,...].")
+    models = settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
+    ranking = rank(
+        models,
+        **{key: settings[key] for key in RANK_ARGUMENTS},
+        **_data_arguments(settings),
+        command=_command("rank"),
+    )
+    out = _output_folder()
+    plain = {"schema": 1, "ranking": to_json(ranking)}
+    (out / "ranking.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+    (out / "ranking.html").write_text(render_ranking(ranking), encoding="utf-8")
+    _print_ranking(ranking)
+    for line in ranking.reasons:
+        log.info(line)
+    print("\n".join(["", *ranking.reasons, "", f"ranking: {out / 'ranking.html'}"]))
+
+
+def _print_ranking(ranking: Ranking) -> None:
+    """Ranks and costs, then what the measures say, then who is not there."""
+    prior = "parameters" if ranking.prior == "parameters" else "published"
+    rows = [
+        (
+            str(row.rank),
+            f"{row.rank_low} to {row.rank_high}",
+            f"{100 * row.best:.1f} %",
+            row.name,
+            f"{100 * row.joined.accuracy:.1f} %",
+            f"{100 * row.joined.low:.1f} to {100 * row.joined.high:.1f}",
+            f"{row.best_stage.stage} {100 * row.best_stage.accuracy:.1f} %",
+            f"{row.prior / 1e6:.1f} M" if ranking.prior == "parameters" else f"{100 * row.prior:.1f} %",
+            str(row.prior_rank),
+            "" if row.images_per_second is None else f"{row.images_per_second:.0f}",
+            f"{row.parameters / 1e6:.1f}",
+            "" if row.gigaflops is None else f"{row.gigaflops:.2f}",
+            str(row.image_size),
+        )
+        for row in ranking.models
+    ]
+    header = ("rank", "95 %", "best in", "model", "accuracy", "95 % interval", "best stage", prior, "its rank",
+              "images/s", "Mparams", "GFLOPs", "pixels")  # fmt: skip
+    _print_table(header, rows)
+    print()
+    names = [score.measure for score in ranking.best.scores]
+    values = [
+        (row.name, *("" if score.value is None else f"{score.value:.3g}" for score in row.scores))
+        for row in ranking.models
+    ]
+    _print_table(("measure, higher is better", *names), values)
+    if ranking.left_out:
+        print("\n" + list_problems("Not ranked:", [f"{one.name}: {one.reason}" for one in ranking.left_out]))
 
 
 # ---- Light verbs -----------------------------------------------------------------------------------------------------
@@ -490,6 +592,7 @@ def _cache(settings: dict[str, Any]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "adapt": _job(_adapt),
     "analyze": _job(_analyze),
+    "rank": _job(_rank),
     "predict": _light("predict", _predict, run=..., images=..., out=None, format="csv", device="auto", debug=False),
     "export": _light("export", _export, run=..., out=None, format="onnx", debug=False),
     "zoo": _light("zoo", _zoo, pattern=None, source=None, offline=None, debug=False),

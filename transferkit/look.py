@@ -19,7 +19,7 @@ from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
 from transferkit.types import JOINED, Preprocessing
 
-__all__ = ["Looked", "Options", "load_backbone", "look", "open_images"]
+__all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
 
 def load_backbone(
@@ -74,6 +74,7 @@ class Options:
     cache_limit: float | None
     device: str
     progress: bool
+    source: Any = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -113,6 +114,17 @@ class Looked:
     seconds: dict[str, float]
 
 
+def open_backbone(model: str | nn.Module, options: Options) -> Backbone:
+    """The backbone that the options ask for."""
+    return load_backbone(
+        model,
+        image_size=options.image_size,
+        checkpoint=options.checkpoint,
+        pretrained=options.pretrained,
+        preprocessing=options.preprocessing,
+    )
+
+
 def open_images(data: Any, options: Options) -> Data:
     """The images behind whatever the person named, audited and split."""
     return open_data(
@@ -123,6 +135,20 @@ def open_images(data: Any, options: Options) -> Data:
         test=options.test,
         strict=options.strict,
         preprocessed=options.preprocessed,
+        progress=options.progress,
+    )
+
+
+def open_source(options: Options) -> Data | None:
+    """The source images, if the person has some; they are only looked at, so none is held back."""
+    if options.source is None:
+        return None
+    return open_data(
+        options.source,
+        seed=options.seed,
+        test=0.0,
+        strict=options.strict,
+        preprocessed=options.preprocessed and not isinstance(options.source, (str, Path)),
         progress=options.progress,
     )
 
@@ -138,16 +164,11 @@ def look(model: str | nn.Module, data: Any, options: Options, *, stage: str | in
     seconds: dict[str, float] = {}
     seed_everything(options.seed)
     with timed(seconds, "load backbone"):
-        backbone = load_backbone(
-            model,
-            image_size=options.image_size,
-            checkpoint=options.checkpoint,
-            pretrained=options.pretrained,
-            preprocessing=options.preprocessing,
-        )
+        backbone = open_backbone(model, options)
         backbone.find_stages(JOINED if stage is None else stage)
     with timed(seconds, "audit data"):
         opened = open_images(data, options)
+        source = open_source(options)
     found = survey(
         backbone,
         opened,
@@ -157,6 +178,7 @@ def look(model: str | nn.Module, data: Any, options: Options, *, stage: str | in
         batch_size=options.batch_size,
         class_weight=options.class_weight,
         similarity=options.similarity,
+        source=source,
         seed=options.seed,
         seconds=seconds,
         progress=options.progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-__all__ = ["track"]
+__all__ = ["announce", "track"]
 
 T = TypeVar("T")
 
@@ -34,3 +34,20 @@ def track(steps: Iterable[T], label: str, *, total: int | None = None, enabled: 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield from progress.track(steps, total=total, description=label)
+
+
+def announce(text: str, *, enabled: bool = True) -> None:
+    """One line to standard error: which of several long steps comes now. Silent when not on a terminal.
+
+    Args:
+        text: Shown as it is.
+        enabled: False switches it off altogether.
+
+    Example:
+        >>> announce("model 1 of 3", enabled=False)
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if enabled and console.is_terminal:
+        console.print(text, markup=False, highlight=False)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.data import Data
-from transferkit.features import FeatureBank, FeatureTable, frozen_pass
+from transferkit.domain import Side, choose_sample, measure_similarity
+from transferkit.features import FeatureBank, FeatureTable, FrozenPass, frozen_pass
 from transferkit.intervals import wilson_interval
-from transferkit.measure import RidgePath, knn_accuracy, ridge_paths
+from transferkit.measure import RidgePath, Selection, knn_accuracy, learning_curves, ridge_paths, select_features
 from transferkit.nn import Backbone
 from transferkit.train import class_weights
-from transferkit.types import TOP, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, TOP, Evidence, ProbeScore
 
-__all__ = ["Survey", "survey", "timed"]
+__all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]
 
 NEIGHBOURS = 5
 NEIGHBOUR_IMAGES = 4096
@@ -45,12 +47,14 @@ class Survey:
         table: One row of features per image of the data.
         labels: (N,) of the training images.
         train: (N,) indices of the training images in the data.
+        selection: How the features of all stages joined were weighted, and which were left out.
     """
 
     evidence: Evidence
     table: FeatureTable
     labels: npt.NDArray[np.int64]
     train: npt.NDArray[np.int64]
+    selection: Selection
 
 
 def survey(
@@ -63,6 +67,7 @@ def survey(
     batch_size: int | None = None,
     class_weight: str = "none",
     similarity: float | None = None,
+    source: Data | None = None,
     seed: int = 0,
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
@@ -75,56 +80,128 @@ def survey(
         pooling: "avg" or "avg+max".
         device, batch_size, progress: As for `frozen_pass`.
         class_weight: "none" or "balanced", for the probes.
-        similarity: If it is known from elsewhere; it is not measured here.
+        similarity: If it is known from elsewhere; it wins over what is measured.
+        source: Images of the kind that the backbone was trained on, if the person has some.
         seed: Of the k-NN subsample.
         seconds: Phases that came before, to be listed with these.
     """
     spent = dict(seconds or {})
-    preprocessing = backbone.spec.preprocessing
-
-    def read(index: int) -> npt.NDArray[Any]:
-        return data.pixels(index, preprocessing)
-
-    with timed(spent, "frozen pass"):
-        table, computed = frozen_pass(
-            backbone,
-            read,
-            data.content_ids,
-            bank=bank,
-            pooling=pooling,
-            device=device,
-            batch_size=batch_size,
-            workers=None if data.thread_safe else 1,
-            progress=progress,
-        )
+    run = partial(
+        read_features,
+        backbone,
+        bank=bank,
+        pooling=pooling,
+        device=device,
+        batch_size=batch_size,
+        progress=progress,
+    )
     train = data.indices("train")
+    sample = choose_sample(data.content_ids, train)
+    # Without memory of a source and without source images there is nothing to compare moments with.
+    comparable = source is not None or bool(backbone.source_moments())
+    with timed(spent, "frozen pass"):
+        done = run(data, sample=sample if comparable else None)
+        looked = None if source is None else _look_at_source(run, source)
+    table = done.table
+    with timed(spent, "similarity"):
+        target = None if done.moments is None else Side(done.moments, table.take(sample), data.labels[sample])
+        detail = measure_similarity(backbone, target, source=looked, given=similarity)
     labels, known = data.labels[train], table.take(train)
     with timed(spent, "probe"):
-        paths = ridge_paths(
-            known.chunks,
-            labels,
-            known.blocks,
-            classes=data.summary.num_classes,
-            weights=class_weights(labels, class_weight),
+        probes, paths = probe_stages(
+            known, labels, classes=data.summary.num_classes, class_weight=class_weight, seed=seed
         )
-        widths = {name: block.stop - block.start for name, block in table.blocks.items()}
-        probes = [_ridge_score(name, path, widths.get(name, table.width), len(labels)) for name, path in paths.items()]
-        probes.append(_neighbour_score(known, labels, seed))
+    weights = class_weights(labels, class_weight)
+    with timed(spent, "selection"):
+        chosen = select_features(
+            known.chunks, labels, known.blocks, classes=data.summary.num_classes, weights=weights, seed=seed
+        )
+        *rows, neighbours = probes
+        probes = (*rows, _selected_score(chosen, paths[JOINED], len(labels)), neighbours)
+    with timed(spent, "learning curves"):
+        curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, seed=seed)
     evidence = Evidence(
         backbone=backbone.spec,
         data=data.summary,
-        probes=tuple(probes),
+        probes=probes,
         pooling=pooling,
-        image_size=preprocessing.size,
-        similarity=similarity,
+        image_size=backbone.spec.preprocessing.size,
+        similarity=detail.value,
+        similarity_detail=detail,
         seconds=spent,
-        images_computed=computed,
+        images_computed=done.computed,
+        curves=curves,
     )
-    return Survey(evidence, table, labels, train)
+    return Survey(evidence, table, labels, train, chosen)
 
 
-def _ridge_score(stage: str, path: RidgePath, dim: int, images: int) -> ProbeScore:
-    accuracy = float(path.accuracy[path.best])
+def _look_at_source(run: Callable[..., FrozenPass], source: Data) -> Side:
+    """The pass over a sample of the source images; which split they are in does not matter."""
+    among = choose_sample(source.content_ids, np.arange(len(source)))
+    done = run(source, among=among, sample=np.arange(len(among)))
+    assert done.moments is not None
+    return Side(done.moments, done.table, source.labels[among])
+
+
+def read_features(
+    backbone: Backbone,
+    data: Data,
+    *,
+    bank: FeatureBank,
+    pooling: str,
+    device: str = "auto",
+    batch_size: int | None = None,
+    among: npt.NDArray[np.int64] | None = None,
+    sample: npt.NDArray[np.int64] | None = None,
+    progress: bool = True,
+) -> FrozenPass:
+    """The frozen pass over all images of the data, or those `among`; `sample` as for `frozen_pass`."""
+    preprocessing = backbone.spec.preprocessing
+    rows = np.arange(len(data)) if among is None else among
+
+    def read(index: int) -> npt.NDArray[Any]:
+        return data.pixels(int(rows[index]), preprocessing)
+
+    return frozen_pass(
+        backbone,
+        read,
+        data.content_ids[rows],
+        bank=bank,
+        pooling=pooling,
+        device=device,
+        batch_size=batch_size,
+        sample=sample,
+        workers=None if data.thread_safe else 1,
+        progress=progress,
+    )
+
+
+def probe_stages(
+    known: FeatureTable, labels: npt.NDArray[np.int64], *, classes: int, class_weight: str = "none", seed: int = 0
+) -> tuple[tuple[ProbeScore, ...], dict[str, RidgePath]]:
+    """Leave-one-out scores of every stage and of all joined, the k-NN sanity row, and the paths of the ridge rows.
+
+    Args:
+        known: Rows of the N training images.
+        labels: (N,) int in [0, K).
+        classes: K.
+        class_weight: "none" or "balanced", for the ridge rows.
+        seed: Of the k-NN subsample.
+    """
+    paths = ridge_paths(
+        known.chunks, labels, known.blocks, classes=classes, weights=class_weights(labels, class_weight)
+    )
+    widths = {name: block.stop - block.start for name, block in known.blocks.items()}
+    joined = paths[JOINED].right[paths[JOINED].best]
+    rows = [_ridge_score(name, path, widths.get(name, known.width), joined) for name, path in paths.items()]
+    return (*rows, _neighbour_score(known, labels, seed)), paths
+
+
+def _ridge_score(stage: str, path: RidgePath, dim: int, joined: npt.NDArray[np.bool_]) -> ProbeScore:
+    """Args: `joined` (N,) says which images the joined probe names right."""
+    accuracy, images = float(path.accuracy[path.best]), len(joined)
+    # One difference more than counted: agreement on all images does not make the gain certain.
+    differences = np.count_nonzero(path.right[path.best] != joined) + 1
     low, high = wilson_interval(round(accuracy * images), images)
     return ProbeScore(
         stage=stage,
@@ -135,6 +212,27 @@ def _ridge_score(stage: str, path: RidgePath, dim: int, images: int) -> ProbeSco
         high=high,
         squared_error=float(path.squared_error[path.best]),
         penalty=float(path.penalties[path.best]),
+        gain_error=0.0 if stage == JOINED else float(np.sqrt(differences) / images),
+    )
+
+
+def _selected_score(chosen: Selection, joined: RidgePath, images: int) -> ProbeScore:
+    """What the joined stages score, plus what selection adds to that where both are cross-validated.
+
+    The folds' own accuracy would be that of a fit to four fifths of the images, not to be held against the rest.
+    """
+    accuracy = min(1.0, max(0.0, float(joined.accuracy[joined.best]) + chosen.gain))
+    low, high = wilson_interval(round(accuracy * images), images)
+    return ProbeScore(
+        stage=SELECTED,
+        method="ridge",
+        dim=chosen.kept,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        squared_error=max(0.0, float(joined.squared_error[joined.best]) + chosen.error_gain),
+        penalty=chosen.penalty,
+        gain_error=max(chosen.gain_error, 1 / images),
     )
 
 

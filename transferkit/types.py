@@ -2,6 +2,7 @@
 
 `BackboneSpec` (what the zoo knows) -> `DataSummary` (what the audit found) -> `Evidence` (what one frozen pass
 measured) -> `Decision` (what to do, and why) -> `RunRecord` (what came of it, everything but the weights).
+`Ranking` compares backbones before any of it.
 Maths letters: N images, D features, K classes, S stages.
 """
 
@@ -19,20 +20,28 @@ from transferkit.errors import OptionError
 
 __all__ = [
     "JOINED",
+    "SELECTED",
     "TOP",
     "Alternative",
     "BackboneSpec",
+    "CurvePoint",
     "DataSummary",
     "Decision",
     "Evidence",
     "Finding",
     "HeldOut",
+    "LeftOut",
+    "MeasureScore",
     "Metrics",
     "Mistake",
     "Picture",
     "Preprocessing",
     "ProbeScore",
+    "RankedModel",
+    "Ranking",
     "RunRecord",
+    "SimilarityDetail",
+    "StageDistance",
     "StageSpec",
 ]
 
@@ -41,6 +50,9 @@ TOP = "top"
 
 JOINED = "joined"
 """Name of the pseudo-stage that concatenates all stages, each scaled to the same total variance."""
+
+SELECTED = "selected"
+"""Name of the pseudo-stage that is "joined" with its features weighted, and the useless ones dropped, by the labels."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
@@ -135,6 +147,8 @@ class BackboneSpec:
         stages: Stem -> head; filled in when the module has been traced.
         weights_id: Hex digest of the weights' content; filled in with the stages.
         parameters: Count of parameters of the trunk, head excluded.
+        published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
+        published_by: Who says so.
     """
 
     name: str
@@ -150,6 +164,8 @@ class BackboneSpec:
     stages: tuple[StageSpec, ...] = ()
     weights_id: str = ""
     parameters: int = 0
+    published_accuracy: float | None = None
+    published_by: str = ""
 
     def at(self, size: int | None) -> BackboneSpec:
         """The same backbone for another input side; None changes nothing. The native size stays on record."""
@@ -235,13 +251,15 @@ class ProbeScore:
     """How well a frozen representation is classified, on images that did not take part in the fit.
 
     Args:
-        stage: A stage name, or "joined".
+        stage: A stage name, "joined" or "selected".
         method: "ridge" (closed form, exact leave-one-out) or "knn" (leave-one-out).
         dim: Width of the representation.
         accuracy: Leave-one-out accuracy, in [0, 1].
         low, high: 95 % Wilson interval of it.
         squared_error: Leave-one-out squared error per image of the one-hot target (ridge only), >= 0.
         penalty: The ridge penalty chosen, or the k of k-NN.
+        gain_error: Standard error of `accuracy` less that of the joined probe, image by image (ridge only), > 0 but
+            for the joined probe itself.
     """
 
     stage: str
@@ -252,10 +270,86 @@ class ProbeScore:
     high: float
     squared_error: float | None = None
     penalty: float | None = None
+    gain_error: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "low", "high"):
             _share("ProbeScore", name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """How well a stage is classified from so many training images; tested on others of the training split.
+
+    Args:
+        stage: A stage name, or "joined".
+        images: Training images that the classifier was fitted to, >= 1.
+        accuracy: Mean over the draws, in [0, 1].
+        error: Standard error of that mean, >= 0: over the draws; where all images take part, binomial.
+    """
+
+    stage: str
+    images: int
+    accuracy: float
+    error: float
+
+    def __post_init__(self) -> None:
+        _require(self.images >= 1, f"CurvePoint.images must be >= 1, got {self.images!r}.")
+        _share("CurvePoint", "accuracy", self.accuracy)
+        _require(self.error >= 0, f"CurvePoint.error must be >= 0, got {self.error!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageDistance:
+    """How far the activations of one stage lie from those of the source.
+
+    Args:
+        stage: Its name.
+        distance: Mean squared Hellinger distance per channel, free of the bias of few images; 0 is alike, 1 is apart.
+            Below 0 by chance.
+        error: Standard error of it.
+        w2: Median over channels of the squared 2-Wasserstein distance, in units of the source's variance.
+        kl: Median over channels of the Kullback-Leibler divergence, nats.
+        channels: Channels compared.
+    """
+
+    stage: str
+    distance: float
+    error: float
+    w2: float
+    kl: float
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityDetail:
+    """Where a similarity comes from.
+
+    Args:
+        value: In [0, 1]; 1 is just like what the backbone was trained on. None if it is not known.
+        low, high: 95 % interval of it over samples of images; None unless measured.
+        origin: "norm statistics" (of the backbone), "source images", "given" (by the person) or "unknown".
+        note: A sentence for people: what it was measured on, or why it was not.
+        images: Training images it was measured on.
+        source_images: Images of the source that were looked at; 0 if there were none.
+        stages: Stem -> head; empty if not measured.
+        others: Name -> value of what else was measured between the two sets of images.
+    """
+
+    value: float | None
+    origin: str
+    note: str
+    low: float | None = None
+    high: float | None = None
+    images: int = 0
+    source_images: int = 0
+    stages: tuple[StageDistance, ...] = ()
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            if getattr(self, name) is not None:
+                _share("SimilarityDetail", name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,12 +359,15 @@ class Evidence:
     Args:
         backbone: The backbone that ran.
         data: The data it ran over.
-        probes: One score per stage, then the joined one, then the k-NN sanity row.
+        probes: One score per stage, then those of "joined" and "selected", then the k-NN sanity row.
         pooling: "avg" or "avg+max": what became of each stage's spatial grid.
         image_size: Side in pixels at which the pass ran.
-        similarity: Nearness of the data to what the backbone was trained on, in [0, 1]; None if not measured.
+        similarity: Nearness of the data to what the backbone was trained on, in [0, 1], given or measured; None if it
+            is not known.
+        similarity_detail: Where the similarity comes from; None if it was not looked at.
         seconds: Phase -> wall-clock seconds.
         images_computed: Images the backbone really ran over; the rest came from the bank.
+        curves: Accuracy by number of training images, a stage after the other, each from few images to all.
     """
 
     backbone: BackboneSpec
@@ -281,6 +378,8 @@ class Evidence:
     similarity: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_computed: int = 0
+    similarity_detail: SimilarityDetail | None = None
+    curves: tuple[CurvePoint, ...] = ()
 
     def __post_init__(self) -> None:
         if self.similarity is not None:
@@ -297,11 +396,11 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One thing that could be done instead, with what to expect of it.
+    """One thing that could be done, with what to expect of it.
 
     Args:
         strategy: Registered strategy name.
-        stage: The stage it would use, or "joined".
+        stage: The stage it would use, "joined" or "selected".
         expected_accuracy: In [0, 1].
         low, high: 95 % interval of the expectation.
         cost_seconds: Further seconds it would take on this machine.
@@ -329,8 +428,9 @@ class Decision:
         lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
         lr_scale: `lr` as a share of the backbone's original learning rate.
         norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
-        mode: How it was decided: "rule", "evidence", or "given".
+        mode: How it was decided: "rule", "evidence", "search", or "given".
         reasons: Sentences with the numbers in them.
+        expected: What to expect of it; None where nothing was measured or it was asked for.
         alternatives: What else could be done, best first.
     """
 
@@ -341,6 +441,7 @@ class Decision:
     norm: str
     mode: str
     reasons: tuple[str, ...]
+    expected: Alternative | None = None
     alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
@@ -454,3 +555,139 @@ class RunRecord:
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureScore:
+    """What one measure of transferability says about one backbone.
+
+    Args:
+        measure: Its registered name.
+        stage: The stage it looked at; for measures of the source's own classifier, that classifier's.
+        value: Higher is better; what it may be compared across is in the measure's docstring. None: see `reason`.
+        seconds: Wall-clock seconds it took.
+        reason: Why there is no value.
+    """
+
+    measure: str
+    stage: str
+    value: float | None
+    seconds: float
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        known = self.value is not None and math.isfinite(self.value)
+        _require(known != bool(self.reason), f"MeasureScore {self.measure!r} needs a finite value or a reason.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedModel:
+    """One backbone of a ranking.
+
+    Args:
+        name: What it was asked for by.
+        rank: 1 is best; equals share a rank.
+        rank_low, rank_high: 95 % interval of the rank over bootstrap resamples of the training images.
+        best: Share of the resamples in which it is the best one, in [0, 1].
+        joined: The probe on all its stages joined: what it is ranked by.
+        best_stage: The best probe on a single stage.
+        prior: What the dataset-agnostic prior says about it (see `Ranking.prior`).
+        prior_rank: Its rank by the prior alone.
+        scores: What the measures of transferability say.
+        images_per_second: Speed of the frozen pass just run, decoding included; None if all rows came from the bank.
+        parameters: Of the trunk, head excluded.
+        image_size: Side in pixels at which it ran.
+        width: D of all its stages joined.
+        gigaflops: Per image at that size, a multiplication with its addition as two; None if it could not be counted.
+        pretrained: Whether its weights are really pretrained.
+        published_by: Who says so, where the prior is a published accuracy.
+        seconds: Phase -> wall-clock seconds.
+    """
+
+    name: str
+    rank: int
+    rank_low: int
+    rank_high: int
+    best: float
+    joined: ProbeScore
+    best_stage: ProbeScore
+    prior: float
+    prior_rank: int
+    scores: tuple[MeasureScore, ...]
+    images_per_second: float | None
+    parameters: int
+    image_size: int
+    width: int
+    gigaflops: float | None
+    pretrained: bool
+    published_by: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _share("RankedModel", "best", self.best)
+        _require(
+            1 <= self.rank_low <= self.rank_high,
+            f"RankedModel needs 1 <= rank_low <= rank_high, got {self.rank_low!r} and {self.rank_high!r}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A model that could not be ranked.
+
+    Args:
+        name: What it was asked for by.
+        reason: Why, and what to do.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Which backbone suits some images, from features alone.
+
+    Args:
+        models: Best first; equals in the order of their held-back squared error.
+        reasons: Sentences with the numbers in them: who is first, and how sure that is.
+        data: The data they were ranked on.
+        prior: What ranks them without looking at the data: "published accuracy" on ImageNet-1k if it is known for all
+            of them, else "parameters".
+        left_out: Models that could not be ranked.
+        images: Training images that the ranks rest on.
+        measured_images: How many of them the measures of transferability saw.
+        resamples: Bootstrap resamples behind the intervals.
+        pooling: "avg" or "avg+max".
+        seed: What it was drawn with.
+        seconds: Wall-clock seconds in all.
+        command: The command line or call that reproduces it.
+    """
+
+    models: tuple[RankedModel, ...]
+    reasons: tuple[str, ...]
+    data: DataSummary
+    prior: str
+    left_out: tuple[LeftOut, ...] = ()
+    images: int
+    measured_images: int
+    resamples: int
+    pooling: str
+    seed: int
+    seconds: float = 0.0
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.models), "Ranking.models must name at least one model.")
+
+    @property
+    def best(self) -> RankedModel:
+        """The first one. Whether others may be as good is in their intervals."""
+        return self.models[0]
+
+    def model(self, name: str) -> RankedModel:
+        """The row of one model."""
+        for row in self.models:
+            if row.name == name:
+                return row
+        raise KeyError(f"No model {name!r} in this ranking. Known: {', '.join(row.name for row in self.models)}.")

@@ -17,7 +17,7 @@ def decision(strategy: str, stage: str) -> Decision:
     )
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "joined"])
+@pytest.mark.parametrize("stage", [*STAGES, "joined", "selected"])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_plan_reads_stages_of_the_backbone_in_their_order(name, stage):
     plan = STRATEGIES[name](decision(name, stage), STAGES)
@@ -25,7 +25,8 @@ def test_plan_reads_stages_of_the_backbone_in_their_order(name, stage):
     assert plan.strategy == name
     positions = [STAGES.index(read) for read in plan.stages]
     assert positions == sorted(set(positions))
-    if stage == "joined":
+    assert plan.selected == (stage == "selected")
+    if stage in ("joined", "selected"):
         assert plan.stages == STAGES
     else:
         assert stage in plan.stages

@@ -113,11 +113,59 @@ def test_a_named_strategy_and_stage_are_obeyed(stripes):
     assert result.model.classifier.in_features == 80
 
 
+def test_selected_features_can_be_asked_for_and_the_curves_are_saved(stripes, tmp_path):
+    folder = tmp_path / "run"
+    result = tk.adapt(
+        PACKAGED, stripes, image_size=32, strategy="linear_probe", stage="selected", progress=False, out=folder
+    )
+    assert result.decision.stage == "selected"
+    score = result.evidence.probe("selected")
+    weight = result.model.classifier.weight.detach().numpy()
+    assert np.count_nonzero(np.abs(weight).max(axis=0)) == score.dim < weight.shape[1]
+    assert {point.stage for point in result.evidence.curves} == {p.stage for p in result.evidence.probes} - {"selected"}
+    again = tk.load(folder)
+    assert again.evidence.curves == result.evidence.curves
+    assert "What more images would bring" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_rule_mode_obeys_the_matrix(stripes):
     near = tk.adapt(PACKAGED, stripes, image_size=32, mode="rule", similarity=0.9, progress=False)
     assert (near.decision.strategy, near.decision.stage) == ("linear_probe", "top")
-    with pytest.raises(OptionError, match="Pass similarity=S"):
-        tk.adapt(PACKAGED, stripes, image_size=32, mode="rule", progress=False)
+    measured = tk.adapt(PACKAGED, stripes, image_size=32, mode="rule", progress=False)
+    assert measured.decision.reasons[1].startswith(f"Similarity {measured.evidence.similarity:.2f} counts as far")
+
+
+def test_similarity_is_measured_unless_given_and_survives_saving(stripes, tmp_path):
+    result = tk.adapt(PACKAGED, stripes, image_size=32, out=tmp_path / "run", progress=False)
+    detail = result.evidence.similarity_detail
+    assert detail.origin == "norm statistics"
+    assert 0 <= detail.low <= result.evidence.similarity == detail.value <= detail.high <= 1
+    assert [stage.stage for stage in detail.stages] == [stage.name for stage in result.evidence.backbone.stages]
+    assert tk.load(tmp_path / "run").evidence.similarity_detail == detail
+    assert "How near the images are" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    given = tk.analyze(PACKAGED, stripes, image_size=32, similarity=0.9, progress=False)
+    assert (given.similarity, given.similarity_detail.origin) == (0.9, "given")
+
+
+def test_source_images_are_compared_with(stripes):
+    evidence = tk.analyze(PACKAGED, stripes, image_size=32, source=stripes, progress=False)
+    detail = evidence.similarity_detail
+    assert detail.source_images > detail.images  # its test images as well
+    assert detail.others["frechet_distance"] >= 0
+    with pytest.raises(DataError):
+        tk.analyze(PACKAGED, stripes, image_size=32, source=stripes / "nowhere", progress=False)
+
+
+def test_a_backbone_without_memory_says_so_and_the_rule_then_needs_a_number(stripes):
+    spec = tk.load_backbone(PACKAGED, image_size=32).spec
+    arguments = {"preprocessing": spec.preprocessing, "progress": False}
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3, 2))
+    evidence = tk.analyze(network, stripes, **arguments)
+    assert evidence.similarity is None
+    assert "no batch normalisation" in evidence.similarity_detail.note
+    with pytest.raises(OptionError, match=r"no batch normalisation.*Pass similarity=S"):
+        tk.adapt(network, stripes, mode="rule", **arguments)
+    assert tk.analyze(network, stripes, source=stripes, **arguments).similarity > 0.9
 
 
 def test_without_a_test_split_there_is_no_test_metric(stripes):

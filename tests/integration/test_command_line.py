@@ -90,6 +90,33 @@ def test_analyze_prints_every_stage(at, stripes, capsys):
     assert json.loads((at / "look" / "evidence.json").read_text(encoding="utf-8"))["decision"]["reasons"]
 
 
+def test_rank_prints_both_tables_and_leaves_a_page(at, stripes, capsys):
+    models = "models=[packaged/tf_efficientnet_lite0,packaged/*lite1,timm/no_such_net]"
+    command = ["rank", models, "data=folder", f"data.root={stripes}", "out=which", *QUICK[:2]]
+    main(command)
+    said = capsys.readouterr().out
+    for part in ("best in", "logme", "published", "76.7 %", "Not ranked:", "is first"):
+        assert part in said
+    kept = json.loads((at / "which" / "ranking.json").read_text(encoding="utf-8"))["ranking"]
+    assert [row["rank"] for row in kept["models"]] == sorted(row["rank"] for row in kept["models"])
+    assert {row["name"][-5:] for row in kept["models"]} == {"lite0", "lite1"}
+    assert kept["command"].startswith("transferkit rank 'models=[packaged/tf_efficientnet_lite0")
+    assert all(row["images_per_second"] for row in kept["models"])
+    page = (at / "which" / "ranking.html").read_text(encoding="utf-8")
+    assert "Which backbone?" in page
+    main([*command[:-3], "out=again", *QUICK[:2]])
+    kept = json.loads((at / "again" / "ranking.json").read_text(encoding="utf-8"))["ranking"]
+    assert not any(row["images_per_second"] for row in kept["models"])
+
+
+def test_rank_says_what_it_does_not_take(at, stripes, capsys):
+    said = fails(capsys, "rank", "model=packaged/tf_efficientnet_lite0", "data=folder", f"data.root={stripes}", "out=x")
+    assert "rank takes no model; what to rank is models=[NAME,...]." in said
+    said = fails(capsys, "rank", "models=none/like*", "data=folder", f"data.root={stripes}", "out=x")
+    assert "matches no model of the zoo" in said
+    assert list(at.iterdir()) == []
+
+
 def test_a_manifest(at, stripes, capsys):
     files = sorted(stripes.glob("train/*/*.png"))
     lines = ["path,label", *(f"{file},{file.parent.name}" for file in files)]

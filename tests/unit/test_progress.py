@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from transferkit.progress import track
+from transferkit.progress import announce, track
 
 
 def counting(numbers: list[int], seen: list[int]):
@@ -55,3 +55,15 @@ def test_error_in_a_step_comes_through():
 
     with pytest.raises(KeyError, match="broken step"):
         list(track(failing(), "counting"))
+
+
+def test_what_comes_now_is_said_on_a_terminal_only(monkeypatch, capsys):
+    announce("model 1 of 3: [a]")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    announce("model 1 of 3: [a]", enabled=False)
+    assert capsys.readouterr() == ("", "")
+    announce("model 1 of 3: [a]")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "model 1 of 3: [a]" in said.err

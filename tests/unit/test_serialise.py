@@ -14,6 +14,7 @@ from transferkit.serialise import from_json, to_json
 from transferkit.types import (
     Alternative,
     BackboneSpec,
+    CurvePoint,
     DataSummary,
     Decision,
     Evidence,
@@ -152,3 +153,12 @@ def test_fields_with_a_default_may_be_absent():
 def test_what_is_read_checks_itself():
     with pytest.raises(ValueError, match="Decision.lr must be finite and >= 0, got -1"):
         from_json(Decision, {**to_json(DECISION), "lr": -1})
+
+
+def test_evidence_saved_before_there_were_curves_still_loads():
+    points = tuple(CurvePoint(stage="top", images=n, accuracy=0.5, error=0.1) for n in (4, 8))
+    evidence = dataclasses.replace(EVIDENCE, curves=points)
+    plain = json.loads(json.dumps(to_json(evidence)))
+    assert from_json(Evidence, plain) == evidence
+    del plain["curves"]
+    assert from_json(Evidence, plain).curves == ()

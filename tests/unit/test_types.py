@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit import types
+from transferkit.errors import OptionError
 from transferkit.types import (
     Alternative,
     BackboneSpec,
+    CurvePoint,
     DataSummary,
     Decision,
     Evidence,
     HeldOut,
+    MeasureScore,
     Metrics,
     Preprocessing,
     ProbeScore,
@@ -63,6 +66,7 @@ EVIDENCE = {
     "pooling": "avg",
     "image_size": 224,
 }
+POINT = {"stage": "top", "images": 8, "accuracy": 0.5, "error": 0.1}
 TRAVELLERS = [getattr(types, name) for name in types.__all__ if isinstance(getattr(types, name), type)]
 
 
@@ -93,6 +97,9 @@ def test_everything_that_travels_is_frozen_keyword_only_and_documented(cls):
         (Decision, DECISION, {"lr": math.nan}, r"Decision.lr must be finite and >= 0, got nan"),
         (Decision, DECISION, {"lr_scale": -0.1}, r"Decision.lr_scale must be finite and >= 0, got -0.1"),
         (Decision, DECISION, {"reasons": ()}, r"Decision.reasons must name at least one reason"),
+        (CurvePoint, POINT, {"images": 0}, r"CurvePoint.images must be >= 1, got 0"),
+        (CurvePoint, POINT, {"accuracy": 50.0}, r"CurvePoint.accuracy must be in \[0, 1\], got 50.0"),
+        (CurvePoint, POINT, {"error": math.nan}, r"CurvePoint.error must be >= 0, got nan"),
         (Evidence, EVIDENCE, {"similarity": 1.5}, r"Evidence.similarity must be in \[0, 1\], got 1.5"),
     ],
 )
@@ -159,3 +166,10 @@ def test_held_out_answers_must_match_in_number(labels, shape, items):
             probabilities=np.zeros(shape, dtype=np.float32),
             items=("x",) * items,
         )
+
+
+def test_a_measure_has_a_finite_value_or_a_reason():
+    MeasureScore(measure="gbc", stage="top", value=None, seconds=0.0, reason="It failed.")
+    for value, reason in ((None, ""), (float("nan"), ""), (0.5, "It failed.")):
+        with pytest.raises(OptionError, match="MeasureScore 'gbc' needs a finite value or a reason"):
+            MeasureScore(measure="gbc", stage="top", value=value, seconds=0.0, reason=reason)

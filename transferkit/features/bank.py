@@ -411,28 +411,31 @@ class FeatureBank:
                 partial.unlink(missing_ok=True)
         return Shelf(folder, blocks)
 
-    def make_room(self, shelf: Shelf, rows: int) -> None:
-        """See to it that `rows` more fit: under the limit, and on the disk.
+    def make_room(self, *needs: tuple[Shelf, int]) -> None:
+        """See to it that for each shelf so many more rows fit: under the limit, and on the disk.
 
         Raises:
             CacheError: If they cannot, even with all other shelves gone.
         """
-        needed = rows * (shelf.width * 4 + 32)
+        needed = sum(rows * (shelf.width * 4 + 32) for shelf, rows in needs)
+        images = max(rows for _, rows in needs)
+        own = {shelf.folder.name for shelf, _ in needs}
         with _explained(self.folder):
-            others = [info for info in self.list_shelves() if info.name != shelf.folder.name]
+            others = [info for info in self.list_shelves() if info.name not in own]
             spendable = sum(info.size for info in others)
             over = _size(self._root) + needed - self.limit
             free = shutil.disk_usage(self.folder).free - SPARE
         if over > spendable:
             raise CacheError(
-                f"The features of {rows} more images bring this backbone's to "
+                f"The features of {images} more images bring this backbone's to "
                 f"{(over + self.limit - spendable) / 2**20:,.0f} MB, which is over the feature bank's "
                 f"limit of {self.limit / 2**20:,.0f} MB. Raise it with cache_limit=GIGABYTES."
             )
         if needed > free + spendable:
             raise CacheError(
-                f"The features of {rows} images take {needed / 2**20:,.0f} MB, but only {max(free, 0) / 2**20:,.0f} MB "
-                f"are free at {self.folder}. Free some space there, or choose another folder with cache=DIR."
+                f"The features of {images} images take {needed / 2**20:,.0f} MB, but only "
+                f"{max(free, 0) / 2**20:,.0f} MB are free at {self.folder}. Free some space there, or choose another "
+                "folder with cache=DIR."
             )
         short = max(over, needed - free)
         for info in sorted(others, key=lambda info: info.last_used):

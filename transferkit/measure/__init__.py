@@ -1,13 +1,20 @@
 """Numbers about features: arrays in, numbers out; no network, no file, no torch."""
 
+from transferkit.measure.curves import learning_curves, stratified_sample
 from transferkit.measure.knn import knn_accuracy
 from transferkit.measure.logistic import LogisticHead, fit_logistic
+from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
+from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.measure.ridge import PENALTIES, Chunks, RidgeHead, RidgePath, fit_ridge, ridge_paths
+from transferkit.measure.selection import Selection, select_features
 from transferkit.measure.similarity import (
     ChannelMoments,
+    channel_hellinger,
     channel_kl,
     channel_w2,
+    class_mean_similarity,
+    emd_of_class_means,
     frechet_distance,
     linear_cka,
     mmd,
@@ -18,24 +25,38 @@ from transferkit.measure.transferability import MEASURES, Measure
 __all__ = [
     "MEASURES",
     "PENALTIES",
+    "RESAMPLES",
     "ChannelMoments",
     "Chunks",
     "LogisticHead",
     "Measure",
+    "Nearness",
+    "RankIntervals",
     "RidgeHead",
     "RidgePath",
+    "Scale",
+    "Selection",
     "assess",
+    "bootstrap_ranks",
     "calibration_error",
+    "channel_hellinger",
     "channel_kl",
     "channel_w2",
+    "class_mean_similarity",
+    "emd_of_class_means",
     "fit_logistic",
     "fit_ridge",
+    "fit_scale",
     "fit_temperature",
     "frechet_distance",
     "knn_accuracy",
+    "learning_curves",
     "linear_cka",
     "log_loss",
+    "measure_nearness",
     "mmd",
     "proxy_a_distance",
     "ridge_paths",
+    "stratified_sample",
+    "select_features",
 ]

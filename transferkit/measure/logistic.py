@@ -62,6 +62,7 @@ def fit_logistic(
     blocks: Mapping[str, slice],
     *,
     weights: npt.NDArray[np.float64] | None = None,
+    emphasis: Array | None = None,
     seed: int = 0,
 ) -> LogisticHead:
     """Fit on all images; choose the strength by log loss on the first held-back fold.
@@ -71,6 +72,8 @@ def fit_logistic(
         labels: (N,) int; every class in [0, K) has 2 images or more.
         blocks: Stage name -> its columns.
         weights: (N,) > 0; None weighs all the same.
+        emphasis: (D,) >= 0, a further factor of each scaled feature. If it was learnt from the same labels, the
+            held-back probabilities flatter.
         seed: Of the folds.
 
     Raises:
@@ -82,7 +85,7 @@ def fit_logistic(
     if smallest < 2:
         raise OptionError(f"A logistic head needs 2 images per class to hold one back, got {smallest}. Use head=ridge.")
     weights = np.ones(len(labels)) if weights is None else weights
-    coordinates = principal_coordinates(chunks, len(labels), blocks)
+    coordinates = principal_coordinates(chunks, len(labels), blocks, emphasis=emphasis)
 
     def fit(rows: npt.NDArray[np.int64], strength: float) -> LogisticRegression:
         model = LogisticRegression(C=strength, max_iter=1000, tol=1e-3)

@@ -1,6 +1,7 @@
 """How alike are two sets of activations? Moments or samples in, a distance out.
 
-Each is a pure function; calibrating them to one scale in [0, 1], and choosing what to compare, is left to the callers.
+Each is a pure function. Removing their bias and putting them on one scale in [0, 1] is nearness.py's; choosing what to
+compare is left to the callers.
 """
 
 from __future__ import annotations
@@ -9,13 +10,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import sqrtm
 
 from transferkit.errors import OptionError
 
-__all__ = ["ChannelMoments", "channel_kl", "channel_w2", "frechet_distance", "linear_cka", "mmd", "proxy_a_distance"]
+__all__ = [
+    "ChannelMoments",
+    "channel_hellinger",
+    "channel_kl",
+    "channel_w2",
+    "class_mean_similarity",
+    "emd_of_class_means",
+    "frechet_distance",
+    "kl_by_channel",
+    "linear_cka",
+    "mmd",
+    "proxy_a_distance",
+    "w2_by_channel",
+]
 
 Array = npt.NDArray[np.floating]
+Labels = npt.NDArray[np.integer]
 
 SMALLEST_VARIANCE = 1e-5
 """Added to every variance, as batch normalisation does: a dead channel must not divide by nothing."""
@@ -68,10 +82,15 @@ def channel_w2(source: ChannelMoments, target: ChannelMoments) -> float:
         >>> round(channel_w2(ChannelMoments(one, two), ChannelMoments(two, two)), 4)
         1.0
     """
+    return float(np.mean(w2_by_channel(source, target)))
+
+
+def w2_by_channel(source: ChannelMoments, target: ChannelMoments) -> Array:
+    """(C,) what `channel_w2` averages."""
     _same_channels(source, target)
     shift = (target.mean - source.mean) / source.deviation
     stretch = target.deviation / source.deviation - 1
-    return float(np.mean(shift**2 + stretch**2))
+    return shift**2 + stretch**2
 
 
 def channel_kl(source: ChannelMoments, target: ChannelMoments) -> float:
@@ -86,10 +105,41 @@ def channel_kl(source: ChannelMoments, target: ChannelMoments) -> float:
     Raises:
         OptionError: If the channels differ.
     """
+    return float(np.mean(kl_by_channel(source, target)))
+
+
+def kl_by_channel(source: ChannelMoments, target: ChannelMoments) -> Array:
+    """(C,) what `channel_kl` averages."""
     _same_channels(source, target)
     ratio = (target.deviation / source.deviation) ** 2
     shift = (target.mean - source.mean) / source.deviation
-    return float(np.mean(0.5 * (ratio + shift**2 - 1 - np.log(ratio))))
+    return 0.5 * (ratio + shift**2 - 1 - np.log(ratio))
+
+
+def channel_hellinger(source: ChannelMoments, target: ChannelMoments) -> float:
+    """Mean squared Hellinger distance per channel: 1 less the overlap of the two Gaussians; lower is more alike.
+
+    The same for both orders, and no channel counts for more than 1, however little it varied in the source.
+
+    Args:
+        source, target: Moments of the same C channels.
+
+    Returns:
+        In [0, 1]; 0 for equal moments.
+
+    Raises:
+        OptionError: If the channels differ.
+
+    Example:
+        >>> one, two = np.zeros(3), np.ones(3)
+        >>> round(channel_hellinger(ChannelMoments(one, two), ChannelMoments(two, two)), 4)
+        0.1175
+    """
+    _same_channels(source, target)
+    total = source.deviation**2 + target.deviation**2
+    height = np.sqrt(2 * source.deviation * target.deviation / total)
+    overlap = height * np.exp(-0.25 * (target.mean - source.mean) ** 2 / total)
+    return float(np.mean(1 - overlap))
 
 
 def _pair(first: Array, second: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -122,12 +172,16 @@ def frechet_distance(first: Array, second: Array) -> float:
         18.0
     """
     first, second = _pair(first, second)
-    one, two = np.atleast_2d(np.cov(first.T)), np.atleast_2d(np.cov(second.T))
-    # tr (AB)^1/2 through the symmetric A^1/2 B A^1/2: real and stable also when a covariance is singular.
-    root = np.real(sqrtm(one))
-    cross = np.linalg.eigvalsh(root @ two @ root)
     shift = first.mean(axis=0) - second.mean(axis=0)
-    return max(0.0, float(shift @ shift + np.trace(one + two) - 2 * np.sqrt(np.maximum(cross, 0)).sum()))
+    one, two = _root_of_covariance(first), _root_of_covariance(second)
+    # tr (AB)^1/2 is the sum of the singular values of A^1/2 B^1/2: real and stable also when A or B is singular.
+    cross = np.linalg.svd(one @ two.T, compute_uv=False).sum()
+    return max(0.0, float(shift @ shift + (one**2).sum() + (two**2).sum() - 2 * cross))
+
+
+def _root_of_covariance(sample: Array) -> Array:
+    """(min(N, D), D) R with R^T R the covariance: the factor of the QR decomposition, never D x D for few rows."""
+    return np.asarray(np.linalg.qr((sample - sample.mean(axis=0)) / np.sqrt(len(sample) - 1), mode="r"))
 
 
 def _squared_distances(first: Array, second: Array) -> Array:
@@ -230,3 +284,60 @@ def linear_cka(first: Array, second: Array) -> float:
     if not scale > 0:
         raise OptionError("A representation that is the same for every image has no CKA.")
     return float(np.linalg.norm(one.T @ two) ** 2 / scale)
+
+
+def emd_of_class_means(first: Array, first_labels: Labels, second: Array, second_labels: Labels) -> float:
+    """Earth mover's distance between two sets of class means, each weighing as much as its class; lower is more alike.
+
+    Args:
+        first: (N, D) float.
+        first_labels: (N,) int; their numbers need not agree with the other side's.
+        second: (M, D) float.
+        second_labels: (M,) int.
+
+    Returns:
+        0 or more, in units of the features: mean Euclidean distance that the weight of a class has to travel.
+
+    Raises:
+        OptionError: If the shapes do not fit.
+
+    References:
+        Cui et al., CVPR 2018; `class_mean_similarity` is theirs. Exact, by linear programming.
+
+    Example:
+        >>> emd_of_class_means(np.array([[0.0], [1.0]]), np.array([0, 1]), np.array([[2.0], [3.0]]), np.array([0, 1]))
+        2.0
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import eye_array, kron, vstack
+
+    first, second = _pair(first, second)
+    if len(first_labels) != len(first) or len(second_labels) != len(second):
+        raise OptionError(
+            f"Every row needs a label, got {len(first_labels)} for {len(first)} rows and "
+            f"{len(second_labels)} for {len(second)}."
+        )
+    one, supply = _class_means(first, first_labels)
+    two, demand = _class_means(second, second_labels)
+    cost = np.linalg.norm(one[:, None] - two[None], axis=2)
+    leaves = kron(eye_array(len(one)), np.ones((1, len(two))))
+    arrives = kron(np.ones((1, len(one))), eye_array(len(two)))
+    # The last row follows from the others; left in, rounding of the weights could make the program infeasible.
+    balance = vstack([leaves, arrives]).tocsr()[:-1]
+    found = linprog(cost.ravel(), A_eq=balance, b_eq=np.concatenate([supply, demand])[:-1], bounds=(0, None))
+    return max(0.0, float(found.fun))
+
+
+def _class_means(rows: Array, labels: Labels) -> tuple[Array, Array]:
+    """(K, D) means and (K,) shares of the classes that are there."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return np.stack([rows[labels == label].mean(axis=0) for label in classes]), counts / counts.sum()
+
+
+CUI_GAMMA = 0.01
+"""Of Cui et al., for the pooled features of their networks."""
+
+
+def class_mean_similarity(distance: float, *, gamma: float = CUI_GAMMA) -> float:
+    """exp(-gamma EMD), the domain similarity of Cui et al., CVPR 2018; in (0, 1], higher is more alike."""
+    return float(np.exp(-gamma * distance))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from transferkit.errors import BackboneError, OptionError, unknown_name
+from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, discover_taps, evaluating, explaining, record_taps
-from transferkit.types import JOINED, BackboneSpec, StageSpec
+from transferkit.types import JOINED, SELECTED, BackboneSpec, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
 
@@ -137,6 +141,7 @@ class Backbone(nn.Module):
         spec: The completed `BackboneSpec`.
         head: The classifier it came with, (N, D) -> (N, classes); None if it had none of that form.
         taps: Where each stage is read.
+        moment_taps: Where each stage's activations can be compared with those of its training.
 
     Raises:
         BackboneError: If the network cannot take images of that size.
@@ -160,6 +165,8 @@ class Backbone(nn.Module):
         self.trunk.eval()
         self.taps: tuple[Tap, ...] = discover_taps(self.trunk, size=traced)
         self._owner = record_taps(self.trunk, self.taps)
+        self.moment_taps: tuple[MomentTap, ...] = discover_moment_taps(self.trunk, self.taps, size=traced)
+        self._moments_owner = record_moments(self.trunk, self.moment_taps)
         self.spec = replace(
             spec,
             stages=tuple(
@@ -182,18 +189,20 @@ class Backbone(nn.Module):
     def find_stages(self, stage: str | int) -> tuple[str, ...]:
         """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
 
+        "selected" stands for all as well: which of their features count is the classifier's affair.
+
         Raises:
             OptionError: If there is no such stage; the closest names are offered.
         """
         names = [known.name for known in self.stages]
-        if stage == JOINED:
+        if stage in (JOINED, SELECTED):
             return tuple(names)
         if isinstance(stage, int):
             if not -len(names) <= stage < len(names):
                 raise OptionError(f"Stage index must be in [{-len(names)}, {len(names) - 1}], got {stage}.")
             return (names[stage],)
         if stage not in names:
-            raise OptionError(unknown_name("stage", stage, [*names, JOINED]))
+            raise OptionError(unknown_name("stage", stage, [*names, JOINED, SELECTED]))
         return (stage,)
 
     def widths(self, pooling: str) -> dict[str, int]:
@@ -223,6 +232,27 @@ class Backbone(nn.Module):
         """Stage name -> one vector per image, (N, C) or (N, 2C); stem -> head."""
         outputs = self._read(images, names)
         return {tap.stage: pool(outputs[tap.stage], tap.layout, pooling) for tap in self.taps if tap.stage in outputs}
+
+    @contextmanager
+    def recording_moments(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Filled when the block ends: stage -> (N, 2C) float32 of the last forward pass that this thread ran inside,
+        of every channel the mean over the image's positions, then of every channel the mean square."""
+        moments: dict[str, torch.Tensor] = {}
+        with collecting(self._moments_owner) as outputs:
+            try:
+                yield moments
+            finally:
+                moments.update({tap.stage: outputs[tap.path] for tap in self.moment_taps if tap.path in outputs})
+
+    def moment_widths(self) -> dict[str, int]:
+        """Stage name -> 2C, the width of what `recording_moments` collects."""
+        return {tap.stage: 2 * tap.channels for tap in self.moment_taps}
+
+    def source_moments(self) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Stage name -> (C,) means and (C,) variances over the images of its training, from the running statistics of
+        batch normalisation; empty if it has none."""
+        found = running_moments(self.trunk, self.moment_taps)
+        return {stage: (mean.numpy(), variance.numpy()) for stage, (mean, variance) in found.items()}
 
     def without_head(self) -> Backbone:
         """The same backbone (weights shared) without the classifier it came with."""

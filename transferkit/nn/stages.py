@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,19 @@ from transferkit.errors import BackboneError
 from transferkit.nn.pooling import Layout, find_layout, pool
 from transferkit.types import TOP
 
-__all__ = ["Tap", "collecting", "discover_taps", "evaluating", "explaining", "record_taps"]
+__all__ = [
+    "Tap",
+    "collecting",
+    "discover_taps",
+    "evaluating",
+    "explaining",
+    "record",
+    "record_taps",
+    "tensor_of",
+]
+
+Read = Callable[[object, object], torch.Tensor | None]
+"""(inputs, output) of a module's call -> what to keep of it."""
 
 BULK = 0.9
 """A module that holds this share of all parameters is a wrapper around the network, never one of its blocks."""
@@ -88,7 +100,7 @@ def explaining(images: torch.Tensor) -> Iterator[None]:
         ) from error
 
 
-def _tensor_of(output: object) -> torch.Tensor | None:
+def tensor_of(output: object) -> torch.Tensor | None:
     """A module's output, or the first part of it where it returns several (features, then their size or extras)."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -96,16 +108,20 @@ def _tensor_of(output: object) -> torch.Tensor | None:
 
 
 class _Recorder:
-    """A forward hook that hands a module's output to whoever collects for its owner in this thread, if anyone does."""
+    """A forward hook that hands what `read` makes of a call to whoever collects for its owner in this thread, if anyone
+    does."""
 
-    def __init__(self, owner: str, path: str) -> None:
+    def __init__(self, owner: str, path: str, read: Read) -> None:
         self.owner = owner
         self.path = path
+        self.read = read
 
-    def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
+    def __call__(self, _module: nn.Module, inputs: object, output: object) -> None:
         collected = _collected().get(self.owner)
-        tensor = _tensor_of(output)
-        if collected is not None and tensor is not None:
+        if collected is None:
+            return
+        tensor = self.read(inputs, output)
+        if tensor is not None:
             collected[self.path] = tensor
 
 
@@ -123,11 +139,19 @@ def _collected() -> dict[str, dict[str, torch.Tensor]]:
 def record_taps(network: nn.Module, taps: Sequence[Tap]) -> str:
     """Make the tapped modules ready for `collecting` under the owner returned. Their hooks stay: adding and removing
     them at each call would mix up the outputs of threads that share the network."""
+    return record(network, {tap.path: _output_of for tap in taps if tap.path})
+
+
+def record(network: nn.Module, reads: Mapping[str, Read]) -> str:
+    """The same for any modules: path -> what to keep of a call, from its inputs and its output."""
     owner = uuid.uuid4().hex
-    for tap in taps:
-        if tap.path:
-            network.get_submodule(tap.path).register_forward_hook(_Recorder(owner, tap.path))
+    for path, read in reads.items():
+        network.get_submodule(path).register_forward_hook(_Recorder(owner, path, read))
     return owner
+
+
+def _output_of(_inputs: object, output: object) -> torch.Tensor | None:
+    return tensor_of(output)
 
 
 @contextmanager
@@ -156,7 +180,7 @@ def _call_tree(network: nn.Module, images: torch.Tensor) -> _Call:
 
     def leave(output: object) -> None:
         call = stack.pop()
-        call.output = _tensor_of(output)
+        call.output = tensor_of(output)
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:

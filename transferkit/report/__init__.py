@@ -1,5 +1,7 @@
-"""What a person opens after a run: one HTML file, offline, from a `RunRecord` alone."""
+"""What a person opens after a run: one HTML file, offline, from a `RunRecord` alone.
 
-from transferkit.report._render import render
+A ranking has a page of its own."""
 
-__all__ = ["render"]
+from transferkit.report._render import render, render_ranking
+
+__all__ = ["render", "render_ranking"]

@@ -1,4 +1,4 @@
-"""Where things lie in a plot: scales, the confusion heat map, the reliability diagram. Numbers in, positions out.
+"""Where things lie in a plot: scales, heat map, reliability diagram, learning curves. Numbers in, positions out.
 
 The templates draw; colours are CSS variables there, so that one drawing serves the light page, the dark one and paper.
 """
@@ -6,7 +6,7 @@ The templates draw; colours are CSS variables there, so that one drawing serves 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,20 @@ import numpy.typing as npt
 
 from transferkit.report._answers import ReliabilityBin
 from transferkit.report._words import format_count, format_percent, format_range, plural, shorten
+from transferkit.types import JOINED, CurvePoint
 
-__all__ = ["Cell", "HeatMap", "Label", "ReliabilityPlot", "Scale", "draw_heat_map", "draw_reliability", "fit_scale"]
+__all__ = [
+    "Cell",
+    "CurvePlot",
+    "HeatMap",
+    "Label",
+    "ReliabilityPlot",
+    "Scale",
+    "draw_curves",
+    "draw_heat_map",
+    "draw_reliability",
+    "fit_scale",
+]
 
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Distances between ticks that people read at ease, as shares."""
@@ -25,6 +37,12 @@ MAX_TICKS = 6
 
 LETTER = 6.6
 """Width of an average letter of the 12 px labels, in px."""
+
+LINE = 14.0
+"""Height of a line of them, in px."""
+
+LABELLED = 14
+"""With more curves than this only those that matter most are named: their labels would fill the plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +131,50 @@ class ReliabilityPlot:
     columns: tuple[Label, ...]
     rows: tuple[Label, ...]
     points: tuple[ReliabilityPoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveDot:
+    """One point of a learning curve with its 95 % interval; positions in px."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One stage's accuracy by number of images.
+
+    Args:
+        kind: "joined", "best" (of the single stages) or "stage".
+        path: SVG path through its dots.
+        dots: From few images to all.
+        label: Its name beside the last dot, `at` px from the top; None where there are too many to name.
+    """
+
+    kind: str
+    path: str
+    dots: tuple[CurveDot, ...]
+    label: Label | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePlot:
+    """Accuracy by number of training images, log scale, a curve per stage; lengths in px."""
+
+    width: float
+    height: float
+    left: float
+    top: float
+    across: float
+    down: float
+    columns: tuple[Label, ...]
+    rows: tuple[Label, ...]
+    curves: tuple[Curve, ...]
+    best: str
 
 
 def fit_scale(values: Iterable[float], *, slack: float = 0.0) -> Scale:
@@ -232,3 +294,93 @@ def draw_reliability(bins: Sequence[ReliabilityBin], *, side: float = 300.0) -> 
         rows=tuple(Label(at=round(top + side * (1 - tick.at / 100), 2), text=tick.text) for tick in scale.ticks),
         points=points,
     )
+
+
+def draw_curves(points: Sequence[CurvePoint], *, across: float = 430.0, down: float = 330.0) -> CurvePlot:
+    """Learning curves over a log scale, each named at its right end, the best single stage set off.
+
+    Args:
+        points: One or more sizes for each stage, and two or more different sizes in all.
+        across, down: Size of the plotting area, px.
+    """
+    left, top = 52.0, 12.0
+    stages: dict[str, list[CurvePoint]] = {}
+    for point in points:
+        stages.setdefault(point.stage, []).append(point)
+    single = {stage: found for stage, found in stages.items() if stage != JOINED}
+    best = max(single, key=lambda stage: single[stage][-1].accuracy) if single else ""
+    kinds = {stage: "joined" if stage == JOINED else "best" if stage == best else "stage" for stage in stages}
+    sizes = sorted({point.images for point in points})
+    scale = fit_scale([point.accuracy for point in points], slack=0.02)
+    reach = math.log(sizes[-1] / sizes[0])
+
+    def place(images: int) -> float:
+        return round(left + across * math.log(images / sizes[0]) / reach, 2)
+
+    def lower(share: float) -> float:
+        return round(top + down * (1 - scale.place(share) / 100), 2)
+
+    dots = {
+        stage: tuple(
+            CurveDot(
+                x=place(point.images),
+                y=lower(point.accuracy),
+                low=lower(point.accuracy - 1.96 * point.error),
+                high=lower(point.accuracy + 1.96 * point.error),
+                title=f"{stage}, {plural(point.images, 'image')}: {format_percent(point.accuracy)}",
+            )
+            for point in sorted(found, key=lambda point: point.images)
+        )
+        for stage, found in stages.items()
+    }
+    named = [stage for stage in stages if len(stages) <= LABELLED or kinds[stage] != "stage"]
+    labels = _spread({stage: dots[stage][-1].y for stage in named}, top=top, down=down)
+    curves = tuple(
+        Curve(
+            kind=kinds[stage],
+            path="M" + " L".join(f"{dot.x} {dot.y}" for dot in dots[stage]),
+            dots=dots[stage],
+            label=labels.get(stage),
+        )
+        # What matters most is drawn last, on top.
+        for stage in sorted(stages, key=lambda stage: ("stage", "best", "joined").index(kinds[stage]))
+    )
+    longest = max(len(label.text) for label in labels.values())
+    return CurvePlot(
+        width=round(left + across + 14 + longest * LETTER, 1),
+        height=top + down + 46,
+        left=left,
+        top=top,
+        across=across,
+        down=down,
+        columns=tuple(Label(at=place(size), text=format_count(size)) for size in _apart(sizes, place)),
+        rows=tuple(Label(at=round(top + down * (1 - tick.at / 100), 2), text=tick.text) for tick in scale.ticks),
+        curves=curves,
+        best=best,
+    )
+
+
+def _apart(sizes: Sequence[int], place: Callable[[int], float]) -> list[int]:
+    """The sizes whose labels do not touch, the last one first."""
+    kept: list[int] = []
+    for size in reversed(sizes):
+        if not kept or place(kept[-1]) - place(size) >= 5 * LETTER:
+            kept.append(size)
+    return kept[::-1]
+
+
+def _spread(heights: Mapping[str, float], *, top: float, down: float) -> dict[str, Label]:
+    """Labels as near to their heights as they can be a line apart."""
+    order = sorted(heights, key=heights.__getitem__)
+    # Less n lines, the places must only not fall: runs that would are pooled to their mean (isotonic regression).
+    runs: list[list[float]] = []
+    for n, stage in enumerate(order):
+        runs.append([heights[stage] - n * LINE])
+        while len(runs) > 1 and sum(runs[-2]) / len(runs[-2]) >= sum(runs[-1]) / len(runs[-1]):
+            runs[-2:] = [runs[-2] + runs[-1]]
+    pooled = [sum(run) / len(run) for run in runs for _ in run]
+    most = top + down - (len(order) - 1) * LINE
+    return {
+        stage: Label(at=round(min(max(y, top), most) + n * LINE, 2), text=shorten(stage, length=16), full=stage)
+        for n, (stage, y) in enumerate(zip(order, pooled, strict=True))
+    }

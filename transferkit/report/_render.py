@@ -6,10 +6,11 @@ from functools import lru_cache
 
 import jinja2
 
+from transferkit.report._ranking import write_ranking
 from transferkit.report.sections import write_report
-from transferkit.types import RunRecord
+from transferkit.types import Ranking, RunRecord
 
-__all__ = ["render"]
+__all__ = ["render", "render_ranking"]
 
 
 def render(record: RunRecord) -> str:
@@ -21,7 +22,19 @@ def render(record: RunRecord) -> str:
     Returns:
         HTML that loads nothing from elsewhere: pictures are data URIs, plots inline SVG; it holds no script.
     """
-    html = _environment().get_template("report.html.j2").render(report=write_report(record))
+    return _encodable(_environment().get_template("report.html.j2").render(report=write_report(record)))
+
+
+def render_ranking(ranking: Ranking) -> str:
+    """The page of a ranking, made like the report of a run.
+
+    Args:
+        ranking: All text in it is treated as untrusted.
+    """
+    return _encodable(_environment().get_template("ranking.html.j2").render(page=write_ranking(ranking)))
+
+
+def _encodable(html: str) -> str:
     # File names that are not valid UTF-8 arrive with lone surrogates, which no file can be written with.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from transferkit.types import JOINED, TOP, BackboneSpec
+from transferkit.types import JOINED, SELECTED, TOP, BackboneSpec
 
 __all__ = [
     "capitalise",
@@ -189,6 +189,8 @@ def name_stage(stage: str, backbone: BackboneSpec) -> str:
     """A stage in words, with its place on the way from stem to top."""
     if stage == JOINED:
         return "all stages joined"
+    if stage == SELECTED:
+        return "selected features of all stages"
     if stage == TOP:
         return "the top stage"
     names = [spec.name for spec in backbone.stages]

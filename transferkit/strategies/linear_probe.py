@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from transferkit.errors import OptionError, unknown_name
 from transferkit.strategies.plan import STRATEGIES, Plan
-from transferkit.types import JOINED, Decision
+from transferkit.types import JOINED, SELECTED, Decision
 
 __all__ = ["linear_probe"]
 
 
 @STRATEGIES.register("linear_probe")
 def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
-    """Read the decided stage, or all of them for "joined"; nothing of the backbone is trained.
+    """Read the decided stage, or all of them for "joined" and "selected"; nothing of the backbone is trained.
 
     Args:
         decision: Its `stage` is what counts.
@@ -28,7 +28,8 @@ def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> linear_probe(decision, ["stem", "top"]).stages
         ('top',)
     """
-    if decision.stage != JOINED and decision.stage not in stages:
-        raise OptionError(unknown_name("stage", decision.stage, [*stages, JOINED]))
-    chosen = tuple(stages) if decision.stage == JOINED else (decision.stage,)
-    return Plan(strategy="linear_probe", stages=chosen, closed_form=True)
+    together = (JOINED, SELECTED)
+    if decision.stage not in (*stages, *together):
+        raise OptionError(unknown_name("stage", decision.stage, [*stages, *together]))
+    chosen = tuple(stages) if decision.stage in together else (decision.stage,)
+    return Plan(strategy="linear_probe", stages=chosen, closed_form=True, selected=decision.stage == SELECTED)

@@ -19,11 +19,13 @@ class Plan:
         strategy: Name of the strategy that made it.
         stages: Stages that the classifier reads, stem -> head.
         closed_form: Whether the classifier is solved for from the feature bank, the backbone untouched.
+        selected: Whether the features of these stages are weighted, and the useless ones left out, by the labels.
     """
 
     strategy: str
     stages: tuple[str, ...]
     closed_form: bool
+    selected: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages:

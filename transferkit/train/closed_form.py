@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import softmax
 
-from transferkit.errors import OptionError, unknown_name
 from transferkit.features import FeatureTable
-from transferkit.measure import fit_logistic, fit_ridge, fit_temperature, log_loss
+from transferkit.measure import Selection
 from transferkit.nn import Backbone, TransferModel
 from transferkit.strategies import Plan
+from transferkit.train.heads import choose_head, fit_heads
 
-__all__ = ["CLASS_WEIGHTS", "HEADS", "Fitted", "class_weights", "fit_closed_form"]
-
-HEADS = ("auto", "ridge", "logistic")
-CLASS_WEIGHTS = ("none", "balanced")
+__all__ = ["Fitted", "fit_closed_form"]
 
 
 @dataclass(frozen=True)
@@ -29,44 +24,16 @@ class Fitted:
 
     Args:
         model: In evaluation mode, on the CPU.
-        head: "ridge" or "logistic".
+        head: "ridge", "logistic" or "average".
+        accuracy, log_loss: Of that head on held-back training images.
         reason: A sentence with the held-back numbers.
     """
 
     model: TransferModel
     head: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    name: str
-    weight: npt.NDArray[Any]
-    bias: npt.NDArray[Any]
     accuracy: float
     log_loss: float
-    how: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {100 * self.accuracy:.1f} % ({self.how}; log loss {self.log_loss:.3f})"
-
-
-def class_weights(labels: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.float64] | None:
-    """(N,) weight per image: None for "none"; for "balanced" such that every class weighs the same.
-
-    Raises:
-        OptionError: If the scheme is unknown.
-
-    Example:
-        >>> class_weights(np.array([0, 0, 0, 1]), "balanced").round(2).tolist()
-        [0.67, 0.67, 0.67, 2.0]
-    """
-    if scheme not in CLASS_WEIGHTS:
-        raise OptionError(unknown_name("class_weight", scheme, CLASS_WEIGHTS))
-    if scheme == "none":
-        return None
-    counts = np.bincount(labels)
-    return len(labels) / (np.count_nonzero(counts) * counts[labels])
+    reason: str
 
 
 def fit_closed_form(
@@ -79,6 +46,7 @@ def fit_closed_form(
     pooling: str,
     head: str = "auto",
     class_weight: str = "none",
+    selection: Selection | None = None,
     seed: int = 0,
 ) -> Fitted:
     """The plan's classifier from banked features; the backbone's parameters no longer ask for gradients.
@@ -90,60 +58,30 @@ def fit_closed_form(
         labels: (N,) int in [0, K).
         classes: K names.
         pooling: As the features were pooled.
-        head: "ridge", "logistic", or "auto": the one with the higher held-back accuracy.
+        head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
         class_weight: "none" or "balanced".
-        seed: Of the logistic head's folds.
+        selection: For a plan of selected features, if they were selected before.
+        seed: Of the folds, of the logistic head and of the selection.
 
     Raises:
         OptionError: If `head` or `class_weight` is unknown, or a logistic head lacks images.
     """
-    if head not in HEADS:
-        raise OptionError(unknown_name("head", head, HEADS))
-    weights = class_weights(labels, class_weight)
-    blocks, columns = table.select(plan.stages)
-    fits = []
-    if head in ("auto", "ridge"):
-        fits.append(_ridge(table, columns, labels, blocks, len(classes), weights))
-    # A class of one cannot be held back from a logistic fit; exact leave-one-out ridge copes.
-    if head == "logistic" or (head == "auto" and np.bincount(labels, minlength=len(classes)).min() >= 2):
-        fits.append(_logistic(table, columns, labels, blocks, weights, seed))
-    best = min(fits, key=lambda fit: (-fit.accuracy, fit.log_loss))
+    fits = fit_heads(
+        plan,
+        table,
+        labels,
+        classes=len(classes),
+        head=head,
+        class_weight=class_weight,
+        selection=selection,
+        seed=seed,
+    )
+    best = choose_head(fits)
     model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(best.weight))
         model.classifier.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    held_back = f"Head by held-back accuracy: {best.name}, from {' and '.join(map(str, fits))}."
-    return Fitted(model.eval(), best.name, held_back)
-
-
-def _ridge(
-    table: FeatureTable,
-    columns: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-    blocks: dict[str, slice],
-    classes: int,
-    weights: npt.NDArray[np.float64] | None,
-) -> _Candidate:
-    fit = fit_ridge(lambda: table.chunks(columns), labels, blocks, classes=classes, weights=weights)
-    temperature = fit_temperature(fit.loo_scores, labels)
-    probabilities = softmax(fit.loo_scores / temperature, axis=1)
-    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
-    loss = log_loss(probabilities, labels)
-    return _Candidate("ridge", fit.weight / temperature, fit.bias / temperature, accuracy, loss, "leave-one-out")
-
-
-def _logistic(
-    table: FeatureTable,
-    columns: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-    blocks: dict[str, slice],
-    weights: npt.NDArray[np.float64] | None,
-    seed: int,
-) -> _Candidate:
-    fit = fit_logistic(lambda: table.chunks(columns), labels, blocks, weights=weights, seed=seed)
-    truth = labels[fit.held_back]
-    accuracy = float((fit.probabilities.argmax(axis=1) == truth).mean())
-    loss = log_loss(fit.probabilities, truth)
-    return _Candidate("logistic", fit.weight, fit.bias, accuracy, loss, "held-back folds")
+    reason = f"Head by held-back accuracy: {best.name}, from {', '.join(map(str, fits))}."
+    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, reason)

@@ -89,7 +89,13 @@ def load(
         )
     network = recipe.build(pretrained=True)
     spec = _spec_of(recipe, network, preprocessing)
-    return network.eval(), replace(spec, class_names=recipe.class_names, license=recipe.license)
+    return network.eval(), replace(
+        spec,
+        class_names=recipe.class_names,
+        license=recipe.license,
+        published_accuracy=recipe.published.accuracy,
+        published_by=recipe.published.source,
+    )
 
 
 def describe(model: object) -> Recipe:

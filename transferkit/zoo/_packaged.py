@@ -22,6 +22,7 @@ from transferkit.errors import BackboneError, CheckpointError, MissingDependency
 from transferkit.types import Preprocessing
 from transferkit.zoo import _timm
 from transferkit.zoo._checkpoint import fit, read_state
+from transferkit.zoo._published import published_packaged
 from transferkit.zoo._recipe import Recipe
 
 __all__ = ["PACKAGED", "Packaged", "describe", "find_weights", "rename"]
@@ -101,6 +102,7 @@ def describe(name: str) -> Recipe:
         num_classes=IMAGENET_CLASSES,
         class_names=_timm.imagenet_names(),
         license=LICENSE,
+        published=published_packaged(name),
         classifiers=("classifier",),
         headless=True,
     )

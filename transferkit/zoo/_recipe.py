@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from transferkit.types import Preprocessing
+from transferkit.zoo._published import UNKNOWN, Published
 
 __all__ = ["Builder", "Recipe"]
 
@@ -44,6 +45,7 @@ class Recipe:
         class_names: Their names, if known.
         fixed_size: Whether the source states that the network accepts only `preprocessing.size`.
         license: Of the weights, if known.
+        published: Accuracy on ImageNet-1k that was published with the weights, if known.
         classifiers: Dotted paths of the classifier's layers, if the source tells them.
         headless: Whether `build(num_classes=0)` leaves the classifier out.
     """
@@ -58,5 +60,6 @@ class Recipe:
     class_names: tuple[str, ...] = ()
     fixed_size: bool = False
     license: str | None = None
+    published: Published = UNKNOWN
     classifiers: tuple[str, ...] = ()
     headless: bool = False

@@ -11,6 +11,7 @@ from torch import nn
 from transferkit.errors import BackboneError, unknown_name
 from transferkit.types import Interpolation, Preprocessing
 from transferkit.zoo import _hub
+from transferkit.zoo._published import published_timm
 from transferkit.zoo._recipe import Recipe
 
 __all__ = [
@@ -67,6 +68,7 @@ def describe(name: str) -> Recipe:
         class_names=_class_names(cfg),
         fixed_size=bool(cfg.get("fixed_input_size", False)),
         license=cfg.get("license"),
+        published=published_timm(full_name),
         classifiers=_as_tuple(cfg.get("classifier")),
         headless=True,
     )

@@ -11,6 +11,7 @@ from torch import nn
 from transferkit.errors import BackboneError, unknown_name
 from transferkit.types import Preprocessing
 from transferkit.zoo import _hub
+from transferkit.zoo._published import published_torchvision
 from transferkit.zoo._recipe import Recipe
 
 __all__ = ["architectures", "describe", "published_weights"]
@@ -66,6 +67,7 @@ def describe(name: str) -> Recipe:
         class_names=class_names,
         fixed_size=architecture.startswith(FIXED_SIZE_PREFIXES),
         license=weights.meta.get("license"),
+        published=published_torchvision(weights.meta, f"{architecture}:{wanted}"),
     )
 
 

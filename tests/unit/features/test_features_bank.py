@@ -518,13 +518,13 @@ def _three_shelves(folder: Path) -> list[Shelf]:
 def test_the_least_recently_used_shelves_make_room(tmp_path: Path, limit_rows: int, left: list[bool]) -> None:
     a, b, c = _three_shelves(tmp_path)
     bank = FeatureBank(tmp_path, limit=limit_rows * ROW_BYTES + 20_000)
-    bank.make_room(c, 2000)
+    bank.make_room((c, 2000))
     assert [shelf.folder.exists() for shelf in (a, b, c)] == left
 
 
 def test_the_shelf_in_use_is_never_dropped_even_when_it_is_the_oldest(tmp_path: Path) -> None:
     a, b, c = _three_shelves(tmp_path)
-    FeatureBank(tmp_path, limit=3100 * ROW_BYTES).make_room(a, 2000)
+    FeatureBank(tmp_path, limit=3100 * ROW_BYTES).make_room((a, 2000))
     assert a.folder.exists()
     assert not b.folder.exists()
     assert not c.folder.exists()
@@ -533,7 +533,7 @@ def test_the_shelf_in_use_is_never_dropped_even_when_it_is_the_oldest(tmp_path: 
 def test_a_need_above_the_limit_is_an_error_and_costs_nobody_a_shelf(tmp_path: Path) -> None:
     shelves = _three_shelves(tmp_path)
     with pytest.raises(CacheError, match=r"2000 more images .*limit of .*Raise it with cache_limit"):
-        FeatureBank(tmp_path, limit=1500 * ROW_BYTES).make_room(shelves[2], 2000)
+        FeatureBank(tmp_path, limit=1500 * ROW_BYTES).make_room((shelves[2], 2000))
     assert all(shelf.folder.exists() for shelf in shelves)
 
 
@@ -543,7 +543,7 @@ def test_shelves_are_dropped_for_free_disk_as_far_as_it_is_needed(
 ) -> None:
     shelves = _three_shelves(tmp_path)
     _leave_free(monkeypatch, free_rows * ROW_BYTES)
-    FeatureBank(tmp_path).make_room(shelves[2], 1000)
+    FeatureBank(tmp_path).make_room((shelves[2], 1000))
     assert [shelf.folder.exists() for shelf in shelves] == left
 
 
@@ -553,7 +553,7 @@ def test_too_little_free_disk_is_an_error_that_costs_nobody_a_shelf(
     shelves = _three_shelves(tmp_path)
     _leave_free(monkeypatch, -1000)
     with pytest.raises(CacheError, match=r"only 0 MB are free at .*choose another folder with cache=DIR"):
-        FeatureBank(tmp_path).make_room(shelves[0], 3000)
+        FeatureBank(tmp_path).make_room((shelves[0], 3000))
     assert all(shelf.folder.exists() for shelf in shelves)
 
 
@@ -575,7 +575,7 @@ def test_a_shelf_that_disappears_while_sizes_are_added_up_is_not_an_error(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", vanish)
-    FeatureBank(tmp_path).make_room(c, 10)
+    FeatureBank(tmp_path).make_room((c, 10))
     monkeypatch.undo()
     assert gone
     assert [shelf.folder.exists() for shelf in (b, c)] == [True, True]

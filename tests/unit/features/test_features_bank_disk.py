@@ -336,4 +336,4 @@ def test_a_read_only_file_system_is_explained(tiny_disk: Path) -> None:
 def test_too_little_free_disk_is_told_before_any_work(tiny_disk: Path) -> None:
     bank = FeatureBank(tiny_disk)
     with pytest.raises(CacheError, match=r"only 0 MB are free at .*tiny"):
-        bank.make_room(open_toy_shelf(bank), 10)
+        bank.make_room((open_toy_shelf(bank), 10))

@@ -33,7 +33,7 @@ from tests.unit.features.features_toys import (
 from transferkit.errors import BackboneError, CacheError, DataError, OptionError
 from transferkit.features import FeatureBank, choose_device, engine, frozen_pass
 from transferkit.features import bank as bank_module
-from transferkit.features.engine import open_shelf
+from transferkit.features.engine import open_shelves
 from transferkit.nn import Backbone
 from transferkit.nn.model import normalise
 
@@ -52,7 +52,7 @@ def run(
     workers: int | None = 2,
 ) -> tuple[np.ndarray, int]:
     """Rows of all stages, and how many were computed."""
-    table, computed = frozen_pass(
+    done = frozen_pass(
         make_backbone() if backbone is None else backbone,
         read,
         ids,
@@ -63,7 +63,7 @@ def run(
         workers=workers,
         progress=False,
     )
-    return table.load(STAGES), computed
+    return done.table.load(STAGES), done.computed
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_damaged_rows_are_computed_again(bank: FeatureBank) -> None:
 
 
 def _keys(bank: FeatureBank, *backbones: Backbone, pooling: str = "avg") -> list[str]:
-    return [open_shelf(bank, backbone, pooling=pooling).folder.name for backbone in backbones]
+    return [open_shelves(bank, backbone, pooling=pooling).features.folder.name for backbone in backbones]
 
 
 def test_the_key_ignores_what_things_are_called(bank: FeatureBank) -> None:
@@ -203,7 +203,7 @@ def test_the_key_ignores_what_things_are_called(bank: FeatureBank) -> None:
 
 
 def test_the_shelf_names_its_backbone_for_people(bank: FeatureBank) -> None:
-    open_shelf(bank, make_backbone(name="packaged/x"), pooling="avg")
+    open_shelves(bank, make_backbone(name="packaged/x"), pooling="avg")
     (info,) = bank.list_shelves()
     assert (info.backbone, info.image_size, info.pooling) == ("packaged/x", SIDE, "avg")
 
@@ -519,11 +519,11 @@ class Device:
         self.frozen = engine._Pass(self.backbone, torch.device("cpu"), "avg")
         real = self.frozen.rows
 
-        def rows(pixels: np.ndarray) -> np.ndarray:
+        def rows(pixels: np.ndarray, moments: bool) -> Any:
             self.sizes.append(len(pixels))
             if len(pixels) > capacity:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return real(pixels)
+            return real(pixels, moments)
 
         monkeypatch.setattr(self.frozen, "rows", rows)
 
@@ -531,7 +531,7 @@ class Device:
 @pytest.mark.parametrize(("count", "capacity"), [(1, 1), (7, 7), (7, 3), (8, 1), (13, 2)])
 def test_batches_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch, count: int, capacity: int) -> None:
     device, images = Device(monkeypatch, capacity), draw_images(count)
-    rows = device.frozen.rows_within_memory(images)
+    rows = device.frozen.rows_within_memory(images).features
     np.testing.assert_allclose(rows, pool_by_hand(make_network(), images, pooling="avg"), **CLOSE)
     assert sum(size for size in device.sizes if size <= capacity) == count
 
@@ -552,18 +552,18 @@ def test_what_did_not_fit_is_let_go_before_the_halves_are_tried(monkeypatch: pyt
     class Activations:
         pass
 
-    def rows(pixels: np.ndarray) -> np.ndarray:
+    def rows(pixels: np.ndarray, moments: bool) -> Any:
         if len(pixels) > 2:
             activations = Activations()
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert all(reference() is None for reference in held)
-        return real(pixels)
+        return real(pixels, moments)
 
     monkeypatch.setattr(frozen, "rows", rows)
     gc.disable()
     try:
-        assert frozen.rows_within_memory(draw_images(4)).shape == (4, 18)
+        assert frozen.rows_within_memory(draw_images(4)).features.shape == (4, 18)
     finally:
         gc.enable()
     assert len(held) == 1
@@ -608,9 +608,9 @@ def test_auto_takes_the_fastest_device(monkeypatch: pytest.MonkeyPatch, cuda: bo
 @pytest.mark.gpu
 def test_the_gpu_gives_the_same_rows_and_the_backbone_comes_home(bank: FeatureBank) -> None:
     images, backbone = draw_images(20), make_backbone()
-    table, _ = frozen_pass(
+    table = frozen_pass(
         backbone, Reader(images), name_images(*range(20)), bank=bank, device="cuda", batch_size=6, progress=False
-    )
+    ).table
     expected = pool_by_hand(make_network(), images, pooling="avg+max")
     np.testing.assert_allclose(table.load(STAGES), expected, rtol=1e-2, atol=1e-2)
     assert {parameter.device.type for parameter in backbone.parameters()} == {"cpu"}

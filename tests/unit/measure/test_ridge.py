@@ -24,6 +24,14 @@ def same_errors(actual, expected):
     return bool((np.abs(actual - expected) <= TOLERANCE * expected).all())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def singles():
+    """Images are left out one by one here; groups of them are in test_ridge_folds.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ridge, "LARGE_CLASS", 0)
+        yield
+
+
 def route(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make sure that the shapes above take the route they are named after."""
     if name == "streamed":
@@ -66,7 +74,7 @@ def test_leave_one_out_scores_of_the_fit_equal_refits(name, monkeypatch):
     features, labels, blocks = make_problem(2, images=images, widths=widths)
     fit = fit_ridge(chunked(features, 13), labels, blocks, classes=3)
     expected = refit_without_each(scaled(features, blocks), labels, 3, fit.penalty, np.ones(images))
-    np.testing.assert_allclose(fit.loo_scores, expected, atol=2e-3)
+    np.testing.assert_allclose(fit.held_back, expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -124,7 +132,7 @@ def test_streaming_with_enough_rank_equals_the_route_in_memory(monkeypatch):
         np.testing.assert_array_equal(streamed[stage].accuracy, path.accuracy)
     again = fit_ridge(chunks, labels, blocks, classes=4, weights=weights)
     np.testing.assert_allclose(again.weight, head.weight, atol=1e-4 * np.abs(head.weight).max())
-    np.testing.assert_allclose(again.loo_scores, head.loo_scores, atol=1e-4)
+    np.testing.assert_allclose(again.held_back, head.held_back, atol=1e-4)
     other = principal_coordinates(chunks, 90, blocks)
     np.testing.assert_allclose(pdist(other.values), pdist(coordinates.values), rtol=1e-4)
 
@@ -249,9 +257,9 @@ def test_class_of_one_image_is_never_right_when_left_out():
     labels[7] = 2
     expected = refit_without_each(scaled(features, blocks), labels, 3, 1.0, np.ones(30))
     fit = fit_ridge(chunked(features, 30), labels, blocks, classes=3)
-    assert np.isfinite(fit.loo_scores).all()
-    assert fit.loo_scores[7].argmax() != 2
-    assert fit.loo_scores[7, 2] == pytest.approx(0, abs=1e-4)  # a target that no other image has
+    assert np.isfinite(fit.held_back).all()
+    assert fit.held_back[7].argmax() != 2
+    assert fit.held_back[7, 2] == pytest.approx(0, abs=1e-4)  # a target that no other image has
     assert ridge_paths(chunked(features, 30), labels, blocks, classes=3)["s0"].accuracy[6] == pytest.approx(
         (expected.argmax(axis=1) == labels).mean()
     )

@@ -72,7 +72,7 @@ def test_the_discriminant_equals_scikit_learns(problem):
     centred = features - features.mean(axis=0)
     shares = np.bincount(labels) / len(labels)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=shares, shrinkage=None).fit(centred, labels)
-    ours = module._discriminate(centred, labels, 8, 0.0)
+    ours = module._discriminate(centred, labels, 0.0)
     np.testing.assert_allclose(np.exp(ours), theirs.predict_proba(centred), atol=1e-9)
 
 
@@ -85,7 +85,7 @@ def test_the_discriminant_is_regularised_by_a_sphere_of_the_same_trace(problem):
     centres = np.stack([whitened[labels == label].mean(axis=0) for label in range(3)])
     gap = ((whitened[:, None] - centres) ** 2).sum(axis=2)
     joint = np.bincount(labels) / len(labels) * np.exp(-gap / 2)
-    ours = module._discriminate(centred, labels, 8, 0.4)
+    ours = module._discriminate(centred, labels, 0.4)
     np.testing.assert_allclose(np.exp(ours), joint / joint.sum(axis=1, keepdims=True), atol=1e-9)
 
 
@@ -109,16 +109,28 @@ def test_sfda_of_classes_far_apart_is_zero():
     assert sfda(rng.normal(size=(60, 4)) + 100 * np.eye(3, 4)[labels], labels) == pytest.approx(0, abs=1e-6)
 
 
+def test_sfda_still_tells_features_apart_where_they_outnumber_the_images():
+    """Backbones have thousands of features: a discriminant that fits them all would call every one of them perfect."""
+    labels = np.arange(60) % 4
+    scores = []
+    for signal in (0.0, 0.3, 1.0):
+        rng = np.random.default_rng(0)
+        centres = signal * rng.normal(size=(4, 1500))
+        scores.append(sfda(rng.normal(size=(60, 1500)) + centres[labels], labels))
+    assert scores == sorted(scores)
+    assert scores[0] < -0.01
+
+
 def test_mixing_makes_overlapping_images_harder():
     rng = np.random.default_rng(4)
     labels = np.arange(200) % 2
     features = rng.normal(size=(200, 2)) + 0.8 * labels[:, None]
     centred = features - features.mean(axis=0)
     strength = module._regularisation(centred, labels)
-    unmixed = module._discriminate(centred, labels, 2, strength)[np.arange(200), labels]
+    unmixed = module._discriminate(centred, labels, strength)[np.arange(200), labels]
     share = np.exp(unmixed)[:, None]
     other = np.stack([centred[labels == 1].mean(axis=0), centred[labels == 0].mean(axis=0)])[labels]
-    mixed = module._discriminate(share * centred + (1 - share) * other, labels, 2, strength)
+    mixed = module._discriminate(share * centred + (1 - share) * other, labels, strength)
     assert sfda(features, labels) == pytest.approx(mixed[np.arange(200), labels].mean())
     assert 0 < strength < 1
 

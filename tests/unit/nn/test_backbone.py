@@ -138,7 +138,7 @@ def test_stages_are_found_by_name_index_and_joined(backbone):
     assert backbone.find_stages("middle") == ("middle",)
     assert backbone.find_stages(0) == ("stem",)
     assert backbone.find_stages(-1) == backbone.find_stages(2) == ("top",)
-    assert backbone.find_stages("joined") == ("stem", "middle", "top")
+    assert backbone.find_stages("joined") == backbone.find_stages("selected") == ("stem", "middle", "top")
 
 
 def test_unknown_stage_offers_the_closest(backbone):

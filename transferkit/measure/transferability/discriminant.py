@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, eigvalsh
 from scipy.special import log_softmax
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from transferkit.errors import OptionError
 from transferkit.measure.transferability._inputs import (
@@ -68,16 +67,29 @@ def h_score(
     wide, labels = check_features(features, labels)
     if shrinkage is not None and not 0 <= shrinkage <= 1:
         raise OptionError(f"shrinkage must be None or in [0, 1], got {shrinkage!r}.")
-    centred = centre(wide)
-    scores = principal_scores(centred)
+    scores = principal_scores(centre(wide))
     variance = (scores**2).mean(axis=0)
     if variance[0] == 0:
         return 0.0
-    alpha = float(ledoit_wolf_shrinkage(centred, assume_centered=True)) if shrinkage is None else shrinkage
+    alpha = _ledoit_wolf(scores, wide.shape[1]) if shrinkage is None else shrinkage
     # Class means lie in the span of the images, so the D - R directions without variation add nothing to the trace.
     shrunk = (1 - alpha) * variance + alpha * variance.sum() / wide.shape[1]
     between = np.bincount(labels) @ class_means(scores, labels) ** 2 / len(labels)
     return float((1 - alpha) * (between / shrunk).sum())
+
+
+def _ledoit_wolf(scores: Floats, width: int) -> float:
+    """Ledoit and Wolf's weight of the spherical covariance, in [0, 1]; a rotation does not change it.
+
+    Args:
+        scores: (N, R) principal coordinates.
+        width: D of the features that they come from.
+    """
+    variance = (scores**2).mean(axis=0)
+    squared = (variance**2).sum()  # Frobenius norm of the covariance, squared
+    distance = squared - variance.sum() ** 2 / width
+    noise = (((scores**2).sum(axis=1) ** 2).mean() - squared) / len(scores)
+    return float(np.clip(noise / distance, 0, 1)) if distance > 0 else 0.0
 
 
 def sfda(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
@@ -103,9 +115,10 @@ def sfda(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer
 
     References:
         Shao et al., ECCV 2022. Deviations: lambda = exp(-5 v), with v the largest variance within classes as a share
-        of the total variance, and the identity is scaled by the mean variance within classes, so that the features'
-        unit does not matter (the paper takes both in raw units); p enters the mixing as it is (the authors' code
-        sends it through a second softmax); the score is the mean log-probability (their code averages probabilities).
+        of the total variance, and the identity is scaled by the mean variance within classes over the directions that
+        vary, so that the features' unit does not matter (the paper takes both in raw units); p enters the mixing as
+        it is (the authors' code sends it through a second softmax); the score is the mean log-probability (their code
+        averages probabilities).
 
     Example:
         >>> two_apart = np.array([[0.0, 1], [0, -1], [9, 1], [9, -1]])
@@ -116,9 +129,9 @@ def sfda(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer
     scores = principal_scores(centre(wide))
     regularisation = _regularisation(scores, labels)
     rows = np.arange(len(labels))
-    truth = np.exp(_discriminate(scores, labels, wide.shape[1], regularisation)[rows, labels])[:, None]
+    truth = np.exp(_discriminate(scores, labels, regularisation)[rows, labels])[:, None]
     mixed = truth * scores + (1 - truth) * _means_of_others(scores, labels)[labels]
-    return float(_discriminate(mixed, labels, wide.shape[1], regularisation)[rows, labels].mean())
+    return float(_discriminate(mixed, labels, regularisation)[rows, labels].mean())
 
 
 def _within(scores: Floats, labels: Labels) -> Floats:
@@ -143,11 +156,13 @@ def _means_of_others(scores: Floats, labels: Labels) -> Floats:
     return (sums.sum(axis=0) - sums) / (len(labels) - counts)
 
 
-def _discriminate(scores: Floats, labels: Labels, width: int, regularisation: float) -> Floats:
+def _discriminate(scores: Floats, labels: Labels, regularisation: float) -> Floats:
     """(N, K) log-probabilities of a linear discriminant, equal to Fisher's projection followed by Bayes' rule."""
     means = class_means(scores, labels)
     within = _within(scores, labels)
-    target = max(np.trace(within), SPREAD_FLOOR * scores.var(axis=0).sum()) / width or 1.0
+    # Per direction that varies at all, not per feature: with D >> N the latter is next to nothing, and every image of
+    # every backbone comes out right with probability 1.
+    target = max(np.trace(within), SPREAD_FLOOR * scores.var(axis=0).sum()) / scores.shape[1] or 1.0
     covariance = (1 - regularisation) * within
     covariance[np.diag_indices_from(covariance)] += regularisation * target
     directions = cho_solve(cho_factor(covariance, overwrite_a=True), means.T)  # (R, K)

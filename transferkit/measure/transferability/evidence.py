@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import svd
 
-from transferkit.measure.transferability._inputs import Floats, check_features, class_means
+from transferkit.measure.transferability._inputs import Floats, check_features, class_means, principal_scores
 
 __all__ = ["logme"]
 
@@ -51,12 +50,14 @@ def logme(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.intege
         True
     """
     wide, labels = check_features(features, labels)
-    left, singular, _ = svd(wide, full_matrices=False)
-    keep = singular > singular[0] * max(wide.shape) * np.finfo(np.float64).eps
+    scores = principal_scores(wide)
+    spectrum = (scores**2).sum(axis=0)
+    scores, spectrum = scores[:, spectrum > 0], spectrum[spectrum > 0]
+    left = scores / np.sqrt(spectrum)
     counts = np.bincount(labels)
-    explained = (class_means(left[:, keep], labels) * counts[:, None]).T ** 2  # (R, K): (u_r'y_k)^2
+    explained = (class_means(left, labels) * counts[:, None]).T ** 2  # (R, K): (u_r'y_k)^2
     unexplained = np.maximum(counts - explained.sum(axis=0), 0)
-    return float(_log_evidence(singular[keep] ** 2, explained, unexplained, len(labels)).mean()) / len(labels)
+    return float(_log_evidence(spectrum, explained, unexplained, len(labels)).mean()) / len(labels)
 
 
 def _log_evidence(spectrum: Floats, explained: Floats, unexplained: Floats, images: int) -> Floats:

@@ -50,16 +50,17 @@ def knn(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[
 
 
 def press(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
-    """Leave-one-out accuracy of ridge regression on one-hot targets, its penalty chosen likewise; higher is better.
+    """Held-back accuracy of ridge regression on one-hot targets, its penalty chosen likewise; higher is better.
 
-    Safe for N < D and constant features. A class with one image is hardly ever right.
+    Exact: images are left out one by one where classes are large, else one of each class at a time. Safe for N < D and
+    constant features. A class with one image is hardly ever right.
 
     Args:
         features: (N, D) float, one pooled vector per image; scaled to unit variance here.
         labels: (N,) int in [0, K); at least 2 classes present.
 
     Returns:
-        Accuracy in [0, 1] at the penalty with the lowest leave-one-out squared error.
+        Accuracy in [0, 1] at the penalty with the lowest held-back squared error.
 
     Raises:
         DataError: Features or labels cannot be used.
@@ -68,7 +69,8 @@ def press(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.intege
         It is an accuracy: between models on one task, and with the chance level in mind across tasks.
 
     References:
-        Allen, Technometrics 1974. Deviation: squared error chooses the penalty, accuracy is returned.
+        Allen, Technometrics 1974. Deviations: squared error chooses the penalty, accuracy is returned; of small
+        classes one image each is left out together.
 
     Example:
         >>> rng = np.random.default_rng(0)

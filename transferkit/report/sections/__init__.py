@@ -14,6 +14,7 @@ from transferkit.report.sections._headline import Headline, write_headline
 from transferkit.report.sections._mistakes import Mistakes, write_mistakes
 from transferkit.report.sections._origins import Origins, write_origins
 from transferkit.report.sections._quality import Quality, write_quality
+from transferkit.report.sections._similarity import Similarity, write_similarity
 from transferkit.report.sections._stages import Stages, write_stages
 from transferkit.report.sections._timings import Timings, write_timings
 from transferkit.types import RunRecord
@@ -30,6 +31,7 @@ class Report:
     headline: Headline
     choice: Choice
     stages: Stages
+    similarity: Similarity | None
     data: Data
     quality: Quality
     mistakes: Mistakes
@@ -48,6 +50,7 @@ def write_report(record: RunRecord) -> Report:
         headline=write_headline(record),
         choice=write_choice(record),
         stages=write_stages(evidence, record.decision.stage),
+        similarity=write_similarity(evidence.similarity_detail),
         data=write_data(evidence.data, record.samples),
         quality=write_quality(record, held_out),
         mistakes=write_mistakes(record, held_out),

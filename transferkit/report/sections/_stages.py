@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from transferkit.report._plots import Scale, fit_scale
+from transferkit.report._plots import CurvePlot, Scale, draw_curves, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, format_range
-from transferkit.types import JOINED, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, Evidence, ProbeScore
 
 __all__ = ["Stages", "write_stages", "chosen_probe"]
 
@@ -32,28 +32,35 @@ class StageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """Accuracy by stage."""
+    """Accuracy by stage, and by stage and number of images."""
 
     sentence: str
     scale: Scale | None
     rows: tuple[StageRow, ...]
+    curves: CurvePlot | None = None
 
 
 def write_stages(evidence: Evidence, chosen: str) -> Stages:
-    """The probes as rows of a plot: stages from stem to top, then all joined, then the reference."""
+    """The probes as rows of a plot: stages from stem to top, then all joined, selected, then the reference."""
     probes = evidence.probes
     if not probes:
         return Stages(sentence="No stage was probed in this run.", scale=None, rows=())
     scale = fit_scale([share for probe in probes for share in (probe.low, probe.high)])
     rows = [_write_stage_row(probe, chosen, scale) for probe in probes]
-    rows.sort(key=lambda row: ("stage", "joined", "knn").index(row.kind))
-    return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows))
+    rows.sort(key=lambda row: ("stage", JOINED, SELECTED, "knn").index(row.kind))
+    curves = draw_curves(evidence.curves) if len({point.images for point in evidence.curves}) > 1 else None
+    return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows), curves=curves)
 
 
 def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale) -> StageRow:
-    kind = "knn" if probe.method == "knn" else "joined" if probe.stage == JOINED else "stage"
+    kind = "knn" if probe.method == "knn" else probe.stage if probe.stage in (JOINED, SELECTED) else "stage"
     is_chosen = kind != "knn" and probe.stage == chosen
-    names = {"knn": f"k-NN on {probe.stage}, for reference", "joined": "all stages joined", "stage": probe.stage}
+    names = {
+        "knn": f"k-NN on {probe.stage}, for reference",
+        JOINED: "all stages joined",
+        SELECTED: "selected features of all",
+        "stage": probe.stage,
+    }
     return StageRow(
         name=names[kind],
         kind=kind,
@@ -71,8 +78,8 @@ def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale) -> StageRow:
 
 
 def _describe_stages(probes: Sequence[ProbeScore]) -> str:
-    single = [probe for probe in probes if probe.method != "knn" and probe.stage != JOINED]
-    joined = chosen_probe(probes, JOINED)
+    single = [probe for probe in probes if probe.method != "knn" and probe.stage not in (JOINED, SELECTED)]
+    joined, selected = chosen_probe(probes, JOINED), chosen_probe(probes, SELECTED)
     if not single:
         return ""
     best, last = max(single, key=lambda probe: probe.accuracy), single[-1]
@@ -81,6 +88,8 @@ def _describe_stages(probes: Sequence[ProbeScore]) -> str:
         text += f", against {format_percent(last.accuracy)} at {last.stage}"
     if joined is not None:
         text += f". All stages joined reach {format_percent(joined.accuracy)}"
+    if selected is not None:
+        text += f", the {format_count(selected.dim)} features selected of them {format_percent(selected.accuracy)}"
     return text + "."
 
 

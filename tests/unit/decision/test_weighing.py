@@ -1,0 +1,183 @@
+"""The choice by evidence, for tables of numbers whose answer plain sense gives, and for knowledge made up here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.decision.test_decision import STAGES, evidence, score
+from transferkit.decision import Belief, GainModel, Situation, load_gain_model, update, weigh
+from transferkit.decision.weighing import TIE
+from transferkit.types import JOINED, SELECTED
+
+NOTHING = GainModel(coefficients={}, spread={})
+"""Knows no task: what is measured decides."""
+
+FLAT = (0.0, 0.0, 0.0, 0.0)
+
+
+def measured(stage: str, accuracy: float, *, dim: int = 8, gain_error: float | None = 0.01, error: float = 0.5):
+    return replace(score(stage, accuracy, error=error), dim=dim, gain_error=gain_error)
+
+
+accuracies = st.lists(st.sampled_from([0.5, 0.7, 0.9]), min_size=6, max_size=6)
+errors = st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=6, max_size=6)
+
+
+@settings(deadline=None)
+@given(accuracies=accuracies, errors=errors)
+def test_without_knowledge_the_best_measured_probe_is_taken_and_the_rest_is_ranked(accuracies, errors):
+    names = [*STAGES, JOINED]
+    probes = [
+        measured(name, a, error=e, gain_error=0.0 if name == JOINED else 0.001)
+        for name, a, e in zip(names, accuracies, errors, strict=True)
+    ]
+    looked = evidence(*probes, score("top", 1.0, method="knn"))
+    decision = weigh(looked, knowledge=NOTHING)
+    assert decision == weigh(looked, knowledge=NOTHING)
+    assert looked.probe(decision.stage).accuracy == max(accuracies)
+    ranked = [alternative.expected_accuracy for alternative in decision.alternatives]
+    assert ranked == sorted(ranked, reverse=True)
+    assert sorted([decision.stage, *(a.stage for a in decision.alternatives)]) == sorted(names)
+
+
+def test_nearest_neighbours_are_a_sanity_row_and_never_chosen():
+    decision = weigh(evidence(score("late", 0.6), score("top", 0.99, method="knn")), knowledge=NOTHING)
+    assert decision.stage == "late"
+    assert decision.alternatives == ()
+
+
+def test_knowledge_decides_where_the_measurement_is_weak_and_yields_where_it_is_strong():
+    wiser = GainModel(coefficients={"stage": (-1.0, 0, 0, 0)}, spread={"stage": 0.1})
+    looked = evidence(measured(JOINED, 0.8, gain_error=0.0), measured("late", 0.82, gain_error=0.05))
+    assert weigh(looked, knowledge=wiser).stage == JOINED
+    sure = evidence(measured(JOINED, 0.8, gain_error=0.0), measured("late", 0.82, gain_error=0.0005))
+    assert weigh(sure, knowledge=wiser).stage == "late"
+
+
+def test_expected_accuracy_lies_between_what_was_measured_and_what_was_known():
+    knowing = GainModel(coefficients={"stage": FLAT}, spread={"stage": 0.05})
+    looked = evidence(measured(JOINED, 0.8, gain_error=0.0), measured("late", 0.9, gain_error=0.02))
+    expected = weigh(looked, knowledge=knowing).expected
+    assert expected is not None
+    trust = 0.02**2 / (0.02**2 + 0.02**2)  # 0.05 * sqrt(0.8 * 0.2) = 0.02, as uncertain as the measurement
+    assert expected.expected_accuracy == pytest.approx(0.8 + trust * 0.1)
+    assert expected.low < expected.expected_accuracy < expected.high
+    noise = math.sqrt(0.16 / 60 + trust * 0.02**2)
+    assert expected.high - expected.low == pytest.approx(2 * 1.96 * noise)
+
+
+@settings(deadline=None)
+@given(
+    budget=st.floats(0.001, 10),
+    gains=st.lists(st.floats(-0.2, 0.1), min_size=5, max_size=5),
+    dims=st.lists(st.integers(1, 4000), min_size=5, max_size=5),
+)
+def test_the_budget_is_kept_wherever_anything_fits_it(budget, gains, dims):
+    probes = [measured(name, 0.8 + g, dim=d) for name, g, d in zip(STAGES, gains, dims, strict=True)]
+    looked = evidence(*probes, measured(JOINED, 0.8, dim=sum(dims), gain_error=0.0))
+    decision = weigh(looked, budget=budget, knowledge=NOTHING)
+    options = [decision.expected, *decision.alternatives]
+    cheapest = min(option.cost_seconds for option in options)
+    assert decision.expected.cost_seconds <= max(budget, cheapest)
+    assert (cheapest > budget) == any("No strategy fits the budget" in reason for reason in decision.reasons)
+    free = weigh(looked, knowledge=NOTHING)
+    assert sum(option.cost_seconds for option in [free.expected, *free.alternatives]) == pytest.approx(1.5)
+
+
+@settings(deadline=None)
+@given(one=st.floats(0.001, 3), other=st.floats(0.001, 3), gains=st.lists(st.floats(-0.2, 0.1), min_size=5, max_size=5))
+def test_more_budget_never_lowers_what_is_expected(one, other, gains):
+    probes = [measured(name, 0.8 + g, dim=9 * i + 1) for i, (name, g) in enumerate(zip(STAGES, gains, strict=True))]
+    looked = evidence(*probes, measured(JOINED, 0.8, dim=99, gain_error=0.0))
+    least = min(option.cost_seconds for option in weigh(looked, knowledge=NOTHING).alternatives)
+    less, more = sorted((one, other))
+    assume(less >= least)
+    expected = [weigh(looked, budget=limit, knowledge=NOTHING).expected.expected_accuracy for limit in (less, more)]
+    assert expected[0] <= expected[1] + TIE
+
+
+def test_a_strategy_hardly_worse_but_cheaper_is_taken_and_that_is_said():
+    looked = evidence(
+        measured(JOINED, 0.9000, dim=4000, gain_error=0.0), measured("late", 0.8995, dim=10, gain_error=1e-6)
+    )
+    decision = weigh(looked, knowledge=NOTHING)
+    assert decision.stage == "late"
+    assert any("taken for its cost" in reason for reason in decision.reasons)
+    assert "ahead but dearer" in decision.reasons[1]
+
+
+def test_a_better_one_beyond_the_budget_is_named():
+    looked = evidence(measured(JOINED, 0.95, dim=4000, gain_error=0.0), measured("late", 0.8, dim=10, gain_error=1e-6))
+    decision = weigh(looked, budget=0.5, knowledge=NOTHING)
+    assert decision.stage == "late"
+    assert "95.0 % would be expected of all stages joined; that takes about 1.5 s, and 0.5 s are allowed." in (
+        decision.reasons
+    )
+
+
+def test_reasons_contain_their_numbers():
+    looked = evidence(
+        measured("late", 0.913, gain_error=1e-4), measured("top", 0.842, gain_error=1e-4), measured(JOINED, 0.871)
+    )
+    said = " ".join(weigh(looked, knowledge=NOTHING).reasons)
+    for number in ("91.3 %", "60", "87.1 %", "4.2 points", "84.2 %", "7.1 points"):
+        assert number in said, number
+    assert "all stages joined" in said
+
+
+@pytest.mark.parametrize(("doubt", "certainty"), [(0.001, "a clear lead"), (0.2, "within what chance can do")])
+def test_a_lead_is_judged_by_the_doubt_about_the_gains(doubt, certainty):
+    looked = evidence(measured(JOINED, 0.8, gain_error=0.0), measured("late", 0.9, gain_error=doubt))
+    assert certainty in weigh(looked, knowledge=NOTHING).reasons[1]
+
+
+@given(
+    prior=st.tuples(st.floats(-1, 1), st.floats(0.01, 1)),
+    seen=st.tuples(st.floats(-1, 1), st.floats(0.01, 1)),
+)
+def test_two_beliefs_combine_by_their_precisions(prior, seen):
+    (a, s), (b, t) = prior, seen
+    both = update(Belief(mean=a, error=s), Belief(mean=b, error=t))
+    assert both.mean == pytest.approx((a / s**2 + b / t**2) / (1 / s**2 + 1 / t**2), abs=1e-9)
+    assert both.error == pytest.approx((1 / s**2 + 1 / t**2) ** -0.5)
+    assert update(Belief(mean=a, error=0.0), Belief(mean=b, error=t)).mean == a
+
+
+def test_doubt_moves_what_is_expected_towards_what_was_known():
+    known = GainModel(coefficients={"stage": FLAT}, spread={"stage": 0.1})
+    situation, seen = Situation(images=100, classes=2, accuracy=0.8), Belief(mean=0.1, error=0.02)
+    means = [replace(known, doubt=doubt).expect("stage", situation, seen).mean for doubt in (1.0, 2.0, 6.0)]
+    assert 0.1 > means[0] > means[1] > means[2] > 0
+
+
+def test_what_is_far_behind_is_expected_to_stay_there_whatever_was_known():
+    known = GainModel(coefficients={"stage": (1.0, 0, 0, 0)}, spread={"stage": 0.01}, doubt=3.0)
+    situation = Situation(images=100, classes=2, accuracy=0.8)
+    assert known.expect("stage", situation, Belief(mean=-0.5, error=0.01)) == Belief(mean=-0.5, error=0.03)
+    assert known.expect("stage", situation, Belief(mean=-0.05, error=0.01)).mean > 0.3
+
+
+def test_gains_are_in_units_of_the_spread_of_an_answer():
+    model = GainModel(coefficients={SELECTED: (0.1, 0, 0, 0)}, spread={SELECTED: 0.02})
+    half, sure = (Situation(images=100, classes=2, accuracy=a) for a in (0.5, 0.9))
+    assert model.prior(SELECTED, half).mean == pytest.approx(0.05)
+    assert model.prior(SELECTED, sure).mean == pytest.approx(0.03)
+    assert model.prior(SELECTED, sure).error == pytest.approx(0.006)
+    assert Situation(images=100, classes=2, accuracy=1.0).spread > 0
+
+
+def test_what_ships_was_learnt_from_tasks_and_knows_every_kind_of_probe():
+    shipped = load_gain_model()
+    assert set(shipped.coefficients) == set(shipped.spread) == {"stage", SELECTED}
+    assert "bench_regret" in shipped.origin
+    situation = Situation(images=200, classes=10, accuracy=0.8)
+    for kind in shipped.coefficients:
+        belief = shipped.prior(kind, situation)
+        assert abs(belief.mean) < 0.2
+        assert 0 < belief.error < 0.2
+    assert shipped.prior("stage", situation, depth=0.0).mean < shipped.prior("stage", situation, depth=0.8).mean

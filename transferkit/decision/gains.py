@@ -1,0 +1,141 @@
+"""What to expect of a strategy beyond the joined probe, before and after looking: knowledge from earlier tasks.
+
+The gain of a strategy is its accuracy less that of the probe on all stages joined, in units of the spread of a single
+answer, sqrt(a (1 - a)) with a the joined probe's held-back accuracy. Earlier tasks say what gain to expect from the
+amount of data and where the strategy reads, and how far off that is (`prior`); what was measured on these images says
+the same with its own error (`measured`). Both are normal, so they combine by their precisions (`update`).
+
+The earlier tasks speak for strategies within reach of the joined probe only: a stem that reads next to nothing says
+nothing of late stages, and what is far behind is not chosen whatever is believed of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+__all__ = ["Belief", "GainModel", "Situation", "load_gain_model", "update"]
+
+TWO_SIDED = 1.96
+"""Standard errors on each side of a 95 % interval."""
+
+REACH = 0.1
+"""Spreads that a strategy may lie behind the joined probe, besides its error, to count as within its reach."""
+
+IGNORANCE = 10.0
+"""Spreads: wide enough for any measurement to overrule it."""
+
+LEAST_SPREAD = 0.05
+"""Floor of sqrt(a (1 - a)), reached at 99.75 %: a probe that makes no mistake on few images may make some on others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """A normal distribution.
+
+    Args:
+        mean: Its centre.
+        error: Its standard deviation, >= 0.
+    """
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What is known before anything but the joined probe was looked at.
+
+    Args:
+        images: N training images, >= 1.
+        classes: K, >= 2.
+        accuracy: Held-back accuracy of the joined probe, in [0, 1].
+    """
+
+    images: int
+    classes: int
+    accuracy: float
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of whether one answer is right, at least `LEAST_SPREAD`."""
+        return max(math.sqrt(self.accuracy * (1 - self.accuracy)), LEAST_SPREAD)
+
+    @property
+    def thinness(self) -> float:
+        """One over the root of the images per class, in (0, 1]."""
+        return 1 / math.sqrt(max(self.images / self.classes, 1))
+
+    def covariates(self, depth: float) -> tuple[float, ...]:
+        """What gains are explained by.
+
+        Args:
+            depth: Where the strategy reads, 0 at the stem and 1 at the top.
+        """
+        return (1.0, self.thinness, depth, self.thinness * depth)
+
+    def within_reach(self, gain: Belief) -> bool:
+        """Whether a strategy with this measured gain may be as good as the joined probe."""
+        return gain.mean >= -TWO_SIDED * gain.error - REACH * self.spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainModel:
+    """What earlier tasks taught; `scripts/bench_regret.py` writes it.
+
+    Args:
+        coefficients: Kind of strategy ("stage", "selected", ...) -> a weight per covariate of `Situation`.
+        spread: Kind -> standard deviation of a task's gain around that, in the same units.
+        doubt: What the errors of measured gains are multiplied by, >= 1. The best of many measured gains looks better
+            than it is, and their errors go together; with this factor the choices on earlier tasks lost least.
+        origin: Script, date and tasks, for people.
+    """
+
+    coefficients: Mapping[str, tuple[float, ...]]
+    spread: Mapping[str, float]
+    doubt: float = 1.0
+    origin: str = ""
+
+    def prior(self, kind: str, situation: Situation, *, depth: float = 1.0) -> Belief:
+        """Gain in accuracy to expect before it is measured; next to nothing is known of a kind that no task had."""
+        if kind not in self.coefficients:
+            return Belief(mean=0.0, error=IGNORANCE * situation.spread)
+        terms = zip(self.coefficients[kind], situation.covariates(depth), strict=True)
+        mean = sum(weight * value for weight, value in terms)
+        return Belief(mean=mean * situation.spread, error=self.spread[kind] * situation.spread)
+
+    def expect(self, kind: str, situation: Situation, measured: Belief, *, depth: float = 1.0) -> Belief:
+        """Gain in accuracy to expect once it is measured."""
+        honest = Belief(mean=measured.mean, error=self.doubt * measured.error)
+        if not situation.within_reach(measured):
+            return honest
+        return update(self.prior(kind, situation, depth=depth), honest)
+
+
+def update(prior: Belief, measured: Belief) -> Belief:
+    """Both together, weighted by their precisions.
+
+    Example:
+        >>> update(Belief(mean=0.0, error=1.0), Belief(mean=1.0, error=1.0)).mean
+        0.5
+    """
+    if prior.error == 0:
+        return prior
+    trust = prior.error**2 / (prior.error**2 + measured.error**2)
+    return Belief(mean=prior.mean + trust * (measured.mean - prior.mean), error=math.sqrt(trust) * measured.error)
+
+
+@functools.cache
+def load_gain_model() -> GainModel:
+    """The one that ships with the package."""
+    plain = json.loads((files("transferkit") / "knowledge" / "gain_model.json").read_text(encoding="utf-8"))
+    return GainModel(
+        coefficients={kind: tuple(weights) for kind, weights in plain["coefficients"].items()},
+        spread=plain["spread"],
+        doubt=plain["doubt"],
+        origin=f"{plain['script']}, {plain['date']}, {len(plain['tasks'])} tasks",
+    )

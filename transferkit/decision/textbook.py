@@ -1,0 +1,108 @@
+"""The textbook matrix: what to do from the amount of data and its nearness to the source alone."""
+
+from __future__ import annotations
+
+import math
+
+from transferkit.errors import OptionError
+from transferkit.types import TOP, Decision
+
+__all__ = ["DEFAULT_BATCH", "rule"]
+
+PLENTY_IMAGES = 1000
+"""From here on data counts as plenty, if classes are not thin: with fewer images fine-tuning lost to the probe on the
+small tasks of our own measurements, and BiT-HyperRule trains for its shortest schedule."""
+
+PLENTY_PER_CLASS = 50
+"""Images per class below which data counts as little, however many there are in all."""
+
+NEAR = 0.5
+"""Similarity from which the target counts as like the source; the scale is calibrated so that 0.5 is the middle."""
+
+ORIGINAL_LR = 0.1
+"""Rate at which convolutional backbones are trained at batch 256 (He et al., CVPR 2016); taken where the zoo knows no
+better."""
+
+ORIGINAL_BATCH = 256
+"""Batch size that ORIGINAL_LR goes with; rates scale in proportion (Goyal et al., 2017)."""
+
+LR_SCALE = 0.1
+"""Fine-tuning starts at a tenth of the original rate: the weights are good already and must not be distorted."""
+
+DEFAULT_BATCH = 32
+
+SMALL_BATCH = 16
+"""Below this, batch statistics are too noisy to train with (GroupNorm paper: 24.1 -> 24.8 % error at 8, 34.7 at 2)."""
+
+
+def rule(
+    *, images: int, per_class: float, similarity: float, stages: tuple[str, ...], batch_size: int = DEFAULT_BATCH
+) -> Decision:
+    """The textbook matrix: what to do from the amount of data and its nearness to the source alone.
+
+    Args:
+        images: N training images, >= 1.
+        per_class: Mean images per class, > 0.
+        similarity: In [0, 1]; 1 is just like what the backbone was trained on.
+        stages: Stage names, stem -> head.
+        batch_size: Per device, for the rate and the normalisation.
+
+    Returns:
+        little + near -> `linear_probe` on the top stage; little + far -> `linear_probe` on an earlier one, the
+        earlier the farther, never below the middle; plenty + near -> `few_layers`; plenty + far -> `many_layers`.
+
+    Raises:
+        OptionError: If an argument is out of its range.
+
+    Example:
+        >>> rule(images=150, per_class=15, similarity=0.9, stages=("stem", "a", "b", "top")).stage
+        'top'
+        >>> rule(images=150, per_class=15, similarity=0.1, stages=("stem", "a", "b", "top")).stage
+        'a'
+        >>> rule(images=50_000, per_class=500, similarity=0.1, stages=("stem", "top")).strategy
+        'many_layers'
+    """
+    if images < 1 or not per_class > 0:
+        raise OptionError(f"images must be >= 1 and per_class > 0, got {images!r} and {per_class!r}.")
+    if not 0 <= similarity <= 1:
+        raise OptionError(f"similarity must be in [0, 1], got {similarity!r}.")
+    plenty = images >= PLENTY_IMAGES and per_class >= PLENTY_PER_CLASS
+    near = similarity >= NEAR
+    amount = (
+        f"{images:,} training images, {per_class:.0f} per class, count as {'plenty' if plenty else 'little'} "
+        f"(plenty is {PLENTY_IMAGES:,} and {PLENTY_PER_CLASS} per class)."
+    )
+    nearness = f"Similarity {similarity:.2f} counts as {'near' if near else 'far'} (near is {NEAR} or more)."
+    if not plenty:
+        stage = TOP if near else _earlier_stage(stages, similarity)
+        advice = f"Little data: train a linear classifier only, on stage {stage!r} of the frozen backbone."
+        return Decision(
+            strategy="linear_probe",
+            stage=stage,
+            lr=0.0,
+            lr_scale=0.0,
+            norm="frozen",
+            mode="rule",
+            reasons=(amount, nearness, advice),
+        )
+    lr = LR_SCALE * ORIGINAL_LR * batch_size / ORIGINAL_BATCH
+    advice = (
+        f"Plenty of data: fine-tune {'a few layers' if near else 'many layers'} at {LR_SCALE} of the backbone's "
+        f"original rate, {lr:.2g} at batch {batch_size}."
+    )
+    return Decision(
+        strategy="few_layers" if near else "many_layers",
+        stage=TOP,
+        lr=lr,
+        lr_scale=LR_SCALE,
+        norm="keep" if batch_size >= SMALL_BATCH else "frozen",
+        mode="rule",
+        reasons=(amount, nearness, advice),
+    )
+
+
+def _earlier_stage(stages: tuple[str, ...], similarity: float) -> str:
+    """From the last stage before the top at similarity 0.5 down to the middle one at 0."""
+    last = len(stages) - 1
+    share = 0.5 + 0.5 * similarity / NEAR
+    return stages[min(max(math.ceil(share * last) - 1, last // 2), max(last - 1, 0))]

@@ -1,0 +1,196 @@
+"""Accuracy by number of training images, for every stage and for all joined: one Gram matrix, many small fits.
+
+A ridge fit to n of the images needs only their n x n corner of the Gram matrix G = Z Z' (Z: scaled features). With
+targets Y and penalty p, and the intercept free,
+
+    (G + p W^-1) A = Y - 1 b',   b such that 1'A = 0        scores of the rest   G[rest, n] A + 1 b'
+
+so G is computed once per stage and each fit costs a Cholesky factorisation. What a fit was not given tests it; a test
+split is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
+
+from transferkit.errors import OptionError
+from transferkit.measure.ridge import Chunks, RidgePath, scale_rows
+from transferkit.types import JOINED, CurvePoint
+
+__all__ = ["learning_curves", "stratified_sample"]
+
+Array = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.int64]
+
+MAX_IMAGES = 1500
+"""Above this many training images a stratified sample is drawn: the Gram matrices grow with the square."""
+
+FIRST_PER_CLASS = 2
+"""Images per class at the left end of a curve; with one, accuracy tells little but the luck of the draw."""
+
+STEP = 2.0
+"""Ratio of neighbouring sizes, at most: accuracy follows the logarithm of the size."""
+
+FITTED_IMAGES = 1500
+MIN_DRAWS, MAX_DRAWS = 3, 20
+"""As many draws of a size as make up `FITTED_IMAGES` images, within these bounds: small fits scatter more and cost
+less."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A fit's images, and those that test it."""
+
+    fitted: Rows
+    rest: Rows
+
+
+def stratified_sample(labels: npt.NDArray[np.int64], images: int, rng: np.random.Generator) -> Rows:
+    """Sorted indices of a random sample that keeps the classes' shares, and one image of each class at least.
+
+    Args:
+        labels: (N,) int >= 0.
+        images: Size wanted, from the number of classes present to N.
+        rng: Draws it.
+
+    Raises:
+        OptionError: If `images` is outside that range.
+
+    Example:
+        >>> labels = np.repeat([0, 1], [30, 10])
+        >>> np.bincount(labels[stratified_sample(labels, 8, np.random.default_rng(0))]).tolist()
+        [6, 2]
+    """
+    counts = np.bincount(labels)
+    present = int(np.count_nonzero(counts))
+    if not present <= images <= len(labels):
+        raise OptionError(
+            f"A stratified sample must have {present} (one per class) to {len(labels)} images, got {images}."
+        )
+    quota = counts * (images / len(labels))
+    taken = np.maximum(np.floor(quota).astype(np.int64), counts > 0)
+    while (short := images - int(taken.sum())) != 0:
+        # Next image to the class farthest below its share; an image too many is taken from the one farthest above.
+        step = 1 if short > 0 else -1
+        open_ = taken < counts if short > 0 else taken > 1
+        gap = np.where(open_, step * (quota - taken), -np.inf)
+        taken[int(np.argmax(gap))] += step
+    drawn = [rng.permutation(np.flatnonzero(labels == k))[:n] for k, n in enumerate(taken)]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def _sizes(labels: npt.NDArray[np.int64]) -> list[int]:
+    """Geometric, from `FIRST_PER_CLASS` per class (or what there is) to half of the images."""
+    present, last = len(np.unique(labels)), len(labels) // 2
+    if last < present:
+        return []
+    first = min(FIRST_PER_CLASS * present, last)
+    steps = math.ceil(math.log(last / first, STEP) - 1e-9)
+    return sorted({round(size) for size in np.geomspace(first, last, steps + 1)})
+
+
+def _draws(labels: npt.NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[_Draw]:
+    for _ in range(min(MAX_DRAWS, max(MIN_DRAWS, FITTED_IMAGES // size))):
+        fitted = stratified_sample(labels, size, rng)
+        yield _Draw(fitted, np.setdiff1d(np.arange(len(labels)), fitted))
+
+
+def _accuracy(gram: Array, one_hot: Array, labels: Rows, weights: Array, draw: _Draw, penalty: float) -> float:
+    """Of a fit to some of the images on the rest of them."""
+    part = gram[np.ix_(draw.fitted, draw.fitted)]
+    part[np.diag_indices(len(part))] += penalty / weights[draw.fitted]
+    right = np.column_stack([one_hot[draw.fitted], np.ones(len(part), dtype=one_hot.dtype)])
+    solved = cho_solve(
+        cho_factor(part, lower=True, overwrite_a=True, check_finite=False), right, overwrite_b=True, check_finite=False
+    )
+    intercept = solved[:, :-1].sum(axis=0) / solved[:, -1].sum()
+    dual = solved[:, :-1] - np.outer(solved[:, -1], intercept)
+    scores = gram[np.ix_(draw.rest, draw.fitted)] @ dual + intercept
+    return float((scores.argmax(axis=1) == labels[draw.rest]).mean())
+
+
+def _complete(stage: str, path: RidgePath, images: int) -> CurvePoint:
+    """The last point: all images but the one, or the few, that the fit is tested on in turn."""
+    accuracy = float(path.accuracy[path.best])
+    error = math.sqrt(accuracy * (1 - accuracy) / images)
+    return CurvePoint(stage=stage, images=images, accuracy=accuracy, error=error)
+
+
+def _grams(values: npt.NDArray[np.float32], blocks: Mapping[str, slice]) -> Iterator[tuple[str, Array]]:
+    """Stage -> its Gram matrix, then the sum of all: "joined"."""
+    joined = np.zeros((len(values), len(values)), dtype=np.float32)
+    for name, block in blocks.items():
+        part = np.ascontiguousarray(values[:, block])
+        gram = part @ part.T
+        joined += gram
+        yield name, gram
+    yield JOINED, joined
+
+
+def learning_curves(
+    chunks: Chunks,
+    labels: npt.NDArray[np.int64],
+    blocks: Mapping[str, slice],
+    paths: Mapping[str, RidgePath],
+    *,
+    weights: Array | None = None,
+    seed: int = 0,
+) -> tuple[CurvePoint, ...]:
+    """Accuracy of the ridge probe by number of training images; higher is better, rising curves want more images.
+
+    Stratified subsets of growing size are fitted and tested on the other training images; the same subsets serve all
+    stages, so that curves may be compared point by point. The last point of each is the path's held-back one. About
+    n^2 D + S R n^3 / 3 operations for n = min(N, 1500), sizes up to n / 2, S stages and R draws.
+
+    Args:
+        chunks: Gives a fresh pass over the (N, D) features.
+        labels: (N,) int in [0, K).
+        blocks: Stage name -> its columns.
+        paths: What `ridge_paths` made of the same features: gives each stage's penalty and its last point.
+        weights: (N,) > 0, one per image; None weighs all the same.
+        seed: Draws the subsets.
+
+    Returns:
+        The points of the first stage from few images to all, then the next stage's, then those of "joined". With
+        fewer than two images per class, on average, only the last point of each.
+
+    References:
+        Deviation from refitting at each size: the penalty stays the one that is best for all images, and features
+        stay scaled by all images (no label enters either of the two scales).
+
+    Example:
+        >>> from transferkit.measure.ridge import ridge_paths
+        >>> rng = np.random.default_rng(0)
+        >>> labels = np.repeat([0, 1], 20)
+        >>> features = (rng.normal(size=(40, 2)) + 4 * labels[:, None]).astype(np.float32)
+        >>> paths = ridge_paths(lambda: [features], labels, {"a": slice(0, 2)}, classes=2)
+        >>> points = learning_curves(lambda: [features], labels, {"a": slice(0, 2)}, paths)
+        >>> [(point.stage, point.images) for point in points][:5]
+        [('a', 4), ('a', 7), ('a', 12), ('a', 20), ('a', 40)]
+    """
+    rng = np.random.default_rng(seed)
+    images = len(labels)
+    weights = np.ones(images) if weights is None else weights / weights.mean()
+    # More classes than `MAX_IMAGES` would leave no room for one image of each.
+    limit = max(MAX_IMAGES, len(np.unique(labels)))
+    rows = stratified_sample(labels, limit, rng) if images > limit else np.arange(images)
+    values = scale_rows(chunks, blocks, rows, weights=weights).values
+    known, shares = labels[rows], weights[rows].astype(np.float32)
+    one_hot = np.eye(int(labels.max()) + 1, dtype=np.float32)[known]
+    draws = {size: list(_draws(known, size, rng)) for size in _sizes(known)}
+    points = []
+    for stage, gram in _grams(values, blocks):
+        penalty = float(paths[stage].penalties[paths[stage].best])
+        for size, some in draws.items():
+            found = np.array([_accuracy(gram, one_hot, known, shares, draw, penalty) for draw in some])
+            error = float(found.std(ddof=1) / math.sqrt(len(found)))
+            points.append(CurvePoint(stage=stage, images=size, accuracy=float(found.mean()), error=error))
+        points.append(_complete(stage, paths[stage], images))
+    return tuple(points)

@@ -1,0 +1,107 @@
+"""How sure a ranking is: the same images drawn again and again for all who are ranked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.errors import DataError, OptionError
+
+__all__ = ["RESAMPLES", "RankIntervals", "bootstrap_ranks"]
+
+RESAMPLES = 1000
+"""25 resamples lie beyond each end of a 95 % interval: enough for ranks, which are whole numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankIntervals:
+    """Ranks of M rivals, 1 is best.
+
+    Args:
+        rank: (M,) int, 1 + how many rivals are right more often; equals share a rank.
+        low, high: (M,) int, interval of the rank over resamples.
+        best: (M,) chance of being the best, in [0, 1]; sums to 1, those level at the top divide it.
+    """
+
+    rank: npt.NDArray[np.int64]
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+    best: npt.NDArray[np.float64]
+
+
+def bootstrap_ranks(
+    right: npt.NDArray[np.bool_], *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> RankIntervals:
+    """Rank rivals by how many images each has right, with the interval that another draw of images could give.
+
+    Every resample draws N of the N images with replacement, the same ones for all rivals, so that what the images have
+    in common cancels out. Rivals level in a resample could stand in any order there: the lower end counts them as
+    ahead of each other, the upper end as behind, so that few images give wide intervals, never falsely sure ones.
+
+    Args:
+        right: (M, N) bool, whether each rival is right on each image; M and N >= 1.
+        resamples: B, >= 1.
+        level: Of the interval, in (0, 1).
+        seed: Draws the images.
+
+    Raises:
+        DataError: `right` is not (M, N) with M and N >= 1.
+        OptionError: `resamples` or `level` is out of its range.
+
+    Comparable:
+        It speaks of other images of the same kind for the same fits: how a fit varies with its own training images is
+        not in it, so that it is rather too narrow than too wide.
+
+    References:
+        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval). Deviation: a
+        rank's interval counts ties both ways, as above.
+
+    Example:
+        >>> sure, guess = np.ones(100, dtype=bool), np.arange(100) < 50
+        >>> found = bootstrap_ranks(np.stack([guess, sure]))
+        >>> found.rank.tolist(), found.low.tolist(), found.high.tolist(), found.best.tolist()
+        ([2, 1], [2, 1], [2, 1], [0.0, 1.0])
+    """
+    hits = np.asarray(right, dtype=bool)
+    if hits.ndim != 2 or 0 in hits.shape:
+        raise DataError(f"right must be (M, N), a row of N images for each of M rivals, got shape {hits.shape}.")
+    if resamples < 1:
+        raise OptionError(f"resamples must be >= 1, got {resamples!r}.")
+    if not 0 < level < 1:
+        raise OptionError(f"level must be in (0, 1), got {level!r}.")
+    drawn = _draw_hits(hits, resamples, seed)
+    ahead, level_with = _compare(drawn)
+    tail = (1 - level) / 2
+    on_top = ahead == 0
+    return RankIntervals(
+        rank=1 + _compare(hits.sum(axis=1)[None])[0][0],
+        # A rank that was drawn, never one between two: ranks are whole numbers.
+        low=np.quantile(1 + ahead, tail, axis=0, method="inverted_cdf").astype(np.int64),
+        high=np.quantile(ahead + level_with, 1 - tail, axis=0, method="inverted_cdf").astype(np.int64),
+        best=(on_top / on_top.sum(axis=1, keepdims=True)).mean(axis=0),
+    )
+
+
+def _draw_hits(hits: npt.NDArray[np.bool_], resamples: int, seed: int) -> npt.NDArray[np.int64]:
+    """(B, M) images right in each resample.
+
+    Images on which the same rivals are right are interchangeable, so that only how often each such pattern is drawn
+    has to be drawn: a multinomial over no more than min(N, 2^M) patterns.
+    """
+    patterns, counts = np.unique(hits.T, axis=0, return_counts=True)  # (P, M), (P,)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(hits.shape[1], counts / hits.shape[1], size=resamples)  # (B, P)
+    # In floating point, since that is the fast product; counts below 2^53 are exact in it.
+    return np.rint(drawn.astype(np.float64) @ patterns.astype(np.float64)).astype(np.int64)
+
+
+def _compare(hits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(B, M) hits -> (B, M) how many rivals have more, and how many, itself among them, have as many."""
+    ordered = np.sort(hits, axis=1)
+    ahead, level_with = np.empty_like(hits), np.empty_like(hits)
+    for row, values in enumerate(ordered):
+        first, last = (np.searchsorted(values, hits[row], side=side) for side in ("left", "right"))
+        ahead[row], level_with[row] = len(values) - last, last - first
+    return ahead, level_with

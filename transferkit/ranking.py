@@ -1,0 +1,411 @@
+"""Which backbone of several suits some images: one frozen pass over the training images each, nothing trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import softmax
+from torch import nn
+
+from transferkit import zoo
+from transferkit.data import Data
+from transferkit.errors import BackboneError, MissingDependencyError, OptionError, TransferkitError, list_problems
+from transferkit.features import FeatureTable, FrozenPass, frozen_pass
+from transferkit.look import Options, open_backbone, open_images
+from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
+from transferkit.nn import Backbone, count_operations
+from transferkit.progress import announce
+from transferkit.repro import seed_everything
+from transferkit.survey import probe_stages, timed
+from transferkit.types import (
+    JOINED,
+    TOP,
+    BackboneSpec,
+    LeftOut,
+    MeasureScore,
+    Preprocessing,
+    ProbeScore,
+    RankedModel,
+    Ranking,
+)
+
+__all__ = ["rank"]
+
+MEASURED_IMAGES = 2000
+"""Measures of transferability see no more images: their cost grows up to its cube, the ranks rest on all images."""
+
+MEASURE_SECONDS = 30.0
+"""Once the measures of one model have taken this long, those still to come are left out, and it is said."""
+
+PUBLISHED = "published accuracy"
+PARAMETERS = "parameters"
+GLOB = "*?["
+
+Labels = npt.NDArray[np.int64]
+
+
+def rank(
+    models: Sequence[str | nn.Module] | str,
+    data: Any,
+    *,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    root: str | Path | None = None,
+    val: float = 0.0,
+    test: float = 0.2,
+    strict: bool = False,
+    preprocessed: bool = False,
+    pooling: str = "avg+max",
+    class_weight: str = "none",
+    cache: str | Path | None = None,
+    cache_limit: float | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    command: str | None = None,
+) -> Ranking:
+    """Rank backbones by the held-back accuracy of a closed-form probe on all their stages joined.
+
+    Beside it stand the other measures of transferability, what each model costs, and a prior that has not seen the
+    data. Only the training split is looked at. What was computed is in the feature bank: the same call again, or
+    `adapt` with the winner, runs the backbone over no image twice.
+
+    Args:
+        models: Names or modules, as for `load_backbone`; a name with * in it stands for all models of the zoo that it
+            matches and whose weights are on this machine ("packaged/*").
+        data: As for `analyze`, and so are all arguments not named here; it is opened and audited once for all.
+        image_size: Side in pixels for all models; None takes each checkpoint's own.
+        preprocessing: For the modules among `models`; named models know theirs.
+        seed: Draws the splits, the resamples, and the images that the measures see.
+        command: What to quote as the way to run this again; None composes the Python call.
+
+    Returns:
+        Best first. A model that cannot be loaded or run is listed as left out, with the reason.
+
+    Raises:
+        OptionError: No model is named, or a pattern matches none.
+        BackboneError: Not one of the models could be ranked.
+        TransferkitError: Another of its kinds, saying what to do.
+
+    Comparable:
+        Accuracies between models on the same images. The interval of a rank speaks of other images of the same kind,
+        not of what fine-tuning would change, and not of the luck in choosing the training images.
+
+    Example:
+        >>> found = rank("packaged/*", "builtin/digits", image_size=96)  # doctest: +SKIP
+        >>> found.best.name, found.best.rank_low, found.best.rank_high  # doctest: +SKIP
+        ('packaged/tf_efficientnet_lite1', 1, 2)
+    """
+    options = Options(
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        checkpoint=None,
+        pretrained=pretrained,
+        preprocessing=preprocessing,
+        root=root,
+        val=val,
+        test=test,
+        strict=strict,
+        preprocessed=preprocessed,
+        pooling=pooling,
+        class_weight=class_weight,
+        similarity=None,
+        cache=cache,
+        cache_limit=cache_limit,
+        device=device,
+        progress=progress,
+    )
+    start = time.perf_counter()
+    named = _name_all(models, pretrained=pretrained)
+    opened = open_images(data, options)
+    rows, left_out = _measure_all(named, opened, options)
+    prior = PUBLISHED if all(row.spec.published_accuracy is not None for row in rows) else PARAMETERS
+    images = len(opened.indices("train"))
+    ranked = _order(rows, prior, seed)
+    return Ranking(
+        models=ranked,
+        reasons=tuple(_explain(ranked, prior, images)),
+        data=opened.summary,
+        prior=prior,
+        left_out=tuple(left_out),
+        images=images,
+        measured_images=min(images, MEASURED_IMAGES),
+        resamples=RESAMPLES,
+        pooling=pooling,
+        seed=seed,
+        seconds=time.perf_counter() - start,
+        command=command or _call(named, data, image_size=image_size, seed=seed),
+    )
+
+
+def _name_all(models: Sequence[str | nn.Module] | str, *, pretrained: bool) -> dict[str, str | nn.Module]:
+    """Name -> what to load, patterns written out, doubles dropped.
+
+    Raises:
+        OptionError: If there is nothing to rank.
+    """
+    given = [models] if isinstance(models, (str, nn.Module)) else list(models)
+    named: dict[str, str | nn.Module] = {}
+    for model in given:
+        if isinstance(model, nn.Module):
+            name = f"module/{type(model).__name__}"
+            same = sum(known == name or known.startswith(f"{name} (") for known in named)
+            named[f"{name} ({same + 1})" if same else name] = model
+        elif any(sign in model for sign in GLOB):
+            named |= {name: name for name in _expand(model, pretrained=pretrained)}
+        else:
+            named[model] = model
+    if not named:
+        raise OptionError("No model is named. Name two or more: models=[packaged/tf_efficientnet_lite0,timm/resnet18].")
+    return named
+
+
+def _expand(pattern: str, *, pretrained: bool) -> Iterator[str]:
+    """The models that can be had without any network: a pattern must not start a hundred downloads."""
+    matching = zoo.catalog(pattern)
+    usable = [entry.name for entry in matching if entry.offline or not pretrained]
+    if not usable and matching:
+        raise OptionError(
+            f"{pattern!r} matches {len(matching)} models of the zoo, but the weights of none are on this machine. "
+            f"Name those that may be fetched one by one, such as {matching[0].name!r}."
+        )
+    if not usable:
+        raise OptionError(f"{pattern!r} matches no model of the zoo. See transferkit zoo pattern='*resnet*'.")
+    yield from usable
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is known of one model before it is compared.
+
+    Args:
+        name, spec, scores, images_per_second, gigaflops, seconds: As in `RankedModel`.
+        probes: Of all stages, and the joined one.
+        right: (N,) bool, which training images the joined probe names right while they are left out.
+    """
+
+    name: str
+    spec: BackboneSpec
+    probes: tuple[ProbeScore, ...]
+    right: npt.NDArray[np.bool_]
+    scores: tuple[MeasureScore, ...]
+    images_per_second: float | None
+    gigaflops: float | None
+    seconds: dict[str, float]
+
+    def probe(self, *, joined: bool) -> ProbeScore:
+        """The probe on all stages joined, or the best of a single stage."""
+        ridge = [probe for probe in self.probes if probe.method == "ridge" and (probe.stage == JOINED) == joined]
+        return max(ridge, key=lambda probe: (probe.accuracy, -(probe.squared_error or 0.0)))
+
+
+def _measure_all(
+    named: dict[str, str | nn.Module], data: Data, options: Options
+) -> tuple[list[_Measured], list[LeftOut]]:
+    """Every model that can be, one after the other; why the others cannot.
+
+    Raises:
+        BackboneError: If none can.
+    """
+    rows, left_out = [], []
+    for number, (name, model) in enumerate(named.items(), start=1):
+        announce(f"model {number} of {len(named)}: {name}", enabled=options.progress)
+        try:
+            rows.append(_measure(name, model, data, options))
+        except (BackboneError, MissingDependencyError) as error:
+            left_out.append(LeftOut(name=name, reason=str(error)))
+        gc.collect()  # a network refers to itself through its hooks; two large ones may not fit at once
+    if not rows:
+        raise BackboneError(
+            list_problems("None of the models can be ranked:", [f"{one.name}: {one.reason}" for one in left_out])
+        )
+    return rows, left_out
+
+
+def _measure(name: str, model: str | nn.Module, data: Data, options: Options) -> _Measured:
+    seconds: dict[str, float] = {}
+    seed_everything(options.seed)
+    with timed(seconds, "load backbone"):
+        # A named model knows how its images are prepared.
+        own = dataclasses.replace(options, preprocessing=None) if isinstance(model, str) else options
+        backbone = open_backbone(model, own)
+    train = data.indices("train")
+    labels = data.labels[train]
+    with timed(seconds, "frozen pass"):
+        done = _run(backbone, data, train, options)
+    with timed(seconds, "probe"):
+        probes, paths = probe_stages(
+            done.table,
+            labels,
+            classes=data.summary.num_classes,
+            class_weight=options.class_weight,
+            seed=options.seed,
+        )
+    with timed(seconds, "measures"):
+        scores = tuple(_score(backbone, done.table, labels, options.seed))
+    joined = paths[JOINED]
+    return _Measured(
+        name=name,
+        spec=backbone.spec,
+        probes=probes,
+        right=joined.right[joined.best],
+        scores=scores,
+        images_per_second=done.computed / seconds["frozen pass"] if done.computed else None,
+        gigaflops=_gigaflops(backbone),
+        seconds=seconds,
+    )
+
+
+def _run(backbone: Backbone, data: Data, train: Labels, options: Options) -> FrozenPass:
+    """The frozen pass over the training images alone: no other image has a say in the ranking."""
+    preprocessing = backbone.spec.preprocessing
+
+    def read(index: int) -> npt.NDArray[Any]:
+        return data.pixels(int(train[index]), preprocessing)
+
+    return frozen_pass(
+        backbone,
+        read,
+        data.content_ids[train],
+        bank=options.bank,
+        pooling=options.pooling,
+        device=options.device,
+        batch_size=options.batch_size,
+        workers=None if data.thread_safe else 1,
+        progress=options.progress,
+    )
+
+
+def _gigaflops(backbone: Backbone) -> float | None:
+    try:
+        return count_operations(backbone) / 1e9
+    except (RuntimeError, NotImplementedError):  # an operation of its own that the counter cannot take apart
+        return None
+
+
+def _score(backbone: Backbone, table: FeatureTable, labels: Labels, seed: int) -> Iterator[MeasureScore]:
+    """What every registered measure says about the top stage, on the same sample of images for every backbone."""
+    images = min(len(labels), MEASURED_IMAGES)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:images])
+    features, labels = table.take(chosen).load([TOP]), labels[chosen]
+    spent = 0.0
+    for name, measure in MEASURES.items():
+        start, value, reason = time.perf_counter(), None, ""
+        if spent > MEASURE_SECONDS:
+            reason = f"Left out: the measures before it took {spent:.0f} s."
+        elif measure.needs == "source_probabilities":
+            reason = _lacks_classifier(backbone)
+        if not reason:
+            wanted = features if measure.needs == "features" else _source_probabilities(backbone, features)
+            try:
+                value = measure.function(wanted, labels)
+            except (TransferkitError, np.linalg.LinAlgError, FloatingPointError) as error:
+                reason = str(error)
+            if value is not None and not np.isfinite(value):
+                value, reason = None, "The answer is not a finite number."
+        seconds = time.perf_counter() - start
+        spent += seconds
+        yield MeasureScore(measure=name, stage=TOP, value=value, seconds=seconds, reason=reason)
+
+
+def _lacks_classifier(backbone: Backbone) -> str:
+    """Why there are no source probabilities; empty if there are."""
+    if backbone.head is None:
+        return "The backbone has no classifier of its own."
+    return "" if backbone.spec.pretrained else "The weights of its own classifier are random."
+
+
+def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """(N, Z) what the classifier that the backbone came with makes of its top stage."""
+    assert backbone.head is not None
+    # The averages come first, whatever the pooling, and they are what the classifier reads.
+    average = torch.from_numpy(features[:, : backbone.stages[-1].channels])
+    with torch.no_grad():
+        logits = backbone.head(average).numpy()
+    return np.asarray(softmax(logits.astype(np.float64), axis=1), dtype=np.float64)
+
+
+def _order(rows: Sequence[_Measured], prior: str, seed: int) -> tuple[RankedModel, ...]:
+    """Rows with their ranks, best first; those that share a rank by squared error."""
+    known = [_prior(row.spec, prior) for row in rows]
+    found = bootstrap_ranks(np.stack([row.right for row in rows]), seed=seed)
+    ranked = [_row(row, known, found, at) for at, row in enumerate(rows)]
+    return tuple(sorted(ranked, key=lambda row: (row.rank, row.joined.squared_error or 0.0)))
+
+
+def _prior(spec: BackboneSpec, prior: str) -> float:
+    return float(spec.parameters) if prior == PARAMETERS else spec.published_accuracy or 0.0
+
+
+def _row(measured: _Measured, known: Sequence[float], found: RankIntervals, at: int) -> RankedModel:
+    spec = measured.spec
+    joined = measured.probe(joined=True)
+    return RankedModel(
+        name=measured.name,
+        rank=int(found.rank[at]),
+        rank_low=int(found.low[at]),
+        rank_high=int(found.high[at]),
+        best=float(found.best[at]),
+        joined=joined,
+        best_stage=measured.probe(joined=False),
+        prior=known[at],
+        prior_rank=1 + sum(other > known[at] for other in known),
+        scores=measured.scores,
+        images_per_second=measured.images_per_second,
+        parameters=spec.parameters,
+        image_size=spec.preprocessing.size,
+        width=joined.dim,
+        gigaflops=measured.gigaflops,
+        pretrained=spec.pretrained,
+        published_by=spec.published_by,
+        seconds=measured.seconds,
+    )
+
+
+def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator[str]:
+    """Who is first, how sure that is, and what the prior alone would have said."""
+    first = models[0]
+    yield (
+        f"{first.name} is first: a linear classifier on all its stages joined names {_percent(first.joined.accuracy)} "
+        f"of the {images:,} training images right while they are held back."
+    )
+    near = [row for row in models[1:] if row.rank_low == 1]
+    if near:
+        names = " and ".join(f"{row.name} ({_percent(row.best)})" for row in near)
+        yield (
+            f"It is the best one in {_percent(first.best)} of {RESAMPLES:,} resamples of these images; as good by "
+            f"their 95 % intervals: {names}. Among these choose by cost."
+        )
+    elif len(models) > 1:
+        said = f"It is the best one in {_percent(first.best)} of {RESAMPLES:,} resamples of these images"
+        yield f"{said}; the 95 % interval of no other reaches rank 1."
+    if len(models) > 1:
+        favoured = min(models, key=lambda row: row.prior_rank)
+        agrees = "agrees" if favoured is first else f"would have taken {favoured.name}"
+        yield f"The prior, {prior} alone without any of your images, {agrees}."
+    random = [row.name for row in models if not row.pretrained]
+    if random:
+        yield f"The weights of {', '.join(random)} are random: nothing was transferred there."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _call(named: dict[str, str | nn.Module], data: Any, **options: object) -> str:
+    models = [repr(model) if isinstance(model, str) else f"<{name}>" for name, model in named.items()]
+    what = repr(str(data)) if isinstance(data, (str, Path)) else f"<{type(data).__name__}>"
+    said = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    return f"transferkit.rank({', '.join(['[' + ', '.join(models) + ']', what, *said])})"

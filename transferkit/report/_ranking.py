@@ -1,0 +1,172 @@
+"""What the page of a ranking says: a `Ranking` in; sentences, rows and positions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transferkit.report._plots import Label, Scale, fit_scale
+from transferkit.report._words import (
+    MISSING,
+    format_count,
+    format_number,
+    format_percent,
+    format_range,
+    format_seconds,
+    plural,
+)
+from transferkit.types import MeasureScore, RankedModel, Ranking
+
+__all__ = ["RankingPage", "write_ranking"]
+
+MAX_RANK_TICKS = 12
+"""More numbers along the axis of ranks collide on a phone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A point with its interval; positions in % of the width."""
+
+    name: str
+    kind: str
+    chosen: bool
+    value: str
+    interval: str
+    at: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingPage:
+    """Everything the page says.
+
+    Args:
+        ranks, accuracies: One strip per model, on their scales.
+        costs: Rows of text under `cost_names`.
+        measures: Rows of text under `measure_names`.
+        missing: Why a measure has no value, a sentence each.
+    """
+
+    title: str
+    figure: str
+    reasons: tuple[str, ...]
+    caveat: str
+    pretrained: bool
+    rank_scale: Scale
+    ranks: tuple[Strip, ...]
+    accuracy_scale: Scale
+    accuracies: tuple[Strip, ...]
+    prior: str
+    costs: tuple[tuple[str, ...], ...]
+    measure_names: tuple[str, ...]
+    measures: tuple[tuple[str, ...], ...]
+    measured: str
+    missing: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    command: str
+
+
+def write_ranking(ranking: Ranking) -> RankingPage:
+    """The page of a ranking."""
+    models = ranking.models
+    accuracy_scale = fit_scale([share for row in models for share in (row.joined.low, row.joined.high)])
+    rank_scale = _scale_ranks(len(models))
+    names = tuple(score.measure for score in models[0].scores)
+    return RankingPage(
+        title=f"{plural(len(models), 'backbone')} on {ranking.data.origin}",
+        figure=models[0].name,
+        reasons=ranking.reasons,
+        caveat=(
+            "An interval of a rank speaks of other images of the same kind. It leaves out the luck in choosing the "
+            "training images and whatever fine-tuning would change: the share of resamples in which a backbone is best "
+            "overstates its chance of being best."
+        ),
+        pretrained=all(row.pretrained for row in models),
+        rank_scale=rank_scale,
+        ranks=tuple(_rank_strip(row, rank_scale, at == 0) for at, row in enumerate(models)),
+        accuracy_scale=accuracy_scale,
+        accuracies=tuple(_accuracy_strip(row, accuracy_scale, at == 0) for at, row in enumerate(models)),
+        prior=ranking.prior,
+        costs=tuple(_cost_row(row, ranking.prior) for row in models),
+        measure_names=names,
+        measures=tuple((row.name, *map(_value, row.scores)) for row in models),
+        measured=(
+            f"On the top stage of {plural(ranking.measured_images, 'training image')}. Higher is better everywhere; "
+            "columns are not comparable with one another, nor, but for accuracies (knn, press), with other data."
+        ),
+        missing=tuple(_missing(models)),
+        left_out=tuple((row.name, row.reason) for row in ranking.left_out),
+        facts=(
+            ("Training images", format_count(ranking.images)),
+            ("Classes", format_count(ranking.data.num_classes)),
+            ("Resamples", format_count(ranking.resamples)),
+            ("Seed", str(ranking.seed)),
+            ("Pooling", ranking.pooling),
+            ("Time in all", format_seconds(ranking.seconds)),
+        ),
+        command=ranking.command,
+    )
+
+
+def _scale_ranks(models: int) -> Scale:
+    """Ranks as shares of a plot that leaves half a rank free at both ends."""
+    step = -(-models // MAX_RANK_TICKS)
+    marks = range(1, models + 1, step)
+    ticks = tuple(Label(at=round(100 * (rank - 0.5) / models, 3), text=str(rank)) for rank in marks)
+    return Scale(low=0.5, high=models + 0.5, ticks=ticks)
+
+
+def _place_rank(scale: Scale, rank: int) -> float:
+    return round(100 * (rank - scale.low) / (scale.high - scale.low), 3)
+
+
+def _rank_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
+    interval = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
+    return Strip(
+        name=row.name,
+        kind="stage",
+        chosen=chosen,
+        value=str(row.rank),
+        interval=interval,
+        at=_place_rank(scale, row.rank),
+        low=_place_rank(scale, row.rank_low),
+        high=_place_rank(scale, row.rank_high),
+    )
+
+
+def _accuracy_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
+    return Strip(
+        name=row.name,
+        kind="stage",
+        chosen=chosen,
+        value=format_percent(row.joined.accuracy),
+        interval=format_range(row.joined.low, row.joined.high),
+        at=scale.place(row.joined.accuracy),
+        low=scale.place(row.joined.low),
+        high=scale.place(row.joined.high),
+    )
+
+
+def _cost_row(row: RankedModel, prior: str) -> tuple[str, ...]:
+    known = format_count(round(row.prior)) if prior == "parameters" else format_percent(row.prior)
+    return (
+        row.name,
+        format_percent(row.best),
+        f"{row.best_stage.stage}: {format_percent(row.best_stage.accuracy)}",
+        f"{known} ({row.prior_rank})",
+        MISSING if row.images_per_second is None else format_number(row.images_per_second),
+        f"{row.parameters / 1e6:.1f}",
+        MISSING if row.gigaflops is None else format_number(row.gigaflops),
+        str(row.image_size),
+        format_count(row.width),
+    )
+
+
+def _value(score: MeasureScore) -> str:
+    return MISSING if score.value is None else format_number(score.value)
+
+
+def _missing(models: Sequence[RankedModel]) -> list[str]:
+    return [f"{score.measure} of {row.name}: {score.reason}" for row in models for score in row.scores if score.reason]

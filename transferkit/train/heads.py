@@ -1,0 +1,234 @@
+"""The linear heads that a plan allows, each solved for from the feature bank and judged on held-back images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from transferkit.errors import OptionError, unknown_name
+from transferkit.features import FeatureTable
+from transferkit.measure import (
+    Selection,
+    fit_logistic,
+    fit_ridge,
+    fit_temperature,
+    log_loss,
+    select_features,
+)
+from transferkit.strategies import Plan
+
+__all__ = ["CLASS_WEIGHTS", "HEADS", "HeadFit", "choose_head", "class_weights", "fit_heads"]
+
+HEADS = ("auto", "ridge", "logistic", "average")
+CLASS_WEIGHTS = ("none", "balanced")
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """A linear classifier on raw features.
+
+    Args:
+        name: "ridge", "logistic" or "average".
+        weight: (K, D), each column with mean 0: logits are known up to a constant.
+        bias: (K,), with mean 0.
+        rows: (M,) indices of the images that were held back.
+        logits: (M, K) of these, each while it was held back, with mean 0.
+        accuracy, log_loss: On these images.
+        how: How they were held back, as a phrase.
+    """
+
+    name: str
+    weight: Array
+    bias: Array
+    rows: npt.NDArray[np.int64]
+    logits: Array
+    accuracy: float
+    log_loss: float
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {100 * self.accuracy:.1f} % ({self.how}; log loss {self.log_loss:.3f})"
+
+
+def class_weights(labels: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.float64] | None:
+    """(N,) weight per image: None for "none"; for "balanced" such that every class weighs the same.
+
+    Raises:
+        OptionError: If the scheme is unknown.
+
+    Example:
+        >>> class_weights(np.array([0, 0, 0, 1]), "balanced").round(2).tolist()
+        [0.67, 0.67, 0.67, 2.0]
+    """
+    if scheme not in CLASS_WEIGHTS:
+        raise OptionError(unknown_name("class_weight", scheme, CLASS_WEIGHTS))
+    if scheme == "none":
+        return None
+    counts = np.bincount(labels)
+    return len(labels) / (np.count_nonzero(counts) * counts[labels])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every head is fitted to."""
+
+    table: FeatureTable
+    columns: npt.NDArray[np.int64]
+    blocks: Mapping[str, slice]
+    labels: npt.NDArray[np.int64]
+    classes: int
+    weights: npt.NDArray[np.float64] | None
+    seed: int
+
+    def chunks(self) -> Iterator[npt.NDArray[np.float32]]:
+        return self.table.chunks(self.columns)
+
+
+def choose_head(fits: Sequence[HeadFit]) -> HeadFit:
+    """The better of two heads if its lead in held-back accuracy is clear; else their average, which errs less.
+
+    Clear is more than one standard error of an accuracy.
+
+    Args:
+        fits: What `fit_heads` made: one head, or ridge, logistic and average.
+    """
+    if len(fits) == 1:
+        return fits[0]
+    *single, average = fits
+    best, other = sorted(single, key=lambda fit: (-fit.accuracy, fit.log_loss))
+    error = math.sqrt(best.accuracy * (1 - best.accuracy) / len(best.rows))
+    return best if best.accuracy - other.accuracy > error else average
+
+
+def fit_heads(
+    plan: Plan,
+    table: FeatureTable,
+    labels: npt.NDArray[np.int64],
+    *,
+    classes: int,
+    head: str = "auto",
+    class_weight: str = "none",
+    selection: Selection | None = None,
+    seed: int = 0,
+) -> list[HeadFit]:
+    """Every head that is asked for, on the stages that the plan reads.
+
+    Args:
+        plan: A closed-form one.
+        table: Rows of the N training images.
+        labels: (N,) int in [0, K).
+        classes: K.
+        head: "ridge", "logistic", "average" of both, or "auto" for all three, where every class has the two images that
+            a logistic fit needs.
+        class_weight: "none" or "balanced".
+        selection: For a plan of selected features, if they were selected before from the same rows and labels.
+        seed: Of the folds, of the logistic head and of the selection.
+
+    Raises:
+        OptionError: If `head` or `class_weight` is unknown, or a logistic head lacks images.
+    """
+    if head not in HEADS:
+        raise OptionError(unknown_name("head", head, HEADS))
+    weights = class_weights(labels, class_weight)
+    blocks, columns = table.select(plan.stages)
+    task = _Task(table, columns, blocks, labels, classes, weights, seed)
+    # A class of one cannot be held back from a logistic fit; exact leave-one-out ridge copes.
+    if head == "auto" and np.bincount(labels, minlength=classes).min() < 2:
+        head = "ridge"
+    if plan.selected:
+        if selection is None:
+            selection = select_features(task.chunks, labels, blocks, classes=classes, weights=weights, seed=seed)
+        fits = _selected(task, selection, head)
+    else:
+        fits = [fit(task) for name, fit in (("ridge", _ridge), ("logistic", _logistic)) if head in (name, *BOTH)]
+    if head in BOTH:
+        fits.append(_average(fits[0], fits[1], labels))
+    return fits[-1:] if head == "average" else fits
+
+
+BOTH = ("auto", "average")
+"""Heads that need both of the others."""
+
+
+def _selected(task: _Task, selection: Selection, head: str) -> list[HeadFit]:
+    """Heads on weighted features. The labels of all images helped to weigh them, which flatters what is held back.
+
+    It flatters both heads alike, so the ridge head's cross-validated accuracy, with features weighed inside each fold,
+    tells by how much.
+    """
+    ridge = _ridge(task, selection.emphasis)
+    temperature = fit_temperature(selection.scores, selection.labels)
+    loss = log_loss(softmax(selection.scores / temperature, axis=1), selection.labels)
+    flattered, too_low = ridge.accuracy - selection.accuracy, loss - ridge.log_loss
+    how = f"{selection.kept:,} of {len(task.columns):,} features, cross-validated"
+    fits = [ridge] if head in ("ridge", *BOTH) else []
+    if head in ("logistic", *BOTH):
+        fits.append(_logistic(task, selection.emphasis))
+    return [
+        replace(
+            fit,
+            accuracy=min(1.0, max(0.0, fit.accuracy - flattered)),
+            log_loss=max(0.0, fit.log_loss + too_low),
+            how=how,
+        )
+        for fit in fits
+    ]
+
+
+def _average(ridge: HeadFit, logistic: HeadFit, labels: npt.NDArray[np.int64]) -> HeadFit:
+    """Mean of the logits, itself a linear head. Corrections made to its parts are made to it as well."""
+    rows = logistic.rows  # the ridge head holds back all images, a logistic one maybe only some
+    logits = (ridge.logits[rows] + logistic.logits) / 2
+    fit = _judge(
+        "average", (ridge.weight + logistic.weight) / 2, (ridge.bias + logistic.bias) / 2, rows, logits, labels
+    )
+    plain = _judge("logistic", logistic.weight, logistic.bias, rows, logistic.logits, labels)
+    return replace(
+        fit,
+        accuracy=min(1.0, max(0.0, fit.accuracy + logistic.accuracy - plain.accuracy)),
+        log_loss=max(0.0, fit.log_loss + logistic.log_loss - plain.log_loss),
+        how=logistic.how,
+    )
+
+
+def _judge(
+    name: str, weight: Array, bias: Array, rows: npt.NDArray[np.int64], logits: Array, labels: npt.NDArray[np.int64]
+) -> HeadFit:
+    truth = labels[rows]
+    accuracy = float((logits.argmax(axis=1) == truth).mean())
+    return HeadFit(
+        name=name,
+        weight=weight - weight.mean(axis=0),
+        bias=bias - bias.mean(),
+        rows=rows,
+        logits=logits - logits.mean(axis=1, keepdims=True),
+        accuracy=accuracy,
+        log_loss=log_loss(softmax(logits, axis=1), truth),
+        how="",
+    )
+
+
+def _ridge(task: _Task, emphasis: Array | None = None) -> HeadFit:
+    fit = fit_ridge(
+        task.chunks, task.labels, task.blocks, classes=task.classes, weights=task.weights, emphasis=emphasis
+    )
+    temperature = fit_temperature(fit.held_back, task.labels)
+    everyone = np.arange(len(task.labels))
+    judged = _judge(
+        "ridge", fit.weight / temperature, fit.bias / temperature, everyone, fit.held_back / temperature, task.labels
+    )
+    return replace(judged, how="exact cross-validation")
+
+
+def _logistic(task: _Task, emphasis: Array | None = None) -> HeadFit:
+    fit = fit_logistic(task.chunks, task.labels, task.blocks, weights=task.weights, emphasis=emphasis, seed=task.seed)
+    logits = np.log(np.maximum(fit.probabilities, np.finfo(np.float32).tiny))
+    return replace(_judge("logistic", fit.weight, fit.bias, fit.held_back, logits, task.labels), how="held-back folds")
