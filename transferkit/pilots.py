@@ -3,7 +3,8 @@
 The evidence is exact for ridge heads and knows nothing of other ones. Candidates are the strategies whose expected
 accuracy may, by its interval, reach the best one's; a round fits those that are left to more of the
 images than the one before and keeps the better half. All of a round see the same images, so their held-back accuracies
-can be compared.
+can be compared. What the evidence advises stays to the end, and yields only to a clear lead: the best of several trials
+looks better than it is.
 
 References:
     Jamieson and Talwalkar, AISTATS 2016. Deviation: the resource is training images, not epochs, and a candidate whose
@@ -35,6 +36,9 @@ SHARES = (0.25, 0.5, 1.0)
 
 FEWEST_PER_CLASS = 8
 """Images per class below which a trial says little; rounds that would have fewer are passed over."""
+
+CANDIDATES = 6
+"""Strategies that are tried at most: those with the highest expected accuracy."""
 
 LISTED = 3
 
@@ -101,7 +105,10 @@ def search(
 
     assert advice.expected is not None
     options = (advice.expected, *advice.alternatives)
-    hopeful = [option for option in options if option.high >= advice.expected.expected_accuracy]
+    hopeful = [option for option in options if option.high >= advice.expected.expected_accuracy][:CANDIDATES]
+    if len(hopeful) == 1:
+        alone = "No other strategy can be expected to reach what the evidence advises: no trials were needed."
+        return replace(advice, mode="search", reasons=(alone, *advice.reasons))
     rounds = halve(
         hopeful, fit, _samples(labels, np.random.default_rng(seed)), budget=budget, label="trials", progress=progress
     )
@@ -128,10 +135,10 @@ def halve(
     progress: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[Trial]]:
-    """Rounds of trials, each best first; the better half of one enters the next.
+    """Rounds of trials, each best first; the first option and the better half of the others enter the next.
 
     Args:
-        options: In the order in which they are tried.
+        options: In the order in which they are tried; the first is never dropped.
         fit: One of them and the images to fit it to -> its trial.
         samples: The images of each round.
         budget: Seconds after which nothing is begun; the very first trial always is.
@@ -146,29 +153,35 @@ def halve(
         for option in track(left, f"{label} {number + 1}/{len(samples)}", enabled=progress):
             foreseen = SLACK * cost.get(option, 0.0) * len(rows) ** 2
             if (rounds or tried) and budget is not None and clock() - start + foreseen > budget:
-                continue
+                if tried:
+                    continue
+                return rounds  # without the first there is nothing to compare the others with
             trial = fit(option, rows)
             cost[option] = trial.seconds / len(rows) ** 2
             tried.append(trial)
-        if not tried:
-            break
         rounds.append(sorted(tried, key=lambda trial: (-trial.accuracy, trial.log_loss)))
-        left = [trial.option for trial in rounds[-1][: math.ceil(len(tried) / 2)]]
+        others = [trial.option for trial in rounds[-1] if trial.option is not options[0]]
+        left = [options[0], *others[: math.ceil(len(others) / 2)]]
     return rounds
 
 
 def _decision(advice: Decision, rounds: list[list[Trial]], budget: float | None) -> Decision:
-    best = rounds[-1][0]
-    chosen, fitted = best.option, [trial for tried in rounds for trial in tried]
+    fitted = [trial for tried in rounds for trial in tried]
+    best = _winner(rounds[-1], advice.expected)
+    chosen = best.option
     spent = sum(trial.seconds for trial in fitted)
     limit = "no limit" if budget is None else f"{budget:g} s allowed"
     reasons = [
         f"{len(fitted)} trials in {len(rounds)} rounds took {spent:.1f} s ({limit}); the last round had "
-        f"{best.images:,} images and {len(rounds[-1])} candidates.",
+        f"{best.images:,} images and {len(rounds[-1])} of {len(rounds[0])} candidates.",
         f"Share of held-back images right in it: {_listed(rounds[-1])}.",
     ]
-    if advice.stage != chosen.stage:
-        reasons.append(f"The evidence alone would have taken stage {advice.stage!r}.")
+    if chosen is advice.expected:
+        reasons.append(f"{chosen.stage!r}, which the evidence advised, stays: no lead over it is clear.")
+    else:
+        reasons.append(
+            f"{chosen.stage!r} leads {advice.stage!r}, which the evidence advised, by more than chance would."
+        )
     options = (advice.expected, *advice.alternatives)
     return replace(
         advice,
@@ -179,6 +192,14 @@ def _decision(advice: Decision, rounds: list[list[Trial]], budget: float | None)
         expected=chosen,
         alternatives=tuple(option for option in options if option is not None and option is not chosen),
     )
+
+
+def _winner(tried: list[Trial], advised: Alternative | None) -> Trial:
+    """The best trial if its lead over the advised one's is more than one standard error of an accuracy."""
+    best = tried[0]
+    incumbent = next((trial for trial in tried if trial.option is advised), best)
+    error = math.sqrt(best.accuracy * (1 - best.accuracy) / best.images)
+    return best if best.accuracy - incumbent.accuracy > error else incumbent
 
 
 def _listed(tried: list[Trial]) -> str:

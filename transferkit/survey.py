@@ -16,10 +16,18 @@ from transferkit.data import Data
 from transferkit.domain import Side, choose_sample, measure_similarity
 from transferkit.features import FeatureBank, FeatureTable, FrozenPass, frozen_pass
 from transferkit.intervals import wilson_interval
-from transferkit.measure import RidgePath, Selection, knn_accuracy, learning_curves, ridge_paths, select_features
+from transferkit.measure import (
+    RidgePath,
+    Selection,
+    fitting_threads,
+    knn_accuracy,
+    learning_curves,
+    ridge_paths,
+    select_features,
+)
 from transferkit.nn import Backbone
 from transferkit.train import class_weights
-from transferkit.types import JOINED, SELECTED, TOP, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, TOP, CurvePoint, Evidence, ProbeScore
 
 __all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]
 
@@ -107,19 +115,9 @@ def survey(
         target = None if done.moments is None else Side(done.moments, table.take(sample), data.labels[sample])
         detail = measure_similarity(backbone, target, source=looked, given=similarity)
     labels, known = data.labels[train], table.take(train)
-    with timed(spent, "probe"):
-        probes, paths = probe_stages(
-            known, labels, classes=data.summary.num_classes, class_weight=class_weight, seed=seed
-        )
-    weights = class_weights(labels, class_weight)
-    with timed(spent, "selection"):
-        chosen = select_features(
-            known.chunks, labels, known.blocks, classes=data.summary.num_classes, weights=weights, seed=seed
-        )
-        *rows, neighbours = probes
-        probes = (*rows, _selected_score(chosen, paths[JOINED], len(labels)), neighbours)
-    with timed(spent, "learning curves"):
-        curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, seed=seed)
+    probes, curves, chosen = _measure(
+        known, labels, classes=data.summary.num_classes, class_weight=class_weight, seed=seed, seconds=spent
+    )
     evidence = Evidence(
         backbone=backbone.spec,
         data=data.summary,
@@ -133,6 +131,29 @@ def survey(
         curves=curves,
     )
     return Survey(evidence, table, labels, train, chosen)
+
+
+def _measure(
+    known: FeatureTable,
+    labels: npt.NDArray[np.int64],
+    *,
+    classes: int,
+    class_weight: str,
+    seed: int,
+    seconds: dict[str, float],
+) -> tuple[tuple[ProbeScore, ...], tuple[CurvePoint, ...], Selection]:
+    """All that the training images' features tell, in closed form."""
+    weights = class_weights(labels, class_weight)
+    with fitting_threads(len(labels)):
+        with timed(seconds, "probe"):
+            probes, paths = probe_stages(known, labels, classes=classes, class_weight=class_weight, seed=seed)
+        with timed(seconds, "selection"):
+            chosen = select_features(known.chunks, labels, known.blocks, classes=classes, weights=weights, seed=seed)
+            *rows, neighbours = probes
+            probes = (*rows, _selected_score(chosen, paths[JOINED], len(labels)), neighbours)
+        with timed(seconds, "learning curves"):
+            curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, seed=seed)
+    return probes, curves, chosen
 
 
 def _look_at_source(run: Callable[..., FrozenPass], source: Data) -> Side:
@@ -188,9 +209,9 @@ def probe_stages(
         class_weight: "none" or "balanced", for the ridge rows.
         seed: Of the k-NN subsample.
     """
-    paths = ridge_paths(
-        known.chunks, labels, known.blocks, classes=classes, weights=class_weights(labels, class_weight)
-    )
+    weights = class_weights(labels, class_weight)
+    with fitting_threads(len(labels)):
+        paths = ridge_paths(known.chunks, labels, known.blocks, classes=classes, weights=weights)
     widths = {name: block.stop - block.start for name, block in known.blocks.items()}
     joined = paths[JOINED].right[paths[JOINED].best]
     rows = [_ridge_score(name, path, widths.get(name, known.width), joined) for name, path in paths.items()]

@@ -40,13 +40,13 @@ class World:
         return halve(names, self.fit, samples, budget=budget, clock=lambda: self.now)
 
 
-def test_each_round_keeps_the_better_half_and_the_best_wins():
+def test_each_round_keeps_the_first_and_the_better_half_of_the_others():
     world = World({name: number / 10 for number, name in enumerate("abcdefgh")})
     rounds = world.halve()
     assert [[trial.option.stage for trial in tried] for tried in rounds] == [
         list("hgfedcba"),
-        list("hgfe"),
-        list("hg"),
+        list("hgfea"),
+        list("hga"),
     ]
     assert [tried[0].images for tried in rounds] == [100, 200, 400]
 
@@ -57,8 +57,7 @@ def test_nothing_is_begun_that_would_break_the_budget_but_the_first_trial(budget
     rounds = world.halve(budget)
     assert len(world.fits) >= 1
     assert world.now <= max(budget, 1.0) + 1.0  # the first round foresees no cost: one trial may run over
-    best = rounds[-1][0].option.stage
-    assert all(world.accuracies[best] >= trial.accuracy for trial in rounds[-1])
+    assert all("a" in [trial.option.stage for trial in tried] for tried in rounds)
 
 
 def test_no_budget_runs_all_rounds_and_a_larger_one_no_fewer_trials():
@@ -68,7 +67,7 @@ def test_no_budget_runs_all_rounds_and_a_larger_one_no_fewer_trials():
         world.halve(budget)
         counts.append(len(world.fits))
     assert counts == sorted(counts)
-    assert counts[-1] == 8 + 4 + 2
+    assert counts[-1] == 8 + 5 + 3
 
 
 @pytest.fixture
@@ -115,13 +114,20 @@ def test_a_head_that_was_asked_for_is_the_only_one_tried(banked):
         assert f"({head} head)" in told
 
 
-def test_options_that_cannot_reach_the_best_are_not_tried(banked):
+def test_nothing_is_tried_where_nothing_can_reach_the_best(banked):
     table, labels = banked
     poor = looked()
     poor = replace(poor, probes=(replace(poor.probes[0], accuracy=0.1, gain_error=0.001), poor.probes[1]))
     decision = search(poor, decide(poor), table, labels, progress=False)
-    assert decision.stage == "late"
-    assert decision.reasons[0].startswith("3 trials in 3 rounds")
+    assert (decision.mode, decision.stage) == ("search", "late")
+    assert "no trials were needed" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(("lead", "wins"), [(0.02, False), (0.2, True)])
+def test_what_was_advised_yields_to_a_clear_lead_only(lead, wins):
+    advised, other = option("advised"), option("other")
+    tried = [Trial(other, "ridge", 100, 0.7 + lead, 1.0, 1.0), Trial(advised, "ridge", 100, 0.7, 1.0, 1.0)]
+    assert (pilots._winner(tried, advised).option is other) == wins  # a standard error is 4 to 5 points
 
 
 def test_budget_must_be_more_than_nothing(banked):

@@ -183,8 +183,13 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
 def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
     if advice is None:
         return []
-    agrees = advice.strategy == "linear_probe" and advice.stage == chosen.score.stage
+    if advice.strategy != "linear_probe":
+        return [
+            f"The textbook rule would have said {advice.strategy}, which cannot be run yet; the measurements compare "
+            "linear probes only."
+        ]
+    agrees = advice.stage == chosen.score.stage
     return [
-        f"The textbook rule would have said {advice.strategy} on {_named(advice.stage)}; "
+        f"The textbook rule would have said linear_probe on {_named(advice.stage)}; "
         f"the measurements {'agree' if agrees else 'overrule it'}."
     ]

@@ -20,6 +20,7 @@ from transferkit.measure.similarity import (
     mmd,
     proxy_a_distance,
 )
+from transferkit.measure.threads import fitting_threads
 from transferkit.measure.transferability import MEASURES, Measure
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "fit_ridge",
     "fit_scale",
     "fit_temperature",
+    "fitting_threads",
     "frechet_distance",
     "knn_accuracy",
     "learning_curves",

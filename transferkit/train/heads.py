@@ -18,6 +18,7 @@ from transferkit.measure import (
     fit_logistic,
     fit_ridge,
     fit_temperature,
+    fitting_threads,
     log_loss,
     select_features,
 )
@@ -143,12 +144,8 @@ def fit_heads(
     # A class of one cannot be held back from a logistic fit; exact leave-one-out ridge copes.
     if head == "auto" and np.bincount(labels, minlength=classes).min() < 2:
         head = "ridge"
-    if plan.selected:
-        if selection is None:
-            selection = select_features(task.chunks, labels, blocks, classes=classes, weights=weights, seed=seed)
-        fits = _selected(task, selection, head)
-    else:
-        fits = [fit(task) for name, fit in (("ridge", _ridge), ("logistic", _logistic)) if head in (name, *BOTH)]
+    with fitting_threads(len(labels)):
+        fits = _fit(task, plan, head, selection)
     if head in BOTH:
         fits.append(_average(fits[0], fits[1], labels))
     return fits[-1:] if head == "average" else fits
@@ -158,16 +155,27 @@ BOTH = ("auto", "average")
 """Heads that need both of the others."""
 
 
+def _fit(task: _Task, plan: Plan, head: str, selection: Selection | None) -> list[HeadFit]:
+    if not plan.selected:
+        return [fit(task) for name, fit in (("ridge", _ridge), ("logistic", _logistic)) if head in (name, *BOTH)]
+    if selection is None:
+        selection = select_features(
+            task.chunks, task.labels, task.blocks, classes=task.classes, weights=task.weights, seed=task.seed
+        )
+    return _selected(task, selection, head)
+
+
 def _selected(task: _Task, selection: Selection, head: str) -> list[HeadFit]:
     """Heads on weighted features. The labels of all images helped to weigh them, which flatters what is held back.
 
-    It flatters both heads alike, so the ridge head's cross-validated accuracy, with features weighed inside each fold,
-    tells by how much.
+    It flatters both heads alike. By how much is told by what a ridge head really gains over one on the plain features,
+    cross-validated with features weighed inside each fold.
     """
-    ridge = _ridge(task, selection.emphasis)
+    ridge, plain = _ridge(task, selection.emphasis), _ridge(task)
+    flattered = ridge.accuracy - (plain.accuracy + selection.gain)
     temperature = fit_temperature(selection.scores, selection.labels)
     loss = log_loss(softmax(selection.scores / temperature, axis=1), selection.labels)
-    flattered, too_low = ridge.accuracy - selection.accuracy, loss - ridge.log_loss
+    too_low = loss - ridge.log_loss
     how = f"{selection.kept:,} of {len(task.columns):,} features, cross-validated"
     fits = [ridge] if head in ("ridge", *BOTH) else []
     if head in ("logistic", *BOTH):
