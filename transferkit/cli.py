@@ -63,9 +63,9 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   strategy=auto         or linear_probe, with stage=NAME (joined: all of them; selected: their useful features)
   mode=evidence         or search: short trials of what the evidence leaves open; or rule: the textbook's matrix on
                         the number of images and their similarity to the source
-  budget=SECONDS        limit on what comes after the frozen pass
+  budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials together
   similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
-  head=auto             or ridge, logistic
+  head=auto             or ridge, logistic, average (of the two)
   class_weight=none     or balanced
   out=DIR               where the run goes
   cache=DIR, cache_limit=GB, device=auto, batch_size=N, seed=0, progress=false, debug=true
@@ -235,6 +235,24 @@ def _check_overrides(overrides: Sequence[str]) -> None:
     if missing:
         settings = ", ".join(f"{key}=..." for key in missing)
         raise OptionError(f"data={composed.data.source} needs {settings} (see transferkit adapt --help).")
+    _check_numbers(composed)
+
+
+NUMBERS = ("similarity", "cache_limit", "budget", "data.val", "data.test")
+WHOLE_NUMBERS = ("image_size", "batch_size", "seed")
+
+
+def _check_numbers(composed: DictConfig) -> None:
+    """Words where a number belongs, all at once."""
+    from omegaconf import OmegaConf
+
+    wrong = []
+    for key in (*WHOLE_NUMBERS, *NUMBERS):
+        value, kind = OmegaConf.select(composed, key), int if key in WHOLE_NUMBERS else (int, float)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            wrong.append(f"{key} must be a {'whole ' if key in WHOLE_NUMBERS else ''}number, got {value!r}.")
+    if wrong:
+        raise OptionError(" ".join(wrong))
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -371,6 +389,8 @@ def _summary(result: Result, out: Path) -> list[str]:
             f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
             f"on {metrics.images:,} images"
         )
+        if result.record.is_disappointing(split):
+            lines.append(f"That is less than was expected: the {split} images differ from the training images.")
     evidence = result.evidence
     everything = sum(evidence.data.size(split) for split in evidence.data.counts)
     lines.append(

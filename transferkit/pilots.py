@@ -172,8 +172,8 @@ def _decision(advice: Decision, rounds: list[list[Trial]], budget: float | None)
     spent = sum(trial.seconds for trial in fitted)
     limit = "no limit" if budget is None else f"{budget:g} s allowed"
     reasons = [
-        f"{len(fitted)} trials in {len(rounds)} rounds took {spent:.1f} s ({limit}); the last round had "
-        f"{best.images:,} images and {len(rounds[-1])} of {len(rounds[0])} candidates.",
+        f"{_count(len(fitted), 'trial')} in {_count(len(rounds), 'round')} took {spent:.1f} s ({limit}); "
+        f"the last round had {best.images:,} images and {len(rounds[-1])} of {len(rounds[0])} candidates.",
         f"Share of held-back images right in it: {_listed(rounds[-1])}.",
     ]
     if chosen is advice.expected:
@@ -200,6 +200,10 @@ def _winner(tried: list[Trial], advised: Alternative | None) -> Trial:
     incumbent = next((trial for trial in tried if trial.option is advised), best)
     error = math.sqrt(best.accuracy * (1 - best.accuracy) / best.images)
     return best if best.accuracy - incumbent.accuracy > error else incumbent
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _listed(tried: list[Trial]) -> str:

@@ -200,7 +200,7 @@ def read_features(
 def probe_stages(
     known: FeatureTable, labels: npt.NDArray[np.int64], *, classes: int, class_weight: str = "none", seed: int = 0
 ) -> tuple[tuple[ProbeScore, ...], dict[str, RidgePath]]:
-    """Leave-one-out scores of every stage and of all joined, the k-NN sanity row, and the paths of the ridge rows.
+    """Held-back scores of every stage and of all joined, the k-NN sanity row, and the paths of the ridge rows.
 
     Args:
         known: Rows of the N training images.

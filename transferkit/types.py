@@ -252,11 +252,11 @@ class ProbeScore:
 
     Args:
         stage: A stage name, "joined" or "selected".
-        method: "ridge" (closed form, exact leave-one-out) or "knn" (leave-one-out).
+        method: "ridge" (closed form, exact cross-validation) or "knn" (leave-one-out).
         dim: Width of the representation.
-        accuracy: Leave-one-out accuracy, in [0, 1].
+        accuracy: Share of the training images named right while held back, in [0, 1].
         low, high: 95 % Wilson interval of it.
-        squared_error: Leave-one-out squared error per image of the one-hot target (ridge only), >= 0.
+        squared_error: Held-back squared error per image of the one-hot target (ridge only), >= 0.
         penalty: The ridge penalty chosen, or the k of k-NN.
         gain_error: Standard error of `accuracy` less that of the joined probe, image by image (ridge only), > 0 but
             for the joined probe itself.
@@ -424,7 +424,7 @@ class Decision:
 
     Args:
         strategy: "linear_probe", "few_layers", "many_layers", ...
-        stage: The stage whose features the head reads ("joined": all of them).
+        stage: The stage whose features the head reads ("joined": all of them; "selected": all, weighted).
         lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
         lr_scale: `lr` as a share of the backbone's original learning rate.
         norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
@@ -555,6 +555,11 @@ class RunRecord:
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+
+    def is_disappointing(self, split: str) -> bool:
+        """Whether a split's accuracy lies below what was expected, interval below interval."""
+        scores, expected = self.metrics.get(split), self.decision.expected
+        return scores is not None and expected is not None and scores.high < expected.low
 
 
 @dataclass(frozen=True, kw_only=True)

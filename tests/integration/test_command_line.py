@@ -41,6 +41,14 @@ def fails(capsys, *arguments: str) -> str:
     return said
 
 
+def test_words_where_numbers_belong_are_told_all_at_once(at, stripes, capsys):
+    said = fails(capsys, "adapt", "data=folder", f"data.root={stripes}", "budget=abc", "seed=1.5", "data.test=few")
+    assert "budget must be a number, got 'abc'." in said
+    assert "seed must be a whole number, got 1.5." in said
+    assert "data.test must be a number, got 'few'." in said
+    assert not list(at.iterdir())
+
+
 def test_adapt_then_predict_then_export(at, stripes, capsys):
     main(["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK])
     said = capsys.readouterr().out

@@ -135,8 +135,8 @@ def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list
     images, plain = evidence.data.train_images, chosen.alternative()
     said = [
         f"A linear classifier on {_named(plain.stage)} is expected to name {_percent(plain.expected_accuracy)} of new "
-        f"images right (95 % interval {_percent(plain.low)} to {_percent(plain.high)}); held back from the fit, "
-        f"{_percent(chosen.score.accuracy)} of the {images:,} training images are."
+        f"images like these right (95 % interval {_percent(plain.low)} to {_percent(plain.high)}); held back from the "
+        f"fit, {_percent(chosen.score.accuracy)} of the {images:,} training images are."
     ]
     if others:
         second = others[0]
@@ -148,32 +148,40 @@ def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list
     if top is not None and top is not others[0]:
         said.append(
             f"The backbone's top stage alone, the usual choice, is expected to reach {_percent(top.expected.mean)}, "
-            f"{_points(chosen.expected.mean - top.expected.mean)} less."
+            f"{_behind(chosen, top)}."
         )
     said.append("Chosen among linear probes only: this version has no fine-tuning strategy to compare them with.")
     return said
 
 
-def _points(gap: float) -> str:
-    return f"{100 * abs(gap):.1f} points"
+def _points(one: _Option, other: _Option) -> float:
+    """How many points one is expected to be ahead, as the percentages are printed."""
+    ends = [round(100 * _share(option.expected.mean), 1) for option in (one, other)]
+    return ends[0] - ends[1]
+
+
+def _behind(chosen: _Option, other: _Option) -> str:
+    points = _points(chosen, other)
+    return f"{abs(points):.1f} points {'less' if points >= 0 else 'more'}"
 
 
 def _ahead(chosen: _Option, other: _Option) -> str:
     gap = chosen.expected.mean - other.expected.mean
     # What the joined probe is worth moves both alike; left is the doubt about the gains, of which the larger counts.
     doubt = TWO_SIDED * max(chosen.score.gain_error or 0.0, other.score.gain_error or 0.0)
-    certainty = "a clear lead" if gap > doubt else "within what chance can do"
-    return f"{_points(gap)} {'behind' if gap >= 0 else 'ahead but dearer'}, {certainty} at this number of images"
+    certainty = "a clear lead" if abs(gap) > doubt else "within what chance can do"
+    place = "behind" if gap >= 0 else "ahead but dearer"
+    return f"{abs(_points(chosen, other)):.1f} points {place}, {certainty} at this number of images"
 
 
 def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Option], budget: float | None) -> list[str]:
     said = []
     if budget is not None and chosen.cost > budget:
-        said.append(f"No strategy fits the budget of {budget:g} s; this is the cheapest, at about {chosen.cost:.1f} s.")
+        said.append(f"No strategy fits the budget of {budget:g} s; this is the cheapest, at about {chosen.cost:.2g} s.")
     elif options[0] not in among:
         said.append(
             f"{_percent(options[0].expected.mean)} would be expected of {_named(options[0].score.stage)}; that takes "
-            f"about {options[0].cost:.1f} s, and {budget:g} s are allowed."
+            f"about {options[0].cost:.2g} s, and {budget:g} s are allowed."
         )
     elif chosen is not among[0]:
         said.append(f"It is taken for its cost: the best is no more than {100 * TIE:.1f} points ahead of it.")

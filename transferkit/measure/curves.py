@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.errors import OptionError
 from transferkit.measure.ridge import Chunks, RidgePath, scale_rows
+from transferkit.measure.threads import in_parallel
 from transferkit.types import JOINED, CurvePoint
 
 __all__ = ["learning_curves", "stratified_sample"]
@@ -188,8 +190,10 @@ def learning_curves(
     points = []
     for stage, gram in _grams(values, blocks):
         penalty = float(paths[stage].penalties[paths[stage].best])
+        try_out = partial(_accuracy, gram, one_hot, known, shares, penalty=penalty)
+        every = iter(in_parallel(try_out, [draw for some in draws.values() for draw in some]))
         for size, some in draws.items():
-            found = np.array([_accuracy(gram, one_hot, known, shares, draw, penalty) for draw in some])
+            found = np.array([next(every) for _ in some])
             error = float(found.std(ddof=1) / math.sqrt(len(found)))
             points.append(CurvePoint(stage=stage, images=size, accuracy=float(found.mean()), error=error))
         points.append(_complete(stage, paths[stage], images))

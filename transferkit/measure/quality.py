@@ -75,11 +75,11 @@ def fit_temperature(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int
     """The T > 0 for which softmax(scores / T) has the lowest log loss.
 
     Args:
-        scores: (N, K) held-back scores; leave-one-out scores are held back by construction.
+        scores: (N, K) held-back scores, as exact cross-validation gives them.
         labels: (N,) int in [0, K).
 
     References:
-        Guo et al., ICML 2017. Deviation: fitted on exact leave-one-out scores, so that no image is spent on it.
+        Guo et al., ICML 2017. Deviation: fitted on exactly cross-validated scores, so that no image is spent on it.
     """
     rows = np.arange(len(labels))
 

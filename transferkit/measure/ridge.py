@@ -611,7 +611,9 @@ def principal_coordinates(
         spectrum = _small_spectrum(features)
         values = _project_small(spectrum, features)
         if spectrum.dual:
-            inverse = 1 / np.sqrt(np.maximum(spectrum.eigenvalues, 1e-6 * spectrum.eigenvalues.max()))
+            # Of features without any spread all eigenvalues are 0.
+            least = max(1e-6 * spectrum.eigenvalues.max(), np.finfo(np.float32).tiny)
+            inverse = 1 / np.sqrt(np.maximum(spectrum.eigenvalues, least))
             directions = features.T @ (spectrum.vectors * inverse)
         else:
             directions = spectrum.vectors

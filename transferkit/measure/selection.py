@@ -7,8 +7,8 @@ Every feature of the joined stages gets a weight, then the least relevant ones a
     relevance norm over the classes of the feature's weights in the joined probe, times its own weight; the share of
               the features with the highest relevance is kept
 
-Weights and relevance come from the labels, so leave-one-out over all images would flatter them. What is reported is
-cross-validated with all of it done afresh inside each training fold.
+Weights and relevance come from the labels, so holding images back from the last fit alone would flatter them. What is
+reported is cross-validated with all of it done afresh inside each training fold.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from scipy.linalg import cho_factor, cho_solve
 from transferkit.errors import DataError
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.ridge import Chunks, scale_rows
+from transferkit.measure.threads import in_parallel
 
 __all__ = ["SELECTION_IMAGES", "SHARES", "Selection", "select_features"]
 
@@ -49,6 +50,9 @@ FOLDS = 5
 
 FLOOR = 1e-3
 """Least share of variance that a stage counts as explaining: one that is useless alone may help others."""
+
+CONSTANT = 1e-12
+"""Total variance from which the features kept vary at all: those of a single image, or of equal ones, do not."""
 
 PURE = 1e-6
 """Least share of a feature's variance that counts as lying within the classes: keeps F finite."""
@@ -242,7 +246,8 @@ class _Ranked:
 
     def scale(self, cut: int) -> float:
         """Brings the features kept to the total variance of the joined stages: 1 for each stage."""
-        return self.stages / float(self.variances[:cut].sum())
+        total = float(self.variances[:cut].sum())
+        return self.stages / total if total > CONSTANT else 1.0
 
     def grams(self, values: Single) -> Iterator[Single]:
         """(n, n) Gram matrix of the features kept, for each of `SHARES`; each adds to the one before."""
@@ -295,7 +300,8 @@ def _cross_validate(images: _Images, fold: Rows) -> _HeldBack:
     candidates = np.empty((len(SHARES), len(PENALTIES), *shape), dtype=np.float32)
     joined = np.empty((len(PENALTIES), *shape), dtype=np.float32)
     gram = images.values @ images.values.T
-    for held in range(int(fold.max()) + 1):
+
+    def hold_back(held: int) -> None:
         fitted, rest = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
         fit = _Fit(fitted, images.take(fitted))
         duals = []
@@ -306,6 +312,8 @@ def _cross_validate(images: _Images, fold: Rows) -> _HeldBack:
         for f, kept in enumerate(ranked.grams(images.values)):
             for p, (_, scores) in enumerate(fit.scores(kept, PENALTIES)):
                 candidates[f, p, rest] = scores[rest]
+
+    in_parallel(hold_back, range(int(fold.max()) + 1))
     return _HeldBack(candidates, joined)
 
 

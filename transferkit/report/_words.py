@@ -190,7 +190,7 @@ def name_stage(stage: str, backbone: BackboneSpec) -> str:
     if stage == JOINED:
         return "all stages joined"
     if stage == SELECTED:
-        return "selected features of all stages"
+        return "the selected features of all stages"
     if stage == TOP:
         return "the top stage"
     names = [spec.name for spec in backbone.stages]

@@ -13,7 +13,7 @@ from transferkit.features import FeatureTable
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, TransferModel
 from transferkit.strategies import Plan
-from transferkit.train.heads import choose_head, fit_heads
+from transferkit.train.heads import HeadFit, choose_head, fit_heads
 
 __all__ = ["Fitted", "fit_closed_form"]
 
@@ -83,5 +83,14 @@ def fit_closed_form(
         model.classifier.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    reason = f"Head by held-back accuracy: {best.name}, from {', '.join(map(str, fits))}."
-    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, reason)
+    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, _reason(best, fits))
+
+
+def _reason(best: HeadFit, fits: Sequence[HeadFit]) -> str:
+    hows = {fit.how for fit in fits}
+    if len(fits) == 1:
+        return f"Head: {best}; {best.how}."
+    single = {"ridge": "ridge leads logistic clearly", "logistic": "logistic leads ridge clearly"}
+    why = single.get(best.name, "neither ridge nor logistic leads clearly")
+    how = f" ({hows.pop()})" if len(hows) == 1 else ""
+    return f"Head by held-back accuracy{how}: {best.name}, from {', '.join(map(str, fits))}; {why}."

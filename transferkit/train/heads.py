@@ -56,7 +56,7 @@ class HeadFit:
     how: str
 
     def __str__(self) -> str:
-        return f"{self.name} {100 * self.accuracy:.1f} % ({self.how}; log loss {self.log_loss:.3f})"
+        return f"{self.name} {100 * self.accuracy:.1f} % (log loss {self.log_loss:.3f})"
 
 
 def class_weights(labels: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.float64] | None:
@@ -141,7 +141,7 @@ def fit_heads(
     weights = class_weights(labels, class_weight)
     blocks, columns = table.select(plan.stages)
     task = _Task(table, columns, blocks, labels, classes, weights, seed)
-    # A class of one cannot be held back from a logistic fit; exact leave-one-out ridge copes.
+    # A class of one cannot be held back from a logistic fit; exact cross-validation of ridge copes.
     if head == "auto" and np.bincount(labels, minlength=classes).min() < 2:
         head = "ridge"
     with fitting_threads(len(labels)):
@@ -233,7 +233,9 @@ def _ridge(task: _Task, emphasis: Array | None = None) -> HeadFit:
     judged = _judge(
         "ridge", fit.weight / temperature, fit.bias / temperature, everyone, fit.held_back / temperature, task.labels
     )
-    return replace(judged, how="exact cross-validation")
+    # The path's accuracy counts no answer that is right by rounding, where features say nothing.
+    accuracy = float(fit.path.accuracy[fit.path.best])
+    return replace(judged, accuracy=accuracy, how="exact cross-validation")
 
 
 def _logistic(task: _Task, emphasis: Array | None = None) -> HeadFit:

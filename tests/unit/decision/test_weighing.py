@@ -120,6 +120,21 @@ def test_a_better_one_beyond_the_budget_is_named():
     )
 
 
+@given(ahead=st.floats(0, 0.2))
+def test_points_of_a_lead_agree_with_the_percentages_beside_them(ahead):
+    looked = evidence(measured("late", 0.7 + ahead, gain_error=1e-6), measured(JOINED, 0.7049, gain_error=0.0))
+    said = weigh(looked, knowledge=NOTHING).reasons
+    first, second = (float(text.split("expected")[-1].split(" %")[0].split()[-1]) for text in said[:2])
+    points = float(said[1].split(" points")[0].split()[-1])
+    assert points == pytest.approx(abs(first - second), abs=1e-6)
+
+
+def test_what_is_dearer_and_clearly_ahead_is_called_so():
+    looked = evidence(measured(JOINED, 0.95, dim=4000, gain_error=0.0), measured("late", 0.8, dim=10, gain_error=1e-3))
+    told = weigh(looked, budget=0.5, knowledge=NOTHING).reasons[1]
+    assert "15.0 points ahead but dearer, a clear lead" in told
+
+
 def test_reasons_contain_their_numbers():
     looked = evidence(
         measured("late", 0.913, gain_error=1e-4), measured("top", 0.842, gain_error=1e-4), measured(JOINED, 0.871)

@@ -323,3 +323,10 @@ def test_classifier_on_coordinates_scores_the_same_on_raw_features(name, monkeyp
     weight, bias = coordinates.to_raw(model.coef_, model.intercept_)
     assert weight.shape == (3, sum(widths))
     np.testing.assert_allclose(features @ weight.T + bias, model.predict(coordinates.values), atol=1e-3)
+
+
+def test_principal_coordinates_of_equal_images_are_nothing():
+    features = np.ones((6, 9), dtype=np.float32)
+    found = principal_coordinates(lambda: [features], 6, {"a": slice(0, 9)})
+    assert not found.values.any()
+    assert not found.basis.any()

@@ -156,6 +156,17 @@ def test_many_images_leave_the_choice_to_a_stratified_sample(monkeypatch):
     assert set(np.argsort(-chosen.emphasis)[:3]) <= set(columns)
 
 
+@pytest.mark.parametrize("images", [2, 9])
+def test_features_without_any_spread_are_no_reason_to_stop(images):
+    labels = np.arange(images) % 2
+    same = np.ones((images, 6), dtype=np.float32)
+    differ = same + labels[:, None].astype(np.float32)
+    for features in (same, differ):  # of two images one is left, which does not vary
+        chosen = choose(features, labels, {"a": slice(0, 3), "b": slice(3, 6)})
+        assert np.isfinite(chosen.emphasis).all()
+        assert np.isfinite(chosen.scores).all()
+
+
 def test_one_image_is_an_error():
     features, labels, blocks, _ = needles(0, images=1)
     with pytest.raises(DataError, match="from 2 images or more, got 1"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from transferkit.report import render
-from transferkit.types import HeldOut, Metrics
+from transferkit.types import Alternative, HeldOut, Metrics
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SECTIONS = ["headline", "decision", "stages", "data", "quality", "mistakes", "calibration", "timings", "reproduce"]
@@ -115,7 +115,7 @@ def test_validation_and_leave_one_out_stand_in_for_a_missing_test_split(record):
     assert "of 12 validation images" in Page(render(replace(record, metrics={"val": scores}))).text
     text = Page(render(replace(record, metrics={}, held_out=None))).text
     assert "81.2 %" in text
-    assert "each left out in turn" in text
+    assert "training images recognised while held back" in text
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,37 @@ def test_confidence_is_judged_in_words(record, top, verdict):
 def test_random_weights_are_called_out(record, bare_record):
     assert "Not pretrained." not in render(record)
     assert render(bare_record).count("Not pretrained.") == 2
+
+
+def test_the_chosen_strategy_stands_among_the_others_best_first(record):
+    def option(stage: str, accuracy: float) -> Alternative:
+        return Alternative(
+            strategy="linear_probe", stage=stage, expected_accuracy=accuracy, low=0.4, high=0.95, cost_seconds=1.0
+        )
+
+    decision = replace(
+        record.decision,
+        stage="selected",
+        mode="search",
+        expected=option("selected", 0.812),
+        alternatives=(option("joined", 0.823), option("top", 0.701)),
+    )
+    found = section(render(replace(record, decision=decision)), "decision")
+    assert "short trials" in found
+    assert "selected features of all stages" in found
+    places = [found.index(figure) for figure in ("82.3", "81.2", "70.1")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("low", "told"), [(0.99, True), (0.0, False)])
+def test_less_than_was_expected_is_said(record, low, told):
+    expected = Alternative(
+        strategy="linear_probe", stage="joined", expected_accuracy=0.995, low=low, high=1.0, cost_seconds=1.0
+    )
+    scores = replace(record.metrics["test"], high=0.8)
+    found = replace(record, decision=replace(record.decision, expected=expected), metrics={"test": scores})
+    assert found.is_disappointing("test") is told
+    assert ("was expected: these differ." in Page(render(found)).text) is told
 
 
 def test_missing_parts_are_said_to_be_missing(bare_record):

@@ -126,7 +126,7 @@ def test_same_seed_same_weights(banked, head):
 
 def test_auto_takes_the_head_with_the_higher_held_back_accuracy_and_says_the_numbers(banked):
     alone = {head: fit(banked, JOINED, head=head).reason for head in ("ridge", "logistic")}
-    accuracy = {head: float(reason.split(f"from {head} ")[1].split(" %")[0]) for head, reason in alone.items()}
+    accuracy = {head: float(reason.split(f"Head: {head} ")[1].split(" %")[0]) for head, reason in alone.items()}
     fitted = fit(banked, JOINED)
     assert accuracy[fitted.head] == max(accuracy.values())
     for value in accuracy.values():
@@ -143,7 +143,7 @@ def test_accuracy_in_the_reason_is_that_of_the_held_back_scores(banked):
         model = fit(banked, rows=np.flatnonzero(turn != number), head="ridge").model
         with torch.no_grad():
             right += int((model(banked.images[out]).argmax(dim=1).numpy() == banked.labels[out]).sum())
-    stated = float(fit(banked, head="ridge").reason.split("from ridge ")[1].split(" %")[0])
+    stated = float(fit(banked, head="ridge").reason.split("Head: ridge ")[1].split(" %")[0])
     # The refits scale features and choose the penalty anew, so a borderline image or two may differ.
     assert abs(100 * right / 60 - stated) <= 100 * 3 / 60
 
@@ -206,7 +206,8 @@ def test_selected_features_alone_carry_the_models_answers(banked):
     weight = fitted.model.classifier.weight.detach().numpy()
     assert ((np.abs(weight).max(axis=0) > 0) == (chosen.emphasis > 0)).all()
     assert fitted.head == "ridge"
-    assert f"({chosen.kept} of {len(columns)} features, cross-validated" in fitted.reason
+    assert fitted.reason.endswith(f"; {chosen.kept} of {len(columns)} features, cross-validated.")
+    assert f"({chosen.kept} of {len(columns)} features, cross-validated): " in fit(banked, SELECTED).reason
     with torch.no_grad():
         answers = fitted.model(banked.images).argmax(dim=1).numpy()
     assert (answers == banked.labels).mean() > 0.6
@@ -226,6 +227,18 @@ def test_heads_on_selected_features_are_told_by_the_same_yardstick(banked):
     np.testing.assert_allclose(alone.weight, logistic.weight, atol=1e-5)
     again, *_ = fit_heads(SELECTED, banked.table, banked.labels, classes=3)  # selects by itself
     np.testing.assert_array_equal(again.weight, ridge.weight)
+
+
+def test_images_that_are_all_alike_are_not_named_right_by_rounding(tmp_path):
+    shelf = FeatureBank(tmp_path).shelf({"weights": "same"}, {"top": 7})
+    ids = np.array([f"{i:032}".encode() for i in range(18)])
+    with shelf.writer() as writer:
+        writer.append(ids, np.ones((18, 7), dtype=np.float32))
+    labels = np.arange(18) % 3
+    for plan in (TOP, replace(TOP, selected=True)):
+        ridge, *others = fit_heads(plan, shelf.table(ids), labels, classes=3)
+        assert ridge.accuracy == 0
+        assert all(np.isfinite(found.weight).all() for found in (ridge, *others))
 
 
 def test_the_average_is_the_mean_of_both_heads_and_judged_by_its_own_answers(banked):

@@ -20,7 +20,7 @@ __all__ = ["Choice", "write_choice"]
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A row of the table of alternatives."""
+    """A row of the table of what could be done."""
 
     strategy: str
     stage: str
@@ -44,6 +44,7 @@ def write_choice(record: RunRecord) -> Choice:
     decision, backbone = record.decision, record.evidence.backbone
     how = {
         "evidence": "Decided by measurement",
+        "search": "Decided by short trials of what the measurements left open",
         "rule": "Decided by the textbook rule on size and similarity",
         "given": "As you asked",
     }.get(decision.mode, f"Decided by {decision.mode}")
@@ -53,10 +54,12 @@ def write_choice(record: RunRecord) -> Choice:
         parts.append(f"Learning rate {format_number(decision.lr)}{share}; normalisation layers: {decision.norm}.")
     else:
         parts.append("Solved in closed form, so there is no learning rate to tune.")
+    known = [*([] if decision.expected is None else [decision.expected]), *decision.alternatives]
+    best_first = sorted(known, key=lambda option: -option.expected_accuracy)
     return Choice(
         sentence=" ".join(parts),
         reasons=decision.reasons,
-        options=tuple(_write_option(option, record) for option in decision.alternatives),
+        options=tuple(_write_option(option, record) for option in best_first),
     )
 
 

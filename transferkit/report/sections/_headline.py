@@ -38,7 +38,7 @@ class Headline:
 
 
 def write_headline(record: RunRecord) -> Headline:
-    """The headline: test accuracy, else validation, else leave-one-out."""
+    """The headline: test accuracy, else validation, else the probe's."""
     evidence, decision = record.evidence, record.decision
     found = _headline_accuracy(record)
     images = sum(evidence.data.size(split) for split in evidence.data.counts)
@@ -77,18 +77,25 @@ def write_headline(record: RunRecord) -> Headline:
 
 
 def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str] | None:
-    """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else leave-one-out."""
+    """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else the probe's."""
     for split, caveat in (
         ("test", "Measured once, at the end; nothing was chosen on these images."),
         ("val", "There is no test split. Choices were made on these images: expect a little less on new ones."),
     ):
         scores = record.metrics.get(split)
         if scores is not None:
+            if record.is_disappointing(split) and record.decision.expected is not None:
+                expected = record.decision.expected
+                caveat += (
+                    f" From the training images {format_range(expected.low, expected.high)} was expected: these differ."
+                )
             subject = f"of {plural(scores.images, f'{name_split(split)} image')} recognised"
             return scores.accuracy, scores.low, scores.high, subject, caveat
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
     if probe is None:
         return None
-    subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised, each left out in turn"
-    caveat = "There is no held-out split: this is the leave-one-out accuracy of a linear classifier."
+    subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised while held back"
+    caveat = (
+        "There is no held-out split: this is what a linear classifier names right of the images held back from its fit."
+    )
     return probe.accuracy, probe.low, probe.high, subject, caveat
