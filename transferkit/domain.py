@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.features import FeatureTable
+from transferkit.intervals import TWO_SIDED
 from transferkit.measure import (
     ChannelMoments,
     Nearness,
@@ -27,15 +28,12 @@ from transferkit.measure import (
     proxy_a_distance,
 )
 from transferkit.nn import Backbone
-from transferkit.types import TOP, SimilarityDetail, StageDistance
+from transferkit.types import TOP, SimilarityDetail
 
 __all__ = ["SAMPLE", "Side", "choose_sample", "load_scale", "measure_similarity"]
 
 SAMPLE = 512
 """Images that a similarity is measured on at most: its standard error is then about 0.01, and more would only cost."""
-
-TWO_SIDED = 1.96
-"""Standard errors on each side of a 95 % interval."""
 
 RANDOM_WEIGHTS = "The backbone's weights are random: there is nothing that the images could be near to."
 NO_MEMORY = (
@@ -139,17 +137,7 @@ def _detail(found: Nearness, target: Side, *, origin: str, note: str) -> Similar
         origin=origin,
         note=note,
         images=len(target.labels),
-        stages=tuple(
-            StageDistance(
-                stage=stage.stage,
-                distance=stage.distance,
-                error=stage.error,
-                w2=stage.w2,
-                kl=stage.kl,
-                channels=stage.channels,
-            )
-            for stage in found.stages
-        ),
+        stages=found.stages,
     )
 
 

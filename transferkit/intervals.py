@@ -7,7 +7,10 @@ from statistics import NormalDist
 
 from transferkit.errors import OptionError
 
-__all__ = ["wilson_interval"]
+__all__ = ["TWO_SIDED", "wilson_interval"]
+
+TWO_SIDED = 1.96
+"""Standard errors on each side of a 95 % interval of something normal."""
 
 
 def wilson_interval(successes: float, trials: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -19,13 +19,13 @@ from torch import nn
 from transferkit import zoo
 from transferkit.data import Data
 from transferkit.errors import BackboneError, MissingDependencyError, OptionError, TransferkitError, list_problems
-from transferkit.features import FeatureTable, FrozenPass, frozen_pass
+from transferkit.features import FeatureTable
 from transferkit.look import Options, open_backbone, open_images
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
 from transferkit.progress import announce
 from transferkit.repro import seed_everything
-from transferkit.survey import probe_stages, timed
+from transferkit.survey import probe_stages, read_features, timed
 from transferkit.types import (
     JOINED,
     TOP,
@@ -244,7 +244,17 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
     train = data.indices("train")
     labels = data.labels[train]
     with timed(seconds, "frozen pass"):
-        done = _run(backbone, data, train, options)
+        # Over the training images alone: no other image has a say in the ranking.
+        done = read_features(
+            backbone,
+            data,
+            bank=options.bank,
+            pooling=options.pooling,
+            device=options.device,
+            batch_size=options.batch_size,
+            among=train,
+            progress=options.progress,
+        )
     with timed(seconds, "probe"):
         probes, paths = probe_stages(
             done.table,
@@ -265,26 +275,6 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
         images_per_second=done.computed / seconds["frozen pass"] if done.computed else None,
         gigaflops=_gigaflops(backbone),
         seconds=seconds,
-    )
-
-
-def _run(backbone: Backbone, data: Data, train: Labels, options: Options) -> FrozenPass:
-    """The frozen pass over the training images alone: no other image has a say in the ranking."""
-    preprocessing = backbone.spec.preprocessing
-
-    def read(index: int) -> npt.NDArray[Any]:
-        return data.pixels(int(train[index]), preprocessing)
-
-    return frozen_pass(
-        backbone,
-        read,
-        data.content_ids[train],
-        bank=options.bank,
-        pooling=options.pooling,
-        device=options.device,
-        batch_size=options.batch_size,
-        workers=None if data.thread_safe else 1,
-        progress=options.progress,
     )
 
 

@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["Belief", "GainModel", "Situation", "load_gain_model", "update"]
+from transferkit.intervals import TWO_SIDED
 
-TWO_SIDED = 1.96
-"""Standard errors on each side of a 95 % interval."""
+__all__ = ["Belief", "GainModel", "Situation", "load_gain_model", "update"]
 
 REACH = 0.1
 """Spreads that a strategy may lie behind the joined probe, besides its error, to count as within its reach."""

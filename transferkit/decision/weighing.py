@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transferkit.decision.gains import TWO_SIDED, Belief, GainModel, Situation, load_gain_model
+from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model
+from transferkit.intervals import TWO_SIDED
 from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
 
 __all__ = ["weigh"]

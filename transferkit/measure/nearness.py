@@ -22,8 +22,9 @@ from transferkit.measure.similarity import (
     kl_by_channel,
     w2_by_channel,
 )
+from transferkit.types import StageDistance
 
-__all__ = ["Nearness", "Scale", "StageNearness", "fit_scale", "measure_nearness"]
+__all__ = ["Nearness", "Scale", "fit_scale", "measure_nearness"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -33,27 +34,6 @@ GROUPS = 25
 
 QUARTER_ODDS = math.log(3)
 """Logit of 0.75: where a scale puts its near anchor, and 0.25 its far one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageNearness:
-    """One stage's distance from the source, free of the bias of few images.
-
-    Args:
-        stage: Its name.
-        distance: Mean squared Hellinger distance per channel; 0 is alike, 1 apart. Below 0 by chance.
-        error: Standard error of it.
-        w2: Median over channels of the squared 2-Wasserstein distance, in units of the source's variance.
-        kl: Median over channels of the Kullback-Leibler divergence, nats.
-        channels: Channels compared.
-    """
-
-    stage: str
-    distance: float
-    error: float
-    w2: float
-    kl: float
-    channels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +48,7 @@ class Nearness:
 
     distance: float
     error: float
-    stages: tuple[StageNearness, ...]
+    stages: tuple[StageDistance, ...]
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,7 @@ def measure_nearness(source: Mapping[str, ChannelMoments | Array], target: Mappi
     alive = _channels_alive(sides[0].moments(), target)
     value, error = _jackknife(sides, alive)
     stages = tuple(
-        StageNearness(
+        StageDistance(
             stage=stage,
             distance=float(value[row, 0]),
             error=float(error[row, 0]),

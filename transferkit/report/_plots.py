@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.intervals import TWO_SIDED
 from transferkit.report._answers import ReliabilityBin
 from transferkit.report._words import format_count, format_percent, format_range, plural, shorten
 from transferkit.types import JOINED, CurvePoint
@@ -325,8 +326,8 @@ def draw_curves(points: Sequence[CurvePoint], *, across: float = 430.0, down: fl
             CurveDot(
                 x=place(point.images),
                 y=lower(point.accuracy),
-                low=lower(point.accuracy - 1.96 * point.error),
-                high=lower(point.accuracy + 1.96 * point.error),
+                low=lower(point.accuracy - TWO_SIDED * point.error),
+                high=lower(point.accuracy + TWO_SIDED * point.error),
                 title=f"{stage}, {plural(point.images, 'image')}: {format_percent(point.accuracy)}",
             )
             for point in sorted(found, key=lambda point: point.images)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.intervals import TWO_SIDED
 from transferkit.report._plots import Scale, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, plural
 from transferkit.types import SimilarityDetail, StageDistance
 
 __all__ = ["Similarity", "write_similarity"]
-
-TWO_SIDED = 1.96
-"""Standard errors on each side of a 95 % interval."""
 
 OTHERS = {
     "frechet_distance": "Fréchet distance (falls as images are added)",
