@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "transferkit"
 
-BASE = frozenset({"types", "errors", "registry", "repro", "progress", "serialise", "intervals"})
+BASE = frozenset(
+    {"types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"}
+)
 """Seen by everyone, and seeing only each other."""
 
 LAYERS: dict[str, frozenset[str]] = {
@@ -34,6 +36,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
 }
 LAYERS["pilots"] = frozenset({"measure", "features", "strategies", "train"})
+LAYERS["fitting"] = frozenset({"data", "nn", "features", "decision", "strategies", "train", "survey", "look"})
 LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
 LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})
 LAYERS["api"] = frozenset(LAYERS)
@@ -46,6 +49,7 @@ HOMES = {
     "timm": {"zoo"},
     "torchvision.models": {"zoo"},
     "optuna": {"tune"},
+    "peft": {"train"},
 }
 """Library -> the parts that may know of it."""
 

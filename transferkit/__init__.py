@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transferkit.api import adapt, analyze, decide, load
+    from transferkit.data.module import TransferDataModule
     from transferkit.errors import TransferkitError
     from transferkit.look import load_backbone
     from transferkit.ranking import rank
@@ -26,6 +27,7 @@ __all__ = [
     "Preprocessing",
     "Ranking",
     "Result",
+    "TransferDataModule",
     "TransferkitError",
     "adapt",
     "analyze",
@@ -42,6 +44,7 @@ _HOMES = {
     "Preprocessing": "types",
     "Ranking": "types",
     "Result": "result",
+    "TransferDataModule": "data.module",
     "TransferkitError": "errors",
     "adapt": "api",
     "analyze": "api",

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
 from transferkit.data import Data
-from transferkit.decision import MODES, decide
+from transferkit.decision import MODES, decide, starting_rate
 from transferkit.errors import OptionError, RunFolderError, unknown_name
-from transferkit.features import FeatureTable, choose_device
+from transferkit.features import choose_device
+from transferkit.fitting import Fitted, Training, fit_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
-from transferkit.nn import TransferModel
+from transferkit.nn import TransferModel, logits_of
 from transferkit.pilots import search
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import timed
-from transferkit.train import HEADS, fit_closed_form
-from transferkit.types import JOINED, SELECTED, Decision, Evidence, HeldOut, Mistake, Picture, Preprocessing, RunRecord
+from transferkit.train import HEADS, Recipe
+from transferkit.types import (
+    JOINED,
+    SELECTED,
+    TOP,
+    Decision,
+    Evidence,
+    HeldOut,
+    Mistake,
+    Picture,
+    Preprocessing,
+    RunRecord,
+)
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
+
+DEFAULT_STAGE = {"linear_probe": JOINED}
+"""Strategy -> the stage that its head reads unless the person names one; fine-tuned networks are read at the top."""
 
 ADAPT_MODES = (*MODES, "search")
 
@@ -126,6 +143,9 @@ def adapt(
     out: str | Path | None = None,
     seed: int = 0,
     head: str = "auto",
+    train: Recipe | Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    resume: bool = True,
     checkpoint: str | Path | None = None,
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
@@ -148,7 +168,7 @@ def adapt(
 
     Args:
         model, data: As for `analyze`, and so are all arguments not named here.
-        strategy: "auto" decides; a name ("linear_probe") is done without asking.
+        strategy: "auto" decides; a name ("linear_probe", "few_layers", "lp_ft", ...) is done without asking.
         stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them,
             "selected" those of their features that tell the classes apart.
         mode: How "auto" decides: "evidence" (measured), "search" (measured, then short trials of what that leaves open)
@@ -157,6 +177,10 @@ def adapt(
             strategy, for "search" on that of all trials. None sets no limit.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
         head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
+        train: How networks are fine-tuned: a `Recipe`, or some of its values by name, {"epochs": 10}. Its `lr` is that
+            of the backbone's last stage.
+        trainer: Options for Lightning's trainer: {"precision": "bf16-mixed"}.
+        resume: Whether a run that was killed in `out` is taken up where it was; it ends with the same weights.
         command: What to quote in the report as the way to run this again; None composes the Python call.
 
     Returns:
@@ -171,6 +195,7 @@ def adapt(
         True
     """
     _check_options(strategy=strategy, stage=stage, mode=mode, budget=budget, head=head, out=out)
+    recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
     options = Options(
         image_size=image_size,
         batch_size=batch_size,
@@ -196,28 +221,16 @@ def adapt(
     seconds = looked.seconds
     with timed(seconds, "decide"):
         if strategy != "auto":
-            decision = _given(looked, strategy=strategy, stage=stage)
+            decision = _given(looked, strategy=strategy, stage=stage, recipe=recipe, batch_size=batch_size)
         elif mode == "search":
             decision = _searched(looked, options, head=head, budget=budget)
         else:
             decision = _decided(looked, mode=mode, batch_size=batch_size, budget=budget)
-    with timed(seconds, "fit head"):
-        plan = STRATEGIES[decision.strategy](decision, [known.name for known in looked.backbone.stages])
-        fitted = fit_closed_form(
-            plan,
-            looked.backbone,
-            looked.survey.table.take(looked.survey.train),
-            looked.survey.labels,
-            classes=looked.data.summary.classes,
-            pooling=pooling,
-            head=head,
-            class_weight=class_weight,
-            selection=looked.survey.selection,
-            seed=seed,
-        )
-    decision = dataclasses.replace(decision, reasons=(*decision.reasons, fitted.reason))
+    training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
+    fitted = fit_decision(looked, decision, options, head=head, training=training)
+    decision = dataclasses.replace(decision, reasons=(*decision.reasons, *fitted.reasons))
     with timed(seconds, "verify"):
-        held_out = _answers(fitted.model, looked)
+        held_out = _answers(fitted, looked, device)
         metrics = {split: assess(answers) for split, answers in held_out.items()}
     with timed(seconds, "report pictures"):
         shown = held_out.get("test") or held_out.get("val")
@@ -229,6 +242,7 @@ def adapt(
         seconds={**seconds, "total": sum(seconds.values())},
         environment=environment(seed=seed, device=str(choose_device(device))),
         command=command or _call(model, data, image_size=image_size, seed=seed, strategy=strategy, mode=mode),
+        training=fitted.training,
         held_out=shown,
         samples=samples,
         mistakes=mistakes,
@@ -236,6 +250,7 @@ def adapt(
     result = Result(fitted.model, record)
     if out is not None:
         result.save(out)
+        training.clear()
     return result
 
 
@@ -288,39 +303,55 @@ def _searched(looked: Looked, options: Options, *, head: str, budget: float | No
     )
 
 
-def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decision:
-    named = JOINED if stage is None else stage
+def _given(
+    looked: Looked, *, strategy: str, stage: str | int | None, recipe: Recipe, batch_size: int | None
+) -> Decision:
+    named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
     chosen = str(named) if named in (JOINED, SELECTED) else looked.backbone.find_stages(named)[0]
+    asked = f"{strategy} on {chosen} was asked for; nothing was decided."
+    lr = scale = 0.0
+    reasons: tuple[str, ...] = (asked,)
+    if strategy != "linear_probe":
+        size = recipe.fitted(looked.data.summary.train_images, batch_size=batch_size).batch_size or 1
+        start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size)
+        lr, scale, reasons = start.lr, start.scale, (asked, start.why)
+        if isinstance(recipe.lr, (int, float)):
+            lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
+            reasons = (asked, f"The learning rate of the last stage, {lr:.2g}, was asked for.")
     return Decision(
-        strategy=strategy,
-        stage=chosen,
-        lr=0.0,
-        lr_scale=0.0,
-        norm="frozen",
-        mode="given",
-        reasons=(f"{strategy} on {chosen} was asked for; nothing was decided.",),
+        strategy=strategy, stage=chosen, lr=lr, lr_scale=scale, norm="frozen", mode="given", reasons=reasons
     )
 
 
-def _answers(model: TransferModel, looked: Looked) -> dict[str, HeldOut]:
-    """Split name -> the model's probabilities there, from the features at hand."""
-    weight = model.classifier.weight.detach().numpy()
-    bias = model.classifier.bias.detach().numpy()
+def _answers(fitted: Fitted, looked: Looked, device: str) -> dict[str, HeldOut]:
+    """Split name -> the model's probabilities there."""
     answers = {}
     for split in ("val", "test"):
         indices = looked.data.indices(split)
         if not len(indices):
             continue
-        table: FeatureTable = looked.survey.table.take(indices)
-        _, columns = table.select(model.stages)
-        scores = np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
         answers[split] = HeldOut(
             split=split,
             labels=looked.data.labels[indices],
-            probabilities=softmax(scores, axis=1),
+            probabilities=softmax(_scores(fitted, looked, indices, device), axis=1),
             items=tuple(looked.data.items[index] for index in indices),
         )
     return answers
+
+
+def _scores(fitted: Fitted, looked: Looked, indices: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.float32]:
+    """(N, K) logits: from the features at hand where the backbone is as it was, else by running the model."""
+    model = fitted.model
+    if isinstance(model, TransferModel) and fitted.is_probe:
+        weight, bias = (tensor.detach().numpy() for tensor in (model.linear.weight, model.linear.bias))
+        table = looked.survey.table.take(indices)
+        _, columns = table.select(model.stages)
+        return np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
+    preprocessing = model.preprocessing
+    pictures = (looked.data.pixels(int(index), preprocessing) for index in indices)
+    scores = logits_of(model, pictures, device=choose_device(device)).numpy()
+    model.to("cpu")
+    return scores
 
 
 def _samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:

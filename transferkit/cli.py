@@ -60,7 +60,12 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   data.test=0.2         share held back for the test, where the data has no test split
   data.strict=true      an unusable image is an error instead of being set aside
   image_size=N          side in pixels; smaller is faster
-  strategy=auto         or linear_probe, with stage=NAME (joined: all of them; selected: their useful features)
+  strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
+                        surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
+                        stages; selected: their useful features)
+  train.epochs=N        and train.lr=, train.optimizer=, train.augment=, ...: how networks are fine-tuned
+  trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp: options for Lightning's trainer
+  resume=true           the same command with the same out=DIR takes a killed run up; false starts afresh
   mode=evidence         or search: short trials of what the evidence leaves open; or rule: the textbook's matrix on
                         the number of images and their similarity to the source
   budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials together
@@ -239,7 +244,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 NUMBERS = ("similarity", "cache_limit", "budget", "data.val", "data.test")
-WHOLE_NUMBERS = ("image_size", "batch_size", "seed")
+WHOLE_NUMBERS = ("image_size", "batch_size", "seed", "train.epochs", "train.batch_size", "train.folds", "train.views")
 
 
 def _check_numbers(composed: DictConfig) -> None:
@@ -262,7 +267,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
     defaults = OmegaConf.to_container(compose("config"), resolve=False)
     assert isinstance(defaults, dict)
-    known = [*map(str, defaults), *(f"data.{key}" for key in _data_keys())]
+    inside = [f"{group}.{key}" for group in ("train", "trainer") for key in defaults[group]]
+    known = [*map(str, defaults), *inside, *(f"data.{key}" for key in _data_keys())]
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals:
@@ -363,12 +369,24 @@ def _adapt(settings: DictConfig) -> None:
         mode=settings.mode,
         budget=settings.budget,
         head=settings.head,
+        train=_named_values(settings.train),
+        trainer=_named_values(settings.trainer),
+        resume=settings.resume,
         out=out,
         command=_command("adapt"),
     )
     for line in _summary(result, out):
         print(line)
         log.info(line)
+
+
+def _named_values(group: DictConfig) -> dict[str, Any]:
+    """The settings of a group that are not left open."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(group, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if value is not None}
 
 
 def _nearness(evidence: Evidence) -> list[str]:

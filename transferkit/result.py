@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from transferkit.data import predictable_images, to_pixels
 from transferkit.errors import OptionError, RunFolderError, TransferkitError, unknown_name
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
-from transferkit.nn import Backbone, TransferModel
+from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.report import render
 from transferkit.serialise import from_json, to_json
-from transferkit.types import Decision, Evidence, Metrics, RunRecord
+from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
 
 __all__ = ["Predictions", "Result", "load"]
 
@@ -34,10 +34,6 @@ SCHEMA = 1
 
 PICTURES = frozenset({"held_out", "samples", "mistakes"})
 """Fields of a record that live in the report only."""
-
-PREDICT_BATCH = 32
-"""Fixed, because another batch size can change the last bit of a convolution: predictions are bit-equal after a
-round trip through a run folder."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Result:
         html: The report, if it was written already (a loaded run keeps the one made with its pictures).
     """
 
-    def __init__(self, model: TransferModel, record: RunRecord, *, html: str | None = None) -> None:
+    def __init__(self, model: Classifier, record: RunRecord, *, html: str | None = None) -> None:
         self.model = model
         self.record = record
         self._html = html
@@ -141,29 +137,15 @@ class Result:
         Raises:
             DataError: If something is not an image.
         """
-        chosen = choose_device(device)
-        # The same memory layout however the model came to be: another one can change the last bit.
-        model = self.model.eval().to(chosen).to(memory_format=torch.channels_last)
         items: list[str] = []
-        rows: list[npt.NDArray[np.float32]] = []
-        batch: list[npt.NDArray[np.uint8]] = []
 
-        def flush() -> None:
-            pixels = torch.from_numpy(np.stack(batch)).to(chosen)
-            images = model.normalise(pixels).contiguous(memory_format=torch.channels_last)
-            with torch.no_grad():
-                rows.append(torch.softmax(model(images), dim=1).cpu().numpy())
-            batch.clear()
+        def pictures() -> Iterator[npt.NDArray[np.uint8]]:
+            for item, image in predictable_images(images):
+                items.append(item)
+                yield to_pixels(image, self.model.preprocessing)
 
-        for item, image in predictable_images(images):
-            items.append(item)
-            batch.append(to_pixels(image, self.model.preprocessing))
-            if len(batch) == PREDICT_BATCH:
-                flush()
-        if batch:
-            flush()
-        probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)), dtype=np.float32)
-        return Predictions(tuple(items), self.classes, probabilities)
+        logits = logits_of(self.model, pictures(), device=choose_device(device))
+        return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy())
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
@@ -212,7 +194,7 @@ class Result:
         return EXPORTS[format](self.model.to("cpu"), path)
 
 
-EXPORTS: dict[str, Callable[[TransferModel, str | Path], Path]] = {"onnx": export_onnx}
+EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_onnx}
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
@@ -230,11 +212,10 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 def _described(result: Result) -> dict[str, Any]:
     model = result.model
-    return {
-        "schema": SCHEMA,
-        **to_json(result.record, leave_out=PICTURES),
-        "model": {"stages": list(model.stages), "pooling": model.pooling, "classes": list(model.classes)},
-    }
+    members = model.parts if isinstance(model, Blend) else (model,)
+    heads = [{"stages": list(member.stages), "pooling": member.pooling} for member in members]
+    described = {"classes": list(model.classes), **(heads[0] if len(heads) == 1 else {"members": heads})}
+    return {"schema": SCHEMA, **to_json(result.record, leave_out=PICTURES), "model": described}
 
 
 def _architecture(evidence: Evidence, module: nn.Module | None) -> nn.Module:
@@ -276,6 +257,7 @@ def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
         seconds=plain["seconds"],
         environment=plain["environment"],
         command=plain["command"],
+        training=_read_training(plain),
     )
     try:
         weights = load_file(folder / "model.safetensors")
@@ -291,14 +273,23 @@ def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
     return Result(model.eval(), record, html=html)
 
 
-def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> TransferModel:
-    spec = evidence.backbone
+def _read_training(plain: Mapping[str, Any]) -> TrainingRecord | None:
+    """None for a closed form, and for a run from before there was anything else."""
+    found = plain.get("training")
+    return None if found is None else from_json(TrainingRecord, found)
+
+
+def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:
+    """One network, or the members of a blend, without their weights."""
     network = _architecture(evidence, module)
-    backbone = Backbone(network, spec)
-    backbone.spec = spec
-    return TransferModel(
-        backbone, stages=described["stages"], pooling=described["pooling"], classes=described["classes"]
-    )
+    members = []
+    for head in described.get("members", [described]):
+        backbone = Backbone(network, evidence.backbone)
+        backbone.spec = evidence.backbone
+        members.append(
+            TransferModel(backbone, stages=head["stages"], pooling=head["pooling"], classes=described["classes"])
+        )
+    return members[0] if len(members) == 1 else Blend(members)
 
 
 def _read_result(folder: Path) -> dict[str, Any]:

@@ -24,9 +24,12 @@ __all__ = [
     "TOP",
     "Alternative",
     "BackboneSpec",
+    "Candidate",
+    "Claim",
     "CurvePoint",
     "DataSummary",
     "Decision",
+    "Epoch",
     "Evidence",
     "Finding",
     "HeldOut",
@@ -43,6 +46,7 @@ __all__ = [
     "SimilarityDetail",
     "StageDistance",
     "StageSpec",
+    "TrainingRecord",
 ]
 
 TOP = "top"
@@ -147,6 +151,10 @@ class BackboneSpec:
         stages: Stem -> head; filled in when the module has been traced.
         weights_id: Hex digest of the weights' content; filled in with the stages.
         parameters: Count of parameters of the trunk, head excluded.
+        original_lr: Learning rate that the weights were trained at; None if not known.
+        original_batch: Batch size that goes with it.
+        original_optimizer: "sgd", "rmsprop", "adamw", "lamb", ...; "" if not known.
+        original_by: Who says so.
         published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
         published_by: Who says so.
     """
@@ -164,6 +172,10 @@ class BackboneSpec:
     stages: tuple[StageSpec, ...] = ()
     weights_id: str = ""
     parameters: int = 0
+    original_lr: float | None = None
+    original_batch: int = 0
+    original_optimizer: str = ""
+    original_by: str = ""
     published_accuracy: float | None = None
     published_by: str = ""
 
@@ -432,6 +444,7 @@ class Decision:
         reasons: Sentences with the numbers in them.
         expected: What to expect of it; None where nothing was measured or it was asked for.
         alternatives: What else could be done, best first.
+        tuned: Stages to train, for the strategies that train some; empty: the strategy's own choice.
     """
 
     strategy: str
@@ -443,12 +456,106 @@ class Decision:
     reasons: tuple[str, ...]
     expected: Alternative | None = None
     alternatives: tuple[Alternative, ...] = ()
+    tuned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("lr", "lr_scale"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
         _require(bool(self.reasons), "Decision.reasons must name at least one reason.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What one rule of a freeze plan takes hold of, in one stage and phase.
+
+    Args:
+        phase: Name of the phase.
+        rule: The rule, as it is written for people.
+        stage: A stage name, or "head".
+        tensors: Parameter tensors.
+        parameters: Numbers in them.
+        lr: Their learning rate; 0 where they are frozen.
+        decayed: Numbers among them that weight decay acts on (not those of norms and biases).
+        statistics: What becomes of the stage's running statistics: "fixed", "updated", or "none" to speak of.
+    """
+
+    phase: str
+    rule: str
+    stage: str
+    tensors: int
+    parameters: int
+    lr: float
+    decayed: int
+    statistics: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch of training measured.
+
+    Args:
+        number: From 0.
+        phase: Name of the phase.
+        train_loss: Mean over the epoch's steps, with augmentation and all that is added to the loss.
+        lr: Highest learning rate at its end.
+        seconds: It took, validation included.
+        val_loss, val_accuracy: On the held-back images; None without any.
+    """
+
+    number: int
+    phase: str
+    train_loss: float
+    lr: float
+    seconds: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One of the models that could be returned after training, judged on held-back images.
+
+    Args:
+        name: "probe", "fine-tuned" or "average".
+        weight: Of the fine-tuned network's logits in it, in [0, 1].
+        accuracy: On the held-back images, in [0, 1].
+        log_loss: On them, nats.
+    """
+
+    name: str
+    weight: float
+    accuracy: float
+    log_loss: float
+
+    def __post_init__(self) -> None:
+        _share("Candidate", "weight", self.weight)
+        _share("Candidate", "accuracy", self.accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """How a network was fine-tuned, and what was kept of it.
+
+    Args:
+        claims: What the freeze plan took hold of, phase by phase, stem -> head.
+        epochs: Of the run that was validated.
+        best_epoch: Number of the epoch whose weights did best on the held-back images.
+        held_back: Images that training did not see while the number of epochs and the blend were chosen.
+        how: A sentence: which images those are, and whether the network was fitted to them afterwards.
+        candidates: Probe, fine-tuned network and averages of the two.
+        kept: The one that is returned.
+        notes: Sentences: what was cached, what fell back, what was halved.
+    """
+
+    claims: tuple[Claim, ...]
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    held_back: int
+    how: str
+    candidates: tuple[Candidate, ...]
+    kept: Candidate
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -541,6 +648,7 @@ class RunRecord:
         seconds: Phase -> wall-clock seconds; "total" is the sum a person waited.
         environment: Versions, machine, seed: what it takes to run it again.
         command: The command line or call that reproduces the run.
+        training: How the network was fine-tuned; None where nothing but a head was fitted.
         held_out: The answers behind the pictures below; the test split if there is one, else validation.
         samples: Class name -> a few training pictures.
         mistakes: Worst first.
@@ -552,6 +660,7 @@ class RunRecord:
     seconds: Mapping[str, float]
     environment: Mapping[str, Any]
     command: str
+    training: TrainingRecord | None = None
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()

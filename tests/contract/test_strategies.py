@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from itertools import pairwise
+
 import pytest
 
 from transferkit.errors import OptionError
-from transferkit.strategies import STRATEGIES, Plan
+from transferkit.strategies import HEAD, STRATEGIES, Phase, Plan, Rule
+from transferkit.strategies.plan import KINDS
 from transferkit.types import Decision
 
 STAGES = ("stem", "middle", "top")
+DEEP = ("bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6", "top")
+BLOCKS = (*(f"blocks.{number}" for number in range(12)), "top")
+ODD = ("a[1]", "a1", "b*", "bc", "top")
+"""Stage names that are patterns if taken at their word."""
+
+WEIGHT = "weight"
+"""A kind of parameter that no rule can be about but under "any"."""
+
+STAGED = ("few_layers", "many_layers", "surgical")
+"""Strategies that leave a prefix of the network frozen from the first epoch to the last."""
 
 
-def decision(strategy: str, stage: str) -> Decision:
-    return Decision(
+def decision(strategy: str, stage: str, **changes: object) -> Decision:
+    asked = Decision(
         strategy=strategy, stage=stage, lr=1e-3, lr_scale=0.1, norm="keep", mode="given", reasons=("asked for",)
     )
+    return dataclasses.replace(asked, **changes)
+
+
+def make_plan(name: str, stage: str, stages: Sequence[str] = STAGES, **changes: object) -> Plan:
+    return STRATEGIES[name](decision(name, stage, **changes), stages)
+
+
+def claims(phase: Phase, stages: Sequence[str], *, adapters: bool) -> dict[tuple[str, str], Rule | None]:
+    """(stage, kind) -> the first rule that fits, for a backbone that has all kinds of parameters in every stage."""
+    kinds = [WEIGHT, *(kind for kind in KINDS if kind not in ("any", "adapter")), *(["adapter"] if adapters else [])]
+    places = [(stage, kind) for stage in stages for kind in kinds] + [(HEAD, WEIGHT), (HEAD, "bias")]
+    return {
+        (stage, kind): next(
+            (rule for rule in phase.rules if fnmatchcase(stage, rule.stage) and rule.kind in ("any", kind)), None
+        )
+        for stage, kind in places
+    }
+
+
+def rates(phase: Phase, stages: Sequence[str], *, adapters: bool) -> dict[str, float]:
+    """Stage -> the highest rate in it."""
+    highest: dict[str, float] = dict.fromkeys([*stages, HEAD], 0.0)
+    for (stage, _), rule in claims(phase, stages, adapters=adapters).items():
+        assert rule is not None
+        highest[stage] = max(highest[stage], rule.lr)
+    return highest
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "joined", "selected"])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_plan_reads_stages_of_the_backbone_in_their_order(name, stage):
-    plan = STRATEGIES[name](decision(name, stage), STAGES)
+    plan = make_plan(name, stage)
     assert isinstance(plan, Plan)
     assert plan.strategy == name
     positions = [STAGES.index(read) for read in plan.stages]
@@ -30,6 +73,70 @@ def test_plan_reads_stages_of_the_backbone_in_their_order(name, stage):
         assert plan.stages == STAGES
     else:
         assert stage in plan.stages
+
+
+@pytest.mark.parametrize("stage", ["top", "joined", "selected"])
+@pytest.mark.parametrize("stages", [("top",), ("stem", "top"), STAGES, DEEP, BLOCKS, ODD], ids=len)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_parameter_is_claimed_and_every_rule_claims_something(name, stages, stage):
+    plan = make_plan(name, stage, stages)
+    for phase in plan.phases:
+        claimed = claims(phase, stages, adapters=plan.adapters is not None)
+        assert None not in claimed.values()
+        assert {id(rule) for rule in claimed.values()} == {id(rule) for rule in phase.rules}
+
+
+@pytest.mark.parametrize("read", ["joined", *DEEP])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_rates_fall_from_the_head_to_the_stem_and_nothing_learns_beyond_what_is_read(name, read):
+    plan = make_plan(name, read, DEEP)
+    last = DEEP.index(plan.stages[-1])
+    for phase in plan.phases:
+        found = rates(phase, DEEP, adapters=plan.adapters is not None)
+        assert found[HEAD] > 0
+        assert all(found[stage] == 0 for stage in DEEP[last + 1 :])
+        learning = [found[stage] for stage in DEEP if found[stage] > 0]
+        assert all(earlier <= later for earlier, later in pairwise([*learning, found[HEAD]]))
+        assert all(math.isfinite(rate) for rate in found.values())
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_rates_are_in_proportion_to_that_of_the_decision(name):
+    one, two = make_plan(name, "joined", DEEP), make_plan(name, "joined", DEEP, lr=2e-3)
+    for slow, fast in zip(one.phases, two.phases, strict=True):
+        assert [2 * rule.lr for rule in slow.rules] == pytest.approx([rule.lr for rule in fast.rules])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_shares_of_the_phases_sum_to_one_and_their_names_differ(name):
+    plan = make_plan(name, "top", DEEP)
+    assert sum(phase.share for phase in plan.phases) == pytest.approx(1)
+    assert len({phase.name for phase in plan.phases}) == len(plan.phases)
+
+
+@pytest.mark.parametrize("stage", ["joined", "top", "blocks.3"])
+@pytest.mark.parametrize("name", STAGED)
+def test_a_prefix_stays_frozen_throughout_and_can_be_cached(name, stage):
+    plan = make_plan(name, stage, DEEP)
+    found = [rates(phase, DEEP, adapters=False) for phase in plan.phases]
+    learning = [stage for stage in DEEP if any(of_phase[stage] > 0 for of_phase in found)]
+    first, last = DEEP.index(learning[0]), DEEP.index(learning[-1])
+    assert first >= 1
+    assert learning == list(DEEP[first : last + 1])
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"linear_probe"}))
+def test_learning_by_gradient_needs_a_rate(name):
+    with pytest.raises(OptionError, match=rf"'{name}' learns by gradient and needs lr > 0, got 0.0"):
+        make_plan(name, "top", lr=0.0)
+
+
+@pytest.mark.parametrize("norm", ["keep", "frozen"])
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"linear_probe"}))
+def test_the_decision_says_what_becomes_of_normalisation(name, norm):
+    assert make_plan(name, "top", norm=norm).norm == norm
+    with pytest.raises(OptionError, match="Unknown treatment of normalisation 'kept'. Closest known: keep."):
+        make_plan(name, "top", norm="kept")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

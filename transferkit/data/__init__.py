@@ -1,15 +1,29 @@
-"""Labelled images from any source: audited, split, decoded and cut to what a checkpoint wants."""
+"""Labelled images from any source: audited, split, decoded, cut to what a checkpoint wants, batched for training."""
 
+from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS, decode
 from transferkit.data.geometry import to_pixels
+from transferkit.data.loading import EpochSampler, Pictures, make_loader
+from transferkit.data.mirroring import choose_flip, flip_is_safe
+from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
+from transferkit.data.pixels import PixelStore
 from transferkit.data.predictable import predictable_images
 from transferkit.data.splits import stratified_split
 
 __all__ = [
     "MAX_PIXELS",
+    "Augmentation",
     "Data",
+    "EpochSampler",
+    "Mixing",
+    "Pictures",
+    "PixelStore",
+    "choose_flip",
+    "choose_preset",
     "decode",
+    "flip_is_safe",
+    "make_loader",
     "open_data",
     "predictable_images",
     "stratified_split",

@@ -18,7 +18,7 @@ from transferkit.data.folders import LAYOUTS, take_folder
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
-from transferkit.data.splits import check_shares
+from transferkit.data.splits import check_shares, merged_groups
 from transferkit.errors import DataError, OptionError
 from transferkit.types import DataSummary, Picture, Preprocessing
 
@@ -41,6 +41,7 @@ class Data:
         labels: (N,) int64 in [0, K).
         splits: (N,) of "train", "val", "test".
         content_ids: (N,) dtype "S32", hex digests of the images' contents.
+        groups: (N,) int64; images of equal value must not be parted: equal content, or one group of the person's.
         normalised: Whether `pixels` returns float32 tensors that are normalised already.
         thread_safe: Whether images may be read from several threads at once.
     """
@@ -54,6 +55,9 @@ class Data:
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
         )
+        same_image = np.unique(self.content_ids, return_inverse=True)[1].astype(np.int64)
+        known = [] if inventory.groups is None else [inventory.groups[rows]]
+        self.groups: npt.NDArray[np.int64] = merged_groups(same_image, *known)
         self.normalised = normalised
         self.thread_safe = inventory.reader.thread_safe
         self._reader: Reader = inventory.reader
@@ -126,7 +130,8 @@ def open_data(
     Args:
         data: A folder (`ROOT/{train,val,test}/<class>/*` or `ROOT/<class>/*`); a CSV, TSV or Parquet manifest with
             columns path, label and maybe split and group; a map-style dataset of (image, label), or a mapping from
-            split name to such datasets; a LightningDataModule; or "builtin/digits".
+            split name to such datasets; a LightningDataModule; or "builtin/digits". What is opened already, also
+            inside a `TransferDataModule`, stays as it is, and the other arguments are not looked at.
         root: Folder that a manifest's relative paths start from; None: the manifest's own.
         columns: "path", "label", "split", "group" -> what the manifest calls it, where it differs.
         seed: Draws the splits.
@@ -153,6 +158,9 @@ def open_data(
         (8, 8)
     """
     check_shares(val=val, test=test)
+    opened = getattr(data, "data", data)
+    if isinstance(opened, Data):  # a TransferDataModule has opened its images already
+        return opened
     inventory = _take(
         data, root=root, columns=columns, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress
     )

@@ -8,8 +8,9 @@ these images and from what earlier tasks taught, and says what the rule would ha
 from __future__ import annotations
 
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
+from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import DEFAULT_BATCH, rule
-from transferkit.decision.weighing import weigh
+from transferkit.decision.weighing import best_probe, weigh
 from transferkit.errors import OptionError, unknown_name
 from transferkit.types import Decision, Evidence
 
@@ -18,9 +19,12 @@ __all__ = [
     "Belief",
     "GainModel",
     "Situation",
+    "StartingRate",
+    "best_probe",
     "decide",
     "load_gain_model",
     "rule",
+    "starting_rate",
     "update",
     "weigh",
 ]

@@ -13,7 +13,7 @@ from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_m
 from transferkit.intervals import TWO_SIDED
 from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
 
-__all__ = ["weigh"]
+__all__ = ["best_probe", "weigh"]
 
 TIE = 0.001
 """A tenth of a point is worth no waiting: it is one image in a thousand."""
@@ -79,6 +79,11 @@ def weigh(
         expected=chosen.alternative(),
         alternatives=tuple(option.alternative() for option in others),
     )
+
+
+def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
+    """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
+    return _options(evidence, load_gain_model() if knowledge is None else knowledge)[0].score.stage
 
 
 def _options(evidence: Evidence, knowledge: GainModel) -> list[_Option]:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from transferkit.errors import MissingDependencyError
-from transferkit.nn import TransferModel
+from transferkit.nn import Classifier
 
 __all__ = ["export_onnx"]
 
 
 class _PixelsToProbabilities(nn.Module):
-    def __init__(self, model: TransferModel) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 
@@ -25,7 +25,7 @@ class _PixelsToProbabilities(nn.Module):
         return torch.softmax(self.model(self.model.normalise(pixels)), dim=1)
 
 
-def export_onnx(model: TransferModel, path: str | Path) -> Path:
+def export_onnx(model: Classifier, path: str | Path) -> Path:
     """Write the model as ONNX.
 
     Args:

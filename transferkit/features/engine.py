@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -24,13 +24,24 @@ import torch
 from torch import nn
 
 from transferkit.errors import BackboneError, OptionError
-from transferkit.features.bank import FeatureBank, FeatureTable, Shelf
+from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating
 from transferkit.progress import track
 
-__all__ = ["FrozenPass", "Shelves", "choose_device", "frozen_pass", "open_shelves"]
+__all__ = [
+    "Compute",
+    "FrozenPass",
+    "Need",
+    "Shelves",
+    "label_of",
+    "choose_device",
+    "fill_shelves",
+    "frozen_pass",
+    "open_shelves",
+    "origin_of",
+]
 
 ENGINE_VERSION = 1
 """Raised whenever the same image and weights would give other features than before."""
@@ -43,6 +54,9 @@ DEVICE_PIXELS = 256 * 224 * 224
 """Pixels per batch on an accelerator; halved when memory runs out."""
 
 Read = Callable[[int], npt.NDArray[Any]]
+
+Compute = Callable[[torch.Tensor, frozenset[str]], Mapping[str, Mapping[str, torch.Tensor]]]
+"""(normalised images, kinds of rows wanted) -> kind -> block name -> (n, D), as the kind's shelf has them."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -73,24 +87,33 @@ class Shelves(NamedTuple):
     moments: Shelf | None
 
 
-def open_shelves(bank: FeatureBank, backbone: Backbone, *, pooling: str, moments: bool = False) -> Shelves:
-    """Where the rows of this backbone are kept: named by what makes them, not by what the backbone is called."""
+def origin_of(backbone: Backbone, part: nn.Module) -> dict[str, object]:
+    """What fixes the rows that a part of this backbone gives, but for the image: not what the backbone is called."""
     preprocessing = asdict(backbone.spec.preprocessing)
     preprocessing.pop("origin")
-    origin = {
+    return {
         "architecture": backbone.spec.architecture,
-        "layers": _layers_digest(backbone.trunk),
-        "weights": weights_digest(backbone.trunk),
+        "layers": _layers_digest(part),
+        "weights": weights_digest(part),
         "preprocessing": preprocessing,
         "engine": ENGINE_VERSION,
     }
+
+
+def label_of(backbone: Backbone) -> dict[str, object]:
+    """What people are told of a shelf."""
+    return {"backbone": backbone.spec.name, "image_size": backbone.spec.preprocessing.size}
+
+
+def open_shelves(bank: FeatureBank, backbone: Backbone, *, pooling: str, moments: bool = False) -> Shelves:
+    """Where the rows of this backbone are kept: named by what makes them."""
+    origin = origin_of(backbone, backbone.trunk)
     places = {tap.stage: [tap.path, tap.layout] for tap in backbone.moment_taps}
-    about = {"backbone": backbone.spec.name, "image_size": backbone.spec.preprocessing.size}
-    features = bank.shelf({**origin, "pooling": pooling}, backbone.widths(pooling), about=about)
+    features = bank.shelf({**origin, "pooling": pooling}, backbone.widths(pooling), about=label_of(backbone))
     if not moments:
         return Shelves(features, None)
     apart = {**origin, "pooling": "moments", "places": places}
-    return Shelves(features, bank.shelf(apart, backbone.moment_widths(), about=about))
+    return Shelves(features, bank.shelf(apart, backbone.moment_widths(), about=label_of(backbone)))
 
 
 def _layers_digest(trunk: nn.Module) -> str:
@@ -143,32 +166,42 @@ class FrozenPass:
     computed: int
 
 
+@dataclass(frozen=True)
+class Need:
+    """Rows of one kind that are to be computed.
+
+    Args:
+        shelf: Where they go.
+        positions: Of the images that lack them; of equal images the first.
+    """
+
+    shelf: Shelf
+    positions: npt.NDArray[np.int64]
+
+
 class _Batch(NamedTuple):
-    """Positions of images that run together, and whether their moments are wanted."""
+    """Positions of images that run together, and the kinds of rows that they lack."""
 
     positions: npt.NDArray[np.int64]
-    moments: bool
+    wanted: frozenset[str]
 
 
-class _Rows(NamedTuple):
-    """(n, D) features, and (n, M) moments; M is 0 where they are not wanted. Both float32."""
-
-    features: npt.NDArray[np.float32]
-    moments: npt.NDArray[np.float32]
+_Rows = dict[str, npt.NDArray[np.float32]]
+"""Kind -> (n, D)."""
 
 
 class _Pass:
     """One backbone on one device, turning stacks of pixels into rows."""
 
-    def __init__(self, backbone: Backbone, device: torch.device, pooling: str) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device, compute: Compute) -> None:
         self._backbone = backbone
         self._device = device
-        self._pooling = pooling
+        self._compute = compute
 
-    def rows(self, pixels: npt.NDArray[Any], moments: bool = False) -> _Rows:
-        """(n, 3, H, W) uint8 or normalised float32 -> rows."""
+    def rows(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
+        """(n, 3, H, W) uint8 or normalised float32 -> rows of the kinds wanted."""
         try:
-            pooled, rows = self._run(pixels, moments)
+            parts, rows = self._run(pixels, wanted)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -176,34 +209,33 @@ class _Pass:
                 f"{self._backbone.spec.name} failed on images of shape {pixels.shape[1:]}: {error}. "
                 "Try another image_size."
             ) from error
-        if not np.isfinite(rows.features).all():
-            broken = next(name for name, part in pooled.items() if not bool(torch.isfinite(part).all()))
-            raise BackboneError(
-                f"Stage {broken!r} of {self._backbone.spec.name} gives values that are not finite. "
-                "Are the weights intact, and is the preprocessing the checkpoint's own?"
-            )
+        for kind, found in rows.items():
+            if not np.isfinite(found).all():
+                broken = next(name for name, part in parts[kind].items() if not bool(torch.isfinite(part).all()))
+                raise BackboneError(
+                    f"Stage {broken!r} of {self._backbone.spec.name} gives values that are not finite. "
+                    "Are the weights intact, and is the preprocessing the checkpoint's own?"
+                )
         return rows
 
-    def _run(self, pixels: npt.NDArray[Any], moments: bool) -> tuple[dict[str, torch.Tensor], _Rows]:
+    def _run(
+        self, pixels: npt.NDArray[Any], wanted: frozenset[str]
+    ) -> tuple[Mapping[str, Mapping[str, torch.Tensor]], _Rows]:
         stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
         # no_grad, not inference_mode: what is cached may be trained on later.
         with torch.no_grad():
             images = normalise(stack, self._backbone.spec.preprocessing).contiguous(memory_format=torch.channels_last)
-            if not moments:
-                pooled = self._backbone.pooled_stages(images, pooling=self._pooling)
-                return pooled, _Rows(_joined(pooled), np.empty((len(pixels), 0), dtype=np.float32))
-            with self._backbone.recording_moments() as recorded:
-                pooled = self._backbone.pooled_stages(images, pooling=self._pooling)
-            return pooled, _Rows(_joined(pooled), _joined(recorded))
+            parts = self._compute(images, wanted)
+            return parts, {kind: _joined(parts[kind]) for kind in parts if kind in wanted}
 
-    def rows_within_memory(self, pixels: npt.NDArray[Any], moments: bool = False) -> _Rows:
+    def rows_within_memory(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
         """The same, in halves for as long as the device runs out of memory.
 
         Raises:
             BackboneError: If not even one image fits.
         """
         try:
-            return self.rows(pixels, moments)
+            return self.rows(pixels, wanted)
         except torch.cuda.OutOfMemoryError as error:
             if len(pixels) == 1:
                 raise BackboneError(
@@ -213,16 +245,24 @@ class _Pass:
         # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
         torch.cuda.empty_cache()
         half = len(pixels) // 2
-        parts = [self.rows_within_memory(part, moments) for part in (pixels[:half], pixels[half:])]
-        return _Rows(*(np.concatenate(kind) for kind in zip(*parts, strict=True)))
+        first, second = (self.rows_within_memory(part, wanted) for part in (pixels[:half], pixels[half:]))
+        return {kind: np.concatenate([first[kind], second[kind]]) for kind in first}
 
 
-def _joined(stages: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
-    return torch.cat([part.float() for part in stages.values()], dim=1).cpu().numpy()
+def _joined(blocks: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
+    return torch.cat([part.float() for part in blocks.values()], dim=1).cpu().numpy()
 
 
-def _batches(positions: npt.NDArray[np.int64], size: int, *, moments: bool) -> list[_Batch]:
-    return [_Batch(positions[start : start + size], moments) for start in range(0, len(positions), size)]
+def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
+    """Images that lack the same kinds of rows run together: one pass gives all that is wanted of an image."""
+    positions = np.unique(np.concatenate([need.positions for need in needs.values()]))
+    lacking = np.stack([np.isin(positions, need.positions) for need in needs.values()], axis=1)
+    batches = []
+    for pattern in np.unique(lacking, axis=0)[::-1]:
+        wanted = frozenset(kind for kind, lacks in zip(needs, pattern, strict=True) if lacks)
+        alike = positions[(lacking == pattern).all(axis=1)]
+        batches += [_Batch(alike[start : start + size], wanted) for start in range(0, len(alike), size)]
+    return batches
 
 
 def _ordered(pool: ThreadPoolExecutor, work: Callable[[Any], Any], batches: Sequence[Any], ahead: int) -> Iterator[Any]:
@@ -273,28 +313,34 @@ def frozen_pass(
     """
     shelves = open_shelves(bank, backbone, pooling=pooling, moments=sample is not None)
     missing, unmeasured = _missing(shelves, content_ids, sample)
-    rest = np.setdiff1d(missing, unmeasured)
-    if len(unmeasured) or len(rest):
-        chosen = choose_device(device)
-        needs = [(shelves.features, len(missing)), (shelves.moments, len(unmeasured))]
-        bank.make_room(*((shelf, rows) for shelf, rows in needs if shelf is not None))
-        if batch_size is None:
-            batch_size = _fitting_batch(backbone, chosen)
-        _compute(
-            backbone,
-            read,
-            content_ids,
-            # One pass: the sample gives features and moments at once, the rest features alone.
-            [*_batches(unmeasured, batch_size, moments=True), *_batches(rest, batch_size, moments=False)],
-            missing,
-            shelves=shelves,
-            pooling=pooling,
-            device=chosen,
-            workers=(os.cpu_count() or 1) if workers is None else workers,
-            progress=progress,
-        )
+    needs = {"features": Need(shelves.features, missing)}
+    if shelves.moments is not None:
+        needs["moments"] = Need(shelves.moments, unmeasured)
+    computed = fill_shelves(
+        backbone,
+        _features_and_moments(backbone, pooling),
+        read,
+        content_ids,
+        needs,
+        bank=bank,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        label=f"frozen pass, {backbone.spec.architecture}" if progress else None,
+    )
     moments = None if shelves.moments is None or sample is None else shelves.moments.table(content_ids[sample])
-    return FrozenPass(shelves.features.table(content_ids), moments, len(unmeasured) + len(rest))
+    return FrozenPass(shelves.features.table(content_ids), moments, computed)
+
+
+def _features_and_moments(backbone: Backbone, pooling: str) -> Compute:
+    def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
+        if "moments" not in wanted:
+            return {"features": backbone.pooled_stages(images, pooling=pooling)}
+        with backbone.recording_moments() as recorded:
+            pooled = backbone.pooled_stages(images, pooling=pooling)
+        return {"features": pooled, "moments": recorded}
+
+    return compute
 
 
 def _missing(
@@ -314,41 +360,72 @@ def _fitting_batch(backbone: Backbone, device: torch.device) -> int:
     return max(4, pixels // backbone.spec.preprocessing.size**2)
 
 
-def _compute(
+def fill_shelves(
     backbone: Backbone,
+    compute: Compute,
     read: Read,
     content_ids: npt.NDArray[np.bytes_],
-    batches: Sequence[_Batch],
-    missing: npt.NDArray[np.int64],
+    needs: Mapping[str, Need],
     *,
-    shelves: Shelves,
-    pooling: str,
-    device: torch.device,
-    workers: int,
-    progress: bool,
-) -> None:
-    """Run the batches; features go to their shelf for the positions in `missing`, moments to theirs."""
-    on_cpu = device.type == "cpu"
-    label = f"frozen pass, {backbone.spec.architecture}"
+    bank: FeatureBank,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    label: str | None = None,
+) -> int:
+    """Compute what shelves lack. A pass over images, once for all kinds of rows that are needed of them.
+
+    Args:
+        backbone: Run in evaluation mode and without gradients; left as it was.
+        compute: Makes rows of a batch, with this backbone.
+        read, content_ids, bank, device, batch_size, workers: As for `frozen_pass`.
+        needs: Kind of rows -> what is lacking.
+        label: Of the bar on a terminal; None shows none.
+
+    Returns:
+        Images that the backbone ran over.
+
+    Raises:
+        CacheError: If the bank cannot be written.
+        BackboneError: If a value is not finite, or the network cannot take these images.
+        RowOverflowError: If a value is beyond what its shelf can keep.
+    """
+    if not any(len(need.positions) for need in needs.values()):
+        return 0
+    chosen = choose_device(device)
+    bank.make_room(*((need.shelf, len(need.positions)) for need in needs.values()))
+    batches = _batches(needs, _fitting_batch(backbone, chosen) if batch_size is None else batch_size)
+    workers = (os.cpu_count() or 1) if workers is None else workers
     with (
-        _placed(backbone, device) as placed,
-        _worker_pool(workers, device) as pool,
-        shelves.features.writer() as features,
-        nullcontext() if shelves.moments is None else shelves.moments.writer() as moments,
+        _placed(backbone, chosen) as placed,
+        _worker_pool(workers, chosen) as pool,
+        _writers(needs) as writers,
     ):
-        frozen = _Pass(placed, device, pooling)
+        steps = track(batches, label or "", enabled=label is not None)
+        results = _run_all(_Pass(placed, chosen, compute), read, batches, pool, workers, on_cpu=chosen.type == "cpu")
+        for batch, rows in zip(steps, results, strict=True):
+            for kind in batch.wanted:
+                writers[kind].append(content_ids[batch.positions], rows[kind])
+    return sum(len(batch.positions) for batch in batches)
 
-        def load(batch: _Batch) -> npt.NDArray[Any]:
-            return np.stack([read(int(index)) for index in batch.positions])
 
-        def work(batch: _Batch) -> Any:
-            return frozen.rows(load(batch), batch.moments) if on_cpu else load(batch)
+@contextmanager
+def _writers(needs: Mapping[str, Need]) -> Iterator[dict[str, Writer]]:
+    """One per shelf; what they hold is committed at the end, or thrown away after an exception."""
+    with ExitStack() as stack:
+        yield {kind: stack.enter_context(need.shelf.writer()) for kind, need in needs.items()}
 
-        results = _ordered(pool, work, batches, ahead=2 * workers)
-        for batch, result in zip(track(batches, label, enabled=progress), results, strict=True):
-            rows = result if on_cpu else frozen.rows_within_memory(result, batch.moments)
-            new = np.isin(batch.positions, missing)
-            if new.any():
-                features.append(content_ids[batch.positions[new]], rows.features[new])
-            if batch.moments and moments is not None:
-                moments.append(content_ids[batch.positions], rows.moments)
+
+def _run_all(
+    frozen: _Pass, read: Read, batches: Sequence[_Batch], pool: ThreadPoolExecutor, workers: int, *, on_cpu: bool
+) -> Iterator[_Rows]:
+    """The rows of each batch, in order. On an accelerator workers only read: the device runs one batch at a time."""
+
+    def load(batch: _Batch) -> npt.NDArray[Any]:
+        return np.stack([read(int(index)) for index in batch.positions])
+
+    def work(batch: _Batch) -> Any:
+        return frozen.rows(load(batch), batch.wanted) if on_cpu else load(batch)
+
+    for batch, result in zip(batches, _ordered(pool, work, batches, ahead=2 * workers), strict=True):
+        yield result if on_cpu else frozen.rows_within_memory(result, batch.wanted)

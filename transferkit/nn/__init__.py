@@ -2,8 +2,26 @@
 
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.cost import count_operations
+from transferkit.nn.heads import Blend, StandardisedLinear
 from transferkit.nn.model import TransferModel
 from transferkit.nn.pooling import POOLINGS, pool
+from transferkit.nn.running import Classifier, logits_of
 from transferkit.nn.stages import Tap, discover_taps
+from transferkit.nn.tail import CutError, Tail, cut
 
-__all__ = ["POOLINGS", "Backbone", "Tap", "TransferModel", "count_operations", "discover_taps", "pool"]
+__all__ = [
+    "POOLINGS",
+    "Backbone",
+    "Blend",
+    "Classifier",
+    "CutError",
+    "StandardisedLinear",
+    "Tail",
+    "Tap",
+    "TransferModel",
+    "count_operations",
+    "cut",
+    "discover_taps",
+    "logits_of",
+    "pool",
+]

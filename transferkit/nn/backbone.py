@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from transferkit.errors import BackboneError, OptionError, unknown_name
+from transferkit.nn.anatomy import assign_stages, find_stage
 from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, discover_taps, evaluating, explaining, record_taps
@@ -163,6 +165,7 @@ class Backbone(nn.Module):
         network, traced = _fit_size(network, spec)
         self.trunk, self.head = split_head(network, size=traced)
         self.trunk.eval()
+        self._traced = traced
         self.taps: tuple[Tap, ...] = discover_taps(self.trunk, size=traced)
         self._owner = record_taps(self.trunk, self.taps)
         self.moment_taps: tuple[MomentTap, ...] = discover_moment_taps(self.trunk, self.taps, size=traced)
@@ -205,6 +208,15 @@ class Backbone(nn.Module):
             raise OptionError(unknown_name("stage", stage, [*names, JOINED, SELECTED]))
         return (stage,)
 
+    @cached_property
+    def anatomy(self) -> dict[str, str]:
+        """Module path inside the trunk -> name of its stage; made when first asked for, of the modules there then."""
+        return assign_stages(self.trunk, self.taps, size=self._traced)
+
+    def stage_of(self, path: str) -> str:
+        """The stage that a module or parameter of the trunk belongs to, by its dotted path inside the trunk."""
+        return find_stage(self.anatomy, path)
+
     def widths(self, pooling: str) -> dict[str, int]:
         """Stage name -> width of its pooled vector."""
         return {tap.stage: pooled_width(tap.channels, tap.layout, pooling) for tap in self.taps}
@@ -217,7 +229,7 @@ class Backbone(nn.Module):
     def _read(self, images: torch.Tensor, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
         """Stage name -> its raw output, for the addresses in `names` (see `find_stages`), or all."""
         wanted = self.find_stages(JOINED) if names is None else {s for name in names for s in self.find_stages(name)}
-        with collecting(self._owner) as outputs:
+        with self.recording_stages() as outputs:
             outputs[""] = self.trunk(images)
         return {tap.stage: outputs[tap.path] for tap in self.taps if tap.stage in wanted}
 
@@ -232,6 +244,10 @@ class Backbone(nn.Module):
         """Stage name -> one vector per image, (N, C) or (N, 2C); stem -> head."""
         outputs = self._read(images, names)
         return {tap.stage: pool(outputs[tap.stage], tap.layout, pooling) for tap in self.taps if tap.stage in outputs}
+
+    def recording_stages(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """Module path -> raw output of every tapped module of the trunk that this thread runs inside the block."""
+        return collecting(self._owner)
 
     @contextmanager
     def recording_moments(self) -> Iterator[dict[str, torch.Tensor]]:

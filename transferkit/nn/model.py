@@ -38,7 +38,13 @@ class TransferModel(nn.Module):
         self.pooling = pooling
         self.classes = tuple(classes)
         widths = backbone.widths(pooling)
-        self.classifier = nn.Linear(sum(widths[name] for name in self.stages), len(self.classes))
+        self.classifier: nn.Module = nn.Linear(sum(widths[name] for name in self.stages), len(self.classes))
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The classifier, as the plain layer that it is in a finished model."""
+        assert isinstance(self.classifier, nn.Linear)
+        return self.classifier
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from transferkit.nn.anatomy import calls_in_order
 from transferkit.nn.pooling import Layout, to_grid
-from transferkit.nn.stages import Tap, evaluating, explaining, record, tensor_of
+from transferkit.nn.stages import Tap, record, tensor_of
 
 __all__ = ["MomentTap", "discover_moment_taps", "record_moments", "running_moments"]
 
@@ -46,23 +47,6 @@ def _is_trained_norm(module: nn.Module) -> bool:
     return bool((module.running_mean != 0).any() or (module.running_var != 1).any())
 
 
-def _calls(network: nn.Module, paths: Sequence[str], *, size: int) -> list[str]:
-    """The paths in the order in which their modules finish, over one small batch."""
-    finished: list[str] = []
-    handles = [
-        network.get_submodule(path).register_forward_hook(lambda _m, _i, _o, path=path: finished.append(path))
-        for path in paths
-    ]
-    images = torch.zeros(2, 3, size, size)
-    try:
-        with explaining(images), evaluating(network), torch.no_grad():
-            network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return finished
-
-
 def discover_moment_taps(network: nn.Module, taps: Sequence[Tap], *, size: int) -> tuple[MomentTap, ...]:
     """For each stage the batch normalisation that runs last inside it; without any, the stages' own outputs.
 
@@ -76,7 +60,7 @@ def discover_moment_taps(network: nn.Module, taps: Sequence[Tap], *, size: int) 
         once mixes places in its statistics and does not count.
     """
     norms = {path: module for path, module in network.named_modules() if _is_trained_norm(module)}
-    finished = _calls(network, [*norms, *{tap.path for tap in taps} - set(norms)], size=size)
+    finished = calls_in_order(network, [*norms, *{tap.path for tap in taps} - set(norms)], size=size)
     found = []
     start = 0
     for tap in taps:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import uuid
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +23,9 @@ from transferkit.nn.pooling import Layout, find_layout, pool
 from transferkit.types import TOP
 
 __all__ = [
+    "Call",
     "Tap",
+    "call_tree",
     "collecting",
     "discover_taps",
     "evaluating",
@@ -69,12 +72,31 @@ class Tap:
 
 
 @dataclass
-class _Call:
+class Call:
+    """One call of a module.
+
+    Args:
+        path: The module's dotted path; "" is the network itself.
+        module: Which was called.
+        maker: The call that made this one, held weakly: in a circle, a network's outputs would outlive the tree.
+        given: Whether any of its arguments is a tensor.
+        returned: What it returned.
+        output: The tensor in that, see `tensor_of`.
+        calls: Those that it made, in order.
+    """
+
     path: str
     module: nn.Module
-    parent: _Call | None = None
+    maker: weakref.ref[Call] | None = None
+    given: bool = True
+    returned: object = None
     output: torch.Tensor | None = None
-    calls: list[_Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def parent(self) -> Call | None:
+        """The call that made this one; None for the outermost."""
+        return None if self.maker is None else self.maker()
 
 
 @contextmanager
@@ -170,23 +192,28 @@ def collecting(owner: str) -> Iterator[dict[str, torch.Tensor]]:
             owners[owner] = before
 
 
-def _call_tree(network: nn.Module, images: torch.Tensor) -> _Call:
+def call_tree(network: nn.Module, images: torch.Tensor) -> Call:
     """Every module call of one forward pass, nested as they were made."""
-    stack = [_Call("", nn.Identity())]
+    stack = [Call("", nn.Identity())]
 
-    def enter(call: _Call) -> None:
+    def enter(module: nn.Module, arguments: Iterable[object], path: str) -> None:
+        call = Call(
+            path, module, weakref.ref(stack[-1]), any(tensor_of(argument) is not None for argument in arguments)
+        )
         stack[-1].calls.append(call)
         stack.append(call)
 
     def leave(output: object) -> None:
         call = stack.pop()
-        call.output = tensor_of(output)
+        call.returned, call.output = output, tensor_of(output)
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
         for path, module in network.named_modules():
             handles += [
-                module.register_forward_pre_hook(lambda m, _i, path=path: enter(_Call(path, m, stack[-1]))),
+                module.register_forward_pre_hook(
+                    lambda m, inputs, options, path=path: enter(m, [*inputs, *options.values()], path), with_kwargs=True
+                ),
                 module.register_forward_hook(lambda _m, _i, output: leave(output)),
             ]
         network(images)
@@ -200,7 +227,7 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _is_spine(call: _Call, depth: int, share: float) -> bool:
+def _is_spine(call: Call, depth: int, share: float) -> bool:
     """Whether the calls inside `call` follow one another and so may each be a stage."""
     if sum(inner.output is not None for inner in call.calls) < 2:
         return False
@@ -209,7 +236,7 @@ def _is_spine(call: _Call, depth: int, share: float) -> bool:
     return depth == 0 or share >= BULK
 
 
-def _spine(call: _Call, depth: int, total: int) -> list[_Call]:
+def _spine(call: Call, depth: int, total: int) -> list[Call]:
     if not _is_spine(call, depth, _parameters(call.module) / max(total, 1)):
         single = [inner for inner in call.calls if inner.output is not None]
         wraps_one = depth == 0 and len(single) == 1
@@ -217,7 +244,7 @@ def _spine(call: _Call, depth: int, total: int) -> list[_Call]:
     return [step for inner in call.calls for step in _spine(inner, depth + 1, total)]
 
 
-def _outermost(step: _Call, chosen: list[_Call]) -> _Call:
+def _outermost(step: Call, chosen: list[Call]) -> Call:
     """The outermost call around `step` that returned the very same tensor and holds no other chosen step."""
     outer = step.parent
     while outer is not None and outer.path and outer.output is step.output:
@@ -227,10 +254,10 @@ def _outermost(step: _Call, chosen: list[_Call]) -> _Call:
     return step
 
 
-def _readable(steps: list[_Call], images: int) -> list[_Call]:
+def _readable(steps: list[Call], images: int) -> list[Call]:
     """Those whose output has a known layout, whose module runs once, and which do more than pool or reshape."""
     times = Counter(step.path for step in steps)
-    readable: list[_Call] = []
+    readable: list[Call] = []
     for step in steps:
         output = step.output
         if output is None or times[step.path] != 1 or isinstance(step.module, nn.Identity):
@@ -244,7 +271,7 @@ def _readable(steps: list[_Call], images: int) -> list[_Call]:
     return readable
 
 
-def _shape_of(step: _Call) -> tuple[Layout, int, int | None]:
+def _shape_of(step: Call) -> tuple[Layout, int, int | None]:
     assert step.output is not None
     shape = tuple(step.output.shape)
     layout = find_layout(shape)
@@ -253,12 +280,12 @@ def _shape_of(step: _Call) -> tuple[Layout, int, int | None]:
     return layout, shape[-1], shape[1] if layout == "channels_last" else None
 
 
-def _is_isotropic(steps: list[_Call]) -> bool:
+def _is_isotropic(steps: list[Call]) -> bool:
     shapes = {_shape_of(step) for step in steps}
     return len(shapes) < FEWEST_SHAPES and len({grid for _, _, grid in shapes if grid is not None}) < 2
 
 
-def _last_of_each_shape(steps: list[_Call]) -> list[_Call]:
+def _last_of_each_shape(steps: list[Call]) -> list[Call]:
     followers = [*steps[1:], None]
     return [
         step
@@ -267,7 +294,7 @@ def _last_of_each_shape(steps: list[_Call]) -> list[_Call]:
     ]
 
 
-def _blocks(steps: list[_Call]) -> list[_Call]:
+def _blocks(steps: list[Call]) -> list[Call]:
     """The repeated blocks of an isotropic network, thinned evenly; the last one always stays."""
     kinds = [type(step.module) for step in steps if _parameters(step.module)]
     if not kinds:
@@ -278,7 +305,7 @@ def _blocks(steps: list[_Call]) -> list[_Call]:
     return [blocks[round((i + 1) * len(blocks) / keep) - 1] for i in range(keep)]
 
 
-def _is_top(step: _Call, vector: torch.Tensor) -> bool:
+def _is_top(step: Call, vector: torch.Tensor) -> bool:
     """Whether the average of this step's output is what the network returns."""
     assert step.output is not None
     layout, _, grid = _shape_of(step)
@@ -305,7 +332,7 @@ def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, size, size, generator=generator)
     with explaining(images), evaluating(network), torch.no_grad():
-        tree = _call_tree(network, images)
+        tree = call_tree(network, images)
         vector = network(images) if tree.output is None else tree.output
     if not isinstance(vector, torch.Tensor) or vector.ndim != 2:
         got = tuple(vector.shape) if isinstance(vector, torch.Tensor) else type(vector).__name__

@@ -57,7 +57,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A stretch of shares laid out over 0 to 100 % of a plot's width."""
+    """A stretch of numbers, shares mostly, laid out over 0 to 100 % of a plot's width."""
 
     low: float
     high: float

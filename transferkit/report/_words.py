@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transferkit.types import JOINED, SELECTED, TOP, BackboneSpec
@@ -12,10 +12,12 @@ __all__ = [
     "capitalise",
     "format_count",
     "format_number",
+    "format_part",
     "format_percent",
     "format_range",
     "format_seconds",
     "list_facts",
+    "list_names",
     "name_split",
     "name_stage",
     "name_strategy",
@@ -30,11 +32,17 @@ GAP = "\u202f"
 
 MISSING = "\u2013"
 
+MILLION = 1_000_000
+
 STRATEGIES = {
     "linear_probe": "a linear classifier on frozen features",
     "few_layers": "fine-tuning of a few layers",
     "many_layers": "fine-tuning of many layers",
     "lp_ft": "a linear classifier first, then fine-tuning",
+    "norm_only": "fine-tuning of the normalisation layers only",
+    "bias_only": "fine-tuning of the biases only",
+    "surgical": "fine-tuning of the layers picked for it",
+    "lora": "low-rank updates beside frozen weights (LoRA)",
 }
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -78,6 +86,23 @@ def format_count(count: int) -> str:
         '1,402'
     """
     return f"{count:,}"
+
+
+def format_part(part: int, whole: int) -> str:
+    """A count of a larger one, in millions where that tells them apart.
+
+    Example:
+        >>> format_part(1_210_570, 3_383_834), format_part(12_810, 3_383_834), format_part(3_380_000, 3_383_834)
+        ('1.2 of 3.4 million', '12,810 of 3.4 million', '3,380,000 of 3,383,834')
+    """
+    if whole < MILLION:
+        return f"{format_count(part)} of {format_count(whole)}"
+    short, total = f"{part / MILLION:,.1f}", f"{whole / MILLION:,.1f}"
+    if part < MILLION:
+        return f"{format_count(part)} of {total} million"
+    if short == total and part != whole:
+        return f"{format_count(part)} of {format_count(whole)}"
+    return f"{short} of {total} million"
 
 
 def format_number(value: float) -> str:
@@ -139,6 +164,16 @@ def plural(count: int, one: str, many: str = "") -> str:
         ('1 class', '1,402 images')
     """
     return f"{format_count(count)} {one if count == 1 else many or one + 's'}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    Example:
+        >>> list_names(["stem"]), list_names(["stem", "blocks.0", "top"])
+        ('stem', 'stem, blocks.0 and top')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def shorten(name: str, *, length: int) -> str:

@@ -3,7 +3,29 @@
 A plan says what is to be fitted; it does nothing itself.
 """
 
+from transferkit.strategies.bias_only import bias_only
+from transferkit.strategies.few_layers import few_layers
 from transferkit.strategies.linear_probe import linear_probe
-from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.lora import lora
+from transferkit.strategies.lp_ft import lp_ft
+from transferkit.strategies.many_layers import many_layers
+from transferkit.strategies.norm_only import norm_only
+from transferkit.strategies.plan import HEAD, STRATEGIES, Adapters, Phase, Plan, Rule
+from transferkit.strategies.surgical import surgical
 
-__all__ = ["STRATEGIES", "Plan", "linear_probe"]
+__all__ = [
+    "HEAD",
+    "STRATEGIES",
+    "Adapters",
+    "Phase",
+    "Plan",
+    "Rule",
+    "bias_only",
+    "few_layers",
+    "linear_probe",
+    "lora",
+    "lp_ft",
+    "many_layers",
+    "norm_only",
+    "surgical",
+]

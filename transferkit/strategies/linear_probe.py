@@ -1,12 +1,13 @@
-"""A linear classifier on frozen features, in closed form."""
+"""A linear classifier on frozen features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.errors import OptionError, unknown_name
 from transferkit.strategies.plan import STRATEGIES, Plan
-from transferkit.types import JOINED, SELECTED, Decision
+from transferkit.strategies.rates import head_only
+from transferkit.strategies.reach import is_selected, read_stages
+from transferkit.types import Decision
 
 __all__ = ["linear_probe"]
 
@@ -15,8 +16,11 @@ __all__ = ["linear_probe"]
 def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
     """Read the decided stage, or all of them for "joined" and "selected"; nothing of the backbone is trained.
 
+    The classifier is solved for in closed form. A decision with a learning rate has it trained by gradient instead,
+    from zero: for images that are augmented, or come as a stream, there are no fixed features to solve for.
+
     Args:
-        decision: Its `stage` is what counts.
+        decision: Its `stage` is what counts, and whether its `lr` is 0.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -28,8 +32,12 @@ def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> linear_probe(decision, ["stem", "top"]).stages
         ('top',)
     """
-    together = (JOINED, SELECTED)
-    if decision.stage not in (*stages, *together):
-        raise OptionError(unknown_name("stage", decision.stage, [*stages, *together]))
-    chosen = tuple(stages) if decision.stage in together else (decision.stage,)
-    return Plan(strategy="linear_probe", stages=chosen, closed_form=True, selected=decision.stage == SELECTED)
+    by_gradient = decision.lr > 0
+    return Plan(
+        strategy="linear_probe",
+        stages=read_stages(decision, stages),
+        closed_form=not by_gradient,
+        selected=is_selected(decision),
+        phases=(head_only(decision),) if by_gradient else (),
+        start="zero" if by_gradient else "closed_form",
+    )

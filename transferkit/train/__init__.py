@@ -1,15 +1,65 @@
-"""Plan -> trained model."""
+"""Plan -> trained model: a head in closed form, or a network fine-tuned by a Lightning trainer.
+
+What needs Lightning is imported when it is first asked for: a closed form does without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from transferkit.train.closed_form import Fitted, fit_closed_form
 from transferkit.train.heads import CLASS_WEIGHTS, HEADS, HeadFit, choose_head, class_weights, fit_heads
+from transferkit.train.holding_back import Fold, hold_back
+from transferkit.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transferkit.train.callbacks import FreezePlanCallback
+    from transferkit.train.feeds import CutFeed
+    from transferkit.train.freeze import FreezePlan
+    from transferkit.train.module import CutBatch, TransferModule
+    from transferkit.train.run import Runner
+    from transferkit.train.tuning import FineTuned, Task, fine_tune
 
 __all__ = [
     "CLASS_WEIGHTS",
     "HEADS",
+    "CutBatch",
+    "CutFeed",
+    "FineTuned",
     "Fitted",
+    "Fold",
+    "FreezePlan",
+    "FreezePlanCallback",
     "HeadFit",
+    "Recipe",
+    "Runner",
+    "Task",
+    "TransferModule",
     "choose_head",
     "class_weights",
+    "fine_tune",
     "fit_closed_form",
     "fit_heads",
+    "hold_back",
 ]
+
+_LATER = {
+    "CutBatch": "module",
+    "CutFeed": "feeds",
+    "FineTuned": "tuning",
+    "FreezePlan": "freeze",
+    "FreezePlanCallback": "callbacks",
+    "Runner": "run",
+    "Task": "tuning",
+    "TransferModule": "module",
+    "fine_tune": "tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value

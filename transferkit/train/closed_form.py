@@ -79,8 +79,8 @@ def fit_closed_form(
     best = choose_head(fits)
     model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes)
     with torch.no_grad():
-        model.classifier.weight.copy_(torch.from_numpy(best.weight))
-        model.classifier.bias.copy_(torch.from_numpy(best.bias))
+        model.linear.weight.copy_(torch.from_numpy(best.weight))
+        model.linear.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
     return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, _reason(best, fits))

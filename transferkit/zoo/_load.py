@@ -95,6 +95,10 @@ def load(
         license=recipe.license,
         published_accuracy=recipe.published.accuracy,
         published_by=recipe.published.source,
+        original_lr=recipe.training.lr,
+        original_batch=recipe.training.batch,
+        original_optimizer=recipe.training.optimizer,
+        original_by=recipe.training.source,
     )
 
 

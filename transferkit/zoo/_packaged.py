@@ -24,6 +24,7 @@ from transferkit.zoo import _timm
 from transferkit.zoo._checkpoint import fit, read_state
 from transferkit.zoo._published import published_packaged
 from transferkit.zoo._recipe import Recipe
+from transferkit.zoo._training import training_packaged
 
 __all__ = ["PACKAGED", "Packaged", "describe", "find_weights", "rename"]
 
@@ -103,6 +104,7 @@ def describe(name: str) -> Recipe:
         class_names=_timm.imagenet_names(),
         license=LICENSE,
         published=published_packaged(name),
+        training=training_packaged(name),
         classifiers=("classifier",),
         headless=True,
     )

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from transferkit.types import Preprocessing
+from transferkit.zoo import _training
 from transferkit.zoo._published import UNKNOWN, Published
 
 __all__ = ["Builder", "Recipe"]
@@ -46,6 +47,7 @@ class Recipe:
         fixed_size: Whether the source states that the network accepts only `preprocessing.size`.
         license: Of the weights, if known.
         published: Accuracy on ImageNet-1k that was published with the weights, if known.
+        training: The learning rate that the weights were trained at, if known.
         classifiers: Dotted paths of the classifier's layers, if the source tells them.
         headless: Whether `build(num_classes=0)` leaves the classifier out.
     """
@@ -61,5 +63,6 @@ class Recipe:
     fixed_size: bool = False
     license: str | None = None
     published: Published = UNKNOWN
+    training: _training.Training = _training.UNKNOWN
     classifiers: tuple[str, ...] = ()
     headless: bool = False

@@ -13,6 +13,7 @@ from transferkit.types import Interpolation, Preprocessing
 from transferkit.zoo import _hub
 from transferkit.zoo._published import published_timm
 from transferkit.zoo._recipe import Recipe
+from transferkit.zoo._training import training_timm
 
 __all__ = [
     "architectures",
@@ -69,6 +70,7 @@ def describe(name: str) -> Recipe:
         fixed_size=bool(cfg.get("fixed_input_size", False)),
         license=cfg.get("license"),
         published=published_timm(full_name),
+        training=training_timm(full_name),
         classifiers=_as_tuple(cfg.get("classifier")),
         headless=True,
     )

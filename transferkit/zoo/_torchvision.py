@@ -13,6 +13,7 @@ from transferkit.types import Preprocessing
 from transferkit.zoo import _hub
 from transferkit.zoo._published import published_torchvision
 from transferkit.zoo._recipe import Recipe
+from transferkit.zoo._training import training_torchvision
 
 __all__ = ["architectures", "describe", "published_weights"]
 
@@ -68,6 +69,7 @@ def describe(name: str) -> Recipe:
         fixed_size=architecture.startswith(FIXED_SIZE_PREFIXES),
         license=weights.meta.get("license"),
         published=published_torchvision(weights.meta, f"{architecture}:{wanted}"),
+        training=training_torchvision(f"{architecture}:{wanted}"),
     )
 
 

@@ -487,7 +487,7 @@ def test_no_more_batches_are_in_flight_than_two_per_worker(
     bank: FeatureBank, monkeypatch: pytest.MonkeyPatch, workers: int, batch_size: int
 ) -> None:
     reader, peak, written = Reader(draw_images(80)), [0], [0]
-    real = bank_module._Writer.append
+    real = bank_module.Writer.append
 
     def slow_append(writer: Any, ids: np.ndarray, rows: np.ndarray) -> None:
         time.sleep(0.003)
@@ -495,7 +495,7 @@ def test_no_more_batches_are_in_flight_than_two_per_worker(
         written[0] += len(ids)
         real(writer, ids, rows)
 
-    monkeypatch.setattr(bank_module._Writer, "append", slow_append)
+    monkeypatch.setattr(bank_module.Writer, "append", slow_append)
     run(bank, reader, name_images(*range(80)), workers=workers, batch_size=batch_size)
     assert batch_size < peak[0] <= 2 * workers * batch_size
 
@@ -510,20 +510,30 @@ def test_threads_do_not_mix_up_each_others_stages(bank: FeatureBank) -> None:
 # Memory of the device
 
 
+FEATURES = frozenset({"features"})
+
+
+def make_pass(backbone: Backbone) -> engine._Pass:
+    def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
+        return {kind: backbone.pooled_stages(images, pooling="avg") for kind in wanted}
+
+    return engine._Pass(backbone, torch.device("cpu"), compute)
+
+
 class Device:
     """A pass whose device holds `capacity` images."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
         self.sizes: list[int] = []
         self.backbone = make_backbone()
-        self.frozen = engine._Pass(self.backbone, torch.device("cpu"), "avg")
+        self.frozen = make_pass(self.backbone)
         real = self.frozen.rows
 
-        def rows(pixels: np.ndarray, moments: bool) -> Any:
+        def rows(pixels: np.ndarray, wanted: frozenset[str]) -> Any:
             self.sizes.append(len(pixels))
             if len(pixels) > capacity:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return real(pixels, moments)
+            return real(pixels, wanted)
 
         monkeypatch.setattr(self.frozen, "rows", rows)
 
@@ -531,14 +541,14 @@ class Device:
 @pytest.mark.parametrize(("count", "capacity"), [(1, 1), (7, 7), (7, 3), (8, 1), (13, 2)])
 def test_batches_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch, count: int, capacity: int) -> None:
     device, images = Device(monkeypatch, capacity), draw_images(count)
-    rows = device.frozen.rows_within_memory(images).features
+    rows = device.frozen.rows_within_memory(images, FEATURES)["features"]
     np.testing.assert_allclose(rows, pool_by_hand(make_network(), images, pooling="avg"), **CLOSE)
     assert sum(size for size in device.sizes if size <= capacity) == count
 
 
 def test_a_single_image_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackboneError, match=r"out of memory on cpu with a single image.*Choose a smaller image_size"):
-        Device(monkeypatch, 0).frozen.rows_within_memory(draw_images(4))
+        Device(monkeypatch, 0).frozen.rows_within_memory(draw_images(4), FEATURES)
 
 
 def test_what_did_not_fit_is_let_go_before_the_halves_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,24 +556,24 @@ def test_what_did_not_fit_is_let_go_before_the_halves_are_tried(monkeypatch: pyt
     import gc
     import weakref
 
-    frozen = engine._Pass(make_backbone(), torch.device("cpu"), "avg")
+    frozen = make_pass(make_backbone())
     real, held = frozen.rows, []
 
     class Activations:
         pass
 
-    def rows(pixels: np.ndarray, moments: bool) -> Any:
+    def rows(pixels: np.ndarray, wanted: frozenset[str]) -> Any:
         if len(pixels) > 2:
             activations = Activations()
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert all(reference() is None for reference in held)
-        return real(pixels, moments)
+        return real(pixels, wanted)
 
     monkeypatch.setattr(frozen, "rows", rows)
     gc.disable()
     try:
-        assert frozen.rows_within_memory(draw_images(4)).features.shape == (4, 18)
+        assert frozen.rows_within_memory(draw_images(4), FEATURES)["features"].shape == (4, 18)
     finally:
         gc.enable()
     assert len(held) == 1

@@ -11,8 +11,11 @@ import pytest
 from transferkit.types import (
     Alternative,
     BackboneSpec,
+    Candidate,
+    Claim,
     DataSummary,
     Decision,
+    Epoch,
     Evidence,
     Finding,
     HeldOut,
@@ -23,6 +26,7 @@ from transferkit.types import (
     ProbeScore,
     RunRecord,
     StageSpec,
+    TrainingRecord,
 )
 
 STAGES = ("stem", "blocks.0", "top")
@@ -108,6 +112,53 @@ def build_record(names: tuple[str, ...], *, per_class: int = 4, right: float = 0
     )
 
 
+def build_training() -> TrainingRecord:
+    """Two phases of 2 and 4 epochs over 100 held-back images; the fifth epoch is the best, the average is kept."""
+    whole = {"stem": 1_000, "blocks.0": 1_200_000, "top": 2_000_000, "head": 51_000}
+    learning = {"head first": {"head": 0.01}, "last stages": {"top": 0.001, "head": 0.002}}
+    claims = tuple(
+        Claim(
+            phase=phase,
+            rule=stage if stage in rates else "*",
+            stage=stage,
+            tensors=2,
+            parameters=numbers,
+            lr=rates.get(stage, 0.0),
+            decayed=numbers - 100 if stage in rates else 0,
+            statistics="none" if stage == "head" else "updated" if stage in rates else "fixed",
+        )
+        for phase, rates in learning.items()
+        for stage, numbers in whole.items()
+    )
+    epochs = tuple(
+        Epoch(
+            number=n,
+            phase="head first" if n < 2 else "last stages",
+            train_loss=2.0 - 0.3 * n,
+            lr=0.01 if n < 2 else 0.002,
+            seconds=10.0,
+            val_loss=0.5 + 0.1 * abs(n - 4),
+            val_accuracy=0.9 - 0.02 * abs(n - 4),
+        )
+        for n in range(6)
+    )
+    candidates = (
+        Candidate(name="probe", weight=0.0, accuracy=0.85, log_loss=0.55),
+        Candidate(name="average", weight=0.5, accuracy=0.92, log_loss=0.45),
+        Candidate(name="fine-tuned", weight=1.0, accuracy=0.9, log_loss=0.5),
+    )
+    return TrainingRecord(
+        claims=claims,
+        epochs=epochs,
+        best_epoch=4,
+        held_back=100,
+        how="They are a fifth of the training images.",
+        candidates=candidates,
+        kept=candidates[1],
+        notes=("The batch was halved to 16.",),
+    )
+
+
 @pytest.fixture(scope="session")
 def make_record() -> Callable[..., RunRecord]:
     """The builder itself, for tests that choose the classes."""
@@ -118,6 +169,13 @@ def make_record() -> Callable[..., RunRecord]:
 def record() -> RunRecord:
     """Three classes, everything there."""
     return build_record(("ant", "bee", "cat"))
+
+
+@pytest.fixture
+def trained_record(record: RunRecord) -> RunRecord:
+    """The same, fine-tuned."""
+    decision = replace(record.decision, strategy="few_layers", stage="top", lr=0.002, lr_scale=0.1)
+    return replace(record, decision=decision, training=build_training())
 
 
 @pytest.fixture(scope="session")

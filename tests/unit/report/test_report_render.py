@@ -54,7 +54,7 @@ def section(html: str, name: str) -> str:
     return Page(html[html.index(">", start) + 1 : html.index("</section>", start)]).text
 
 
-@pytest.fixture(params=["record", "huge_record", "bare_record"])
+@pytest.fixture(params=["record", "huge_record", "bare_record", "trained_record"])
 def html(request) -> str:
     return render(request.getfixturevalue(request.param))
 

@@ -11,12 +11,14 @@ from transferkit.report.sections._calibration import Calibration, write_calibrat
 from transferkit.report.sections._choice import Choice, write_choice
 from transferkit.report.sections._data import Data, write_data
 from transferkit.report.sections._headline import Headline, write_headline
+from transferkit.report.sections._kept import Kept, write_kept
 from transferkit.report.sections._mistakes import Mistakes, write_mistakes
 from transferkit.report.sections._origins import Origins, write_origins
 from transferkit.report.sections._quality import Quality, write_quality
 from transferkit.report.sections._similarity import Similarity, write_similarity
 from transferkit.report.sections._stages import Stages, write_stages
 from transferkit.report.sections._timings import Timings, write_timings
+from transferkit.report.sections._training import Training, write_training
 from transferkit.types import RunRecord
 
 __all__ = ["Report", "write_report"]
@@ -33,6 +35,8 @@ class Report:
     stages: Stages
     similarity: Similarity | None
     data: Data
+    training: Training | None
+    kept: Kept | None
     quality: Quality
     mistakes: Mistakes
     calibration: Calibration | None
@@ -49,9 +53,11 @@ def write_report(record: RunRecord) -> Report:
         pretrained=evidence.backbone.pretrained,
         headline=write_headline(record),
         choice=write_choice(record),
-        stages=write_stages(evidence, record.decision.stage),
+        stages=write_stages(record),
         similarity=write_similarity(evidence.similarity_detail),
         data=write_data(evidence.data, record.samples),
+        training=write_training(record.training),
+        kept=write_kept(record),
         quality=write_quality(record, held_out),
         mistakes=write_mistakes(record, held_out),
         calibration=None if held_out is None else write_calibration(held_out, record.metrics.get(held_out.split)),

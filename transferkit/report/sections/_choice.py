@@ -13,9 +13,23 @@ from transferkit.report._words import (
     name_stage,
     name_strategy,
 )
-from transferkit.types import Alternative, RunRecord
+from transferkit.report.sections._kept import is_fine_tuning, name_kept
+from transferkit.report.sections._learning import keeps_statistics, name_learnt
+from transferkit.types import Alternative, Decision, RunRecord, TrainingRecord
 
 __all__ = ["Choice", "write_choice"]
+
+
+NORMS = {
+    "keep": "where layers learn, batch normalisation goes on measuring its statistics",
+    "frozen": "the statistics of batch normalisation stay as they were",
+}
+
+KEPT = {
+    "probe": "the probe all the same",
+    "fine-tuned": "the fine-tuned network",
+    "average": "its average with the probe",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +63,8 @@ def write_choice(record: RunRecord) -> Choice:
         "given": "As you asked",
     }.get(decision.mode, f"Decided by {decision.mode}")
     parts = [f"{how}: {name_strategy(decision.strategy)}, reading {name_stage(decision.stage, backbone)}."]
-    if decision.lr > 0:
-        share = f", {format_number(decision.lr_scale)} of the backbone's own" if decision.lr_scale > 0 else ""
-        parts.append(f"Learning rate {format_number(decision.lr)}{share}; normalisation layers: {decision.norm}.")
+    if is_fine_tuning(record):
+        parts += _describe_fine_tuning(decision, record.training)
     else:
         parts.append("Solved in closed form, so there is no learning rate to tune.")
     known = [*([] if decision.expected is None else [decision.expected]), *decision.alternatives]
@@ -61,6 +74,20 @@ def write_choice(record: RunRecord) -> Choice:
         reasons=decision.reasons,
         options=tuple(_write_option(option, record) for option in best_first),
     )
+
+
+def _describe_fine_tuning(decision: Decision, training: TrainingRecord | None) -> list[str]:
+    claims = () if training is None else training.claims
+    parts = [f"Fine-tuned: {learnt}."] if (learnt := name_learnt(claims)) else []
+    if decision.lr > 0:
+        share = f", {format_number(decision.lr_scale)} of the backbone's own" if decision.lr_scale > 0 else ""
+        norm = NORMS.get(decision.norm, f"normalisation layers: {decision.norm}")
+        # Networks that normalise without running statistics have none to speak of.
+        said = f"; {norm}" if keeps_statistics(claims) or not claims else ""
+        parts.append(f"Learning rate {format_number(decision.lr)}{share}{said}.")
+    if training is not None:
+        parts.append(f"What is returned is {KEPT[name_kept(training.kept)]}, by what images held back said.")
+    return parts
 
 
 def _write_option(option: Alternative, record: RunRecord) -> Option:

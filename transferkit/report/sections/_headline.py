@@ -15,9 +15,10 @@ from transferkit.report._words import (
     name_strategy,
     plural,
 )
+from transferkit.report.sections._kept import held_back_interval, name_held_back, name_kept
 from transferkit.report.sections._stages import chosen_probe
 from transferkit.report.sections._timings import total_seconds
-from transferkit.types import RunRecord
+from transferkit.types import RunRecord, TrainingRecord
 
 __all__ = ["Headline", "write_headline"]
 
@@ -38,18 +39,17 @@ class Headline:
 
 
 def write_headline(record: RunRecord) -> Headline:
-    """The headline: test accuracy, else validation, else the probe's."""
-    evidence, decision = record.evidence, record.decision
+    """The headline: test accuracy, else validation, else that on training images held back."""
+    evidence = record.evidence
     found = _headline_accuracy(record)
     images = sum(evidence.data.size(split) for split in evidence.data.counts)
-    strategy, stage = name_strategy(decision.strategy), name_stage(decision.stage, evidence.backbone)
     facts = (
         ("Backbone", evidence.backbone.name),
         ("Images", format_count(images)),
         ("Classes", format_count(evidence.data.num_classes)),
         ("Time", format_seconds(total_seconds(record))),
     )
-    sentence = f"{capitalise(strategy)}, reading {stage} of {evidence.backbone.name}."
+    sentence = _describe_model(record)
     if found is None:
         return Headline(
             figure="",
@@ -76,8 +76,27 @@ def write_headline(record: RunRecord) -> Headline:
     )
 
 
+def _describe_model(record: RunRecord) -> str:
+    """What is returned: with a probe that no training beat, that is not what was decided."""
+    decision, backbone = record.decision, record.evidence.backbone
+    strategy = name_strategy(decision.strategy)
+    kept = "" if record.training is None else name_kept(record.training.kept)
+    if kept == "probe":
+        probe = name_strategy("linear_probe")
+        return f"{capitalise(probe)} of {backbone.name}; {strategy} was tried and not kept."
+    text = f"{capitalise(strategy)}, reading {name_stage(decision.stage, backbone)} of {backbone.name}"
+    return f"{text}, averaged with {name_strategy('linear_probe')}." if kept == "average" else f"{text}."
+
+
+def _held_back_accuracy(training: TrainingRecord) -> tuple[float, float, float, str, str]:
+    low, high = held_back_interval(training.kept, training.held_back)
+    subject = f"of the {name_held_back(training.held_back)} recognised"
+    caveat = "There is no held-out split, and choices were made on these images: expect a little less on new ones."
+    return training.kept.accuracy, low, high, subject, caveat
+
+
 def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str] | None:
-    """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else the probe's."""
+    """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else what was held back."""
     for split, caveat in (
         ("test", "Measured once, at the end; nothing was chosen on these images."),
         ("val", "There is no test split. Choices were made on these images: expect a little less on new ones."),
@@ -91,6 +110,8 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
                 )
             subject = f"of {plural(scores.images, f'{name_split(split)} image')} recognised"
             return scores.accuracy, scores.low, scores.high, subject, caveat
+    if record.training is not None:
+        return _held_back_accuracy(record.training)
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
     if probe is None:
         return None

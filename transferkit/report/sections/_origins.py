@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transferkit.report._words import format_count, format_number, format_percent, list_facts
-from transferkit.types import Evidence, RunRecord
+from transferkit.types import BackboneSpec, Evidence, RunRecord
 
 __all__ = ["Origins", "write_origins"]
 
@@ -47,6 +47,8 @@ def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
         facts.append(("Stages", format_count(len(spec.stages))))
     if spec.num_classes:
         facts.append(("Classes it was trained on", format_count(spec.num_classes)))
+    if spec.original_lr is not None:
+        facts.append(("Learning rate it was trained at", _describe_rate(spec)))
     facts += [
         ("License", spec.license or "not known"),
         ("Input", f"{evidence.image_size} px" + (", the only size it accepts" if spec.fixed_size else "")),
@@ -59,3 +61,11 @@ def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
     if evidence.similarity is not None:
         facts.append(("Similarity of the data to its training data", f"{format_number(evidence.similarity)} of 1"))
     return facts
+
+
+def _describe_rate(spec: BackboneSpec) -> str:
+    assert spec.original_lr is not None
+    batch = f" at batch {format_count(spec.original_batch)}" if spec.original_batch else ""
+    optimizer = f", {spec.original_optimizer}" if spec.original_optimizer else ""
+    source = f" ({spec.original_by})" if spec.original_by else ""
+    return f"{format_number(spec.original_lr)}{batch}{optimizer}{source}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from transferkit.report._plots import CurvePlot, Scale, draw_curves, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, format_range
-from transferkit.types import JOINED, SELECTED, Evidence, ProbeScore
+from transferkit.report.sections._kept import is_fine_tuning
+from transferkit.types import JOINED, SELECTED, ProbeScore, RunRecord
 
 __all__ = ["Stages", "write_stages", "chosen_probe"]
 
@@ -19,6 +20,7 @@ class StageRow:
     name: str
     kind: str
     chosen: bool
+    tag: str
     method: str
     dim: str
     value: str
@@ -32,27 +34,31 @@ class StageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """Accuracy by stage, and by stage and number of images."""
+    """Accuracy by stage, and by stage and number of images; `tag` marks the row of the decided stage."""
 
     sentence: str
     scale: Scale | None
     rows: tuple[StageRow, ...]
     curves: CurvePlot | None = None
+    tag: str = ""
 
 
-def write_stages(evidence: Evidence, chosen: str) -> Stages:
+def write_stages(record: RunRecord) -> Stages:
     """The probes as rows of a plot: stages from stem to top, then all joined, selected, then the reference."""
+    evidence, chosen = record.evidence, record.decision.stage
     probes = evidence.probes
     if not probes:
         return Stages(sentence="No stage was probed in this run.", scale=None, rows=())
     scale = fit_scale([share for probe in probes for share in (probe.low, probe.high)])
-    rows = [_write_stage_row(probe, chosen, scale) for probe in probes]
+    # A fine-tuned network reads a stage too, but what was measured of that stage when it was frozen was not chosen.
+    tag = "read" if is_fine_tuning(record) else "chosen"
+    rows = [_write_stage_row(probe, chosen, scale, tag) for probe in probes]
     rows.sort(key=lambda row: ("stage", JOINED, SELECTED, "knn").index(row.kind))
     curves = draw_curves(evidence.curves) if len({point.images for point in evidence.curves}) > 1 else None
-    return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows), curves=curves)
+    return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows), curves=curves, tag=tag)
 
 
-def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale) -> StageRow:
+def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale, tag: str) -> StageRow:
     kind = "knn" if probe.method == "knn" else probe.stage if probe.stage in (JOINED, SELECTED) else "stage"
     is_chosen = kind != "knn" and probe.stage == chosen
     names = {
@@ -65,6 +71,7 @@ def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale) -> StageRow:
         name=names[kind],
         kind=kind,
         chosen=is_chosen,
+        tag=tag if is_chosen else "",
         method="k nearest neighbours" if kind == "knn" else "ridge classifier",
         dim=format_count(probe.dim),
         value=format_percent(probe.accuracy),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from transferkit.report._words import format_percent, format_seconds, plural
-from transferkit.types import Evidence, RunRecord
+from transferkit.types import RunRecord
 
 __all__ = ["Timings", "write_timings", "total_seconds"]
 
@@ -35,13 +35,22 @@ def write_timings(record: RunRecord) -> Timings:
         )
         for name, seconds in phases.items()
     )
-    return Timings(sentence=f"{format_seconds(total)} from start to end. {_describe_pass(record.evidence)}", rows=rows)
+    sentence = f"{format_seconds(total)} from start to end. {_describe_pass(record)}"
+    return Timings(sentence=sentence, rows=rows)
 
 
-def _describe_pass(evidence: Evidence) -> str:
-    if evidence.images_computed:
-        return f"The backbone ran over {plural(evidence.images_computed, 'image')}; other features came from the cache."
-    return "The backbone did not have to run: all features came from the cache."
+def _describe_pass(record: RunRecord) -> str:
+    computed = record.evidence.images_computed
+    if computed:
+        said = f"The backbone ran over {plural(computed, 'image')}; other features came from the cache."
+    else:
+        said = "The backbone did not have to run: all features came from the cache."
+    if record.training is None or not record.training.epochs:
+        return said
+    epochs = record.training.epochs
+    each = math.fsum(epoch.seconds for epoch in epochs) / len(epochs)
+    trained = f"Then {plural(len(epochs), 'epoch')} of about {format_seconds(each)} each, validation included."
+    return f"Before training: {said[:1].lower()}{said[1:]} {trained}"
 
 
 def total_seconds(record: RunRecord) -> float:

@@ -1,0 +1,371 @@
+"""Averages of weights: against torch's AveragedModel and brute force; what is swapped in comes out bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from transferkit.errors import CheckpointError, DataError, OptionError
+from transferkit.train.averaging import WeightAverage, recalibrate_statistics, swa_start
+
+
+def make_network(*, dropout: float = 0.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 2),
+    )
+
+
+def names_of(network: nn.Module) -> list[str]:
+    return list(network.state_dict())
+
+
+def copy_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stir(network: nn.Module, seed: int) -> None:
+    """New weights and statistics, as a step of training makes them; integers count up."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator))
+            else:
+                tensor.add_(1)
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+@given(values=st.lists(st.floats(-10, 10), min_size=1, max_size=30), decay=st.floats(0, 0.999))
+def test_an_average_is_the_weighted_sum_that_its_rule_says(kind, values, decay):
+    model = nn.Linear(1, 1, bias=False).double()
+    average = WeightAverage(["weight"], kind=kind, decay=decay)
+    for value in values:
+        model.weight.data.fill_(value)
+        average.update(model)
+    # how much each value is worth in the end: its own share, times what every later update keeps
+    kept = [t / (t + 1) if kind == "swa" else min(decay, (1 + t) / (10 + t)) for t in range(len(values))]
+    kept[0] = 0.0
+    shares = [(1 - kept[t]) * np.prod(kept[t + 1 :]) for t in range(len(values))]
+    assert sum(shares) == pytest.approx(1)
+    with average.swapped(model):
+        assert model.weight.item() == pytest.approx(np.dot(shares, values), abs=1e-9)
+
+
+def test_an_equal_average_is_that_of_torchs_averaged_model():
+    network = make_network()
+    ours, torchs_own = WeightAverage(names_of(network), kind="swa"), AveragedModel(network)
+    for seed in range(7):
+        stir(network, seed)
+        ours.update(network)
+        torchs_own.update_parameters(network)
+    ours.write(network)
+    for one, other in zip(network.parameters(), torchs_own.module.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_statistics_are_averaged_with_the_weights_and_counts_are_copied():
+    network = make_network()
+    average = WeightAverage(names_of(network), kind="swa")
+    means = []
+    for seed in range(4):
+        stir(network, seed)
+        means.append(network[1].running_mean.clone())
+        average.update(network)
+    average.write(network)
+    torch.testing.assert_close(network[1].running_mean, torch.stack(means).mean(dim=0))
+    assert network[1].num_batches_tracked.item() == 4
+
+
+def test_a_constant_stays_what_it_is():
+    network = make_network()
+    before = copy_of(network)
+    for kind in ("ema", "swa"):
+        average = WeightAverage(names_of(network), kind=kind)
+        for _ in range(5):
+            average.update(network)
+        average.write(network)
+        assert same(before, copy_of(network))
+
+
+def test_only_what_is_named_is_kept_and_written():
+    network = make_network()
+    average = WeightAverage(["8.weight", "8.bias"])
+    for seed in range(3):
+        stir(network, seed)
+        average.update(network)
+    raw = copy_of(network)
+    average.write(network)
+    differ = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, raw[name])}
+    assert differ == {"8.weight", "8.bias"} == set(average.state_dict()["averages"])
+
+
+class StopError(Exception):
+    """Raised by tests."""
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_swapped_weights_come_out_again_bit_for_bit(kind, fails):
+    network = make_network()
+    average = WeightAverage(names_of(network), kind=kind)
+    for seed in range(3):
+        stir(network, seed)
+        average.update(network)
+    raw = copy_of(network)
+    try:
+        with average.swapped(network):
+            assert not torch.equal(network[0].weight, raw["0.weight"])
+            stir(network, 9)  # what is done to them meanwhile is undone as well
+            if fails:
+                raise StopError
+    except StopError:
+        pass
+    assert same(raw, copy_of(network))
+
+
+def test_training_does_not_notice_that_averages_were_swapped_in():
+    def train(*, watch: bool) -> dict[str, torch.Tensor]:
+        network = make_network()
+        average = WeightAverage(names_of(network))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        for _ in range(5):
+            optimizer.zero_grad()
+            network(images).square().sum().backward()
+            optimizer.step()
+            if watch:
+                average.update(network)
+                with average.swapped(network), torch.no_grad():
+                    network.eval()(images)
+                network.train()
+        return copy_of(network)
+
+    assert same(train(watch=False), train(watch=True))
+
+
+def test_before_the_first_update_the_average_is_the_model_itself():
+    network = make_network()
+    raw = copy_of(network)
+    average = WeightAverage(names_of(network))
+    with average.swapped(network):
+        assert same(raw, copy_of(network))
+    average.write(network)
+    assert same(raw, copy_of(network))
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_a_resumed_average_is_bit_for_bit_that_of_the_whole_run(kind, stop):
+    network = make_network()
+    whole, halves = (WeightAverage(names_of(network), kind=kind) for _ in range(2))
+    for seed in range(8):
+        if seed == stop:
+            state = copy.deepcopy(halves.state_dict())
+            halves = WeightAverage(names_of(network), kind=kind)
+            halves.load_state_dict(state)
+        stir(network, seed)
+        whole.update(network)
+        halves.update(network)
+    assert whole.count == halves.count == 8
+    assert same(whole.state_dict()["averages"], halves.state_dict()["averages"])
+
+
+def test_a_state_is_a_copy_that_later_updates_leave_alone():
+    network = make_network()
+    average = WeightAverage(names_of(network))
+    average.update(network)
+    state = average.state_dict()
+    stir(network, 0)
+    average.update(network)
+    assert same(state["averages"], copy_of(make_network()))
+    average.load_state_dict(state)
+    stir(network, 1)
+    average.update(network)
+    assert same(state["averages"], copy_of(make_network()))
+
+
+def test_an_average_that_begins_in_inference_mode_can_go_on_outside_of_it():
+    network = make_network()
+    average = WeightAverage(names_of(network))
+    with torch.inference_mode():
+        average.update(network)
+        with average.swapped(network):
+            pass
+    stir(network, 0)
+    average.update(network)
+    average.write(network)
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert network[0].weight.grad is not None
+
+
+def test_half_precision_weights_are_averaged_in_full():
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    average = WeightAverage(["weight"], decay=0.999)
+    model.weight.data.fill_(1.0)
+    average.update(model)
+    average.count = 10_000  # the decay's warm-up is over
+    model.weight.data.fill_(1.0078125)  # the next number up
+    for _ in range(10_000):
+        average.update(model)
+    kept = average.state_dict()["averages"]["weight"]
+    assert kept.dtype == torch.float32
+    assert kept.item() == pytest.approx(1.0078125, abs=1e-4)
+    average.write(model)
+    assert model.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["weight"], {"kind": "emma"}, "Unknown average of weights 'emma'. Closest known: ema."),
+        (["weight"], {"decay": 1.0}, "must be in [0, 1), got 1.0"),
+        ([], {}, "nothing to average"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused(names, options, message):
+    with pytest.raises(OptionError) as caught:
+        WeightAverage(names, **options)
+    assert message in str(caught.value)
+
+
+def test_tensors_that_a_model_lacks_are_named():
+    with pytest.raises(OptionError, match="Unknown tensor 'wieght'. Closest known: weight"):
+        WeightAverage(["wieght", "bias"]).update(nn.Linear(1, 1))
+
+
+def test_a_state_of_other_tensors_is_refused():
+    average = WeightAverage(["weight"])
+    average.update(nn.Linear(1, 1))
+    with pytest.raises(CheckpointError, match="1 differ, such as 'bias'"):
+        WeightAverage(["weight", "bias"]).load_state_dict(average.state_dict())
+
+
+@given(st.integers(1, 500), st.floats(0.001, 1.0))
+def test_swa_averages_its_share_of_the_epochs_and_at_least_one(epochs, share):
+    averaged = epochs - swa_start(epochs, share=share)
+    assert 1 <= averaged <= epochs
+    assert averaged <= max(1, share * epochs)
+    assert averaged > share * epochs - 1
+
+
+def test_a_share_of_no_epochs_is_refused():
+    with pytest.raises(OptionError, match="in \\(0, 1\\], got 0"):
+        swa_start(10, share=0)
+
+
+def batches(count: int = 3, size: int = 6) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(size, 3, 8, 8, generator=generator) * (1 + i) + i for i in range(count)]
+
+
+def test_statistics_are_those_of_torchs_update_bn_where_all_layers_learn():
+    ours, torchs_own = make_network(), make_network()
+    assert recalibrate_statistics(ours, batches()) == 2
+    update_bn(batches(), torchs_own)
+    for number in (1, 5):
+        torch.testing.assert_close(ours[number].running_mean, torchs_own[number].running_mean)
+        torch.testing.assert_close(ours[number].running_var, torchs_own[number].running_var)
+
+
+def test_a_batch_counts_by_its_number_of_images():
+    network = make_network()
+    images = torch.cat(batches())
+    recalibrate_statistics(network, torch.split(images, 7))  # 7, 7 and 4
+    with torch.no_grad():
+        inside = network[0](images)
+    torch.testing.assert_close(network[1].running_mean, inside.mean(dim=(0, 2, 3)))
+
+
+@pytest.mark.parametrize("how", ["mode", "hook"])
+def test_frozen_layers_stay_bit_for_bit(how):
+    network = make_network(dropout=0.5)
+    stir(network, 0)
+    if how == "mode":
+        network[1].eval()
+    else:  # what a freeze plan hangs on a frozen layer, here after someone called `train()`
+        network[1].register_forward_pre_hook(lambda module, _: setattr(module, "training", False))
+    before = copy_of(network)
+    assert recalibrate_statistics(network, batches()) == 1
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"5.running_mean", "5.running_var", "5.num_batches_tracked"}
+
+
+def test_dropout_is_off_and_no_random_number_is_drawn():
+    with_dropout, without = make_network(dropout=0.5), make_network()
+    state = torch.get_rng_state()
+    recalibrate_statistics(with_dropout, batches())
+    assert torch.equal(state, torch.get_rng_state())
+    recalibrate_statistics(without, batches())
+    assert same(copy_of(with_dropout), copy_of(without))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_modes_and_momenta_are_as_before(fails):
+    network = make_network(dropout=0.5)
+    network[1].eval()
+    network[5].momentum = 0.3
+    modes = [module.training for module in network.modules()]
+
+    def bad():
+        yield batches()[0]
+        raise StopError
+
+    with contextlib.suppress(StopError):
+        recalibrate_statistics(network, bad() if fails else batches())
+    assert [module.training for module in network.modules()] == modes
+    assert (network[1].momentum, network[5].momentum) == (0.1, 0.3)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_where_nothing_learns_no_batch_is_asked_for():
+    def never():
+        raise AssertionError
+        yield
+
+    assert recalibrate_statistics(make_network().eval(), never()) == 0
+    assert recalibrate_statistics(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), never()) == 0
+
+
+def test_no_batches_is_an_error_that_leaves_the_statistics():
+    network = make_network()
+    stir(network, 0)
+    before = copy_of(network)
+    with pytest.raises(DataError, match="2 normalisation layers need images"):
+        recalibrate_statistics(network, [])
+    assert same(before, copy_of(network))
+
+
+def test_recalibrated_averages_come_out_again_with_the_raw_statistics():
+    network = make_network()
+    average = WeightAverage(names_of(network), kind="swa")
+    for seed in range(3):
+        stir(network, seed)
+        average.update(network)
+    raw = copy_of(network)
+    with average.swapped(network):
+        averaged = network[1].running_mean.clone()
+        recalibrate_statistics(network, itertools.islice(batches(), 2))
+        assert not torch.equal(averaged, network[1].running_mean)
+    assert same(raw, copy_of(network))

@@ -1,0 +1,239 @@
+"""What a backbone computes up to a frozen stage, kept on disk: partial fine-tuning then runs only what is behind it.
+
+Cost: one forward pass of the stages up to the cut over the images that the bank does not hold yet, and
+`activation_bytes` of disk. The shelf is named by the weights up to the cut alone: however the stages behind it are
+trained, the activations stay good.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from transferkit.errors import CacheError, OptionError, unknown_name
+from transferkit.features.bank import DTYPES, FeatureBank, FeatureTable, RowOverflowError
+from transferkit.features.engine import Compute, Need, Read, fill_shelves, label_of, origin_of
+from transferkit.nn.pooling import pooled_width
+from transferkit.nn.tail import Tail
+
+__all__ = ["ActivationTable", "activation_bytes", "cache_activations", "choose_dtype"]
+
+EXACT_LIMIT = 2**30
+"""Bytes up to which dtype "auto" keeps float32: then training from the cache is training without it."""
+
+FREE_SHARE = 0.25
+"""Share of the free disk that activations may take unless told otherwise."""
+
+BANK_SHARE = 0.5
+"""Share of the bank's limit that they may take: the rest stays for the features that everything else reads."""
+
+ID_BYTES = 32
+"""What the bank keeps of an image besides its row."""
+
+ACTIVATIONS, POOLED = "activations", "pooled"
+"""The two kinds of rows."""
+
+
+class ActivationTable:
+    """The activations of some images at a cut, and pooled stages up to it.
+
+    Args:
+        tail: The cut that they are for.
+        tables: "activations" -> (N, prod(shape)) rows; "pooled" -> (N, P) rows, if any stage was asked for.
+        computed: Images that the backbone ran over to make them.
+
+    Attributes:
+        stage, shape: Of the cut.
+        dtype: What the activations are kept as; they are read as float32.
+        computed: As given.
+    """
+
+    def __init__(self, tail: Tail, tables: Mapping[str, FeatureTable], *, computed: int) -> None:
+        self.stage = tail.stage
+        self.shape = tail.shape
+        self.dtype = tables[ACTIVATIONS].dtype
+        self.computed = computed
+        self._activations = tables[ACTIVATIONS].opened()
+        self._pooled = tables[POOLED].opened() if POOLED in tables else None
+        self._blocks = tables[POOLED].blocks if POOLED in tables else {}
+        self._channels_last = _is_channels_last(tail)
+
+    def __len__(self) -> int:
+        return len(self._activations)
+
+    def batch(self, rows: npt.NDArray[np.integer]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The images in these rows, in this order: (n, *shape) float32, and stage name -> (n, C) float32.
+
+        Memory is the caller's own. Spatial activations are in the memory format channels_last.
+        """
+        flat = torch.from_numpy(self._activations.read(rows))
+        if self._channels_last:
+            channels, height, width = self.shape
+            activation = flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            activation = flat.view(-1, *self.shape)
+        if self._pooled is None:
+            return activation, {}
+        pooled = torch.from_numpy(self._pooled.read(rows))
+        return activation, {stage: pooled[:, block] for stage, block in self._blocks.items()}
+
+
+def _is_channels_last(tail: Tail) -> bool:
+    """Whether rows hold positions first, then channels: the order in which convolutions are fast."""
+    return tail.tap.layout == "channels_first" and len(tail.shape) == 3
+
+
+def activation_bytes(
+    tail: Tail, images: int, *, dtype: str = "auto", stages: Sequence[str] = (), pooling: str = "avg+max"
+) -> int:
+    """Bytes of disk that the activations of so many images take.
+
+    Args:
+        tail: Says where they are taken, see `transferkit.nn.cut`.
+        images: Their number; each view counts.
+        dtype, stages, pooling: As for `cache_activations`.
+    """
+    kept = DTYPES[choose_dtype(tail, images, dtype)].itemsize * math.prod(tail.shape) + ID_BYTES
+    widths = _pooled_widths(tail, stages, pooling)
+    return images * (kept + (4 * sum(widths.values()) + ID_BYTES if widths else 0))
+
+
+def choose_dtype(tail: Tail, images: int, dtype: str = "auto") -> str:
+    """ "auto" keeps float32 while that takes 1 GiB or less, else float16; any other name is taken as it is.
+
+    Raises:
+        OptionError: If the name is unknown.
+    """
+    if dtype == "auto":
+        return "float32" if 4 * images * math.prod(tail.shape) <= EXACT_LIMIT else "float16"
+    if dtype not in DTYPES:
+        raise OptionError(unknown_name("dtype", dtype, ["auto", *DTYPES]))
+    return dtype
+
+
+def _pooled_widths(tail: Tail, stages: Sequence[str], pooling: str) -> dict[str, int]:
+    if strange := [name for name in stages if name not in tail.stages_before]:
+        raise OptionError(f"Stage {strange[0]!r} is not up to the cut; those are: {', '.join(tail.stages_before)}.")
+    return {
+        tap.stage: pooled_width(tap.channels, tap.layout, pooling) for tap in tail.backbone.taps if tap.stage in stages
+    }
+
+
+def cache_activations(
+    tail: Tail,
+    read: Read,
+    content_ids: npt.NDArray[np.bytes_],
+    *,
+    bank: FeatureBank,
+    stages: Sequence[str] = (),
+    pooling: str = "avg+max",
+    dtype: str = "auto",
+    limit: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ActivationTable:
+    """Run the backbone up to the cut over every image that the bank does not hold, and open all rows.
+
+    Args:
+        tail: The cut. Its backbone is run in evaluation mode and without gradients, and left as it was.
+        read: Index -> (3, H, W) uint8 pixels, or float32 that is normalised already. Called from worker threads.
+        content_ids: (N,) S32, one per image or view of it; equal ids are computed once.
+        bank: Where rows are kept.
+        stages: Stages up to the cut whose pooled vectors are wanted as well.
+        pooling: "avg" or "avg+max".
+        dtype: What activations are kept as: "float32", "float16", "bfloat16", or "auto": float32 while that takes
+            1 GiB or less, else float16, or bfloat16 if a value is beyond 65504. Pooled vectors stay float32.
+        limit: Bytes that may be written; None allows a quarter of the free disk, and half of the bank's limit.
+        device, batch_size, workers, progress: As for `frozen_pass`.
+
+    Returns:
+        N rows in the order of `content_ids`.
+
+    Raises:
+        OptionError: If an argument is unknown, or float16 was asked for and cannot hold a value.
+        CacheError: If the limit does not allow it, or the bank cannot be written.
+        BackboneError: If a value is not finite, or the network cannot take these images.
+    """
+    widths = _pooled_widths(tail, stages, pooling)
+    chosen = choose_dtype(tail, len(content_ids), dtype)
+    overflow: RowOverflowError | None = None
+    for kept in (chosen, "bfloat16") if dtype == "auto" and chosen == "float16" else (chosen,):
+        needs = _open_shelves(tail, content_ids, bank, widths=widths, pooling=pooling, dtype=kept)
+        _check_room(tail, needs, bank, limit)
+        try:
+            computed = fill_shelves(
+                tail.backbone,
+                _up_to_cut(tail, list(widths), pooling),
+                read,
+                content_ids,
+                needs,
+                bank=bank,
+                device=device,
+                batch_size=batch_size,
+                workers=workers,
+                label=f"up to {tail.stage}, {tail.backbone.spec.architecture}" if progress else None,
+            )
+        except RowOverflowError as error:
+            overflow = error
+            continue
+        return ActivationTable(
+            tail, {kind: need.shelf.table(content_ids) for kind, need in needs.items()}, computed=computed
+        )
+    raise OptionError(
+        f"The activations at stage {tail.stage!r} do not fit: {overflow}. Use dtype=bfloat16 or dtype=float32."
+    ) from overflow
+
+
+def _open_shelves(
+    tail: Tail,
+    content_ids: npt.NDArray[np.bytes_],
+    bank: FeatureBank,
+    *,
+    widths: dict[str, int],
+    pooling: str,
+    dtype: str,
+) -> dict[str, Need]:
+    """Kind of rows -> its shelf and what that lacks. Pooled vectors lie apart: they stay float32."""
+    origin = {**origin_of(tail.backbone, tail.prefix()), "cut": [tail.tap.path, list(tail.shape)]}
+    told = label_of(tail.backbone)
+    length = math.prod(tail.shape)
+    shelves = {
+        ACTIVATIONS: bank.shelf(
+            {**origin, "pooling": f"{tail.stage} unpooled, {dtype}"}, {tail.stage: length}, about=told, dtype=dtype
+        )
+    }
+    if widths:
+        shelves[POOLED] = bank.shelf({**origin, "pooling": pooling}, widths, about=told)
+    return {kind: Need(shelf, shelf.missing(content_ids)) for kind, shelf in shelves.items()}
+
+
+def _check_room(tail: Tail, needs: dict[str, Need], bank: FeatureBank, limit: int | None) -> None:
+    needed = sum(len(need.positions) * (need.shelf.row_bytes + ID_BYTES) for need in needs.values())
+    allowed, whose = limit, "are allowed"
+    if allowed is None:
+        allowed = int(min(FREE_SHARE * shutil.disk_usage(bank.folder).free, BANK_SHARE * bank.limit))
+        whose = "are allowed: a quarter of the free disk, and half of cache_limit"
+    if needed > allowed:
+        raise CacheError(
+            f"The activations at stage {tail.stage!r} of {len(needs[ACTIVATIONS].positions):,} images take "
+            f"{needed / 2**20:,.0f} MB, and {allowed / 2**20:,.0f} MB {whose}. Freeze up to a later stage, choose a "
+            "smaller image_size, or train without cached activations."
+        )
+
+
+def _up_to_cut(tail: Tail, stages: Sequence[str], pooling: str) -> Compute:
+    def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
+        names = stages if POOLED in wanted else ()
+        activation, pooled = tail.activations(images, pooling=pooling, names=names)
+        if _is_channels_last(tail):
+            activation = activation.permute(0, 2, 3, 1)
+        return {ACTIVATIONS: {tail.stage: activation.flatten(1)}, POOLED: pooled}
+
+    return compute

@@ -1,0 +1,20 @@
+"""Which of Lightning's two packages to build on: a module of one is refused by the trainer of the other."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+__all__ = ["lightning"]
+
+
+def lightning() -> Any:
+    """`lightning.pytorch` where that is imported already and `pytorch_lightning` is not; else `pytorch_lightning`.
+
+    Example:
+        >>> lightning().__name__ in ("pytorch_lightning", "lightning.pytorch")
+        True
+    """
+    unified = "lightning.pytorch" in sys.modules and "pytorch_lightning" not in sys.modules
+    return importlib.import_module("lightning.pytorch" if unified else "pytorch_lightning")

@@ -1,0 +1,110 @@
+"""The classifier while it is trained by gradients, and a model made of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from transferkit.errors import OptionError
+from transferkit.nn.model import TransferModel, normalise
+from transferkit.types import Preprocessing
+
+__all__ = ["Blend", "StandardisedLinear"]
+
+
+class StandardisedLinear(nn.Module):
+    """A linear layer on features brought to mean 0 and a total variance of 1.
+
+    Joined stages differ in scale by orders of magnitude and in width by thousands; one learning rate then fits neither.
+    Standardised, a step of given size moves the logits by about as much whatever the head reads. `folded` is the same
+    map as a plain layer on the features as they are.
+
+    Args:
+        linear: (D -> K) on the features as they are; the map is the same at first.
+        mean: (D,) of the features.
+        deviation: (D,) their standard deviations, >= 0.
+        dropout: Share of the features left out at random while training, in [0, 1).
+
+    Shape:
+        (N, D) -> (N, K)
+
+    Example:
+        >>> plain = nn.Linear(3, 2)
+        >>> head = StandardisedLinear(plain, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 1.0, 0.0])).eval()
+        >>> features = torch.randn(5, 3)
+        >>> torch.allclose(head(features), plain(features), atol=1e-5)
+        True
+        >>> torch.allclose(head.folded()(features), plain(features), atol=1e-5)
+        True
+    """
+
+    FLOOR = 1e-3
+    """Least standard deviation, as a share of the mean one: a feature that never varied is not blown up."""
+
+    def __init__(self, linear: nn.Linear, mean: torch.Tensor, deviation: torch.Tensor, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        deviation = deviation.clamp(min=max(self.FLOOR * float(deviation.mean()), 1e-12))
+        self.mean: torch.Tensor
+        self.scale: torch.Tensor
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("scale", deviation * len(deviation) ** 0.5)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(linear.in_features, linear.out_features)
+        with torch.no_grad():
+            self.linear.weight.copy_(linear.weight * self.scale)
+            self.linear.bias.copy_(linear.bias + linear.weight @ self.mean)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (N, K) logits."""
+        logits: torch.Tensor = self.linear(self.dropout((features - self.mean) / self.scale))
+        return logits
+
+    def folded(self) -> nn.Linear:
+        """The same map, dropout aside, on features as they are."""
+        plain = nn.Linear(self.linear.in_features, self.linear.out_features)
+        with torch.no_grad():
+            plain.weight.copy_(self.linear.weight / self.scale)
+            plain.bias.copy_(self.linear.bias - plain.weight @ self.mean)
+        return plain
+
+
+class Blend(nn.Module):
+    """Several models of the same classes; their logits are added.
+
+    Args:
+        members: With the weights that they have in the sum folded into their classifiers.
+
+    Shape:
+        (N, 3, H, W) float, normalised -> (N, K) logits.
+    """
+
+    def __init__(self, members: Sequence[TransferModel]) -> None:
+        super().__init__()
+        if not members or len({member.classes for member in members}) != 1:
+            raise OptionError("A blend needs models of the same classes.")
+        self.members = nn.ModuleList(members)
+        self.classes = members[0].classes
+
+    @property
+    def parts(self) -> tuple[TransferModel, ...]:
+        """The members."""
+        return tuple(cast(TransferModel, member) for member in self.members)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """That of the members."""
+        return self.parts[0].preprocessing
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
+        return normalise(pixels, self.preprocessing)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) float, normalised -> (N, K) logits."""
+        logits = self.parts[0](images)
+        for member in self.parts[1:]:
+            logits = logits + member(images)
+        return cast(torch.Tensor, logits)

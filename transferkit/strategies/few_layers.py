@@ -1,0 +1,49 @@
+"""The last few stages learn, what is below stays frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.rates import decayed_rates, head_first, rate_of
+from transferkit.strategies.reach import reached_stages, tuned_stages
+from transferkit.types import Decision
+
+__all__ = ["few_layers"]
+
+SHARE = 1 / 3
+"""Of all stages that learn unless the decision names them: the textbook's "few" of a network of many."""
+
+FEWEST = 2
+"""The last stage of a transformer is often its final normalisation alone, so one stage would be none."""
+
+
+@STRATEGIES.register("few_layers")
+def few_layers(decision: Decision, stages: Sequence[str]) -> Plan:
+    """The head alone, then the head with the last third of the stages, or with those that the decision names.
+
+    Where the head reads an early stage, the last stages are those up to it.
+
+    Args:
+        decision: Its `stage`, `tuned`, `lr` and `norm` are what counts.
+        stages: The backbone's stage names, stem -> head.
+
+    Raises:
+        OptionError: If the backbone has no such stage, or there is no learning rate.
+
+    Example:
+        >>> decision = Decision(strategy="few_layers", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
+        ...                     reasons=("asked for",))
+        >>> plan = few_layers(decision, ["stem", "a", "b", "c", "top"])
+        >>> [f"{rule} {rule.lr:g}" for rule in plan.phases[1].rules]
+        ['head 0.01', 'top 0.001', 'c 0.00075', '* 0']
+    """
+    reached = reached_stages(decision, stages)
+    chosen = tuned_stages(decision, stages) or reached[-_count(len(reached)) :]
+    rates = decayed_rates(reached, lr=rate_of(decision))
+    return head_first("few_layers", decision, stages, phase="last stages", rates={name: rates[name] for name in chosen})
+
+
+def _count(stages: int) -> int:
+    """How many of so many stages are a few; one at least stays frozen if there are two."""
+    return max(1, min(max(FEWEST, round(SHARE * stages)), stages - 1))

@@ -1,0 +1,50 @@
+"""A linear probe first, then fine-tuning of everything from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transferkit.strategies.plan import STRATEGIES, Phase, Plan
+from transferkit.strategies.rates import decayed_rates, rate_of, stage_rules
+from transferkit.strategies.reach import is_selected, reached_stages, read_stages
+from transferkit.types import Decision
+
+__all__ = ["lp_ft"]
+
+
+@STRATEGIES.register("lp_ft")
+def lp_ft(decision: Decision, stages: Sequence[str]) -> Plan:
+    """The head is solved for on frozen features, then all stages learn with it, in one phase.
+
+    A new head would send large, senseless gradients through good features; one that fits them already does not. It is
+    solved for, so it needs no faster rate than the last stage.
+
+    Args:
+        decision: Its `stage` (one, "joined" or "selected"), `lr` and `norm` are what counts.
+        stages: The backbone's stage names, stem -> head.
+
+    Raises:
+        OptionError: If the backbone has no such stage, or there is no learning rate.
+
+    References:
+        Kumar et al., Fine-tuning can distort pretrained features and underperform out-of-distribution, ICLR 2022.
+        Deviation: the head is solved for in closed form, it may read several stages, and early stages learn more
+        slowly; the paper trains a probe on the last one by gradient, and all layers at one rate.
+
+    Example:
+        >>> decision = Decision(strategy="lp_ft", stage="joined", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
+        ...                     reasons=("asked for",))
+        >>> plan = lp_ft(decision, ["stem", "top"])
+        >>> plan.start, [f"{rule} {rule.lr:g}" for rule in plan.phases[0].rules]
+        ('closed_form', ['head 0.001', 'top 0.001', 'stem 0.00075'])
+    """
+    lr = rate_of(decision)
+    rules = stage_rules(decayed_rates(reached_stages(decision, stages), lr=lr), stages, head=lr)
+    return Plan(
+        strategy="lp_ft",
+        stages=read_stages(decision, stages),
+        closed_form=False,
+        selected=is_selected(decision),
+        phases=(Phase(name="all layers", rules=rules),),
+        norm=decision.norm,
+    )

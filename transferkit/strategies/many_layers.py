@@ -1,0 +1,40 @@
+"""Everything but the stem learns, the slower the earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.rates import decayed_rates, head_first, rate_of
+from transferkit.strategies.reach import reached_stages
+from transferkit.types import Decision
+
+__all__ = ["many_layers"]
+
+
+@STRATEGIES.register("many_layers")
+def many_layers(decision: Decision, stages: Sequence[str]) -> Plan:
+    """The head alone, then the head with all stages but the first.
+
+    The stem's filters (edges, blobs of colour) serve any images, and its activations are cached.
+
+    Args:
+        decision: Its `stage`, `lr` and `norm` are what counts.
+        stages: The backbone's stage names, stem -> head.
+
+    Raises:
+        OptionError: If the backbone has no such stage, or there is no learning rate.
+
+    Example:
+        >>> decision = Decision(strategy="many_layers", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
+        ...                     reasons=("asked for",))
+        >>> plan = many_layers(decision, ["stem", "a", "top"])
+        >>> [f"{rule} {rule.lr:g}" for rule in plan.phases[1].rules]
+        ['head 0.01', 'top 0.001', 'a 0.00075', '* 0']
+    """
+    reached = reached_stages(decision, stages)
+    rates = decayed_rates(reached, lr=rate_of(decision))
+    chosen = reached[1:] or reached
+    return head_first(
+        "many_layers", decision, stages, phase="all but the stem", rates={name: rates[name] for name in chosen}
+    )

@@ -1,0 +1,37 @@
+"""Only the scales and shifts of normalisation layers learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.rates import light_plan
+from transferkit.types import Decision
+
+__all__ = ["norm_only"]
+
+
+@STRATEGIES.register("norm_only")
+def norm_only(decision: Decision, stages: Sequence[str]) -> Plan:
+    """The head and every stage's normalisation learn; convolutions and linear layers stay as they are.
+
+    With `norm="keep"` batch normalisation measures its statistics anew as well.
+
+    Args:
+        decision: Its `stage`, `lr` and `norm` are what counts.
+        stages: The backbone's stage names, stem -> head.
+
+    Raises:
+        OptionError: If the backbone has no such stage, or there is no learning rate.
+
+    References:
+        Frankle et al., Training BatchNorm and only BatchNorm, ICLR 2021. Deviation: the other weights are pretrained,
+        not random, and layers of any normalisation count.
+
+    Example:
+        >>> decision = Decision(strategy="norm_only", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
+        ...                     reasons=("asked for",))
+        >>> [f"{rule} {rule.lr:g}" for rule in norm_only(decision, ["stem", "top"]).phases[0].rules]
+        ['head 0.01', '* (norm) 0.01', '* 0']
+    """
+    return light_plan("norm_only", decision, stages, phase="norms", kind="norm")

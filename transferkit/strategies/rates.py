@@ -1,0 +1,162 @@
+"""How fast what learns, and the rules and phases that say so: the arithmetic that strategies share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from transferkit.errors import OptionError
+from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, Rule
+from transferkit.strategies.reach import is_selected, reached_stages, read_stages
+from transferkit.types import Decision
+
+__all__ = [
+    "HEAD_FACTOR",
+    "HEAD_SHARE",
+    "LIGHT_FACTOR",
+    "STAGE_DECAY",
+    "decayed_rates",
+    "exactly",
+    "head_first",
+    "head_only",
+    "light_plan",
+    "rate_of",
+    "stage_rules",
+]
+
+HEAD_FACTOR = 10.0
+"""The head learns so many times faster than the backbone's last stage: it is new, the weights below it are good already
+(the multiplier of Caffe's fine-tuning example, Jia et al., 2014)."""
+
+LIGHT_FACTOR = 10.0
+"""Where only a sliver of each stage learns (norms, biases, adapters), it learns so many times faster than a whole stage
+would: LoRA's best rate is about ten times that of full fine-tuning (Schulman et al., LoRA without regret, 2025),
+and BitFit searched rates some ten times as high (Ben Zaken et al., ACL 2022)."""
+
+STAGE_DECAY = 0.75
+"""Each stage learns at this share of the rate of the one above it: the upper end of what BEiT uses for one block of a
+transformer (0.65 to 0.75; Bao et al., ICLR 2022). The first of 13 stages learns at 1/32 of the last, the first of 5 at
+1/3. The 1/2.6 of ULMFiT (Howard and Ruder, ACL 2018) is for a network of three layers."""
+
+HEAD_SHARE = 0.2
+"""Share of the epochs that the head learns alone where stages follow: nothing below it moves, so these epochs run on
+cached activations, and the stages meet a head that is at rest under the training's own loss and augmentation."""
+
+
+def rate_of(decision: Decision) -> float:
+    """The learning rate of the backbone's last stage.
+
+    Raises:
+        OptionError: If the decision gives none.
+    """
+    if not decision.lr > 0:
+        raise OptionError(
+            f"The strategy {decision.strategy!r} learns by gradient and needs lr > 0, got {decision.lr!r}. "
+            "A tenth of the rate that the backbone was trained at is a good start."
+        )
+    return decision.lr
+
+
+def decayed_rates(stages: Sequence[str], *, lr: float, decay: float = STAGE_DECAY) -> dict[str, float]:
+    """Stage name -> its learning rate: `lr` for the last one, `decay` times as much for each one before.
+
+    Args:
+        stages: Stem -> head.
+        lr: Of the last one, > 0.
+        decay: In (0, 1]; 1 gives all the same rate.
+
+    Raises:
+        OptionError: If `decay` is out of its range.
+
+    Example:
+        >>> decayed_rates(["stem", "middle", "top"], lr=1.0, decay=0.5)
+        {'stem': 0.25, 'middle': 0.5, 'top': 1.0}
+    """
+    if not 0 < decay <= 1:
+        raise OptionError(f"decay must be in (0, 1], got {decay!r}.")
+    return {name: lr * decay ** (len(stages) - 1 - place) for place, name in enumerate(stages)}
+
+
+def exactly(stage: str) -> str:
+    """The pattern that fits this stage name and no other.
+
+    Example:
+        >>> exactly("blocks.3"), exactly("odd[1]*")
+        ('blocks.3', 'odd[[]1][*]')
+    """
+    return re.sub(r"([*?[])", r"[\1]", stage)
+
+
+def stage_rules(rates: Mapping[str, float], stages: Sequence[str], *, head: float) -> tuple[Rule, ...]:
+    """Rules for the head and for whole stages; stages without a rate are frozen.
+
+    Args:
+        rates: Stage name -> learning rate, > 0.
+        stages: All of the backbone's, stem -> head.
+        head: Learning rate of the head.
+    """
+    learning = [Rule(stage=exactly(name), lr=rates[name]) for name in reversed(stages) if name in rates]
+    rest = [Rule(stage="*")] if len(rates) < len(stages) else []
+    return (Rule(stage=HEAD, lr=head), *learning, *rest)
+
+
+def head_only(decision: Decision, *, share: float = 1.0) -> Phase:
+    """The phase in which nothing but the head learns."""
+    head = HEAD_FACTOR * rate_of(decision)
+    return Phase(name="head", rules=(Rule(stage=HEAD, lr=head), Rule(stage="*")), share=share)
+
+
+def head_first(name: str, decision: Decision, stages: Sequence[str], *, phase: str, rates: Mapping[str, float]) -> Plan:
+    """The head alone, then the head with some stages.
+
+    Args:
+        name: Of the strategy.
+        decision: Where the head reads, how fast it learns, and what becomes of normalisation.
+        stages: All of the backbone's, stem -> head.
+        phase: Name of the second phase.
+        rates: Stage name -> learning rate in the second phase; the others are frozen.
+    """
+    rules = stage_rules(rates, stages, head=HEAD_FACTOR * rate_of(decision))
+    return Plan(
+        strategy=name,
+        stages=read_stages(decision, stages),
+        closed_form=False,
+        selected=is_selected(decision),
+        phases=(head_only(decision, share=HEAD_SHARE), Phase(name=phase, rules=rules, share=1 - HEAD_SHARE)),
+        norm=decision.norm,
+    )
+
+
+def light_plan(
+    name: str, decision: Decision, stages: Sequence[str], *, phase: str, kind: str, adapters: Adapters | None = None
+) -> Plan:
+    """The head and one kind of parameter in every stage that gradients reach, in a single phase.
+
+    One rate for all stages: what so little can do to a stage needs no decay, and a stage without such parameters needs
+    no rule of its own.
+
+    Args:
+        name: Of the strategy.
+        decision: Where the head reads, how fast it learns, and what becomes of normalisation.
+        stages: All of the backbone's, stem -> head.
+        phase: Name of the phase.
+        kind: One of `KINDS`.
+        adapters: To be added to the backbone first.
+    """
+    lr = rate_of(decision)
+    beyond = stages[len(reached_stages(decision, stages)) :]
+    rules = (
+        Rule(stage=HEAD, lr=HEAD_FACTOR * lr),
+        *(Rule(stage=exactly(stage)) for stage in beyond),
+        Rule(stage="*", kind=kind, lr=LIGHT_FACTOR * lr),
+        Rule(stage="*"),
+    )
+    return Plan(
+        strategy=name,
+        stages=read_stages(decision, stages),
+        closed_form=False,
+        selected=is_selected(decision),
+        phases=(Phase(name=phase, rules=rules),),
+        norm=decision.norm,
+        adapters=adapters,
+    )

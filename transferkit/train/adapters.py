@@ -1,0 +1,195 @@
+"""Low-rank updates beside the weights of a network: put in for training, folded into the weights afterwards.
+
+What is kept is the plain network. An adapter saved on its own would lack the new head, and the running statistics of
+batch normalisation that training moved as well. Who learns is left to the freeze plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias, TypeGuard
+
+import torch
+from torch import nn
+
+from transferkit.errors import MissingDependencyError, OptionError, list_problems, unknown_name
+from transferkit.nn.anatomy import calls_in_order
+from transferkit.strategies import Adapters
+
+__all__ = ["add_adapters", "find_targets", "is_adapter", "merge_adapters"]
+
+MARK = "lora_"
+"""peft begins the names of what it adds with this."""
+
+Layer: TypeAlias = nn.Linear | nn.Conv2d
+
+HINT = "Low-rank adapters need peft: pip install 'transferkit[lora]'."
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter or module of this dotted name belongs to an adapter.
+
+    Example:
+        >>> is_adapter("blocks.3.0.conv.lora_A.default.weight"), is_adapter("blocks.3.0.conv.base_layer.weight")
+        (True, False)
+    """
+    return any(part.startswith(MARK) for part in name.split("."))
+
+
+def find_targets(trunk: nn.Module, *, rank: int, size: int) -> tuple[str, ...]:
+    """The layers that a low-rank update is worth its while for, and works on.
+
+    These are linear layers and dense 1x1 convolutions, in the order of the network, whose update has fewer numbers than
+    their weight.
+
+    Args:
+        trunk: A network without its classifier.
+        rank: Of the updates, >= 1.
+        size: Side of the input, in pixels.
+
+    Returns:
+        Module paths.
+    """
+    return tuple(path for path, layer in _adaptable(trunk, size=size) if _is_worthwhile(layer, rank))
+
+
+def add_adapters(
+    trunk: nn.Module, adapters: Adapters, *, size: int, targets: Sequence[str] | None = None, seed: int = 0
+) -> tuple[str, ...]:
+    """Put a low-rank update beside the weights of a network, in place; it adds nothing yet, so outputs stay the same.
+
+    A layer at "x" becomes "x.base_layer", and its update "x.lora_A.default" and "x.lora_B.default". What is there
+    already keeps its gradients and modes; what is added asks for gradients and has the mode of the layer it is put to.
+
+    Args:
+        trunk: A network without its classifier.
+        adapters: Rank and scale.
+        size: Side of the input, in pixels.
+        targets: Module paths; None takes those of `find_targets`.
+        seed: Of the random half of each update; the other half begins at 0. The global generator is left alone.
+
+    Returns:
+        Paths of the layers that have an update now.
+
+    Raises:
+        MissingDependencyError: If peft is not installed.
+        OptionError: If there is nothing to adapt, a target is unfit, or there are adapters already.
+
+    References:
+        Hu et al., LoRA: Low-rank adaptation of large language models, ICLR 2022.
+
+    Example:
+        >>> trunk = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> add_adapters(trunk, Adapters(rank=8, alpha=16), size=32)
+        ('1',)
+        >>> [name for name, _ in trunk.named_parameters() if is_adapter(name)]
+        ['1.lora_A.default.weight', '1.lora_B.default.weight']
+        >>> merge_adapters(trunk)
+        ('1',)
+        >>> list(trunk.state_dict())
+        ['0.weight', '0.bias', '1.weight', '1.bias']
+    """
+    if any(is_adapter(path) for path, _ in trunk.named_modules()):
+        raise OptionError("This network has adapters already. Merge them with merge_adapters first.")
+    chosen = find_targets(trunk, rank=adapters.rank, size=size) if targets is None else tuple(targets)
+    if targets is not None:
+        _check_targets(trunk, chosen, size=size)
+    if not chosen:
+        raise OptionError(
+            f"There is no linear layer or 1x1 convolution here that a low-rank update of rank {adapters.rank} would be "
+            "smaller than. Choose a lower rank, or another strategy, such as few_layers."
+        )
+    asked = {parameter: parameter.requires_grad for parameter in trunk.parameters()}
+    _inject(trunk, adapters, chosen, seed=seed)
+    for parameter, wanted in asked.items():  # peft freezes whatever is not its own
+        parameter.requires_grad_(wanted)
+    for path in chosen:
+        layer: Any = trunk.get_submodule(path)
+        layer.train(layer.get_base_layer().training)
+    return chosen
+
+
+def merge_adapters(trunk: nn.Module) -> tuple[str, ...]:
+    """Fold every update into the weight it stands beside, in place: the network has its plain architecture again.
+
+    Args:
+        trunk: What `add_adapters` was called on, or a copy of it.
+
+    Returns:
+        Paths of the layers that had an update; none if there were no adapters.
+    """
+    wrapped: list[tuple[str, Any]] = [
+        (path, module) for path, module in trunk.named_modules() if hasattr(module, f"{MARK}A")
+    ]
+    for path, layer in wrapped:
+        layer.merge()
+        trunk.set_submodule(path, layer.get_base_layer())
+    return tuple(path for path, _ in wrapped)
+
+
+def _inject(trunk: nn.Module, adapters: Adapters, paths: Sequence[str], *, seed: int) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingDependencyError(HINT) from error
+    # As a list, every path would be taken for the end of a path: "fc" for "blocks.0.fc" as well.
+    pattern = "|".join(re.escape(path) for path in paths)
+    config = LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=pattern)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, trunk)
+    # Left on the network, it would travel into every copy and be taken for a second adapter.
+    del trunk.peft_config
+
+
+def _adaptable(trunk: nn.Module, *, size: int) -> Iterator[tuple[str, Layer]]:
+    """Every layer that an update can be put to so that it works, and merges without a trace."""
+    places = Counter(module for _, module in trunk.named_modules(remove_duplicate=False))
+    owners = Counter(id(parameter) for _, parameter in trunk.named_parameters(remove_duplicate=False))
+    fit = {
+        path: module
+        for path, module in trunk.named_modules()
+        if path
+        and _is_dense(module)
+        and places[module] == 1
+        and owners[id(module.weight)] == 1
+        and not _is_watched(module)
+    }
+    # Attention often takes the weight of its layer and never calls it (timm's BEiT, torchvision's Swin): an update
+    # put there would be passed by, and its gradients missed by a distributed wrapper.
+    called = set(calls_in_order(trunk, list(fit), size=size))
+    return ((path, module) for path, module in fit.items() if path in called)
+
+
+def _is_dense(module: nn.Module) -> TypeGuard[Layer]:
+    """Whether it is a linear layer or a dense 1x1 convolution. Subclasses are not: they may treat their weight first
+    (weight standardisation, quantisation), and an update would be added behind that, but merged in front of it."""
+    if type(module) is nn.Conv2d:
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return type(module) is nn.Linear
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks hang on it: a reader would see the layer without its update, and weight norms undo a merge."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _is_worthwhile(layer: Layer, rank: int) -> bool:
+    outputs, inputs = layer.weight.shape[:2]
+    return rank * (inputs + outputs) < inputs * outputs
+
+
+def _check_targets(trunk: nn.Module, targets: Sequence[str], *, size: int) -> None:
+    known = [path for path, _ in trunk.named_modules() if path]
+    fit = {path for path, _ in _adaptable(trunk, size=size)}
+    problems = [
+        f"{path!r} is no linear layer or dense 1x1 convolution that is called, once in the network and free of hooks"
+        if path in known
+        else unknown_name("module", path, known)
+        for path in targets
+        if path not in fit
+    ]
+    if problems:
+        raise OptionError(list_problems("Adapters cannot be put to these layers:", problems))

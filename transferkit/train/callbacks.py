@@ -1,0 +1,113 @@
+"""The freeze plan, hung on a Lightning trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from transferkit.errors import OptionError
+from transferkit.frameworks import lightning
+from transferkit.strategies import Phase, Plan
+from transferkit.train.freeze import FreezePlan
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+else:
+    pl = lightning()
+
+__all__ = ["FreezePlanCallback", "phase_starts"]
+
+
+def phase_starts(phases: Sequence[Phase], epochs: int) -> list[int]:
+    """First epoch of each phase; a phase has at least one.
+
+    Raises:
+        OptionError: If there are fewer epochs than phases.
+
+    Example:
+        >>> from transferkit.strategies import Rule
+        >>> rules = (Rule(stage="*", lr=1e-3),)
+        >>> phase_starts([Phase(name="head", rules=rules, share=0.2), Phase(name="all", rules=rules, share=0.8)], 12)
+        [0, 2]
+    """
+    if epochs < len(phases):
+        raise OptionError(f"{len(phases)} phases need at least {len(phases)} epochs, got {epochs}.")
+    starts, share = [0], 0.0
+    for number, phase in enumerate(phases[:-1], start=1):
+        share += phase.share
+        latest = epochs - (len(phases) - number)
+        starts.append(min(max(round(share * epochs), starts[-1] + 1), latest))
+    return starts
+
+
+class FreezePlanCallback(pl.Callback):
+    """Keeps a freeze plan in force while a trainer runs, phase by phase; for your own LightningModule and trainer.
+
+    Your module must hold one transferkit backbone (`transferkit.load_backbone`); its optimizer takes `groups()`.
+
+    Args:
+        plan: Phases and their rules: a strategy's plan, or a freeze plan that was made already.
+        weight_decay: Of the parameters that it acts on (see `FreezePlan`).
+
+    Example:
+        >>> import transferkit as tk  # doctest: +SKIP
+        >>> freeze = tk.FreezePlanCallback(tk.plan("few_layers", backbone, lr=1e-3))  # doctest: +SKIP
+        >>> # in your module: def configure_optimizers(self): return torch.optim.SGD(freeze.groups(), momentum=0.9)
+        >>> trainer = pl.Trainer(max_epochs=10, callbacks=[freeze])  # doctest: +SKIP
+    """
+
+    def __init__(self, plan: Plan | FreezePlan, *, weight_decay: float = 0.0) -> None:
+        self._plan = plan if isinstance(plan, Plan) else None
+        self._freeze = plan if isinstance(plan, FreezePlan) else None
+        self._weight_decay = weight_decay
+        self._starts: list[int] = []
+
+    @property
+    def freeze(self) -> FreezePlan:
+        """The plan on the network; there from the trainer's setup on."""
+        if self._freeze is None:
+            raise OptionError("The freeze plan is laid over the network when the trainer is set up: fit first.")
+        return self._freeze
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for `configure_optimizers`: all that is ever trained."""
+        return self.freeze.groups()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lay the plan over the network, before its optimizers are made."""
+        if stage != "fit":
+            return
+        if self._freeze is None:
+            assert self._plan is not None
+            self._freeze = FreezePlan(
+                pl_module, self._plan.phases, norm=self._plan.norm, weight_decay=self._weight_decay
+            )
+        phases = self._freeze.phases
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            if len(phases) > 1:
+                raise OptionError("Phases are shares of the epochs: give the trainer max_epochs.")
+            self._starts = [0]
+        else:
+            self._starts = phase_starts(phases, trainer.max_epochs)
+        # A distributed wrapper looks once at who asks for gradients: that must hold for all phases.
+        self._freeze.start(0, static=trainer.world_size > 1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the epoch's phase into force; a resumed run lands in the right one."""
+        phase = max(number for number, start in enumerate(self._starts) if start <= trainer.current_epoch)
+        if phase != self.freeze.phase:
+            self.freeze.start(phase, static=trainer.world_size > 1)
+        self.freeze.set_modes()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """What the phase does not train is not stepped, not even by weight decay or momentum."""
+        self.freeze.drop_idle()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the plan off the network."""
+        if self._freeze is not None and stage == "fit":
+            self._freeze.release()

@@ -1,0 +1,118 @@
+"""What a fit measured, its best weights, and the checkpoint that it is taken up from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from transferkit.frameworks import lightning
+from transferkit.serialise import from_json, to_json
+from transferkit.train.module import TransferModule
+from transferkit.types import Epoch
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+else:
+    pl = lightning()
+
+__all__ = ["Memory", "snapshot"]
+
+
+class Memory(pl.callbacks.Checkpoint):
+    """Notes every epoch of a `TransferModule`'s fit, keeps the best weights, and saves now and then.
+
+    It counts as a checkpoint callback because Lightning calls those last: what the module does at the end of an epoch
+    must be in the checkpoint.
+
+    Args:
+        folder: Where `last.ckpt` goes; None keeps none.
+        every: Seconds after which the end of an epoch is worth a checkpoint; the last epoch always is.
+        stop_after: Epochs to run, fewer maybe than the trainer's; None runs those.
+
+    Attributes:
+        epochs: What each measured.
+        outputs: Of the held-back images, (M, K) per epoch.
+        best_epoch: Number of the one with the lowest held-back loss, or of the last one without held-back images.
+        best_state: The module's weights and statistics at its end.
+    """
+
+    def __init__(self, folder: Path | None = None, *, every: float = 20.0, stop_after: int | None = None) -> None:
+        self.folder = folder
+        self.every = every
+        self.stop_after = stop_after
+        self.epochs: list[Epoch] = []
+        self.outputs: list[torch.Tensor] = []
+        self.best_epoch = -1
+        self.best_state: dict[str, torch.Tensor] = {}
+        self._begun = 0.0
+        self._saved = time.monotonic()
+
+    @property
+    def best_loss(self) -> float:
+        """Held-back loss of the best epoch; infinite before the first one."""
+        if self.best_epoch < 0:
+            return math.inf
+        loss = self.epochs[self.best_epoch].val_loss
+        return math.inf if loss is None else loss
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the epoch; keep its weights if they are the best; save if it is time."""
+        assert isinstance(pl_module, TransferModule)
+        self.epochs.append(self._look(trainer, pl_module))
+        if pl_module.outputs is not None:
+            self.outputs.append(pl_module.outputs)
+        loss = self.epochs[-1].val_loss
+        if loss is None or loss < self.best_loss:
+            self.best_epoch = trainer.current_epoch
+            with pl_module.averaged():
+                self.best_state = snapshot(pl_module)
+        if len(self.epochs) == self.stop_after:
+            trainer.should_stop = True
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if self.folder is not None and (last or time.monotonic() - self._saved >= self.every):
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._saved = time.monotonic()
+
+    def _look(self, trainer: pl.Trainer, module: TransferModule) -> Epoch:
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        phase = module.freeze_plan.phase
+        return Epoch(
+            number=trainer.current_epoch,
+            phase="" if phase is None else module.freeze_plan.phases[phase].name,
+            train_loss=seen["train_loss"],
+            lr=max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups),
+            seconds=time.perf_counter() - self._begun,
+            val_loss=seen.get("val_loss"),
+            val_accuracy=seen.get("val_accuracy"),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "epochs": [to_json(epoch) for epoch in self.epochs],
+            "outputs": self.outputs,
+            "best_epoch": self.best_epoch,
+            "best_state": self.best_state,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As it was when the checkpoint was written."""
+        self.epochs = [from_json(Epoch, epoch) for epoch in state_dict["epochs"]]
+        self.outputs = list(state_dict["outputs"])
+        self.best_epoch = state_dict["best_epoch"]
+        self.best_state = dict(state_dict["best_state"])
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all weights and statistics, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

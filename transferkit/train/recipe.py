@@ -1,0 +1,143 @@
+"""How gradient training goes, whatever it is that learns: length, optimizer, regularisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from transferkit.errors import OptionError, list_problems, unknown_name
+from transferkit.train.averaging import AVERAGES
+from transferkit.train.schedule import SCHEDULES
+
+__all__ = ["OPTIMIZERS", "Recipe"]
+
+OPTIMIZERS = ("adamw", "sgd")
+
+BATCH_SIZES = ((5000, 64), (500, 32), (0, 16))
+"""Least number of images, and images per step from there on: few images in large batches make too few steps."""
+
+EPOCHS_AT, IMAGES_AT = 20, 150
+"""Epochs at so many images; they shrink with the root of their number, so that steps grow with it."""
+
+EPOCHS = (8, 30)
+"""Fewest and most."""
+
+LEAST_PATIENCE = 3
+"""Epochs without a better held-back loss that early stopping lets pass at least: single epochs are noisy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is fine-tuned.
+
+    Args:
+        epochs: Passes over the training images, >= 1; None fits them to their number.
+        batch_size: Images per optimizer step, >= 2; None fits it to their number.
+        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9.
+        lr: Learning rate of the last stage; None takes the decision's, "find" tests a range first.
+        weight_decay: >= 0; not of norms and biases.
+        schedule: "cosine", "linear", "exponential", "constant" or "plateau".
+        warmup: Share of each phase in which rates rise, in [0, 1).
+        minimum: What rates fall to, as a share of their highest, in [0, 1].
+        patience: Epochs without a better held-back loss before it stops; None takes a third of the epochs, at least 3.
+        label_smoothing: In [0, 1).
+        dropout: Share of the head's input left out at random, in [0, 1).
+        augment: "auto" (by the number of images), "none", "light", "medium" or "strong".
+        flip: Whether images may be mirrored; None measures whether that confuses classes.
+        mixup, cutmix: Strength of mixing images in pairs, >= 0; 0 is off.
+        average: "none", "ema" or "swa": an average of the weights along the run is what is judged and kept.
+        l2_sp: Strength of the pull towards the pretrained weights, >= 0; 0 is off, weight decay acts then.
+        views: Augmented versions of each image to cache when the first stages are frozen; 0 caches none of them
+            and runs the whole network on fresh ones.
+        folds: Times that a share of the images is held back to choose epochs and blend; None fits it to their number.
+        clip: Norm that gradients are cut to, > 0; None leaves them.
+    """
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str = "adamw"
+    lr: float | str | None = None
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    minimum: float = 0.01
+    patience: int | None = None
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    augment: str = "auto"
+    flip: bool | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    average: str = "none"
+    l2_sp: float = 0.0
+    views: int = 4
+    folds: int | None = None
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = [message for right, message in self._conditions() if not right]
+        if problems:
+            raise OptionError(list_problems("Training cannot go like this:", problems))
+
+    def _conditions(self) -> list[tuple[bool, str]]:
+        named = (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, tuple(SCHEDULES)),
+            ("average", self.average, ("none", *AVERAGES)),
+        )
+        shares = ("warmup", "label_smoothing", "dropout")
+        amounts = ("weight_decay", "mixup", "cutmix", "l2_sp")
+        rate = self.lr is None or self.lr == "find" or (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf)
+        return [
+            *((value in known, unknown_name(name, value, known)) for name, value, known in named),
+            *((0 <= getattr(self, n) < 1, f"{n} must be in [0, 1), got {getattr(self, n)!r}.") for n in shares),
+            *((getattr(self, n) >= 0, f"{n} must be >= 0, got {getattr(self, n)!r}.") for n in amounts),
+            (0 <= self.minimum <= 1, f"minimum must be in [0, 1], got {self.minimum!r}."),
+            (self.schedule != "exponential" or self.minimum > 0, "schedule=exponential needs a minimum above 0."),
+            (self.epochs is None or self.epochs >= 1, f"epochs must be >= 1, got {self.epochs!r}."),
+            (
+                self.batch_size is None or self.batch_size >= 2,
+                f"batch_size must be >= 2 for training, got {self.batch_size!r}.",
+            ),
+            (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
+            (self.folds is None or self.folds >= 1, f"folds must be >= 1, got {self.folds!r}."),
+            (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
+            (self.clip is None or self.clip > 0, f"clip must be > 0, got {self.clip!r}."),
+            (rate, f"lr must be > 0, 'find' or left out, got {self.lr!r}."),
+        ]
+
+    @classmethod
+    def named(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with these values, the others as usual.
+
+        Raises:
+            OptionError: If there is no such value; the closest are offered.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise OptionError(unknown_name("training option", name, known))
+        return cls(**values)
+
+    def fitted(self, images: int, *, batch_size: int | None = None) -> Recipe:
+        """The same with nothing left open that the number of images decides.
+
+        Args:
+            images: N to train on, >= 1.
+            batch_size: What to take where the recipe names none; None fits it.
+        """
+        size = self.batch_size or batch_size or next(size for least, size in BATCH_SIZES if images >= least)
+        least, most = EPOCHS
+        epochs = min(most, max(least, round(EPOCHS_AT * math.sqrt(IMAGES_AT / images))))
+        return replace(
+            self, batch_size=max(2, min(size, images)), epochs=epochs if self.epochs is None else self.epochs
+        )
+
+    @property
+    def stops_after(self) -> int:
+        """Epochs without a better held-back loss that are let pass."""
+        if self.patience is not None:
+            return self.patience
+        return max(LEAST_PATIENCE, round((self.epochs or 0) / 3))

@@ -1,0 +1,337 @@
+"""Plan -> fine-tuned model that is never worse than the probe.
+
+1. Folds hold back images; on the others of each fold the probe is solved for and the network is trained.
+2. The number of epochs is the one with the lowest held-back loss, over all folds.
+3. Probe, network and averages of their logits compete on the held-back images.
+4. If anything but the probe wins, the network is trained on all images for that many epochs. Where the person brought a
+   validation split, the network that was judged on it is kept as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from transferkit.features import FeatureTable
+from transferkit.measure import Selection
+from transferkit.nn import Backbone, Blend, StandardisedLinear, Tail, TransferModel
+from transferkit.strategies import Plan
+from transferkit.train.adapters import add_adapters, merge_adapters
+from transferkit.train.averaging import recalibrate_statistics
+from transferkit.train.closed_form import fit_closed_form
+from transferkit.train.freeze import FreezePlan
+from transferkit.train.heads import choose_head, fit_heads
+from transferkit.train.holding_back import Fold
+from transferkit.train.losses import TASKS
+from transferkit.train.memory import Memory
+from transferkit.train.module import TransferModule
+from transferkit.train.recipe import Recipe
+from transferkit.train.run import Runner
+from transferkit.train.verify import Verdict, verify
+from transferkit.types import Candidate, TrainingRecord
+
+__all__ = ["Feed", "FineTuned", "Task", "fine_tune"]
+
+Indices = npt.NDArray[np.int64]
+
+JUDGED_AT_ONCE = 64
+"""Held-back images per batch."""
+
+
+class Feed(Protocol):
+    """Makes an iterable of (images, targets) over some of the N images at hand."""
+
+    def __call__(self, positions: Indices, *, batch_size: int, training: bool) -> Iterable[Any]:
+        """Shuffled and augmented anew each epoch while training; else in order and plain."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be learnt, from what.
+
+    Args:
+        plan: A strategy's, with phases.
+        probe: The closed-form plan to be held against.
+        backbone: Left as it is.
+        table: Rows of features of the N images at hand, training first, then validation if there is any.
+        labels: (N,) int in [0, K).
+        classes: K names.
+        pooling: As the features were pooled.
+        feed: Makes the batches.
+        tail: Makes the tail of a copy of the backbone where the batches are activations; None where they are pictures.
+        recipe: How.
+        head, class_weight: As for `fit_closed_form`.
+        selection: Of the features of all training images, if they were selected before.
+        seed: Of everything that is drawn.
+    """
+
+    plan: Plan
+    probe: Plan
+    backbone: Backbone
+    table: FeatureTable
+    labels: Indices
+    classes: Sequence[str]
+    pooling: str
+    feed: Feed
+    tail: Callable[[Backbone], Tail] | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    head: str = "auto"
+    class_weight: str = "none"
+    selection: Selection | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What came of it.
+
+    Args:
+        model: The one that is kept, in evaluation mode, on the CPU.
+        record: How it was trained and chosen.
+        reason: A sentence with the held-back numbers.
+    """
+
+    model: TransferModel | Blend
+    record: TrainingRecord
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One fold's probe and run."""
+
+    fold: Fold
+    probe: npt.NDArray[np.floating]
+    memory: Memory
+
+
+def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool) -> FineTuned:
+    """Train, choose on held-back images, and train again on all of them.
+
+    Args:
+        task: What.
+        folds: Positions to train on and to hold back; the plan's epochs and the blend are chosen on the latter.
+        runner: Runs the fits.
+        refit: Whether the network that is kept is trained on all images of the folds. Without, there must be one fold.
+
+    Returns:
+        The probe, the network, or an average of both: none is less accurate than the probe on the held-back images.
+    """
+    task.backbone.anatomy  # noqa: B018 - of the network as it is, before anything is added to a copy of it
+    trials = [_try(task, fold, runner, number) for number, fold in enumerate(folds)]
+    best = _best_epoch(trials)
+    labels = np.concatenate([task.labels[trial.fold.held_back] for trial in trials])
+    tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
+    if not np.isfinite(tuned).all():
+        runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
+        tuned = np.zeros_like(tuned)  # says nothing, and so loses to the probe
+    verdict = verify(np.concatenate([trial.probe for trial in trials]), tuned, labels)
+    module = _final(task, folds, trials, runner, best, verdict, refit=refit)
+    model = _compose(task, folds, verdict, module, refit=refit)
+    record = TrainingRecord(
+        claims=FreezePlan(_module(task, folds[0].train), task.plan.phases, norm=task.plan.norm).claims(),
+        epochs=tuple(trials[0].memory.epochs),
+        best_epoch=best,
+        held_back=len(labels),
+        how=_how(folds, best, verdict, refit=refit),
+        candidates=verdict.candidates,
+        kept=verdict.kept,
+        notes=tuple(runner.notes),
+    )
+    return FineTuned(model, record, _reason(record))
+
+
+def _try(task: Task, fold: Fold, runner: Runner, number: int) -> _Trial:
+    probe = _probe_logits(task, fold)
+    module = _module(task, fold.train)
+    memory = runner.fit(
+        module,
+        _batches(task, fold.train),
+        task.feed(fold.held_back, batch_size=JUDGED_AT_ONCE, training=False),
+        name=f"fold-{number}",
+        stop_after=task.recipe.epochs or 1,
+    )
+    return _Trial(fold, probe, memory)
+
+
+def _batches(task: Task, positions: Indices) -> Callable[[int], Iterable[Any]]:
+    return lambda batch_size: task.feed(positions, batch_size=batch_size, training=True)
+
+
+def _probe_logits(task: Task, fold: Fold) -> npt.NDArray[np.floating]:
+    """(M, K) of the held-back images, by the probe of the others."""
+    fits = fit_heads(
+        task.probe,
+        task.table.take(fold.train),
+        task.labels[fold.train],
+        classes=len(task.classes),
+        head=task.head,
+        class_weight=task.class_weight,
+        seed=task.seed,
+    )
+    best = choose_head(fits)
+    return task.table.take(fold.held_back).load(task.probe.stages) @ best.weight.T + best.bias
+
+
+def _module(task: Task, positions: Indices) -> TransferModule:
+    """A fresh network, its head where the plan starts it."""
+    backbone = copy.deepcopy(task.backbone).without_head()
+    if task.plan.adapters is not None:
+        add_adapters(backbone.trunk, task.plan.adapters, size=backbone.spec.preprocessing.size, seed=task.seed)
+    model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
+    table, labels = task.table.take(positions), task.labels[positions]
+    features = table.load(task.plan.stages)
+    linear = _start(task, model, table, labels)
+    mean, deviation = (torch.from_numpy(moment(axis=0)) for moment in (features.mean, features.std))
+    model.classifier = StandardisedLinear(linear, mean, deviation, dropout=task.recipe.dropout)
+    model.to(memory_format=torch.channels_last)
+    weights = TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
+    return TransferModule(
+        model,
+        task.plan,
+        recipe=task.recipe,
+        weights=None if weights is None else weights.tolist(),
+        tail=None if task.tail is None else task.tail(backbone),
+        seed=task.seed,
+    )
+
+
+def _start(task: Task, model: TransferModel, table: FeatureTable, labels: Indices) -> torch.nn.Linear:
+    linear = model.linear
+    with torch.no_grad():
+        if task.plan.start == "zero":
+            linear.weight.zero_()
+            linear.bias.zero_()
+            return linear
+        fits = fit_heads(
+            task.plan,
+            table,
+            labels,
+            classes=len(task.classes),
+            head=task.head,
+            class_weight=task.class_weight,
+            seed=task.seed,
+        )
+        best = choose_head(fits)
+        linear.weight.copy_(torch.from_numpy(best.weight))
+        linear.bias.copy_(torch.from_numpy(best.bias))
+    return linear
+
+
+def _best_epoch(trials: Sequence[_Trial]) -> int:
+    """The epoch that all folds ran and that has the lowest held-back loss, each image counting the same."""
+    ran = min(len(trial.memory.epochs) for trial in trials)
+    sizes = [len(trial.fold.held_back) for trial in trials]
+    losses = [[epoch.val_loss for epoch in trial.memory.epochs[:ran]] for trial in trials]
+    mean = np.average(np.array(losses, dtype=np.float64), axis=0, weights=sizes)
+    return int(np.argmin(np.where(np.isfinite(mean), mean, np.inf)))
+
+
+def _final(
+    task: Task,
+    folds: Sequence[Fold],
+    trials: Sequence[_Trial],
+    runner: Runner,
+    best: int,
+    verdict: Verdict,
+    *,
+    refit: bool,
+) -> TransferModule | None:
+    """The network that is kept; None if the probe alone is."""
+    if verdict.kept.weight == 0:
+        return None
+    if not refit:
+        module = _module(task, folds[0].train)
+        module.load_state_dict(trials[0].memory.best_state)
+        return module
+    everyone = _everyone(folds)
+    module = _module(task, everyone)
+    batches = _batches(task, everyone)
+    memory = runner.fit(module, batches, None, name="all", stop_after=best + 1)
+    module.load_state_dict(memory.best_state)
+    if module.average is not None and module.average.kind == "swa":
+        recalibrate_statistics(module.train(), (images for images, _ in batches(JUDGED_AT_ONCE)))
+    return module
+
+
+def _everyone(folds: Sequence[Fold]) -> Indices:
+    return np.unique(np.concatenate([np.concatenate([fold.train, fold.held_back]) for fold in folds]))
+
+
+def _compose(
+    task: Task, folds: Sequence[Fold], verdict: Verdict, module: TransferModule | None, *, refit: bool
+) -> TransferModel | Blend:
+    """Probe, network or both, with temperatures and weights folded into their classifiers."""
+    weight = verdict.kept.weight
+    members = []
+    if module is not None:
+        tuned = module.finish()
+        merge_adapters(tuned.backbone.trunk)
+        members.append(_scaled(tuned, weight / verdict.temperatures[1]))
+    if weight < 1:
+        positions = _everyone(folds) if refit else folds[0].train
+        probe = fit_closed_form(
+            task.probe,
+            copy.deepcopy(task.backbone),
+            task.table.take(positions),
+            task.labels[positions],
+            classes=task.classes,
+            pooling=task.pooling,
+            head=task.head,
+            class_weight=task.class_weight,
+            selection=task.selection,
+            seed=task.seed,
+        ).model
+        members.append(_scaled(probe, (1 - weight) / verdict.temperatures[0]))
+    return members[0] if len(members) == 1 else Blend(members).eval()
+
+
+def _scaled(model: TransferModel, factor: float) -> TransferModel:
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(factor)
+    return model.to("cpu").eval()
+
+
+# ---- Words ----------------------------------------------------------------------------------------------------------
+
+
+def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> str:
+    images = sum(len(fold.held_back) for fold in folds)
+    if not refit:
+        return (
+            f"Epochs and blend were chosen on the {images:,} images of the validation split; the network is the one "
+            f"of epoch {best + 1}, trained on the training split alone."
+        )
+    where = f"{len(folds)} folds" if len(folds) > 1 else "one fifth of the training images"
+    after = (
+        "the probe was then fitted to all of them"
+        if verdict.kept.weight == 0
+        else f"network and probe were then fitted to all of them, the network for {best + 1} epochs"
+    )
+    return f"Epochs and blend were chosen on {images:,} held-back images ({where}); {after}."
+
+
+def _reason(record: TrainingRecord) -> str:
+    probe, tuned = record.candidates[0], record.candidates[-1]
+    return (
+        f"On {record.held_back:,} held-back images the probe names {_percent(probe)} right, the fine-tuned network "
+        f"{_percent(tuned)}; kept is {_named(record.kept)}, with {_percent(record.kept)}."
+    )
+
+
+def _named(kept: Candidate) -> str:
+    if kept.name != "average":
+        return f"the {'probe' if kept.name == 'probe' else 'fine-tuned network'}"
+    return f"their average, the network weighing {100 * kept.weight:.0f} %"
+
+
+def _percent(candidate: Candidate) -> str:
+    return f"{100 * candidate.accuracy:.1f} %"
