@@ -3,6 +3,7 @@
     python scripts/make_tasks.py --out tasks [--hand-signs hand_signs.tar]
     python scripts/bench_regret.py run --tasks tasks        # every strategy on every task: half an hour on two cores
     python scripts/bench_regret.py search --tasks tasks     # mode=search on every task: a quarter of an hour
+    python scripts/bench_regret.py tune --tasks tasks       # fine-tuning in every cell's first draw: many hours
     python scripts/bench_regret.py score                    # the table, from benchmarks/regret/*.json; seconds
     python scripts/bench_regret.py learn                    # rewrites transferkit/knowledge/gain_model.json from them
 
@@ -31,18 +32,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from transferkit.data import Data, open_data
-from transferkit.decision import Belief, GainModel, Situation, rule, weigh
+from transferkit.decision import Belief, GainModel, Situation, rule, starting_rate, weigh
 from transferkit.features import FeatureBank
-from transferkit.look import load_backbone
+from transferkit.fitting import Training, fit_decision
+from transferkit.look import Looked, Options, load_backbone
+from transferkit.nn import logits_of
 from transferkit.pilots import search
 from transferkit.progress import track
 from transferkit.repro import environment
 from transferkit.serialise import from_json, to_json
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import Survey, read_features, survey
-from transferkit.train import HeadFit, choose_head, fit_heads
+from transferkit.train import HeadFit, Recipe, choose_head, fit_heads
 from transferkit.types import JOINED, SELECTED, TOP, Decision, Evidence
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +92,7 @@ def shrink(data: Data, train: np.ndarray) -> Data:
     small = copy.copy(data)
     small.items = tuple(data.items[index] for index in kept)
     small.labels, small.splits, small.content_ids = data.labels[kept], data.splits[kept], data.content_ids[kept]
-    small._rows = np.asarray(data._rows)[kept]
+    small.groups, small._rows = data.groups[kept], np.asarray(data._rows)[kept]
     classes = data.summary.num_classes
     counts = {
         split: tuple(np.bincount(small.labels[small.splits == split], minlength=classes).tolist())
@@ -225,6 +229,70 @@ def run(tasks: Path, cache: str | None, only: str | None) -> None:
                 f"{sum(s['seconds'] for s in done['cells'][-1]['strategies'].values()):.0f} s",
                 flush=True,
             )
+
+
+# ---- Fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def tune(tasks: Path, cache: str | None, only: str | None, strategies: Sequence[str], levels: Sequence[int]) -> None:
+    """Fine-tune in the first draw of every cell of some levels, level by level; the cells must have been run."""
+    backbone, bank = load_backbone(MODEL, image_size=SIZE), FeatureBank(cache)
+    for level in levels:
+        for path in sorted(CELLS.glob("*.json")):
+            task = json.loads(path.read_text(encoding="utf-8"))
+            if only is not None and task["task"] not in only.split(","):
+                continue
+            for cell in (cell for cell in task["cells"] if (cell["level"], cell["draw"]) == (level, 0)):
+                missing = [name for name in strategies if name not in cell.get("tuned", {})]
+                if not missing:
+                    continue
+                data = open_data(tasks / task["task"], progress=False)
+                train = data.indices("train")
+                small = shrink(data, train[draw(data.labels[train], level, 0)])
+                found = survey(backbone, small, bank=bank, pooling="avg+max", progress=False)
+                for name in missing:
+                    cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, name)
+                    # Another process may have filled in other levels meanwhile.
+                    fresh = json.loads(path.read_text(encoding="utf-8"))
+                    same = next(c for c in fresh["cells"] if (c["level"], c["draw"]) == (level, 0))
+                    same.setdefault("tuned", {})[name] = cell["tuned"][name]
+                    write(path, fresh)
+                    print(task["task"], level, name, cell["tuned"][name], flush=True)
+
+
+def tune_cell(backbone: Any, data: Data, found: Survey, strategy: str) -> dict[str, Any]:
+    """What `adapt` with this strategy returns, on the test images; one fold, whatever the number of images."""
+    recipe = Recipe(folds=1)
+    size = recipe.fitted(len(found.train)).batch_size
+    start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size)
+    decision = Decision(
+        strategy=strategy, stage=TOP, lr=start.lr, lr_scale=start.scale, norm="frozen", mode="given", reasons=("all",)
+    )
+    began = time.perf_counter()
+    fitted = fit_decision(
+        Looked(backbone, data, found, {}), decision, OPTIONS, head="auto", training=Training(recipe=recipe)
+    )
+    seconds = time.perf_counter() - began
+    assert fitted.training is not None
+    test = data.indices("test")
+    pictures = (data.pixels(int(index), backbone.spec.preprocessing) for index in test)
+    logits = logits_of(fitted.model, pictures, device=torch.device("cpu")).numpy()
+    probe, *_, alone = fitted.training.candidates
+    return {
+        "test": round(float((logits.argmax(axis=1) == data.labels[test]).mean()), 5),
+        "kept": fitted.training.kept.weight,
+        "held_back": {"probe": round(probe.accuracy, 4), "alone": round(alone.accuracy, 4),
+                      "kept": round(fitted.training.kept.accuracy, 4)},
+        "epochs": fitted.training.best_epoch + 1,
+        "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+OPTIONS = Options(
+    image_size=SIZE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
+    test=0.2, strict=False, preprocessed=False, pooling="avg+max", class_weight="none", similarity=None, cache=None,
+    cache_limit=None, device="cpu", progress=False,
+)  # fmt: skip
 
 
 # ---- What was run ----------------------------------------------------------------------------------------------------
@@ -710,13 +778,20 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     running = verbs.add_parser("run", help="fit every strategy on every task; takes up where it was stopped")
     searching = verbs.add_parser("search", help="run mode=search in every cell that was run")
-    for verb in (running, searching):
+    tuning = verbs.add_parser("tune", help="fine-tune in the first draw of every cell that was run")
+    tuning.add_argument("--strategies", default="lp_ft,few_layers", help="with commas")
+    tuning.add_argument("--levels", default="20,100,5,1000", help="images per class at most, in this order")
+    for verb in (running, searching, tuning):
         verb.add_argument("--tasks", type=Path, required=True, help="folder made by scripts/make_tasks.py")
         verb.add_argument("--only", help="names of tasks, with commas")
         verb.add_argument("--cache", help="folder of the feature bank")
     verbs.add_parser("score", help="score every policy on what was run, write benchmarks/regret.json")
     verbs.add_parser("learn", help="rewrite the gain model that ships with the package")
     options = parser.parse_args()
+    if options.verb == "tune":
+        levels = [int(level) for level in options.levels.split(",")]
+        tune(options.tasks, options.cache, options.only, options.strategies.split(","), levels)
+        return
     if options.verb in ("run", "search"):
         (run if options.verb == "run" else run_searches)(options.tasks, options.cache, options.only)
         return

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "transferkit"
 
 BASE = frozenset(
-    {"types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"}
+    {"types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches", "processes"}
 )
 """Seen by everyone, and seeing only each other."""
 
@@ -28,7 +28,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "features": frozenset({"nn"}),
     "strategies": frozenset(),
     "decision": frozenset({"measure"}),
-    "train": frozenset({"nn", "measure", "features", "strategies"}),
+    "train": frozenset({"nn", "measure", "features", "strategies", "decision"}),
     "report": frozenset(),
     "export": frozenset({"nn"}),
     "domain": frozenset({"nn", "measure", "features"}),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transferkit.look import load_backbone
     from transferkit.ranking import rank
     from transferkit.result import Predictions, Result
+    from transferkit.train import FreezePlan, FreezePlanCallback, Recipe, TransferModule
     from transferkit.types import Decision, Evidence, Preprocessing, Ranking
 
 __version__ = "0.1.0"
@@ -23,11 +24,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Decision",
     "Evidence",
+    "FreezePlan",
+    "FreezePlanCallback",
     "Predictions",
     "Preprocessing",
     "Ranking",
+    "Recipe",
     "Result",
     "TransferDataModule",
+    "TransferModule",
     "TransferkitError",
     "adapt",
     "analyze",
@@ -40,11 +45,15 @@ __all__ = [
 _HOMES = {
     "Decision": "types",
     "Evidence": "types",
+    "FreezePlan": "train",
+    "FreezePlanCallback": "train",
     "Predictions": "result",
     "Preprocessing": "types",
     "Ranking": "types",
+    "Recipe": "train",
     "Result": "result",
     "TransferDataModule": "data.module",
+    "TransferModule": "train",
     "TransferkitError": "errors",
     "adapt": "api",
     "analyze": "api",

@@ -21,6 +21,7 @@ from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel, logits_of
 from transferkit.pilots import search
+from transferkit.processes import is_first
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
@@ -221,11 +222,12 @@ def adapt(
     seconds = looked.seconds
     with timed(seconds, "decide"):
         if strategy != "auto":
-            decision = _given(looked, strategy=strategy, stage=stage, recipe=recipe, batch_size=batch_size)
+            decision = _given(looked, strategy=strategy, stage=stage)
         elif mode == "search":
             decision = _searched(looked, options, head=head, budget=budget)
         else:
-            decision = _decided(looked, mode=mode, batch_size=batch_size, budget=budget)
+            decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
+        decision = _paced(decision, looked, recipe, batch_size)
     training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
     fitted = fit_decision(looked, decision, options, head=head, training=training)
     decision = dataclasses.replace(decision, reasons=(*decision.reasons, *fitted.reasons))
@@ -248,7 +250,7 @@ def adapt(
         mistakes=mistakes,
     )
     result = Result(fitted.model, record)
-    if out is not None:
+    if out is not None and is_first():
         result.save(out)
         training.clear()
     return result
@@ -278,14 +280,17 @@ def _check_options(
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
-def _decided(looked: Looked, *, mode: str, batch_size: int | None, budget: float | None) -> Decision:
-    decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
-    if decision.strategy not in STRATEGIES:
-        raise OptionError(
-            f"The rule advises {decision.strategy} ({' '.join(decision.reasons)}), which this version cannot run; "
-            f"it can run {', '.join(STRATEGIES)}. Use mode=evidence, or name a strategy with strategy=... ."
-        )
-    return decision
+def _paced(decision: Decision, looked: Looked, recipe: Recipe, batch_size: int | None) -> Decision:
+    """The decision with the learning rate that the recipe's optimizer and batch size call for."""
+    if decision.strategy == "linear_probe":
+        return decision
+    size = recipe.fitted(looked.data.summary.train_images, batch_size=batch_size).batch_size or 1
+    start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size)
+    lr, scale, why = start.lr, start.scale, start.why
+    if isinstance(recipe.lr, (int, float)):
+        lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
+        why = f"The learning rate of the last stage, {lr:.2g}, was asked for."
+    return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
 
 
 def _searched(looked: Looked, options: Options, *, head: str, budget: float | None) -> Decision:
@@ -303,23 +308,17 @@ def _searched(looked: Looked, options: Options, *, head: str, budget: float | No
     )
 
 
-def _given(
-    looked: Looked, *, strategy: str, stage: str | int | None, recipe: Recipe, batch_size: int | None
-) -> Decision:
+def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decision:
     named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
     chosen = str(named) if named in (JOINED, SELECTED) else looked.backbone.find_stages(named)[0]
-    asked = f"{strategy} on {chosen} was asked for; nothing was decided."
-    lr = scale = 0.0
-    reasons: tuple[str, ...] = (asked,)
-    if strategy != "linear_probe":
-        size = recipe.fitted(looked.data.summary.train_images, batch_size=batch_size).batch_size or 1
-        start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size)
-        lr, scale, reasons = start.lr, start.scale, (asked, start.why)
-        if isinstance(recipe.lr, (int, float)):
-            lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
-            reasons = (asked, f"The learning rate of the last stage, {lr:.2g}, was asked for.")
     return Decision(
-        strategy=strategy, stage=chosen, lr=lr, lr_scale=scale, norm="frozen", mode="given", reasons=reasons
+        strategy=strategy,
+        stage=chosen,
+        lr=0.0,
+        lr_scale=0.0,
+        norm="frozen",
+        mode="given",
+        reasons=(f"{strategy} on {chosen} was asked for; nothing was decided.",),
     )
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from transferkit.errors import OptionError
 from transferkit.repro import draw_seed
 
-__all__ = ["batches", "place"]
+__all__ = ["batches"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -64,15 +64,6 @@ def batches(
     else:
         order = _permuted(np.arange(n), seed, "order", epoch) if shuffle else np.arange(n)
     return [step[rank::world] for step in _cut(order, batch_size * world, _least(batch_size, world), drop_last)]
-
-
-def place() -> tuple[int, int]:
-    """Which of how many processes this is: rank and world size of torch.distributed, (0, 1) without it."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
 
 
 def _least(batch_size: int, world: int) -> int:

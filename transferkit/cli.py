@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transferkit.errors import OptionError, TransferkitError, list_problems, unknown_name
+from transferkit.processes import is_first
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -159,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         VERBS[verb](given)
     except TransferkitError as error:
         _stop(error, debug="debug=true" in given)
-    except KeyboardInterrupt:
-        print("\nInterrupted; nothing half-written was left behind.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\nInterrupted; {stopped or 'nothing half-written was left behind.'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -194,7 +195,8 @@ def _job(run: Callable[[DictConfig], None]) -> Callable[[list[str]], None]:
         import hydra
 
         _check_overrides(overrides)
-        before, sys.argv = sys.argv, ["transferkit", *overrides]
+        # The first word stays: Lightning starts further processes by it.
+        before, sys.argv = sys.argv, [sys.argv[0], *overrides]
         try:
             with _own_logging():
                 hydra.main(version_base="1.3", config_path=str(_config_folder()), config_name="config")(_guarded(run))()
@@ -298,9 +300,9 @@ def _guarded(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
         except TransferkitError as error:
             _discard_folder()
             _stop(error, debug=bool(settings.debug))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             _discard_folder()
-            raise
+            raise KeyboardInterrupt(*_way_back()) from stopped
         except Exception:
             log.exception("this is a bug")
             raise
@@ -310,10 +312,10 @@ def _guarded(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 
 def _discard_folder() -> None:
     """Remove the run's folder if all that is in it is what Hydra put there; anything else is not ours to remove."""
-    from hydra.core.hydra_config import HydraConfig
-
+    if not is_first():
+        return
     logging.shutdown()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = _output_folder()
     if {path.name for path in folder.iterdir()} - {".hydra", "log.txt"}:
         return
     shutil.rmtree(folder / ".hydra", ignore_errors=True)
@@ -321,6 +323,17 @@ def _discard_folder() -> None:
     while folder.is_dir() and not any(folder.iterdir()) and folder != Path.cwd():
         folder.rmdir()
         folder = folder.parent
+
+
+def _way_back() -> list[str]:
+    """How a run that was stopped in training goes on, in words."""
+    from hydra.core.hydra_config import HydraConfig
+
+    out, fitting = _output_folder(), sys.modules.get("transferkit.fitting")
+    if fitting is None or not (out / fitting.WORK).is_dir():
+        return []
+    words = [word for word in HydraConfig.get().overrides.task if not word.startswith(("out=", "resume="))]
+    return [f"this takes it up: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]
 
 
 def _data_arguments(settings: DictConfig) -> dict[str, Any]:
@@ -375,6 +388,8 @@ def _adapt(settings: DictConfig) -> None:
         out=out,
         command=_command("adapt"),
     )
+    if not is_first():
+        return
     for line in _summary(result, out):
         print(line)
         log.info(line)

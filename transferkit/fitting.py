@@ -7,10 +7,11 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,13 @@ from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
 from transferkit.decision import best_probe
+from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, activation_bytes, cache_activations, choose_device
 from transferkit.look import Looked, Options
-from transferkit.nn import Backbone, Classifier, CutError, Tail, TransferModel, cut
+from transferkit.nn import Classifier, CutError, Tail, TransferModel, cut
+from transferkit.processes import is_first
 from transferkit.progress import announce
-from transferkit.repro import draw_seed
+from transferkit.repro import draw_seed, environment
 from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import timed
@@ -48,6 +51,9 @@ __all__ = ["Fitted", "Training", "fit_decision"]
 WORK = "training"
 """Folder inside a run's folder that checkpoints and curves are kept in while it runs."""
 
+SAME_TO_GO_ON = ("seed", "device", "transferkit", "torch", "pytorch-lightning", "timm")
+"""What of the environment must be the same for a run to be taken up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -68,8 +74,10 @@ class Training:
     def clear(self) -> None:
         """Remove the checkpoints of a run that is finished; its curves stay."""
         if self.folder is not None:
-            for checkpoint in (self.folder / WORK).glob("*/last.ckpt"):
+            for checkpoint in (self.folder / WORK).glob("*/last.ckpt*"):
                 checkpoint.unlink()
+                with suppress(OSError):  # somebody put something beside it
+                    checkpoint.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,13 @@ def fit_decision(looked: Looked, decision: Decision, options: Options, *, head: 
     return Fitted(fitted.model, (fitted.reason,))
 
 
+class _Cached(NamedTuple):
+    """A backbone cut in two, and what its first part made of the images."""
+
+    tail: Tail
+    table: ActivationTable
+
+
 @dataclass(frozen=True)
 class _Tuning:
     """One fine-tuning run over the images of a look."""
@@ -162,7 +177,7 @@ class _Tuning:
         if self._has_validation:
             return [Fold(np.arange(train), np.arange(train, len(self._rows)))]
         groups = self.looked.data.groups[self._rows]
-        return hold_back(self._labels, groups, folds=self._recipe.folds, seed=self.options.seed)
+        return hold_back(self._labels, groups, folds=self._recipe.folds or 1, seed=self.options.seed)
 
     def _task(self) -> Task:
         looked = self.looked
@@ -179,8 +194,8 @@ class _Tuning:
             labels=self._labels,
             classes=looked.data.summary.classes,
             pooling=self.options.pooling,
-            feed=self._feed_pictures if self._cut is None else self._feed_activations,
-            tail=None if self._cut is None else self._make_tail,
+            feed=self._feed_pictures if self._cached is None else self._feed_activations,
+            tail=None if self._cached is None else self._cached.tail,
             recipe=self._recipe,
             head=self.head,
             class_weight=self.options.class_weight,
@@ -206,10 +221,9 @@ class _Tuning:
         """Whether they are for training -> the pictures."""
         recipe, classes, seed = self._recipe, self.looked.data.summary.num_classes, self.options.seed
         mixing = Mixing(classes=classes, mixup=recipe.mixup, cutmix=recipe.cutmix)
-        plain = replace(self._augmentation, preset="none", flip=False)
         return {
             True: Pictures(self._store, self._labels, augmentation=self._augmentation, mixing=mixing, seed=seed),
-            False: Pictures(self._store, self._labels, augmentation=plain),
+            False: Pictures(self._store, self._labels, augmentation=self._augmentation.still),
         }
 
     def _feed_pictures(self, positions: npt.NDArray[np.int64], *, batch_size: int, training: bool) -> Iterable[Any]:
@@ -226,17 +240,34 @@ class _Tuning:
     # ---- Activations of frozen stages -------------------------------------------------------------------------------
 
     @cached_property
-    def _cut(self) -> str | None:
-        """The stage whose activations are cached; None where whole networks run."""
-        recipe = self._recipe
-        if self.plan.adapters is not None or recipe.mixup or recipe.cutmix:
+    def _cached(self) -> _Cached | None:
+        """What frozen stages made of the images; None where whole networks run."""
+        tail = self._tail()
+        if tail is None:
             return None
-        if self._augmentation.changes and not recipe.views:
+        try:
+            with timed(self.looked.seconds, "cache activations"):
+                table = self._activations(tail)
+        except CacheError as error:
+            self._runner.notes.append(f"Nothing was cached: {error}")
             return None
-        backbone = self.looked.backbone
-        model = TransferModel(
-            backbone, stages=self.plan.stages, pooling=self.options.pooling, classes=self.looked.data.summary.classes
+        before = [stage for stage in self.plan.stages if stage in tail.stages_before]
+        size = activation_bytes(tail, len(table), stages=before, pooling=self.options.pooling)
+        versions = f" and {self._views} augmented versions of each" if self._views else ""
+        self._runner.notes.append(
+            f"The stages up to {tail.stage!r} stay frozen, so their activations were computed once: "
+            f"{len(self._rows):,} images{versions}, {size / 2**20:,.0f} MB."
         )
+        return _Cached(tail, table)
+
+    def _tail(self) -> Tail | None:
+        """The part that learns, if it can be told apart and that is worth its disk."""
+        recipe, backbone = self._recipe, self.looked.backbone
+        mixed = recipe.mixup > 0 or recipe.cutmix > 0
+        if self.plan.adapters is not None or mixed or (self._augmentation.changes and not recipe.views):
+            return None
+        classes = self.looked.data.summary.classes
+        model = TransferModel(backbone, stages=self.plan.stages, pooling=self.options.pooling, classes=classes)
         stage = FreezePlan(model, self.plan.phases).cut
         if stage is None:
             return None
@@ -246,39 +277,26 @@ class _Tuning:
             self._runner.notes.append(f"Nothing was cached: {error}")
             return None
         # Behind the first stages there is more to store than in the picture, and next to nothing saved.
-        return stage if math.prod(tail.shape) <= 3 * backbone.spec.preprocessing.size**2 else None
-
-    def _make_tail(self, backbone: Backbone) -> Tail:
-        assert self._cut is not None
-        return cut(backbone, self._cut)
+        return tail if math.prod(tail.shape) <= 3 * backbone.spec.preprocessing.size**2 else None
 
     @cached_property
     def _views(self) -> int:
         return min(self._recipe.views, self._recipe.epochs or 1) if self._augmentation.changes else 0
 
-    @cached_property
-    def _activations(self) -> ActivationTable:
+    def _activations(self, tail: Tail) -> ActivationTable:
         """Rows of the images themselves, then those of one augmented version after the other."""
-        images, tail = len(self._rows), self._make_tail(self.looked.backbone)
-        before = [stage for stage in self.plan.stages if stage in tail.stages_before]
-        with timed(self.looked.seconds, "cache activations"):
-            table = cache_activations(
-                tail,
-                lambda row: self._version(row % images, row // images).numpy(),
-                np.concatenate([self._version_ids(version) for version in range(1 + self._views)]),
-                bank=self.options.bank,
-                stages=before,
-                pooling=self.options.pooling,
-                device=self.options.device,
-                workers=None if self.looked.data.thread_safe else 1,
-                progress=self.options.progress,
-            )
-        size = activation_bytes(tail, len(table), stages=before, pooling=self.options.pooling)
-        self._runner.notes.append(
-            f"The stages up to {tail.stage!r} stay frozen, so their activations were computed once: {images:,} images"
-            f"{f' and {self._views} augmented versions of each' if self._views else ''}, {size / 2**20:,.0f} MB."
+        images = len(self._rows)
+        return cache_activations(
+            tail,
+            lambda row: self._version(row % images, row // images).numpy(),
+            np.concatenate([self._version_ids(version) for version in range(1 + self._views)]),
+            bank=self.options.bank,
+            stages=[stage for stage in self.plan.stages if stage in tail.stages_before],
+            pooling=self.options.pooling,
+            device=self.options.device,
+            workers=None if self.looked.data.thread_safe else 1,
+            progress=self.options.progress,
         )
-        return table
 
     def _version(self, position: int, number: int) -> torch.Tensor:
         picture = self._store[position]
@@ -299,7 +317,8 @@ class _Tuning:
         return np.array(named, dtype="S32")
 
     def _feed_activations(self, positions: npt.NDArray[np.int64], *, batch_size: int, training: bool) -> Iterable[Any]:
-        table, images = self._activations, len(self._rows)
+        assert self._cached is not None
+        table, images = self._cached.table, len(self._rows)
         return CutFeed(
             lambda version, chosen: CutBatch(*table.batch(version * images + chosen)),
             positions,
@@ -330,29 +349,53 @@ class _Tuning:
         if self.training.folder is None:
             return None
         folder = self.training.folder / WORK
-        identity = folder / "identity.json"
-        same = identity.is_file() and identity.read_text(encoding="utf-8") == self._identity
-        if folder.is_dir() and not (same and self.training.resume):
-            if same or identity.is_file():
-                announce("what lies in the run's folder is another run: starting afresh", enabled=self.options.progress)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        identity.write_text(self._identity, encoding="utf-8")
+        if is_first():
+            try:
+                self._prepare(folder)
+            except OSError as error:
+                if isinstance(error, RunFolderError):
+                    raise
+                raise RunFolderError(
+                    f"The folder {folder} cannot be written: {error.strerror or error}. Choose another with out=DIR."
+                ) from error
         return folder
+
+    def _prepare(self, folder: Path) -> None:
+        identity = folder / "identity.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [path for path in folder.iterdir() if path != identity]
+        if others and not identity.is_file():
+            raise RunFolderError(
+                f"{folder} is needed for checkpoints, but holds files of somebody else's, such as {others[0].name}. "
+                "Choose another place with out=DIR."
+            )
+        same = identity.is_file() and identity.read_text(encoding="utf-8") == self._identity
+        if same and self.training.resume:
+            return
+        if others and not same:
+            announce("what lies in the run's folder is another run: starting afresh", enabled=self.options.progress)
+        for path in others:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        identity.write_text(self._identity, encoding="utf-8")
 
     @cached_property
     def _identity(self) -> str:
         """What a run is: two with the same end with the same weights."""
         looked, recipe = self.looked, self._recipe
+        held_back = b"".join(fold.held_back.tobytes() for fold in self._folds)
+        versions = environment(seed=self.options.seed, device=self._device.type)
         plain = {
             "plan": to_json(self.plan),
             "recipe": to_json(recipe),
             "weights": looked.backbone.spec.weights_id,
             "data": hashlib.blake2b(looked.data.content_ids[self._rows].tobytes(), digest_size=16).hexdigest(),
             "labels": hashlib.blake2b(self._labels.tobytes(), digest_size=16).hexdigest(),
+            "held_back": hashlib.blake2b(held_back, digest_size=16).hexdigest(),
             "preprocessing": to_json(looked.backbone.spec.preprocessing),
-            "seed": self.options.seed,
-            "torch": torch.__version__,
-            "device": self._device.type,
+            "pooling": self.options.pooling,
+            "class_weight": self.options.class_weight,
+            "head": self.head,
+            "trainer": dict(self.training.trainer),
+            **{name: versions[name] for name in SAME_TO_GO_ON},
         }
-        return json.dumps(plain, indent=1, sort_keys=True)
+        return json.dumps(plain, indent=1, sort_keys=True, default=lambda value: type(value).__name__)

@@ -104,7 +104,10 @@ def search(
         return Trial(option, best.name, len(rows), best.accuracy, best.log_loss, time.perf_counter() - start)
 
     assert advice.expected is not None
-    options = (advice.expected, *advice.alternatives)
+    if advice.strategy != "linear_probe":
+        only = "Trials compare linear probes, and fine-tuning is expected to beat them all: no trials were needed."
+        return replace(advice, mode="search", reasons=(only, *advice.reasons))
+    options = [option for option in (advice.expected, *advice.alternatives) if option.strategy == "linear_probe"]
     hopeful = [option for option in options if option.high >= advice.expected.expected_accuracy][:CANDIDATES]
     if len(hopeful) == 1:
         alone = "No other strategy can be expected to reach what the evidence advises: no trials were needed."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from transferkit.processes import is_first
+
 __all__ = ["announce", "track"]
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ def track(steps: Iterable[T], label: str, *, total: int | None = None, enabled: 
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not (enabled and console.is_terminal):
+    if not (enabled and console.is_terminal and is_first()):
         yield from steps
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,5 +51,5 @@ def announce(text: str, *, enabled: bool = True) -> None:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if enabled and console.is_terminal:
+    if enabled and console.is_terminal and is_first():
         console.print(text, markup=False, highlight=False)

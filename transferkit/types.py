@@ -379,6 +379,7 @@ class Evidence:
         similarity_detail: Where the similarity comes from; None if it was not looked at.
         seconds: Phase -> wall-clock seconds.
         images_computed: Images the backbone really ran over; the rest came from the bank.
+        image_seconds: Seconds that one image takes in the frozen pass on this machine; None if that was not measured.
         curves: Accuracy by number of training images, a stage after the other, each from few images to all.
     """
 
@@ -390,6 +391,7 @@ class Evidence:
     similarity: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_computed: int = 0
+    image_seconds: float | None = None
     similarity_detail: SimilarityDetail | None = None
     curves: tuple[CurvePoint, ...] = ()
 

@@ -29,7 +29,7 @@ def test_stripes_are_told_apart(result):
     assert set(result.metrics) == {"test"}
     assert result.evidence.images_computed == 36
     assert result.decision.strategy == "linear_probe"
-    assert any("no fine-tuning strategy" in reason for reason in result.decision.reasons)
+    assert any("Fine-tuning" in reason for reason in result.decision.reasons)
 
 
 def test_a_run_folder_holds_what_it_promises(result, tmp_path):

@@ -15,11 +15,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from transferkit.batches import batches, place
+from transferkit.batches import batches
 from transferkit.data.augmentation import Augmentation
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
 from transferkit.errors import OptionError
+from transferkit.processes import place
 from transferkit.repro import draw_seed
 
 __all__ = ["BatchKey", "EpochSampler", "Pictures", "make_loader"]

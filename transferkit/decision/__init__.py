@@ -7,6 +7,7 @@ these images and from what earlier tasks taught, and says what the rule would ha
 
 from __future__ import annotations
 
+from transferkit.decision.effort import HELD_BACK, usual_batch, usual_epochs, usual_folds
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import DEFAULT_BATCH, rule
@@ -15,6 +16,7 @@ from transferkit.errors import OptionError, unknown_name
 from transferkit.types import Decision, Evidence
 
 __all__ = [
+    "HELD_BACK",
     "MODES",
     "Belief",
     "GainModel",
@@ -26,6 +28,9 @@ __all__ = [
     "rule",
     "starting_rate",
     "update",
+    "usual_batch",
+    "usual_epochs",
+    "usual_folds",
     "weigh",
 ]
 

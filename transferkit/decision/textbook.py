@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from transferkit.decision.rates import LR_SCALE
 from transferkit.errors import OptionError
 from transferkit.types import TOP, Decision
 
@@ -25,9 +26,6 @@ better."""
 
 ORIGINAL_BATCH = 256
 """Batch size that ORIGINAL_LR goes with; rates scale in proportion (Goyal et al., 2017)."""
-
-LR_SCALE = 0.1
-"""Fine-tuning starts at a tenth of the original rate: the weights are good already and must not be distorted."""
 
 DEFAULT_BATCH = 32
 
@@ -88,7 +86,7 @@ def rule(
     lr = LR_SCALE * ORIGINAL_LR * batch_size / ORIGINAL_BATCH
     advice = (
         f"Plenty of data: fine-tune {'a few layers' if near else 'many layers'} at {LR_SCALE} of the backbone's "
-        f"original rate, {lr:.2g} at batch {batch_size}."
+        "original rate."
     )
     return Decision(
         strategy="few_layers" if near else "many_layers",

@@ -1,7 +1,8 @@
 """The choice by evidence: an expected accuracy, its uncertainty and a cost for every strategy; the best is taken.
 
-Accuracy comes first. Among strategies whose expected accuracies are within `TIE` of the best, the cheapest is taken;
-a budget strikes out those that cost more.
+Accuracy comes first. Among linear probes whose expected accuracies are within `TIE` of the best, the cheapest is taken.
+Fine-tuning, which takes minutes where a probe takes seconds, must be expected to gain `WORTH`. A budget strikes out
+what costs more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from transferkit.decision.effort import HELD_BACK, usual_epochs, usual_folds
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model
 from transferkit.intervals import TWO_SIDED
 from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
@@ -19,19 +21,36 @@ TIE = 0.001
 """A tenth of a point is worth no waiting: it is one image in a thousand."""
 
 
+WORTH = 0.005
+"""Half a point: what fine-tuning must be expected to gain over the best probe to be worth its time."""
+
+STEP_COST = 3.0
+"""A step forward and back, in forward passes."""
+
+TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.4}
+"""Fine-tuning strategies that are weighed -> cost of an epoch, as a share of one of the whole network: with the first
+stages frozen and their activations cached, the rest is what is left. Others are done when asked for."""
+
+
 @dataclass(frozen=True)
 class _Option:
-    """One strategy: what to expect of it, and what it takes."""
+    """One strategy: what to expect of it, and what it takes. `score` is that of a probe; fine-tuning has none."""
 
-    score: ProbeScore
+    strategy: str
+    stage: str
     expected: Belief
     cost: float
+    score: ProbeScore | None = None
+
+    @property
+    def is_probe(self) -> bool:
+        return self.score is not None
 
     def alternative(self) -> Alternative:
         margin = TWO_SIDED * self.expected.error
         return Alternative(
-            strategy="linear_probe",
-            stage=self.score.stage,
+            strategy=self.strategy,
+            stage=self.stage,
             expected_accuracy=_share(self.expected.mean),
             low=_share(self.expected.mean - margin),
             high=_share(self.expected.mean + margin),
@@ -58,21 +77,21 @@ def weigh(
         budget: Seconds that fitting may take; None sets no limit.
         knowledge: What earlier tasks taught; None takes what ships with the package.
     """
-    options = _options(evidence, load_gain_model() if knowledge is None else knowledge)
+    known = load_gain_model() if knowledge is None else knowledge
+    options = _options(evidence, known)
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
-    front = among[0].expected.mean
-    chosen = min((option for option in among if option.expected.mean >= front - TIE), key=lambda option: option.cost)
+    chosen = _choose(among)
     others = [option for option in options if option is not chosen]
     return Decision(
-        strategy="linear_probe",
-        stage=chosen.score.stage,
+        strategy=chosen.strategy,
+        stage=chosen.stage,
         lr=0.0,
         lr_scale=0.0,
         norm="frozen",
         mode="evidence",
         reasons=(
-            *_reasons(evidence, chosen, others),
+            *_reasons(evidence, chosen, others, known),
             *_reasons_of_cost(chosen, options, among, budget),
             *_reasons_of_rule(chosen, advice),
         ),
@@ -81,13 +100,35 @@ def weigh(
     )
 
 
+def _choose(among: list[_Option]) -> _Option:
+    """The best, or a cheaper one that is expected to be as good."""
+    probes = [option for option in among if option.is_probe]
+    tuned = [option for option in among if not option.is_probe]
+    probe = _cheapest_of_the_best(probes) if probes else None
+    network = _cheapest_of_the_best(tuned) if tuned else None
+    if probe is None or network is None:
+        chosen = probe or network
+        assert chosen is not None
+        return chosen
+    return network if network.expected.mean >= probe.expected.mean + WORTH else probe
+
+
+def _cheapest_of_the_best(options: list[_Option]) -> _Option:
+    front = max(option.expected.mean for option in options)
+    return min((option for option in options if option.expected.mean >= front - TIE), key=lambda option: option.cost)
+
+
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
     """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
-    return _options(evidence, load_gain_model() if knowledge is None else knowledge)[0].score.stage
+    options = _options(evidence, load_gain_model() if knowledge is None else knowledge)
+    return next(option.stage for option in options if option.is_probe)
 
 
 def _options(evidence: Evidence, knowledge: GainModel) -> list[_Option]:
-    """Every probe that was measured, best first; equals in the order of their squared error."""
+    """Every probe that was measured and every way of fine-tuning that is known of, best first.
+
+    Equal probes are in the order of their squared error.
+    """
     scores = [score for score in evidence.probes if score.method == "ridge"]
     # Any backbone has a joined probe; evidence put together by hand need not.
     joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.accuracy))
@@ -96,13 +137,40 @@ def _options(evidence: Evidence, knowledge: GainModel) -> list[_Option]:
     )
     names = [stage.name for stage in evidence.backbone.stages]
     noise = situation.spread / math.sqrt(situation.images)
+
+    def expect(gain: Belief) -> Belief:
+        return Belief(mean=joined.accuracy + gain.mean, error=math.hypot(noise, gain.error))
+
     costs = _costs(evidence, scores)
-    options = []
-    for score in scores:
-        gain = _gain(score, joined, names, situation, knowledge)
-        expected = Belief(mean=joined.accuracy + gain.mean, error=math.hypot(noise, gain.error))
-        options.append(_Option(score, expected, costs[score.stage]))
-    return sorted(options, key=lambda option: (-option.expected.mean, option.score.squared_error or math.inf))
+    options = [
+        _Option(
+            "linear_probe",
+            score.stage,
+            expect(_gain(score, joined, names, situation, knowledge)),
+            costs[score.stage],
+            score,
+        )
+        for score in scores
+    ]
+    options += [
+        _Option(strategy, TOP, expect(knowledge.prior(strategy, situation)), _tuning_cost(evidence, share))
+        for strategy, share in TUNED_SHARES.items()
+        if strategy in knowledge.coefficients and evidence.image_seconds is not None
+    ]
+    return sorted(options, key=_rank)
+
+
+def _rank(option: _Option) -> tuple[float, float]:
+    error = None if option.score is None else option.score.squared_error
+    return -option.expected.mean, math.inf if error is None else error
+
+
+def _tuning_cost(evidence: Evidence, share: float) -> float:
+    """Seconds: folds, then all images, epoch by epoch, at the pace of the frozen pass."""
+    assert evidence.image_seconds is not None
+    images = max(evidence.data.train_images, 1)
+    passes = (1 - HELD_BACK) * usual_folds(images) + 1
+    return STEP_COST * share * passes * usual_epochs(images) * images * evidence.image_seconds
 
 
 def _gain(
@@ -137,27 +205,77 @@ def _named(stage: str) -> str:
     return {JOINED: "all stages joined", SELECTED: "the selected features of all stages"}.get(stage, f"stage {stage!r}")
 
 
-def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
-    images, plain = evidence.data.train_images, chosen.alternative()
-    said = [
-        f"A linear classifier on {_named(plain.stage)} is expected to name {_percent(plain.expected_accuracy)} of new "
-        f"images like these right (95 % interval {_percent(plain.low)} to {_percent(plain.high)}); held back from the "
-        f"fit, {_percent(chosen.score.accuracy)} of the {images:,} training images are."
+def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option], knowledge: GainModel) -> list[str]:
+    return [
+        *(_reasons_of_probe(evidence, chosen, others) if chosen.score else _reasons_of_tuning(chosen, others)),
+        *_reasons_of_the_other_kind(chosen, others, knowledge),
     ]
-    if others:
-        second = others[0]
+
+
+def _interval(option: _Option) -> str:
+    plain = option.alternative()
+    return (
+        f"{_percent(plain.expected_accuracy)} of new images like these right (95 % interval {_percent(plain.low)} to "
+        f"{_percent(plain.high)})"
+    )
+
+
+def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
+    assert chosen.score is not None
+    said = [
+        f"A linear classifier on {_named(chosen.stage)} is expected to name {_interval(chosen)}; held back from the "
+        f"fit, {_percent(chosen.score.accuracy)} of the {evidence.data.train_images:,} training images are."
+    ]
+    probes = [option for option in others if option.score is not None]
+    if probes:
+        second = probes[0]
+        assert second.score is not None
         said.append(
-            f"Next is {_named(second.score.stage)}, {_ahead(chosen, second)}: "
+            f"Next is {_named(second.stage)}, {_ahead(chosen, second)}: "
             f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.accuracy)}."
         )
-    top = next((option for option in others if option.score.stage == TOP), None)
-    if top is not None and top is not others[0]:
+    top = next((option for option in probes if option.stage == TOP), None)
+    if top is not None and top is not probes[0]:
         said.append(
             f"The backbone's top stage alone, the usual choice, is expected to reach {_percent(top.expected.mean)}, "
             f"{_behind(chosen, top)}."
         )
-    said.append("Chosen among linear probes only: this version has no fine-tuning strategy to compare them with.")
     return said
+
+
+def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
+    said = [
+        f"Fine-tuning ({chosen.strategy}) is expected to name {_interval(chosen)}, by what it gained on earlier tasks; "
+        f"it takes about {_duration(chosen.cost)}."
+    ]
+    probe = next((option for option in others if option.score is not None), None)
+    if probe is not None and probe.score is not None:
+        said.append(
+            f"The best linear classifier, on {_named(probe.stage)}, is expected to reach "
+            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.accuracy)}), {_behind(chosen, probe)}, "
+            f"in about {_duration(probe.cost)}."
+        )
+    return said
+
+
+def _reasons_of_the_other_kind(chosen: _Option, others: list[_Option], knowledge: GainModel) -> list[str]:
+    if chosen.score is None:
+        return []
+    tuned = [option for option in others if option.score is None]
+    if not tuned:
+        return ["Fine-tuning was not weighed: what it costs here, or gains, is not known."]
+    best = tuned[0]
+    return [
+        f"Fine-tuning ({best.strategy}) is expected to reach {_percent(best.expected.mean)} in about "
+        f"{_duration(best.cost)}, not {100 * WORTH:.1f} points more, and so not worth it."
+        if best.expected.mean < chosen.expected.mean + WORTH
+        else f"Fine-tuning ({best.strategy}) is expected to reach {_percent(best.expected.mean)}, in about "
+        f"{_duration(best.cost)}."
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def _points(one: _Option, other: _Option) -> float:
@@ -174,36 +292,33 @@ def _behind(chosen: _Option, other: _Option) -> str:
 def _ahead(chosen: _Option, other: _Option) -> str:
     gap = chosen.expected.mean - other.expected.mean
     # What the joined probe is worth moves both alike; left is the doubt about the gains, of which the larger counts.
-    doubt = TWO_SIDED * max(chosen.score.gain_error or 0.0, other.score.gain_error or 0.0)
-    certainty = "a clear lead" if abs(gap) > doubt else "within what chance can do"
+    errors = [option.score.gain_error or 0.0 for option in (chosen, other) if option.score is not None]
+    certainty = "a clear lead" if abs(gap) > TWO_SIDED * max(errors) else "within what chance can do"
     place = "behind" if gap >= 0 else "ahead but dearer"
     return f"{abs(_points(chosen, other)):.1f} points {place}, {certainty} at this number of images"
 
 
 def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Option], budget: float | None) -> list[str]:
-    said = []
     if budget is not None and chosen.cost > budget:
-        said.append(f"No strategy fits the budget of {budget:g} s; this is the cheapest, at about {chosen.cost:.2g} s.")
-    elif options[0] not in among:
-        said.append(
-            f"{_percent(options[0].expected.mean)} would be expected of {_named(options[0].score.stage)}; that takes "
-            f"about {options[0].cost:.2g} s, and {budget:g} s are allowed."
-        )
-    elif chosen is not among[0]:
-        said.append(f"It is taken for its cost: the best is no more than {100 * TIE:.1f} points ahead of it.")
-    return said
+        return [f"No strategy fits the budget of {budget:g} s; this is the cheapest, at about {chosen.cost:.2g} s."]
+    if options[0] not in among:
+        best = options[0]
+        what = _named(best.stage) if best.is_probe else f"fine-tuning ({best.strategy})"
+        return [
+            f"{_percent(best.expected.mean)} would be expected of {what}; that takes about {_duration(best.cost)}, and "
+            f"{budget:g} s are allowed."
+        ]
+    same = [option for option in among if option.is_probe == chosen.is_probe]
+    if chosen.expected.mean < max(option.expected.mean for option in same):
+        return [f"It is taken for its cost: the best is no more than {100 * TIE:.1f} points ahead of it."]
+    return []
 
 
 def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
     if advice is None:
         return []
-    if advice.strategy != "linear_probe":
-        return [
-            f"The textbook rule would have said {advice.strategy}, which cannot be run yet; the measurements compare "
-            "linear probes only."
-        ]
-    agrees = advice.stage == chosen.score.stage
-    return [
-        f"The textbook rule would have said linear_probe on {_named(advice.stage)}; "
-        f"the measurements {'agree' if agrees else 'overrule it'}."
-    ]
+    said = advice.strategy
+    if advice.strategy == "linear_probe":
+        said = f"linear_probe on {_named(advice.stage)}"
+    agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
+    return [f"The textbook rule would have said {said}; the measurements {'agree' if agrees else 'overrule it'}."]

@@ -289,6 +289,15 @@ class Shelf:
         """What a row takes on disk."""
         return self.width * DTYPES[self.dtype].itemsize
 
+    @property
+    def last_change(self) -> float:
+        """When somebody last wrote a row, in seconds since the epoch; 0 if nobody has."""
+        changes = [0.0]
+        for path in self.folder.glob("*"):
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                changes.append(path.stat().st_mtime)
+        return max(changes)
+
     def _index(self) -> tuple[list[Path], Ids, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         files, ids = [], []
         for listing in sorted(self.folder.glob("*.ids")):

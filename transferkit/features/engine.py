@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +24,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, OptionError
+from transferkit.errors import BackboneError, CacheError, OptionError
 from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating
+from transferkit.processes import neighbours
 from transferkit.progress import track
 
 __all__ = [
@@ -53,6 +55,12 @@ CPU_PIXELS = 160_000
 DEVICE_PIXELS = 256 * 224 * 224
 """Pixels per batch on an accelerator; halved when memory runs out."""
 
+PATIENCE = 300.0
+"""Seconds without a new row after which the processes that should make it are taken for dead."""
+
+PAUSE = 0.2
+"""Seconds between two looks into the bank."""
+
 Read = Callable[[int], npt.NDArray[Any]]
 
 Compute = Callable[[torch.Tensor, frozenset[str]], Mapping[str, Mapping[str, torch.Tensor]]]
@@ -67,7 +75,8 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            rank = int(os.environ.get("LOCAL_RANK") or 0)  # of processes on one machine each has its own
+            return torch.device("cuda", rank) if 0 < rank < torch.cuda.device_count() else torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -383,10 +392,11 @@ def fill_shelves(
         label: Of the bar on a terminal; None shows none.
 
     Returns:
-        Images that the backbone ran over.
+        Images that the backbone ran over in this process. Processes that were started together on one machine share
+        the images out among them.
 
     Raises:
-        CacheError: If the bank cannot be written.
+        CacheError: If the bank cannot be written, or another process fails to deliver.
         BackboneError: If a value is not finite, or the network cannot take these images.
         RowOverflowError: If a value is beyond what its shelf can keep.
     """
@@ -394,19 +404,51 @@ def fill_shelves(
         return 0
     chosen = choose_device(device)
     bank.make_room(*((need.shelf, len(need.positions)) for need in needs.values()))
-    batches = _batches(needs, _fitting_batch(backbone, chosen) if batch_size is None else batch_size)
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    mine = _shared_out(needs)
+    batches = _batches(mine, _fitting_batch(backbone, chosen) if batch_size is None else batch_size)
+    workers = max(1, (os.cpu_count() or 1) // neighbours()[1]) if workers is None else workers
     with (
         _placed(backbone, chosen) as placed,
         _worker_pool(workers, chosen) as pool,
-        _writers(needs) as writers,
+        _writers(mine) as writers,
     ):
         steps = track(batches, label or "", enabled=label is not None)
         results = _run_all(_Pass(placed, chosen, compute), read, batches, pool, workers, on_cpu=chosen.type == "cpu")
         for batch, rows in zip(steps, results, strict=True):
             for kind in batch.wanted:
                 writers[kind].append(content_ids[batch.positions], rows[kind])
+    _await_others(needs, content_ids)
     return sum(len(batch.positions) for batch in batches)
+
+
+def _shared_out(needs: Mapping[str, Need]) -> dict[str, Need]:
+    """What of it is for this process to compute, where several were started together on this machine.
+
+    Who computes an image is told from its position alone: a process that comes late, and finds rows of the others in
+    the bank already, leaves out the same ones.
+    """
+    rank, world = neighbours()
+    return {kind: Need(need.shelf, need.positions[need.positions % world == rank]) for kind, need in needs.items()}
+
+
+def _await_others(needs: Mapping[str, Need], content_ids: npt.NDArray[np.bytes_]) -> None:
+    """Come back when the other processes' rows are in the bank as well.
+
+    Raises:
+        CacheError: If nothing has come for `PATIENCE` seconds.
+    """
+    rank, world = neighbours()
+    began = time.time()
+    for need in needs.values():
+        wanted = content_ids[need.positions]
+        while world > 1 and (missing := len(need.shelf.missing(wanted))):
+            if time.time() - max(began, need.shelf.last_change) > PATIENCE:
+                raise CacheError(
+                    f"Process {rank} of {world} waited {PATIENCE:.0f} s for {missing} images' features that others "
+                    f"were to put into {need.shelf.folder}. Look for errors of theirs; all must use the same cache=DIR "
+                    "and the same settings."
+                )
+            time.sleep(PAUSE)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from transferkit.nn.cost import count_operations
 from transferkit.nn.heads import Blend, StandardisedLinear
 from transferkit.nn.model import TransferModel
 from transferkit.nn.pooling import POOLINGS, pool
-from transferkit.nn.running import Classifier, logits_of
+from transferkit.nn.running import Classifier, in_halves, is_out_of_memory, logits_of
 from transferkit.nn.stages import Tap, discover_taps
 from transferkit.nn.tail import CutError, Tail, cut
 
@@ -22,6 +22,8 @@ __all__ = [
     "count_operations",
     "cut",
     "discover_taps",
+    "in_halves",
+    "is_out_of_memory",
     "logits_of",
     "pool",
 ]

@@ -46,13 +46,15 @@ class StandardisedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, mean: torch.Tensor, deviation: torch.Tensor, *, dropout: float = 0.0) -> None:
         super().__init__()
-        deviation = deviation.clamp(min=max(self.FLOOR * float(deviation.mean()), 1e-12))
+        mean, deviation = mean.to(linear.weight), deviation.to(linear.weight)
+        # Where nothing varied at all, the features stay at the scale that they have.
+        deviation = deviation.clamp(min=self.FLOOR * float(deviation.mean()) or 1.0)
         self.mean: torch.Tensor
         self.scale: torch.Tensor
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("scale", deviation * len(deviation) ** 0.5)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(linear.in_features, linear.out_features)
+        self.linear = _like(linear)
         with torch.no_grad():
             self.linear.weight.copy_(linear.weight * self.scale)
             self.linear.bias.copy_(linear.bias + linear.weight @ self.mean)
@@ -64,11 +66,18 @@ class StandardisedLinear(nn.Module):
 
     def folded(self) -> nn.Linear:
         """The same map, dropout aside, on features as they are."""
-        plain = nn.Linear(self.linear.in_features, self.linear.out_features)
+        plain = _like(self.linear)
         with torch.no_grad():
             plain.weight.copy_(self.linear.weight / self.scale)
             plain.bias.copy_(self.linear.bias - plain.weight @ self.mean)
         return plain
+
+
+def _like(linear: nn.Linear) -> nn.Linear:
+    """A layer of that shape, on the same device, in the same precision."""
+    return nn.Linear(
+        linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype
+    )
 
 
 class Blend(nn.Module):
@@ -76,6 +85,9 @@ class Blend(nn.Module):
 
     Args:
         members: With the weights that they have in the sum folded into their classifiers.
+
+    Raises:
+        OptionError: If their classes or preprocessing differ, or there are none.
 
     Shape:
         (N, 3, H, W) float, normalised -> (N, K) logits.
@@ -85,6 +97,8 @@ class Blend(nn.Module):
         super().__init__()
         if not members or len({member.classes for member in members}) != 1:
             raise OptionError("A blend needs models of the same classes.")
+        if len({member.preprocessing for member in members}) != 1:
+            raise OptionError("A blend needs models of the same preprocessing: all of them see the same pictures.")
         self.members = nn.ModuleList(members)
         self.classes = members[0].classes
 

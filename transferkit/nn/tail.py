@@ -130,7 +130,7 @@ class Tail:
 
     def __call__(self, activation: torch.Tensor) -> torch.Tensor:
         """(N, *shape) float -> (N, D), what the backbone returns for those images; gradients flow."""
-        return self._run(activation, blank=0.0)
+        return self.outputs(activation)[""]
 
     def pooled_stages(
         self, activation: torch.Tensor, *, pooling: str, names: Sequence[str] | None = None
@@ -145,7 +145,8 @@ class Tail:
         Raises:
             OptionError: If one of the names is not behind the cut.
         """
-        return self._pooled(activation, pooling, self._behind(names), blank=0.0)
+        wanted = self._behind(names)
+        return _pool_all(self.backbone, self.outputs(activation), pooling, wanted)
 
     def activations(
         self, images: torch.Tensor, *, pooling: str = "avg", names: Sequence[str] = ()
@@ -189,14 +190,13 @@ class Tail:
             )
         return wanted
 
-    def _pooled(
-        self, activation: torch.Tensor, pooling: str, names: Collection[str], *, blank: float
-    ) -> dict[str, torch.Tensor]:
-        with self.backbone.recording_stages() as outputs:
-            outputs[""] = self._run(activation, blank=blank)
-        return _pool_all(self.backbone, outputs, pooling, names)
+    def outputs(self, activation: torch.Tensor, *, blank: float = 0.0) -> dict[str, torch.Tensor]:
+        """Module path -> raw output of every tapped module behind the cut; "" is the network itself.
 
-    def _run(self, activation: torch.Tensor, *, blank: float) -> torch.Tensor:
+        Args:
+            activation: (N, *shape) float.
+            blank: Stands for whatever was computed before the cut. Nothing depends on it.
+        """
         count, trunk = len(activation), self._trunk
         parts: dict[str, object] = {}
         for early in self._anatomy.early:
@@ -208,8 +208,10 @@ class Tail:
         side = self.backbone.spec.preprocessing.size
         images = torch.full((), blank, dtype=activation.dtype, device=activation.device).expand(count, 3, side, side)
         # Copied anew for each call: modes, hooks and what else has changed in the network since then all count.
-        vector: torch.Tensor = _graft(trunk, parts)(images)
-        return vector
+        network = _graft(trunk, parts)
+        with self.backbone.recording_stages() as outputs:
+            outputs[""] = network(images)
+        return outputs
 
 
 def cut(backbone: Backbone, stage: str | int) -> Tail:
@@ -287,8 +289,7 @@ def _check(tail: Tail, images: torch.Tensor) -> None:
     if not _agree(before, whole):
         raise CutError("its output is changed in place by what follows")
     try:
-        with backbone.recording_stages() as outputs:
-            outputs[""] = tail._run(activation, blank=torch.nan)
+        outputs = tail.outputs(activation, blank=torch.nan)
         behind = {**_pool_all(backbone, outputs, "avg", tail.stages_behind), "": outputs[""]}
     except Exception as error:
         reason = str(error).split("\n")[0]

@@ -11,6 +11,7 @@ from transferkit.strategies.lp_ft import lp_ft
 from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
 from transferkit.strategies.plan import HEAD, STRATEGIES, Adapters, Phase, Plan, Rule
+from transferkit.strategies.rates import with_new_head
 from transferkit.strategies.surgical import surgical
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "many_layers",
     "norm_only",
     "surgical",
+    "with_new_head",
 ]

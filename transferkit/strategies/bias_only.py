@@ -31,6 +31,6 @@ def bias_only(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> decision = Decision(strategy="bias_only", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> [f"{rule} {rule.lr:g}" for rule in bias_only(decision, ["stem", "top"]).phases[0].rules]
-        ['head 0.01', '* (bias) 0.01', '* 0']
+        ['head 0.0001', '* (bias) 0.01', '* 0']
     """
     return light_plan("bias_only", decision, stages, phase="biases", kind="bias")

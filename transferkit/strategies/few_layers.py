@@ -36,7 +36,7 @@ def few_layers(decision: Decision, stages: Sequence[str]) -> Plan:
         ...                     reasons=("asked for",))
         >>> plan = few_layers(decision, ["stem", "a", "b", "c", "top"])
         >>> [f"{rule} {rule.lr:g}" for rule in plan.phases[1].rules]
-        ['head 0.01', 'top 0.001', 'c 0.00075', '* 0']
+        ['head 0.0001', 'top 0.001', 'c 0.00075', '* 0']
     """
     reached = reached_stages(decision, stages)
     chosen = tuned_stages(decision, stages) or reached[-_count(len(reached)) :]

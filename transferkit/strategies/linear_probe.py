@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from transferkit.strategies.plan import STRATEGIES, Plan
-from transferkit.strategies.rates import head_only
+from transferkit.strategies.rates import NEW_HEAD_FACTOR, head_only
 from transferkit.strategies.reach import is_selected, read_stages
 from transferkit.types import Decision
 
@@ -38,6 +38,6 @@ def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
         stages=read_stages(decision, stages),
         closed_form=not by_gradient,
         selected=is_selected(decision),
-        phases=(head_only(decision),) if by_gradient else (),
+        phases=(head_only(decision, factor=NEW_HEAD_FACTOR),) if by_gradient else (),
         start="zero" if by_gradient else "closed_form",
     )

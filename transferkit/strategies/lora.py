@@ -37,7 +37,7 @@ def lora(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> decision = Decision(strategy="lora", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> [f"{rule} {rule.lr:g}" for rule in lora(decision, ["stem", "top"]).phases[0].rules]
-        ['head 0.01', '* (adapter) 0.01', '* 0']
+        ['head 0.0001', '* (adapter) 0.01', '* 0']
     """
     adapters = Adapters(rank=RANK, alpha=ALPHA)
     return light_plan("lora", decision, stages, phase="adapters", kind="adapter", adapters=adapters)

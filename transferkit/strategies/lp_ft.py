@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from transferkit.strategies.plan import STRATEGIES, Phase, Plan
-from transferkit.strategies.rates import decayed_rates, rate_of, stage_rules
+from transferkit.strategies.rates import SOLVED_HEAD_FACTOR, decayed_rates, rate_of, stage_rules
 from transferkit.strategies.reach import is_selected, reached_stages, read_stages
 from transferkit.types import Decision
 
@@ -17,7 +17,7 @@ def lp_ft(decision: Decision, stages: Sequence[str]) -> Plan:
     """The head is solved for on frozen features, then all stages learn with it, in one phase.
 
     A new head would send large, senseless gradients through good features; one that fits them already does not. It is
-    solved for, so it needs no faster rate than the last stage.
+    solved for, so it learns more slowly than the last stage.
 
     Args:
         decision: Its `stage` (one, "joined" or "selected"), `lr` and `norm` are what counts.
@@ -36,10 +36,10 @@ def lp_ft(decision: Decision, stages: Sequence[str]) -> Plan:
         ...                     reasons=("asked for",))
         >>> plan = lp_ft(decision, ["stem", "top"])
         >>> plan.start, [f"{rule} {rule.lr:g}" for rule in plan.phases[0].rules]
-        ('closed_form', ['head 0.001', 'top 0.001', 'stem 0.00075'])
+        ('closed_form', ['head 0.0001', 'top 0.001', 'stem 0.00075'])
     """
     lr = rate_of(decision)
-    rules = stage_rules(decayed_rates(reached_stages(decision, stages), lr=lr), stages, head=lr)
+    rules = stage_rules(decayed_rates(reached_stages(decision, stages), lr=lr), stages, head=SOLVED_HEAD_FACTOR * lr)
     return Plan(
         strategy="lp_ft",
         stages=read_stages(decision, stages),

@@ -30,7 +30,7 @@ def many_layers(decision: Decision, stages: Sequence[str]) -> Plan:
         ...                     reasons=("asked for",))
         >>> plan = many_layers(decision, ["stem", "a", "top"])
         >>> [f"{rule} {rule.lr:g}" for rule in plan.phases[1].rules]
-        ['head 0.01', 'top 0.001', 'a 0.00075', '* 0']
+        ['head 0.0001', 'top 0.001', 'a 0.00075', '* 0']
     """
     reached = reached_stages(decision, stages)
     rates = decayed_rates(reached, lr=rate_of(decision))

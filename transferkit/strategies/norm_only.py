@@ -32,6 +32,6 @@ def norm_only(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> decision = Decision(strategy="norm_only", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> [f"{rule} {rule.lr:g}" for rule in norm_only(decision, ["stem", "top"]).phases[0].rules]
-        ['head 0.01', '* (norm) 0.01', '* 0']
+        ['head 0.0001', '* (norm) 0.01', '* 0']
     """
     return light_plan("norm_only", decision, stages, phase="norms", kind="norm")

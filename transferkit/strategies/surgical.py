@@ -36,7 +36,7 @@ def surgical(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> decision = Decision(strategy="surgical", stage="joined", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",), tuned=("stem",))
         >>> [f"{rule} {rule.lr:g}" for rule in surgical(decision, ["stem", "a", "top"]).phases[1].rules]
-        ['head 0.01', 'stem 0.001', '* 0']
+        ['head 0.0001', 'stem 0.001', '* 0']
     """
     chosen = tuned_stages(decision, stages) or _around_evidence(decision, reached_stages(decision, stages))
     lr = rate_of(decision)

@@ -10,7 +10,10 @@ import torch
 from transferkit.errors import OptionError
 from transferkit.frameworks import lightning
 from transferkit.strategies import Phase, Plan
-from transferkit.train.freeze import FreezePlan
+from transferkit.train.adapters import is_adapter
+from transferkit.train.freeze import FreezePlan, find_backbone
+from transferkit.train.plans import plan_for
+from transferkit.types import TOP
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -48,18 +51,31 @@ class FreezePlanCallback(pl.Callback):
     Your module must hold one transferkit backbone (`transferkit.load_backbone`); its optimizer takes `groups()`.
 
     Args:
-        plan: Phases and their rules: a strategy's plan, or a freeze plan that was made already.
+        plan: Name of a strategy, its plan, or a freeze plan that was made already.
+        stage: With a name: the stage that your head reads.
+        lr: With a name: learning rate of the backbone's last stage; None takes a tenth of the rate it was trained at.
+        norm: With a name: "frozen" leaves running statistics as they are, "keep" goes on measuring those of stages that
+            learn.
         weight_decay: Of the parameters that it acts on (see `FreezePlan`).
 
     Example:
         >>> import transferkit as tk  # doctest: +SKIP
-        >>> freeze = tk.FreezePlanCallback(tk.plan("few_layers", backbone, lr=1e-3))  # doctest: +SKIP
+        >>> freeze = tk.FreezePlanCallback("few_layers", lr=1e-3)  # doctest: +SKIP
         >>> # in your module: def configure_optimizers(self): return torch.optim.SGD(freeze.groups(), momentum=0.9)
         >>> trainer = pl.Trainer(max_epochs=10, callbacks=[freeze])  # doctest: +SKIP
     """
 
-    def __init__(self, plan: Plan | FreezePlan, *, weight_decay: float = 0.0) -> None:
-        self._plan = plan if isinstance(plan, Plan) else None
+    def __init__(
+        self,
+        plan: str | Plan | FreezePlan,
+        *,
+        stage: str | int = TOP,
+        lr: float | None = None,
+        norm: str = "frozen",
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._plan = plan
+        self._asked: dict[str, Any] = {"stage": stage, "lr": lr, "norm": norm}
         self._freeze = plan if isinstance(plan, FreezePlan) else None
         self._weight_decay = weight_decay
         self._starts: list[int] = []
@@ -79,11 +95,8 @@ class FreezePlanCallback(pl.Callback):
         """Lay the plan over the network, before its optimizers are made."""
         if stage != "fit":
             return
-        if self._freeze is None:
-            assert self._plan is not None
-            self._freeze = FreezePlan(
-                pl_module, self._plan.phases, norm=self._plan.norm, weight_decay=self._weight_decay
-            )
+        # Anew for every fit: one callback may serve the networks of several folds.
+        self._freeze = self._plan if isinstance(self._plan, FreezePlan) else self._lay(pl_module)
         phases = self._freeze.phases
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             if len(phases) > 1:
@@ -93,19 +106,39 @@ class FreezePlanCallback(pl.Callback):
             self._starts = phase_starts(phases, trainer.max_epochs)
         # A distributed wrapper looks once at who asks for gradients: that must hold for all phases.
         self._freeze.start(0, static=trainer.world_size > 1)
+        # Lightning warns of modules that it finds in evaluation mode, as a backbone is that was just loaded. What is
+        # frozen goes back to it when it is called, or when the first epoch starts.
+        find_backbone(pl_module).trunk.train()
+
+    def _lay(self, network: pl.LightningModule) -> FreezePlan:
+        plan = self._plan
+        if isinstance(plan, str):
+            plan = plan_for(plan, find_backbone(network), **self._asked)
+        assert isinstance(plan, Plan)
+        if plan.adapters is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
+            raise OptionError(
+                f"{plan.strategy} trains adapters, and this network has none. transferkit.TransferModule adds them; for "
+                "a module of your own, transferkit.train.adapters.add_adapters puts them into the backbone's trunk."
+            )
+        return FreezePlan(network, plan.phases, norm=plan.norm, weight_decay=self._weight_decay)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the epoch's phase into force; a resumed run lands in the right one."""
         phase = max(number for number, start in enumerate(self._starts) if start <= trainer.current_epoch)
         if phase != self.freeze.phase:
             self.freeze.start(phase, static=trainer.world_size > 1)
-        self.freeze.set_modes()
+        self.freeze.set_modes(training=True)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """What the phase does not train is not stepped, not even by weight decay or momentum."""
         self.freeze.drop_idle()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take the plan off the network; `teardown` is not called then."""
+        if self._freeze is not None:
+            self._freeze.release()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the plan off the network."""

@@ -23,7 +23,7 @@ from transferkit.strategies import HEAD, Phase, Rule
 from transferkit.train.adapters import is_adapter
 from transferkit.types import Claim
 
-__all__ = ["FreezePlan"]
+__all__ = ["FreezePlan", "find_backbone"]
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,13 @@ class FreezePlan:
         self.norm = norm
         self.weight_decay = weight_decay
         self.phase: int | None = None
-        self._backbone = _find_backbone(network)
+        self._backbone = find_backbone(network)
         self._owned = list(_own(network, self._backbone))
         self._asked = {owned.name: owned.parameter.requires_grad for owned in self._owned}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._claims = [self._claim(phase) for phase in self.phases]
+        if problems := [problem for number in range(len(self.phases)) for problem in self._problems(number)]:
+            raise OptionError(list_problems("The rules do not fit the network:", problems))
 
     def _claim(self, phase: Phase) -> dict[str, Rule]:
         """Parameter name -> the first rule that fits."""
@@ -83,14 +85,19 @@ class FreezePlan:
             rule = next((rule for rule in phase.rules if _fits(rule, owned)), None)
             if rule is not None:
                 claimed[owned.name] = rule
-        unclaimed = [owned for owned in self._owned if owned.name not in claimed]
-        problems = [f"parameter {owned.name!r} (stage {owned.stage!r}) has no rule" for owned in unclaimed]
-        used = set(map(id, claimed.values()))
-        idle = [rule for rule in phase.rules if id(rule) not in used and self._due(rule)]
-        problems += [f"rule {str(rule)!r} claims no parameter" for rule in idle]
-        if problems:
-            raise OptionError(list_problems(f"The rules of phase {phase.name!r} do not fit the network:", problems))
         return claimed
+
+    def _problems(self, number: int) -> Iterator[str]:
+        """Parameters of a phase without a rule, and its rules that claim nothing."""
+        phase, claimed = self.phases[number], self._claims[number]
+        where = f"phase {phase.name!r}: " if len(self.phases) > 1 else ""
+        for owned in self._owned:
+            if owned.name not in claimed:
+                yield f"{where}parameter {owned.name!r} (stage {owned.stage!r}) has no rule"
+        used = set(map(id, claimed.values()))
+        for rule in phase.rules:
+            if id(rule) not in used and self._due(rule):
+                yield f"{where}rule {str(rule)!r} claims no parameter"
 
     def _due(self, rule: Rule) -> bool:
         """Whether a rule that claims nothing is a mistake: a stage of a pooling layer alone owns no parameters."""
@@ -172,11 +179,19 @@ class FreezePlan:
             owned.parameter.requires_grad_(trained[owned.name] if static else active)
         self._hooks = [module.register_forward_pre_hook(_stay_evaluating) for module in self._frozen_modules(phase)]
 
-    def set_modes(self) -> None:
-        """Evaluation mode for what is frozen now; the rest stays as it is."""
-        if self.phase is not None:
-            for module in self._frozen_modules(self.phase):
-                module.training = False
+    def set_modes(self, *, training: bool = False) -> None:
+        """Evaluation mode for what is frozen now.
+
+        Args:
+            training: Put the rest of the trunk into training mode: it may have been frozen in the phase before, and
+                trainers leave modes as they find them. Else it stays as it is.
+        """
+        if self.phase is None:
+            return
+        frozen = set(self._frozen_modules(self.phase))
+        for module in self._backbone.trunk.modules():
+            if module in frozen or training:
+                module.training = module not in frozen
 
     def drop_idle(self) -> None:
         """Forget the gradients of what the phase in force does not train: an optimizer then leaves it alone, its
@@ -243,7 +258,12 @@ class FreezePlan:
         return "updated" if stage in self._learning(phase) and self.norm == "keep" else "fixed"
 
 
-def _find_backbone(network: nn.Module) -> Backbone:
+def find_backbone(network: nn.Module) -> Backbone:
+    """The one backbone in a network.
+
+    Raises:
+        OptionError: If there is none, or more than one.
+    """
     found = [module for module in network.modules() if isinstance(module, Backbone)]
     if len(found) != 1:
         raise OptionError(

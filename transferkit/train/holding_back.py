@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.decision import HELD_BACK
+from transferkit.errors import DataError
+
 __all__ = ["Fold", "hold_back"]
 
-PARTS = 5
+PARTS = round(1 / HELD_BACK)
 """A fold holds back one part in so many."""
-
-ENOUGH = 200
-"""Held-back images that are enough: an accuracy near 90 % is then known to 2 points, one standard error."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -27,20 +26,22 @@ class Fold:
     held_back: Indices
 
 
-def hold_back(
-    labels: Indices, groups: Indices, *, folds: int | None = None, seed: int = 0, parts: int = PARTS
-) -> list[Fold]:
+def hold_back(labels: Indices, groups: Indices, *, folds: int, seed: int = 0, parts: int = PARTS) -> list[Fold]:
     """Folds that each hold back another fifth of the images, class by class, whole groups only.
 
     Args:
         labels: (N,) int in [0, K).
         groups: (N,) int; images of equal value stay together.
-        folds: How many, in [1, parts]; None takes as many as it needs for `ENOUGH` held-back images together.
+        folds: How many, in [1, parts].
         seed: Draws which.
         parts: A fold holds back one part in so many.
 
     Returns:
-        Folds of which no two hold back the same image. No fold holds back all images of a class.
+        Folds of which no two hold back the same image; fewer than asked for where not every part can be held back. No
+        fold holds back all images of a class.
+
+    Raises:
+        DataError: If no part can be held back without a class being lost.
 
     Example:
         >>> (fold,) = hold_back(np.array([0] * 5 + [1] * 5), np.arange(10), folds=1)
@@ -48,18 +49,22 @@ def hold_back(
         (8, 2)
     """
     part = _deal(labels, groups, parts, np.random.default_rng(seed))
-    if folds is None:
-        folds = math.ceil(ENOUGH * parts / max(len(labels), 1))
-    everyone = np.arange(len(labels))
-    made = []
-    for number in range(min(max(folds, 1), parts)):
-        held_back = everyone[part == number]
-        # A class that would be missing from training cannot be learnt: its images stay.
-        left = np.bincount(labels[part != number], minlength=int(labels.max()) + 1)
-        held_back = held_back[left[labels[held_back]] > 0]
-        if len(held_back):
-            made.append(Fold(np.setdiff1d(everyone, held_back), held_back))
-    return made
+    spared = [_spare(labels, groups, part == number) for number in range(parts)]
+    made = [Fold(np.flatnonzero(~chosen), np.flatnonzero(chosen)) for chosen in spared if chosen.any()]
+    if not made:
+        raise DataError(
+            "No image can be held back to choose epochs and blend on without a class being lost: every class needs 2 "
+            "images, in different groups. Add images, or use strategy=linear_probe."
+        )
+    return made[: max(folds, 1)]
+
+
+def _spare(labels: Indices, groups: Indices, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(N,) who of the chosen can go. A class that would be missing from training could not be learnt: groups that have
+    images of such a class stay, as a whole."""
+    left = np.bincount(labels[~chosen], minlength=int(labels.max()) + 1)
+    staying = groups[chosen & (left[labels] == 0)]
+    return chosen & ~np.isin(groups, staying)
 
 
 def _deal(labels: Indices, groups: Indices, parts: int, rng: np.random.Generator) -> Indices:

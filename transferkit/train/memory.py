@@ -1,4 +1,8 @@
-"""What a fit measured, its best weights, and the checkpoint that it is taken up from."""
+"""What a fit measured, its best weights, and the checkpoint that it is taken up from.
+
+Checkpoints are written at ends of epochs. All that training draws is told from seed, epoch and place, so the epoch that
+a kill cut short is simply run again, and nothing needs the state of a generator.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from transferkit.errors import RunFolderError
 from transferkit.frameworks import lightning
+from transferkit.processes import agreed, is_first
 from transferkit.serialise import from_json, to_json
 from transferkit.train.module import TransferModule
 from transferkit.types import Epoch
@@ -21,7 +27,13 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["Memory", "snapshot"]
+__all__ = ["CHECKPOINT", "Memory", "put_back", "snapshot", "state_of"]
+
+CHECKPOINT = "last.ckpt"
+"""Name of the file that a fit is taken up from."""
+
+SAVE_EVERY = 20.0
+"""Seconds after which the end of an epoch is worth a checkpoint: a kill costs that much and the epoch in hand."""
 
 
 class Memory(pl.callbacks.Checkpoint):
@@ -31,21 +43,24 @@ class Memory(pl.callbacks.Checkpoint):
     must be in the checkpoint.
 
     Args:
-        folder: Where `last.ckpt` goes; None keeps none.
-        every: Seconds after which the end of an epoch is worth a checkpoint; the last epoch always is.
+        folder: Where the checkpoint goes; None keeps none.
         stop_after: Epochs to run, fewer maybe than the trainer's; None runs those.
+        parts: That each batch is added up from, because memory ran out.
 
     Attributes:
+        parts: As given, or as in the checkpoint.
+        finished: Whether the last epoch has been run.
         epochs: What each measured.
         outputs: Of the held-back images, (M, K) per epoch.
         best_epoch: Number of the one with the lowest held-back loss, or of the last one without held-back images.
         best_state: The module's weights and statistics at its end.
     """
 
-    def __init__(self, folder: Path | None = None, *, every: float = 20.0, stop_after: int | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, stop_after: int | None = None, parts: int = 1) -> None:
         self.folder = folder
-        self.every = every
         self.stop_after = stop_after
+        self.parts = parts
+        self.finished = False
         self.epochs: list[Epoch] = []
         self.outputs: list[torch.Tensor] = []
         self.best_epoch = -1
@@ -78,10 +93,24 @@ class Memory(pl.callbacks.Checkpoint):
                 self.best_state = snapshot(pl_module)
         if len(self.epochs) == self.stop_after:
             trainer.should_stop = True
-        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if self.folder is not None and (last or time.monotonic() - self._saved >= self.every):
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-            self._saved = time.monotonic()
+        self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        # Clocks differ from process to process, and all of them have to take part.
+        if self.folder is not None and agreed(self.finished or time.monotonic() - self._saved >= SAVE_EVERY):
+            self._save(trainer, self.folder / CHECKPOINT)
+
+    def _save(self, trainer: pl.Trainer, checkpoint: Path) -> None:
+        """Under another name first: Lightning moves the file from the folder for temporary files, maybe bit by bit."""
+        partial = checkpoint.with_suffix(".ckpt-partial")
+        try:
+            trainer.save_checkpoint(partial)
+            if is_first():
+                partial.replace(checkpoint)
+        except OSError as error:
+            raise RunFolderError(
+                f"The checkpoint {checkpoint} cannot be written: {error.strerror or error}. Free some space; the same "
+                "command then takes the run up where it was saved last."
+            ) from error
+        self._saved = time.monotonic()
 
     def _look(self, trainer: pl.Trainer, module: TransferModule) -> Epoch:
         seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -103,6 +132,8 @@ class Memory(pl.callbacks.Checkpoint):
             "outputs": self.outputs,
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
+            "parts": self.parts,
+            "finished": self.finished,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -111,8 +142,24 @@ class Memory(pl.callbacks.Checkpoint):
         self.outputs = list(state_dict["outputs"])
         self.best_epoch = state_dict["best_epoch"]
         self.best_state = dict(state_dict["best_state"])
+        self.parts = state_dict["parts"]
+        self.finished = state_dict["finished"]
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all weights and statistics, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+def state_of(module: TransferModule) -> dict[str, Any]:
+    """What a checkpoint holds of a module: its tensors, and what it keeps besides."""
+    state: dict[str, Any] = {"state_dict": snapshot(module)}
+    module.on_save_checkpoint(state)
+    return state
+
+
+def put_back(module: TransferModule, state: Mapping[str, Any]) -> None:
+    """Make a module what it was when this state or checkpoint was taken, whatever it was in the middle of."""
+    module.break_off()
+    module.load_state_dict(state["state_dict"])
+    module.on_load_checkpoint(dict(state))

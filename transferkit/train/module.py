@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from transferkit.errors import OptionError
 from transferkit.frameworks import lightning
-from transferkit.nn import StandardisedLinear, Tail, TransferModel
+from transferkit.measure import fit_temperature
+from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel, in_halves
 from transferkit.repro import draw_seed
 from transferkit.strategies import Plan
+from transferkit.train.adapters import add_adapters, is_adapter, merge_adapters
 from transferkit.train.averaging import WeightAverage, swa_start
 from transferkit.train.callbacks import FreezePlanCallback, phase_starts
 from transferkit.train.freeze import FreezePlan
 from transferkit.train.losses import L2SP, TASKS
+from transferkit.train.plans import plan_for
 from transferkit.train.recipe import Recipe
 from transferkit.train.schedule import PhasedSchedule
+from transferkit.types import JOINED, TOP
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -41,20 +47,33 @@ class CutBatch(NamedTuple):
     activation: torch.Tensor
     pooled: dict[str, torch.Tensor]
 
+    def part(self, rows: slice) -> CutBatch:
+        """Some of the images."""
+        return CutBatch(self.activation[rows], {name: vectors[rows] for name, vectors in self.pooled.items()})
+
 
 class TransferModule(pl.LightningModule):
     """A transfer model in training, for any trainer of Lightning's.
 
     Batches are (images, targets): images (n, 3, S, S) uint8, or float that is normalised already, or a `CutBatch`.
-    Logs "train_loss", "val_loss" and, named by the task's measure, "val_accuracy", "val_mean_average_precision" or
-    "val_r2".
+    Logs "train_loss", "val_loss" (of calibrated logits, where there is one label per image) and, named by the task's
+    measure, "val_accuracy", "val_mean_average_precision" or "val_r2".
 
     Args:
-        model: What learns. Its classifier is standardised while it is trained; `finish` gives the plain model back.
-        plan: A strategy's, with phases.
-        recipe: How training goes.
+        network: A backbone, which gets a new head, or a transfer model, whose head is where training starts. It is
+            trained itself, not a copy.
+        strategy: Name of a strategy with phases ("few_layers", "lp_ft", ...), or the plan of one.
+        classes: K names, or their number; needed for a backbone.
+        stage: What a new head reads: a stage's name or index, "joined" for all.
+        lr: Learning rate of the backbone's last stage; None takes the recipe's, or if that has none either a tenth of
+            the rate it was trained at.
+        norm: "frozen": running statistics stay; "keep": those of stages that learn go on being measured.
+        pooling: Of what a new head reads.
+        recipe: How training goes. Its epochs and batch size are for the trainer and the loaders to keep.
         task: "single_label", "multi_label" or "regression".
         weights: (K,) weight of each class, or None.
+        moments: (D,) means and (D,) standard deviations of what the head reads, over training images; None leaves the
+            features as they are.
         tail: The part of the backbone behind the frozen stages, if batches are `CutBatch`.
         seed: Seeds what each step draws (dropout); None leaves torch's generator alone.
 
@@ -62,44 +81,61 @@ class TransferModule(pl.LightningModule):
         outputs: (M, K) of the held-back images after the last epoch, on the CPU.
 
     Raises:
-        OptionError: If the plan has no phases, or does not fit the model.
+        OptionError: If the strategy has nothing to train, or does not fit the network.
 
     Example:
         >>> import transferkit as tk  # doctest: +SKIP
         >>> backbone = tk.load_backbone("packaged/tf_efficientnet_lite0", image_size=96)  # doctest: +SKIP
         >>> data = tk.TransferDataModule("photos", preprocessing=backbone.spec.preprocessing)  # doctest: +SKIP
-        >>> module = tk.TransferModule.build(backbone, data.classes, strategy="few_layers")  # doctest: +SKIP
+        >>> module = tk.TransferModule(backbone, "few_layers", classes=data.classes)  # doctest: +SKIP
         >>> pl.Trainer(max_epochs=12).fit(module, data)  # doctest: +SKIP
         >>> model = module.finish()  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        model: TransferModel,
-        plan: Plan,
+        network: Backbone | TransferModel,
+        strategy: str | Plan = "few_layers",
         *,
+        classes: Sequence[str] | int | None = None,
+        stage: str | int = TOP,
+        lr: float | None = None,
+        norm: str = "frozen",
+        pooling: str = "avg+max",
         recipe: Recipe | None = None,
         task: str = "single_label",
         weights: Sequence[float] | None = None,
+        moments: tuple[torch.Tensor, torch.Tensor] | None = None,
         tail: Tail | None = None,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
-        if not plan.phases:
-            raise OptionError(f"{plan.strategy} has nothing to train by gradients here; transferkit.adapt solves it.")
-        self.model = model
-        self.plan = plan
         self.recipe = Recipe() if recipe is None else recipe
+        is_new = isinstance(network, Backbone)
+        backbone = network if isinstance(network, Backbone) else network.backbone
+        read = stage if isinstance(network, Backbone) else _address(network)
+        self.plan = (
+            strategy
+            if isinstance(strategy, Plan)
+            else plan_for(strategy, backbone, stage=read, lr=lr, norm=norm, recipe=self.recipe, new_head=is_new)
+        )
+        if not self.plan.phases:
+            raise OptionError(
+                f"{self.plan.strategy} learns nothing by gradient; transferkit.adapt solves for its head."
+            )
+        _adapt(backbone, self.plan, seed or 0)
+        if isinstance(network, Backbone):
+            network = _with_new_head(network, self.plan, classes, pooling)
+        self.model = network
+        self.model.classifier = _standardised(network, moments, self.recipe.dropout)
         self.task_name, self.task = task, TASKS[task]
         self.seed = seed
         self.tail = tail
         self.class_weights: torch.Tensor | None
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
-        if not isinstance(model.classifier, StandardisedLinear):
-            raise OptionError("The classifier must be a StandardisedLinear while it is trained; see standardised().")
         # The pull to the start takes the place of weight decay.
         decay = 0.0 if self.recipe.l2_sp else self.recipe.weight_decay
-        self.freeze_plan = FreezePlan(self, plan.phases, norm=plan.norm, weight_decay=decay)
+        self.freeze_plan = FreezePlan(self, self.plan.phases, norm=self.plan.norm, weight_decay=decay)
         self.pull = self._make_pull()
         self.average = self._make_average()
         self.outputs: torch.Tensor | None = None
@@ -138,19 +174,30 @@ class TransferModule(pl.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups)
-        epochs = self.trainer.max_epochs or 1
-        steps = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, steps // epochs)
+        steps, starts = self._steps()
         scheduler = PhasedSchedule(
             optimizer,
             recipe.schedule,
             lrs=[group["lrs"] for group in groups],
-            starts=[start * per_epoch for start in phase_starts(self.freeze_plan.phases, epochs)],
+            starts=starts,
             steps=steps,
             warmup=recipe.warmup,
             minimum=recipe.minimum,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _steps(self) -> tuple[int, list[int]]:
+        """Optimizer steps of the whole fit, and the first step of each phase."""
+        trainer = self.trainer
+        steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+        if steps == math.inf:
+            raise OptionError("Without an end there is no schedule: give the trainer max_epochs or max_steps.")
+        if epochs is None or epochs < 1:  # then there is one phase: the freeze plan's callback sees to that
+            return int(steps), [0]
+        per_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+        starts = [start * per_epoch for start in phase_starts(self.freeze_plan.phases, epochs)]
+        # Where steps end the run, phases may be left that it never comes to.
+        return max(int(steps), starts[-1] + 1), starts
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Learning rates are told from the step alone."""
@@ -210,6 +257,14 @@ class TransferModule(pl.LightningModule):
         """What is judged is the average of the weights, where one is kept."""
         self._swapped.enter_context(self.averaged())
 
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self._swapped.enter_context(self.averaged())
+
+    def on_predict_epoch_start(self) -> None:
+        """As for validation."""
+        self._swapped.enter_context(self.averaged())
+
     def averaged(self) -> AbstractContextManager[None]:
         """The average of the weights in the model for a while; without one, the weights as they are."""
         return nullcontext() if self.average is None or not self.average.count else self.average.swapped(self)
@@ -224,7 +279,8 @@ class TransferModule(pl.LightningModule):
 
     def _keep(self, batch: Any) -> None:
         images, targets = batch
-        self._held_back.append((self(images).float(), targets))
+        outputs = in_halves(lambda part: self(_part(images, part)), len(targets))
+        self._held_back.append((outputs.float(), targets))
 
     def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """(n, K) probabilities; for a regression the outputs."""
@@ -241,12 +297,19 @@ class TransferModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """The same on the test images."""
+        self._swapped.close()
         self._log_held_back("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """The raw weights, back."""
+        self._swapped.close()
 
     def _log_held_back(self, split: str) -> torch.Tensor:
         outputs, targets = (torch.cat(parts) for parts in zip(*self._held_back, strict=True))
         self._held_back.clear()
-        loss = self.task.loss(outputs, targets)
+        # Networks grow overconfident long before they grow worse; what is returned is calibrated, so that is judged.
+        temperature = _temperature(outputs, targets) if self.task_name == "single_label" else 1.0
+        loss = self.task.loss(outputs / temperature, targets)
         score = self.task.score(outputs.cpu().numpy(), targets.cpu().numpy())
         name = self.task.metric.lower().replace(" ", "_")
         self.log(f"{split}_loss", loss, sync_dist=True, prog_bar=True, batch_size=len(targets))
@@ -278,9 +341,63 @@ class TransferModule(pl.LightningModule):
 
     # ---- The end -----------------------------------------------------------------------------------------------------
 
-    def finish(self) -> TransferModel:
-        """The trained model, its classifier a plain linear layer again, in evaluation mode, the plan taken off."""
+    def break_off(self) -> None:
+        """Out of whatever a failed pass was in: the plan off, the raw weights back, half a judgement forgotten."""
+        self._swapped.close()
+        self._held_back.clear()
         self.freeze_plan.release()
+        self.zero_grad(set_to_none=True)
+
+    def finish(self) -> TransferModel:
+        """The trained model: the average of its weights where one is kept, its classifier a plain linear layer again, in
+        evaluation mode, the plan taken off."""
+        self.break_off()
+        if self.average is not None and isinstance(self.model.classifier, StandardisedLinear):
+            self.average.write(self)
+        merge_adapters(self.model.backbone.trunk)
         if isinstance(self.model.classifier, StandardisedLinear):
             self.model.classifier = self.model.classifier.folded()
         return self.model.eval()
+
+
+def _part(images: torch.Tensor | CutBatch, rows: slice) -> torch.Tensor | CutBatch:
+    return images.part(rows) if isinstance(images, CutBatch) else images[rows]
+
+
+def _address(model: TransferModel) -> str:
+    """What a model's head reads, as strategies are told it."""
+    return model.stages[0] if len(model.stages) == 1 else JOINED
+
+
+def _adapt(backbone: Backbone, plan: Plan, seed: int) -> None:
+    """Add the adapters that a plan asks for, unless they are there already."""
+    if plan.adapters is None or any(is_adapter(name) for name, _ in backbone.trunk.named_parameters()):
+        return
+    backbone.anatomy  # noqa: B018 - of the network as it is, before anything is added
+    add_adapters(backbone.trunk, plan.adapters, size=backbone.spec.preprocessing.size, seed=seed)
+
+
+def _with_new_head(backbone: Backbone, plan: Plan, classes: Sequence[str] | int | None, pooling: str) -> TransferModel:
+    """A head that says nothing yet: all classes are equally likely."""
+    if classes is None:
+        raise OptionError("A new head needs its classes: classes=data.classes, or their number.")
+    names = [str(number) for number in range(classes)] if isinstance(classes, int) else classes
+    model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=names)
+    torch.nn.init.zeros_(model.linear.weight)
+    torch.nn.init.zeros_(model.linear.bias)
+    return model
+
+
+def _standardised(
+    model: TransferModel, moments: tuple[torch.Tensor, torch.Tensor] | None, dropout: float
+) -> StandardisedLinear:
+    linear = model.linear
+    if moments is None:
+        moments = torch.zeros(linear.in_features), torch.ones(linear.in_features)
+    return StandardisedLinear(linear, *moments, dropout=dropout)
+
+
+def _temperature(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """What the logits are best divided by; 1 where that cannot be told."""
+    logits = outputs.double().cpu().numpy()
+    return fit_temperature(logits, targets.cpu().numpy()) if np.isfinite(logits).all() else 1.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
+from transferkit.decision import usual_batch, usual_epochs, usual_folds
 from transferkit.errors import OptionError, list_problems, unknown_name
 from transferkit.train.averaging import AVERAGES
 from transferkit.train.schedule import SCHEDULES
@@ -15,14 +17,8 @@ __all__ = ["OPTIMIZERS", "Recipe"]
 
 OPTIMIZERS = ("adamw", "sgd")
 
-BATCH_SIZES = ((5000, 64), (500, 32), (0, 16))
-"""Least number of images, and images per step from there on: few images in large batches make too few steps."""
-
-EPOCHS_AT, IMAGES_AT = 20, 150
-"""Epochs at so many images; they shrink with the root of their number, so that steps grow with it."""
-
-EPOCHS = (8, 30)
-"""Fewest and most."""
+WHOLE = ("epochs", "batch_size", "patience", "views", "folds")
+NUMBERS = ("weight_decay", "warmup", "minimum", "label_smoothing", "dropout", "mixup", "cutmix", "l2_sp", "clip")
 
 LEAST_PATIENCE = 3
 """Epochs without a better held-back loss that early stopping lets pass at least: single epochs are noisy."""
@@ -74,12 +70,25 @@ class Recipe:
     l2_sp: float = 0.0
     views: int = 4
     folds: int | None = None
-    clip: float | None = None
+    clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        problems = [message for right, message in self._conditions() if not right]
+        problems = list(self._wrong_types()) or [message for right, message in self._conditions() if not right]
         if problems:
             raise OptionError(list_problems("Training cannot go like this:", problems))
+
+    def _wrong_types(self) -> Iterator[str]:
+        """A command line gives whatever was typed."""
+        for field in fields(self):
+            value: object = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            kind, said = (Integral, "a whole number") if field.name in WHOLE else (Real, "a number")
+            if field.name in (*WHOLE, *NUMBERS) and (isinstance(value, bool) or not isinstance(value, kind)):
+                yield f"{field.name} must be {said}, got {value!r}."
+        flip: object = self.flip
+        if not isinstance(flip, bool | None):
+            yield f"flip must be true, false or left out, got {flip!r}."
 
     def _conditions(self) -> list[tuple[bool, str]]:
         named = (
@@ -128,11 +137,12 @@ class Recipe:
             images: N to train on, >= 1.
             batch_size: What to take where the recipe names none; None fits it.
         """
-        size = self.batch_size or batch_size or next(size for least, size in BATCH_SIZES if images >= least)
-        least, most = EPOCHS
-        epochs = min(most, max(least, round(EPOCHS_AT * math.sqrt(IMAGES_AT / images))))
+        size = self.batch_size or batch_size or usual_batch(images)
         return replace(
-            self, batch_size=max(2, min(size, images)), epochs=epochs if self.epochs is None else self.epochs
+            self,
+            batch_size=max(2, min(size, images)),
+            epochs=usual_epochs(images) if self.epochs is None else self.epochs,
+            folds=usual_folds(images) if self.folds is None else self.folds,
         )
 
     @property

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,8 +17,10 @@ import torch
 
 from transferkit.errors import OptionError, TransferkitError
 from transferkit.frameworks import lightning
+from transferkit.nn import is_out_of_memory
+from transferkit.processes import agreed, connect, place
 from transferkit.progress import announce
-from transferkit.train.memory import Memory, snapshot
+from transferkit.train.memory import CHECKPOINT, Memory, put_back, state_of
 from transferkit.train.module import TransferModule
 
 if TYPE_CHECKING:
@@ -32,8 +37,23 @@ QUIET = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
     ".*The `srun` command is available.*",
     ".*validation_step` but have no `val_dataloader`.*",  # the last fit is on all images
+    ".*exists and is not empty.*",  # curves of a fit that was killed before its first checkpoint
 )
 """Warnings of Lightning's that are about what is meant to be so here."""
+
+OF_THE_RECIPE = (
+    "accumulate_grad_batches",
+    "callbacks",
+    "gradient_clip_val",
+    "max_epochs",
+    "max_steps",
+    "min_epochs",
+    "min_steps",
+)
+"""Options of the trainer that are not for people to set."""
+
+UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
+"""What reading half a checkpoint, or one that is something else, can raise."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ class Runner:
         folder: Where checkpoints and logs go; None keeps none.
         options: For the trainer, over what is set here.
         progress: Show a bar on a terminal.
-        notes: Sentences for people are added here: what was halved, where a run was taken up.
+        notes: Sentences for people are added here: what was halved, which checkpoint could not be read.
     """
 
     device: torch.device
@@ -63,55 +83,112 @@ class Runner:
         name: str,
         stop_after: int,
     ) -> Memory:
-        """Train, and return what was measured.
+        """Train, and return what was measured; a fit that was finished before is only read.
 
         Args:
             module: Trained in place; at the end it has its last weights.
-            train: Number of images -> batches of so many.
+            train: Number of images per process -> batches of so many.
             held_back: Images that are judged after every epoch; None judges none and stops for nothing.
             name: Of the fit, a folder below `folder`.
             stop_after: Epochs to run; the schedule is that of the recipe's epochs all the same.
+
+        Raises:
+            OptionError: If an option does not fit, or memory runs out with a single image.
+            RunFolderError: If a checkpoint cannot be written.
         """
-        folder = None if self.folder is None else self.folder / name
-        batch_size, before = module.recipe.batch_size or 1, snapshot(module)
-        parts = 1
+        connect(self.device)
+        start = state_of(module)
+        memory = Memory(None if self.folder is None else self.folder / name, stop_after=stop_after)
+        saved = self._saved(memory.folder, name)
+        taken_up = saved is not None
+        if saved is not None:
+            memory.load_state_dict(saved["callbacks"][memory.state_key])
+            self._say_halved(module, up_to=memory.parts)
+            if memory.finished:
+                put_back(module, saved)
+                return memory
+            del saved
         while True:
-            memory = Memory(folder, stop_after=stop_after)
-            checkpoint = None if folder is None else folder / "last.ckpt"
             try:
-                trainer = self._trainer(module, memory, held_back is not None, name, parts)
-                resumed = checkpoint if checkpoint is not None and checkpoint.is_file() else None
-                if resumed is not None:
-                    announce(f"taking {name} up from {resumed}", enabled=self.progress)
-                with _quiet():
-                    trainer.fit(module, train(batch_size // parts), held_back, ckpt_path=resumed, weights_only=False)
+                self._run(module, train, held_back, memory, name, taken_up=taken_up)
                 return memory
             except RuntimeError as error:
-                if isinstance(error, TransferkitError) or not _is_out_of_memory(error):
+                if isinstance(error, TransferkitError) or not is_out_of_memory(error):
                     raise
-                if batch_size // (2 * parts) < 1:
-                    raise OptionError(
-                        f"Memory runs out on {self.device} with a single image. "
-                        "Choose a smaller image_size or backbone."
-                    ) from error
+                self._check_divisible(module, memory.parts, error)
             # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
-            parts *= 2
-            self._say_halved(batch_size, parts)
-            module.freeze_plan.release()
-            module.zero_grad(set_to_none=True)
-            module.load_state_dict(before)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            put_back(module, start)
+            torch.cuda.empty_cache()
+            # From the start: which epochs ran in larger parts must not depend on when the last checkpoint was written.
+            taken_up, memory = False, Memory(memory.folder, stop_after=stop_after, parts=2 * memory.parts)
+            self._say_halved(module, up_to=memory.parts, since=memory.parts)
 
-    def _say_halved(self, batch_size: int, parts: int) -> None:
-        note = (
-            f"Memory ran out at {2 * batch_size // parts} images at once: batches of {batch_size} are now added up "
-            f"from {parts} parts."
-        )
+    def _run(
+        self,
+        module: TransferModule,
+        train: Callable[[int], Iterable[Any]],
+        held_back: Iterable[Any] | None,
+        memory: Memory,
+        name: str,
+        *,
+        taken_up: bool,
+    ) -> None:
+        trainer = self._trainer(module, memory, held_back is not None, name)
+        share = (module.recipe.batch_size or 1) // (memory.parts * trainer.world_size)
+        if share < 1:
+            raise OptionError(
+                f"A batch of {module.recipe.batch_size} cannot be shared out among {trainer.world_size} processes: "
+                "train.batch_size is for all of them together. Raise it, or use fewer devices."
+            )
+        checkpoint = None
+        if taken_up and memory.folder is not None:
+            checkpoint = memory.folder / CHECKPOINT
+            announce(f"taking {name} up after epoch {len(memory.epochs)}", enabled=self.progress)
+        with _quiet(), _leaving(trainer):
+            trainer.fit(module, train(share), held_back, ckpt_path=checkpoint)
+
+    def _saved(self, folder: Path | None, name: str) -> dict[str, Any] | None:
+        """The fit's checkpoint; None if there is none that can be read."""
+        if folder is None:
+            return None
+        checkpoint, saved = folder / CHECKPOINT, None
+        if checkpoint.is_file():
+            try:
+                saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                saved["callbacks"], saved["state_dict"]
+            except UNREADABLE as error:
+                saved, reason = None, str(error).strip().split("\n")[0] or type(error).__name__
+                self._say(f"The checkpoint of {name} cannot be read ({reason}): this fit starts afresh.")
+        return saved if agreed(saved is not None) else None
+
+    def _check_divisible(self, module: TransferModule, parts: int, error: RuntimeError) -> None:
+        """Whether smaller parts are left to be tried."""
+        at_once, (_, world) = (module.recipe.batch_size or 1) // parts, place()
+        if world > 1:
+            raise OptionError(
+                f"Memory runs out at {at_once // world} images at once in one of {world} processes, and the others "
+                "wait for it. Choose a smaller train.batch_size."
+            ) from error
+        if at_once < 2:
+            raise OptionError(
+                f"Memory runs out on {self.device} with a single image. Choose a smaller image_size or backbone, or a "
+                "strategy that trains less of it (few_layers, linear_probe)."
+            ) from error
+
+    def _say_halved(self, module: TransferModule, *, up_to: int, since: int = 2) -> None:
+        size, parts = module.recipe.batch_size or 1, since
+        while parts <= up_to:
+            self._say(
+                f"Memory ran out at {2 * size // parts} images at once: batches of {size} are now added up from "
+                f"{parts} parts."
+            )
+            parts *= 2
+
+    def _say(self, note: str) -> None:
         self.notes.append(note)
         announce(note, enabled=self.progress)
 
-    def _trainer(self, module: TransferModule, memory: Memory, judged: bool, name: str, parts: int) -> pl.Trainer:
+    def _trainer(self, module: TransferModule, memory: Memory, judged: bool, name: str) -> pl.Trainer:
         recipe = module.recipe
         callbacks: list[pl.Callback] = [memory]
         if judged:
@@ -120,31 +197,34 @@ class Runner:
         settings: dict[str, Any] = {
             "accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type),
             "devices": 1 if self.device.index is None or self.device.type == "cpu" else [self.device.index],
+            **_launched(),
             "max_epochs": recipe.epochs,
             "gradient_clip_val": recipe.clip,
-            "accumulate_grad_batches": parts,
-            "logger": self._loggers(name),
+            "accumulate_grad_batches": memory.parts,
+            "logger": self._loggers(name, memory),
             "log_every_n_steps": 10,
             "enable_model_summary": False,
             "enable_progress_bar": self.progress and _on_terminal(),
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
-            "default_root_dir": self.folder,
+            "default_root_dir": memory.folder,
         }
-        mine = sorted({"max_epochs", "accumulate_grad_batches", "callbacks", "gradient_clip_val"} & set(self.options))
-        if mine:
+        if mine := sorted(set(OF_THE_RECIPE) & set(self.options)):
             raise OptionError(
                 f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, "
                 "train.clip). For callbacks of your own use transferkit.TransferModule with your own trainer."
             )
         with _quiet():
-            return pl.Trainer(callbacks=callbacks, **{**settings, **self.options})
+            trainer = pl.Trainer(callbacks=callbacks, **{**settings, **self.options})
+        _check_launch(trainer)
+        return trainer
 
-    def _loggers(self, name: str) -> Any:
-        """Curves as CSV; TensorBoard's if it is installed."""
+    def _loggers(self, name: str, memory: Memory) -> Any:
+        """Curves as CSV, in another folder where a fit is taken up; TensorBoard's if it is installed."""
         if self.folder is None:
             return False
-        found: list[Any] = [pl.loggers.CSVLogger(self.folder, name="curves", version=name)]
+        version = f"{name}-after-{len(memory.epochs)}" if memory.epochs else name
+        found: list[Any] = [pl.loggers.CSVLogger(self.folder, name="curves", version=version)]
         with suppress(ModuleNotFoundError):
             found.append(pl.loggers.TensorBoardLogger(self.folder, name="tensorboard", version=name))
         return found
@@ -156,9 +236,44 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
+def _launched() -> dict[str, Any]:
+    """What the trainer must know where torchrun started the processes: their number is that of the devices."""
+    if "LOCAL_WORLD_SIZE" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return {}
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return {"devices": here, "num_nodes": everywhere // here, "strategy": "ddp" if everywhere > 1 else "auto"}
+
+
+def _check_launch(trainer: pl.Trainer) -> None:
+    """Processes are to run all of the program: what a fit measured would stay behind in those that run only the fit."""
+    if isinstance(trainer.strategy.launcher, pl.strategies.launchers._MultiProcessingLauncher):
+        raise OptionError(
+            "Processes that are forked or spawned for training alone cannot hand back what they measured. Use "
+            "trainer.strategy=ddp in a script, or one device in a notebook."
+        )
+    started = int(_launched().get("devices", 1)) * int(_launched().get("num_nodes", 1))
+    if started > 1 and trainer.world_size != started:
+        raise OptionError(
+            f"{started} processes were started, but trainer.devices and trainer.num_nodes ask for "
+            f"{trainer.world_size}. Leave them out: what torchrun started is used."
+        )
+
+
+@contextmanager
+def _leaving(trainer: pl.Trainer) -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt again, and SIGTERM an exit that does not look like success."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as left:
+        if trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM) from left
+        if trainer.interrupted:
+            signal.signal(signal.SIGINT, ctrl_c)  # Lightning ignores it from then on
+            raise KeyboardInterrupt from left
+        raise
+    if trainer.interrupted:  # older Lightnings return as if all were well
+        raise KeyboardInterrupt
 
 
 @contextmanager

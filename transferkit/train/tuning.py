@@ -20,9 +20,10 @@ import torch
 
 from transferkit.features import FeatureTable
 from transferkit.measure import Selection
-from transferkit.nn import Backbone, Blend, StandardisedLinear, Tail, TransferModel
+from transferkit.nn import Backbone, Blend, Tail, TransferModel
+from transferkit.processes import agreed
 from transferkit.strategies import Plan
-from transferkit.train.adapters import add_adapters, merge_adapters
+from transferkit.train.adapters import add_adapters
 from transferkit.train.averaging import recalibrate_statistics
 from transferkit.train.closed_form import fit_closed_form
 from transferkit.train.freeze import FreezePlan
@@ -65,7 +66,7 @@ class Task:
         classes: K names.
         pooling: As the features were pooled.
         feed: Makes the batches.
-        tail: Makes the tail of a copy of the backbone where the batches are activations; None where they are pictures.
+        tail: The part of the backbone behind the cut where the batches are activations; None where they are pictures.
         recipe: How.
         head, class_weight: As for `fit_closed_form`.
         selection: Of the features of all training images, if they were selected before.
@@ -80,7 +81,7 @@ class Task:
     classes: Sequence[str]
     pooling: str
     feed: Feed
-    tail: Callable[[Backbone], Tail] | None = None
+    tail: Tail | None = None
     recipe: Recipe = field(default_factory=Recipe)
     head: str = "auto"
     class_weight: str = "none"
@@ -133,6 +134,7 @@ def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool)
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
         tuned = np.zeros_like(tuned)  # says nothing, and so loses to the probe
     verdict = verify(np.concatenate([trial.probe for trial in trials]), tuned, labels)
+    best, verdict = agreed((best, verdict))  # running statistics, and so outputs, differ from process to process
     module = _final(task, folds, trials, runner, best, verdict, refit=refit)
     model = _compose(task, folds, verdict, module, refit=refit)
     record = TrainingRecord(
@@ -188,28 +190,27 @@ def _module(task: Task, positions: Indices) -> TransferModule:
     model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
     table, labels = task.table.take(positions), task.labels[positions]
     features = table.load(task.plan.stages)
-    linear = _start(task, model, table, labels)
-    mean, deviation = (torch.from_numpy(moment(axis=0)) for moment in (features.mean, features.std))
-    model.classifier = StandardisedLinear(linear, mean, deviation, dropout=task.recipe.dropout)
-    model.to(memory_format=torch.channels_last)
+    _start(task, model, table, labels)
     weights = TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
-    return TransferModule(
+    module = TransferModule(
         model,
         task.plan,
         recipe=task.recipe,
         weights=None if weights is None else weights.tolist(),
-        tail=None if task.tail is None else task.tail(backbone),
+        moments=(torch.from_numpy(features.mean(axis=0)), torch.from_numpy(features.std(axis=0))),
+        tail=None if task.tail is None else task.tail.on(backbone),
         seed=task.seed,
     )
+    return module.to(memory_format=torch.channels_last)
 
 
-def _start(task: Task, model: TransferModel, table: FeatureTable, labels: Indices) -> torch.nn.Linear:
+def _start(task: Task, model: TransferModel, table: FeatureTable, labels: Indices) -> None:
     linear = model.linear
     with torch.no_grad():
         if task.plan.start == "zero":
             linear.weight.zero_()
             linear.bias.zero_()
-            return linear
+            return
         fits = fit_heads(
             task.plan,
             table,
@@ -222,7 +223,6 @@ def _start(task: Task, model: TransferModel, table: FeatureTable, labels: Indice
         best = choose_head(fits)
         linear.weight.copy_(torch.from_numpy(best.weight))
         linear.bias.copy_(torch.from_numpy(best.bias))
-    return linear
 
 
 def _best_epoch(trials: Sequence[_Trial]) -> int:
@@ -272,9 +272,7 @@ def _compose(
     weight = verdict.kept.weight
     members = []
     if module is not None:
-        tuned = module.finish()
-        merge_adapters(tuned.backbone.trunk)
-        members.append(_scaled(tuned, weight / verdict.temperatures[1]))
+        members.append(_scaled(module.finish(), weight / verdict.temperatures[1]))
     if weight < 1:
         positions = _everyone(folds) if refit else folds[0].train
         probe = fit_closed_form(

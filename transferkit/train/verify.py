@@ -59,7 +59,8 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Verdict
     best = max(candidate.accuracy for candidate in candidates)
     error = np.sqrt(best * (1 - best) / len(labels))
     least = max(candidates[0].accuracy, best - error)
-    kept = min((c for c in candidates if c.accuracy >= least), key=lambda candidate: candidate.log_loss)
+    # Among equals one network rather than two.
+    kept = min((c for c in candidates if c.accuracy >= least), key=lambda c: (c.log_loss, 0 < c.weight < 1))
     return Verdict(candidates, kept, temperatures)
 
 

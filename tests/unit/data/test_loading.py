@@ -89,6 +89,15 @@ def test_a_picture_is_changed_alike_in_whatever_batch_it_is(digits):
     assert not torch.equal(one[1], pictures[BatchKey(3, 0, np.array([3]))][0][0])
 
 
+def test_some_of_the_pictures_are_gone_through_under_their_own_positions(digits):
+    among = np.array([40, 2, 31, 7, 8])
+    keys = list(EpochSampler(5, 2, among=among))
+    assert sorted(np.concatenate([key.positions for key in keys]).tolist()) == sorted(among.tolist())
+    pictures = make(digits)
+    some, _ = pictures[keys[0]]
+    assert torch.equal(some[0], pictures[BatchKey(0, 9, keys[0].positions[:1])][0][0])
+
+
 def test_each_batch_is_mixed_in_its_own_way(digits):
     pictures = make(digits, preset="none", mixing=Mixing(classes=10, mixup=1.0))
     first, again, next_one = (pictures[BatchKey(0, number, np.arange(6))] for number in (0, 0, 1))

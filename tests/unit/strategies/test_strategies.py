@@ -51,21 +51,21 @@ def test_a_few_layers_are_a_third_of_the_stages_two_at_least_and_never_all(count
 
 def test_few_layers_trains_the_head_first_then_the_last_stages_each_slower_than_the_next():
     plan = few_layers(asked(), LITE)
-    assert [(phase.name, phase.share) for phase in plan.phases] == [("head", 0.2), ("last stages", 0.8)]
-    assert rules_of(plan, 0) == [("head", 10), ("*", 0)]
-    assert rules_of(plan, 1) == [("head", 10), ("top", 1), ("blocks.6", 0.75), ("blocks.5", 0.5625), ("*", 0)]
+    assert [(phase.name, phase.share) for phase in plan.phases] == [("head", 0.1), ("last stages", 0.9)]
+    assert rules_of(plan, 0) == [("head", 0.1), ("*", 0)]
+    assert rules_of(plan, 1) == [("head", 0.1), ("top", 1), ("blocks.6", 0.75), ("blocks.5", 0.5625), ("*", 0)]
     assert plan.start == "closed_form"
 
 
 def test_few_layers_below_an_early_stage_are_those_right_below_it():
     plan = few_layers(asked(stage="blocks.3"), LITE)
     assert plan.stages == ("blocks.3",)
-    assert rules_of(plan) == [("head", 10), ("blocks.3", 1), ("blocks.2", 0.75), ("*", 0)]
+    assert rules_of(plan) == [("head", 0.1), ("blocks.3", 1), ("blocks.2", 0.75), ("*", 0)]
 
 
 def test_few_layers_trains_what_the_decision_names_at_the_rate_of_its_depth():
     plan = few_layers(asked(tuned=("top", "blocks.5")), LITE)
-    assert rules_of(plan) == [("head", 10), ("top", 1), ("blocks.5", 0.75**2), ("*", 0)]
+    assert rules_of(plan) == [("head", 0.1), ("top", 1), ("blocks.5", 0.75**2), ("*", 0)]
 
 
 @pytest.mark.parametrize("strategy", [few_layers, surgical])
@@ -78,8 +78,8 @@ def test_stages_that_cannot_be_trained_are_told_all_at_once(strategy):
 
 def test_many_layers_leaves_only_the_stem_alone():
     plan = many_layers(asked(), ("stem", "a", "b", "top"))
-    assert rules_of(plan, 0) == [("head", 10), ("*", 0)]
-    assert rules_of(plan, 1) == [("head", 10), ("top", 1), ("b", 0.75), ("a", 0.5625), ("*", 0)]
+    assert rules_of(plan, 0) == [("head", 0.1), ("*", 0)]
+    assert rules_of(plan, 1) == [("head", 0.1), ("top", 1), ("b", 0.75), ("a", 0.5625), ("*", 0)]
     assert learning(many_layers(asked(), ("top",))) == ["head", "top"]
 
 
@@ -87,16 +87,16 @@ def test_lp_ft_starts_from_the_probe_and_trains_everything_at_once():
     plan = lp_ft(asked(stage="joined"), ("stem", "a", "top"))
     assert (plan.start, plan.closed_form, len(plan.phases)) == ("closed_form", False, 1)
     assert plan.stages == ("stem", "a", "top")
-    assert rules_of(plan) == [("head", 1), ("top", 1), ("a", 0.75), ("stem", 0.5625)]
+    assert rules_of(plan) == [("head", 0.1), ("top", 1), ("a", 0.75), ("stem", 0.5625)]
     assert learning(lp_ft(asked(stage="a"), ("stem", "a", "top"))) == ["head", "a", "stem"]
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [(norm_only, "norm"), (bias_only, "bias"), (lora, "adapter")])
 def test_slivers_of_all_stages_learn_together(strategy, kind):
     plan = strategy(asked(), LITE)
-    assert rules_of(plan) == [("head", 10), (f"* ({kind})", 10), ("*", 0)]
+    assert rules_of(plan) == [("head", 0.1), (f"* ({kind})", 10), ("*", 0)]
     beyond = strategy(asked(stage="blocks.5"), LITE)
-    assert rules_of(beyond) == [("head", 10), ("blocks.6", 0), ("top", 0), (f"* ({kind})", 10), ("*", 0)]
+    assert rules_of(beyond) == [("head", 0.1), ("blocks.6", 0), ("top", 0), (f"* ({kind})", 10), ("*", 0)]
 
 
 def test_only_lora_adds_to_the_network():
@@ -124,7 +124,7 @@ def test_surgery_is_around_the_stage_that_is_read_or_the_middle(stage, chosen):
 def test_surgery_with_all_stages_read_is_around_the_best_single_probe():
     options = (offer("selected", 0.99), offer("blocks.5", 0.7), offer("blocks.1", 0.8), offer("top", 0.9, "few_layers"))
     plan = surgical(asked(stage="joined", alternatives=options), LITE)
-    assert rules_of(plan) == [("head", 10), ("blocks.2", 1), ("blocks.1", 1), ("blocks.0", 1), ("*", 0)]
+    assert rules_of(plan) == [("head", 0.1), ("blocks.2", 1), ("blocks.1", 1), ("blocks.0", 1), ("*", 0)]
 
 
 def test_surgery_on_named_stages_cuts_nowhere_else():

@@ -1,0 +1,60 @@
+"""The plan of a strategy that a person names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.train.training_toys import make_backbone
+from transferkit.decision import starting_rate
+from transferkit.errors import OptionError
+from transferkit.strategies import STRATEGIES, with_new_head
+from transferkit.train.plans import USUAL_BATCH, plan_for
+from transferkit.train.recipe import Recipe
+from transferkit.types import Decision
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"linear_probe"}))
+@pytest.mark.parametrize("stage", ["top", "middle", 1, "joined"])
+def test_a_name_and_a_stage_give_the_plan_of_the_same_decision(strategy, stage):
+    found = plan_for(strategy, make_backbone(), stage=stage, lr=1e-3, norm="keep")
+    decision = Decision(
+        strategy=strategy, stage="middle" if stage == 1 else str(stage), lr=1e-3, lr_scale=0.0, norm="keep",
+        mode="given", reasons=("asked for",),
+    )
+    assert found == with_new_head(STRATEGIES[strategy](decision, ["stem", "middle", "top"]))
+
+
+def highest(plan, stage="top"):
+    return max(rule.lr for phase in plan.phases for rule in phase.rules if rule.stage == stage)
+
+
+@pytest.mark.parametrize("recipe", [None, Recipe(), Recipe(optimizer="sgd", batch_size=64)])
+def test_without_a_rate_it_is_a_tenth_of_the_original(recipe):
+    backbone = make_backbone()
+    used = recipe or Recipe()
+    expected = starting_rate(
+        backbone.spec, optimizer=used.optimizer, batch_size=used.batch_size or USUAL_BATCH
+    ).lr
+    assert highest(plan_for("many_layers", backbone, recipe=recipe)) == pytest.approx(expected)
+    assert highest(plan_for("many_layers", backbone, lr=0.25)) == pytest.approx(0.25)
+
+
+def test_a_recipes_own_rate_is_obeyed():
+    assert highest(plan_for("many_layers", make_backbone(), recipe=Recipe(lr=0.125))) == pytest.approx(0.125)
+
+
+def test_a_rate_that_is_yet_to_be_found_needs_images():
+    with pytest.raises(OptionError, match="lr='find' needs the images"):
+        plan_for("many_layers", make_backbone(), recipe=Recipe(lr="find"))
+    assert highest(plan_for("many_layers", make_backbone(), lr=0.5, recipe=Recipe(lr="find"))) == 0.5
+
+
+def test_what_is_unknown_is_offered_its_closest():
+    with pytest.raises(OptionError, match="Unknown strategy 'few-layers'. Closest known: few_layers."):
+        plan_for("few-layers", make_backbone())
+    with pytest.raises(OptionError, match="Unknown stage 'midle'. Closest known: middle."):
+        plan_for("few_layers", make_backbone(), stage="midle")
+    with pytest.raises(OptionError, match=r"Stage index must be in \[-3, 2\], got 3."):
+        plan_for("few_layers", make_backbone(), stage=3)
+    with pytest.raises(OptionError, match="Unknown treatment of normalisation 'kept'. Closest known: keep."):
+        plan_for("few_layers", make_backbone(), norm="kept")

@@ -1,0 +1,391 @@
+"""The range test: where the edge is known it is found, and nothing tells afterwards that there was one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.unit.train.training_toys import CLASSES, draw, head_then, make_backbone, phase, plan_of
+from transferkit.data.loading import EpochSampler
+from transferkit.errors import OptionError
+from transferkit.nn import TransferModel
+from transferkit.strategies import HEAD, Phase, Plan, Rule
+from transferkit.train.module import MOMENTUM, TransferModule
+from transferkit.train.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, find_rate, judge, scaled_plan
+from transferkit.train.recipe import Recipe
+
+RATES = np.geomspace(1e-5, 1e-1, 60)
+"""As a range test around 1e-3 has them."""
+
+STEP = RATES[1] / RATES[0]
+
+LATE = 3.0
+"""The edge is seen late: after so many times the true one at most. The damage needs a few steps to show, and each of
+them is at a rate that is 1.17 times higher."""
+
+
+def make_module(*phases: Phase, plan: Plan | None = None, **options: Any) -> TransferModule:
+    names = [str(number) for number in range(CLASSES)]
+    usual = plan_of(*(phases or (phase("all", stem=0.01, middle=0.01, top=0.01),)))
+    return TransferModule(make_backbone(), usual if plan is None else plan, classes=names, pooling="avg", **options)
+
+
+# ---- An edge that is known ------------------------------------------------------------------------------------------
+
+
+def edge_of(curvature: float, momentum: float) -> float:
+    """Rate above which steps with Nesterov momentum leave a parabola: the roots of
+    z^2 - (1 + m)(1 - lr c) z + m (1 - lr c) = 0 are on the unit circle at z = -1."""
+    return (2 + 2 * momentum) / (1 + 2 * momentum) / curvature
+
+
+def make_parabola(lr: float) -> tuple[TransferModule, list[Any], float]:
+    """A head alone, half the squared error: the loss is quadratic in its weights. Also its edge, from the Hessian."""
+    images, _ = draw(1, 32)[0]
+    module = make_module(
+        plan=plan_of(Phase(name="head", rules=(Rule(stage=HEAD, lr=lr), Rule(stage="*")))),
+        recipe=Recipe(optimizer="sgd", weight_decay=0.0),
+        task="regression",
+    )
+    with torch.no_grad():
+        features = module.eval().features(images)
+        targets = 0.01 * torch.randn(32, CLASSES, generator=torch.Generator().manual_seed(5))
+        inputs = torch.cat([features / module.model.classifier.scale, torch.ones(32, 1)], dim=1).double()
+        # The mean is over images and outputs: each output's weights have this Hessian, divided by the outputs.
+        curvature = torch.linalg.eigvalsh(inputs.T @ inputs / 32 / CLASSES)[-1].item()
+    return module, [(images, targets)], edge_of(curvature, MOMENTUM)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_on_a_parabola_the_edge_is_the_one_of_its_curvature_wherever_the_plan_starts(share: float) -> None:
+    edge = make_parabola(1.0)[2]
+    module, batches, _ = make_parabola(share * edge)
+    found = find_rate(module, batches, seed=0)
+    assert edge < SAFETY * found.lr < LATE * edge
+
+
+def test_the_parabola_is_really_left_above_the_edge_and_not_below_it() -> None:
+    for share, is_left in ((0.95, False), (1.05, True)):
+        module, [(images, targets)], edge = make_parabola(1.0)
+        head = module.model.classifier.linear
+        optimizer = torch.optim.SGD(head.parameters(), lr=share * edge, momentum=MOMENTUM, nesterov=True)
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss = module.task.loss(module(images), targets)
+            loss.backward()
+            optimizer.step()
+        assert bool(loss > 0.01) is is_left
+
+
+def test_no_rate_is_told_by_a_loss_that_does_not_rise() -> None:
+    module, batches, edge = make_parabola(1.0)
+    found = find_rate(make_parabola(edge / 1e4)[0], batches, seed=0)
+    assert found.factor == pytest.approx(HIGHEST / SAFETY)
+    assert "does not rise" in found.why
+
+
+def test_the_edge_moves_with_the_curvature() -> None:
+    """Features twice as large: a quarter of the rate."""
+    flat, batches, edge = make_parabola(1.0)
+    rates = []
+    for scale in (1.0, 0.5):
+        module, _, _ = make_parabola(0.1 * edge)
+        module.model.classifier.linear.bias.requires_grad_(False)
+        module.model.classifier.scale.mul_(scale)
+        rates.append(find_rate(module, batches, seed=0).lr)
+    assert rates[1] < rates[0]
+
+
+# ---- The rule -------------------------------------------------------------------------------------------------------
+
+
+def curve(edge: float, *, start: float, noise: float, seed: int) -> np.ndarray:
+    """Flat and noisy, then it doubles with every step above the edge."""
+    draws = start + noise * np.random.default_rng(seed).standard_normal(len(RATES))
+    above = np.clip(np.log(RATES / edge) / np.log(STEP), 0, None)
+    return np.maximum(draws, 0) + 0.05 * (2**above - 1)
+
+
+@given(
+    edge=st.floats(1e-4, 1e-2), start=st.floats(0, 2.3), noise=st.floats(0, 0.3), seed=st.integers(0, 1000)
+)
+def test_a_noisy_edge_is_found_within_a_few_steps(edge: float, start: float, noise: float, seed: int) -> None:
+    found = judge(RATES, curve(edge, start=start, noise=noise, seed=seed), planned=1e-3, nothing=2.3)
+    assert edge < SAFETY * found.lr < edge * STEP**8
+
+
+@given(start=st.floats(0, 2.3), noise=st.floats(0, 0.5), seed=st.integers(0, 1000))
+def test_noise_is_rarely_taken_for_a_rise(start: float, noise: float, seed: int) -> None:
+    """Never below the plan's own rate, whatever the draw: there is no signal in these losses."""
+    losses = start + noise * np.random.default_rng(seed).standard_normal(len(RATES))
+    found = judge(RATES, losses, planned=1e-3, nothing=2.3)
+    assert found.lr >= RATES[14] / SAFETY
+
+
+def test_a_falling_loss_is_no_rise() -> None:
+    found = judge(RATES, np.geomspace(2.3, 1e-3, len(RATES)), planned=1e-3, nothing=2.3)
+    assert found.lr == pytest.approx(RATES[-1] / SAFETY)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_a_rise_due_to_the_rate_before(broken: float) -> None:
+    losses = np.full(30, 0.1)
+    losses[20:] = broken
+    assert judge(RATES[:30], losses, planned=1e-3, nothing=2.3).lr == pytest.approx(RATES[19] / SAFETY)
+
+
+def test_where_the_loss_is_not_finite_to_begin_with_the_plan_stays() -> None:
+    found = judge(RATES[:1], [np.nan], planned=1e-3, nothing=2.3)
+    assert (found.lr, found.factor) == (1e-3, 1.0)
+    assert "not finite to begin with" in found.why
+
+
+def test_many_times_next_to_nothing_is_no_rise() -> None:
+    """A solved head: the loss grows a hundredfold and is still next to nothing."""
+    losses = np.where(RATES < 1e-3, 1e-4, 1e-2)
+    assert "does not rise" in judge(RATES, losses, planned=1e-3, nothing=2.3).why
+
+
+def test_the_units_of_the_loss_do_not_matter() -> None:
+    losses = curve(1e-3, start=0.5, noise=0.05, seed=3)
+    one = judge(RATES, losses, planned=1e-3, nothing=2.3)
+    thousand = judge(RATES, 1000 * losses, planned=1e-3, nothing=2300.0)
+    assert one.lr == thousand.lr
+
+
+def test_the_sentence_has_the_numbers_in_it() -> None:
+    found = judge(RATES, curve(1e-2, start=0.1, noise=0.0, seed=0), planned=1e-3, nothing=2.3)
+    assert f"{found.lr:.2g}" in found.why and "0.001" in found.why and "60 steps" in found.why
+
+
+# ---- The steps ------------------------------------------------------------------------------------------------------
+
+
+def test_rates_rise_from_a_hundredth_of_the_last_phase_to_a_hundred_times_it() -> None:
+    module = make_module(*head_then(top=1e-6), recipe=Recipe(optimizer="sgd"))
+    module = make_module(
+        plan=plan_of(
+            phase("first", 0.5, head=1e-2), Phase(name="last", rules=(Rule(stage="*", lr=1e-7),), share=0.5)
+        )
+    )
+    found = find_rate(module, draw(), seed=0, steps=5)
+    assert found.planned == 1e-7
+    assert found.rates == pytest.approx([1e-7 * LOWEST, 1e-8, 1e-7, 1e-6, 1e-7 * HIGHEST])
+    assert len(found.losses) == 5
+
+
+def test_it_stops_where_the_loss_has_risen() -> None:
+    module, batches, edge = make_parabola(0.3)
+    found = find_rate(module, batches, seed=0)
+    assert len(found.rates) == len(found.losses) < 60
+    assert max(found.losses[:-1]) < 1.0
+
+
+def test_the_same_seed_finds_the_same_whatever_was_drawn_before() -> None:
+    module = make_module(recipe=Recipe(dropout=0.2))
+    loader = make_loader()
+    first = find_rate(module, loader, seed=3)
+    seen = list(loader)
+    torch.rand(7), np.random.rand(7), random.random()  # noqa: NPY002, S311
+    assert len(seen) == 4
+    module.train()
+    fixed = draw()
+    assert find_rate(module, fixed, seed=3) == find_rate(module, fixed, seed=3)
+    assert find_rate(module, fixed, seed=3) != find_rate(module, fixed, seed=4)
+    assert first.planned == 0.05
+
+
+def test_clipped_gradients_are_clipped() -> None:
+    def highest(clip: float | None) -> float:
+        module, batches, edge = make_parabola(1.0)
+        module.recipe = Recipe(optimizer="sgd", weight_decay=0.0, clip=clip)
+        return find_rate(module, batches, seed=0).losses[-1]
+
+    assert highest(1e-9) < highest(None)
+
+
+# ---- No trace -------------------------------------------------------------------------------------------------------
+
+
+def make_loader(**options: Any) -> DataLoader[Any]:
+    """Shuffled by a generator of its own."""
+    images = torch.cat([images for images, _ in draw(4)])
+    labels = torch.cat([labels for _, labels in draw(4)])
+    generator = torch.Generator().manual_seed(9)
+    return DataLoader(TensorDataset(images, labels), batch_size=4, shuffle=True, generator=generator, **options)
+
+
+def generators() -> list[Any]:
+    legacy = np.random.get_state()  # noqa: NPY002
+    return [random.getstate(), legacy[1].tolist(), *legacy[2:], torch.get_rng_state().tolist()]
+
+
+def all_of(module: TransferModule) -> dict[str, Any]:
+    """Everything that a run can tell, in bits: values, gradients, modes, who asks for gradients, hooks."""
+    return {
+        "tensors": {name: value.numpy().tobytes() for name, value in module.state_dict().items()},
+        "buffers": {name: value.numpy().tobytes() for name, value in module.named_buffers()},
+        "places": {name: value.data_ptr() for name, value in module.named_parameters()},
+        "asked": {name: value.requires_grad for name, value in module.named_parameters()},
+        "gradients": {
+            name: None if value.grad is None else value.grad.numpy().tobytes()
+            for name, value in module.named_parameters()
+        },
+        "modes": {name: part.training for name, part in module.named_modules()},
+        "hooks": {
+            name: [
+                *map(id, part._forward_pre_hooks.values()),
+                *map(id, part._forward_hooks.values()),
+                *map(id, part._backward_hooks.values()),
+            ]
+            for name, part in module.named_modules()
+        },
+        "phase": module.freeze_plan.phase,
+        "attributes": {name: id(value) for name, value in vars(module).items()},
+    }
+
+
+class Breaking:
+    """Batches that end in an error."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(draw()):
+            if number == self.after:
+                random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002, S311
+                raise RuntimeError("the disk is gone")
+            yield batch
+
+
+def in_the_middle_of_a_fit() -> TransferModule:
+    """With a phase in force, gradients from a step, and half of it in training mode."""
+    module = make_module(*head_then(top=0.01), recipe=Recipe(dropout=0.3, average="ema", l2_sp=0.01))
+    module.freeze_plan.start(0)
+    module.freeze_plan.set_modes(training=True)
+    images, labels = draw()[0]
+    torch.nn.functional.cross_entropy(module(images), labels).backward()
+    return module
+
+
+@pytest.mark.parametrize("batches", [draw(), Breaking(0), Breaking(2)], ids=["whole", "no batch", "two batches"])
+@pytest.mark.parametrize("make", [make_module, in_the_middle_of_a_fit])
+def test_module_and_generators_are_bit_for_bit_what_they_were(make: Any, batches: Any) -> None:
+    module = make()
+    optimizer = torch.optim.AdamW(module.freeze_plan.groups())
+    before, drawn, steps = all_of(module), generators(), pickle.dumps(optimizer.state_dict())
+    if isinstance(batches, Breaking):
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            find_rate(module, batches, seed=0)
+    else:
+        assert len(find_rate(module, batches, seed=0).losses) > 5
+    assert all_of(module) == before
+    assert generators() == drawn
+    assert pickle.dumps(optimizer.state_dict()) == steps
+
+
+def test_the_copy_did_move() -> None:
+    """Or else the test above would pass by doing nothing."""
+    module = make_module()
+    found = find_rate(module, draw(1), seed=0)
+    assert len(set(found.losses)) == len(found.losses)
+
+
+def test_the_plan_in_force_goes_on_freezing_the_module_itself() -> None:
+    module = in_the_middle_of_a_fit()
+    find_rate(module, draw(), seed=0)
+    module.train()
+    before = copy.deepcopy(dict(module.model.backbone.trunk.named_buffers()))
+    module(draw()[0][0])
+    after = dict(module.model.backbone.trunk.named_buffers())
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_a_loader_gives_the_epoch_that_it_would_have_given() -> None:
+    untouched, used = make_loader(), make_loader()
+    find_rate(make_module(), used, seed=0)
+    for one, other in zip(untouched, used, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_a_loader_that_draws_from_the_global_generator_too() -> None:
+    images, labels = draw(1, 16)[0]
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4, shuffle=True)
+    torch.manual_seed(1)
+    expected = [labels.tolist() for _, labels in loader]
+    torch.manual_seed(1)
+    find_rate(make_module(), loader, seed=0)
+    assert [labels.tolist() for _, labels in loader] == expected
+
+
+def test_a_sampler_stays_in_its_epoch() -> None:
+    images, labels = draw(1, 16)[0]
+    sampler = EpochSampler(16, 4, seed=0)
+    sampler.set_epoch(3)
+    loader = DataLoader(
+        TensorDataset(images, labels),
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=None,
+        generator=torch.Generator(),
+    )
+    loader.dataset.__class__ = type("Keyed", (TensorDataset,), {"__getitem__": by_key})
+    before = [key.positions.tolist() for key in sampler]
+    find_rate(make_module(), loader, seed=0)
+    assert sampler.epoch == 3
+    assert [key.positions.tolist() for key in sampler] == before
+
+
+def by_key(self: TensorDataset, key: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor[torch.from_numpy(key.positions)] for tensor in self.tensors)
+
+
+# ---- What cannot be -------------------------------------------------------------------------------------------------
+
+
+def test_batches_that_can_be_gone_through_only_once_are_refused() -> None:
+    with pytest.raises(OptionError, match="gone through again"):
+        find_rate(make_module(), iter(draw()), seed=0)
+
+
+def test_no_batches_are_refused() -> None:
+    with pytest.raises(OptionError, match="at least one batch"):
+        find_rate(make_module(), [], seed=0)
+
+
+def test_one_step_is_no_range() -> None:
+    with pytest.raises(OptionError, match="steps >= 2, got 1"):
+        find_rate(make_module(), draw(), seed=0, steps=1)
+
+
+def test_a_range_test_checks_itself() -> None:
+    with pytest.raises(ValueError, match="finite and > 0"):
+        RangeTest(lr=float("nan"), planned=1.0, rates=(), losses=(), why="")
+    with pytest.raises(ValueError, match="a rate and a loss"):
+        RangeTest(lr=1.0, planned=1.0, rates=(1.0,), losses=(), why="")
+
+
+def test_a_scaled_plan_differs_in_its_rates_alone() -> None:
+    plan = plan_of(*head_then(top=0.01))
+    twice = scaled_plan(plan, 2.0)
+    assert scaled_plan(twice, 0.5) == plan
+    rates = [rule.lr for part in plan.phases for rule in part.rules]
+    assert [rule.lr for part in twice.phases for rule in part.rules] == [2 * rate for rate in rates]
+    assert [str(rule) for rule in twice.phases[1].rules] == [str(rule) for rule in plan.phases[1].rules]
+
+
+def test_a_transfer_model_can_be_tested_as_well_as_a_backbone() -> None:
+    model = TransferModel(make_backbone(), stages=("top",), pooling="avg", classes=["a", "b", "c"])
+    module = TransferModule(model, plan_of(phase("all", top=0.01)))
+    assert find_rate(module, draw(), seed=0).planned == 0.05

@@ -1,0 +1,95 @@
+"""What a recipe takes, refuses and fits to the number of images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transferkit.errors import OptionError
+from transferkit.train.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"optimizer": "adam"}, "Unknown optimizer 'adam'. Closest known: adamw."),
+        ({"schedule": "cosin"}, "Unknown schedule 'cosin'. Closest known: cosine."),
+        ({"average": "emma"}, "Unknown average 'emma'. Closest known: ema"),
+        ({"warmup": 1.0}, r"warmup must be in \[0, 1\), got 1.0"),
+        ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\)"),
+        ({"dropout": 1.5}, r"dropout must be in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
+        ({"mixup": -1.0}, "mixup must be >= 0"),
+        ({"cutmix": math.nan}, "cutmix must be >= 0"),
+        ({"l2_sp": -1.0}, "l2_sp must be >= 0"),
+        ({"minimum": 2.0}, r"minimum must be in \[0, 1\]"),
+        ({"schedule": "exponential", "minimum": 0.0}, "schedule=exponential needs a minimum above 0"),
+        ({"epochs": 0}, "epochs must be >= 1"),
+        ({"batch_size": 1}, "batch_size must be >= 2"),
+        ({"patience": 0}, "patience must be >= 1"),
+        ({"folds": 0}, "folds must be >= 1"),
+        ({"views": -1}, "views must be >= 0"),
+        ({"clip": 0.0}, "clip must be > 0"),
+        ({"lr": 0.0}, "lr must be > 0, 'find' or left out, got 0.0"),
+        ({"lr": math.inf}, "lr must be > 0"),
+        ({"lr": "fnd"}, "lr must be > 0, 'find' or left out, got 'fnd'"),
+        ({"epochs": "ten"}, "epochs must be a whole number"),
+        ({"epochs": 2.5}, "epochs must be a whole number"),
+        ({"weight_decay": "0.1x"}, "weight_decay must be a number"),
+        ({"views": True}, "views must be a whole number"),
+        ({"flip": "yes"}, "flip must be true, false or left out"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(wrong, message):
+    with pytest.raises(OptionError, match=message):
+        Recipe(**wrong)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    with pytest.raises(OptionError) as raised:
+        Recipe(warmup=2.0, epochs=0, optimizer="adm", clip=-1.0)
+    said = str(raised.value)
+    assert all(part in said for part in ("warmup must be", "epochs must be", "Closest known: adamw", "clip must be"))
+
+
+def test_values_come_by_name_and_a_misspelt_one_is_offered_its_closest():
+    recipe = Recipe.named({"epochs": 3, "lr": "find", "mixup": 0.2})
+    assert (recipe.epochs, recipe.lr, recipe.mixup) == (3, "find", 0.2)
+    assert Recipe.named({}) == Recipe()
+    with pytest.raises(OptionError, match="Unknown training option 'epoch'. Closest known: epochs."):
+        Recipe.named({"epoch": 3})
+
+
+@given(st.integers(1, 200_000))
+def test_a_fitted_recipe_leaves_nothing_open_that_the_number_of_images_decides(images):
+    recipe = Recipe().fitted(images)
+    assert recipe.epochs >= 1
+    assert 2 <= recipe.batch_size <= max(2, images)
+    assert recipe.folds >= 1
+    assert recipe.stops_after >= 1
+    more = Recipe().fitted(2 * images)
+    assert more.epochs <= recipe.epochs
+    assert more.epochs * 2 * images >= recipe.epochs * images  # fewer epochs, yet no fewer images seen
+    assert more.batch_size >= recipe.batch_size
+    assert more.folds <= recipe.folds
+    assert recipe.fitted(images) == recipe
+
+
+@given(st.integers(1, 5000), st.integers(1, 50), st.integers(2, 64), st.integers(1, 5))
+def test_what_was_said_stays(images, epochs, batch_size, folds):
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, folds=folds).fitted(images, batch_size=7)
+    assert (recipe.epochs, recipe.folds) == (epochs, folds)
+    assert recipe.batch_size == max(2, min(batch_size, images))
+    assert Recipe().fitted(images, batch_size=3).batch_size == max(2, min(3, images))
+    kept = [field.name for field in fields(Recipe) if field.name not in ("epochs", "batch_size", "folds")]
+    assert all(getattr(recipe, name) == getattr(Recipe(), name) for name in kept)
+
+
+def test_early_stopping_waits_for_a_third_of_the_epochs_and_three_at_least():
+    assert Recipe(epochs=30).stops_after == 10
+    assert Recipe(epochs=4).stops_after == 3
+    assert Recipe(epochs=30, patience=1).stops_after == 1
