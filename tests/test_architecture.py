@@ -36,7 +36,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
 }
 LAYERS["pilots"] = frozenset({"measure", "features", "strategies", "train"})
-LAYERS["fitting"] = frozenset({"data", "nn", "features", "decision", "strategies", "train", "survey", "look"})
+LAYERS["mirror"] = frozenset({"data", "features", "strategies", "train", "look"})
+LAYERS["fitting"] = frozenset({"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"})
 LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
 LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})
 LAYERS["api"] = frozenset(LAYERS)

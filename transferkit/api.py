@@ -90,7 +90,8 @@ def analyze(
         strict: Unusable images are an error instead of being set aside.
         preprocessed: The dataset's float tensors are taken as they are.
         pooling: "avg" or "avg+max" of each stage's grid.
-        class_weight: "none", or "balanced": every class weighs the same.
+        class_weight: "none"; "balanced": every class weighs the same; "auto": balanced if one has twice the images of
+            another.
         similarity: How near the data is to what the backbone was trained on, in [0, 1], if you know better than what is
             measured.
         source: Images like those the backbone was trained on, if you have some; anything that `data` can be.

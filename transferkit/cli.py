@@ -72,7 +72,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials together
   similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
   head=auto             or ridge, logistic, average (of the two)
-  class_weight=none     or balanced
+  class_weight=none     or balanced, auto
   out=DIR               where the run goes
   cache=DIR, cache_limit=GB, device=auto, batch_size=N, seed=0, progress=false, debug=true
 

@@ -25,6 +25,7 @@ from transferkit.decision import best_probe
 from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, activation_bytes, cache_activations, choose_device
 from transferkit.look import Looked, Options
+from transferkit.mirror import mirroring_is_safe
 from transferkit.nn import Classifier, CutError, Tail, TransferModel, cut
 from transferkit.processes import is_first
 from transferkit.progress import announce
@@ -210,7 +211,14 @@ class _Tuning:
         recipe = self._recipe
         preset = choose_preset(recipe.augment, images=len(self._rows), epochs=recipe.epochs)
         preprocessing = self.looked.backbone.spec.preprocessing
-        return Augmentation(preset=preset, preprocessing=preprocessing, flip=bool(recipe.flip))
+        return Augmentation(preset=preset, preprocessing=preprocessing, flip=self._may_flip(preset))
+
+    def _may_flip(self, preset: str) -> bool:
+        if self._recipe.flip is not None or preset == "none":
+            return bool(self._recipe.flip)
+        safe, told = mirroring_is_safe(self.looked, self.options, self._rows, self._folds[0])
+        self._runner.notes.append(told)
+        return safe
 
     @cached_property
     def _store(self) -> PixelStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -281,14 +282,14 @@ def _read_training(plain: Mapping[str, Any]) -> TrainingRecord | None:
 
 def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:
     """One network, or the members of a blend, without their weights."""
-    network = _architecture(evidence, module)
-    members = []
-    for head in described.get("members", [described]):
-        backbone = Backbone(network, evidence.backbone)
-        backbone.spec = evidence.backbone
-        members.append(
-            TransferModel(backbone, stages=head["stages"], pooling=head["pooling"], classes=described["classes"])
+    backbone = Backbone(_architecture(evidence, module), evidence.backbone)
+    backbone.spec = evidence.backbone
+    members = [
+        TransferModel(
+            copy.deepcopy(backbone), stages=head["stages"], pooling=head["pooling"], classes=described["classes"]
         )
+        for head in described.get("members", [described])
+    ]
     return members[0] if len(members) == 1 else Blend(members)
 
 

@@ -541,7 +541,7 @@ class TrainingRecord:
 
     Args:
         claims: What the freeze plan took hold of, phase by phase, stem -> head.
-        epochs: Of the run that was validated.
+        epochs: Of what was validated, mean over the folds.
         best_epoch: Number of the epoch whose weights did best on the held-back images.
         held_back: Images that training did not see while the number of epochs and the blend were chosen.
         how: A sentence: which images those are, and whether the network was fitted to them afterwards.

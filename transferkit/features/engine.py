@@ -392,8 +392,8 @@ def fill_shelves(
         label: Of the bar on a terminal; None shows none.
 
     Returns:
-        Images that the backbone ran over in this process. Processes that were started together on one machine share
-        the images out among them.
+        Images that the backbone ran over, in this process or in one of those started with it on this machine: they
+        share the images out among them.
 
     Raises:
         CacheError: If the bank cannot be written, or another process fails to deliver.
@@ -418,7 +418,7 @@ def fill_shelves(
             for kind in batch.wanted:
                 writers[kind].append(content_ids[batch.positions], rows[kind])
     _await_others(needs, content_ids)
-    return sum(len(batch.positions) for batch in batches)
+    return len(np.unique(np.concatenate([need.positions for need in needs.values()])))
 
 
 def _shared_out(needs: Mapping[str, Need]) -> dict[str, Need]:

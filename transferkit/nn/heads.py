@@ -75,9 +75,7 @@ class StandardisedLinear(nn.Module):
 
 def _like(linear: nn.Linear) -> nn.Linear:
     """A layer of that shape, on the same device, in the same precision."""
-    return nn.Linear(
-        linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype
-    )
+    return nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
 
 
 class Blend(nn.Module):

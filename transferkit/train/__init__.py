@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from transferkit.train.closed_form import Fitted, fit_closed_form
-from transferkit.train.heads import CLASS_WEIGHTS, HEADS, HeadFit, choose_head, class_weights, fit_heads
+from transferkit.train.heads import HEADS, HeadFit, choose_head, fit_heads
 from transferkit.train.holding_back import Fold, hold_back
 from transferkit.train.recipe import Recipe
+from transferkit.train.weighting import CLASS_WEIGHTS, class_weights
 
 if TYPE_CHECKING:
     from transferkit.train.callbacks import FreezePlanCallback

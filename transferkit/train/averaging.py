@@ -174,7 +174,7 @@ def swa_start(epochs: int, *, share: float = SWA_SHARE) -> int:
     return epochs - max(1, math.floor(share * epochs))
 
 
-def recalibrate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate_statistics(model: nn.Module, batches: Iterable[Any], *, size: Callable[[Any], int] = len) -> int:
     """Estimate anew the running statistics of normalisation that learns, for weights that no batch was seen with.
 
     Those are the layers in train mode. Frozen ones, in evaluation mode, stay bit for bit; torch's `update_bn` would
@@ -183,6 +183,7 @@ def recalibrate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Args:
         model: In the modes that the plan gives it for training; they are as before afterwards.
         batches: Inputs as the model takes them, of at least 2 images each. A batch counts by its number of images.
+        size: Tells that number.
 
     Returns:
         Layers that were estimated anew. If none is in train mode, no batch is asked for.
@@ -203,11 +204,12 @@ def recalibrate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
     seen = 0
     with torch.no_grad(), _only_training(model, layers):
         for batch in batches:
-            seen += len(batch)
+            images = size(batch)
+            seen += images
             for layer in layers:
                 # 1 for the first batch, which forgets what was. A reset would also hit layers that a hook freezes
                 # when they are called, and these would never be estimated.
-                layer.momentum = len(batch) / seen
+                layer.momentum = images / seen
             model(batch)
         estimated = sum(layer.training for layer in layers)
     if not seen:

@@ -117,7 +117,7 @@ class FreezePlanCallback(pl.Callback):
         assert isinstance(plan, Plan)
         if plan.adapters is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
             raise OptionError(
-                f"{plan.strategy} trains adapters, and this network has none. transferkit.TransferModule adds them; for "
+                f"{plan.strategy} trains adapters, and this network has none. transferkit.TransferModule adds them; in "
                 "a module of your own, transferkit.train.adapters.add_adapters puts them into the backbone's trunk."
             )
         return FreezePlan(network, plan.phases, norm=plan.norm, weight_decay=self._weight_decay)

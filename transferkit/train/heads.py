@@ -23,11 +23,11 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.strategies import Plan
+from transferkit.train.weighting import class_weights
 
-__all__ = ["CLASS_WEIGHTS", "HEADS", "HeadFit", "choose_head", "class_weights", "fit_heads"]
+__all__ = ["HEADS", "HeadFit", "choose_head", "fit_heads"]
 
 HEADS = ("auto", "ridge", "logistic", "average")
-CLASS_WEIGHTS = ("none", "balanced")
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -57,24 +57,6 @@ class HeadFit:
 
     def __str__(self) -> str:
         return f"{self.name} {100 * self.accuracy:.1f} % (log loss {self.log_loss:.3f})"
-
-
-def class_weights(labels: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.float64] | None:
-    """(N,) weight per image: None for "none"; for "balanced" such that every class weighs the same.
-
-    Raises:
-        OptionError: If the scheme is unknown.
-
-    Example:
-        >>> class_weights(np.array([0, 0, 0, 1]), "balanced").round(2).tolist()
-        [0.67, 0.67, 0.67, 2.0]
-    """
-    if scheme not in CLASS_WEIGHTS:
-        raise OptionError(unknown_name("class_weight", scheme, CLASS_WEIGHTS))
-    if scheme == "none":
-        return None
-    counts = np.bincount(labels)
-    return len(labels) / (np.count_nonzero(counts) * counts[labels])
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Task:
         metric: What `score` measures, for people.
         score: Outputs of N held-back images and their targets -> how good they are; higher is better.
         check: All targets and the names of the K outputs -> nothing, or a `DataError` with all that is wrong.
-        weigh: Training targets, K and one of `targets.WEIGHTINGS` -> (K,) `weights` for the loss, or None.
+        weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.
     """
 
     loss: Loss

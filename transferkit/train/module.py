@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["CutBatch", "TransferModule"]
+__all__ = ["CutBatch", "TransferModule", "count_images"]
 
 MOMENTUM = 0.9
 
@@ -347,10 +347,11 @@ class TransferModule(pl.LightningModule):
         self._held_back.clear()
         self.freeze_plan.release()
         self.zero_grad(set_to_none=True)
+        self.train()
 
     def finish(self) -> TransferModel:
-        """The trained model: the average of its weights where one is kept, its classifier a plain linear layer again, in
-        evaluation mode, the plan taken off."""
+        """The trained model in evaluation mode, the plan taken off, its classifier a plain linear layer again; where an
+        average of the weights is kept, that."""
         self.break_off()
         if self.average is not None and isinstance(self.model.classifier, StandardisedLinear):
             self.average.write(self)
@@ -358,6 +359,11 @@ class TransferModule(pl.LightningModule):
         if isinstance(self.model.classifier, StandardisedLinear):
             self.model.classifier = self.model.classifier.folded()
         return self.model.eval()
+
+
+def count_images(images: torch.Tensor | CutBatch) -> int:
+    """How many images a batch holds."""
+    return len(images.activation if isinstance(images, CutBatch) else images)
 
 
 def _part(images: torch.Tensor | CutBatch, rows: slice) -> torch.Tensor | CutBatch:

@@ -41,9 +41,10 @@ def plan_for(
         OptionError: If there is no such strategy or stage, or the recipe's learning rate is yet to be found.
     """
     recipe = Recipe() if recipe is None else recipe
-    if lr is None and isinstance(recipe.lr, str):
-        raise OptionError(f"lr={recipe.lr!r} needs the images: transferkit.adapt has them. Give a number here.")
-    lr = recipe.lr if lr is None else lr
+    if lr is None:
+        if isinstance(recipe.lr, str):
+            raise OptionError(f"lr={recipe.lr!r} needs the images: transferkit.adapt has them. Give a number here.")
+        lr = recipe.lr
     if lr is None:
         size = recipe.batch_size or USUAL_BATCH
         lr = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size).lr

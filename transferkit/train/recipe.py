@@ -48,7 +48,7 @@ class Recipe:
         views: Augmented versions of each image to cache when the first stages are frozen; 0 caches none of them
             and runs the whole network on fresh ones.
         folds: Times that a share of the images is held back to choose epochs and blend; None fits it to their number.
-        clip: Norm that gradients are cut to, > 0; None leaves them.
+        clip: Norm that gradients are cut to, >= 0; 0 leaves them as they are.
     """
 
     epochs: int | None = None
@@ -70,7 +70,7 @@ class Recipe:
     l2_sp: float = 0.0
     views: int = 4
     folds: int | None = None
-    clip: float | None = 1.0
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
         problems = list(self._wrong_types()) or [message for right, message in self._conditions() if not right]
@@ -81,7 +81,7 @@ class Recipe:
         """A command line gives whatever was typed."""
         for field in fields(self):
             value: object = getattr(self, field.name)
-            if value is None and field.default is None:
+            if value is None and "None" in str(field.type):
                 continue
             kind, said = (Integral, "a whole number") if field.name in WHOLE else (Real, "a number")
             if field.name in (*WHOLE, *NUMBERS) and (isinstance(value, bool) or not isinstance(value, kind)):
@@ -97,7 +97,7 @@ class Recipe:
             ("average", self.average, ("none", *AVERAGES)),
         )
         shares = ("warmup", "label_smoothing", "dropout")
-        amounts = ("weight_decay", "mixup", "cutmix", "l2_sp")
+        amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
         rate = self.lr is None or self.lr == "find" or (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf)
         return [
             *((value in known, unknown_name(name, value, known)) for name, value, known in named),
@@ -113,7 +113,6 @@ class Recipe:
             (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
             (self.folds is None or self.folds >= 1, f"folds must be >= 1, got {self.folds!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
-            (self.clip is None or self.clip > 0, f"clip must be > 0, got {self.clip!r}."),
             (rate, f"lr must be > 0, 'find' or left out, got {self.lr!r}."),
         ]
 

@@ -41,6 +41,9 @@ QUIET = (
 )
 """Warnings of Lightning's that are about what is meant to be so here."""
 
+SPEAKERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "lightning")
+"""Loggers that tell of devices and processes."""
+
 OF_THE_RECIPE = (
     "accumulate_grad_batches",
     "callbacks",
@@ -199,7 +202,7 @@ class Runner:
             "devices": 1 if self.device.index is None or self.device.type == "cpu" else [self.device.index],
             **_launched(),
             "max_epochs": recipe.epochs,
-            "gradient_clip_val": recipe.clip,
+            "gradient_clip_val": recipe.clip or None,
             "accumulate_grad_batches": memory.parts,
             "logger": self._loggers(name, memory),
             "log_every_n_steps": 10,
@@ -279,7 +282,7 @@ def _leaving(trainer: pl.Trainer) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's words about devices and workers."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning")]
+    loggers = [logging.getLogger(name) for name in SPEAKERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

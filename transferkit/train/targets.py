@@ -12,49 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import DataError, OptionError, list_problems, unknown_name
-from transferkit.train.heads import class_weights
+from transferkit.errors import DataError, OptionError, list_problems
+from transferkit.train.weighting import choose_weighting, class_weights
 
 __all__ = [
-    "IMBALANCE",
-    "WEIGHTINGS",
     "TargetScale",
     "check_classes",
     "check_labels",
     "check_numbers",
-    "choose_weighting",
     "weigh_classes",
     "weigh_labels",
     "weigh_numbers",
 ]
 
 Array = npt.NDArray[Any]
-
-WEIGHTINGS = ("none", "balanced", "auto")
-
-IMBALANCE = 2.0
-"""Largest class over smallest above which "auto" weights classes. Logistic heads on hand signs (Lite0 features) and
-digits (pixels), half of the classes thinned: above 2 weights raised the mean recall by 1.4 to 20 points, up to 2 by 2.1
-at most; accuracy on the thinned mix moved by -0.3 to +2.0 points."""
-
-
-def choose_weighting(counts: Sequence[int] | Array, weighting: str) -> str:
-    """Whether classes are weighted: "none" or "balanced" as it was asked for; "auto" by how unequal the counts are.
-
-    Args:
-        counts: Images of each class; classes without any are passed over.
-        weighting: One of `WEIGHTINGS`.
-
-    Example:
-        >>> choose_weighting([30, 10], "auto"), choose_weighting([15, 10], "auto")
-        ('balanced', 'none')
-    """
-    if weighting not in WEIGHTINGS:
-        raise OptionError(unknown_name("class weighting", weighting, WEIGHTINGS))
-    if weighting != "auto":
-        return weighting
-    present = np.asarray(counts)[np.asarray(counts) > 0]
-    return "balanced" if len(present) and present.max() > IMBALANCE * present.min() else "none"
 
 
 def weigh_classes(targets: Array, outputs: int, weighting: str) -> npt.NDArray[np.float64] | None:

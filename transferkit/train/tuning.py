@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,22 +20,22 @@ import torch
 
 from transferkit.features import FeatureTable
 from transferkit.measure import Selection
-from transferkit.nn import Backbone, Blend, Tail, TransferModel
-from transferkit.processes import agreed
+from transferkit.nn import Backbone, Blend, Tail, TransferModel, is_out_of_memory
+from transferkit.processes import agreed, connect
 from transferkit.strategies import Plan
 from transferkit.train.adapters import add_adapters
 from transferkit.train.averaging import recalibrate_statistics
 from transferkit.train.closed_form import fit_closed_form
-from transferkit.train.freeze import FreezePlan
 from transferkit.train.heads import choose_head, fit_heads
 from transferkit.train.holding_back import Fold
 from transferkit.train.losses import TASKS
 from transferkit.train.memory import Memory
-from transferkit.train.module import TransferModule
+from transferkit.train.module import TransferModule, count_images
+from transferkit.train.range_test import RangeTest, find_rate, scaled_plan
 from transferkit.train.recipe import Recipe
 from transferkit.train.run import Runner
 from transferkit.train.verify import Verdict, verify
-from transferkit.types import Candidate, TrainingRecord
+from transferkit.types import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = ["Feed", "FineTuned", "Task", "fine_tune"]
 
@@ -111,6 +111,7 @@ class _Trial:
     fold: Fold
     probe: npt.NDArray[np.floating]
     memory: Memory
+    claims: tuple[Claim, ...]
 
 
 def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool) -> FineTuned:
@@ -126,20 +127,27 @@ def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool)
         The probe, the network, or an average of both: none is less accurate than the probe on the held-back images.
     """
     task.backbone.anatomy  # noqa: B018 - of the network as it is, before anything is added to a copy of it
+    if task.recipe.lr == "find":
+        task = _paced(task, folds[0], runner)
     trials = [_try(task, fold, runner, number) for number, fold in enumerate(folds)]
     best = _best_epoch(trials)
     labels = np.concatenate([task.labels[trial.fold.held_back] for trial in trials])
     tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
-    if not np.isfinite(tuned).all():
+    diverged = not np.isfinite(tuned).all()
+    verdict = verify(
+        np.concatenate([trial.probe for trial in trials]), np.zeros_like(tuned) if diverged else tuned, labels
+    )
+    if diverged:  # zeros say nothing; where the probe is bad enough, even that would do better
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
-        tuned = np.zeros_like(tuned)  # says nothing, and so loses to the probe
-    verdict = verify(np.concatenate([trial.probe for trial in trials]), tuned, labels)
+        verdict = replace(verdict, kept=verdict.candidates[0])
     best, verdict = agreed((best, verdict))  # running statistics, and so outputs, differ from process to process
     module = _final(task, folds, trials, runner, best, verdict, refit=refit)
+    if module is None:
+        verdict = replace(verdict, kept=verdict.candidates[0])
     model = _compose(task, folds, verdict, module, refit=refit)
     record = TrainingRecord(
-        claims=FreezePlan(_module(task, folds[0].train), task.plan.phases, norm=task.plan.norm).claims(),
-        epochs=tuple(trials[0].memory.epochs),
+        claims=trials[0].claims,
+        epochs=_mean_epochs(trials),
         best_epoch=best,
         held_back=len(labels),
         how=_how(folds, best, verdict, refit=refit),
@@ -148,6 +156,30 @@ def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool)
         notes=tuple(runner.notes),
     )
     return FineTuned(model, record, _reason(record))
+
+
+def _paced(task: Task, fold: Fold, runner: Runner) -> Task:
+    """The task at the learning rates that a range test finds.
+
+    They are not kept in the run's folder: a run that is taken up makes the same test again and finds the same.
+    """
+    connect(runner.device)
+    found = agreed(_find(task, fold, runner.device))
+    runner.notes.append(found.why)
+    return replace(task, plan=scaled_plan(task.plan, found.factor))
+
+
+def _find(task: Task, fold: Fold, device: torch.device) -> RangeTest:
+    """On smaller batches where memory runs out: what these bear, larger ones do too."""
+    module, size = _module(task, fold.train), task.recipe.batch_size or JUDGED_AT_ONCE
+    while True:
+        try:
+            return find_rate(module, _batches(task, fold.train)(size), seed=task.seed, device=device)
+        except RuntimeError as error:
+            if size < 4 or not is_out_of_memory(error):  # normalisation needs two images
+                raise
+        size //= 2
+        torch.cuda.empty_cache()
 
 
 def _try(task: Task, fold: Fold, runner: Runner, number: int) -> _Trial:
@@ -160,7 +192,7 @@ def _try(task: Task, fold: Fold, runner: Runner, number: int) -> _Trial:
         name=f"fold-{number}",
         stop_after=task.recipe.epochs or 1,
     )
-    return _Trial(fold, probe, memory)
+    return _Trial(fold, probe, memory, module.freeze_plan.claims())
 
 
 def _batches(task: Task, positions: Indices) -> Callable[[int], Iterable[Any]]:
@@ -225,13 +257,30 @@ def _start(task: Task, model: TransferModel, table: FeatureTable, labels: Indice
         linear.bias.copy_(torch.from_numpy(best.bias))
 
 
-def _best_epoch(trials: Sequence[_Trial]) -> int:
-    """The epoch that all folds ran and that has the lowest held-back loss, each image counting the same."""
-    ran = min(len(trial.memory.epochs) for trial in trials)
+def _mean_epochs(trials: Sequence[_Trial]) -> tuple[Epoch, ...]:
+    """What the epochs that all folds ran measured, each held-back image counting the same; their seconds together."""
     sizes = [len(trial.fold.held_back) for trial in trials]
-    losses = [[epoch.val_loss for epoch in trial.memory.epochs[:ran]] for trial in trials]
-    mean = np.average(np.array(losses, dtype=np.float64), axis=0, weights=sizes)
-    return int(np.argmin(np.where(np.isfinite(mean), mean, np.inf)))
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.average(known, weights=sizes)) if len(known) == len(sizes) else None
+
+    return tuple(
+        replace(
+            same[0],
+            train_loss=float(np.mean([epoch.train_loss for epoch in same])),
+            seconds=sum(epoch.seconds for epoch in same),
+            val_loss=mean([epoch.val_loss for epoch in same]),
+            val_accuracy=mean([epoch.val_accuracy for epoch in same]),
+        )
+        for same in zip(*(trial.memory.epochs for trial in trials), strict=False)
+    )
+
+
+def _best_epoch(trials: Sequence[_Trial]) -> int:
+    """The one with the lowest held-back loss."""
+    losses = np.array([epoch.val_loss for epoch in _mean_epochs(trials)], dtype=np.float64)
+    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
 
 
 def _final(
@@ -244,7 +293,7 @@ def _final(
     *,
     refit: bool,
 ) -> TransferModule | None:
-    """The network that is kept; None if the probe alone is."""
+    """The network that is kept; None if the probe alone is, or training on all images diverged."""
     if verdict.kept.weight == 0:
         return None
     if not refit:
@@ -255,9 +304,15 @@ def _final(
     module = _module(task, everyone)
     batches = _batches(task, everyone)
     memory = runner.fit(module, batches, None, name="all", stop_after=best + 1)
+    if not all(tensor.isfinite().all() for tensor in memory.best_state.values()):
+        runner.notes.append("On all images training diverged, though it had not on fewer. Try a lower train.lr.")
+        return None
     module.load_state_dict(memory.best_state)
     if module.average is not None and module.average.kind == "swa":
-        recalibrate_statistics(module.train(), (images for images, _ in batches(JUDGED_AT_ONCE)))
+        # Under the plan: without it, statistics of frozen stages would be estimated anew as well.
+        module.freeze_plan.start(len(task.plan.phases) - 1)
+        recalibrate_statistics(module.train(), (images for images, _ in batches(JUDGED_AT_ONCE)), size=count_images)
+    module.average = None  # the best weights are the average already
     return module
 
 
@@ -309,11 +364,11 @@ def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> 
             f"of epoch {best + 1}, trained on the training split alone."
         )
     where = f"{len(folds)} folds" if len(folds) > 1 else "one fifth of the training images"
-    after = (
-        "the probe was then fitted to all of them"
-        if verdict.kept.weight == 0
-        else f"network and probe were then fitted to all of them, the network for {best + 1} epochs"
-    )
+    what, epochs = {
+        "probe": ("the probe was", ""),
+        "fine-tuned": ("the network was", f", for {best + 1} epochs"),
+    }.get(verdict.kept.name, ("network and probe were", f", the network for {best + 1} epochs"))
+    after = f"{what} then fitted to all of them{epochs}"
     return f"Epochs and blend were chosen on {images:,} held-back images ({where}); {after}."
 
 

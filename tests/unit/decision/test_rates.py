@@ -46,8 +46,13 @@ def test_a_backbone_of_unknown_training_starts_at_the_usual_rate(optimizer):
     assert starting_rate(trained_with(other, 7.0, 256), optimizer=optimizer, batch_size=batch).lr == unknown.lr
 
 
-@given(st.floats(1e-5, 10), st.sampled_from([64, 256, 4096]), st.sampled_from(["sgd", "adamw"]),
-       st.integers(1, 512), st.floats(0.01, 1))
+@given(
+    st.floats(1e-5, 10),
+    st.sampled_from([64, 256, 4096]),
+    st.sampled_from(["sgd", "adamw"]),
+    st.integers(1, 512),
+    st.floats(0.01, 1),
+)
 def test_rate_and_scale_agree(lr, batch, optimizer, size, scale):
     spec = trained_with(optimizer, lr, batch)
     found = starting_rate(spec, optimizer=optimizer, batch_size=size, scale=scale)
@@ -60,5 +65,7 @@ def test_rate_and_scale_agree(lr, batch, optimizer, size, scale):
 
 def test_the_reason_has_the_numbers_in_it():
     why = starting_rate(trained_with("sgd", 0.5, 1024), optimizer="sgd", batch_size=32).why
-    assert all(part in why for part in ("0.0016", "0.1 of the original rate", "0.5 at batch 1,024", "its authors",
-                                        "0.016 at batch 32"))
+    assert all(
+        part in why
+        for part in ("0.0016", "0.1 of the original rate", "0.5 at batch 1,024", "its authors", "0.016 at batch 32")
+    )

@@ -10,8 +10,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.decision.test_decision import STAGES, evidence, score
-from transferkit.decision import Belief, GainModel, Situation, load_gain_model, update, weigh
-from transferkit.decision.weighing import TIE
+from transferkit.decision import (
+    Belief,
+    GainModel,
+    Situation,
+    best_probe,
+    load_gain_model,
+    update,
+    usual_epochs,
+    usual_folds,
+    weigh,
+)
+from transferkit.decision.weighing import TIE, WORTH
 from transferkit.types import JOINED, SELECTED
 
 NOTHING = GainModel(coefficients={}, spread={})
@@ -196,3 +206,61 @@ def test_what_ships_was_learnt_from_tasks_and_knows_every_kind_of_probe():
         assert abs(belief.mean) < 0.2
         assert 0 < belief.error < 0.2
     assert shipped.prior("stage", situation, depth=0.0).mean < shipped.prior("stage", situation, depth=0.8).mean
+
+
+def tuned(gain: float, *, image_seconds: float | None = 0.01, joined: float = 0.8):
+    """A joined probe, and knowledge that fine-tuning everything gains so much; in units of the spread, 0.4 at 0.8."""
+    spread = math.sqrt(joined * (1 - joined))
+    knowing = GainModel(coefficients={"lp_ft": (gain / spread, 0, 0, 0)}, spread={"lp_ft": 0.1})
+    looked = replace(evidence(measured(JOINED, joined, gain_error=0.0)), image_seconds=image_seconds)
+    return looked, knowing
+
+
+def test_fine_tuning_is_chosen_where_it_is_expected_to_gain_enough_to_be_worth_its_time():
+    looked, knowing = tuned(2 * WORTH)
+    decision = weigh(looked, knowledge=knowing)
+    assert (decision.strategy, decision.stage) == ("lp_ft", "top")
+    assert decision.expected is not None
+    assert decision.expected.expected_accuracy == pytest.approx(0.8 + 2 * WORTH)
+    assert "it takes about" in " ".join(decision.reasons)
+    assert [option.strategy for option in decision.alternatives] == ["linear_probe"]
+
+
+def test_fine_tuning_that_gains_too_little_is_an_alternative_and_no_more():
+    looked, knowing = tuned(WORTH / 2)
+    decision = weigh(looked, knowledge=knowing)
+    assert decision.strategy == "linear_probe"
+    assert [option.strategy for option in decision.alternatives] == ["lp_ft"]
+    assert "not worth it" in " ".join(decision.reasons)
+
+
+def test_a_budget_strikes_fine_tuning_out_and_says_what_would_be_expected_of_it():
+    looked, knowing = tuned(0.1)
+    cost = next(o for o in [weigh(looked, knowledge=knowing).expected] if o is not None).cost_seconds
+    assert weigh(looked, knowledge=knowing, budget=2 * cost).strategy == "lp_ft"
+    decision = weigh(looked, knowledge=knowing, budget=cost / 2)
+    assert decision.strategy == "linear_probe"
+    assert "would be expected of fine-tuning (lp_ft)" in " ".join(decision.reasons)
+
+
+@pytest.mark.parametrize("images", [50, 150, 1400])
+def test_fine_tuning_costs_its_folds_and_epochs_at_the_pace_of_the_frozen_pass(images):
+    looked, knowing = tuned(0.1, image_seconds=0.02)
+    looked = replace(looked, data=replace(looked.data, counts={"train": (images // 2, images - images // 2)}))
+    expected = weigh(looked, knowledge=knowing).expected
+    assert expected is not None
+    passes = 0.8 * usual_folds(images) + 1
+    assert expected.cost_seconds == pytest.approx(3 * 0.02 * images * usual_epochs(images) * passes)
+
+
+def test_fine_tuning_is_not_weighed_where_nothing_is_known_of_its_gain_or_its_cost():
+    for looked, knowing in (tuned(0.1, image_seconds=None), (tuned(0.1)[0], NOTHING)):
+        decision = weigh(looked, knowledge=knowing)
+        assert decision.strategy == "linear_probe"
+        assert "Fine-tuning was not weighed" in " ".join(decision.reasons)
+
+
+def test_the_probe_to_be_held_against_is_the_best_one_whatever_is_chosen():
+    looked, knowing = tuned(0.1)
+    assert weigh(looked, knowledge=knowing).strategy == "lp_ft"
+    assert best_probe(looked, knowledge=knowing) == JOINED

@@ -22,8 +22,10 @@ def owners(network: nn.Module) -> dict[str, str]:
 def test_a_pyramid_belongs_to_its_named_parts():
     found = owners(Pyramid())
     assert set(found.values()) == {"stem", "middle", "top"}
-    assert all({"stem": "stem", "middle": "middle", "last": "top"}[name.split(".")[0]] == stage
-               for name, stage in found.items())
+    assert all(
+        {"stem": "stem", "middle": "middle", "last": "top"}[name.split(".")[0]] == stage
+        for name, stage in found.items()
+    )
 
 
 @pytest.mark.parametrize("wrap", [Wrapper, lambda network: Classifier(network, 16, 5)])

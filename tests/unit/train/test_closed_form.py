@@ -195,7 +195,7 @@ def test_unknown_head_and_weighting_offer_the_closest(banked):
         fit(banked, head="rigde")
     with pytest.raises(OptionError, match="Unknown class_weight 'balance'. Closest known: balanced."):
         fit(banked, class_weight="balance")
-    assert set(CLASS_WEIGHTS) == {"none", "balanced"}
+    assert set(CLASS_WEIGHTS) == {"none", "balanced", "auto"}
 
 
 def test_selected_features_alone_carry_the_models_answers(banked):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -46,14 +48,14 @@ def epoch_of(feed: CutFeed, epoch: int) -> tuple[list[list[int]], list[int]]:
 def test_every_image_comes_once_an_epoch_in_the_version_that_is_due(positions, batch_size, views, epoch):
     feed = make_feed(np.array(positions), batch_size=batch_size, views=views)
     steps, versions = epoch_of(feed, epoch)
-    seen = [position for step in steps for position in step]
-    assert sorted(seen) == sorted(positions)
     assert len(steps) == len(feed)
     assert min(map(len, steps)) >= 2  # batch normalisation cannot train on one
+    seen = list(chain(*steps))
+    steps, after = epoch_of(feed, epoch + 1)
+    later = dict(zip(chain(*steps), after, strict=True))
+    assert sorted(seen) == sorted(positions)
     for position, version in zip(seen, versions, strict=True):
         assert 1 <= version <= views if views else version == 0
-        later = dict(zip(*[sum(part, []) if i == 0 else part for i, part in enumerate(epoch_of(feed, epoch + 1))],
-                         strict=True))
         if views > 1:
             assert later[position] != version
 
@@ -63,7 +65,7 @@ def test_after_so_many_epochs_as_there_are_versions_each_was_seen_once():
     seen = {position: [] for position in range(7)}
     for epoch in range(3):
         steps, versions = epoch_of(feed, epoch)
-        for position, version in zip(sum(steps, []), versions, strict=True):
+        for position, version in zip(chain(*steps), versions, strict=True):
             seen[position].append(version)
     assert all(sorted(versions) == [1, 2, 3] for versions in seen.values())
 

@@ -311,8 +311,11 @@ def test_a_rule_for_a_stage_without_parameters_is_no_mistake():
     backbone = Backbone(nn.Sequential(*toy, nn.AdaptiveAvgPool2d(1), nn.Flatten()), spec_of(32))
     network = nn.Sequential(backbone, nn.Linear(8, 2))
     names = [stage.name for stage in backbone.stages]
-    empty = [name for name in names if name not in {backbone.stage_of(p.rpartition(".")[0]) for p, _ in
-             backbone.trunk.named_parameters()}]
+    empty = [
+        name
+        for name in names
+        if name not in {backbone.stage_of(p.rpartition(".")[0]) for p, _ in backbone.trunk.named_parameters()}
+    ]
     assert empty
     rules = (Rule(stage=HEAD, lr=1.0), *(Rule(stage=name, lr=1.0) for name in names))
     FreezePlan(network, [Phase(name="all", rules=rules)])
@@ -361,8 +364,9 @@ def test_the_cut_is_the_last_stage_before_anything_learns_in_any_phase(lrs, cut,
     plan = FreezePlan(make_network(), head_then(**lrs))
     assert plan.cut == cut
     assert plan.learning_stages == learning
-    statistics = {f"{stage}.1" for stage, owner in (("stem", "stem"), ("middle", "middle"), ("last", "top"))
-                  if owner in learning}
+    statistics = {
+        f"{stage}.1" for stage, owner in (("stem", "stem"), ("middle", "middle"), ("last", "top")) if owner in learning
+    }
     assert {name.rpartition(".")[0] for name in plan.updated_statistics} == statistics
     assert FreezePlan(make_network(), head_then(**lrs), norm="frozen").updated_statistics == []
 
@@ -418,6 +422,15 @@ def test_token_and_position_parameters_belong_to_the_first_stage():
     plan = FreezePlan(network, [Phase(name="one", rules=(Rule(stage=first), Rule(stage="*", lr=1.0)))])
     plan.start(0)
     frozen = {name for name, _ in network.named_parameters()} - asking(network)
-    assert frozen == {f"0.trunk.{name}" for name in (
-        "token", "patch.weight", "patch.bias", "blocks.0.norm.weight", "blocks.0.norm.bias",
-        "blocks.0.mlp.weight", "blocks.0.mlp.bias")}
+    assert frozen == {
+        f"0.trunk.{name}"
+        for name in (
+            "token",
+            "patch.weight",
+            "patch.bias",
+            "blocks.0.norm.weight",
+            "blocks.0.norm.bias",
+            "blocks.0.mlp.weight",
+            "blocks.0.mlp.bias",
+        )
+    }

@@ -18,8 +18,13 @@ from transferkit.types import Decision
 def test_a_name_and_a_stage_give_the_plan_of_the_same_decision(strategy, stage):
     found = plan_for(strategy, make_backbone(), stage=stage, lr=1e-3, norm="keep")
     decision = Decision(
-        strategy=strategy, stage="middle" if stage == 1 else str(stage), lr=1e-3, lr_scale=0.0, norm="keep",
-        mode="given", reasons=("asked for",),
+        strategy=strategy,
+        stage="middle" if stage == 1 else str(stage),
+        lr=1e-3,
+        lr_scale=0.0,
+        norm="keep",
+        mode="given",
+        reasons=("asked for",),
     )
     assert found == with_new_head(STRATEGIES[strategy](decision, ["stem", "middle", "top"]))
 
@@ -32,9 +37,7 @@ def highest(plan, stage="top"):
 def test_without_a_rate_it_is_a_tenth_of_the_original(recipe):
     backbone = make_backbone()
     used = recipe or Recipe()
-    expected = starting_rate(
-        backbone.spec, optimizer=used.optimizer, batch_size=used.batch_size or USUAL_BATCH
-    ).lr
+    expected = starting_rate(backbone.spec, optimizer=used.optimizer, batch_size=used.batch_size or USUAL_BATCH).lr
     assert highest(plan_for("many_layers", backbone, recipe=recipe)) == pytest.approx(expected)
     assert highest(plan_for("many_layers", backbone, lr=0.25)) == pytest.approx(0.25)
 

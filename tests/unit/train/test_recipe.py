@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ from transferkit.train.recipe import Recipe
         ({"patience": 0}, "patience must be >= 1"),
         ({"folds": 0}, "folds must be >= 1"),
         ({"views": -1}, "views must be >= 0"),
-        ({"clip": 0.0}, "clip must be > 0"),
+        ({"clip": -1.0}, "clip must be >= 0"),
         ({"lr": 0.0}, "lr must be > 0, 'find' or left out, got 0.0"),
         ({"lr": math.inf}, "lr must be > 0"),
         ({"lr": "fnd"}, "lr must be > 0, 'find' or left out, got 'fnd'"),
@@ -47,6 +48,14 @@ from transferkit.train.recipe import Recipe
 def test_what_cannot_work_is_refused_before_any_work(wrong, message):
     with pytest.raises(OptionError, match=message):
         Recipe(**wrong)
+
+
+def test_what_may_be_left_open_may_be_none_and_numpys_numbers_are_numbers():
+    for name in ("epochs", "batch_size", "lr", "patience", "flip", "folds"):
+        assert getattr(Recipe(**{name: None}), name) is None
+    with pytest.raises(OptionError, match="dropout must be a number, got None"):
+        Recipe(dropout=None)
+    assert Recipe(epochs=np.int64(3), dropout=np.float32(0.5), mixup=0).epochs == 3
 
 
 def test_all_that_is_wrong_is_said_at_once():

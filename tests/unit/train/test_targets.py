@@ -16,11 +16,11 @@ from transferkit.train.targets import (
     check_classes,
     check_labels,
     check_numbers,
-    choose_weighting,
     weigh_classes,
     weigh_labels,
     weigh_numbers,
 )
+from transferkit.train.weighting import choose_weighting
 
 NAMES = ("cat", "dog", "owl")
 
@@ -127,7 +127,7 @@ def test_auto_weights_only_labels_that_are_rare_or_common():
 
 
 def test_an_unknown_weighting_is_told_with_the_nearest_one():
-    with pytest.raises(OptionError, match="Unknown class weighting 'balance'. Closest known: balanced."):
+    with pytest.raises(OptionError, match="Unknown class_weight 'balance'. Closest known: balanced."):
         weigh_numbers(np.arange(3), 1, "balance")
 
 

@@ -71,8 +71,9 @@ def test_log_losses_and_temperatures_are_those_of_other_programs():
         return scaled / scaled.sum(1, keepdims=True)
 
     for logits, temperature in ((3 * probe, verdict.temperatures[0]), (tuned / 2, verdict.temperatures[1])):
-        found = minimize_scalar(lambda t, z=logits: log_loss(labels, softened(z, t)), bounds=(0.05, 20),
-                                method="bounded")
+        found = minimize_scalar(
+            lambda t, z=logits: log_loss(labels, softened(z, t)), bounds=(0.05, 20), method="bounded"
+        )
         assert temperature == pytest.approx(found.x, rel=1e-2)
     for candidate in verdict.candidates:
         mixed = (1 - candidate.weight) * 3 * probe / verdict.temperatures[0]

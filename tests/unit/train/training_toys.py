@@ -194,9 +194,7 @@ def fit(
     """A plain trainer's fit."""
     trainer = make_trainer(epochs, callbacks, **options)
     with quiet():
-        trainer.fit(
-            module, loader() if train is None else train, held_back, ckpt_path=resume, weights_only=False
-        )
+        trainer.fit(module, loader() if train is None else train, held_back, ckpt_path=resume, weights_only=False)
     return trainer
 
 

@@ -1,0 +1,44 @@
+"""Whether mirroring is safe, on pictures whose answer is known: slopes are not, stripes across and down are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.conftest import PACKAGED
+from transferkit.look import Options, look
+from transferkit.mirror import mirroring_is_safe
+from transferkit.train import hold_back
+
+SIDE = 32
+
+
+def pictures(slopes: tuple[tuple[int, int], ...], *, each: int = 150):
+    """Noisy waves; a slope is how many rows and columns a wave goes down and across."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    made = []
+    for label, (down, across) in enumerate(slopes):
+        for _ in range(each):
+            wave = 127 + 90 * np.sin((down * rows + across * columns) / 3 + rng.uniform(0, 6))
+            noise = rng.normal(0, 15, (SIDE, SIDE, 3))
+            made.append((np.clip(wave[..., None] + noise, 0, 255).astype(np.uint8), label))
+    return made
+
+
+OPTIONS = Options(
+    image_size=SIDE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
+    test=0.0, strict=False, preprocessed=False, pooling="avg+max", class_weight="none", similarity=None, cache=None,
+    cache_limit=None, device="cpu", progress=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("slopes", "safe"), [(((1, 1), (1, -1)), False), (((1, 0), (0, 1)), True)])
+def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(slopes, safe):
+    looked = look(PACKAGED, {"train": pictures(slopes)}, OPTIONS)
+    rows = looked.data.indices("train")
+    (fold,) = hold_back(looked.data.labels[rows], looked.data.groups[rows], folds=1)
+    found, told = mirroring_is_safe(looked, OPTIONS, rows, fold)
+    assert found == safe
+    assert f"Images {'are' if safe else 'are not'} mirrored" in told
+    assert "of 60 held-back images" in told

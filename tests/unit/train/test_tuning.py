@@ -1,0 +1,231 @@
+"""Plan -> model: what is returned is what was judged, and never worse than the probe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torch import nn
+
+from tests.unit.features.features_toys import name_images
+from tests.unit.train.training_toys import (
+    CLASSES,
+    SIDE,
+    head_then,
+    is_statistic,
+    loader,
+    make_backbone,
+    moved,
+    phase,
+    plan_of,
+    quiet,
+    stage_of,
+    states,
+    trunk_names,
+)
+from transferkit.features import FeatureBank, frozen_pass
+from transferkit.nn import Blend, TransferModel, logits_of
+from transferkit.strategies import Plan
+from transferkit.train import Fold, Recipe, Runner, fine_tune, hold_back
+from transferkit.train import Task as TuningTask
+
+IMAGES = 30
+CPU = torch.device("cpu")
+PROBE = Plan(strategy="linear_probe", stages=("top",), closed_form=True)
+
+
+def draw_pictures(*, signal: float = 60.0, seed: int = 0):
+    """(N, 3, S, S) uint8 noise with one channel brighter than the others; which one is the class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(IMAGES) % CLASSES)
+    pixels = rng.normal(110, 40, (IMAGES, 3, SIDE, SIDE)) + signal * np.eye(3)[labels][:, :, None, None]
+    return np.clip(pixels, 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture
+def make_task(tmp_path):
+    def make(*phases, norm="keep", signal=60.0, labels=None, **recipe):
+        pictures, truth = draw_pictures(signal=signal)
+        labels = truth if labels is None else labels
+        backbone = make_backbone()
+        table = frozen_pass(
+            backbone,
+            pictures.__getitem__,
+            name_images(*range(IMAGES)),
+            bank=FeatureBank(tmp_path / "bank"),
+            pooling="avg",
+            device="cpu",
+            progress=False,
+        ).table
+
+        def feed(positions, *, batch_size, training):
+            order = np.random.default_rng(0).permutation(positions) if training else positions
+            steps = np.array_split(order, max(1, len(order) // batch_size))
+            return loader([(torch.from_numpy(pictures[step]), torch.from_numpy(labels[step])) for step in steps])
+
+        return TuningTask(
+            plan=plan_of(*(phases or head_then(top=0.02)), norm=norm),
+            probe=PROBE,
+            backbone=backbone,
+            table=table,
+            labels=labels,
+            classes=[f"class {number}" for number in range(CLASSES)],
+            pooling="avg",
+            feed=feed,
+            recipe=Recipe(**{"epochs": 4, "batch_size": 8, "patience": 9, **recipe}),
+        )
+
+    return make
+
+
+def run(task, *, folds=None, refit=False):
+    everyone = np.arange(IMAGES)
+    usual = [Fold(everyone[:20], everyone[20:])]
+    runner = Runner(device=CPU, progress=False)
+    with quiet():
+        return fine_tune(task, usual if folds is None else folds, runner, refit=refit)
+
+
+def members(model) -> list[TransferModel]:
+    return list(model.parts) if isinstance(model, Blend) else [model]
+
+
+def network_of(tuned) -> TransferModel:
+    """The fine-tuned one of a blend comes first."""
+    assert tuned.record.kept.weight > 0
+    return members(tuned.model)[0]
+
+
+@pytest.fixture
+def keep(monkeypatch):
+    """Whatever the numbers say: the candidate of this weight is kept."""
+    from transferkit.train import tuning
+
+    def force(weight):
+        plain = tuning.verify
+
+        def verify(*arguments):
+            verdict = plain(*arguments)
+            chosen = next(c for c in verdict.candidates if c.weight == weight)
+            return tuning.Verdict(verdict.candidates, chosen, verdict.temperatures)
+
+        monkeypatch.setattr(tuning, "verify", verify)
+
+    return force
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("average", ["none", "ema", "swa"])
+def test_what_is_returned_is_what_was_judged(make_task, keep, weight, average):
+    """Without a refit, the model must answer the held-back images as its candidate did: temperatures, weights,
+    averages and the folded head included."""
+    keep(weight)
+    task = make_task(average=average)
+    tuned = run(task)
+    assert tuned.record.kept.weight == weight
+    assert len(members(tuned.model)) == (2 if 0 < weight < 1 else 1)
+    pictures, labels = draw_pictures()
+    logits = logits_of(tuned.model, pictures[20:], device=CPU).double().numpy()
+    assert (logits.argmax(1) == labels[20:]).mean() == pytest.approx(tuned.record.kept.accuracy)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    assert log_loss(labels[20:], shares, labels=range(CLASSES)) == pytest.approx(tuned.record.kept.log_loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["keep", "frozen"])
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("average", ["none", "ema", "swa"])
+def test_frozen_stages_come_back_bit_for_bit(make_task, keep, average, refit, norm):
+    """After averaging, estimating statistics anew, refitting and folding."""
+    keep(1.0)
+    task = make_task(phase("top", top=0.02), average=average, norm=norm)
+    before = states(task.backbone.trunk)
+    tuned = run(task, refit=refit)
+    changed = moved(before, states(network_of(tuned).backbone.trunk))
+    assert changed
+    assert changed <= trunk_names(task.backbone, ["top"], statistics=norm == "keep")
+    assert not moved(before, states(task.backbone.trunk))  # the one that was given is left alone
+    updated = {claim.stage for claim in tuned.record.claims if claim.statistics == "updated"}
+    assert updated == ({"top"} if norm == "keep" else set())
+
+
+def test_statistics_of_averaged_weights_are_those_of_the_images(make_task, keep):
+    keep(1.0)
+    task = make_task(phase("all", stem=0.02, middle=0.02, top=0.02), average="swa")
+    model = network_of(run(task, refit=True))
+    pictures, _ = draw_pictures()
+    images = model.normalise(torch.from_numpy(pictures))
+    seen = []
+    model.backbone.trunk.stem[1].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(images)
+    stem = model.backbone.trunk.stem[1]
+    torch.testing.assert_close(stem.running_mean, seen[0].mean((0, 2, 3)), atol=1e-3, rtol=1e-3)
+    # Of batches, each about its own mean: a little less than that of all together.
+    ratio = stem.running_var / seen[0].var((0, 2, 3))
+    assert float(ratio.min()) > 0.8
+    assert float(ratio.max()) < 1.1
+
+
+def test_a_run_that_diverges_returns_the_probe_however_bad_it_is(make_task):
+    """Labels are noise, and most are of one class: saying that class of everything would beat the probe."""
+    labels = np.zeros(IMAGES, dtype=np.int64)
+    labels[::5], labels[1::5] = 1, 2
+    task = make_task(
+        phase("all", stem=1e30, middle=1e30, top=1e30, head=1e30),
+        signal=0.0,
+        labels=labels,
+        optimizer="sgd",
+        clip=0.0,
+        warmup=0.0,
+    )
+    tuned = run(task)
+    assert tuned.record.kept.name == "probe"
+    assert any("training diverged" in note for note in tuned.record.notes)
+    assert all(torch.isfinite(value).all() for value in tuned.model.state_dict().values())
+    assert not moved(states(task.backbone.trunk), states(tuned.model.backbone.trunk))
+
+
+def test_folds_choose_and_all_images_are_trained_on(make_task, keep):
+    keep(0.5)
+    task = make_task(epochs=3)
+    folds = hold_back(task.labels, np.arange(IMAGES), folds=2)
+    tuned = run(task, folds=folds, refit=True)
+    record = tuned.record
+    assert record.held_back == sum(len(fold.held_back) for fold in folds)
+    assert len(record.epochs) == 3
+    assert 0 <= record.best_epoch < 3
+    assert [candidate.weight for candidate in record.candidates] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert "2 folds" in record.how
+    assert f"the network for {record.best_epoch + 1} epochs" in record.how
+    assert f"{record.held_back} held-back images" in tuned.reason
+    again = run(make_task(epochs=3), folds=folds, refit=True)
+    assert not moved(states(tuned.model), states(again.model))
+
+
+def test_the_probe_alone_needs_no_second_training(make_task, keep, monkeypatch):
+    keep(0.0)
+    fits = []
+    plain = Runner.fit
+    monkeypatch.setattr(Runner, "fit", lambda self, *a, name, **k: fits.append(name) or plain(self, *a, name=name, **k))
+    tuned = run(make_task(), refit=True)
+    assert fits == ["fold-0"]
+    assert isinstance(tuned.model, TransferModel)
+    assert isinstance(tuned.model.classifier, nn.Linear)
+
+
+def test_claims_are_those_of_the_plan(make_task):
+    record = run(make_task()).record
+    found = {(claim.phase, claim.stage): (claim.lr, claim.statistics) for claim in record.claims}
+    assert found == {
+        ("head", "stem"): (0.0, "fixed"),
+        ("head", "middle"): (0.0, "fixed"),
+        ("head", "top"): (0.0, "fixed"),
+        ("head", "head"): (0.05, "none"),
+        ("stages", "stem"): (0.0, "fixed"),
+        ("stages", "middle"): (0.0, "fixed"),
+        ("stages", "top"): (0.02, "updated"),
+        ("stages", "head"): (0.05, "none"),
+    }
+    assert {stage_of(n) for n in make_backbone().trunk.state_dict() if is_statistic(n)} == {"stem", "middle", "top"}
