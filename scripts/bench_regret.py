@@ -37,7 +37,7 @@ import torch
 from transferkit.data import Data, open_data
 from transferkit.decision import Belief, GainModel, Situation, rule, starting_rate, weigh
 from transferkit.features import FeatureBank
-from transferkit.fitting import Training, fit_decision
+from transferkit.fitting import fit_decision
 from transferkit.look import Looked, Options, load_backbone
 from transferkit.nn import logits_of
 from transferkit.pilots import search
@@ -47,6 +47,7 @@ from transferkit.serialise import from_json, to_json
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import Survey, read_features, survey
 from transferkit.train import HeadFit, Recipe, choose_head, fit_heads
+from transferkit.training import Training
 from transferkit.types import JOINED, SELECTED, TOP, Decision, Evidence
 
 ROOT = Path(__file__).parents[1]
@@ -309,6 +310,7 @@ class Cell:
     test_images: int
     strategies: dict[str, dict[str, Any]]
     search: dict[str, Any] | None
+    tuned: dict[str, dict[str, Any]]
 
     @property
     def best(self) -> float:
@@ -340,6 +342,7 @@ def read_cells() -> list[Cell]:
             test_images=task["test_images"],
             strategies=cell["strategies"],
             search=cell.get("search"),
+            tuned=cell.get("tuned", {}),
         )
         for task in tasks
         for cell in task["cells"]
@@ -404,7 +407,7 @@ class Lesson:
     """One strategy in one cell; gains in units of the spread.
 
     Args:
-        kind: "stage" or "selected".
+        kind: "stage", "selected", or the name of a fine-tuning strategy, whose gain is that of what `adapt` returns.
         covariates: As `Situation` makes them.
         gain: The true one, on test images.
         noise: Variance of `gain` from the number of test images.
@@ -442,6 +445,16 @@ def lessons(cell: Cell) -> list[Lesson]:
                     noise=error**2 * images / cell.test_images,
                 )
             )
+    found += [
+        Lesson(
+            kind=strategy,
+            task=cell.task,
+            covariates=situation.covariates(1.0),
+            gain=(outcome["test"] - base) / situation.spread,
+            noise=1 / cell.test_images,
+        )
+        for strategy, outcome in cell.tuned.items()
+    ]
     return found
 
 

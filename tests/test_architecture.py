@@ -37,7 +37,10 @@ LAYERS: dict[str, frozenset[str]] = {
 }
 LAYERS["pilots"] = frozenset({"measure", "features", "strategies", "train"})
 LAYERS["mirror"] = frozenset({"data", "features", "strategies", "train", "look"})
-LAYERS["fitting"] = frozenset({"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"})
+LAYERS["training"] = frozenset(
+    {"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"}
+)
+LAYERS["fitting"] = frozenset({"nn", "strategies", "train", "survey", "look", "training"})
 LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
 LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})
 LAYERS["api"] = frozenset(LAYERS)

@@ -16,7 +16,7 @@ from transferkit.data import Data
 from transferkit.decision import MODES, decide, starting_rate
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import choose_device
-from transferkit.fitting import Fitted, Training, fit_decision
+from transferkit.fitting import Outcome, fit_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel, logits_of
@@ -27,6 +27,7 @@ from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import timed
 from transferkit.train import HEADS, Recipe
+from transferkit.training import Training
 from transferkit.types import (
     JOINED,
     SELECTED,
@@ -323,7 +324,7 @@ def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decisio
     )
 
 
-def _answers(fitted: Fitted, looked: Looked, device: str) -> dict[str, HeldOut]:
+def _answers(fitted: Outcome, looked: Looked, device: str) -> dict[str, HeldOut]:
     """Split name -> the model's probabilities there."""
     answers = {}
     for split in ("val", "test"):
@@ -339,7 +340,7 @@ def _answers(fitted: Fitted, looked: Looked, device: str) -> dict[str, HeldOut]:
     return answers
 
 
-def _scores(fitted: Fitted, looked: Looked, indices: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.float32]:
+def _scores(fitted: Outcome, looked: Looked, indices: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.float32]:
     """(N, K) logits: from the features at hand where the backbone is as it was, else by running the model."""
     model = fitted.model
     if isinstance(model, TransferModel) and fitted.is_probe:

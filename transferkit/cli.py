@@ -329,7 +329,7 @@ def _way_back() -> list[str]:
     """How a run that was stopped in training goes on, in words."""
     from hydra.core.hydra_config import HydraConfig
 
-    out, fitting = _output_folder(), sys.modules.get("transferkit.fitting")
+    out, fitting = _output_folder(), sys.modules.get("transferkit.training")
     if fitting is None or not (out / fitting.WORK).is_dir():
         return []
     words = [word for word in HydraConfig.get().overrides.task if not word.startswith(("out=", "resume="))]
