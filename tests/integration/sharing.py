@@ -1,7 +1,7 @@
 """One run of adapt, alone or shared out among processes; test_distributed.py starts this.
 
-    python sharing.py IMAGES OUT '{"strategy": "lp_ft", ...}'
-    python sharing.py IMAGES OUT '{...}' 2      two processes, started as torchrun starts them, but by forking
+python sharing.py IMAGES OUT '{"strategy": "lp_ft", ...}'
+python sharing.py IMAGES OUT '{...}' 1 2    OUT-1, then OUT-2 by two processes, as torchrun starts them but forked
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import transferkit.api
-from transferkit.train import tuning, verify
+from transferkit.train import memory, tuning, verify
 
+memory.SAVE_EVERY = 0.0  # every epoch
 judge = verify.verify
 
 
@@ -27,40 +28,43 @@ def keep_both(*compared: Any) -> verify.Verdict:
 
 
 tuning.verify = keep_both
+tuning._best_epoch = lambda trials: len(trials[0].memory.epochs) - 1  # so that all that was trained is in the weights
 
 
 def run(images: str, out: str, settings: dict[str, Any]) -> None:
     result = transferkit.api.adapt(
-        "timm/test_resnet", images, pretrained=False, image_size=32, out=out, progress=False, **settings
-    )
+        "timm/test_resnet", images, pretrained=False, image_size=32, out=out, cache=f"{out}-bank", progress=False,
+        **settings,
+    )  # fmt: skip
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")
     told = {"computed": result.evidence.images_computed, "accuracy": result.metrics["test"].accuracy}
-    Path(f"{out}-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+    Path(f"{out}-told-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
-def share(world: int, *arguments: Any) -> None:
-    """The same in several processes."""
+def share(world: int, images: str, out: str, settings: dict[str, Any]) -> None:
+    """The same in so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
     children = []
     for rank in range(world):
         children.append(os.fork())
         if not children[-1]:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-            run(*arguments)
+            if world > 1:
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x"}
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+                os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+            run(images, out, settings)
             sys.exit()
     if ends := [end for end in (os.waitpid(child, 0)[1] for child in children) if end]:
         sys.exit(f"processes ended with {ends}")
 
 
-def main(images: str, out: str, settings: str, world: str = "1") -> None:
-    if world == "1":
+def main(images: str, out: str, settings: str, *worlds: str) -> None:
+    for world in worlds:
+        share(int(world), images, f"{out}-{world}", json.loads(settings))
+    if not worlds:
         run(images, out, json.loads(settings))
-    else:
-        share(int(world), images, out, json.loads(settings))
 
 
 if __name__ == "__main__":

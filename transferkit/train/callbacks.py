@@ -36,7 +36,10 @@ def phase_starts(phases: Sequence[Phase], epochs: int) -> list[int]:
         [0, 2]
     """
     if epochs < len(phases):
-        raise OptionError(f"{len(phases)} phases need at least {len(phases)} epochs, got {epochs}.")
+        raise OptionError(
+            f"{len(phases)} phases need at least {len(phases)} epochs, got {epochs}. Train for more, or choose a "
+            "strategy that has one phase (lp_ft, norm_only)."
+        )
     starts, share = [0], 0.0
     for number, phase in enumerate(phases[:-1], start=1):
         share += phase.share
@@ -98,7 +101,9 @@ class FreezePlanCallback(pl.Callback):
         # Anew for every fit: one callback may serve the networks of several folds.
         self._freeze = self._plan if isinstance(self._plan, FreezePlan) else self._lay(pl_module)
         phases = self._freeze.phases
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
+        if getattr(trainer, "fast_dev_run", False):  # a few batches of one epoch, to see that all is wired up
+            self._starts = [0]
+        elif trainer.max_epochs is None or trainer.max_epochs < 1:
             if len(phases) > 1:
                 raise OptionError("Phases are shares of the epochs: give the trainer max_epochs.")
             self._starts = [0]

@@ -33,7 +33,8 @@ CHECKPOINT = "last.ckpt"
 """Name of the file that a fit is taken up from."""
 
 SAVE_EVERY = 20.0
-"""Seconds after which the end of an epoch is worth a checkpoint: a kill costs that much and the epoch in hand."""
+"""Seconds after which the end of an epoch is worth a checkpoint: a kill costs that much and the epoch in hand. Where
+writing one takes longer than a second, it is as many times that: no more than a twentieth of the time goes into it."""
 
 
 class Memory(pl.callbacks.Checkpoint):
@@ -66,7 +67,7 @@ class Memory(pl.callbacks.Checkpoint):
         self.best_epoch = -1
         self.best_state: dict[str, torch.Tensor] = {}
         self._begun = 0.0
-        self._saved = time.monotonic()
+        self._saved, self._saving = time.monotonic(), 0.0
 
     @property
     def best_loss(self) -> float:
@@ -95,12 +96,15 @@ class Memory(pl.callbacks.Checkpoint):
             trainer.should_stop = True
         self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         # Clocks differ from process to process, and all of them have to take part.
-        if self.folder is not None and agreed(self.finished or time.monotonic() - self._saved >= SAVE_EVERY):
+        if self.folder is not None and agreed(self.finished or self._is_due()):
             self._save(trainer, self.folder / CHECKPOINT)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved >= SAVE_EVERY * max(1.0, self._saving)
 
     def _save(self, trainer: pl.Trainer, checkpoint: Path) -> None:
         """Under another name first: Lightning moves the file from the folder for temporary files, maybe bit by bit."""
-        partial = checkpoint.with_suffix(".ckpt-partial")
+        partial, began = checkpoint.with_suffix(".ckpt-partial"), time.monotonic()
         try:
             trainer.save_checkpoint(partial)
             if is_first():
@@ -111,6 +115,7 @@ class Memory(pl.callbacks.Checkpoint):
                 "command then takes the run up where it was saved last."
             ) from error
         self._saved = time.monotonic()
+        self._saving = self._saved - began
 
     def _look(self, trainer: pl.Trainer, module: TransferModule) -> Epoch:
         seen = {name: float(value) for name, value in trainer.callback_metrics.items()}

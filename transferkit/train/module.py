@@ -178,7 +178,7 @@ class TransferModule(pl.LightningModule):
         scheduler = PhasedSchedule(
             optimizer,
             recipe.schedule,
-            lrs=[group["lrs"] for group in groups],
+            lrs=[group["lrs"][: len(starts)] for group in groups],
             starts=starts,
             steps=steps,
             warmup=recipe.warmup,
@@ -192,7 +192,8 @@ class TransferModule(pl.LightningModule):
         steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
         if steps == math.inf:
             raise OptionError("Without an end there is no schedule: give the trainer max_epochs or max_steps.")
-        if epochs is None or epochs < 1:  # then there is one phase: the freeze plan's callback sees to that
+        # Without epochs there is one phase: the freeze plan's callback sees to that. A trial run comes to one only.
+        if epochs is None or epochs < 1 or getattr(trainer, "fast_dev_run", False):
             return int(steps), [0]
         per_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
         starts = [start * per_epoch for start in phase_starts(self.freeze_plan.phases, epochs)]

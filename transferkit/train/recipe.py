@@ -30,7 +30,7 @@ class Recipe:
 
     Args:
         epochs: Passes over the training images, >= 1; None fits them to their number.
-        batch_size: Images per optimizer step, >= 2; None fits it to their number.
+        batch_size: Images per optimizer step, of all processes together, >= 2; None fits it to their number.
         optimizer: "adamw", or "sgd" with Nesterov momentum 0.9.
         lr: Learning rate of the last stage; None takes the decision's, "find" tests a range first.
         weight_decay: >= 0; not of norms and biases.

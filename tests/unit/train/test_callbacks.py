@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -13,6 +15,7 @@ from tests.unit.train.training_toys import (
     Killed,
     Killer,
     Own,
+    draw,
     fit,
     head_then,
     is_statistic,
@@ -100,6 +103,29 @@ def test_phases_come_in_turn_and_nothing_moves_before_its_phase(optimizer, held_
     assert not {"stem.1", "middle.1"} & witness.modes[2]
     assert witness.modes[4] >= {"middle.1"}
     assert not {"stem.1", "last.1"} & witness.modes[4]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_between_processes_gradients_flow_to_all_that_is_ever_trained_and_are_dropped_before_the_step(processes):
+    """Lightning#20340: a distributed wrapper looks once at who asks for gradients."""
+    callback = FreezePlanCallback(plan_of(phase("head", 0.25), phase("top", 0.5, top=0.1), phase("head again", 0.25)))
+    module = Own(callback)
+    stub = SimpleNamespace(world_size=processes, max_epochs=4, fast_dev_run=False, current_epoch=0)
+    callback.setup(stub, module, "fit")
+    optimizer = module.configure_optimizers()
+    top = full(trunk_names(module.backbone, ["top"], statistics=False))
+    for epoch, learning in ((0, HEAD), (1, HEAD | top), (3, HEAD)):
+        stub.current_epoch = epoch
+        callback.on_train_epoch_start(stub, module)
+        optimizer.zero_grad()
+        module.training_step(draw(1)[0], 0).backward()
+        assert with_gradient(module) == (learning if processes == 1 else HEAD | top)
+        callback.on_before_optimizer_step(stub, module, optimizer)
+        assert with_gradient(module) == learning
+
+
+def with_gradient(module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
 def test_with_norm_frozen_no_statistics_move_in_any_phase():
@@ -269,6 +295,14 @@ def test_a_single_phase_may_be_counted_in_steps():
     trainer = fit(module, -1, [callback], max_steps=4)
     assert trainer.global_step == 4
     assert moved(before, states(module)) == HEAD | full(trunk_names(module.backbone, ["top"], statistics=True))
+
+
+def test_a_trial_run_of_lightnings_comes_to_the_first_phase():
+    callback = FreezePlanCallback(plan_of(*head_then(top=0.1)))
+    module = Own(callback)
+    before = states(module)
+    fit(module, 1, [callback], fast_dev_run=True)
+    assert moved(before, states(module)) == HEAD
 
 
 def test_rules_that_do_not_fit_are_told_before_the_first_step():

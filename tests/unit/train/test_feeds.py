@@ -65,6 +65,7 @@ def test_after_so_many_epochs_as_there_are_versions_each_was_seen_once():
     seen = {position: [] for position in range(7)}
     for epoch in range(3):
         steps, versions = epoch_of(feed, epoch)
+        assert set(versions) == {1, 2, 3}  # neighbours are not of one version
         for position, version in zip(chain(*steps), versions, strict=True):
             seen[position].append(version)
     assert all(sorted(versions) == [1, 2, 3] for versions in seen.values())

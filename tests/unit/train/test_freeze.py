@@ -7,16 +7,18 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from tests.unit.nn.toy_networks import Isotropic, spec_of
+from tests.unit.nn.toy_networks import Isotropic, Wrapper, spec_of
 from tests.unit.train.training_toys import (
     CLASSES,
     STAGES,
+    Staged,
     draw,
     head_then,
     is_statistic,
@@ -27,7 +29,6 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
-from transferkit import zoo
 from transferkit.errors import OptionError
 from transferkit.nn import Backbone
 from transferkit.strategies import HEAD, Phase, Rule
@@ -107,6 +108,23 @@ def test_dropout_outside_of_any_module_is_off_when_the_end_is_frozen():
     plan.start(0)
     network.train()
     assert (network[0](images) == 0).float().mean() > 0.2
+
+
+def test_a_transformers_own_ways_of_drawing_are_off_in_frozen_blocks():
+    """Stochastic depth, dropout, and attention's, which is no module's call but an argument."""
+    options = {"drop_path_rate": 0.9, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5, "pos_drop_rate": 0.5}
+    network = timm.create_model("test_vit", img_size=32, num_classes=0, **options)
+    backbone = Backbone(network, spec_of(32))
+    names = [stage.name for stage in backbone.stages]
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = backbone.eval().forward_stages(images)
+    model = nn.Sequential(backbone, nn.Linear(64, 2))
+    rules = (Rule(stage=HEAD, lr=1.0), *(Rule(stage=name, lr=1.0) for name in names[-2:]), Rule(stage="*"))
+    FreezePlan(model, [Phase(name="last", rules=rules)]).start(0)
+    model.train()
+    found = backbone.forward_stages(images)
+    same = [torch.equal(found[name], expected[name]) for name in names]
+    assert same == [True] * (len(names) - 2) + [False] * 2
 
 
 def test_a_stage_wakes_up_when_its_phase_comes():
@@ -217,10 +235,10 @@ def test_weight_decay_spares_norms_and_biases():
 
 
 def test_weight_decay_spares_what_the_networks_authors_exempt():
-    network, spec = zoo.load("timm/test_vit", pretrained=False)
+    network = timm.create_model("test_vit", init_values=0.1)  # with a scale per channel behind each layer
     exempt = network.no_weight_decay()
     assert {"pos_embed", "cls_token"} <= exempt
-    network = nn.Sequential(Backbone(network, spec).without_head(), nn.Linear(64, 2))
+    network = nn.Sequential(Backbone(network, spec_of(160)).without_head(), nn.Linear(64, 2))
     groups = FreezePlan(network, [Phase(name="all", rules=(Rule(stage="*", lr=1.0),))], weight_decay=0.1).groups()
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in network.named_parameters():
@@ -349,6 +367,19 @@ def test_the_claims_add_up_to_the_network(norm):
     top = next(claim for claim in claims if (claim.phase, claim.stage) == ("stages", "top"))
     assert (top.lr, top.rule, top.decayed) == (0.1, "top", network[0].trunk.last[0].weight.numel())
     assert all(claim.decayed == 0 for claim in claims if claim.lr == 0)
+
+
+def test_what_holds_several_stages_draws_at_its_end():
+    """What a network does outside of its modules, it does behind the last of them."""
+    network = nn.Sequential(Backbone(Wrapper(Staged()), spec_of(16)), nn.Linear(8, CLASSES))
+    names = [stage.name for stage in network[0].stages]
+    for learning, draws in ((names[-1:], True), (names[:-1], False)):
+        rules = (Rule(stage=HEAD, lr=1.0), *(Rule(stage=name, lr=1.0) for name in learning), Rule(stage="*"))
+        plan = FreezePlan(network, [Phase(name="one", rules=rules)])
+        plan.start(0)
+        plan.set_modes(training=True)
+        assert network[0].trunk.inner.training == draws
+        plan.release()
 
 
 @pytest.mark.parametrize(

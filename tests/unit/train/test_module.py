@@ -42,6 +42,7 @@ from transferkit.strategies import HEAD, STRATEGIES
 from transferkit.train import CutBatch, Recipe, TransferModule
 from transferkit.train.adapters import is_adapter
 from transferkit.train.averaging import EMA_DECAY
+from transferkit.train.module import count_images
 
 TRUNK = "model.backbone.trunk."
 HEAD_NAMES = {"model.classifier.linear.weight", "model.classifier.linear.bias"}
@@ -97,6 +98,23 @@ def test_a_strategy_by_name_is_for_the_stages_that_the_model_reads(stages, expec
     before = states(module)
     fit(module, 1)
     assert moved(before, states(module)) == {n for n, learns in module.freeze_plan.is_trained.items() if learns}
+
+
+def test_a_head_that_was_fitted_before_learns_more_slowly_than_a_new_one():
+    def rate_of_head(network, **options):
+        (rate,) = {
+            claim.lr
+            for claim in TransferModule(network, "lp_ft", lr=0.01, **options).freeze_plan.claims()
+            if claim.stage == HEAD
+        }
+        return rate
+
+    assert rate_of_head(make_model()) < 0.01 < rate_of_head(make_backbone(), classes=2)
+
+
+def test_images_are_counted_whatever_form_they_come_in():
+    assert count_images(torch.zeros(5, 3, 4, 4)) == 5
+    assert count_images(CutBatch(torch.zeros(5, 2), {"a": torch.zeros(5, 1)})) == 5
 
 
 def test_what_has_nothing_to_train_or_no_classes_is_refused():
@@ -234,6 +252,14 @@ def test_epochs_may_be_left_out_where_steps_are_counted_and_there_is_one_phase()
     module, rates = make_module(phase("top", top=0.02), recipe=recipe), Rates()
     fit(module, -1, [rates], max_steps=5)
     assert [step["top"] for step in rates.seen] == pytest.approx([0.02 * (1 - step / 5) for step in range(5)])
+
+
+def test_a_trial_run_of_lightnings_comes_to_the_first_phase():
+    module = make_module()
+    before = states(module)
+    trainer = fit(module, 1, held_back=loader(), fast_dev_run=2)
+    assert trainer.global_step == 2
+    assert moved(before, states(module)) == HEAD_NAMES
 
 
 def test_a_run_without_an_end_has_no_schedule():

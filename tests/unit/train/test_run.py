@@ -1,4 +1,4 @@
-"""One fit: interrupted anywhere and taken up it ends as if it had not been; where memory runs out it goes on in parts."""
+"""One fit: interrupted and taken up it ends as if it had not been; where memory runs out it goes on in parts."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def assert_alike(one: tuple[TransferModule, Memory], other: tuple[TransferModule
     weights, same = one[0].state_dict(), other[0].state_dict()
     assert [name for name in weights if not torch.equal(weights[name], same[name])] == []
     first, second = one[1], other[1]
-    assert [replace(epoch, seconds=0) for epoch in first.epochs] == [replace(epoch, seconds=0) for epoch in second.epochs]
+    assert [replace(epoch, seconds=0) for epoch in first.epochs] == [
+        replace(epoch, seconds=0) for epoch in second.epochs
+    ]
     assert first.best_epoch == second.best_epoch
     assert all(torch.equal(first.best_state[name], second.best_state[name]) for name in weights)
     assert [outputs.tolist() for outputs in first.outputs] == [outputs.tolist() for outputs in second.outputs]
@@ -359,12 +361,19 @@ def test_memory_for_a_single_image_says_how_each_halving_went_and_none_at_all_wh
         fit(None, EVEN, ALL_AT_ONCE)
 
 
+def test_one_of_several_processes_cannot_halve_alone(room_for, monkeypatch):
+    room_for(5)
+    monkeypatch.setattr(run_module, "place", lambda: (0, 2))
+    with pytest.raises(OptionError, match="Memory runs out at 5 images at once in one of 2 processes, and the others"):
+        fit(None, EVEN, ALL_AT_ONCE)
+
+
 @pytest.mark.parametrize("room", [1, 3, 9])
 def test_held_back_images_that_do_not_fit_at_once_are_judged_in_halves(room, room_for):
     whole = fit(None, replace(EVEN, average="ema"), ALL_AT_ONCE)
     refused = room_for(room, training=False)
     runner = Runner(device=torch.device("cpu"), progress=False)
-    module, memory = fit(None, EVEN, ALL_AT_ONCE, runner=runner)
+    _, memory = fit(None, EVEN, ALL_AT_ONCE, runner=runner)
     assert refused
     assert runner.notes == []
     for one, other in zip(whole[1].outputs, memory.outputs, strict=True):

@@ -27,7 +27,7 @@ from tests.unit.train.training_toys import (
 from transferkit.features import FeatureBank, frozen_pass
 from transferkit.nn import Blend, TransferModel, logits_of
 from transferkit.strategies import Plan
-from transferkit.train import Fold, Recipe, Runner, fine_tune, hold_back
+from transferkit.train import Fold, Recipe, Runner, fine_tune, hold_back, tuning
 from transferkit.train import Task as TuningTask
 
 IMAGES = 30
@@ -100,7 +100,6 @@ def network_of(tuned) -> TransferModel:
 @pytest.fixture
 def keep(monkeypatch):
     """Whatever the numbers say: the candidate of this weight is kept."""
-    from transferkit.train import tuning
 
     def force(weight):
         plain = tuning.verify
@@ -150,8 +149,9 @@ def test_frozen_stages_come_back_bit_for_bit(make_task, keep, average, refit, no
     assert updated == ({"top"} if norm == "keep" else set())
 
 
-def test_statistics_of_averaged_weights_are_those_of_the_images(make_task, keep):
+def test_statistics_of_averaged_weights_are_those_of_the_images(make_task, keep, monkeypatch):
     keep(1.0)
+    monkeypatch.setattr(tuning, "_best_epoch", lambda trials: len(trials[0].memory.epochs) - 1)
     task = make_task(phase("all", stem=0.02, middle=0.02, top=0.02), average="swa")
     model = network_of(run(task, refit=True))
     pictures, _ = draw_pictures()
@@ -169,9 +169,9 @@ def test_statistics_of_averaged_weights_are_those_of_the_images(make_task, keep)
 
 
 def test_a_run_that_diverges_returns_the_probe_however_bad_it_is(make_task):
-    """Labels are noise, and most are of one class: saying that class of everything would beat the probe."""
-    labels = np.zeros(IMAGES, dtype=np.int64)
-    labels[::5], labels[1::5] = 1, 2
+    """What says nothing names the first class, and all held-back images are of that one."""
+    labels = 1 + np.arange(IMAGES) % 2
+    labels[:2] = labels[20:] = 0
     task = make_task(
         phase("all", stem=1e30, middle=1e30, top=1e30, head=1e30),
         signal=0.0,
@@ -182,9 +182,29 @@ def test_a_run_that_diverges_returns_the_probe_however_bad_it_is(make_task):
     )
     tuned = run(task)
     assert tuned.record.kept.name == "probe"
+    assert tuned.record.kept.accuracy < tuned.record.candidates[-1].accuracy
     assert any("training diverged" in note for note in tuned.record.notes)
     assert all(torch.isfinite(value).all() for value in tuned.model.state_dict().values())
     assert not moved(states(task.backbone.trunk), states(tuned.model.backbone.trunk))
+
+
+def test_a_last_training_that_diverges_returns_the_probe(make_task, keep, monkeypatch):
+    """It is judged on nothing, so nothing else would tell."""
+    keep(0.5)
+    plain = Runner.fit
+
+    def spoilt(self, *arguments, name, **options):
+        memory = plain(self, *arguments, name=name, **options)
+        if name == "all":
+            memory.best_state["model.classifier.linear.weight"].fill_(float("nan"))
+        return memory
+
+    monkeypatch.setattr(Runner, "fit", spoilt)
+    tuned = run(make_task(), refit=True)
+    assert tuned.record.kept.name == "probe"
+    assert isinstance(tuned.model, TransferModel)
+    assert all(torch.isfinite(value).all() for value in tuned.model.state_dict().values())
+    assert "On all images training diverged" in tuned.record.notes[-1]
 
 
 def test_folds_choose_and_all_images_are_trained_on(make_task, keep):
