@@ -33,8 +33,6 @@ else:
 
 __all__ = ["CutBatch", "TransferModule", "count_images"]
 
-MOMENTUM = 0.9
-
 
 class CutBatch(NamedTuple):
     """Images whose frozen stages were computed before.
@@ -169,11 +167,7 @@ class TransferModule(pl.LightningModule):
         """One optimizer over all that is ever trained, one scheduler through all phases."""
         groups = self.freeze_plan.groups()
         recipe = self.recipe
-        optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
-        else:
-            optimizer = torch.optim.AdamW(groups)
+        optimizer = recipe.make_optimizer(groups)
         steps, starts = self._steps()
         scheduler = PhasedSchedule(
             optimizer,

@@ -23,7 +23,7 @@ import torch
 from transferkit.errors import OptionError
 from transferkit.repro import draw_seed
 from transferkit.strategies import Plan
-from transferkit.train.module import MOMENTUM, TransferModule
+from transferkit.train.module import TransferModule
 
 __all__ = ["RangeTest", "find_rate", "judge", "scaled_plan"]
 
@@ -234,9 +234,7 @@ def _swept(trial: TransferModule, batches: Iterable[Any], rates: Floats, planned
 def _make_optimizer(trial: TransferModule) -> torch.optim.Optimizer:
     """As the module would make it, for what the last phase trains."""
     groups = [{**group, "planned": group["lrs"][-1]} for group in trial.freeze_plan.groups() if group["lrs"][-1] > 0]
-    if trial.recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups)
+    return trial.recipe.make_optimizer(groups)
 
 
 def _step(trial: TransferModule, optimizer: torch.optim.Optimizer, batch: Any, factor: float) -> float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+
 from transferkit.decision import usual_batch, usual_epochs, usual_folds
 from transferkit.errors import OptionError, list_problems, unknown_name
 from transferkit.train.averaging import AVERAGES
@@ -16,6 +18,8 @@ from transferkit.train.schedule import SCHEDULES
 __all__ = ["OPTIMIZERS", "Recipe"]
 
 OPTIMIZERS = ("adamw", "sgd")
+
+MOMENTUM = 0.9
 
 WHOLE = ("epochs", "batch_size", "patience", "views", "folds")
 NUMBERS = ("weight_decay", "warmup", "minimum", "label_smoothing", "dropout", "mixup", "cutmix", "l2_sp", "clip")
@@ -143,6 +147,12 @@ class Recipe:
             epochs=usual_epochs(images) if self.epochs is None else self.epochs,
             folds=usual_folds(images) if self.folds is None else self.folds,
         )
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over these parameter groups, which bring their rates and weight decay along."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(groups)
 
     @property
     def stops_after(self) -> int:

@@ -22,9 +22,9 @@ from transferkit.errors import OptionError
 from transferkit.nn import TransferModel, cut
 from transferkit.strategies import HEAD, Phase, Plan, Rule
 from transferkit.train import Fold, Runner, fine_tune
-from transferkit.train.module import MOMENTUM, CutBatch, TransferModule
+from transferkit.train.module import CutBatch, TransferModule
 from transferkit.train.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge, scaled_plan
-from transferkit.train.recipe import Recipe
+from transferkit.train.recipe import MOMENTUM, Recipe
 
 RATES = np.geomspace(1e-5, 1e-1, 60)
 """As a range test around 1e-3 has them."""
