@@ -21,7 +21,6 @@ from typing import Any
 import transferkit.api
 from transferkit.train import memory, tuning, verify
 
-memory.SAVE_EVERY = 0.0  # every epoch
 judge = verify.verify
 
 
@@ -29,9 +28,6 @@ def keep_both(*compared: Any) -> verify.Verdict:
     """An average with the probe, so that there is a last fit on all images, whoever is better."""
     verdict = judge(*compared)
     return replace(verdict, kept=verdict.candidates[2])
-
-
-tuning.verify = keep_both
 
 
 def attempt(images: str, out: Path, settings: dict[str, Any]) -> int:
@@ -70,5 +66,7 @@ def main(images: str, folder: str, scenarios: str) -> None:
         finish(attempt(images, within / "killed", settings))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
+    memory.SAVE_EVERY = 0.0  # every epoch
+    tuning.verify = keep_both
     main(*sys.argv[1:])

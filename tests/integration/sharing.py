@@ -17,7 +17,6 @@ from typing import Any
 import transferkit.api
 from transferkit.train import memory, tuning, verify
 
-memory.SAVE_EVERY = 0.0  # every epoch
 judge = verify.verify
 
 
@@ -25,10 +24,6 @@ def keep_both(*compared: Any) -> verify.Verdict:
     """An average with the probe, so that there is a last fit on all images, whoever is better."""
     verdict = judge(*compared)
     return replace(verdict, kept=verdict.candidates[2])
-
-
-tuning.verify = keep_both
-tuning._best_epoch = lambda trials: len(trials[0].memory.epochs) - 1  # so that all that was trained is in the weights
 
 
 def run(images: str, out: str, settings: dict[str, Any]) -> None:
@@ -67,5 +62,9 @@ def main(images: str, out: str, settings: str, *worlds: str) -> None:
         run(images, out, json.loads(settings))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
+    memory.SAVE_EVERY = 0.0  # every epoch
+    tuning.verify = keep_both
+    # So that all that was trained is in the weights.
+    tuning._best_epoch = lambda trials: len(trials[0].memory.epochs) - 1
     main(*sys.argv[1:])
