@@ -329,8 +329,8 @@ def _way_back() -> list[str]:
     """How a run that was stopped in training goes on, in words."""
     from hydra.core.hydra_config import HydraConfig
 
-    out, fitting = _output_folder(), sys.modules.get("transferkit.training")
-    if fitting is None or not (out / fitting.WORK).is_dir():
+    out, training = _output_folder(), sys.modules.get("transferkit.training")
+    if training is None or not (out / training.WORK).is_dir():
         return []
     words = [word for word in HydraConfig.get().overrides.task if not word.startswith(("out=", "resume="))]
     return [f"this takes it up: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]

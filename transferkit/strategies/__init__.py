@@ -11,7 +11,7 @@ from transferkit.strategies.lp_ft import lp_ft
 from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
 from transferkit.strategies.plan import HEAD, STRATEGIES, Adapters, Phase, Plan, Rule
-from transferkit.strategies.rates import with_new_head
+from transferkit.strategies.rates import scaled_plan, with_new_head
 from transferkit.strategies.surgical import surgical
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "lp_ft",
     "many_layers",
     "norm_only",
+    "scaled_plan",
     "surgical",
     "with_new_head",
 ]

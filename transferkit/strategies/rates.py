@@ -23,6 +23,7 @@ __all__ = [
     "head_only",
     "light_plan",
     "rate_of",
+    "scaled_plan",
     "stage_rules",
     "with_new_head",
 ]
@@ -181,12 +182,26 @@ def with_new_head(plan: Plan) -> Plan:
     """
     if plan.start == "zero":
         return plan
-    faster = NEW_HEAD_FACTOR / SOLVED_HEAD_FACTOR
-    phases = tuple(
-        replace(
-            phase,
-            rules=tuple(replace(rule, lr=rule.lr * faster) if rule.stage == HEAD else rule for rule in phase.rules),
-        )
-        for phase in plan.phases
-    )
-    return replace(plan, start="zero", phases=phases)
+    return replace(scaled_plan(plan, NEW_HEAD_FACTOR / SOLVED_HEAD_FACTOR, stage=HEAD), start="zero")
+
+
+def scaled_plan(plan: Plan, factor: float, *, stage: str | None = None) -> Plan:
+    """The same plan with learning rates multiplied.
+
+    Args:
+        plan: With phases.
+        factor: By how much, > 0.
+        stage: Whose rules, by the pattern that they are written with; None means all.
+
+    Example:
+        >>> rules = (Rule(stage="head", lr=1e-4), Rule(stage="*", lr=1e-3))
+        >>> plan = Plan(strategy="s", stages=("top",), closed_form=False, phases=(Phase(name="all", rules=rules),))
+        >>> [rule.lr for rule in scaled_plan(plan, 2.0).phases[0].rules]
+        [0.0002, 0.002]
+    """
+
+    def scaled(rule: Rule) -> Rule:
+        return replace(rule, lr=factor * rule.lr) if stage in (None, rule.stage) else rule
+
+    phases = tuple(replace(phase, rules=tuple(map(scaled, phase.rules))) for phase in plan.phases)
+    return replace(plan, phases=phases)

@@ -12,7 +12,7 @@ import random
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -22,10 +22,9 @@ import torch
 
 from transferkit.errors import OptionError
 from transferkit.repro import draw_seed
-from transferkit.strategies import Plan
 from transferkit.train.module import TransferModule
 
-__all__ = ["RangeTest", "find_rate", "judge", "scaled_plan"]
+__all__ = ["RangeTest", "find_rate", "judge"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -176,25 +175,6 @@ def judge(rates: Sequence[float], losses: Sequence[float], *, planned: float, no
         rates=tuple(map(float, rates)),
         losses=tuple(map(float, losses)),
         why=f"In a range test of {len(losses)} steps {why}",
-    )
-
-
-def scaled_plan(plan: Plan, factor: float) -> Plan:
-    """The same with all learning rates multiplied.
-
-    Example:
-        >>> from transferkit.strategies import Phase, Rule
-        >>> rules = (Rule(stage="head", lr=1e-4), Rule(stage="*", lr=1e-3))
-        >>> plan = Plan(strategy="s", stages=("top",), closed_form=False, phases=(Phase(name="all", rules=rules),))
-        >>> [rule.lr for rule in scaled_plan(plan, 2.0).phases[0].rules]
-        [0.0002, 0.002]
-    """
-    return replace(
-        plan,
-        phases=tuple(
-            replace(phase, rules=tuple(replace(rule, lr=factor * rule.lr) for rule in phase.rules))
-            for phase in plan.phases
-        ),
     )
 
 

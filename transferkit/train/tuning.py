@@ -20,18 +20,17 @@ import torch
 
 from transferkit.features import FeatureTable
 from transferkit.measure import Selection
-from transferkit.nn import Backbone, Blend, Tail, TransferModel, is_out_of_memory
+from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
 from transferkit.processes import agreed, connect
-from transferkit.strategies import Plan
-from transferkit.train.adapters import add_adapters
+from transferkit.strategies import Plan, scaled_plan
 from transferkit.train.averaging import recalibrate_statistics
 from transferkit.train.closed_form import fit_closed_form
-from transferkit.train.heads import choose_head, fit_heads
+from transferkit.train.heads import HeadFit, choose_head, fit_heads
 from transferkit.train.holding_back import Fold
 from transferkit.train.losses import TASKS
 from transferkit.train.memory import Memory
 from transferkit.train.module import TransferModule, count_images
-from transferkit.train.range_test import RangeTest, find_rate, scaled_plan
+from transferkit.train.range_test import RangeTest, find_rate
 from transferkit.train.recipe import Recipe
 from transferkit.train.run import Runner
 from transferkit.train.verify import Verdict, verify
@@ -99,7 +98,7 @@ class FineTuned:
         reason: A sentence with the held-back numbers.
     """
 
-    model: TransferModel | Blend
+    model: Classifier
     record: TrainingRecord
     reason: str
 
@@ -126,7 +125,7 @@ def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool)
     Returns:
         The probe, the network, or an average of both: none is less accurate than the probe on the held-back images.
     """
-    task.backbone.anatomy  # noqa: B018 - of the network as it is, before anything is added to a copy of it
+    task.backbone.anatomy  # noqa: B018 - made once, not for each copy
     if task.recipe.lr == "find":
         task = _paced(task, folds[0], runner)
     trials = [_try(task, fold, runner, number) for number, fold in enumerate(folds)]
@@ -201,29 +200,31 @@ def _batches(task: Task, positions: Indices) -> Callable[[int], Iterable[Any]]:
 
 def _probe_logits(task: Task, fold: Fold) -> npt.NDArray[np.floating]:
     """(M, K) of the held-back images, by the probe of the others."""
+    head = _solve(task, task.probe, fold.train)
+    return task.table.take(fold.held_back).load(task.probe.stages) @ head.weight.T + head.bias
+
+
+def _solve(task: Task, plan: Plan, positions: Indices) -> HeadFit:
+    """The head that a plan's features allow, fitted to some of the images."""
     fits = fit_heads(
-        task.probe,
-        task.table.take(fold.train),
-        task.labels[fold.train],
+        plan,
+        task.table.take(positions),
+        task.labels[positions],
         classes=len(task.classes),
         head=task.head,
         class_weight=task.class_weight,
         seed=task.seed,
     )
-    best = choose_head(fits)
-    return task.table.take(fold.held_back).load(task.probe.stages) @ best.weight.T + best.bias
+    return choose_head(fits)
 
 
 def _module(task: Task, positions: Indices) -> TransferModule:
     """A fresh network, its head where the plan starts it."""
     backbone = copy.deepcopy(task.backbone).without_head()
-    if task.plan.adapters is not None:
-        add_adapters(backbone.trunk, task.plan.adapters, size=backbone.spec.preprocessing.size, seed=task.seed)
     model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
-    table, labels = task.table.take(positions), task.labels[positions]
-    features = table.load(task.plan.stages)
-    _start(task, model, table, labels)
-    weights = TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
+    features = task.table.take(positions).load(task.plan.stages)
+    _start(task, model.linear, positions)
+    weights = TASKS["single_label"].weigh(task.labels[positions], len(task.classes), task.class_weight)
     module = TransferModule(
         model,
         task.plan,
@@ -236,25 +237,15 @@ def _module(task: Task, positions: Indices) -> TransferModule:
     return module.to(memory_format=torch.channels_last)
 
 
-def _start(task: Task, model: TransferModel, table: FeatureTable, labels: Indices) -> None:
-    linear = model.linear
+def _start(task: Task, linear: torch.nn.Linear, positions: Indices) -> None:
     with torch.no_grad():
         if task.plan.start == "zero":
             linear.weight.zero_()
             linear.bias.zero_()
             return
-        fits = fit_heads(
-            task.plan,
-            table,
-            labels,
-            classes=len(task.classes),
-            head=task.head,
-            class_weight=task.class_weight,
-            seed=task.seed,
-        )
-        best = choose_head(fits)
-        linear.weight.copy_(torch.from_numpy(best.weight))
-        linear.bias.copy_(torch.from_numpy(best.bias))
+        head = _solve(task, task.plan, positions)
+        linear.weight.copy_(torch.from_numpy(head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias))
 
 
 def _mean_epochs(trials: Sequence[_Trial]) -> tuple[Epoch, ...]:
@@ -322,7 +313,7 @@ def _everyone(folds: Sequence[Fold]) -> Indices:
 
 def _compose(
     task: Task, folds: Sequence[Fold], verdict: Verdict, module: TransferModule | None, *, refit: bool
-) -> TransferModel | Blend:
+) -> Classifier:
     """Probe, network or both, with temperatures and weights folded into their classifiers."""
     weight = verdict.kept.weight
     members = []

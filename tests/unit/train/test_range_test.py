@@ -20,10 +20,10 @@ from tests.unit.train.training_toys import CLASSES, draw, fit, head_then, make_b
 from transferkit.data.loading import EpochSampler
 from transferkit.errors import OptionError
 from transferkit.nn import TransferModel, cut
-from transferkit.strategies import HEAD, Phase, Plan, Rule
+from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan
 from transferkit.train import Fold, Runner, fine_tune
 from transferkit.train.module import CutBatch, TransferModule
-from transferkit.train.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge, scaled_plan
+from transferkit.train.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
 from transferkit.train.recipe import MOMENTUM, Recipe
 
 RATES = np.geomspace(1e-5, 1e-1, 60)
