@@ -35,7 +35,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "survey": frozenset({"nn", "data", "measure", "features", "train", "domain"}),
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
 }
-LAYERS["pilots"] = frozenset({"measure", "features", "strategies", "train"})
+LAYERS["pilots"] = frozenset({"decision"})
 LAYERS["mirror"] = frozenset({"data", "features", "strategies", "train", "look"})
 LAYERS["training"] = frozenset(
     {"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"}

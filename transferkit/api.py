@@ -16,22 +16,23 @@ from transferkit.data import Data
 from transferkit.decision import MODES, decide, starting_rate
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import choose_device
-from transferkit.fitting import Outcome, fit_decision
+from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel, logits_of
-from transferkit.pilots import search
+from transferkit.pilots import Pilot, search
 from transferkit.processes import is_first
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import timed
 from transferkit.train import HEADS, Recipe
-from transferkit.training import Training
+from transferkit.training import Training, Tuning
 from transferkit.types import (
     JOINED,
     SELECTED,
     TOP,
+    Alternative,
     Decision,
     Evidence,
     HeldOut,
@@ -174,10 +175,10 @@ def adapt(
         strategy: "auto" decides; a name ("linear_probe", "few_layers", "lp_ft", ...) is done without asking.
         stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them,
             "selected" those of their features that tell the classes apart.
-        mode: How "auto" decides: "evidence" (measured), "search" (measured, then short trials of what that leaves open)
-            or "rule" (the textbook's matrix).
+        mode: How "auto" decides: "evidence" (measured), "search" (measured, then fine-tuning is tried on held-back
+            images before it is chosen) or "rule" (the textbook's matrix).
         budget: Seconds that may go into what comes after the frozen pass: for "evidence" a limit on the cost of the
-            strategy, for "search" on that of all trials. None sets no limit.
+            strategy, for "search" on that of all trials as well. None sets no limit.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
         head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
         train: How networks are fine-tuned: a `Recipe`, or some of its values by name, {"epochs": 10}. Its `lr` is that
@@ -222,16 +223,18 @@ def adapt(
     )
     looked = look(model, data, options, stage=stage)
     seconds = looked.seconds
+    training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
+    trials = _Trials(looked, options, head, training)
     with timed(seconds, "decide"):
         if strategy != "auto":
             decision = _given(looked, strategy=strategy, stage=stage)
         elif mode == "search":
-            decision = _searched(looked, options, head=head, budget=budget)
+            decision = search(looked.survey.evidence, trials.begin, budget=budget, progress=progress)
         else:
             decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
-        decision = _paced(decision, looked, recipe, batch_size)
-    training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
-    fitted = fit_decision(looked, decision, options, head=head, training=training)
+        decision = _paced(decision, looked, options, recipe)
+    begun = trials.begun.get(decision.strategy)
+    fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
     decision = dataclasses.replace(decision, reasons=(*decision.reasons, *fitted.reasons))
     with timed(seconds, "verify"):
         held_out = _answers(fitted, looked, device)
@@ -282,11 +285,11 @@ def _check_options(
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
-def _paced(decision: Decision, looked: Looked, recipe: Recipe, batch_size: int | None) -> Decision:
+def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe) -> Decision:
     """The decision with the learning rate that the recipe's optimizer and batch size call for."""
     if decision.strategy == "linear_probe":
         return decision
-    size = recipe.fitted(looked.data.summary.train_images, batch_size=batch_size).batch_size or 1
+    size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
     start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size)
     lr, scale, why = start.lr, start.scale, start.why
     if isinstance(recipe.lr, (int, float)):
@@ -295,19 +298,24 @@ def _paced(decision: Decision, looked: Looked, recipe: Recipe, batch_size: int |
     return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
 
 
-def _searched(looked: Looked, options: Options, *, head: str, budget: float | None) -> Decision:
-    found = looked.survey
-    return search(
-        found.evidence,
-        decide(found.evidence),
-        found.table.take(found.train),
-        found.labels,
-        head=head,
-        class_weight=options.class_weight,
-        budget=budget,
-        seed=options.seed,
-        progress=options.progress,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Trials:
+    """Ways of fine-tuning that were begun while it was decided, by their names; the chosen one goes on from there."""
+
+    looked: Looked
+    options: Options
+    head: str
+    training: Training
+    begun: dict[str, Tuning] = dataclasses.field(default_factory=dict)
+
+    def begin(self, option: Alternative) -> Pilot:
+        """Run its folds."""
+        asked = _given(self.looked, strategy=option.strategy, stage=option.stage)
+        paced = _paced(asked, self.looked, self.options, self.training.recipe)
+        plan = plan_decision(self.looked, paced)
+        tuning = self.begun[option.strategy] = Tuning(self.looked, plan, self.options, self.head, self.training)
+        verdict = tuning.judged.verdict
+        return Pilot(verdict.kept, verdict.candidates[0], tuning.held_back)
 
 
 def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decision:

@@ -67,9 +67,9 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   train.epochs=N        and train.lr=, train.optimizer=, train.augment=, ...: how networks are fine-tuned
   trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp: options for Lightning's trainer
   resume=true           the same command with the same out=DIR takes a killed run up; false starts afresh
-  mode=evidence         or search: short trials of what the evidence leaves open; or rule: the textbook's matrix on
-                        the number of images and their similarity to the source
-  budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials together
+  mode=evidence         or search: fine-tuning is tried on held-back images before it is chosen; or rule: the
+                        textbook's matrix on the number of images and their similarity to the source
+  budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials as well
   similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
   head=auto             or ridge, logistic, average (of the two)
   class_weight=none     or balanced, auto
@@ -445,7 +445,7 @@ def _analyze(settings: DictConfig) -> None:
     from transferkit.serialise import to_json
 
     if settings.mode == "search":
-        raise OptionError("analyze only measures; mode=search fits trials. Use transferkit adapt mode=search.")
+        raise OptionError("analyze only measures; mode=search trains. Use transferkit adapt mode=search.")
     evidence = analyze(**_shared_arguments(settings))
     decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size, budget=settings.budget)
     plain = {"schema": 1, "evidence": to_json(evidence), "decision": to_json(decision)}

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from transferkit.look import Looked, Options
 from transferkit.nn import Classifier
-from transferkit.strategies import STRATEGIES
+from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import timed
 from transferkit.train import fit_closed_form
 from transferkit.training import Training, Tuning
 from transferkit.types import Decision, TrainingRecord
 
-__all__ = ["Outcome", "fit_decision"]
+__all__ = ["Outcome", "fit_decision", "plan_decision"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,20 @@ class Outcome:
         return self.training is None or self.training.kept.weight == 0
 
 
-def fit_decision(looked: Looked, decision: Decision, options: Options, *, head: str, training: Training) -> Outcome:
+def plan_decision(looked: Looked, decision: Decision) -> Plan:
+    """What a decision leads to on this backbone."""
+    return STRATEGIES[decision.strategy](decision, [stage.name for stage in looked.backbone.stages])
+
+
+def fit_decision(
+    looked: Looked,
+    decision: Decision,
+    options: Options,
+    *,
+    head: str,
+    training: Training,
+    begun: Tuning | None = None,
+) -> Outcome:
     """Do what was decided.
 
     Args:
@@ -44,11 +57,11 @@ def fit_decision(looked: Looked, decision: Decision, options: Options, *, head: 
         options: How it was looked.
         head: As for `fit_closed_form`.
         training: How to train, if it comes to that.
+        begun: The run that was begun when it was decided, if one was.
     """
-    stages = [stage.name for stage in looked.backbone.stages]
-    plan = STRATEGIES[decision.strategy](decision, stages)
+    plan = plan_decision(looked, decision)
     if not plan.closed_form:
-        tuned = Tuning(looked, plan, options, head, training).run()
+        tuned = (begun or Tuning(looked, plan, options, head, training)).run()
         return Outcome(tuned.model, (tuned.reason,), tuned.record)
     with timed(looked.seconds, "fit head"):
         fitted = fit_closed_form(

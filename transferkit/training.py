@@ -39,18 +39,20 @@ from transferkit.train import (
     FineTuned,
     Fold,
     FreezePlan,
+    Judged,
     Recipe,
     Runner,
     Task,
     fine_tune,
     hold_back,
+    judge_folds,
 )
 from transferkit.types import Decision
 
 __all__ = ["Training", "Tuning"]
 
 WORK = "training"
-"""Folder inside a run's folder that checkpoints and curves are kept in while it runs."""
+"""Folder inside a run's folder that checkpoints and curves are kept in while it runs, a folder for each strategy."""
 
 SAME_TO_GO_ON = ("seed", "device", "transferkit", "torch", "pytorch-lightning", "timm")
 """What of the environment must be the same for a run to be taken up."""
@@ -75,7 +77,7 @@ class Training:
     def clear(self) -> None:
         """Remove the checkpoints of a run that is finished; its curves stay."""
         if self.folder is not None:
-            for checkpoint in (self.folder / WORK).glob("*/last.ckpt*"):
+            for checkpoint in (self.folder / WORK).glob("*/*/last.ckpt*"):
                 checkpoint.unlink()
                 with suppress(OSError):  # somebody put something beside it
                     checkpoint.parent.rmdir()
@@ -106,10 +108,22 @@ class Tuning:
     head: str
     training: Training
 
+    @cached_property
+    def judged(self) -> Judged:
+        """What held-back images say of it; `run` goes on from there."""
+        with timed(self.looked.seconds, "fine-tune"):
+            return judge_folds(self._task(), self._folds, self._runner)
+
+    @property
+    def held_back(self) -> int:
+        """Images that it is judged on."""
+        return sum(len(fold.held_back) for fold in self._folds)
+
     def run(self) -> FineTuned:
         """Train, choose, and train again on all images."""
+        judged = self.judged
         with timed(self.looked.seconds, "fine-tune"):
-            return fine_tune(self._task(), self._folds, self._runner, refit=not self._has_validation)
+            return fine_tune(judged.task, self._folds, self._runner, refit=not self._has_validation, judged=judged)
 
     @cached_property
     def _recipe(self) -> Recipe:
@@ -313,7 +327,7 @@ class Tuning:
         """Where checkpoints go: emptied first unless what lies there is this very run, killed before its end."""
         if self.training.folder is None:
             return None
-        folder = self.training.folder / WORK
+        folder = self.training.folder / WORK / self.plan.strategy
         if is_first():
             try:
                 self._prepare(folder)

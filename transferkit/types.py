@@ -523,12 +523,14 @@ class Candidate:
         weight: Of the fine-tuned network's logits in it, in [0, 1].
         accuracy: On the held-back images, in [0, 1].
         log_loss: On them, nats.
+        gain_error: Standard error of `accuracy` less that of the probe, image by image, >= 0.
     """
 
     name: str
     weight: float
     accuracy: float
     log_loss: float
+    gain_error: float = 0.0
 
     def __post_init__(self) -> None:
         _share("Candidate", "weight", self.weight)

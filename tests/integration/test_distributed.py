@@ -141,7 +141,8 @@ def test_the_command_line_speaks_once(launch, noise, tmp_path):
 @pytest.mark.slow
 def test_processes_that_are_killed_are_taken_up_together(noise, tmp_path):
     finish(*command(noise, tmp_path / "whole", "many_layers", 2))
-    words, work = command(noise, tmp_path / "killed", "many_layers", 2), tmp_path / "killed-2" / "training"
+    words = command(noise, tmp_path / "killed", "many_layers", 2)
+    work = tmp_path / "killed-2" / "training" / "many_layers"
     for name in ("fold-0", "all"):
         process = start(*words)
         while not (work / name / "last.ckpt").is_file():

@@ -91,7 +91,7 @@ def interrupted(monkeypatch) -> Iterator[None]:
 
 def times_taken_up(run: Path) -> int:
     """A fit that is taken up after some epochs writes its curves beside those of before."""
-    return len(list((run / "training" / "curves").glob("*-after-*")))
+    return len(list((run / "training").glob("*/curves/*-after-*")))
 
 
 def test_a_killed_run_is_taken_up_and_ends_with_the_same_weights(stripes, tmp_path):
@@ -104,7 +104,7 @@ def test_a_killed_run_is_taken_up_and_ends_with_the_same_weights(stripes, tmp_pa
 def test_what_is_in_the_way_is_met_with_care(stripes, tmp_path, monkeypatch):
     """Another run's checkpoints are dropped; files that are nobody's are left alone."""
     begun = {"pretrained": False, "image_size": 32, "strategy": "lp_ft", "progress": False, "cache": tmp_path / "bank"}
-    work = tmp_path / "run" / "training"
+    work = tmp_path / "run" / "training" / "lp_ft"
     (work / "mine").mkdir(parents=True)
     (work / "mine" / "photo.jpg").touch()
     with pytest.raises(RunFolderError, match="holds files of somebody else's, such as mine"):
@@ -132,11 +132,11 @@ def test_ctrl_c_in_training_says_how_to_go_on_and_resume_can_be_declined(stripes
         assert stopped.value.code == 130
         said = capsys.readouterr().err
         assert said.startswith("\nInterrupted; this takes it up: transferkit adapt model=timm/test_resnet")
-        assert not list((tmp_path / "run" / "training" / "curves").glob("*-after-*"))
+        assert not list((tmp_path / "run" / "training" / "lp_ft" / "curves").glob("*-after-*"))
     _, verb, *again = shlex.split(said.partition("this takes it up: ")[2])
     assert (verb, again) == ("adapt", [*words, f"out={tmp_path / 'run'}"])
     cli.main([verb, *again])
-    assert list((tmp_path / "run" / "training" / "curves").glob("fold-1-after-*"))
+    assert list((tmp_path / "run" / "training" / "lp_ft" / "curves").glob("fold-1-after-*"))
     assert (tmp_path / "run" / "result.json").is_file()
 
 

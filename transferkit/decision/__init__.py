@@ -7,6 +7,8 @@ these images and from what earlier tasks taught, and says what the rule would ha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from transferkit.decision.effort import HELD_BACK, usual_batch, usual_epochs, usual_folds
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
 from transferkit.decision.rates import StartingRate, starting_rate
@@ -43,7 +45,12 @@ NEEDS_SIMILARITY = (
 
 
 def decide(
-    evidence: Evidence, *, mode: str = "evidence", batch_size: int | None = None, budget: float | None = None
+    evidence: Evidence,
+    *,
+    mode: str = "evidence",
+    batch_size: int | None = None,
+    budget: float | None = None,
+    trials: Mapping[str, Belief] | None = None,
 ) -> Decision:
     """Which strategy to use, and why.
 
@@ -52,6 +59,7 @@ def decide(
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
         batch_size: Per device; None takes 32.
         budget: Seconds that fitting may take on this machine, > 0; None sets no limit. The rule knows no costs.
+        trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
 
     Raises:
         OptionError: If the mode is unknown, the budget is not > 0, or the rule lacks a similarity.
@@ -62,7 +70,7 @@ def decide(
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
     advice = _advice_of_rule(evidence, DEFAULT_BATCH if batch_size is None else batch_size)
     if mode == "evidence":
-        return weigh(evidence, advice=advice, budget=budget)
+        return weigh(evidence, advice=advice, budget=budget, trials=trials)
     if advice is None:
         detail = evidence.similarity_detail
         raise OptionError(NEEDS_SIMILARITY.format(why="." if detail is None else f": {detail.note}"))

@@ -8,10 +8,11 @@ what costs more.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transferkit.decision.effort import HELD_BACK, usual_epochs, usual_folds
-from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model
+from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
 from transferkit.intervals import TWO_SIDED
 from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
 
@@ -68,6 +69,7 @@ def weigh(
     advice: Decision | None = None,
     budget: float | None = None,
     knowledge: GainModel | None = None,
+    trials: Mapping[str, Belief] | None = None,
 ) -> Decision:
     """The strategy with the highest expected accuracy.
 
@@ -76,9 +78,10 @@ def weigh(
         advice: What the textbook rule says, to be compared with.
         budget: Seconds that fitting may take; None sets no limit.
         knowledge: What earlier tasks taught; None takes what ships with the package.
+        trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
     """
     known = load_gain_model() if knowledge is None else knowledge
-    options = _options(evidence, known)
+    options = _options(evidence, known, trials or {})
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
     chosen = _choose(among)
@@ -120,11 +123,11 @@ def _cheapest_of_the_best(options: list[_Option]) -> _Option:
 
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
     """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
-    options = _options(evidence, load_gain_model() if knowledge is None else knowledge)
+    options = _options(evidence, load_gain_model() if knowledge is None else knowledge, {})
     return next(option.stage for option in options if option.is_probe)
 
 
-def _options(evidence: Evidence, knowledge: GainModel) -> list[_Option]:
+def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Belief]) -> list[_Option]:
     """Every probe that was measured and every way of fine-tuning that is known of, best first.
 
     Equal probes are in the order of their squared error.
@@ -142,22 +145,30 @@ def _options(evidence: Evidence, knowledge: GainModel) -> list[_Option]:
         return Belief(mean=joined.accuracy + gain.mean, error=math.hypot(noise, gain.error))
 
     costs = _costs(evidence, scores)
+    gains = [_gain(score, joined, names, situation, knowledge) for score in scores]
     options = [
-        _Option(
-            "linear_probe",
-            score.stage,
-            expect(_gain(score, joined, names, situation, knowledge)),
-            costs[score.stage],
-            score,
-        )
-        for score in scores
+        _Option("linear_probe", score.stage, expect(gain), costs[score.stage], score)
+        for score, gain in zip(scores, gains, strict=True)
     ]
+    probe = max(gains, key=lambda gain: gain.mean)
     options += [
-        _Option(strategy, TOP, expect(knowledge.prior(strategy, situation)), _tuning_cost(evidence, share))
+        _Option(
+            strategy,
+            TOP,
+            expect(_tuned_gain(knowledge.prior(strategy, situation), probe, trials.get(strategy))),
+            _tuning_cost(evidence, share, tried=strategy in trials),
+        )
         for strategy, share in TUNED_SHARES.items()
         if strategy in knowledge.coefficients and evidence.image_seconds is not None
     ]
     return sorted(options, key=_rank)
+
+
+def _tuned_gain(prior: Belief, probe: Belief, trial: Belief | None) -> Belief:
+    """Accuracy beyond the joined probe's; a trial was held against the best probe."""
+    if trial is None:
+        return prior
+    return update(prior, Belief(mean=probe.mean + trial.mean, error=trial.error))
 
 
 def _rank(option: _Option) -> tuple[float, float]:
@@ -165,11 +176,11 @@ def _rank(option: _Option) -> tuple[float, float]:
     return -option.expected.mean, math.inf if error is None else error
 
 
-def _tuning_cost(evidence: Evidence, share: float) -> float:
-    """Seconds: folds, then all images, epoch by epoch, at the pace of the frozen pass."""
+def _tuning_cost(evidence: Evidence, share: float, *, tried: bool) -> float:
+    """Seconds: folds, unless they were run as a trial, then all images, epoch by epoch, at the frozen pass's pace."""
     assert evidence.image_seconds is not None
     images = max(evidence.data.train_images, 1)
-    passes = (1 - HELD_BACK) * usual_folds(images) + 1
+    passes = 1 + (0 if tried else (1 - HELD_BACK) * usual_folds(images))
     return STEP_COST * share * passes * usual_epochs(images) * images * evidence.image_seconds
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transferkit.train.freeze import FreezePlan
     from transferkit.train.module import CutBatch, TransferModule
     from transferkit.train.run import Runner
-    from transferkit.train.tuning import FineTuned, Task, fine_tune
+    from transferkit.train.tuning import FineTuned, Judged, Task, fine_tune, judge_folds
 
 __all__ = [
     "CLASS_WEIGHTS",
@@ -33,6 +33,7 @@ __all__ = [
     "FreezePlan",
     "FreezePlanCallback",
     "HeadFit",
+    "Judged",
     "Recipe",
     "Runner",
     "Task",
@@ -43,6 +44,7 @@ __all__ = [
     "fit_closed_form",
     "fit_heads",
     "hold_back",
+    "judge_folds",
 ]
 
 _LATER = {
@@ -51,10 +53,12 @@ _LATER = {
     "FineTuned": "tuning",
     "FreezePlan": "freeze",
     "FreezePlanCallback": "callbacks",
+    "Judged": "tuning",
     "Runner": "run",
     "Task": "tuning",
     "TransferModule": "module",
     "fine_tune": "tuning",
+    "judge_folds": "tuning",
 }
 
 

@@ -47,7 +47,9 @@ class Recipe:
         augment: "auto" (by the number of images), "none", "light", "medium" or "strong".
         flip: Whether images may be mirrored; None measures whether that confuses classes.
         mixup, cutmix: Strength of mixing images in pairs, >= 0; 0 is off.
-        average: "none", "ema" or "swa": an average of the weights along the run is what is judged and kept.
+        average: "ema", "swa" or "none": an average of the weights along the run is what is judged and kept. Where the
+            best epoch lies in the middle of the schedule, rates are high and single weights noisy: on 200 noisy
+            pictures of clothes, `few_layers` stopped there named 58 to 67 % of the test images, its average 67 to 69 %.
         l2_sp: Strength of the pull towards the pretrained weights, >= 0; 0 is off, weight decay acts then.
         views: Augmented versions of each image to cache when the first stages are frozen; 0 caches none of them
             and runs the whole network on fresh ones.
@@ -70,7 +72,7 @@ class Recipe:
     flip: bool | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
-    average: str = "none"
+    average: str = "ema"
     l2_sp: float = 0.0
     views: int = 4
     folds: int | None = None

@@ -36,7 +36,7 @@ from transferkit.train.run import Runner
 from transferkit.train.verify import Verdict, verify
 from transferkit.types import Candidate, Claim, Epoch, TrainingRecord
 
-__all__ = ["Feed", "FineTuned", "Task", "fine_tune"]
+__all__ = ["Feed", "FineTuned", "Judged", "Task", "fine_tune", "judge_folds"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -113,22 +113,29 @@ class _Trial:
     claims: tuple[Claim, ...]
 
 
-def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool) -> FineTuned:
-    """Train, choose on held-back images, and train again on all of them.
+@dataclass(frozen=True)
+class Judged:
+    """What the held-back images say, before the network that is kept is trained on all of them.
 
     Args:
-        task: What.
-        folds: Positions to train on and to hold back; the plan's epochs and the blend are chosen on the latter.
-        runner: Runs the fits.
-        refit: Whether the network that is kept is trained on all images of the folds. Without, there must be one fold.
-
-    Returns:
-        The probe, the network, or an average of both: none is less accurate than the probe on the held-back images.
+        task: At the rates that it was run at.
+        trials: A fold each.
+        best: The epoch to stop after, from 0.
+        verdict: Probe, network and averages.
     """
+
+    task: Task
+    trials: tuple[_Trial, ...]
+    best: int
+    verdict: Verdict
+
+
+def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
+    """The first half of `fine_tune`, for those who want to see its outcome before they go on. Arguments as there."""
     task.backbone.anatomy  # noqa: B018 - made once, not for each copy
     if task.recipe.lr == "find":
         task = _paced(task, folds[0], runner)
-    trials = [_try(task, fold, runner, number) for number, fold in enumerate(folds)]
+    trials = tuple(_try(task, fold, runner, number) for number, fold in enumerate(folds))
     best = _best_epoch(trials)
     labels = np.concatenate([task.labels[trial.fold.held_back] for trial in trials])
     tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
@@ -140,6 +147,26 @@ def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool)
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
         verdict = replace(verdict, kept=verdict.candidates[0])
     best, verdict = agreed((best, verdict))  # running statistics, and so outputs, differ from process to process
+    return Judged(task, trials, best, verdict)
+
+
+def fine_tune(
+    task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool, judged: Judged | None = None
+) -> FineTuned:
+    """Train, choose on held-back images, and train again on all of them.
+
+    Args:
+        task: What.
+        folds: Positions to train on and to hold back; the plan's epochs and the blend are chosen on the latter.
+        runner: Runs the fits.
+        refit: Whether the network that is kept is trained on all images of the folds. Without, there must be one fold.
+        judged: What `judge_folds` made of the same; None lets it.
+
+    Returns:
+        The probe, the network, or an average of both: none is less accurate than the probe on the held-back images.
+    """
+    judged = judge_folds(task, folds, runner) if judged is None else judged
+    task, trials, best, verdict = judged.task, judged.trials, judged.best, judged.verdict
     module = _final(task, folds, trials, runner, best, verdict, refit=refit)
     if module is None:
         verdict = replace(verdict, kept=verdict.candidates[0])
@@ -148,7 +175,7 @@ def fine_tune(task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool)
         claims=trials[0].claims,
         epochs=_mean_epochs(trials),
         best_epoch=best,
-        held_back=len(labels),
+        held_back=sum(len(trial.fold.held_back) for trial in trials),
         how=_how(folds, best, verdict, refit=refit),
         candidates=verdict.candidates,
         kept=verdict.kept,

@@ -66,9 +66,13 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Verdict
 
 def _judge(weight: float, probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Candidate:
     logits = weight * tuned + (1 - weight) * probe
+    right = logits.argmax(axis=1) == labels
+    # One difference more than counted: agreement on all images does not make the gain certain.
+    differences = np.count_nonzero(right != (probe.argmax(axis=1) == labels)) + 1
     return Candidate(
         name={0.0: "probe", 1.0: "fine-tuned"}.get(weight, "average"),
         weight=weight,
-        accuracy=float((logits.argmax(axis=1) == labels).mean()),
+        accuracy=float(right.mean()),
         log_loss=max(0.0, log_loss(softmax(logits, axis=1), labels)),
+        gain_error=float(np.sqrt(differences) / len(labels)) if weight else 0.0,
     )

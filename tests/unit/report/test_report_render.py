@@ -209,7 +209,7 @@ def test_the_chosen_strategy_stands_among_the_others_best_first(record):
         alternatives=(option("joined", 0.823), option("top", 0.701)),
     )
     found = section(render(replace(record, decision=decision)), "decision")
-    assert "short trials" in found
+    assert "Decided by trials" in found
     assert "selected features of all stages" in found
     places = [found.index(figure) for figure in ("82.3", "81.2", "70.1")]
     assert places == sorted(places)

@@ -194,7 +194,8 @@ def test_lora_adds_its_updates_and_merges_them(by):
     assert changed
     assert all(is_adapter(name) for name in changed)
     images = draw(1)[0][0]
-    expected = module.eval()(images)
+    with module.averaged():
+        expected = module.eval()(images)
     model = module.finish()
     assert list(model.backbone.trunk.state_dict()) == plain
     torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-4)
@@ -429,7 +430,8 @@ def test_finished_it_is_a_plain_model_in_evaluation_mode_free_of_the_plan():
     module = make_module()
     fit(module, 2, held_back=loader())
     images = draw(1)[0][0]
-    expected = module.eval()(images)
+    with module.averaged():
+        expected = module.eval()(images)
     model = module.finish()
     assert type(model) is TransferModel
     assert type(model.classifier) is nn.Linear

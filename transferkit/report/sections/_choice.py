@@ -58,7 +58,7 @@ def write_choice(record: RunRecord) -> Choice:
     decision, backbone = record.decision, record.evidence.backbone
     how = {
         "evidence": "Decided by measurement",
-        "search": "Decided by short trials of what the measurements left open",
+        "search": "Decided by trials of what the measurements left open",
         "rule": "Decided by the textbook rule on size and similarity",
         "given": "As you asked",
     }.get(decision.mode, f"Decided by {decision.mode}")
