@@ -58,7 +58,7 @@ def take_followers(replacement: nn.Module, layer: nn.Module) -> None:
         follower = layer._modules.get(name)
         if follower is None:
             continue
-        if any(True for _ in follower.state_dict()):
+        if follower.state_dict():
             kept, follower = follower, copy.deepcopy(follower)
             share_hooks(follower, kept)
         replacement.add_module(name, follower)
