@@ -202,6 +202,16 @@ def test_the_mode_is_kept(kind, training):
 
 
 @every_kind
+def test_a_layer_without_an_affine_map_has_none_and_may_be_changed_in_place(kind):
+    bare = BatchNormAct2d(CHANNELS, affine=False, act_layer=nn.ReLU, inplace=True)
+    for training in (True, False):
+        made, values = make(kind, bare).train(training), images().requires_grad_()
+        made(values).square().sum().backward()
+        assert list(made.parameters()) == []
+        assert values.grad.abs().sum() > 0
+
+
+@every_kind
 def test_freeze_plans_know_it_for_a_normalisation_and_know_what_moves(kind):
     layer = make(kind, plain()).train()
     assert "norm" in type(layer).__name__.lower()
