@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 import transferkit as tk
 from transferkit.cli import HELP, VERBS
+from transferkit.nn.norm import NORM_KINDS
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -64,6 +65,11 @@ def test_constraints_are_names_and_versions_only():
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.+!]+", line) for line in pins)
     assert {"torch", "torchvision", "timm", "pytorch-lightning"} <= {line.split("==")[0] for line in pins}
+
+
+def test_the_page_on_normalisation_has_a_row_for_every_kind():
+    page = (REPOSITORY / "docs" / "normalisation.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, flags=re.M) == list(NORM_KINDS)
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "benchmarks").glob("*.json")), ids=lambda file: file.name)

@@ -18,6 +18,7 @@ CONTRACT = {
     "load": ["path"],
     "load_backbone": ["model"],
     "rank": ["models", "data", "image_size", "batch_size", "seed"],
+    "swap_norm": ["module", "to", "groups", "calibrate"],
 }
 
 

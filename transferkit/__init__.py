@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transferkit.data.module import TransferDataModule
     from transferkit.errors import TransferkitError
     from transferkit.look import load_backbone
+    from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.ranking import rank
     from transferkit.result import Predictions, Result
     from transferkit.train import FreezePlan, FreezePlanCallback, Recipe, TransferModule
@@ -40,6 +41,9 @@ __all__ = [
     "load",
     "load_backbone",
     "rank",
+    "restore_norm",
+    "swap_norm",
+    "swapped_norms",
 ]
 
 _HOMES = {
@@ -61,6 +65,9 @@ _HOMES = {
     "load": "result",
     "load_backbone": "look",
     "rank": "ranking",
+    "restore_norm": "nn.norm",
+    "swap_norm": "nn.norm",
+    "swapped_norms": "nn.norm",
 }
 
 

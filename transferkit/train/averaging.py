@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from transferkit.errors import CheckpointError, DataError, OptionError, list_problems, unknown_name
+from transferkit.errors import CheckpointError, OptionError, list_problems, unknown_name
 
-__all__ = ["AVERAGES", "EMA_DECAY", "SWA_SHARE", "WeightAverage", "recalibrate_statistics", "swa_start"]
+__all__ = ["AVERAGES", "EMA_DECAY", "SWA_SHARE", "WeightAverage", "swa_start"]
 
 AVERAGES = ("ema", "swa")
 """Exponential moving average, updated after every step; equal average of the ends of the last epochs."""
@@ -172,63 +171,3 @@ def swa_start(epochs: int, *, share: float = SWA_SHARE) -> int:
     if not 0 < share <= 1:
         raise OptionError(f"The share of epochs to average must be in (0, 1], got {share!r}.")
     return epochs - max(1, math.floor(share * epochs))
-
-
-def recalibrate_statistics(model: nn.Module, batches: Iterable[Any], *, size: Callable[[Any], int] = len) -> int:
-    """Estimate anew the running statistics of normalisation that learns, for weights that no batch was seen with.
-
-    Those are the layers in train mode. Frozen ones, in evaluation mode, stay bit for bit; torch's `update_bn` would
-    reset them as well. Dropout is off meanwhile, as it is when the model is used, so no random number is drawn.
-
-    Args:
-        model: In the modes that the plan gives it for training; they are as before afterwards.
-        batches: Inputs as the model takes them, of at least 2 images each. A batch counts by its number of images.
-        size: Tells that number.
-
-    Returns:
-        Layers that were estimated anew. If none is in train mode, no batch is asked for.
-
-    Raises:
-        DataError: If there are layers to estimate but no batches.
-
-    References:
-        Izmailov et al., UAI 2018. Deviations: batches are weighted by size, and dropout is off.
-    """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, _NormBase) and module.training and module.running_mean is not None
-    ]
-    if not layers:
-        return 0
-    seen = 0
-    with torch.no_grad(), _only_training(model, layers):
-        for batch in batches:
-            images = size(batch)
-            seen += images
-            for layer in layers:
-                # 1 for the first batch, which forgets what was. A reset would also hit layers that a hook freezes
-                # when they are called, and these would never be estimated.
-                layer.momentum = images / seen
-            model(batch)
-        estimated = sum(layer.training for layer in layers)
-    if not seen:
-        raise DataError(f"{len(layers)} normalisation layers need images to estimate their statistics; none came.")
-    return estimated
-
-
-@contextmanager
-def _only_training(model: nn.Module, layers: Iterable[_NormBase]) -> Iterator[None]:
-    """These layers in train mode, all else in evaluation mode; modes and momenta are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers]
-    try:
-        model.eval()
-        for layer, _ in momenta:
-            layer.training = True
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for layer, momentum in momenta:
-            layer.momentum = momentum

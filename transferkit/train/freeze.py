@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from transferkit.errors import OptionError, list_problems
 from transferkit.nn import Backbone
+from transferkit.nn.norm import follows_batches
 from transferkit.strategies import HEAD, Phase, Rule
 from transferkit.train.adapters import is_adapter
 from transferkit.types import Claim
@@ -127,7 +128,7 @@ class FreezePlan:
         return [
             f"{path}.{name}" if path else name
             for path, module in self._backbone.trunk.named_modules()
-            if _keeps_statistics(module) and self._backbone.stage_of(path) in learning
+            if follows_batches(module) and self._backbone.stage_of(path) in learning
             for name, _ in module.named_buffers(recurse=False)
         ]
 
@@ -255,7 +256,8 @@ class FreezePlan:
         keepers = [m for path, m in modules if _keeps_statistics(m) and self._backbone.stage_of(path) == stage]
         if not keepers:
             return "none"
-        return "updated" if stage in self._learning(phase) and self.norm == "keep" else "fixed"
+        learns = stage in self._learning(phase) and self.norm == "keep"
+        return "updated" if learns and any(follows_batches(keeper) for keeper in keepers) else "fixed"
 
 
 def find_backbone(network: nn.Module) -> Backbone:

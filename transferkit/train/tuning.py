@@ -21,9 +21,9 @@ import torch
 from transferkit.features import FeatureTable
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
+from transferkit.nn.norm import recalibrate_statistics
 from transferkit.processes import agreed, connect
 from transferkit.strategies import Plan, scaled_plan
-from transferkit.train.averaging import recalibrate_statistics
 from transferkit.train.closed_form import fit_closed_form
 from transferkit.train.heads import HeadFit, choose_head, fit_heads
 from transferkit.train.holding_back import Fold

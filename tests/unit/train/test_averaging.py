@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 
@@ -12,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
-from transferkit.errors import CheckpointError, DataError, OptionError
-from transferkit.train.averaging import WeightAverage, recalibrate_statistics, swa_start
+from transferkit.errors import CheckpointError, OptionError
+from transferkit.nn.norm import recalibrate_statistics
+from transferkit.train.averaging import WeightAverage, swa_start
 
 
 def make_network(*, dropout: float = 0.0) -> nn.Sequential:
@@ -278,83 +278,6 @@ def test_a_share_of_no_epochs_is_refused():
 def batches(count: int = 3, size: int = 6) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(size, 3, 8, 8, generator=generator) * (1 + i) + i for i in range(count)]
-
-
-def test_statistics_are_those_of_torchs_update_bn_where_all_layers_learn():
-    ours, torchs_own = make_network(), make_network()
-    assert recalibrate_statistics(ours, batches()) == 2
-    update_bn(batches(), torchs_own)
-    for number in (1, 5):
-        torch.testing.assert_close(ours[number].running_mean, torchs_own[number].running_mean)
-        torch.testing.assert_close(ours[number].running_var, torchs_own[number].running_var)
-
-
-def test_a_batch_counts_by_its_number_of_images():
-    network = make_network()
-    images = torch.cat(batches())
-    recalibrate_statistics(network, torch.split(images, 7))  # 7, 7 and 4
-    with torch.no_grad():
-        inside = network[0](images)
-    torch.testing.assert_close(network[1].running_mean, inside.mean(dim=(0, 2, 3)))
-
-
-@pytest.mark.parametrize("how", ["mode", "hook"])
-def test_frozen_layers_stay_bit_for_bit(how):
-    network = make_network(dropout=0.5)
-    stir(network, 0)
-    if how == "mode":
-        network[1].eval()
-    else:  # what a freeze plan hangs on a frozen layer, here after someone called `train()`
-        network[1].register_forward_pre_hook(lambda module, _: setattr(module, "training", False))
-    before = copy_of(network)
-    assert recalibrate_statistics(network, batches()) == 1
-    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {"5.running_mean", "5.running_var", "5.num_batches_tracked"}
-
-
-def test_dropout_is_off_and_no_random_number_is_drawn():
-    with_dropout, without = make_network(dropout=0.5), make_network()
-    state = torch.get_rng_state()
-    recalibrate_statistics(with_dropout, batches())
-    assert torch.equal(state, torch.get_rng_state())
-    recalibrate_statistics(without, batches())
-    assert same(copy_of(with_dropout), copy_of(without))
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_modes_and_momenta_are_as_before(fails):
-    network = make_network(dropout=0.5)
-    network[1].eval()
-    network[5].momentum = 0.3
-    modes = [module.training for module in network.modules()]
-
-    def bad():
-        yield batches()[0]
-        raise StopError
-
-    with contextlib.suppress(StopError):
-        recalibrate_statistics(network, bad() if fails else batches())
-    assert [module.training for module in network.modules()] == modes
-    assert (network[1].momentum, network[5].momentum) == (0.1, 0.3)
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
-def test_where_nothing_learns_no_batch_is_asked_for():
-    def never():
-        raise AssertionError
-        yield
-
-    assert recalibrate_statistics(make_network().eval(), never()) == 0
-    assert recalibrate_statistics(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), never()) == 0
-
-
-def test_no_batches_is_an_error_that_leaves_the_statistics():
-    network = make_network()
-    stir(network, 0)
-    before = copy_of(network)
-    with pytest.raises(DataError, match="2 normalisation layers need images"):
-        recalibrate_statistics(network, [])
-    assert same(before, copy_of(network))
 
 
 def test_recalibrated_averages_come_out_again_with_the_raw_statistics():

@@ -31,6 +31,7 @@ from tests.unit.train.training_toys import (
 )
 from transferkit.errors import OptionError
 from transferkit.nn import Backbone
+from transferkit.nn.norm import NORM_KINDS, swap_norm
 from transferkit.strategies import HEAD, Phase, Rule
 from transferkit.train.freeze import FreezePlan
 
@@ -345,6 +346,41 @@ def test_a_network_without_a_backbone_or_with_two_is_refused():
         FreezePlan(nn.Linear(2, 2), [rules])
     with pytest.raises(OptionError, match="one transferkit backbone in it, got 2"):
         FreezePlan(nn.ModuleList([make_backbone(), make_backbone()]), [rules])
+
+
+# ---- Swapped normalisation ------------------------------------------------------------------------------------------
+
+
+def swapped(kind: str) -> nn.Sequential:
+    network = make_network()
+    images, _ = draw(1)[0]
+    swap_norm(network, kind, calibrate=images if kind == "recalibrated" else None)
+    return network
+
+
+@pytest.mark.parametrize("kind", NORM_KINDS)
+def test_swapped_layers_are_frozen_and_spared_weight_decay_as_others_are(kind):
+    network = swapped(kind)
+    plan = FreezePlan(network, head_then(top=0.1), weight_decay=0.1)
+    decayed = {id(p) for group in plan.groups() if group["weight_decay"] for p in group["params"]}
+    found = {name for name, parameter in network.named_parameters() if id(parameter) in decayed}
+    assert found == {"0.trunk.last.0.weight", "1.weight"}
+    plan.start(1)
+    before = states(network[0].trunk)
+    step(network.train(), torch.optim.SGD(plan.groups()), plan)
+    changed, parameters = moved(before, states(network[0].trunk)), dict(network[0].trunk.named_parameters())
+    assert changed & set(parameters) == trunk_names(network[0], ["top"], statistics=False) & set(parameters)
+    assert all(name.startswith("last.") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("momentum", "updated"), ("frozen", "fixed"), ("alpha", "fixed"), ("group", "none")]
+)
+def test_statistics_that_never_move_are_not_said_to(kind, said):
+    network = swapped(kind)
+    plan = FreezePlan(network, [phase("all", stem=1.0, middle=1.0, top=1.0, head=1.0)])
+    assert {claim.statistics for claim in plan.claims() if claim.stage != HEAD} == {said}
+    assert bool(plan.updated_statistics) is (said == "updated")
 
 
 # ---- What is said of it ---------------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""Normalisation: what can take the place of batch normalisation in a network, and the swap itself.
+
+Which kind suits which data is for others; here is what each computes.
+"""
+
+from transferkit.nn.norm.batch import AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
+from transferkit.nn.norm.blended import AlphaBatchNorm
+from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
+from transferkit.nn.norm.kinds import NORM_KINDS, MakeNorm
+from transferkit.nn.norm.memory import NormSwap, original_of, swapped_layers, swapped_norms
+from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
+from transferkit.nn.norm.per_image import ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
+from transferkit.nn.norm.recalibration import follows_batches, recalibrate_statistics
+from transferkit.nn.norm.renorm import AT_ONCE, FROM_SCRATCH, BatchRenorm, Clipping
+from transferkit.nn.norm.source import NormSource, folded_affine, is_batch_norm, nearest_divisor, read_source
+from transferkit.nn.norm.swap import restore_norm, swap_norm
+from transferkit.nn.norm.weights import StandardisedWeight, normalise_weights, plain_weights, standardise_weights
+
+__all__ = [
+    "AT_ONCE",
+    "FROM_SCRATCH",
+    "NORM_KINDS",
+    "AccumulatedBatchNorm",
+    "AffineFrozenBatchNorm",
+    "AlphaBatchNorm",
+    "BatchNorm",
+    "BatchRenorm",
+    "ChannelLayerNorm",
+    "Clipping",
+    "DecorrelatedBatchNorm",
+    "FrozenBatchNorm",
+    "GhostBatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "MakeNorm",
+    "NormSource",
+    "NormSwap",
+    "StandardisedWeight",
+    "SyncBatchNorm",
+    "folded_affine",
+    "follows_batches",
+    "is_batch_norm",
+    "nearest_divisor",
+    "normalise_weights",
+    "original_of",
+    "plain_weights",
+    "read_source",
+    "recalibrate_statistics",
+    "restore_norm",
+    "standardise_weights",
+    "swap_norm",
+    "swapped_layers",
+    "swapped_norms",
+]

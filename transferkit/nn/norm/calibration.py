@@ -1,0 +1,78 @@
+"""Images that a normalisation is fitted to: what may be given, and what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from transferkit.errors import DataError
+
+__all__ = ["Images", "calibration_batches", "calibration_images"]
+
+Images = torch.Tensor | Iterable[torch.Tensor]
+"""(N, 3, S, S) float, normalised as the checkpoint wants it, or several of such."""
+
+BATCH = 64
+"""Images at a time where all come in one tensor: enough to tell moments from, and kind to the memory."""
+
+
+def calibration_batches(images: Images, *, like: nn.Module) -> Iterator[torch.Tensor]:
+    """The images batch by batch, each checked when it comes, in the module's precision and on its device.
+
+    Args:
+        images: One tensor is cut into equal parts of at most `BATCH`; several come as they are.
+        like: The network that they are for.
+
+    Raises:
+        DataError: If there are none, or some of a wrong shape or type, or not finite.
+
+    Example:
+        >>> [len(batch) for batch in calibration_batches(torch.zeros(65, 3, 8, 8), like=nn.Conv2d(3, 1, 1))]
+        [33, 32]
+    """
+    parameter = next((tensor for tensor in like.state_dict().values() if tensor.is_floating_point()), torch.empty(0))
+    count = 0
+    for number, batch in enumerate(_several(images)):
+        _check(batch, number)
+        count += len(batch)
+        yield batch.to(parameter)
+    if not count:
+        raise DataError("Calibration needs images, none came. Give a tensor (N, 3, S, S), N >= 1.")
+
+
+def calibration_images(images: Images, *, like: nn.Module) -> torch.Tensor:
+    """All of the images in one tensor; see `calibration_batches`.
+
+    Raises:
+        DataError: As there, or if their sizes differ.
+    """
+    batches = list(calibration_batches(images, like=like))
+    if len(shapes := sorted({tuple(batch.shape[1:]) for batch in batches})) > 1:
+        raise DataError(f"Calibration images must be of one size, got {shapes[0]} and {shapes[1]}. Resize them first.")
+    return torch.cat(batches)
+
+
+def _several(images: Images) -> Iterable[torch.Tensor]:
+    if not isinstance(images, torch.Tensor):
+        return images
+    if images.ndim == 0 or not len(images):
+        _check(images, 0)
+    return torch.tensor_split(images, math.ceil(len(images) / BATCH))
+
+
+def _check(batch: object, number: int) -> None:
+    where = f"Calibration batch {number}"
+    if not isinstance(batch, torch.Tensor):
+        raise DataError(
+            f"{where} must be a tensor of images, got {type(batch).__name__}. "
+            "Of a loader of images and labels give the images: (images for images, _ in loader)."
+        )
+    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel():
+        raise DataError(f"{where} must be images (N, 3, S, S), N >= 1, got shape {tuple(batch.shape)}.")
+    if not batch.is_floating_point():
+        raise DataError(f"{where} must be float, normalised as the checkpoint wants it, got {batch.dtype}.")
+    if not bool(batch.isfinite().all()):
+        raise DataError(f"{where} holds NaN or infinite values. Look for images that were not decoded right.")

@@ -1,0 +1,140 @@
+"""Batch renormalisation: a batch corrected towards what evaluation will see."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from transferkit.errors import OptionError
+from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics, unbiased
+from transferkit.nn.norm.fused import apply_affine, check_layout
+
+__all__ = ["AT_ONCE", "FROM_SCRATCH", "BatchRenorm", "Clipping"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """How far a batch may be corrected, by the number of training batches so far.
+
+    Args:
+        r_max: Highest ratio of deviations in the end, >= 1; its inverse is the lowest.
+        d_max: Greatest shift in the end, in running deviations, >= 0.
+        start: Batches before any correction: until then it is plain batch normalisation.
+        r_batches, d_batches: Batches after which each limit has reached its end, >= start; between, it grows evenly.
+
+    Raises:
+        OptionError: If one of them is out of range.
+
+    Example:
+        >>> FROM_SCRATCH.at(0), FROM_SCRATCH.at(15_000), FROM_SCRATCH.at(50_000)
+        ((1.0, 0.0), (1.5714285714285714, 2.5), (3.0, 5.0))
+    """
+
+    r_max: float = 3.0
+    d_max: float = 5.0
+    start: int = 0
+    r_batches: int = 0
+    d_batches: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.r_max >= 1:
+            raise OptionError(f"Clipping.r_max must be >= 1, got {self.r_max!r}.")
+        if not self.d_max >= 0:
+            raise OptionError(f"Clipping.d_max must be >= 0, got {self.d_max!r}.")
+        if self.start < 0 or min(self.r_batches, self.d_batches) < self.start:
+            raise OptionError(
+                "Clipping must have 0 <= start <= r_batches and start <= d_batches, "
+                f"got {self.start}, {self.r_batches}, {self.d_batches}."
+            )
+
+    def at(self, batches: int) -> tuple[float, float]:
+        """The limits (r, d) after so many training batches: (1, 0) allows no correction."""
+        return (
+            _ramp(1.0, self.r_max, batches, self.start, self.r_batches),
+            _ramp(0.0, self.d_max, batches, self.start, self.d_batches),
+        )
+
+
+def _ramp(first: float, last: float, batches: int, start: int, stop: int) -> float:
+    if batches < start:
+        return first
+    if batches >= stop:
+        return last
+    # The end of the ramp may be infinite, where half the way is not.
+    return first + (last - first) * (batches - start) / (stop - start) if batches > start else first
+
+
+AT_ONCE = Clipping()
+"""The paper's last limits from the first batch: running statistics of pretrained weights can be trusted at once."""
+
+FROM_SCRATCH = Clipping(start=5_000, r_batches=40_000, d_batches=25_000)
+"""The paper's schedule, for statistics that start at nothing."""
+
+
+class BatchRenorm(BatchNorm):
+    """Batch normalisation whose batches are corrected towards the running statistics; made for small ones.
+
+    In training y = ((x - mean_B) / dev_B * r + d) * weight + bias, with r = dev_B / dev and d = (mean_B - mean) / dev,
+    both clipped and treated as constants. Unclipped, y is what evaluation would give; with r = 1 and d = 0 it is plain
+    batch normalisation. Either way gradients flow through the moments of the batch.
+
+    Args:
+        layer: With running statistics.
+        clipping: How far a batch may be corrected.
+
+    Attributes:
+        corrected: Training batches so far, an integer tensor in the state_dict: the schedule goes on after a resume.
+
+    Raises:
+        OptionError: If the layer keeps no running statistics.
+
+    Shape:
+        (N, C, ...) -> the same. In training a channel needs two values at least.
+
+    References:
+        Ioffe, NeurIPS 2017. Deviations: the running variance is averaged, not the deviation, as torch's layers do, so
+        that weights fit both; for pretrained weights there is no warm-up.
+
+    Example:
+        >>> layer = BatchRenorm(nn.BatchNorm2d(3), clipping=Clipping(r_max=1.5, d_max=0.5))
+        >>> layer(torch.randn(2, 3, 4, 4)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(self, layer: nn.Module, *, clipping: Clipping = AT_ONCE) -> None:
+        source = needs_statistics(layer, "batch renormalisation")
+        super().__init__(layer)
+        self.clipping = clipping
+        self.corrected: torch.Tensor
+        self.register_buffer("corrected", torch.zeros((), dtype=torch.long, device=source.like.device))
+
+    def normalised(self, values: torch.Tensor) -> torch.Tensor:
+        """(N, C, ...) -> the same, before dropout and activation."""
+        if not self.training:
+            return super().normalised(values)
+        check_layout(values, self.num_features, self)
+        self._check_count(values)
+        mean, variance, count = batch_moments(values)
+        ratio, shift = self._corrections(mean.detach(), variance.detach())
+        shape = (1, -1, *(1,) * (values.ndim - 2))
+        normal = self._standardise(values, mean, variance) * ratio.view(shape) + shift.view(shape)
+        self._follow(mean, unbiased(variance, count))
+        self.corrected.add_(1)
+        return apply_affine(normal, self.weight, self.bias).to(values.dtype)
+
+    def _corrections(self, mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """r and d, two (C,), clipped."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        highest, furthest = self.clipping.at(int(self.corrected))
+        scale = (self.running_var.to(variance.dtype) + self.eps).rsqrt()
+        ratio = (variance + self.eps).sqrt() * scale
+        shift = (mean - self.running_mean) * scale
+        return ratio.clamp(0.0 if math.isinf(highest) else 1 / highest, highest), shift.clamp(-furthest, furthest)
+
+    def extra_repr(self) -> str:
+        """With the limits in the end."""
+        return f"{super().extra_repr()}, r_max={self.clipping.r_max}, d_max={self.clipping.d_max}"
