@@ -40,6 +40,7 @@ LAYERS["mirror"] = frozenset({"data", "features", "strategies", "train", "look"}
 LAYERS["training"] = frozenset(
     {"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"}
 )
+LAYERS["normalising"] = frozenset({"data", "nn", "survey", "look"})
 LAYERS["fitting"] = frozenset({"nn", "strategies", "train", "survey", "look", "training"})
 LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
 LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})

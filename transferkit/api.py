@@ -13,18 +13,20 @@ from scipy.special import softmax
 from torch import nn
 
 from transferkit.data import Data
-from transferkit.decision import MODES, decide, starting_rate
+from transferkit.decision import MODES, choose_norm, decide, starting_rate
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel, logits_of
+from transferkit.nn.norm import NORM_KINDS, is_batch_norm
+from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
-from transferkit.processes import is_first
+from transferkit.processes import is_first, place
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
-from transferkit.strategies import STRATEGIES
+from transferkit.strategies import NORMS, STRATEGIES
 from transferkit.survey import timed
 from transferkit.train import HEADS, Recipe
 from transferkit.training import Training, Tuning
@@ -141,6 +143,7 @@ def adapt(
     strategy: str = "auto",
     stage: str | int | None = None,
     mode: str = "evidence",
+    norm: str = "auto",
     image_size: int | None = None,
     batch_size: int | None = None,
     budget: float | None = None,
@@ -177,6 +180,9 @@ def adapt(
             "selected" those of their features that tell the classes apart.
         mode: How "auto" decides: "evidence" (measured), "search" (measured, then fine-tuning is tried on held-back
             images before it is chosen) or "rule" (the textbook's matrix).
+        norm: What becomes of batch normalisation while a network is fine-tuned: "frozen" or "keep" (it goes on
+            measuring its statistics), or a kind in `transferkit.nn.norm.NORM_KINDS` ("group", "renorm", ...) to swap it
+            for, which is refused where the features lose by it; "auto" decides.
         budget: Seconds that may go into what comes after the frozen pass: for "evidence" a limit on the cost of the
             strategy, for "search" on that of all trials as well. None sets no limit.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
@@ -198,7 +204,7 @@ def adapt(
         >>> result.metrics["test"].accuracy > 0.97  # doctest: +SKIP
         True
     """
-    _check_options(strategy=strategy, stage=stage, mode=mode, budget=budget, head=head, out=out)
+    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, budget=budget, head=head, out=out)
     recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
     options = Options(
         image_size=image_size,
@@ -233,7 +239,9 @@ def adapt(
         else:
             decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
         decision = _paced(decision, looked, options, recipe)
-    begun = trials.begun.get(decision.strategy)
+        seen, decision = _normed(looked, decision, options, recipe, norm)
+    begun = trials.begun.get(decision.strategy) if seen is looked else None
+    looked = seen
     fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
     decision = dataclasses.replace(decision, reasons=(*decision.reasons, *fitted.reasons))
     with timed(seconds, "verify"):
@@ -266,6 +274,7 @@ def _check_options(
     strategy: str,
     stage: str | int | None,
     mode: str,
+    norm: str,
     budget: float | None,
     head: str,
     out: str | Path | None,
@@ -279,6 +288,8 @@ def _check_options(
         raise OptionError(unknown_name("strategy", strategy, ["auto", *STRATEGIES]))
     if strategy == "auto" and stage is not None:
         raise OptionError("A stage can be named only with a strategy: strategy=linear_probe stage=... .")
+    if norm not in ("auto", *NORMS, *NORM_KINDS):
+        raise OptionError(unknown_name("normalisation", norm, ["auto", *NORMS, *NORM_KINDS]))
     if head not in HEADS:
         raise OptionError(unknown_name("head", head, HEADS))
     if out is not None and Path(out).exists() and not Path(out).is_dir():
@@ -296,6 +307,25 @@ def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe)
         lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
         why = f"The learning rate of the last stage, {lr:.2g}, was asked for."
     return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
+
+
+def _normed(looked: Looked, decision: Decision, options: Options, recipe: Recipe, norm: str) -> tuple[Looked, Decision]:
+    """What becomes of normalisation: the look to go on with, and the decision that says it."""
+    if decision.strategy == "linear_probe":
+        return looked, decision
+    why = [f"What becomes of normalisation was asked for: {norm}."]
+    if norm == "auto":
+        size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
+        norm, reason = choose_norm(
+            pretrained=looked.backbone.spec.pretrained,
+            normalises_batches=any(map(is_batch_norm, looked.backbone.trunk.modules())),
+            at_once=max(1, size // place()[1]),
+        )
+        why = [reason]
+    if norm not in NORMS:
+        looked, outcome = look_through(looked, options, norm)
+        norm, why = looked.backbone.spec.norm or "frozen", [*why, outcome]
+    return looked, dataclasses.replace(decision, norm=norm, reasons=(*decision.reasons, *why))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   resume=true           the same command with the same out=DIR takes a killed run up; false starts afresh
   mode=evidence         or search: fine-tuning is tried on held-back images before it is chosen; or rule: the
                         textbook's matrix on the number of images and their similarity to the source
+  norm=auto             or frozen, keep, or what to swap batch normalisation for (group, renorm, ...): fine-tuning
   budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials as well
   similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
   head=auto             or ridge, logistic, average (of the two)
@@ -380,6 +381,7 @@ def _adapt(settings: DictConfig) -> None:
         strategy=settings.strategy,
         stage=settings.stage,
         mode=settings.mode,
+        norm=settings.norm,
         budget=settings.budget,
         head=settings.head,
         train=_named_values(settings.train),
@@ -462,7 +464,7 @@ def _analyze(settings: DictConfig) -> None:
     print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
 
 
-ADAPT_ONLY = ("model", "checkpoint", "strategy", "stage", "mode", "budget", "head", "similarity", "source")
+ADAPT_ONLY = ("model", "checkpoint", "strategy", "stage", "mode", "norm", "budget", "head", "similarity", "source")
 """Settings that say nothing about a ranking; given all the same, they mean another verb."""
 
 RANK_ARGUMENTS = tuple(key for key in SHARED if key not in ADAPT_ONLY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transferkit.look import Looked, Options
 from transferkit.nn import Classifier
@@ -37,6 +37,8 @@ class Outcome:
 
 def plan_decision(looked: Looked, decision: Decision) -> Plan:
     """What a decision leads to on this backbone."""
+    if looked.backbone.spec.norm:  # swapped: what its layers measure, if anything, is theirs to go on measuring
+        decision = replace(decision, norm="keep")
     return STRATEGIES[decision.strategy](decision, [stage.name for stage in looked.backbone.stages])
 
 

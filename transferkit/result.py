@@ -24,6 +24,7 @@ from transferkit.errors import OptionError, RunFolderError, TransferkitError, un
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
+from transferkit.nn.norm import swap_norm
 from transferkit.report import render
 from transferkit.serialise import from_json, to_json
 from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
@@ -232,7 +233,8 @@ def _architecture(evidence: Evidence, module: nn.Module | None) -> nn.Module:
             f"This run used a module of your own ({spec.architecture}), which cannot be rebuilt from its name. "
             "Pass one like it: transferkit.load(path, module=...)."
         )
-    return zoo.load(f"{source}/{spec.architecture}", pretrained=False)[0]
+    network = zoo.load(f"{source}/{spec.architecture}", pretrained=False)[0]
+    return swap_norm(network, spec.norm) if spec.norm else network
 
 
 def load(path: str | Path, *, module: nn.Module | None = None) -> Result:

@@ -157,6 +157,7 @@ class BackboneSpec:
         original_by: Who says so.
         published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
         published_by: Who says so.
+        norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
     """
 
     name: str
@@ -178,6 +179,7 @@ class BackboneSpec:
     original_by: str = ""
     published_accuracy: float | None = None
     published_by: str = ""
+    norm: str = ""
 
     def at(self, size: int | None) -> BackboneSpec:
         """The same backbone for another input side; None changes nothing. The native size stays on record."""

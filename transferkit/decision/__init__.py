@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from transferkit.decision.effort import HELD_BACK, usual_batch, usual_epochs, usual_folds
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
+from transferkit.decision.normalisation import choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import DEFAULT_BATCH, rule
 from transferkit.decision.weighing import best_probe, weigh
@@ -25,6 +26,7 @@ __all__ = [
     "Situation",
     "StartingRate",
     "best_probe",
+    "choose_norm",
     "decide",
     "load_gain_model",
     "rule",

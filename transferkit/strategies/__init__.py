@@ -10,12 +10,13 @@ from transferkit.strategies.lora import lora
 from transferkit.strategies.lp_ft import lp_ft
 from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
-from transferkit.strategies.plan import HEAD, STRATEGIES, Adapters, Phase, Plan, Rule
+from transferkit.strategies.plan import HEAD, NORMS, STRATEGIES, Adapters, Phase, Plan, Rule
 from transferkit.strategies.rates import scaled_plan, with_new_head
 from transferkit.strategies.surgical import surgical
 
 __all__ = [
     "HEAD",
+    "NORMS",
     "STRATEGIES",
     "Adapters",
     "Phase",

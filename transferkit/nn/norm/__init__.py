@@ -6,7 +6,7 @@ Which kind suits which data is for others; here is what each computes.
 from transferkit.nn.norm.batch import AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
-from transferkit.nn.norm.kinds import NORM_KINDS, MakeNorm
+from transferkit.nn.norm.kinds import CALIBRATED, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.memory import NormSwap, original_of, swapped_layers, swapped_norms
 from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
 from transferkit.nn.norm.per_image import ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
@@ -18,6 +18,7 @@ from transferkit.nn.norm.weights import StandardisedWeight, normalise_weights, p
 
 __all__ = [
     "AT_ONCE",
+    "CALIBRATED",
     "FROM_SCRATCH",
     "NORM_KINDS",
     "AccumulatedBatchNorm",
