@@ -15,7 +15,7 @@ from transferkit.errors import DataError, OptionError
 from transferkit.nn.norm import NORM_KINDS, follows_batches, original_of, restore_norm, swap_norm, swapped_norms
 
 CHANNELS = 8
-BY_IMAGE = {"group", "layer", "channel_layer", "instance"}
+BY_IMAGE = {"group", "standardised_group", "layer", "channel_layer", "instance"}
 """Kinds that look at one image at a time."""
 
 BY_BATCH_ALWAYS = {"alpha"}
@@ -62,7 +62,7 @@ every_source = pytest.mark.parametrize("source", [plain, fused, frozen], ids=lam
 def test_the_table_is_complete():
     assert set(NORM_KINDS) == {
         *("frozen", "frozen_affine", "momentum", "recalibrated", "sync", "renorm", "ghost", "accumulated", "alpha"),
-        *("decorrelated", "group", "layer", "channel_layer", "instance"),
+        *("decorrelated", "group", "standardised_group", "layer", "channel_layer", "instance"),
     }
 
 

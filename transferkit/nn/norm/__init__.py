@@ -5,6 +5,15 @@ Which kind suits which data is for others; here is what each computes.
 
 from transferkit.nn.norm.batch import AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
+from transferkit.nn.norm.conversion import (
+    ConversionReport,
+    LayerFit,
+    StandardisedGroupNorm,
+    distil_norms,
+    find_batch_norms,
+    fit_group_norms,
+    fold,
+)
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.kinds import CALIBRATED, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.memory import NormSwap, original_of, swapped_layers, swapped_norms
@@ -28,17 +37,24 @@ __all__ = [
     "BatchRenorm",
     "ChannelLayerNorm",
     "Clipping",
+    "ConversionReport",
     "DecorrelatedBatchNorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "GroupNorm",
     "InstanceNorm",
+    "LayerFit",
     "LayerNorm",
     "MakeNorm",
     "NormSource",
     "NormSwap",
+    "StandardisedGroupNorm",
     "StandardisedWeight",
     "SyncBatchNorm",
+    "distil_norms",
+    "find_batch_norms",
+    "fit_group_norms",
+    "fold",
     "folded_affine",
     "follows_batches",
     "is_batch_norm",

@@ -10,7 +10,7 @@ from torch import nn
 from transferkit.errors import DataError
 from transferkit.nn.norm.source import FOLLOWERS, NormSource
 
-__all__ = ["Fused", "apply_affine", "check_layout", "share_hooks", "take_affine", "take_followers"]
+__all__ = ["Fused", "apply_affine", "check_count", "check_layout", "share_hooks", "take_affine", "take_followers"]
 
 HOOKS = (
     "_forward_hooks",
@@ -76,6 +76,15 @@ def check_layout(values: torch.Tensor, channels: int, layer: nn.Module) -> None:
         raise DataError(
             f"{type(layer).__name__} expects values (N, {channels}, ...), got shape {tuple(values.shape)}. "
             "Channels come at axis 1."
+        )
+
+
+def check_count(values: torch.Tensor, together: int, layer: nn.Module) -> None:
+    """Raise a `DataError` for one value alone: it is its own mean, and normalised it is 0, whatever it was."""
+    if together < 2:
+        raise DataError(
+            f"{type(layer).__name__} normalises 2 values together at least, got {together}: "
+            f"shape {tuple(values.shape)}. Take fewer groups, a larger image_size, or the kind layer."
         )
 
 

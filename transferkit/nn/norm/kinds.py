@@ -12,6 +12,7 @@ from torch import nn
 
 from transferkit.nn.norm.batch import SLOW_MOMENTUM, AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
+from transferkit.nn.norm.conversion import standardising
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
 from transferkit.nn.norm.per_image import GROUPS, ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
@@ -26,11 +27,11 @@ MakeNorm = Callable[[nn.Module, int | None], nn.Module]
 NORM_KINDS: Registry[MakeNorm] = Registry("kind of normalisation")
 """Name -> what makes the replacement of one batch normalisation."""
 
-GROUPED = frozenset({"group", "decorrelated"})
+GROUPED = frozenset({"group", "standardised_group", "decorrelated"})
 """Kinds that put channels into groups."""
 
-CALIBRATED = frozenset({"group", "recalibrated"})
-"""Kinds that images can be fitted to."""
+CALIBRATED = frozenset({"standardised_group", "recalibrated"})
+"""Kinds that can be fitted to images."""
 
 
 @NORM_KINDS.register("frozen")
@@ -86,6 +87,11 @@ def _decorrelated(layer: nn.Module, groups: int | None) -> nn.Module:
 @NORM_KINDS.register("group")
 def _group(layer: nn.Module, groups: int | None) -> nn.Module:
     return GroupNorm(layer, groups=GROUPS if groups is None else groups)
+
+
+@NORM_KINDS.register("standardised_group")
+def _standardised_group(layer: nn.Module, groups: int | None) -> nn.Module:
+    return standardising(layer, groups=1 if groups is None else groups)
 
 
 @NORM_KINDS.register("layer")

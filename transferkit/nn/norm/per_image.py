@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from transferkit.errors import DataError
-from transferkit.nn.norm.fused import Fused, check_layout, take_affine, take_followers
+from transferkit.nn.norm.fused import Fused, check_count, check_layout, take_affine, take_followers
 from transferkit.nn.norm.source import nearest_divisor, read_source
 
 __all__ = ["GROUPS", "ChannelLayerNorm", "GroupNorm", "InstanceNorm", "LayerNorm"]
@@ -60,7 +59,7 @@ class GroupNorm(Fused, nn.GroupNorm):
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same, before dropout and activation."""
         check_layout(values, self.num_channels, self)
-        _check_count(values, values[0].numel() // self.num_groups, self)
+        check_count(values, values[0].numel() // self.num_groups, self)
         return nn.GroupNorm.forward(self, values)
 
 
@@ -125,7 +124,7 @@ class ChannelLayerNorm(_PerImage):
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same, before dropout and activation."""
         check_layout(values, self.num_channels, self)
-        _check_count(values, self.num_channels, self)
+        check_count(values, self.num_channels, self)
         last = F.layer_norm(values.movedim(1, -1), (self.num_channels,), self.weight, self.bias, self.eps)
         return last.movedim(-1, 1)
 
@@ -153,14 +152,5 @@ class InstanceNorm(_PerImage):
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same, before dropout and activation."""
         check_layout(values, self.num_channels, self)
-        _check_count(values, values[0, 0].numel(), self)
+        check_count(values, values[0, 0].numel(), self)
         return F.instance_norm(values, weight=self.weight, bias=self.bias, eps=self.eps)
-
-
-def _check_count(values: torch.Tensor, together: int, layer: nn.Module) -> None:
-    """One value is its own mean: normalised it is 0, whatever it was."""
-    if together < 2:
-        raise DataError(
-            f"{type(layer).__name__} normalises 2 values together at least, got {together}: "
-            f"shape {tuple(values.shape)}. Take fewer groups, a larger image_size, or the kind layer."
-        )

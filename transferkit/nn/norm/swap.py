@@ -6,7 +6,7 @@ the layer itself, so that nothing is lost. Make optimizers and freeze plans afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.errors import OptionError, TransferkitError, list_problems
 from transferkit.nn.norm.calibration import Images, calibration_batches, calibration_images
+from transferkit.nn.norm.conversion import StandardisedGroupNorm, fit_successors
 from transferkit.nn.norm.fused import share_hooks
 from transferkit.nn.norm.kinds import CALIBRATED, GROUPED, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.memory import Memory, memory_of, original_of, remember, swapped_layers
@@ -41,11 +42,13 @@ def swap_norm(
 
     Args:
         module: A network, or one layer.
-        to: A kind, a name in `NORM_KINDS`, or a function that makes the replacement of one layer.
-        groups: Of channels, for the kinds "group" (None: 32) and "decorrelated" (None: 16 channels each); where it does
-            not divide a layer's channels, the nearest number that does is taken.
+        to: A kind, a name in `NORM_KINDS`, or a function that makes the replacement of one layer. "group" with images
+            to calibrate by is "standardised_group".
+        groups: Of channels, for the kinds "group" (None: 32), "standardised_group" (None: 1) and "decorrelated" (None:
+            16 channels each); where it does not divide a layer's channels, the nearest number that does is taken.
         calibrate: (N, 3, S, S) float, normalised images, or several of such. The kind "recalibrated" needs them, to
-            measure the running statistics anew; "group" can be fitted to them, to come near the original's outputs.
+            measure the running statistics anew; "standardised_group" can be fitted to them, to come near the original's
+            outputs (see `fit_group_norms`).
 
     Returns:
         The module; where it is itself such a layer, its replacement.
@@ -62,13 +65,15 @@ def swap_norm(
         >>> restore_norm(network)[1]  # doctest: +ELLIPSIS
         BatchNorm2d(8, ...)
     """
+    if to == "group" and calibrate is not None:
+        to = "standardised_group"
     _check_options(to, groups, calibrate)
     made = _make_all(module, to, groups)
     before = {id(replacement): layer for layer, replacement in made.values()}
     swapped = _put(module, {key: replacement for key, (_, replacement) in made.items()})
     if calibrate is not None:
         try:
-            _calibrate(swapped, str(to), calibrate)
+            _calibrate(swapped, str(to), groups, calibrate)
         except BaseException:
             _put(swapped, before)
             raise
@@ -104,15 +109,20 @@ def _check_options(to: str | Callable[[nn.Module], nn.Module], groups: int | Non
         _ = NORM_KINDS[to]
     problems = []
     if groups is not None and to not in GROUPED:
-        problems.append(f"groups={groups!r} is for {' and '.join(sorted(GROUPED))} only, not for {to!r}; leave it out")
+        problems.append(f"groups={groups!r} is for {_listed(GROUPED)} only, not for {to!r}; leave it out")
     elif groups is not None and groups < 1:
         problems.append(f"groups must be >= 1, got {groups!r}")
     if calibrate is not None and to not in CALIBRATED:
-        problems.append(f"{to!r} has no use for calibrate; kinds that have are {' and '.join(sorted(CALIBRATED))}")
+        problems.append(f"{to!r} has no use for calibrate; kinds that have are {_listed(CALIBRATED)}")
     if calibrate is None and to == "recalibrated":
         problems.append("'recalibrated' measures statistics on images: give calibrate, (N, 3, S, S) normalised images")
     if problems:
         raise OptionError(list_problems("The normalisation cannot be swapped:", problems))
+
+
+def _listed(names: Collection[str]) -> str:
+    *others, last = sorted(names)
+    return f"{', '.join(others)} and {last}"
 
 
 def _make_all(
@@ -201,7 +211,7 @@ def _first_tensor(module: nn.Module) -> torch.Tensor | None:
     return next((tensor for tensor in module.state_dict().values() if tensor.is_floating_point()), None)
 
 
-def _calibrate(swapped: nn.Module, kind: str, images: Images) -> None:
+def _calibrate(swapped: nn.Module, kind: str, groups: int | None, images: Images) -> None:
     if kind == "recalibrated":
         layers = [layer for _, layer, _ in swapped_layers(swapped) if isinstance(layer, _BatchNorm)]
         estimated = recalibrate_statistics(swapped, calibration_batches(images, like=swapped), layers=layers)
@@ -211,8 +221,16 @@ def _calibrate(swapped: nn.Module, kind: str, images: Images) -> None:
                 "statistics cannot be measured. Release the freeze plan first."
             )
         return
-    from transferkit.nn.norm.conversion import (  # type: ignore[import-untyped, unused-ignore]
-        fit_group_norms,
-    )
+    fit_successors(swapped, dict(_pairs(swapped)), calibration_images(images, like=swapped))
 
-    fit_group_norms(swapped, calibration_images(images, like=swapped))
+
+def _pairs(swapped: nn.Module) -> Iterator[tuple[str, tuple[nn.BatchNorm2d, StandardisedGroupNorm]]]:
+    """Path -> the original and its successor."""
+    for path, layer, original in swapped_layers(swapped):
+        assert isinstance(layer, StandardisedGroupNorm)
+        if not path or not isinstance(original, nn.BatchNorm2d) or original.running_mean is None:
+            raise OptionError(
+                f"{path or 'the module'}: only a BatchNorm2d with running statistics, inside a network, can be fitted "
+                f"to images, got {type(original).__name__}. Leave calibrate out."
+            )
+        yield path, (original, layer)

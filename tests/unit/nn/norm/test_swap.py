@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
 
 import pytest
 import timm
@@ -24,6 +22,7 @@ from transferkit.nn.norm import (
     FrozenBatchNorm,
     GhostBatchNorm,
     GroupNorm,
+    fit_group_norms,
     is_batch_norm,
     original_of,
     restore_norm,
@@ -263,12 +262,15 @@ def test_a_function_makes_layers_with_options_of_their_own():
     ("options", "message"),
     [
         ({"to": "gruop"}, "Unknown kind of normalisation 'gruop'. Closest known: group."),
-        ({"to": "frozen", "groups": 4}, "groups=4 is for decorrelated and group only, not for 'frozen'; leave it out"),
+        (
+            {"to": "frozen", "groups": 4},
+            "groups=4 is for decorrelated, group and standardised_group only, not for 'frozen'",
+        ),
         ({"to": "group", "groups": 0}, "groups must be >= 1, got 0"),
         ({"to": "recalibrated"}, "'recalibrated' measures statistics on images: give calibrate"),
         (
             {"to": "layer", "calibrate": PICTURES},
-            "'layer' has no use for calibrate; kinds that have are group and recalibrated",
+            "'layer' has no use for calibrate; kinds that have are recalibrated and standardised_group",
         ),
     ],
 )
@@ -347,10 +349,7 @@ def test_precision_is_that_of_the_network():
         ([], "Calibration needs images, none came"),
     ],
 )
-def test_images_that_cannot_be_used_are_refused_and_nothing_is_changed(kind, given, message, monkeypatch):
-    stub = types.ModuleType("transferkit.nn.norm.conversion")
-    stub.fit_group_norms = lambda module, images: module
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+def test_images_that_cannot_be_used_are_refused_and_nothing_is_changed(kind, given, message):
     network = pyramid()
     twin = copy.deepcopy(network)
     with pytest.raises(DataError, match=message):
@@ -359,28 +358,24 @@ def test_images_that_cannot_be_used_are_refused_and_nothing_is_changed(kind, giv
     assert same_state(network, twin)
 
 
-def test_groups_are_fitted_by_the_conversion_on_all_images_in_one_tensor(monkeypatch):
-    calls = []
-    stub = types.ModuleType("transferkit.nn.norm.conversion")
-    stub.fit_group_norms = lambda module, images: calls.append((module, images))
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    network = pyramid()
-    swap_norm(network, "group", groups=1, calibrate=[PICTURES[:4], PICTURES[4:]])
-    ((module, images),) = calls
-    assert module is network
-    assert torch.equal(images, PICTURES)
+def test_groups_are_fitted_by_the_conversion_on_all_images_in_one_tensor():
+    network, by_hand = pyramid(), pyramid()
+    by_hand.load_state_dict(network.state_dict())
+    swap_norm(network, "group", calibrate=[PICTURES[:4], PICTURES[4:]])
+    report = fit_group_norms(by_hand, PICTURES)
+    assert [one.path for one in swapped_norms(network)] == [fit.path for fit in report.layers]
+    assert {one.kind_after for one in swapped_norms(network)} == {"standardised_group"}
+    assert same_state(network, by_hand)
     with pytest.raises(DataError, match=r"must be of one size, got \(3, 16, 16\) and \(3, 32, 32\). Resize them first"):
         swap_norm(network, "group", calibrate=[PICTURES, PICTURES[..., :16, :16]])
     assert {swap.groups for swap in swapped_norms(network)} == {1}
 
 
 def test_a_failed_calibration_puts_back_what_stood_there(monkeypatch):
-    def fail(module, images):
+    def fail(module, pairs, images):
         raise RuntimeError("no memory")
 
-    stub = types.ModuleType("transferkit.nn.norm.conversion")
-    stub.fit_group_norms = fail
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    monkeypatch.setattr("transferkit.nn.norm.swap.fit_successors", fail)
     network = swap_norm(pyramid(), "frozen")
     frozen = network.stem[1]
     with pytest.raises(RuntimeError, match="no memory"):

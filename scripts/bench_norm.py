@@ -1,0 +1,292 @@
+"""How much of a pretrained network is left when its batch normalisation is replaced.
+
+    python scripts/bench_norm.py convert [--seeds 0 1 2] [--images 16 64 512] [--epochs 6] [--out benchmarks/norm.json]
+
+`convert` replaces every batch normalisation of the packaged EfficientNet-Lite0 at 96 px and counts on how many
+photographs the largest of its 1000 outputs stays the same. The photographs are Tux Paint's stamps without drawings and
+letters (Debian's tuxpaint-stamps-default), two fifths of them for the test; what is fitted sees the others and tiles of
+mate-backgrounds, drawn anew for each seed; where more are asked for than there are, the rest is mirrored. No label is
+used. Stamps whose names begin alike are on one side.
+
+Run again, it goes on where it stopped. A Markdown table of everything found goes to the standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from regret_tasks.pictures import base_name, is_copy, split_groups, tiles
+from regret_tasks.task import PHOTOS, STAMPS
+from torch import nn
+
+from transferkit import load_backbone
+from transferkit.data.decode import decode
+from transferkit.data.geometry import to_pixels
+from transferkit.intervals import wilson_interval
+from transferkit.nn.model import normalise
+from transferkit.nn.norm.conversion import distil_norms, find_batch_norms, fit_group_norms
+from transferkit.repro import environment
+from transferkit.train.averaging import recalibrate_statistics
+from transferkit.types import Preprocessing
+
+MODEL = "packaged/tf_efficientnet_lite0"
+SIZE = 96
+BATCH = 43
+"""Of the evaluation, in evaluation mode: no figure depends on it."""
+
+PHOTO_WIDTH, PHOTO_TILE = 960, 192
+"""A background is brought to this width and cut into tiles of this side."""
+
+BLENDS = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
+TRAIN_BATCHES = (2, 8, 32)
+USUAL = 64
+"""Images for the variants that are not tried at every number."""
+
+LATE = ("blocks.3", "blocks.4", "blocks.5", "blocks.6")
+"""First stage that is converted where the stages before keep their batch normalisation, frozen."""
+
+
+class Photos(NamedTuple):
+    """(N, 3, S, S) float each, normalised."""
+
+    pool: torch.Tensor
+    test: torch.Tensor
+
+
+class Found(NamedTuple):
+    """Test photographs with the same largest output as the network as it was, and what else is worth keeping."""
+
+    same: int
+    extra: dict[str, object]
+
+
+class Network(nn.Module):
+    """Backbone and the classifier that it came with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        backbone = load_backbone(MODEL, image_size=SIZE)
+        self.preprocessing = backbone.spec.preprocessing
+        self.trunk, self.head = backbone.trunk, backbone.head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(images))
+
+
+def is_photo(path: Path) -> bool:
+    place = path.relative_to(STAMPS).as_posix()
+    return "/cartoon" not in place and not place.startswith("symbols/") and not is_copy(path.stem)
+
+
+def background_tiles() -> Iterator[Image.Image]:
+    for path in sorted(PHOTOS.glob("*.jpg")):
+        photo = decode(path)
+        height = round(photo.height * PHOTO_WIDTH / photo.width)
+        photo = photo.resize((PHOTO_WIDTH, height), Image.Resampling.LANCZOS)
+        yield from (tile for *_, tile in tiles(photo, PHOTO_TILE))
+
+
+def load_photos(preprocessing: Preprocessing) -> Photos:
+    paths = [path for path in sorted(STAMPS.rglob("*.png")) if is_photo(path)]
+    if not paths:
+        raise SystemExit(f"{STAMPS} is not here; install the Debian package tuxpaint-stamps-default.")
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(base_name(path.stem), []).append(str(path))
+    sides = split_groups(groups, np.random.default_rng(0))
+    cut = {side: [decode(path) for path in paths if sides[str(path)] == side] for side in ("train", "test")}
+
+    def batch(images: list[Image.Image]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack([to_pixels(image, preprocessing) for image in images]))
+        return normalise(pixels, preprocessing).contiguous(memory_format=torch.channels_last)
+
+    return Photos(pool=batch([*cut["train"], *background_tiles()]), test=batch(cut["test"]))
+
+
+def draw(pool: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """`count` images of the pool, each once; then the same mirrored."""
+    rows = np.random.default_rng(seed).permutation(len(pool))
+    both = torch.cat([pool[rows], pool[rows].flip(3)])
+    return both[:count].contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def choices(network: nn.Module, images: torch.Tensor, *, batch: int = BATCH) -> torch.Tensor:
+    """(N,) the largest output of each image."""
+    return torch.cat([network(part).argmax(1) for part in images.split(batch)])
+
+
+class Conversion:
+    """Everything that is done to a copy of the network, each by name."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.network = Network().eval().to(memory_format=torch.channels_last)
+        self.photos = load_photos(self.network.preprocessing)
+        self.right = choices(self.network, self.photos.test)
+
+    def trials(self) -> Iterator[tuple[str, int, int, Callable[[], Found]]]:
+        """Name, images, seed, and what does it."""
+        yield "BN frozen", 0, 0, lambda: self._found(self.network)
+        for groups in (32, 1):
+            yield f"GN, weights taken over, {groups} groups", 0, 0, lambda groups=groups: self._taken_over(groups)
+        for seed in self.options.seeds:
+            for batch in TRAIN_BATCHES:
+                name = f"BN by the batch of {batch}"
+                yield name, 0, seed, lambda batch=batch, seed=seed: self._by_batch(batch, seed)
+            for count in self.options.images:
+                images = draw(self.photos.pool, count, seed)
+                for name, trial in self._with(images, count, seed):
+                    yield name, count, seed, trial
+
+    def _with(self, images: torch.Tensor, count: int, seed: int) -> Iterator[tuple[str, Callable[[], Found]]]:
+        yield "BN recalibrated", lambda: self._recalibrated(images)
+        yield "GN fitted, 1 group", lambda: self._fitted(images)
+        yield "GN fitted, 1 group, blend 0.3", lambda: self._fitted(images, blend=0.3)
+        if count == USUAL:
+            for blend in BLENDS:
+                if blend not in (1.0, 0.3):
+                    yield f"GN fitted, 1 group, blend {blend:g}", lambda blend=blend: self._fitted(images, blend=blend)
+            for groups in (2, 8, 32):
+                yield f"GN fitted, {groups} groups", lambda groups=groups: self._fitted(images, groups=groups)
+            for first in LATE:
+                yield f"GN fitted, 1 group, from {first} on", lambda first=first: self._fitted(images, first=first)
+        if count >= USUAL:
+            yield "GN fitted and distilled, 1 group", lambda: self._fitted(images, distil=seed)
+            yield (
+                "GN fitted and distilled, 1 group, blend 0.3",
+                lambda: self._fitted(images, blend=0.3, distil=seed),
+            )
+
+    def _found(self, network: nn.Module, **extra: object) -> Found:
+        return Found(int((choices(network.eval(), self.photos.test) == self.right).sum()), extra)
+
+    def _taken_over(self, groups: int) -> Found:
+        network = copy.deepcopy(self.network)
+        for path, source in find_batch_norms(network).items():
+            fits = next(g for g in range(groups, 0, -1) if source.num_features % g == 0)
+            norm = nn.GroupNorm(fits, source.num_features, eps=source.eps)
+            norm.load_state_dict({"weight": source.weight, "bias": source.bias})
+            network.set_submodule(path, nn.Sequential(norm, source.act))
+        return self._found(network)
+
+    def _by_batch(self, batch: int, seed: int) -> Found:
+        """Statistics of the batch, in batches of photographs drawn at random; the last, smaller one is filled up."""
+        network = copy.deepcopy(self.network)
+        for norm in find_batch_norms(network).values():
+            norm.train()
+        count = len(self.photos.test)
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+        filled = torch.cat([order, order[: -count % batch]])
+        chosen = choices(network, self.photos.test[filled], batch=batch)[:count]
+        return Found(int((chosen == self.right[order]).sum()), {})
+
+    def _recalibrated(self, images: torch.Tensor) -> Found:
+        network = copy.deepcopy(self.network)
+        for norm in find_batch_norms(network).values():
+            norm.train()
+        recalibrate_statistics(network, images.split(64))
+        return self._found(network)
+
+    def _fitted(
+        self,
+        images: torch.Tensor,
+        *,
+        groups: int = 1,
+        blend: float = 1.0,
+        first: str = "",
+        distil: int | None = None,
+    ) -> Found:
+        network = copy.deepcopy(self.network)
+        paths = list(find_batch_norms(network))  # stem -> head, in this network
+        paths = paths[next(at for at, path in enumerate(paths) if path.startswith(f"trunk.{first}")) :]
+        report = fit_group_norms(network, images, groups=groups, blend=blend, paths=paths)
+        if distil is not None:
+            distil_norms(network, self.network, images, epochs=self.options.epochs, seed=distil)
+        layers = {layer.path: [round(layer.before, 5), round(layer.after, 5)] for layer in report.layers}
+        return self._found(network, fitted_agreement=report.agreement, layers=layers)
+
+
+def convert(options: argparse.Namespace) -> None:
+    kept = read(options.out)
+    rows: list[dict[str, Any]] = kept.get("convert", {}).get("rows", [])
+    done = {(row["variant"], row["images"], row["seed"]) for row in rows}
+    work = Conversion(options)
+    total = len(work.photos.test)
+    for name, images, seed, trial in work.trials():
+        if (name, images, seed) in done:
+            continue
+        start = time.perf_counter()
+        same, extra = trial()
+        row = {"variant": name, "images": images, "seed": seed, "agreement": same / total}
+        row["interval"] = wilson_interval(same, total)
+        rows.append({**row, "seconds": round(time.perf_counter() - start, 1), **extra})
+        print(f"{name}, {images} images, seed {seed}: {same / total:.3f}", file=sys.stderr, flush=True)
+        kept["convert"] = {
+            "date": date.today().isoformat(),
+            "machine": environment(seed=0, device="cpu"),
+            "threads": torch.get_num_threads(),
+            "model": MODEL,
+            "image size": SIZE,
+            "test photographs": total,
+            "pool": len(work.photos.pool),
+            "epochs": options.epochs,
+            "rows": rows,
+        }
+        write(options.out, {"script": "scripts/bench_norm.py", **kept})
+    print(table(rows, total))
+
+
+def table(rows: list[dict[str, Any]], total: int) -> str:
+    """Mean over seeds, its range, and a binomial interval as if it were one count."""
+    cells: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        cells.setdefault((row["variant"], row["images"]), []).append(row["agreement"])
+    lines = ["| variant | images | agreement | seeds | 95 % interval |", "|-|-|-|-|-|"]
+    for (variant, images), shares in cells.items():
+        mean = statistics.mean(shares)
+        low, high = wilson_interval(mean * total, total)
+        spread = f"{min(shares):.3f} to {max(shares):.3f}" if len(shares) > 1 else ""
+        lines.append(f"| {variant} | {images or ''} | {mean:.3f} | {spread} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("convert", help="agreement with the network as it was")
+    verb.set_defaults(run=convert)
+    verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    verb.add_argument("--images", type=int, nargs="+", default=[16, USUAL, 512])
+    verb.add_argument("--epochs", type=int, default=6)
+    verb.add_argument("--out", type=Path, default=Path("benchmarks/norm.json"))
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,639 @@
+"""Batch normalisation replaced by group normalisation that was fitted to do the same, from a few unlabelled images.
+
+Group normalisation takes its statistics from each image alone, so it needs no batch; put in a pretrained network as it
+is, it destroys what the network knows. Here each layer first brings its channels to the scale that the running
+statistics of the source give, weighs them so that what an image's statistics vary by is small, and then gets, in closed
+form, the scale and offset that come nearest to what the source layer gives. Whether a network is better off converted
+at all is for others to say.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from transferkit.errors import BackboneError, DataError, OptionError, list_problems, unknown_name
+from transferkit.nn.norm.fused import apply_affine, check_count, check_layout, take_affine, take_followers
+from transferkit.nn.norm.source import nearest_divisor, read_source
+from transferkit.nn.stages import evaluating, explaining, tensor_of
+
+__all__ = [
+    "ConversionReport",
+    "LayerFit",
+    "StandardisedGroupNorm",
+    "distil_norms",
+    "find_batch_norms",
+    "fit_group_norms",
+    "fit_successors",
+    "fold",
+    "standardising",
+]
+
+RIDGE = 1.0
+"""How much channels' weights are held back from cancelling what the images' second moments vary by, in units of that
+variance in the mean channel. Of 0.01, 0.1, 1, 10 and 100, this agreed best on photographs; 1 to 100 are near."""
+
+FARTHEST = 4.0
+"""A channel counts at most this many times more or less than it would unweighted."""
+
+PASSING = 0.5
+"""Half the width over which the slope of an activation is taken, in units of its input."""
+
+FAINT = 0.01
+"""What a value that the activation cuts off counts in the fit."""
+
+STEPS = 5
+"""Of Newton's, for the offset. The activation is piecewise linear as a rule; 2 would nearly do."""
+
+ENOUGH = 16384
+"""Values of a channel that its scale and offset are fitted to, at least where there are as many; of finer grids, every
+second, third, ... row and column counts, for neighbours tell nearly the same."""
+
+SILENT = 1e-6
+"""Below this variance of a channel, in units of its variance on the source, its scale is taken from the source."""
+
+
+class StandardisedGroupNorm(nn.GroupNorm):
+    """Group normalisation of channels that a fixed scale and shift were applied to, with the source's statistics mixed
+    in.
+
+    With m and v the mean and variance of one image's group, after scale and shift, it gives
+    `weight * (u - blend * m) / sqrt(1 - blend + blend * v) + bias`. At `blend=1` that is group normalisation and no
+    more: `fold` puts scale and shift into the convolution before. At 0 it is a fixed map, as frozen batch
+    normalisation is.
+
+    Args:
+        num_groups: Of neighbouring channels; divides `num_channels`.
+        num_channels: C.
+        blend: Share of the image's own statistics, in [0, 1].
+        eps: Added to the variance.
+
+    Attributes:
+        scale, shift: (C,) buffers, 1 and 0 at first.
+        drop, act: What comes after, for layers that bring it along; the identity at first.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W)
+
+    Raises:
+        OptionError: If `blend` is out of range, or the groups do not divide the channels.
+
+    References:
+        Wu & He, ECCV 2018. Deviations: scale, shift and blend.
+
+    Example:
+        >>> layer = StandardisedGroupNorm(1, 4)
+        >>> images = torch.randn(2, 4, 3, 3)
+        >>> torch.allclose(layer(images), nn.GroupNorm(1, 4)(images))
+        True
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, *, blend: float = 1.0, eps: float = 1e-5) -> None:
+        if not 0 <= blend <= 1:
+            raise OptionError(f"blend must be in [0, 1], got {blend!r}.")
+        if num_groups < 1 or num_channels % num_groups:
+            raise OptionError(f"{num_channels} channels do not fall into {num_groups} groups of one size.")
+        super().__init__(num_groups, num_channels, eps=eps)
+        self.asked_groups = num_groups
+        self.blend = float(blend)
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
+        self.register_buffer("scale", torch.ones(num_channels))
+        self.register_buffer("shift", torch.zeros(num_channels))
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        check_layout(input, self.num_channels, self)
+        check_count(input, input[0].numel() // self.num_groups, self)
+        normalised = apply_affine(self.normalised(input), self.weight, self.bias).to(input.dtype)
+        output: torch.Tensor = self.act(self.drop(normalised))
+        return output
+
+    def normalised(self, input: torch.Tensor) -> torch.Tensor:
+        """The same before `weight` and `bias`."""
+        scaled = apply_affine(input, self.scale, self.shift)
+        if self.blend == 1:
+            return F.group_norm(scaled, self.num_groups, eps=self.eps)
+        mean, variance = (self._spread(moment) for moment in self._moments(scaled))
+        return (scaled - self.blend * mean) * (1 - self.blend + self.blend * variance + self.eps).rsqrt()
+
+    def _moments(self, scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, G) mean and variance of each group; channel by channel first, which every memory layout does fast."""
+        shape = (len(scaled), self.num_groups, -1)
+        mean = scaled.mean((2, 3)).view(shape).mean(2)
+        square = scaled.square().mean((2, 3)).view(shape).mean(2)
+        return mean, (square - mean.square()).clamp(min=0)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """(N, G) -> (N, C, 1, 1)."""
+        return values.repeat_interleave(self.num_channels // self.num_groups, dim=1)[..., None, None]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, blend={self.blend}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFit:
+    """How near one layer comes to what the source's layer gives, before the activation.
+
+    Args:
+        path: Dotted path.
+        channels: C.
+        before: With group normalisation that takes over the source's weight and bias: summed squared distance, in
+            units of the summed squared distance of the source's output from its channel means. Behind layers that were
+            fitted already.
+        after: The same with the layer that was fitted.
+    """
+
+    path: str
+    channels: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport:
+    """What became of a conversion, on the images that it was fitted to: more than can be hoped for on others.
+
+    Args:
+        layers: In the order in which they run.
+        images: Number of images.
+        blend: Share of the images' own statistics.
+        agreement: Share of images whose largest output is the same as the source's, in [0, 1]. Only for classifiers
+            does that mean anything.
+    """
+
+    layers: tuple[LayerFit, ...]
+    images: int
+    blend: float
+    agreement: float
+
+
+def find_batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Path -> every `nn.BatchNorm2d` with running statistics; those that bring an activation along too."""
+    return {
+        path: part
+        for path, part in module.named_modules()
+        if path and isinstance(part, nn.BatchNorm2d) and part.running_mean is not None
+    }
+
+
+@torch.no_grad()
+def fit_group_norms(
+    module: nn.Module,
+    images: torch.Tensor,
+    *,
+    groups: int = 1,
+    blend: float = 1.0,
+    paths: Collection[str] | None = None,
+) -> ConversionReport:
+    """Replace batch normalisation, in place, by group normalisation that was fitted to give the same on the images.
+
+    One forward pass does it all: the images run twice side by side, once through the layers as they were and once
+    through those fitted so far, and each layer is fitted when both reach it. Memory is that of a forward pass with 2N
+    images, without gradients. If anything goes wrong, the module is as it was. Nothing is drawn at random.
+
+    Args:
+        module: Takes the images and returns a tensor, the batch first; any mode, which it keeps.
+        images: (N, ...) float, as the module takes them, on its device; some 64 or more, like those to come. No labels.
+        groups: Of neighbouring channels, >= 1. 1 is nearest to the source, by far. Where it does not divide a layer's
+            channels, the nearest number that does.
+        blend: Share of each image's own statistics, in [0, 1]. 1 is group normalisation proper, 0 the source's fixed
+            statistics, which need no batch either but do not follow weights that change.
+        paths: Layers to replace; None is all that `find_batch_norms` gives.
+
+    Returns:
+        How near each layer and the whole come to the source.
+
+    Raises:
+        OptionError: If `blend`, `groups` or a path cannot be.
+        DataError: If there are no images or a value of theirs is not finite.
+        BackboneError: If the module cannot take the images, or one of the layers does not run.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+        >>> report = fit_group_norms(network, torch.randn(16, 3, 8, 8))
+        >>> type(network[1]).__name__, [fit.path for fit in report.layers]
+        ('StandardisedGroupNorm', ['1'])
+    """
+    sources = _chosen(module, paths)
+    pairs = {path: (source, standardising(source, groups=groups, blend=blend)) for path, source in sources.items()}
+    report = fit_successors(module, pairs, images)
+    _put(module, {path: successor for path, (_, successor) in pairs.items()})
+    return report
+
+
+@torch.no_grad()
+def fit_successors(
+    module: nn.Module, pairs: Mapping[str, tuple[nn.BatchNorm2d, StandardisedGroupNorm]], images: torch.Tensor
+) -> ConversionReport:
+    """Fit layers to what others give in their places. The module is left as it was, whatever stood in those places.
+
+    Args:
+        module, images: As for `fit_group_norms`.
+        pairs: Path -> the source, with running statistics, and its successor, which is fitted.
+
+    Raises:
+        DataError, BackboneError: As there.
+    """
+    _check_images(images)
+    fitted: list[_Twin] = []
+    twins = {path: _Twin(path, source, successor, fitted) for path, (source, successor) in pairs.items()}
+    stood = {path: module.get_submodule(path) for path in pairs}
+    try:
+        _put(module, twins)
+        with explaining(images), evaluating(module):
+            output = tensor_of(module(torch.cat([images, images])))
+        _check_fitted(twins, fitted, output)
+    finally:
+        _put(module, stood)
+    assert output is not None
+    agree = output[: len(images)].flatten(1).argmax(1) == output[len(images) :].flatten(1).argmax(1)
+    return ConversionReport(
+        layers=tuple(twin.report() for twin in fitted),
+        images=len(images),
+        blend=next(iter(pairs.values()))[1].blend,
+        agreement=float(agree.float().mean()),
+    )
+
+
+def fold(conv: nn.Conv2d, norm: StandardisedGroupNorm) -> tuple[nn.Conv2d, nn.GroupNorm]:
+    """The same map as a convolution and a plain `nn.GroupNorm`; what comes after the norm is left to the caller.
+
+    Args:
+        conv: What the norm reads, and nothing else reads.
+        norm: At `blend=1`.
+
+    Returns:
+        Copies; the convolution has a bias.
+
+    Raises:
+        OptionError: If `blend` is below 1, which `nn.GroupNorm` cannot do, or the channels differ.
+    """
+    if norm.blend != 1:
+        raise OptionError(f"Only blend=1 is group normalisation, and this layer has {norm.blend}; fit it with blend=1.")
+    if conv.out_channels != norm.num_channels:
+        raise OptionError(f"The convolution gives {conv.out_channels} channels, the norm reads {norm.num_channels}.")
+    folded = copy.deepcopy(conv)
+    plain = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps).to(conv.weight)
+    with torch.no_grad():
+        bias = torch.zeros_like(norm.shift) if conv.bias is None else conv.bias
+        folded.weight.mul_(norm.scale[:, None, None, None])
+        folded.bias = nn.Parameter(bias * norm.scale + norm.shift)
+        plain.weight.copy_(norm.weight)
+        plain.bias.copy_(norm.bias)
+    return folded, plain
+
+
+def distil_norms(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: torch.Tensor,
+    *,
+    epochs: int = 8,
+    lr: float = 1e-3,
+    batch: int = 32,
+    seed: int = 0,
+) -> tuple[float, ...]:
+    """Train weight and bias of the fitted layers, and nothing else, until the student answers more like the teacher.
+
+    The loss is the divergence of the two softmaxes plus the squared distance of what the last fitted layer gives,
+    averaged over positions, in units of its variance. Half of the batches are mirrored.
+
+    Args:
+        student: A classifier that `fit_group_norms` went over; changed in place, its modes and gradient flags are as
+            before afterwards.
+        teacher: The network as it was; unchanged.
+        images: (N, 3, H, W) float, as both take them. No labels.
+        epochs: Passes over the images, >= 1.
+        lr: Highest learning rate of Adam, > 0; it rises over a tenth of the steps and then falls away.
+        batch: Images per step.
+        seed: Of the order and the mirroring.
+
+    Returns:
+        Mean loss of each epoch.
+
+    Raises:
+        OptionError: If the student has no fitted layer, or a number is out of range.
+        DataError: If there are no images or a value of theirs is not finite.
+
+    References:
+        Hinton et al., 2015. Deviations: temperature 1, no labels, and only normalisation learns.
+    """
+    _check_images(images)
+    _check_training(epochs, lr, batch)
+    fitted = {path: part for path, part in student.named_modules() if isinstance(part, StandardisedGroupNorm)}
+    if not fitted:
+        raise OptionError("The student has no StandardisedGroupNorm; call fit_group_norms on it first.")
+    learning = [parameter for norm in fitted.values() for parameter in (norm.weight, norm.bias)]
+    steps = epochs * math.ceil(len(images) / batch)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(learning, lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.1)
+    last = list(fitted)[-1]
+    losses = []
+    with evaluating(student), evaluating(teacher), _only_learning(student, learning), torch.enable_grad():
+        for _ in range(epochs):
+            total = 0.0
+            for rows in _shuffled(len(images), batch, generator):
+                mirrored = bool(torch.rand((), generator=generator) < 0.5)
+                chosen = images[rows.to(images.device)]
+                loss = _distance(student, teacher, chosen.flip(-1) if mirrored else chosen, last)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach()) * len(rows)
+            losses.append(total / len(images))
+    return tuple(losses)
+
+
+def _shuffled(count: int, batch: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Row numbers in a drawn order, batch by batch."""
+    order = torch.randperm(count, generator=generator)
+    return [order[start : start + batch] for start in range(0, count, batch)]
+
+
+def _check_training(epochs: int, lr: float, batch: int) -> None:
+    problems = [f"epochs must be >= 1, got {epochs!r}"] if epochs < 1 else []
+    problems += [f"lr must be finite and > 0, got {lr!r}"] if not (lr > 0 and math.isfinite(lr)) else []
+    problems += [f"batch must be >= 1, got {batch!r}"] if batch < 1 else []
+    if problems:
+        raise OptionError(list_problems("The layers cannot be distilled:", problems))
+
+
+def _check_images(images: torch.Tensor) -> None:
+    if images.ndim < 2 or not len(images) or not images.is_floating_point():
+        raise DataError(f"Images must be (N, ...) float, N >= 1, got {tuple(images.shape)} {images.dtype}.")
+    if not bool(images.isfinite().all()):
+        raise DataError("The images hold values that are not finite; leave those images out.")
+
+
+def _chosen(module: nn.Module, paths: Collection[str] | None) -> dict[str, nn.BatchNorm2d]:
+    known = find_batch_norms(module)
+    if not known:
+        raise BackboneError("The module has no BatchNorm2d with running statistics inside it: nothing to convert.")
+    if paths is None:
+        return known
+    if strange := [path for path in paths if path not in known]:
+        raise OptionError(unknown_name("batch normalisation", strange[0], known))
+    return {path: known[path] for path in known if path in set(paths)}
+
+
+def _check_fitted(twins: Mapping[str, _Twin], fitted: Collection[_Twin], output: torch.Tensor | None) -> None:
+    if output is None:
+        raise BackboneError("The module must return a tensor, the batch first.")
+    if silent := [path for path, twin in twins.items() if twin not in fitted]:
+        raise BackboneError(
+            f"{len(silent)} layers do not run on these images, such as {silent[0]!r}, and cannot be fitted. "
+            "Name the others with paths=."
+        )
+
+
+def _put(module: nn.Module, parts: Mapping[str, nn.Module]) -> None:
+    for path, part in parts.items():
+        module.set_submodule(path, part)
+
+
+class _Twin(nn.Module):
+    """Hangs in a layer's place: the first half of the batch goes through the source, the second through its successor,
+    which is fitted when the first batch arrives."""
+
+    def __init__(self, path: str, source: nn.BatchNorm2d, successor: StandardisedGroupNorm, done: list[_Twin]) -> None:
+        super().__init__()
+        self.path = path
+        self.source = source
+        self.fitted = successor
+        self.done = done
+        self.before = self.after = math.nan
+
+    def forward(self, both: torch.Tensor) -> torch.Tensor:
+        own, converted = both.chunk(2)
+        wanted = _plain(self.source, own)
+        if self not in self.done:
+            self.done.append(self)
+            self._fit(converted, wanted)
+        # The activation may well compute in place, so it comes last.
+        return torch.cat([self.fitted.act(wanted), self.fitted(converted)])
+
+    def _fit(self, converted: torch.Tensor, wanted: torch.Tensor) -> None:
+        step = max(1, math.isqrt(wanted[:, 0].numel() // ENOUGH))
+        thin = (..., slice(None, None, step), slice(None, None, step))
+        self.before = _relative(_taken_over(self.source, self.fitted, converted)[thin], wanted[thin])
+        _weigh(self.fitted, converted)
+        normalised = self.fitted.normalised(converted)[thin]
+        _solve(self.fitted, self.source, normalised, _plain(self.source, converted[thin]), wanted[thin])
+        self.after = _relative(_affine(self.fitted, normalised), wanted[thin])
+
+    def report(self) -> LayerFit:
+        """Once it is fitted."""
+        return LayerFit(path=self.path, channels=self.source.num_features, before=self.before, after=self.after)
+
+
+@torch.no_grad()
+def standardising(layer: nn.Module, *, groups: int = 1, blend: float = 1.0) -> StandardisedGroupNorm:
+    """A layer that brings channels to mean 0 and variance 1 by the source's statistics before it takes an image's own.
+
+    Args:
+        layer: Batch normalisation; its affine map, dropout and activation are carried over, and it stays as it is.
+        groups: >= 1; the nearest divisor of the channels is taken.
+        blend: As for `StandardisedGroupNorm`.
+
+    Example:
+        >>> standardising(nn.BatchNorm2d(4)).num_groups
+        1
+    """
+    source = read_source(layer)
+    norm = StandardisedGroupNorm(nearest_divisor(source.channels, groups), source.channels, blend=blend)
+    norm.asked_groups = groups
+    norm = norm.to(source.like)
+    if source.mean is not None and source.variance is not None:
+        norm.scale.copy_((source.variance + source.eps).rsqrt())
+        norm.shift.copy_(-source.mean * norm.scale)
+    take_affine(norm, source)
+    norm.affine = source.weight is not None
+    take_followers(norm, layer)
+    return norm.train(layer.training)
+
+
+def _by_channel(values: torch.Tensor) -> torch.Tensor:
+    return values[:, None, None]
+
+
+def _plain(source: nn.BatchNorm2d, values: torch.Tensor) -> torch.Tensor:
+    """What the source gives, its activation aside, by its running statistics."""
+    return F.batch_norm(
+        values, source.running_mean, source.running_var, source.weight, source.bias, False, 0.0, source.eps
+    )
+
+
+def _taken_over(source: nn.BatchNorm2d, norm: StandardisedGroupNorm, values: torch.Tensor) -> torch.Tensor:
+    """What group normalisation gives that just takes over weight and bias."""
+    return F.group_norm(values, norm.num_groups, source.weight, source.bias, source.eps)
+
+
+def _affine(norm: StandardisedGroupNorm, normalised: torch.Tensor) -> torch.Tensor:
+    return normalised * _by_channel(norm.weight) + _by_channel(norm.bias)
+
+
+def _relative(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
+    return float((given - wanted).square().sum() / spread.clamp(min=torch.finfo(wanted.dtype).tiny))
+
+
+def _weigh(norm: StandardisedGroupNorm, values: torch.Tensor) -> None:
+    """Scale, and turn over, the channels so that the statistics of a group differ little from image to image, and the
+    variance of a group is 1 on average over the images."""
+    standard = values * _by_channel(norm.scale) + _by_channel(norm.shift)
+    means, squares = (
+        part.double().chunk(norm.num_groups, dim=1) for part in (standard.mean((2, 3)), standard.square().mean((2, 3)))
+    )
+    weights = torch.cat([_steady(mean, square) for mean, square in zip(means, squares, strict=True)]).to(norm.scale)
+    norm.scale.mul_(weights)
+    norm.shift.mul_(weights)
+
+
+def _steady(means: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """(D,) weights of the channels of one group.
+
+    Their squares are the portfolio of least variance: of all weights that stay near 1, those with which the weighted
+    sum of the second moments varies least over the images. Signs are then flipped one by one, the best first, for as
+    long as that lessens the variation of the weighted mean.
+
+    Args:
+        means: (N, D) of each image and channel.
+        squares: (N, D) mean squares.
+    """
+    images = len(squares)
+    varying = squares - squares.mean(0)
+    gram = varying @ varying.T / images
+    ridge = RIDGE * gram.trace() / squares.shape[1] + torch.finfo(gram.dtype).tiny
+    # argmin |varying w|^2 / N + ridge |w - 1|^2, solved over images, of which there are fewer than channels.
+    held = gram + ridge * torch.eye(images, dtype=gram.dtype, device=gram.device)
+    weights = 1 - varying.T @ torch.linalg.solve(held, varying.sum(1)) / images
+    weights = weights.clamp(FARTHEST**-2, FARTHEST**2).sqrt()
+    weights = weights * _balance(means * weights)
+    mean = (means * weights).mean(1)
+    variance = (squares * weights.square()).mean(1) - mean.square()
+    return weights / variance.mean().clamp(min=SILENT).sqrt()
+
+
+def _balance(means: torch.Tensor) -> torch.Tensor:
+    """(D,) of 1 and -1 with which the sum of the columns is small in every row, as far as single flips lead."""
+    products = means.T @ means
+    signs = torch.ones(means.shape[1], dtype=means.dtype, device=means.device)
+    signs[1::2] = -1
+    pull = products @ signs
+    diagonal = products.diagonal()
+    # A flip changes the squared sum by 4 (diagonal - sign * pull), less than 0 each time: it ends.
+    for _ in range(10 * len(signs)):
+        change = diagonal - signs * pull
+        best = int(change.argmin())
+        if change[best] >= -1e-12 * diagonal.sum():
+            break
+        signs[best] = -signs[best]
+        pull = pull + 2 * signs[best] * products[:, best]
+    return signs
+
+
+def _solve(
+    norm: StandardisedGroupNorm,
+    source: nn.BatchNorm2d,
+    normalised: torch.Tensor,
+    target: torch.Tensor,
+    wanted: torch.Tensor,
+) -> None:
+    """Weight and bias, in closed form.
+
+    The weight is that of least squares against `target`, which the source makes of the very same values: against
+    `wanted`, the source's own activations, errors of the layers before would pull it towards 0. The bias then brings
+    the mean behind the activation to that of `wanted`.
+    """
+    weight, bias = _least_squares(normalised, target, _slope(norm.act, target).clamp(min=FAINT))
+    assert source.running_var is not None
+    # Where a channel is silent there is nothing to fit; there the source's scale holds for an image of usual variance.
+    known = source.weight if source.affine else torch.ones_like(weight)
+    kept = known / (norm.scale * (source.running_var + source.eps).sqrt())
+    quiet = target.var((0, 2, 3), correction=0) <= SILENT * known.square()
+    norm.weight.copy_(torch.where(quiet, kept, weight))
+    norm.bias.copy_(torch.where(quiet, (target - normalised * _by_channel(kept)).mean((0, 2, 3)), bias))
+    _match_means(norm, normalised, wanted)
+
+
+def _least_squares(
+    given: torch.Tensor, wanted: torch.Tensor, counting: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(C,) slope and offset of the weighted regression of (N, C, H, W) `wanted` on `given`, channel by channel."""
+    over = (0, 2, 3)
+    share = counting / counting.sum(over, keepdim=True)
+    middle = (share * given).sum(over, keepdim=True)
+    target = (share * wanted).sum(over, keepdim=True)
+    away = given - middle
+    variance = (share * away.square()).sum(over)
+    slope = (share * away * (wanted - target)).sum(over) / variance.clamp(min=torch.finfo(variance.dtype).tiny)
+    return slope, target.flatten() - slope * middle.flatten()
+
+
+def _match_means(norm: StandardisedGroupNorm, normalised: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Change the bias until each channel's mean behind the activation is that of `wanted`."""
+    over = (0, 2, 3)
+    goal = norm.act(wanted.clone()).mean(over)
+    for _ in range(STEPS):
+        given = _affine(norm, normalised)
+        steep = _slope(norm.act, given).mean(over).clamp(min=0.1)
+        norm.bias.add_((goal - norm.act(given).mean(over)) / steep)
+
+
+def _slope(act: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """How much of a change in its input an activation lets through, >= 0; 1 throughout for the identity."""
+    if isinstance(act, nn.Identity):
+        return torch.ones_like(values)
+    risen: torch.Tensor = act(values + PASSING) - act(values - PASSING)
+    return risen.abs() / (2 * PASSING)
+
+
+@contextmanager
+def _only_learning(module: nn.Module, learning: Collection[nn.Parameter]) -> Iterator[None]:
+    """Gradients for these parameters alone; every flag is as before afterwards, and no gradient is left behind."""
+    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    try:
+        module.requires_grad_(False)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        for parameter in learning:
+            parameter.grad = None
+
+
+def _distance(student: nn.Module, teacher: nn.Module, images: torch.Tensor, last: str) -> torch.Tensor:
+    """How far the student is from the teacher on one batch, see `distil_norms`."""
+    with torch.no_grad():
+        wanted, inner = _watched(teacher, images, last)
+    given, own = _watched(student, images, last)
+    divergence = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+    spread = inner.square().mean().clamp(min=torch.finfo(inner.dtype).tiny)
+    return divergence + F.mse_loss(own, inner) / spread
+
+
+def _watched(network: nn.Module, images: torch.Tensor, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the network gives, and what the module at `path` gives, averaged over positions."""
+    seen: list[torch.Tensor] = []
+    handle = network.get_submodule(path).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        output = network(images)
+    finally:
+        handle.remove()
+    return cast(torch.Tensor, output), seen[-1].mean((2, 3))
