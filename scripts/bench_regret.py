@@ -38,6 +38,7 @@ import torch
 
 from transferkit.data import Data, open_data
 from transferkit.decision import HELD_BACK, Belief, GainModel, Situation, rule, starting_rate, usual_folds, weigh
+from transferkit.decision.gains import LEAST_LEFT
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.features import FeatureBank
 from transferkit.fitting import fit_decision
@@ -421,12 +422,12 @@ def restore(task: Mapping[str, Any], cell: Mapping[str, Any]) -> Evidence:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One strategy in one cell; gains in units of the spread.
+    """One strategy in one cell.
 
     Args:
         kind: "stage", "selected", or the name of a fine-tuning strategy, whose gain is that of what `adapt` returns.
         covariates: As `Situation` makes them.
-        gain: The true one, on test images.
+        gain: The true one, on test images: of a probe in units of the spread, of fine-tuning as a share of errors.
         noise: Variance of `gain` from the number of test images.
     """
 
@@ -441,7 +442,12 @@ def lessons(cell: Cell) -> list[Lesson]:
     """What a cell teaches of every strategy within reach of the joined probe."""
     joined = cell.evidence.probe(JOINED)
     images = cell.evidence.data.train_images
-    situation = Situation(images=images, classes=cell.evidence.data.num_classes, accuracy=joined.accuracy)
+    situation = Situation(
+        images=images,
+        classes=cell.evidence.data.num_classes,
+        accuracy=joined.accuracy,
+        similarity=cell.evidence.similarity,
+    )
     base = cell.strategies[f"{JOINED} ridge"]["test"]
     found = []
     stages = [stage.name for stage in cell.evidence.backbone.stages]
@@ -462,17 +468,21 @@ def lessons(cell: Cell) -> list[Lesson]:
                     noise=error**2 * images / cell.test_images,
                 )
             )
-    found += [
-        Lesson(
-            kind=strategy,
-            task=cell.task,
-            covariates=situation.covariates(1.0),
-            gain=(outcome["test"] - base) / situation.spread,
-            noise=1 / cell.test_images,
-        )
-        for strategy, outcome in cell.tuned.items()
-    ]
-    return found
+    return [*found, *(tuning_lesson(cell, situation, strategy) for strategy in cell.tuned)]
+
+
+def tuning_lesson(cell: Cell, situation: Situation, strategy: str) -> Lesson:
+    """The share of the errors of the probe on selected features that a way of fine-tuning took away."""
+    probe = cell.evidence.probe(SELECTED).accuracy
+    left = max(1 - probe, LEAST_LEFT)
+    gained = cell.tuned[strategy]["test"] - cell.strategies[cell.kept(SELECTED)]["test"]
+    return Lesson(
+        kind=strategy,
+        task=cell.task,
+        covariates=situation.tuning_covariates,
+        gain=gained / left,
+        noise=cell.pilot(strategy).gain.error ** 2 * cell.evidence.data.train_images / cell.test_images / left**2,
+    )
 
 
 def learn(cells: Sequence[Cell]) -> GainModel:

@@ -1,11 +1,14 @@
-"""What to expect of a strategy beyond the joined probe, before and after looking: knowledge from earlier tasks.
+"""What to expect of a strategy, before and after looking: knowledge from earlier tasks.
 
-The gain of a strategy is its accuracy less that of the probe on all stages joined, in units of the spread of a single
+The gain of a probe is its accuracy less that of the probe on all stages joined, in units of the spread of a single
 answer, sqrt(a (1 - a)) with a the joined probe's held-back accuracy. Earlier tasks say what gain to expect from the
-amount of data and where the strategy reads, and how far off that is (`prior`); what was measured on these images says
+amount of data and where the probe reads, and how far off that is (`prior`); what was measured on these images says
 the same with its own error (`measured`). Both are normal, so they combine by their precisions (`update`).
 
-The earlier tasks speak for strategies within reach of the joined probe only: a stem that reads next to nothing says
+Fine-tuning is told by the share of the best probe's errors that it takes away: what is left to gain is bounded, and on
+earlier tasks that share depended on how near the data is to the source (`tuned_gain`).
+
+The earlier tasks speak for probes within reach of the joined probe only: a stem that reads next to nothing says
 nothing of late stages, and what is far behind is not chosen whatever is believed of it.
 """
 
@@ -27,6 +30,12 @@ REACH = 0.1
 
 IGNORANCE = 10.0
 """Spreads: wide enough for any measurement to overrule it."""
+
+UNKNOWN_SIMILARITY = 0.5
+"""In the middle: near enough not to count on what fine-tuning gains far from the source."""
+
+LEAST_LEFT = 0.0025
+"""Floor of the errors that a probe makes, that of `LEAST_SPREAD`."""
 
 LEAST_SPREAD = 0.05
 """Floor of sqrt(a (1 - a)), reached at 99.75 %: a probe that makes no mistake on few images may make some on others."""
@@ -53,11 +62,13 @@ class Situation:
         images: N training images, >= 1.
         classes: K, >= 2.
         accuracy: Held-back accuracy of the joined probe, in [0, 1].
+        similarity: How near the data is to the source, in [0, 1]; None if it is not known.
     """
 
     images: int
     classes: int
     accuracy: float
+    similarity: float | None = None
 
     @property
     def spread(self) -> float:
@@ -70,12 +81,17 @@ class Situation:
         return 1 / math.sqrt(max(self.images / self.classes, 1))
 
     def covariates(self, depth: float) -> tuple[float, ...]:
-        """What gains are explained by.
+        """What gains of probes are explained by.
 
         Args:
-            depth: Where the strategy reads, 0 at the stem and 1 at the top.
+            depth: Where the probe reads, 0 at the stem and 1 at the top.
         """
         return (1.0, self.thinness, depth, self.thinness * depth)
+
+    @property
+    def tuning_covariates(self) -> tuple[float, ...]:
+        """What the share of errors that fine-tuning takes away is explained by."""
+        return (1.0, self.thinness, UNKNOWN_SIMILARITY if self.similarity is None else self.similarity)
 
     def within_reach(self, gain: Belief) -> bool:
         """Whether a strategy with this measured gain may be as good as the joined probe."""
@@ -87,8 +103,9 @@ class GainModel:
     """What earlier tasks taught; `scripts/bench_regret.py` writes it.
 
     Args:
-        coefficients: Kind of strategy ("stage", "selected", ...) -> a weight per covariate of `Situation`.
-        spread: Kind -> standard deviation of a task's gain around that, in the same units.
+        coefficients: Kind of probe ("stage", "selected") or way of fine-tuning -> a weight for each of its covariates
+            (see `Situation`).
+        spread: The same -> standard deviation of a task's gain around that, in the same units.
         doubt: What the errors of measured gains are multiplied by, >= 1. The best of many measured gains looks better
             than it is, and their errors go together; with this factor the choices on earlier tasks lost least.
         origin: Script, date and tasks, for people.
@@ -106,6 +123,18 @@ class GainModel:
         terms = zip(self.coefficients[kind], situation.covariates(depth), strict=True)
         mean = sum(weight * value for weight, value in terms)
         return Belief(mean=mean * situation.spread, error=self.spread[kind] * situation.spread)
+
+    def tuned_gain(self, strategy: str, situation: Situation, probe: float) -> Belief:
+        """Accuracy that fine-tuning is expected to gain over the best probe.
+
+        Args:
+            strategy: One that the model has coefficients for.
+            situation: What is known.
+            probe: Accuracy that is expected of the best probe, in [0, 1].
+        """
+        left = max(1 - probe, LEAST_LEFT)
+        share = sum(w * x for w, x in zip(self.coefficients[strategy], situation.tuning_covariates, strict=True))
+        return Belief(mean=share * left, error=self.spread[strategy] * left)
 
     def expect(self, kind: str, situation: Situation, measured: Belief, *, depth: float = 1.0) -> Belief:
         """Gain in accuracy to expect once it is measured."""

@@ -136,7 +136,10 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
     # Any backbone has a joined probe; evidence put together by hand need not.
     joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.accuracy))
     situation = Situation(
-        images=max(evidence.data.train_images, 1), classes=evidence.data.num_classes, accuracy=joined.accuracy
+        images=max(evidence.data.train_images, 1),
+        classes=evidence.data.num_classes,
+        accuracy=joined.accuracy,
+        similarity=evidence.similarity,
     )
     names = [stage.name for stage in evidence.backbone.stages]
     noise = situation.spread / math.sqrt(situation.images)
@@ -150,25 +153,16 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
         _Option("linear_probe", score.stage, expect(gain), costs[score.stage], score)
         for score, gain in zip(scores, gains, strict=True)
     ]
-    probe = max(gains, key=lambda gain: gain.mean)
-    options += [
-        _Option(
-            strategy,
-            TOP,
-            expect(_tuned_gain(knowledge.prior(strategy, situation), probe, trials.get(strategy))),
-            _tuning_cost(evidence, share, tried=strategy in trials),
-        )
-        for strategy, share in TUNED_SHARES.items()
-        if strategy in knowledge.coefficients and evidence.image_seconds is not None
-    ]
+    probe = max((option.expected for option in options), key=lambda belief: belief.mean)
+    for strategy, share in TUNED_SHARES.items():
+        if strategy not in knowledge.coefficients or evidence.image_seconds is None:
+            continue
+        gain = knowledge.tuned_gain(strategy, situation, probe.mean)
+        if strategy in trials:
+            gain = update(gain, trials[strategy])
+        expected = Belief(mean=probe.mean + gain.mean, error=math.hypot(probe.error, gain.error))
+        options.append(_Option(strategy, TOP, expected, _tuning_cost(evidence, share, tried=strategy in trials)))
     return sorted(options, key=_rank)
-
-
-def _tuned_gain(prior: Belief, probe: Belief, trial: Belief | None) -> Belief:
-    """Accuracy beyond the joined probe's; a trial was held against the best probe."""
-    if trial is None:
-        return prior
-    return update(prior, Belief(mean=probe.mean + trial.mean, error=trial.error))
 
 
 def _rank(option: _Option) -> tuple[float, float]:

@@ -21,7 +21,8 @@ from transferkit.decision import (
     usual_folds,
     weigh,
 )
-from transferkit.decision.weighing import TIE, WORTH
+from transferkit.decision.gains import LEAST_LEFT
+from transferkit.decision.weighing import STEP_COST, TIE, TUNED_SHARES, WORTH
 from transferkit.types import JOINED, SELECTED
 
 NOTHING = GainModel(coefficients={}, spread={})
@@ -198,20 +199,39 @@ def test_gains_are_in_units_of_the_spread_of_an_answer():
 
 def test_what_ships_was_learnt_from_tasks_and_knows_every_kind_of_probe():
     shipped = load_gain_model()
-    assert set(shipped.coefficients) == set(shipped.spread) == {"stage", SELECTED}
+    assert set(shipped.coefficients) == set(shipped.spread) == {"stage", SELECTED, *TUNED_SHARES}
     assert "bench_regret" in shipped.origin
     situation = Situation(images=200, classes=10, accuracy=0.8)
-    for kind in shipped.coefficients:
+    for kind in ("stage", SELECTED):
         belief = shipped.prior(kind, situation)
         assert abs(belief.mean) < 0.2
         assert 0 < belief.error < 0.2
     assert shipped.prior("stage", situation, depth=0.0).mean < shipped.prior("stage", situation, depth=0.8).mean
+    near, far = (replace(situation, similarity=value) for value in (0.8, 0.2))
+    for strategy in TUNED_SHARES:
+        assert shipped.tuned_gain(strategy, near, 0.8).mean < shipped.tuned_gain(strategy, far, 0.8).mean < 0.2
+
+
+@given(probe=st.floats(0, 1), share=st.floats(-1, 1), images=st.integers(2, 5000), similarity=st.floats(0, 1))
+def test_fine_tuning_gains_a_share_of_what_the_probe_leaves(probe, share, images, similarity):
+    model = GainModel(coefficients={"lp_ft": (share, 0, 0)}, spread={"lp_ft": 0.5})
+    situation = Situation(images=images, classes=2, accuracy=0.5, similarity=similarity)
+    gain = model.tuned_gain("lp_ft", situation, probe)
+    left = max(1 - probe, LEAST_LEFT)
+    assert gain.mean == pytest.approx(share * left)
+    assert gain.error == pytest.approx(0.5 * left)
+
+
+def test_a_similarity_that_is_not_known_counts_as_middling():
+    model = GainModel(coefficients={"lp_ft": (0.5, 0, -0.4)}, spread={"lp_ft": 0.1})
+    situation = Situation(images=100, classes=2, accuracy=0.5)
+    middling = replace(situation, similarity=0.5)
+    assert model.tuned_gain("lp_ft", situation, 0.8) == model.tuned_gain("lp_ft", middling, 0.8)
 
 
 def tuned(gain: float, *, image_seconds: float | None = 0.01, joined: float = 0.8):
-    """A joined probe, and knowledge that fine-tuning everything gains so much; in units of the spread, 0.4 at 0.8."""
-    spread = math.sqrt(joined * (1 - joined))
-    knowing = GainModel(coefficients={"lp_ft": (gain / spread, 0, 0, 0)}, spread={"lp_ft": 0.1})
+    """A joined probe, and knowledge that fine-tuning everything gains so much."""
+    knowing = GainModel(coefficients={"lp_ft": (gain / (1 - joined), 0, 0)}, spread={"lp_ft": 0.1})
     looked = replace(evidence(measured(JOINED, joined, gain_error=0.0)), image_seconds=image_seconds)
     return looked, knowing
 
@@ -250,7 +270,7 @@ def test_fine_tuning_costs_its_folds_and_epochs_at_the_pace_of_the_frozen_pass(i
     expected = weigh(looked, knowledge=knowing).expected
     assert expected is not None
     passes = 0.8 * usual_folds(images) + 1
-    assert expected.cost_seconds == pytest.approx(3 * 0.02 * images * usual_epochs(images) * passes)
+    assert expected.cost_seconds == pytest.approx(STEP_COST * 0.02 * images * usual_epochs(images) * passes)
 
 
 def test_fine_tuning_is_not_weighed_where_nothing_is_known_of_its_gain_or_its_cost():
