@@ -69,6 +69,7 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
 
 def _swapped(looked: Looked, kind: str) -> Backbone:
     backbone = copy.deepcopy(looked.backbone)
+    kind = {"group": "standardised_group"}.get(kind, kind)  # there are images to fit it to
     swap_norm(backbone.trunk, kind, calibrate=_images(looked) if kind in CALIBRATED else None)
     backbone.spec = dataclasses.replace(backbone.spec, norm=kind, weights_id=weights_digest(backbone.trunk))
     return backbone

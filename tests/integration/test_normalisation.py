@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import transferkit as tk
+from transferkit import normalising
+from transferkit.errors import OptionError
 from transferkit.nn.norm import FrozenBatchNorm, GroupNorm
 from transferkit.types import Preprocessing
 
@@ -40,3 +42,57 @@ def test_a_swapped_network_is_fine_tuned_saved_loaded_and_exported(kind, layer, 
     exported = loaded.export(tmp_path / "model.onnx", format="onnx")
     session = onnxruntime.InferenceSession(str(exported))
     assert session.get_inputs()
+
+
+def adapt_stripes(stripes, **options):
+    return tk.adapt(
+        "packaged/tf_efficientnet_lite0",
+        stripes,
+        strategy="few_layers",
+        train={"epochs": 2, "folds": 1, "views": 0, "augment": "none"},
+        image_size=32,
+        progress=False,
+        **options,
+    )
+
+
+def test_what_becomes_of_normalisation_is_decided_and_said(stripes):
+    result = adapt_stripes(stripes)
+    assert result.decision.norm == "frozen"
+    assert any(
+        "keeps the statistics that the weights were trained with" in reason for reason in result.decision.reasons
+    )
+    assert result.evidence.backbone.norm == ""
+
+
+def test_a_swap_that_costs_the_features_nothing_is_accepted_and_comes_back_from_the_folder(stripes, tmp_path):
+    result = adapt_stripes(stripes, norm="renorm", out=tmp_path / "run")
+    assert (result.decision.norm, result.evidence.backbone.norm) == ("renorm", "renorm")
+    assert "Accepted: with batch normalisation swapped for 'renorm'" in " ".join(result.decision.reasons)
+    images = stripes / "test" / "down"
+    loaded = tk.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.predict(images).probabilities, result.predict(images).probabilities)
+
+
+def test_group_normalisation_is_fitted_to_the_training_images(stripes, tmp_path):
+    result = adapt_stripes(stripes, norm="group", out=tmp_path / "run")
+    (outcome,) = (reason for reason in result.decision.reasons if reason.startswith(("Accepted", "Refused")))
+    assert result.decision.norm == ("standardised_group" if outcome.startswith("Accepted") else "frozen")
+    images = stripes / "test" / "down"
+    loaded = tk.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.predict(images).probabilities, result.predict(images).probabilities)
+
+
+def test_a_swap_that_costs_the_features_too_much_is_refused(stripes, monkeypatch):
+    monkeypatch.setattr(normalising, "MARGIN", -1.0)  # nothing is good enough
+    result = adapt_stripes(stripes, norm="layer")
+    assert (result.decision.norm, result.evidence.backbone.norm) == ("frozen", "")
+    assert any(
+        reason.startswith("Refused: with batch normalisation swapped for 'instance'")
+        for reason in result.decision.reasons
+    )
+
+
+def test_an_unknown_normalisation_is_met_before_any_work():
+    with pytest.raises(OptionError, match="Unknown normalisation 'gruop'. Closest known: group."):
+        tk.adapt("packaged/nothing", "nowhere", norm="gruop")

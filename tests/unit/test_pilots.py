@@ -16,9 +16,7 @@ from transferkit.errors import OptionError
 from transferkit.pilots import Pilot, search
 from transferkit.types import Candidate
 
-HOPE = GainModel(
-    coefficients=dict.fromkeys(TUNED_SHARES, (0.1, 0.0, 0.0)), spread=dict.fromkeys(TUNED_SHARES, 0.5)
-)
+HOPE = GainModel(coefficients=dict.fromkeys(TUNED_SHARES, (0.1, 0.0, 0.0)), spread=dict.fromkeys(TUNED_SHARES, 0.5))
 """Knows that fine-tuning gains a little, on average, and not how much it does here."""
 
 DESPAIR = replace(HOPE, coefficients=dict.fromkeys(TUNED_SHARES, (-2.0, 0.0, 0.0)))
