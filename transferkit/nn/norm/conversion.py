@@ -301,7 +301,7 @@ def distil_norms(
     images: torch.Tensor,
     *,
     epochs: int = 8,
-    lr: float = 1e-3,
+    lr: float = 3e-4,
     batch: int = 32,
     seed: int = 0,
 ) -> tuple[float, ...]:
