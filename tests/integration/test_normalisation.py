@@ -59,9 +59,7 @@ def adapt_stripes(stripes, **options):
 def test_what_becomes_of_normalisation_is_decided_and_said(stripes):
     result = adapt_stripes(stripes)
     assert result.decision.norm == "frozen"
-    assert any(
-        "keeps the statistics that the weights were trained with" in reason for reason in result.decision.reasons
-    )
+    assert "keeps the statistics that the weights were trained with" in " ".join(result.decision.reasons)
     assert result.evidence.backbone.norm == ""
 
 
@@ -87,10 +85,7 @@ def test_a_swap_that_costs_the_features_too_much_is_refused(stripes, monkeypatch
     monkeypatch.setattr(normalising, "MARGIN", -1.0)  # nothing is good enough
     result = adapt_stripes(stripes, norm="layer")
     assert (result.decision.norm, result.evidence.backbone.norm) == ("frozen", "")
-    assert any(
-        reason.startswith("Refused: with batch normalisation swapped for 'instance'")
-        for reason in result.decision.reasons
-    )
+    assert "Refused: with batch normalisation swapped for 'layer'" in " ".join(result.decision.reasons)
 
 
 def test_an_unknown_normalisation_is_met_before_any_work():
