@@ -1,5 +1,6 @@
 """How much of a pretrained network is left when its batch normalisation is replaced.
 
+    python scripts/bench_norm.py tune --tasks DIR [--names hand_signs stamps] [--seeds 0 1 2]
     python scripts/bench_norm.py convert [--seeds 0 1 2] [--images 16 64 512] [--epochs 8] [--out benchmarks/norm.json]
 
 `convert` replaces every batch normalisation of the packaged EfficientNet-Lite0 at 96 px and counts on how many
@@ -8,7 +9,10 @@ letters (Debian's tuxpaint-stamps-default), two fifths of them for the test; wha
 for each seed; where more are asked for than there are, the rest is mirrored. One variant is fitted to another kind of
 picture, tiles of mate-backgrounds. No label is used. Stamps whose names begin alike are on one side.
 
-Run again, it goes on where it stopped. A Markdown table of everything found goes to the standard output.
+`tune` fine-tunes on two tasks of scripts/make_tasks.py, at batches of 1 to 32, with every treatment of normalisation:
+an hour and a half on one core.
+
+Run again, both go on where they stopped. A Markdown table of everything found goes to the standard output.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from norm_tuning import EPOCHS, PER_CLASS, trials
 from PIL import Image
 from regret_tasks.pictures import base_name, is_copy, split_groups, tiles
 from regret_tasks.task import PHOTOS, STAMPS
@@ -249,6 +254,48 @@ def convert(options: argparse.Namespace) -> None:
     print(table(rows, total))
 
 
+def tune(options: argparse.Namespace) -> None:
+    kept = read(options.out)
+    rows: list[dict[str, Any]] = kept.get("tune", {}).get("rows", [])
+    named = ("task", "treatment", "batch", "seed")
+    done = {tuple(row[name] for name in named) for row in rows}
+    folders = [options.tasks / name for name in options.names]
+    for what, trial in trials(MODEL, SIZE, folders, options.seeds, options.cache):
+        if tuple(what[name] for name in named) in done:
+            continue
+        rows.append({**what, **trial()})
+        print(rows[-1], file=sys.stderr, flush=True)
+        kept = read(options.out)  # another process may have written the other part
+        kept["tune"] = {
+            "date": date.today().isoformat(),
+            "machine": environment(seed=0, device="cpu"),
+            "threads": torch.get_num_threads(),
+            "model": MODEL,
+            "image size": SIZE,
+            "images per class": PER_CLASS,
+            "epochs": EPOCHS,
+            "rows": rows,
+        }
+        write(options.out, {"script": "scripts/bench_norm.py", **kept})
+    for name in options.names:
+        print(f"{name}:\n\n{tuning_table([row for row in rows if row['task'] == name])}\n")
+
+
+def tuning_table(rows: list[dict[str, Any]]) -> str:
+    """Test accuracy in %, mean over seeds and how far they are apart, by treatment and batch."""
+    batches = sorted({row["batch"] for row in rows})
+    lines = [f"| treatment | before | {' | '.join(map(str, batches))} |", f"|-|-|{'-|' * len(batches)}"]
+    for treatment in dict.fromkeys(row["treatment"] for row in rows):
+        mine = [row for row in rows if row["treatment"] == treatment]
+        cells = []
+        for batch in batches:
+            found = [100 * row["after"] for row in mine if row["batch"] == batch]
+            spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
+        lines.append(f"| {treatment} | {100 * mine[0]['before']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]], total: int) -> str:
     """Mean over seeds, its range, and a binomial interval as if it were one count."""
     cells: dict[tuple[str, int], list[float]] = {}
@@ -283,6 +330,13 @@ def main() -> None:
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     verb.add_argument("--images", type=int, nargs="+", default=[16, USUAL, 512])
     verb.add_argument("--epochs", type=int, default=8)
+    verb.add_argument("--out", type=Path, default=Path("benchmarks/norm.json"))
+    verb = verbs.add_parser("tune", help="accuracy after fine-tuning, by batch size")
+    verb.set_defaults(run=tune)
+    verb.add_argument("--tasks", type=Path, required=True, help="folder made by scripts/make_tasks.py")
+    verb.add_argument("--names", nargs="+", default=["hand_signs", "stamps"])
+    verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    verb.add_argument("--cache", help="folder of the feature bank")
     verb.add_argument("--out", type=Path, default=Path("benchmarks/norm.json"))
     options = parser.parse_args()
     options.run(options)

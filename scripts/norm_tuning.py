@@ -1,0 +1,175 @@
+"""Fine-tuning at every batch size with every treatment of normalisation; `bench_norm.py tune` runs it.
+
+All of a task start from the same weights and the same kind of head, solved for on the network as the treatment leaves
+it, and see equally many images. Everything learns, the earlier the slower (`lp_ft`), at a tenth of the original rate
+for the batch size. Nothing is held back: counted are the test images that the average of the weights names right.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from bench_regret import draw, shrink
+from torch.utils.data import DataLoader, TensorDataset
+
+from transferkit.data import Data, open_data
+from transferkit.decision import starting_rate
+from transferkit.features import FeatureBank
+from transferkit.look import load_backbone
+from transferkit.nn import Backbone, TransferModel, logits_of
+from transferkit.nn.model import normalise
+from transferkit.nn.norm import swap_norm
+from transferkit.strategies import STRATEGIES
+from transferkit.survey import read_features
+from transferkit.train import Recipe, TransferModule, choose_head, fit_heads
+from transferkit.types import TOP, Decision
+
+PER_CLASS = 20
+EPOCHS = 10
+BATCHES = (1, 2, 4, 8, 16, 32)
+POOLING = "avg+max"
+
+
+class Treatment(NamedTuple):
+    """What is swapped in, if anything, whether images are needed for it, and what a freeze plan does."""
+
+    kind: str | None
+    fitted: bool
+    norm: str
+
+
+TREATMENTS = {
+    "BN by the batch": Treatment(None, False, "keep"),
+    "BN frozen (auto)": Treatment(None, False, "frozen"),
+    "alpha BN": Treatment("alpha", False, "keep"),
+    "batch renormalisation": Treatment("renorm", False, "keep"),
+    "GN, 32 groups, taken over": Treatment("group", False, "keep"),
+    "GN, 1 group, fitted": Treatment("group", True, "keep"),
+}
+
+
+class Task(NamedTuple):
+    """The images of a task at so many per class."""
+
+    name: str
+    data: Data
+    images: torch.Tensor
+    labels: torch.Tensor
+    test: np.ndarray
+    truth: np.ndarray
+
+
+def open_task(folder: Path, backbone: Backbone) -> Task:
+    data = open_data(folder, progress=False)
+    train = data.indices("train")
+    small = shrink(data, train[draw(data.labels[train], PER_CLASS, 0)])
+    preprocessing = backbone.spec.preprocessing
+    chosen, test = (
+        np.stack([small.pixels(int(index), preprocessing) for index in small.indices(split)])
+        for split in ("train", "test")
+    )
+    images = normalise(torch.from_numpy(chosen), preprocessing).contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(small.labels[small.indices("train")])
+    return Task(folder.name, small, images, labels, test, small.labels[small.indices("test")])
+
+
+def treated(backbone: Backbone, treatment: Treatment, images: torch.Tensor) -> Backbone:
+    changed = copy.deepcopy(backbone)
+    if treatment.kind is not None:
+        swap_norm(changed.trunk, treatment.kind, calibrate=images if treatment.fitted else None)
+    return changed
+
+
+def started(backbone: Backbone, task: Task, bank: FeatureBank, decision: Decision) -> TransferModel:
+    """A head that was solved for on the top stage."""
+    model = TransferModel(backbone, stages=(TOP,), pooling=POOLING, classes=task.data.summary.classes)
+    table = read_features(backbone, task.data, bank=bank, pooling=POOLING, progress=False).table
+    head = choose_head(
+        fit_heads(
+            STRATEGIES["linear_probe"](decision, [stage.name for stage in backbone.stages]),
+            table.take(task.data.indices("train")),
+            task.labels.numpy(),
+            classes=len(task.data.summary.classes),
+            head="auto",
+        )
+    )
+    with torch.no_grad():
+        model.linear.weight.copy_(torch.from_numpy(head.weight))
+        model.linear.bias.copy_(torch.from_numpy(head.bias))
+    return model
+
+
+def accuracy(model: TransferModel, task: Task) -> float:
+    logits = logits_of(model, iter(task.test), device=torch.device("cpu")).numpy()
+    return float((logits.argmax(axis=1) == task.truth).mean())
+
+
+def tune(
+    backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatment, batch: int, seed: int
+) -> dict[str, Any]:
+    """Test accuracy before and after, and the processor's seconds."""
+    swapped = treated(backbone, treatment, task.images)
+    recipe = Recipe(epochs=EPOCHS, batch_size=max(2, batch))  # the least that it takes; only the loader's counts here
+    start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
+    asked: dict[str, Any] = {
+        "stage": TOP,
+        "lr_scale": start.scale,
+        "norm": "keep",
+        "mode": "given",
+        "reasons": ("all",),
+    }
+    model = started(swapped, task, bank, Decision(strategy="linear_probe", lr=0.0, **asked))
+    before = accuracy(model, task)
+    asked["norm"] = treatment.norm
+    plan = STRATEGIES["lp_ft"](
+        Decision(strategy="lp_ft", lr=start.lr, **asked), [stage.name for stage in backbone.stages]
+    )
+    pl.seed_everything(seed, verbose=False)
+    module = TransferModule(model, plan, recipe=recipe, moments=moments(model, task), seed=seed)
+    module = module.to(memory_format=torch.channels_last)
+    loader = DataLoader(TensorDataset(task.images, task.labels), batch_size=batch, shuffle=True, drop_last=True)
+    began = time.process_time()
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, gradient_clip_val=recipe.clip,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    seconds = time.process_time() - began
+    return {
+        "before": round(before, 4),
+        "after": round(accuracy(module.finish(), task), 4),
+        "lr": start.lr,
+        "seconds": round(seconds, 1),
+    }
+
+
+@torch.no_grad()
+def moments(model: TransferModel, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of what the head reads, over the training images."""
+    model.eval()
+    features = torch.cat([model.features(part) for part in task.images.split(32)])
+    return features.mean(dim=0), features.std(dim=0, correction=0)
+
+
+def trials(
+    model: str, size: int, folders: Sequence[Path], seeds: Sequence[int], cache: str | None
+) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """What a trial is, and what runs it: seed by seed, so that whole tables come first."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
+    tasks = [open_task(folder, backbone) for folder in folders]
+    for seed in seeds:
+        for task in tasks:
+            for batch in reversed(BATCHES):
+                for name, treatment in TREATMENTS.items():
+                    what = {"task": task.name, "treatment": name, "batch": batch, "seed": seed}
+                    yield what, lambda t=task, r=treatment, b=batch, s=seed: tune(backbone, t, bank, r, b, s)
