@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import transferkit as tk
@@ -155,3 +157,33 @@ def test_whatever_remembers_something_is_taken_up_where_it_was(stripes, tmp_path
     for scenario in scenarios:
         assert_alike(tmp_path / scenario["name"] / "whole", tmp_path / scenario["name"] / "killed")
     assert any(times_taken_up(tmp_path / scenario["name"] / "killed") for scenario in scenarios)
+
+
+def test_a_search_that_was_interrupted_in_a_trial_goes_on_and_chooses_alike(tmp_path, monkeypatch):
+    images = tmp_path / "noise"
+    rng = np.random.default_rng(0)
+    for number in range(36):
+        path = images / ("train" if number < 24 else "test") / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+
+    def run(name: str) -> tk.Result:
+        return tk.adapt(
+            "timm/test_resnet", images, pretrained=False, image_size=32, mode="search", norm="frozen", train=SHORT,
+            progress=False, cache=tmp_path / "bank", out=tmp_path / name,
+        )  # fmt: skip
+
+    whole = run("whole")
+    assert whole.decision.reasons[0].startswith("Tried in ")
+    with interrupted(monkeypatch), pytest.raises(KeyboardInterrupt):
+        run("killed")
+    killed = run("killed")
+    assert list((tmp_path / "killed" / "training").glob("*/curves/*-after-*"))
+    assert killed.decision.strategy == whole.decision.strategy
+    expected = [
+        {option.strategy + option.stage: option.expected_accuracy for option in (d.expected, *d.alternatives)}
+        for d in (whole.decision, killed.decision)
+    ]
+    assert expected[0] == expected[1]  # what the trials said
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
