@@ -50,7 +50,8 @@ def noise(tmp_path):
 
 def command(images: Path, out: Path, strategy: str, *worlds: int, **options: Any) -> list[str]:
     """Processes are forked where their numbers are given; each number is a run of its own."""
-    settings = {"strategy": strategy, "train": {**STEADY, **VARIED[strategy]}, **options}
+    # Statistics of a batch are those of a process's own part of it, and differ with the number of processes.
+    settings = {"strategy": strategy, "norm": "frozen", "train": {**STEADY, **VARIED[strategy]}, **options}
     return [str(SHARING), str(images), str(out), json.dumps(settings), *map(str, worlds)]
 
 

@@ -94,7 +94,7 @@ def weigh(
         norm="frozen",
         mode="evidence",
         reasons=(
-            *_reasons(evidence, chosen, others, known),
+            *_reasons(evidence, chosen, others),
             *_reasons_of_cost(chosen, options, among, budget),
             *_reasons_of_rule(chosen, advice),
         ),
@@ -155,7 +155,7 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
     ]
     probe = max((option.expected for option in options), key=lambda belief: belief.mean)
     for strategy, share in TUNED_SHARES.items():
-        if strategy not in knowledge.coefficients or evidence.image_seconds is None:
+        if strategy not in knowledge.coefficients or not _can_tune(evidence):
             continue
         gain = knowledge.tuned_gain(strategy, situation, probe.mean)
         if strategy in trials:
@@ -163,6 +163,11 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
         expected = Belief(mean=probe.mean + gain.mean, error=math.hypot(probe.error, gain.error))
         options.append(_Option(strategy, TOP, expected, _tuning_cost(evidence, share, tried=strategy in trials)))
     return sorted(options, key=_rank)
+
+
+def _can_tune(evidence: Evidence) -> bool:
+    """Whether its cost is known, and an image of every class can be held back."""
+    return evidence.image_seconds is not None and min(evidence.data.counts["train"]) >= 2
 
 
 def _rank(option: _Option) -> tuple[float, float]:
@@ -210,10 +215,10 @@ def _named(stage: str) -> str:
     return {JOINED: "all stages joined", SELECTED: "the selected features of all stages"}.get(stage, f"stage {stage!r}")
 
 
-def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option], knowledge: GainModel) -> list[str]:
+def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     return [
         *(_reasons_of_probe(evidence, chosen, others) if chosen.score else _reasons_of_tuning(chosen, others)),
-        *_reasons_of_the_other_kind(chosen, others, knowledge),
+        *_reasons_of_the_other_kind(evidence, chosen, others),
     ]
 
 
@@ -263,12 +268,16 @@ def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     return said
 
 
-def _reasons_of_the_other_kind(chosen: _Option, others: list[_Option], knowledge: GainModel) -> list[str]:
+def _reasons_of_the_other_kind(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     if chosen.score is None:
         return []
     tuned = [option for option in others if option.score is None]
     if not tuned:
-        return ["Fine-tuning was not weighed: what it costs here, or gains, is not known."]
+        return [
+            "Fine-tuning was not weighed: what it costs here, or gains, is not known."
+            if min(evidence.data.counts["train"]) >= 2
+            else "Fine-tuning was not weighed: it holds images back, and a class has fewer than 2."
+        ]
     best = tuned[0]
     return [
         f"Fine-tuning ({best.strategy}) is expected to reach {_percent(best.expected.mean)} in about "

@@ -280,6 +280,14 @@ def test_fine_tuning_is_not_weighed_where_nothing_is_known_of_its_gain_or_its_co
         assert "Fine-tuning was not weighed" in " ".join(decision.reasons)
 
 
+def test_fine_tuning_is_not_weighed_where_no_image_of_a_class_can_be_held_back():
+    looked, knowing = tuned(0.1)
+    looked = replace(looked, data=replace(looked.data, counts={"train": (9, 1)}))
+    decision = weigh(looked, knowledge=knowing)
+    assert (decision.strategy, decision.alternatives) == ("linear_probe", ())
+    assert "a class has fewer than 2" in " ".join(decision.reasons)
+
+
 def test_the_probe_to_be_held_against_is_the_best_one_whatever_is_chosen():
     looked, knowing = tuned(0.1)
     assert weigh(looked, knowledge=knowing).strategy == "lp_ft"
