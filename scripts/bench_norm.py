@@ -147,7 +147,13 @@ class Conversion:
         """Name, images, seed, and what does it."""
         yield "BN frozen", 0, 0, lambda: self._found(self.network)
         for groups in (32, 1):
-            yield f"GN, weights taken over, {groups} groups", 0, 0, lambda groups=groups: self._taken_over(groups)
+            plural = "s" if groups > 1 else ""
+            yield (
+                f"GN, weights taken over, {groups} group{plural}",
+                0,
+                0,
+                lambda groups=groups: self._taken_over(groups),
+            )
         for seed in self.options.seeds:
             for batch in TRAIN_BATCHES:
                 name = f"BN by the batch of {batch}"
@@ -240,8 +246,6 @@ def convert(options: argparse.Namespace) -> None:
         rows.append({**row, "seconds": round(time.perf_counter() - start, 1), **extra})
         print(f"{name}, {images} images, seed {seed}: {same / total:.3f}", file=sys.stderr, flush=True)
         kept["convert"] = {
-            "date": date.today().isoformat(),
-            "machine": environment(seed=0, device="cpu"),
             "threads": torch.get_num_threads(),
             "model": MODEL,
             "image size": SIZE,
@@ -250,6 +254,7 @@ def convert(options: argparse.Namespace) -> None:
             "epochs": options.epochs,
             "rows": rows,
         }
+        kept |= {"date": date.today().isoformat(), "machine": environment(seed=0, device="cpu")}
         write(options.out, {"script": "scripts/bench_norm.py", **kept})
     print(table(rows, total))
 

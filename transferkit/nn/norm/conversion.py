@@ -39,7 +39,7 @@ __all__ = [
 
 RIDGE = 1.0
 """How much channels' weights are held back from cancelling what the images' second moments vary by, in units of that
-variance in the mean channel. Of 0.01, 0.1, 1, 10 and 100, this agreed best on photographs; 1 to 100 are near."""
+variance in the mean channel. Of 0.01, 0.1, 1, 10 and 100, this agreed best on photographs; 1 to 100 are alike."""
 
 FARTHEST = 4.0
 """A channel counts at most this many times more or less than it would unweighted."""
