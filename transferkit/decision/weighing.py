@@ -26,8 +26,8 @@ WORTH = 0.005
 """Half a point: what fine-tuning must be expected to gain over the best probe to be worth its time."""
 
 STEP_COST = 3.7
-"""What an image costs in training, forward and back, in times of what it costs in the frozen pass: 73 seconds of `lp_ft`
-on 150 hand signs (Lite0, 96 px, 2 cores), all its folds and epochs, over 1.5 milliseconds an image."""
+"""What an image costs in training, forward and back, in times of what it costs in the frozen pass: 73 seconds of
+`lp_ft` on 150 hand signs (Lite0, 96 px, 2 cores), all its folds and epochs, over 1.5 milliseconds an image."""
 
 TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.4}
 """Fine-tuning strategies that are weighed -> cost of an epoch, as a share of one of the whole network: with the first
