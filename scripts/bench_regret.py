@@ -868,20 +868,27 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def gains_table(cells: Sequence[Cell]) -> str:
-    """What fine-tuning brought, the tasks farthest from the source first."""
-    names = list(TUNED_SHARES)
+    """The best probe's accuracy and what each way of fine-tuning made of it; farthest from the source first."""
+    levels = sorted({cell.level for cell in cells})
     lines = [
-        f"| task | similarity | images per class | probe | {' | '.join(names)} |",
-        f"|-|-|-|-|{'-|' * len(names)}",
+        f"| task | similarity | {' | '.join(f'{level} per class' for level in levels)} |",
+        "|-|-|" + "-|" * len(levels),
     ]
-    for cell in sorted(cells, key=lambda cell: (cell.evidence.similarity or 0.0, cell.task, cell.level)):
-        probe = cell.strategies[cell.kept(SELECTED)]["test"]
-        found = " | ".join(f"{100 * cell.tuned[name]['test']:.1f}" for name in names)
-        per_class = cell.evidence.data.train_images / cell.evidence.data.num_classes
-        lines.append(
-            f"| {cell.task} | {cell.evidence.similarity:.2f} | {per_class:.0f} | {100 * probe:.1f} | {found} |"
-        )
+    tasks: dict[str, list[Cell]] = {}
+    for cell in cells:
+        tasks.setdefault(cell.task, []).append(cell)
+    near = {
+        task: statistics.fmean(cell.evidence.similarity or 0.0 for cell in inside) for task, inside in tasks.items()
+    }
+    for task in sorted(tasks, key=near.__getitem__):
+        found = {cell.level: gains_of(cell) for cell in tasks[task]}
+        lines.append(f"| {task} | {near[task]:.2f} | {' | '.join(found.get(level, '') for level in levels)} |")
     return "\n".join(lines)
+
+
+def gains_of(cell: Cell) -> str:
+    tuned = ", ".join(f"{100 * cell.tuned[name]['test']:.1f}" for name in TUNED_SHARES)
+    return f"{100 * cell.strategies[cell.kept(SELECTED)]['test']:.1f}: {tuned}"
 
 
 def main() -> None:
