@@ -230,7 +230,8 @@ def adapt(
     looked = look(model, data, options, stage=stage)
     seconds = looked.seconds
     training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
-    trials = _Trials(looked, options, head, training)
+    kind, why = _choose_norm(looked, options, recipe, norm)
+    trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
     with timed(seconds, "decide"):
         if strategy != "auto":
             decision = _given(looked, strategy=strategy, stage=stage)
@@ -239,9 +240,8 @@ def adapt(
         else:
             decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
         decision = _paced(decision, looked, options, recipe)
-        seen, decision = _normed(looked, decision, options, recipe, norm)
-    begun = trials.begun.get(decision.strategy) if seen is looked else None
-    looked = seen
+        looked, decision = _normed(looked, decision, options, kind, why)
+    begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
     fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
     decision = dataclasses.replace(decision, reasons=(*decision.reasons, *fitted.reasons))
     with timed(seconds, "verify"):
@@ -309,40 +309,50 @@ def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe)
     return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
 
 
-def _normed(looked: Looked, decision: Decision, options: Options, recipe: Recipe, norm: str) -> tuple[Looked, Decision]:
-    """What becomes of normalisation: the look to go on with, and the decision that says it."""
+def _choose_norm(looked: Looked, options: Options, recipe: Recipe, norm: str) -> tuple[str, str]:
+    """What is to become of normalisation, and why."""
+    if norm != "auto":
+        return norm, f"What becomes of normalisation was asked for: {norm}."
+    size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
+    return choose_norm(
+        pretrained=looked.backbone.spec.pretrained,
+        normalises_batches=any(map(is_batch_norm, looked.backbone.trunk.modules())),
+        at_once=max(1, size // place()[1]),
+    )
+
+
+def _normed(looked: Looked, decision: Decision, options: Options, kind: str, why: str) -> tuple[Looked, Decision]:
+    """The look to go on with, normalisation swapped if that is wanted and does no harm, and the decision saying so."""
     if decision.strategy == "linear_probe":
         return looked, decision
-    why = [f"What becomes of normalisation was asked for: {norm}."]
-    if norm == "auto":
-        size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
-        norm, reason = choose_norm(
-            pretrained=looked.backbone.spec.pretrained,
-            normalises_batches=any(map(is_batch_norm, looked.backbone.trunk.modules())),
-            at_once=max(1, size // place()[1]),
-        )
-        why = [reason]
-    if norm not in NORMS:
-        looked, outcome = look_through(looked, options, norm)
-        norm, why = looked.backbone.spec.norm or "frozen", [*why, outcome]
-    return looked, dataclasses.replace(decision, norm=norm, reasons=(*decision.reasons, *why))
+    reasons = [*decision.reasons, why]
+    if kind not in NORMS:
+        looked, outcome = look_through(looked, options, kind)
+        kind = looked.backbone.spec.norm or "frozen"
+        reasons.append(outcome)
+    return looked, dataclasses.replace(decision, norm=kind, reasons=tuple(reasons))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trials:
-    """Ways of fine-tuning that were begun while it was decided, by their names; the chosen one goes on from there."""
+    """Ways of fine-tuning that were begun while it was decided, by their names; the chosen one goes on from there.
+
+    Args:
+        norm: "keep" or "frozen"; a swap comes after the decision.
+    """
 
     looked: Looked
     options: Options
     head: str
     training: Training
+    norm: str
     begun: dict[str, Tuning] = dataclasses.field(default_factory=dict)
 
     def begin(self, option: Alternative) -> Pilot:
         """Run its folds."""
         asked = _given(self.looked, strategy=option.strategy, stage=option.stage)
         paced = _paced(asked, self.looked, self.options, self.training.recipe)
-        plan = plan_decision(self.looked, paced)
+        plan = plan_decision(self.looked, dataclasses.replace(paced, norm=self.norm))
         tuning = self.begun[option.strategy] = Tuning(self.looked, plan, self.options, self.head, self.training)
         verdict = tuning.judged.verdict
         return Pilot(verdict.kept, verdict.candidates[0], tuning.held_back)

@@ -169,7 +169,7 @@ def test_a_search_that_was_interrupted_in_a_trial_goes_on_and_chooses_alike(tmp_
 
     def run(name: str) -> tk.Result:
         return tk.adapt(
-            "timm/test_resnet", images, pretrained=False, image_size=32, mode="search", norm="frozen", train=SHORT,
+            "timm/test_resnet", images, pretrained=False, image_size=32, mode="search", norm="keep", train=SHORT,
             progress=False, cache=tmp_path / "bank", out=tmp_path / name,
         )  # fmt: skip
 
