@@ -79,6 +79,9 @@ RIDGE = 0.01
 DOUBTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Factors on the errors of measured gains to choose from; of equals the smallest."""
 
+LEAST_DIFFERING = 0.02
+"""Share of test images that a probe or what became of it alone names right, at least: no gain is known exactly."""
+
 FIRST_VARIANCE, ROUNDS = 0.04, 50
 """Where the search for the variance of gains begins, and how long it goes on."""
 
@@ -479,12 +482,13 @@ def tuning_lesson(cell: Cell, situation: Situation, strategy: str) -> Lesson:
     probe = cell.evidence.probe(SELECTED).accuracy
     left = max(1 - probe, LEAST_LEFT)
     gained = cell.tuned[strategy]["test"] - cell.strategies[cell.kept(SELECTED)]["test"]
+    differing = max(abs(gained), LEAST_DIFFERING)
     return Lesson(
         kind=strategy,
         task=cell.task,
         covariates=situation.tuning_covariates,
         gain=gained / left,
-        noise=cell.pilot(strategy).gain.error ** 2 * cell.evidence.data.train_images / cell.test_images / left**2,
+        noise=differing / cell.test_images / left**2,
     )
 
 
