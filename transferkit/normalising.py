@@ -68,7 +68,8 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
 
 
 def _swapped(looked: Looked, kind: str) -> Backbone:
-    backbone = copy.deepcopy(looked.backbone)
+    # One memory layout, whether the frozen pass ran or its rows were at hand: another one can change the last bit.
+    backbone = copy.deepcopy(looked.backbone).to(memory_format=torch.channels_last)
     kind = {"group": "standardised_group"}.get(kind, kind)  # there are images to fit it to
     swap_norm(backbone.trunk, kind, calibrate=_images(looked) if kind in CALIBRATED else None)
     backbone.spec = dataclasses.replace(backbone.spec, norm=kind, weights_id=weights_digest(backbone.trunk))
@@ -80,7 +81,7 @@ def _images(looked: Looked) -> torch.Tensor:
     train, preprocessing = looked.survey.train, looked.backbone.spec.preprocessing
     chosen = train[np.linspace(0, len(train) - 1, min(len(train), CALIBRATION_IMAGES)).round().astype(int)]
     pixels = np.stack([looked.data.pixels(int(index), preprocessing) for index in chosen])
-    return normalise(torch.from_numpy(pixels), preprocessing)
+    return normalise(torch.from_numpy(pixels), preprocessing).contiguous(memory_format=torch.channels_last)
 
 
 def _accuracy(evidence: Evidence) -> float:
