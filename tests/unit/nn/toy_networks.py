@@ -125,3 +125,22 @@ class Wrapper(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.inner(images)
+
+
+def copy_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stir(network: nn.Module, seed: int) -> None:
+    """New weights and statistics, as a step of training makes them; integers count up."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator))
+            else:
+                tensor.add_(1)

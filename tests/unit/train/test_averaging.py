@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from tests.unit.nn.toy_networks import copy_of, same, stir
 from transferkit.errors import CheckpointError, OptionError
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.train.averaging import WeightAverage, swa_start
@@ -35,25 +36,6 @@ def make_network(*, dropout: float = 0.0) -> nn.Sequential:
 
 def names_of(network: nn.Module) -> list[str]:
     return list(network.state_dict())
-
-
-def copy_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def stir(network: nn.Module, seed: int) -> None:
-    """New weights and statistics, as a step of training makes them; integers count up."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(torch.rand(tensor.shape, generator=generator))
-            else:
-                tensor.add_(1)
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])

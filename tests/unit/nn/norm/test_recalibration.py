@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from tests.unit.nn.toy_networks import copy_of, same, stir
 from transferkit.errors import DataError
 from transferkit.nn.norm import (
     AccumulatedBatchNorm,
@@ -36,25 +37,6 @@ def make_network(*, dropout: float = 0.0) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(5, 2),
     )
-
-
-def copy_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def stir(network: nn.Module, seed: int) -> None:
-    """New weights and statistics, as a step of training makes them; integers count up."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(torch.rand(tensor.shape, generator=generator))
-            else:
-                tensor.add_(1)
 
 
 class StopError(Exception):
