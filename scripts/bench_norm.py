@@ -41,9 +41,9 @@ from transferkit.data.decode import decode
 from transferkit.data.geometry import to_pixels
 from transferkit.intervals import wilson_interval
 from transferkit.nn.model import normalise
+from transferkit.nn.norm import recalibrate_statistics
 from transferkit.nn.norm.conversion import distil_norms, find_batch_norms, fit_group_norms
 from transferkit.repro import environment
-from transferkit.train.averaging import recalibrate_statistics
 from transferkit.types import Preprocessing
 
 MODEL = "packaged/tf_efficientnet_lite0"
@@ -292,12 +292,14 @@ def tuning_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| treatment | before | {' | '.join(map(str, batches))} |", f"|-|-|{'-|' * len(batches)}"]
     for treatment in dict.fromkeys(row["treatment"] for row in rows):
         mine = [row for row in rows if row["treatment"] == treatment]
-        cells = []
-        for batch in batches:
-            found = [100 * row["after"] for row in mine if row["batch"] == batch]
-            spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
-        lines.append(f"| {treatment} | {100 * mine[0]['before']:.1f} | {' | '.join(cells)} |")
+        for measured, remark in (("after", ""), ("anew", ", statistics anew")):
+            cells = []
+            for batch in batches:
+                found = [100 * row[measured] for row in mine if row["batch"] == batch and measured in row]
+                spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+                cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
+            if any(cells):
+                lines.append(f"| {treatment}{remark} | {100 * mine[0]['before']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from transferkit.features import FeatureBank
 from transferkit.look import load_backbone
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.model import normalise
-from transferkit.nn.norm import swap_norm
+from transferkit.nn.norm import recalibrate_statistics, swap_norm
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import read_features
 from transferkit.train import Recipe, TransferModule, choose_head, fit_heads
@@ -36,6 +36,9 @@ PER_CLASS = 20
 EPOCHS = 10
 BATCHES = (1, 2, 4, 8, 16, 32)
 POOLING = "avg+max"
+
+RECALIBRATED_AT = 50
+"""Images at once when statistics are measured anew."""
 
 
 class Treatment(NamedTuple):
@@ -48,6 +51,7 @@ class Treatment(NamedTuple):
 
 TREATMENTS = {
     "BN by the batch": Treatment(None, False, "keep"),
+    "BN recalibrated, then by the batch": Treatment("recalibrated", True, "keep"),
     "BN frozen (auto)": Treatment(None, False, "frozen"),
     "alpha BN": Treatment("alpha", False, "keep"),
     "batch renormalisation": Treatment("renorm", False, "keep"),
@@ -115,7 +119,7 @@ def accuracy(model: TransferModel, task: Task) -> float:
 def tune(
     backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatment, batch: int, seed: int
 ) -> dict[str, Any]:
-    """Test accuracy before and after, and the processor's seconds."""
+    """Test accuracy before and after, and with statistics measured anew if batches moved them; processor's seconds."""
     swapped = treated(backbone, treatment, task.images)
     recipe = Recipe(epochs=EPOCHS, batch_size=max(2, batch))  # the least that it takes; only the loader's counts here
     start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
@@ -143,12 +147,11 @@ def tune(
     )  # fmt: skip
     trainer.fit(module, loader)
     seconds = time.process_time() - began
-    return {
-        "before": round(before, 4),
-        "after": round(accuracy(module.finish(), task), 4),
-        "lr": start.lr,
-        "seconds": round(seconds, 1),
-    }
+    model = module.finish()
+    found = {"before": before, "after": accuracy(model, task)}
+    if treatment.norm == "keep" and recalibrate_statistics(model.train(), task.images.split(RECALIBRATED_AT)):
+        found["anew"] = accuracy(model, task)
+    return {**{name: round(share, 4) for name, share in found.items()}, "lr": start.lr, "seconds": round(seconds, 1)}
 
 
 @torch.no_grad()
