@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transferkit.nn import TransferModel, logits_of
 from transferkit.nn.norm import NORM_KINDS, is_batch_norm
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
-from transferkit.processes import is_first, place
+from transferkit.processes import agreed, connect, is_first, neighbours, place
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import NORMS, STRATEGIES
@@ -205,6 +205,7 @@ def adapt(
         True
     """
     _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, budget=budget, head=head, out=out)
+    _check_clocks(budget, (trainer or {}).get("devices", 1))
     recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
     options = Options(
         image_size=image_size,
@@ -232,13 +233,15 @@ def adapt(
     training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
     kind, why = _choose_norm(looked, options, recipe, norm)
     trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
+    if budget is not None:
+        connect(choose_device(device))  # each has a clock of its own, and they must decide alike
     with timed(seconds, "decide"):
         if strategy != "auto":
             decision = _given(looked, strategy=strategy, stage=stage)
         elif mode == "search":
             decision = search(looked.survey.evidence, trials.begin, budget=budget, progress=progress)
         else:
-            decision = decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget)
+            decision = agreed(decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget))
         decision = _paced(decision, looked, options, recipe)
         looked, decision = _normed(looked, decision, options, kind, why)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
@@ -294,6 +297,17 @@ def _check_options(
         raise OptionError(unknown_name("head", head, HEADS))
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
+
+
+def _check_clocks(budget: float | None, devices: object) -> None:
+    """Whether all processes that a budget is for are there when it is decided by it."""
+    alone = devices in (1, "1") or (isinstance(devices, Sequence) and len(devices) == 1)
+    if budget is not None and not alone and neighbours()[1] == 1:
+        raise OptionError(
+            "A budget is a matter of the clock, and the processes that trainer.devices starts would each decide by "
+            "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "
+            "budget out."
+        )
 
 
 def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe) -> Decision:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from transferkit.decision import Belief, decide
 from transferkit.errors import OptionError
+from transferkit.processes import agreed
 from transferkit.progress import announce
 from transferkit.types import Alternative, Candidate, Decision, Evidence
 
@@ -68,18 +69,20 @@ def search(
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    best, *others = _options(decide(evidence))
+    best, *others = _options(agreed(decide(evidence)))
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
     start, pilots = clock(), dict[str, Pilot]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
-        if budget is None or clock() - start + option.cost_seconds <= budget:
+        if agreed(budget is None or clock() - start + option.cost_seconds <= budget):
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
             pilots[option.strategy] = begin(option)
     spent = clock() - start
-    decision = decide(
-        evidence,
-        budget=None if budget is None else max(budget - spent, MOMENT),
-        trials={name: pilot.gain for name, pilot in pilots.items()},
+    decision = agreed(
+        decide(
+            evidence,
+            budget=None if budget is None else max(budget - spent, MOMENT),
+            trials={name: pilot.gain for name, pilot in pilots.items()},
+        )
     )
     said = _tell(pilots, spent, [option.strategy for option in hopeful if option.strategy not in pilots], budget)
     return replace(decision, mode="search", reasons=(*said, *decision.reasons))

@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from transferkit.api import adapt
+from transferkit.errors import OptionError
 from transferkit.features import FeatureBank
 
 SHARING = Path(__file__).with_name("sharing.py")
@@ -31,6 +33,8 @@ VARIED = {
     "lp_ft": {"augment": "light", "schedule": "plateau", "l2_sp": 0.1},
     "lora": {"augment": "none", "clip": 1.0},
 }
+
+SETTLED = {"strategy": "auto", "budget": 1000, "norm": "frozen", "train": {"epochs": 2, "folds": 1}}
 
 
 @pytest.fixture
@@ -64,7 +68,11 @@ def start(*words: str) -> subprocess.Popen[str]:
 def finish(*words: str) -> str:
     """What it prints."""
     process = start(*words)
-    said, complained = process.communicate(timeout=300)
+    try:
+        said, complained = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:  # one waits for another that will never come
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 0, complained
     return said
 
@@ -114,6 +122,21 @@ def test_processes_that_lightning_starts_find_all_features_and_write_nothing(noi
     finish(*command(noise, tmp_path / "two", "few_layers", trainer=trainer))
     assert_close(tmp_path / "one", tmp_path / "two")
     assert [part["computed"] for part in told_by(tmp_path / "two")] == [IMAGES + TESTED, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["evidence", "search"])
+def test_processes_decide_alike_by_clocks_of_their_own(mode, noise, tmp_path):
+    words = [str(SHARING), str(noise), str(tmp_path / "run"), json.dumps(SETTLED | {"mode": mode}), "2"]
+    finish(*words)
+    first, second = told_by(tmp_path / "run-2")
+    assert first == {**second, "computed": first["computed"]}
+    assert any("Tried in" in reason for reason in first["reasons"]) == (mode == "search")
+
+
+def test_a_budget_asks_for_processes_that_start_together(noise):
+    with pytest.raises(OptionError, match=r"Start them together \(torchrun"):
+        adapt("timm/test_resnet", noise, pretrained=False, image_size=32, budget=60, trainer={"devices": 2})
 
 
 @pytest.mark.slow
