@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from transferkit.errors import DataError
 from transferkit.nn.norm.parts import AccumulatedBatchNorm
+from transferkit.nn.norm.renorm import UNCORRECTED, BatchRenorm
 
 __all__ = ["follows_batches", "recalibrate_statistics"]
 
@@ -81,6 +82,7 @@ def _only_training(model: nn.Module, layers: Iterable[_NormBase]) -> Iterator[No
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
     pooling = [(layer, layer.batches) for layer in layers if isinstance(layer, AccumulatedBatchNorm)]
+    corrected = [(layer, layer.clipping, layer.corrected.clone()) for layer in layers if isinstance(layer, BatchRenorm)]
     try:
         model.eval()
         for layer, _ in momenta:
@@ -88,6 +90,8 @@ def _only_training(model: nn.Module, layers: Iterable[_NormBase]) -> Iterator[No
         for pooler, _ in pooling:
             pooler.forget()
             pooler.batches = 1  # every batch counts for itself here
+        for corrector, _, _ in corrected:
+            corrector.clipping = UNCORRECTED  # or later layers would see what the old statistics made of the images
         yield
     finally:
         for module, mode in modes:
@@ -96,3 +100,6 @@ def _only_training(model: nn.Module, layers: Iterable[_NormBase]) -> Iterator[No
             layer.momentum = momentum
         for pooler, number in pooling:
             pooler.batches = number
+        for corrector, clipping, batches in corrected:
+            corrector.clipping = clipping
+            corrector.corrected.copy_(batches)

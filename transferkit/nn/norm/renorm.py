@@ -12,7 +12,7 @@ from transferkit.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics, unbiased
 from transferkit.nn.norm.fused import apply_affine, check_layout
 
-__all__ = ["AT_ONCE", "FROM_SCRATCH", "BatchRenorm", "Clipping"]
+__all__ = ["AT_ONCE", "FROM_SCRATCH", "UNCORRECTED", "BatchRenorm", "Clipping"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,9 @@ AT_ONCE = Clipping()
 
 FROM_SCRATCH = Clipping(start=5_000, r_batches=40_000, d_batches=25_000)
 """The paper's schedule, for statistics that start at nothing."""
+
+UNCORRECTED = Clipping(r_max=1.0, d_max=0.0)
+"""Plain batch normalisation."""
 
 
 class BatchRenorm(BatchNorm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from transferkit.nn.norm import (
     follows_batches,
     recalibrate_statistics,
 )
+from transferkit.nn.norm.renorm import AT_ONCE
 
 
 def make_network(*, dropout: float = 0.0) -> nn.Sequential:
@@ -148,6 +150,20 @@ def test_every_layer_of_ours_that_follows_batches_can_be_estimated(make):
     with torch.no_grad():
         inside = network[0](images)
     torch.testing.assert_close(network[1].running_mean, inside.mean(dim=(0, 2, 3)))
+
+
+def test_what_corrects_batches_is_estimated_as_plain_batch_normalisation_is():
+    plain = make_network()
+    corrected = copy.deepcopy(plain)
+    for place in (1, 5):
+        corrected[place] = BatchRenorm(corrected[place])
+        corrected[place].running_mean.fill_(3)  # far off: by these a later layer would see other values
+    for network in (plain, corrected):
+        recalibrate_statistics(network, batches())
+    for place in (1, 5):
+        torch.testing.assert_close(corrected[place].running_mean, plain[place].running_mean)
+        torch.testing.assert_close(corrected[place].running_var, plain[place].running_var)
+        assert (int(corrected[place].corrected), corrected[place].clipping) == (0, AT_ONCE)
 
 
 def test_batches_that_are_added_up_are_so_again_afterwards():
