@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
+from transferkit import zoo
 from transferkit.data import Data
-from transferkit.decision import MODES, choose_norm, decide, starting_rate
+from transferkit.decision import MODES, SMALL_BATCH, choose_norm, decide, starting_rate
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
@@ -23,12 +24,12 @@ from transferkit.nn import TransferModel, logits_of
 from transferkit.nn.norm import NORM_KINDS, is_batch_norm
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
-from transferkit.processes import agreed, connect, is_first, neighbours, place
+from transferkit.processes import agreed, connect, is_first, neighbours
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
 from transferkit.strategies import NORMS, STRATEGIES
 from transferkit.survey import timed
-from transferkit.train import HEADS, Recipe
+from transferkit.train import HEADS, Recipe, count_processes
 from transferkit.training import Training, Tuning
 from transferkit.types import (
     JOINED,
@@ -205,7 +206,9 @@ def adapt(
         True
     """
     _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, budget=budget, head=head, out=out)
-    _check_clocks(budget, (trainer or {}).get("devices", 1))
+    processes = count_processes(choose_device(device), trainer or {})
+    if budget is not None:
+        _check_clocks(processes)
     recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
     options = Options(
         image_size=image_size,
@@ -231,7 +234,7 @@ def adapt(
     looked = look(model, data, options, stage=stage)
     seconds = looked.seconds
     training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
-    kind, why = _choose_norm(looked, options, recipe, norm)
+    kind, why = _choose_norm(looked, options, recipe, norm, processes)
     trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
@@ -299,10 +302,9 @@ def _check_options(
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
-def _check_clocks(budget: float | None, devices: object) -> None:
-    """Whether all processes that a budget is for are there when it is decided by it."""
-    alone = devices in (1, "1") or (isinstance(devices, Sequence) and len(devices) == 1)
-    if budget is not None and not alone and neighbours()[1] == 1:
+def _check_clocks(processes: int) -> None:
+    """Whether all processes that decide by the clock are there when it is decided."""
+    if processes > 1 and neighbours()[1] == 1:
         raise OptionError(
             "A budget is a matter of the clock, and the processes that trainer.devices starts would each decide by "
             "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "
@@ -323,15 +325,32 @@ def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe)
     return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
 
 
-def _choose_norm(looked: Looked, options: Options, recipe: Recipe, norm: str) -> tuple[str, str]:
+def _choose_norm(looked: Looked, options: Options, recipe: Recipe, norm: str, processes: int) -> tuple[str, str]:
     """What is to become of normalisation, and why."""
-    if norm != "auto":
-        return norm, f"What becomes of normalisation was asked for: {norm}."
     size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
-    return choose_norm(
-        pretrained=looked.backbone.spec.pretrained,
-        normalises_batches=any(map(is_batch_norm, looked.backbone.trunk.modules())),
-        at_once=max(1, size // place()[1]),
+    at_once = max(1, size // processes)
+    normalises_batches = any(map(is_batch_norm, looked.backbone.trunk.modules()))
+    if norm != "auto":
+        if norm == "keep" and normalises_batches and at_once == 1:
+            raise OptionError(
+                "norm=keep lets batch normalisation take its statistics from the images at hand, and one at once tells "
+                "nothing of how images vary. Use norm=frozen, norm=group, or a larger train.batch_size."
+            )
+        return norm, f"What becomes of normalisation was asked for: {norm}."
+    spec = looked.backbone.spec
+    kind, why = choose_norm(
+        pretrained=spec.pretrained,
+        normalises_batches=normalises_batches,
+        at_once=at_once,
+        processes=processes,
+        on_gpus=choose_device(options.device).type == "cuda",
+    )
+    relative = zoo.native_group_norm(spec.name) if normalises_batches and at_once < SMALL_BATCH else None
+    if relative is None:
+        return kind, why
+    return kind, (
+        f"{why} {relative} is a relative that was trained with group normalisation, which no size of a batch matters "
+        "to: transferkit rank tells whether its features suit these images better."
     )
 
 

@@ -44,12 +44,12 @@ def test_a_swapped_network_is_fine_tuned_saved_loaded_and_exported(kind, layer, 
     assert session.get_inputs()
 
 
-def adapt_stripes(stripes, **options):
+def adapt_stripes(stripes, *, model="packaged/tf_efficientnet_lite0", train=None, **options):
     return tk.adapt(
-        "packaged/tf_efficientnet_lite0",
+        model,
         stripes,
         strategy="few_layers",
-        train={"epochs": 2, "folds": 1, "views": 0, "augment": "none"},
+        train={"epochs": 2, "folds": 1, "views": 0, "augment": "none", **(train or {})},
         image_size=32,
         progress=False,
         **options,
@@ -86,6 +86,26 @@ def test_a_swap_that_costs_the_features_too_much_is_refused(stripes, monkeypatch
     result = adapt_stripes(stripes, norm="layer")
     assert (result.decision.norm, result.evidence.backbone.norm) == ("frozen", "")
     assert "Refused: with batch normalisation swapped for 'layer'" in " ".join(result.decision.reasons)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group"])
+def test_one_image_at_once_is_enough_for_what_needs_no_batch(norm, stripes, monkeypatch):
+    monkeypatch.setattr(normalising, "MARGIN", 1.0)
+    result = adapt_stripes(stripes, norm=norm, train={"batch_size": 1, "epochs": 2})
+    assert result.decision.norm == {"group": "standardised_group"}.get(norm, norm)
+    assert [epoch.phase for epoch in result.record.training.epochs] == ["head", "last stages"]
+    assert result.metrics["test"].accuracy == 1.0
+
+
+def test_one_image_at_once_tells_nothing_of_how_images_vary(stripes):
+    with pytest.raises(OptionError, match="one at once tells nothing .* Use norm=frozen, norm=group, or a larger"):
+        adapt_stripes(stripes, norm="keep", train={"batch_size": 1})
+
+
+def test_a_relative_that_was_trained_with_group_normalisation_is_named(stripes):
+    result = adapt_stripes(stripes, model="timm/test_efficientnet", pretrained=False, train={"batch_size": 8})
+    (said,) = (reason for reason in result.decision.reasons if "are too few for new ones" in reason)
+    assert "timm/test_efficientnet_gn.r160_in1k is a relative that was trained with group normalisation" in said
 
 
 def test_an_unknown_normalisation_is_met_before_any_work():

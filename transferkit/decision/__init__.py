@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from transferkit.decision.effort import HELD_BACK, usual_batch, usual_epochs, usual_folds
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
-from transferkit.decision.normalisation import choose_norm
+from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import DEFAULT_BATCH, rule
 from transferkit.decision.weighing import best_probe, weigh
@@ -21,6 +21,7 @@ from transferkit.types import Decision, Evidence
 __all__ = [
     "HELD_BACK",
     "MODES",
+    "SMALL_BATCH",
     "Belief",
     "GainModel",
     "Situation",

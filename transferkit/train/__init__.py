@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transferkit.train.feeds import CutFeed
     from transferkit.train.freeze import FreezePlan
     from transferkit.train.module import CutBatch, TransferModule
-    from transferkit.train.run import Runner
+    from transferkit.train.run import Runner, count_processes
     from transferkit.train.tuning import FineTuned, Judged, Task, fine_tune, judge_folds
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "TransferModule",
     "choose_head",
     "class_weights",
+    "count_processes",
     "fine_tune",
     "fit_closed_form",
     "fit_heads",
@@ -57,6 +58,7 @@ _LATER = {
     "Runner": "run",
     "Task": "tuning",
     "TransferModule": "module",
+    "count_processes": "run",
     "fine_tune": "tuning",
     "judge_folds": "tuning",
 }

@@ -34,7 +34,7 @@ class Recipe:
 
     Args:
         epochs: Passes over the training images, >= 1; None fits them to their number.
-        batch_size: Images per optimizer step, of all processes together, >= 2; None fits it to their number.
+        batch_size: Images per optimizer step, of all processes together, >= 1; None fits it to their number.
         optimizer: "adamw", or "sgd" with Nesterov momentum 0.9.
         lr: Learning rate of the last stage; None takes the decision's, "find" tests a range first.
         weight_decay: >= 0; not of norms and biases.
@@ -112,10 +112,7 @@ class Recipe:
             (0 <= self.minimum <= 1, f"minimum must be in [0, 1], got {self.minimum!r}."),
             (self.schedule != "exponential" or self.minimum > 0, "schedule=exponential needs a minimum above 0."),
             (self.epochs is None or self.epochs >= 1, f"epochs must be >= 1, got {self.epochs!r}."),
-            (
-                self.batch_size is None or self.batch_size >= 2,
-                f"batch_size must be >= 2 for training, got {self.batch_size!r}.",
-            ),
+            (self.batch_size is None or self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size!r}."),
             (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
             (self.folds is None or self.folds >= 1, f"folds must be >= 1, got {self.folds!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
@@ -145,7 +142,7 @@ class Recipe:
         size = self.batch_size or batch_size or usual_batch(images)
         return replace(
             self,
-            batch_size=max(2, min(size, images)),
+            batch_size=min(size, images),
             epochs=usual_epochs(images) if self.epochs is None else self.epochs,
             folds=usual_folds(images) if self.folds is None else self.folds,
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "count_processes"]
 
 QUIET = (
     ".*does not have many workers.*",  # batches come from memory: workers would only copy them
@@ -57,6 +57,24 @@ OF_THE_RECIPE = (
 
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 """What reading half a checkpoint, or one that is something else, can raise."""
+
+
+def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
+    """How many processes a fit will be shared out among; known before any is connected, or started.
+
+    Args:
+        device: Where.
+        options: For the trainer.
+
+    Example:
+        >>> count_processes(torch.device("cpu"), {"devices": 2, "num_nodes": 3})
+        6
+    """
+    if not {"devices", "num_nodes"} & {*_launched(), *options}:
+        return 1
+    chosen = {name: options[name] for name in ("devices", "num_nodes", "strategy", "accelerator") if name in options}
+    with _quiet():
+        return int(pl.Trainer(**{**_placed(device), **chosen}, logger=False).world_size)
 
 
 @dataclass(frozen=True)
@@ -198,9 +216,7 @@ class Runner:
             stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.stops_after, check_finite=True)
             callbacks.insert(0, stopping)
         settings: dict[str, Any] = {
-            "accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type),
-            "devices": 1 if self.device.index is None or self.device.type == "cpu" else [self.device.index],
-            **_launched(),
+            **_placed(self.device),
             "max_epochs": recipe.epochs,
             "gradient_clip_val": recipe.clip or None,
             "accumulate_grad_batches": memory.parts,
@@ -237,6 +253,15 @@ def _on_terminal() -> bool:
     import sys
 
     return sys.stderr.isatty()
+
+
+def _placed(device: torch.device) -> dict[str, Any]:
+    """What the trainer must know to run there."""
+    return {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "devices": 1 if device.index is None or device.type == "cpu" else [device.index],
+        **_launched(),
+    }
 
 
 def _launched() -> dict[str, Any]:

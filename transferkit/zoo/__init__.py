@@ -7,5 +7,6 @@ when it is called.
 
 from transferkit.zoo._catalog import ZooEntry, catalog
 from transferkit.zoo._load import load
+from transferkit.zoo._relatives import native_group_norm
 
-__all__ = ["ZooEntry", "catalog", "load"]
+__all__ = ["ZooEntry", "catalog", "load", "native_group_norm"]

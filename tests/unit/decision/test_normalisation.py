@@ -26,3 +26,11 @@ def test_without_batch_normalisation_there_is_nothing_to_choose(pretrained, at_o
     kind, why = choose_norm(pretrained=pretrained, normalises_batches=False, at_once=at_once)
     assert kind == "keep"
     assert "no batch normalisation" in why
+
+
+@given(at_once=st.integers(1, SMALL_BATCH - 1), processes=st.integers(1, 64))
+def test_processes_on_gpus_share_statistics_where_their_images_together_are_enough(at_once, processes):
+    asked = {"pretrained": False, "normalises_batches": True, "at_once": at_once, "processes": processes}
+    enough = at_once * processes >= SMALL_BATCH
+    assert choose_norm(**asked, on_gpus=True)[0] == ("sync" if enough else "group")
+    assert choose_norm(**asked, on_gpus=False)[0] == "group"

@@ -30,7 +30,7 @@ from transferkit.train.recipe import Recipe
         ({"minimum": 2.0}, r"minimum must be in \[0, 1\]"),
         ({"schedule": "exponential", "minimum": 0.0}, "schedule=exponential needs a minimum above 0"),
         ({"epochs": 0}, "epochs must be >= 1"),
-        ({"batch_size": 1}, "batch_size must be >= 2"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"patience": 0}, "patience must be >= 1"),
         ({"folds": 0}, "folds must be >= 1"),
         ({"views": -1}, "views must be >= 0"),
@@ -77,7 +77,7 @@ def test_values_come_by_name_and_a_misspelt_one_is_offered_its_closest():
 def test_a_fitted_recipe_leaves_nothing_open_that_the_number_of_images_decides(images):
     recipe = Recipe().fitted(images)
     assert recipe.epochs >= 1
-    assert 2 <= recipe.batch_size <= max(2, images)
+    assert min(2, images) <= recipe.batch_size <= images
     assert recipe.folds >= 1
     assert recipe.stops_after >= 1
     more = Recipe().fitted(2 * images)
@@ -88,12 +88,12 @@ def test_a_fitted_recipe_leaves_nothing_open_that_the_number_of_images_decides(i
     assert recipe.fitted(images) == recipe
 
 
-@given(st.integers(1, 5000), st.integers(1, 50), st.integers(2, 64), st.integers(1, 5))
+@given(st.integers(1, 5000), st.integers(1, 50), st.integers(1, 64), st.integers(1, 5))
 def test_what_was_said_stays(images, epochs, batch_size, folds):
     recipe = Recipe(epochs=epochs, batch_size=batch_size, folds=folds).fitted(images, batch_size=7)
     assert (recipe.epochs, recipe.folds) == (epochs, folds)
-    assert recipe.batch_size == max(2, min(batch_size, images))
-    assert Recipe().fitted(images, batch_size=3).batch_size == max(2, min(3, images))
+    assert recipe.batch_size == min(batch_size, images)
+    assert Recipe().fitted(images, batch_size=3).batch_size == min(3, images)
     kept = [field.name for field in fields(Recipe) if field.name not in ("epochs", "batch_size", "folds")]
     assert all(getattr(recipe, name) == getattr(Recipe(), name) for name in kept)
 
