@@ -11,6 +11,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,10 @@ from transferkit.features import FeatureBank
 from transferkit.look import load_backbone
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.model import normalise
-from transferkit.nn.norm import recalibrate_statistics, swap_norm
+from transferkit.nn.norm import recalibrate_statistics, standardising, swap_norm
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import read_features
-from transferkit.train import Recipe, TransferModule, choose_head, fit_heads
+from transferkit.train import BlendRamp, Recipe, TransferModule, choose_head, fit_heads
 from transferkit.types import TOP, Decision
 
 PER_CLASS = 20
@@ -42,13 +43,14 @@ RECALIBRATED_AT = 50
 
 
 class Treatment(NamedTuple):
-    """What is swapped in, if anything, whether images are needed for it, what a freeze plan does, and at which batches
-    it is tried."""
+    """What is swapped in, if anything, whether images are needed for it, what a freeze plan does, at which batches it
+    is tried, and whether it takes over while the network learns."""
 
     kind: str | None
     fitted: bool
     norm: str
     batches: tuple[int, ...] = BATCHES
+    ramped: bool = False
 
 
 TREATMENTS = {
@@ -59,6 +61,7 @@ TREATMENTS = {
     "batch renormalisation": Treatment("renorm", False, "keep"),
     "GN, 32 groups, taken over": Treatment("group", False, "keep"),
     "GN, 1 group, fitted": Treatment("group", True, "keep"),
+    "GN, 1 group, ramped in": Treatment("group", True, "keep", batches=(2, 32), ramped=True),
 }
 
 
@@ -98,7 +101,9 @@ def mixed(data: Data) -> Data:
 
 def treated(backbone: Backbone, treatment: Treatment, images: torch.Tensor) -> Backbone:
     changed = copy.deepcopy(backbone)
-    if treatment.kind is not None:
+    if treatment.ramped:
+        swap_norm(changed.trunk, partial(standardising, blend=0), calibrate=images)
+    elif treatment.kind is not None:
         swap_norm(changed.trunk, treatment.kind, calibrate=images if treatment.fitted else None)
     return changed
 
@@ -154,7 +159,7 @@ def tune(
     began = time.process_time()
     trainer = pl.Trainer(
         max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, gradient_clip_val=recipe.clip,
+        enable_model_summary=False, gradient_clip_val=recipe.clip, callbacks=[BlendRamp()] if treatment.ramped else [],
     )  # fmt: skip
     trainer.fit(module, loader)
     seconds = time.process_time() - began

@@ -15,6 +15,7 @@ from transferkit.train.recipe import Recipe
 from transferkit.train.weighting import CLASS_WEIGHTS, class_weights
 
 if TYPE_CHECKING:
+    from transferkit.train.blending import BlendRamp
     from transferkit.train.callbacks import FreezePlanCallback
     from transferkit.train.feeds import CutFeed
     from transferkit.train.freeze import FreezePlan
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLASS_WEIGHTS",
     "HEADS",
+    "BlendRamp",
     "CutBatch",
     "CutFeed",
     "FineTuned",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "BlendRamp": "blending",
     "CutBatch": "module",
     "CutFeed": "feeds",
     "FineTuned": "tuning",

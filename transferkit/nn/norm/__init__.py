@@ -13,6 +13,7 @@ from transferkit.nn.norm.conversion import (
     find_batch_norms,
     fit_group_norms,
     fold,
+    standardising,
 )
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.kinds import CALIBRATED, NORM_KINDS, MakeNorm
@@ -66,6 +67,7 @@ __all__ = [
     "recalibrate_statistics",
     "restore_norm",
     "standardise_weights",
+    "standardising",
     "swap_norm",
     "swapped_layers",
     "swapped_norms",

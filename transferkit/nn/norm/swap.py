@@ -43,7 +43,7 @@ def swap_norm(
     Args:
         module: A network, or one layer.
         to: A kind, a name in `NORM_KINDS`, or a function that makes the replacement of one layer. "group" with images
-            to calibrate by is "standardised_group".
+            to calibrate by is "standardised_group", `partial(standardising, blend=0.3)` the same with another blend.
         groups: Of channels, for the kinds "group" (None: 32), "standardised_group" (None: 1) and "decorrelated" (None:
             16 channels each); where it does not divide a layer's channels, the nearest number that does is taken.
         calibrate: (N, 3, S, S) float, normalised images, or several of such. The kind "recalibrated" needs them, to
@@ -112,7 +112,7 @@ def _check_options(to: str | Callable[[nn.Module], nn.Module], groups: int | Non
         problems.append(f"groups={groups!r} is for {_listed(GROUPED)} only, not for {to!r}; leave it out")
     elif groups is not None and groups < 1:
         problems.append(f"groups must be >= 1, got {groups!r}")
-    if calibrate is not None and to not in CALIBRATED:
+    if calibrate is not None and isinstance(to, str) and to not in CALIBRATED:
         problems.append(f"{to!r} has no use for calibrate; kinds that have are {_listed(CALIBRATED)}")
     if calibrate is None and to == "recalibrated":
         problems.append("'recalibrated' measures statistics on images: give calibrate, (N, 3, S, S) normalised images")
@@ -227,7 +227,11 @@ def _calibrate(swapped: nn.Module, kind: str, groups: int | None, images: Images
 def _pairs(swapped: nn.Module) -> Iterator[tuple[str, tuple[nn.BatchNorm2d, StandardisedGroupNorm]]]:
     """Path -> the original and its successor."""
     for path, layer, original in swapped_layers(swapped):
-        assert isinstance(layer, StandardisedGroupNorm)
+        if not isinstance(layer, StandardisedGroupNorm):
+            raise OptionError(
+                f"{path or 'the module'}: a {type(layer).__name__} cannot be fitted to images. Leave calibrate out, or "
+                "make the layers with transferkit.nn.norm.standardising."
+            )
         if not path or not isinstance(original, nn.BatchNorm2d) or original.running_mean is None:
             raise OptionError(
                 f"{path or 'the module'}: only a BatchNorm2d with running statistics, inside a network, can be fitted "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import timm
@@ -19,6 +20,7 @@ from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.norm import (
     AlphaBatchNorm,
+    BatchRenorm,
     FrozenBatchNorm,
     GhostBatchNorm,
     GroupNorm,
@@ -26,6 +28,7 @@ from transferkit.nn.norm import (
     is_batch_norm,
     original_of,
     restore_norm,
+    standardising,
     swap_norm,
     swapped_layers,
     swapped_norms,
@@ -279,6 +282,15 @@ def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         swap_norm(network, **options)
     assert swapped_norms(network) == ()
+
+
+def test_layers_made_by_hand_are_fitted_too_if_they_can_be():
+    network, source = pyramid().eval(), pyramid().eval()
+    swap_norm(network, partial(standardising, blend=0), calibrate=PICTURES)
+    torch.testing.assert_close(network(PICTURES), source(PICTURES), rtol=1e-4, atol=1e-4)
+    with pytest.raises(OptionError, match="a BatchRenorm cannot be fitted to images. Leave calibrate out"):
+        swap_norm(source, BatchRenorm, calibrate=PICTURES)
+    assert not swapped_norms(source)
 
 
 def test_all_options_that_do_not_fit_are_named_at_once():
