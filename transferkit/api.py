@@ -21,7 +21,7 @@ from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel, logits_of
-from transferkit.nn.norm import NORM_KINDS, is_batch_norm
+from transferkit.nn.norm import BY_BATCH, NORM_KINDS, is_batch_norm
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
 from transferkit.processes import agreed, connect, is_first, neighbours
@@ -296,6 +296,11 @@ def _check_options(
         raise OptionError("A stage can be named only with a strategy: strategy=linear_probe stage=... .")
     if norm not in ("auto", *NORMS, *NORM_KINDS):
         raise OptionError(unknown_name("normalisation", norm, ["auto", *NORMS, *NORM_KINDS]))
+    if norm in BY_BATCH:
+        raise OptionError(
+            f"With norm={norm} an answer depends on the other images of its batch: features could not be kept, nor "
+            "pictures be named one by one. In a loop of your own, transferkit.swap_norm does it."
+        )
     if head not in HEADS:
         raise OptionError(unknown_name("head", head, HEADS))
     if out is not None and Path(out).exists() and not Path(out).is_dir():

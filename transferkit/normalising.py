@@ -22,8 +22,11 @@ MARGIN = 0.01
 """Held-back accuracy that features may lose by a swap. Fine-tuning wins a point back; much more says that the network
 has forgotten what it knew."""
 
-CALIBRATION_IMAGES = 512
+CALIBRATION_IMAGES, LEAST_CALIBRATION_IMAGES = 512, 64
 """Training images that a swap is fitted to; from 64 on more bring little (docs/normalisation.md)."""
+
+CALIBRATION_PIXELS = CALIBRATION_IMAGES * 96**2
+"""In all of them, unless that makes them too few: they go through the network at once, so memory grows with these."""
 
 
 def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, str]:
@@ -79,9 +82,13 @@ def _swapped(looked: Looked, kind: str) -> Backbone:
 def _images(looked: Looked) -> torch.Tensor:
     """(N, 3, S, S) training images, evenly spread, normalised."""
     train, preprocessing = looked.survey.train, looked.backbone.spec.preprocessing
-    chosen = train[np.linspace(0, len(train) - 1, min(len(train), CALIBRATION_IMAGES)).round().astype(int)]
+    chosen = train[np.linspace(0, len(train) - 1, _how_many(len(train), preprocessing.size)).round().astype(int)]
     pixels = np.stack([looked.data.pixels(int(index), preprocessing) for index in chosen])
     return normalise(torch.from_numpy(pixels), preprocessing).contiguous(memory_format=torch.channels_last)
+
+
+def _how_many(images: int, size: int) -> int:
+    return min(images, CALIBRATION_IMAGES, max(LEAST_CALIBRATION_IMAGES, CALIBRATION_PIXELS // size**2))
 
 
 def _accuracy(evidence: Evidence) -> float:

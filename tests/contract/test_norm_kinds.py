@@ -12,14 +12,19 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from transferkit.errors import DataError, OptionError
-from transferkit.nn.norm import NORM_KINDS, follows_batches, original_of, restore_norm, swap_norm, swapped_norms
+from transferkit.nn.norm import (
+    BY_BATCH,
+    NORM_KINDS,
+    follows_batches,
+    original_of,
+    restore_norm,
+    swap_norm,
+    swapped_norms,
+)
 
 CHANNELS = 8
 BY_IMAGE = {"group", "standardised_group", "layer", "channel_layer", "instance"}
 """Kinds that look at one image at a time."""
-
-BY_BATCH_ALWAYS = {"alpha"}
-"""Kinds that look at the batch in evaluation too."""
 
 FIXED = {"frozen", "alpha"}
 """Kinds whose running statistics never move."""
@@ -127,14 +132,14 @@ def test_evaluation_is_deterministic_and_leaves_no_trace(kind, source):
 def test_until_it_trains_evaluation_is_what_it_was_where_statistics_are_kept(kind, source):
     layer = source().eval()
     same = torch.allclose(make(kind, layer)(images()), layer(images()), atol=1e-5)
-    assert same is (kind not in BY_IMAGE | BY_BATCH_ALWAYS)
+    assert same is (kind not in BY_IMAGE | BY_BATCH)
 
 
 @every_kind
 def test_images_are_independent_in_evaluation_unless_said_otherwise(kind):
     layer = make(kind, plain()).eval()
     alone = torch.cat([layer(image[None]) for image in images()])
-    assert torch.allclose(layer(images()), alone, atol=1e-5) is (kind not in BY_BATCH_ALWAYS)
+    assert torch.allclose(layer(images()), alone, atol=1e-5) is (kind not in BY_BATCH)
 
 
 @every_kind

@@ -108,6 +108,16 @@ def test_a_relative_that_was_trained_with_group_normalisation_is_named(stripes):
     assert "timm/test_efficientnet_gn.r160_in1k is a relative that was trained with group normalisation" in said
 
 
+@pytest.mark.parametrize(("size", "images", "used"), [(96, 5000, 512), (224, 5000, 94), (512, 5000, 64), (224, 50, 50)])
+def test_large_pictures_are_fewer_to_fit_to(size, images, used):
+    assert normalising._how_many(images, size) == used
+
+
+def test_what_answers_by_the_batch_is_for_other_loops():
+    with pytest.raises(OptionError, match="With norm=alpha an answer depends on the other images"):
+        tk.adapt("packaged/nothing", "nowhere", norm="alpha")
+
+
 def test_an_unknown_normalisation_is_met_before_any_work():
     with pytest.raises(OptionError, match="Unknown normalisation 'gruop'. Closest known: group."):
         tk.adapt("packaged/nothing", "nowhere", norm="gruop")

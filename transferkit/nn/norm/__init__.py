@@ -16,7 +16,7 @@ from transferkit.nn.norm.conversion import (
     standardising,
 )
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
-from transferkit.nn.norm.kinds import CALIBRATED, NORM_KINDS, MakeNorm
+from transferkit.nn.norm.kinds import BY_BATCH, CALIBRATED, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.memory import NormSwap, original_of, swapped_layers, swapped_norms
 from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
 from transferkit.nn.norm.per_image import ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
@@ -27,6 +27,7 @@ from transferkit.nn.norm.swap import restore_norm, swap_norm
 from transferkit.nn.norm.weights import StandardisedWeight, normalise_weights, plain_weights, standardise_weights
 
 __all__ = [
+    "BY_BATCH",
     "AT_ONCE",
     "CALIBRATED",
     "FROM_SCRATCH",

@@ -12,8 +12,7 @@ from transferkit.nn.norm.fused import apply_affine, check_layout
 __all__ = ["STRENGTH", "AlphaBatchNorm"]
 
 STRENGTH = 16.0
-"""Images that the source statistics weigh as much as. Schneider et al. (2020) try 0 to 1024; a guess, for batches of 8
-to 32."""
+"""Images that the source statistics weigh as much as: a guess, for batches of 8 to 32."""
 
 
 class AlphaBatchNorm(BatchNorm):
