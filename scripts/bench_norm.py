@@ -1,6 +1,7 @@
 """How much of a pretrained network is left when its batch normalisation is replaced.
 
     python scripts/bench_norm.py tune --tasks DIR [--names hand_signs stamps] [--seeds 0 1 2]
+    python scripts/bench_norm.py probe --tasks DIR
     python scripts/bench_norm.py convert [--seeds 0 1 2] [--images 16 64 512] [--epochs 8] [--out benchmarks/norm.json]
 
 `convert` replaces every batch normalisation of the packaged EfficientNet-Lite0 at 96 px and counts on how many
@@ -10,9 +11,10 @@ for each seed; where more are asked for than there are, the rest is mirrored. On
 picture, tiles of mate-backgrounds. No label is used. Stamps whose names begin alike are on one side.
 
 `tune` fine-tunes on two tasks of scripts/make_tasks.py, at batches of 1 to 32, with every treatment of normalisation:
-an hour and a half on one core.
+four hours on one core. `probe` fits linear heads on every task, with BN as it is, recalibrated, and swapped for group
+normalisation: minutes.
 
-Run again, both go on where they stopped. A Markdown table of everything found goes to the standard output.
+Run again, all go on where they stopped. A Markdown table of everything found goes to the standard output.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import norm_probing
 import numpy as np
 import torch
 from norm_tuning import EPOCHS, PER_CLASS, trials
@@ -260,30 +263,59 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def tune(options: argparse.Namespace) -> None:
-    kept = read(options.out)
-    rows: list[dict[str, Any]] = kept.get("tune", {}).get("rows", [])
-    named = ("task", "treatment", "batch", "seed")
-    done = {tuple(row[name] for name in named) for row in rows}
     folders = [options.tasks / name for name in options.names]
-    for what, trial in trials(MODEL, SIZE, folders, options.seeds, options.cache):
-        if tuple(what[name] for name in named) in done:
+    facts = {"images per class": PER_CLASS, "epochs": EPOCHS}
+    rows = collect(options.out, "tune", trials(MODEL, SIZE, folders, options.seeds, options.cache), facts)
+    for name in options.names:
+        print(f"{name}:\n\n{tuning_table([row for row in rows if row['task'] == name])}\n")
+
+
+def probe(options: argparse.Namespace) -> None:
+    folders = sorted(path.parent for path in options.tasks.glob("*/task.json"))
+    facts = {"images per class": norm_probing.PER_CLASS}
+    rows = collect(options.out, "probe", norm_probing.probes(MODEL, SIZE, folders, options.cache), facts)
+    print(probing_table(rows))
+
+
+def collect(
+    out: Path,
+    part: str,
+    work: Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]],
+    facts: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Do what is not in the file yet, and write it there, row by row."""
+    rows: list[dict[str, Any]] = read(out).get(part, {}).get("rows", [])
+    for what, trial in work:
+        if any(what.items() <= row.items() for row in rows):
             continue
         rows.append({**what, **trial()})
         print(rows[-1], file=sys.stderr, flush=True)
-        kept = read(options.out)  # another process may have written the other part
-        kept["tune"] = {
+        kept = read(out)  # another process may have written another part
+        kept[part] = {
             "date": date.today().isoformat(),
             "machine": environment(seed=0, device="cpu"),
             "threads": torch.get_num_threads(),
             "model": MODEL,
             "image size": SIZE,
-            "images per class": PER_CLASS,
-            "epochs": EPOCHS,
+            **facts,
             "rows": rows,
         }
-        write(options.out, {"script": "scripts/bench_norm.py", **kept})
-    for name in options.names:
-        print(f"{name}:\n\n{tuning_table([row for row in rows if row['task'] == name])}\n")
+        write(out, {"script": "scripts/bench_norm.py", **kept})
+    return rows
+
+
+def probing_table(rows: list[dict[str, Any]]) -> str:
+    """Test accuracy in % by task, those farthest from the source first; held back in brackets."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    tasks: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        tasks.setdefault(row["task"], {})[row["kind"]] = row
+    lines = [f"| task | similarity | {' | '.join(kinds)} |", f"|-|-|{'-|' * len(kinds)}"]
+    for name, found in sorted(tasks.items(), key=lambda item: item[1][kinds[0]]["similarity"]):
+        cells = [f"{100 * found[kind]['test']:.1f} ({100 * found[kind]['held_back']:.1f})" for kind in kinds]
+        lines.append(f"| {name} | {found[kinds[0]]['similarity']:.2f} | {' | '.join(cells)} |")
+    means = [statistics.mean(100 * found[kind]["test"] for found in tasks.values()) for kind in kinds]
+    return "\n".join([*lines, f"| mean | | {' | '.join(f'{mean:.1f}' for mean in means)} |"])
 
 
 def tuning_table(rows: list[dict[str, Any]]) -> str:
@@ -343,6 +375,11 @@ def main() -> None:
     verb.add_argument("--tasks", type=Path, required=True, help="folder made by scripts/make_tasks.py")
     verb.add_argument("--names", nargs="+", default=["hand_signs", "stamps"])
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    verb.add_argument("--cache", help="folder of the feature bank")
+    verb.add_argument("--out", type=Path, default=Path("benchmarks/norm.json"))
+    verb = verbs.add_parser("probe", help="accuracy of linear probes, by task")
+    verb.set_defaults(run=probe)
+    verb.add_argument("--tasks", type=Path, required=True, help="folder made by scripts/make_tasks.py")
     verb.add_argument("--cache", help="folder of the feature bank")
     verb.add_argument("--out", type=Path, default=Path("benchmarks/norm.json"))
     options = parser.parse_args()

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from transferkit.types import TOP, Decision
 PER_CLASS = 20
 EPOCHS = 10
 BATCHES = (1, 2, 4, 8, 16, 32)
+ENDS = (1, 2, 32)
 POOLING = "avg+max"
 
 RECALIBRATED_AT = 50
@@ -181,16 +183,14 @@ def moments(model: TransferModel, task: Task) -> tuple[torch.Tensor, torch.Tenso
 def trials(
     model: str, size: int, folders: Sequence[Path], seeds: Sequence[int], cache: str | None
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
-    """What a trial is, and what runs it: seed by seed, so that whole tables come first."""
+    """What a trial is, and what runs it: the first seed's whole table, then the other seeds, the ends of it first."""
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
     tasks = [open_task(folder, backbone) for folder in folders]
-    for seed in seeds:
-        for task in tasks:
-            for batch in reversed(BATCHES):
-                for name, treatment in TREATMENTS.items():
-                    if batch not in treatment.batches:
-                        continue
-                    what = {"task": task.name, "treatment": name, "batch": batch, "seed": seed}
-                    yield what, lambda t=task, r=treatment, b=batch, s=seed: tune(backbone, t, bank, r, b, s)
+    middle = [batch for batch in BATCHES if batch not in ENDS]
+    for some, batches in ((seeds[:1], BATCHES), (seeds[1:], ENDS), (seeds[1:], middle)):
+        for seed, task, batch, (name, treatment) in product(some, tasks, sorted(batches)[::-1], TREATMENTS.items()):
+            if batch in treatment.batches:
+                what = {"task": task.name, "treatment": name, "batch": batch, "seed": seed}
+                yield what, partial(tune, backbone, task, bank, treatment, batch, seed)

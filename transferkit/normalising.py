@@ -16,7 +16,7 @@ from transferkit.nn.norm import CALIBRATED, swap_norm
 from transferkit.survey import survey, timed
 from transferkit.types import SELECTED, Evidence
 
-__all__ = ["MARGIN", "look_through"]
+__all__ = ["MARGIN", "look_through", "swap_backbone"]
 
 MARGIN = 0.01
 """Held-back accuracy that features may lose by a swap. Fine-tuning wins a point back; much more says that the network
@@ -44,7 +44,7 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
         OptionError: If the kind is unknown, or there is nothing to swap.
     """
     with timed(looked.seconds, "swap normalisation"):
-        backbone = _swapped(looked, kind)
+        backbone = swap_backbone(looked, kind)
         found = survey(
             backbone,
             looked.data,
@@ -70,7 +70,8 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
     ), f"Accepted: {figures}."
 
 
-def _swapped(looked: Looked, kind: str) -> Backbone:
+def swap_backbone(looked: Looked, kind: str) -> Backbone:
+    """A copy of the backbone with another normalisation, fitted to training images where the kind can be."""
     # One memory layout, whether the frozen pass ran or its rows were at hand: another one can change the last bit.
     backbone = copy.deepcopy(looked.backbone).to(memory_format=torch.channels_last)
     kind = {"group": "standardised_group"}.get(kind, kind)  # there are images to fit it to

@@ -7,11 +7,12 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transferkit.errors import OptionError
-from transferkit.train.recipe import Recipe
+from transferkit.train.recipe import MOMENTUM, Recipe
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,28 @@ def test_early_stopping_waits_for_a_third_of_the_epochs_and_three_at_least():
     assert Recipe(epochs=30).stops_after == 10
     assert Recipe(epochs=4).stops_after == 3
     assert Recipe(epochs=30, patience=1).stops_after == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_optimizer_steps_as_the_plain_one_does(name):
+    plain = {
+        "sgd": lambda groups: torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True),
+        "adamw": torch.optim.AdamW,
+    }[name]
+    ends = []
+    for make in (Recipe(optimizer=name).make_optimizer, plain):
+        torch.manual_seed(0)
+        weight, bias = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(5))
+        optimizer = make(
+            [
+                {"params": [weight], "lr": 0.1, "weight_decay": 0.1},
+                {"params": [bias], "lr": 0.01, "weight_decay": 0.0},
+            ]
+        )
+        for _ in range(5):
+            optimizer.zero_grad()
+            (weight @ torch.randn(3) + bias).square().sum().backward()
+            optimizer.step()
+        ends += [(weight.detach(), bias.detach())]
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)

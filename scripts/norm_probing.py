@@ -1,0 +1,51 @@
+"""What linear probes lose or win by another normalisation, before anything is trained: `bench_norm.py probe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench_regret import OPTIONS, draw, fit_all, shrink
+
+from transferkit.data import Data, open_data
+from transferkit.features import FeatureBank
+from transferkit.look import Looked, load_backbone
+from transferkit.nn import Backbone
+from transferkit.normalising import swap_backbone
+from transferkit.survey import survey
+from transferkit.types import SELECTED
+
+PER_CLASS = 20
+KINDS = ("frozen", "recalibrated", "standardised_group")
+
+
+def probe(backbone: Backbone, data: Data, bank: FeatureBank, kind: str) -> dict[str, Any]:
+    """Accuracy on held-back and on test images of a probe on selected features."""
+    look = partial(survey, bank=bank, pooling=OPTIONS.pooling, progress=False)
+    found = look(backbone, data)
+    similarity = found.evidence.similarity
+    if kind != "frozen":
+        backbone = swap_backbone(Looked(backbone, data, found, {}), kind)
+        found = look(backbone, data, similarity=similarity)
+    heads = fit_all(found, data, [stage.name for stage in backbone.stages], SELECTED)
+    (kept,) = (head for head in heads.values() if head["kept"])
+    return {
+        "similarity": None if similarity is None else round(similarity, 3),
+        "held_back": round(found.evidence.probe(SELECTED).accuracy, 4),
+        "test": kept["test"],
+    }
+
+
+def probes(
+    model: str, size: int, folders: Sequence[Path], cache: str | None
+) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """What is probed, and what does it."""
+    backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
+    for folder in folders:
+        data = open_data(folder, progress=False)
+        train = data.indices("train")
+        small = shrink(data, train[draw(data.labels[train], PER_CLASS, 0)])
+        for kind in KINDS:
+            yield {"task": folder.name, "kind": kind}, partial(probe, backbone, small, bank, kind)
