@@ -15,8 +15,9 @@ stages joined, and on the selected features of all; and, in the first draw of ea
 Policies are scored on tasks that they did not learn from: coefficients and the best constant strategy are chosen with
 the task, its corrupted copies and its originals left out. Regret is the test accuracy of the best strategy of a cell
 less that of the one chosen, in points; the best is found on the test images themselves, so that part of every regret,
-chance's own, no policy can avoid. Means are over tasks; within a task over its cells. `score` has two tables: one of
-the cells in which everything was fine-tuned, and one of all cells among linear heads alone.
+chance's own, no policy can avoid. Means are over tasks; within a task over its cells. `score` has three tables: of the
+cells in which most ways of fine-tuning were run, of those in which the ways were that `adapt` weighs, with these alone,
+and of all cells among linear heads alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -386,14 +387,19 @@ def read_cells() -> list[Cell]:
     ]
 
 
-def tuned_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Those in which every way of fine-tuning was run that is weighed."""
-    return [cell for cell in cells if set(TUNED_SHARES) <= set(cell.tuned)]
+def with_only(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
+    """The cells in which these ways of fine-tuning were all run, as if there had been no others."""
+    wanted = set(names)
+    return [
+        replace(cell, tuned={name: found for name, found in cell.tuned.items() if name in wanted})
+        for cell in cells
+        if wanted <= set(cell.tuned)
+    ]
 
 
-def untuned(cells: Sequence[Cell]) -> list[Cell]:
-    """The same cells as if nothing had ever been fine-tuned."""
-    return [replace(cell, tuned={}) for cell in cells]
+def most_tuned(cells: Sequence[Cell]) -> set[str]:
+    """The ways of fine-tuning in the cells that have most of them."""
+    return set(max((cell.tuned for cell in cells), key=len))
 
 
 def restore(task: Mapping[str, Any], cell: Mapping[str, Any]) -> Evidence:
@@ -631,7 +637,7 @@ def always_stage(stage: str) -> Policy:
 
 def best_constant(cell: Cell, others: Sequence[Cell]) -> Outcome:
     """The strategy with the least mean regret on the other families, where all that was done here was done."""
-    return always(constant_from(tuned_cells(others) if cell.tuned else others))(cell, others)
+    return always(constant_from(with_only(others, cell.tuned)))(cell, others)
 
 
 def by_cross_validation(cell: Cell, others: Sequence[Cell]) -> Outcome:
@@ -663,11 +669,12 @@ POLICIES: dict[str, Policy] = {
     "random": at_random,
 }
 
-TUNING_POLICIES: dict[str, Policy] = {
-    "mode=search": by_search,
-    **{f"always {name}": always(name) for name in TUNED_SHARES},
-}
-"""Where there is fine-tuning to be chosen."""
+
+def policies_for(cells: Sequence[Cell]) -> dict[str, Policy]:
+    """With those that need fine-tuning, where there is any."""
+    tuned = sorted(set.intersection(*(set(cell.tuned) for cell in cells)))
+    return POLICIES | ({"mode=search": by_search} if tuned else {}) | {f"always {name}": always(name) for name in tuned}
+
 
 _learned: dict[tuple[str, ...], GainModel] = {}
 _constants: dict[tuple[str, ...], str] = {}
@@ -727,8 +734,9 @@ def interval(cells: Sequence[Cell], values: Sequence[float]) -> tuple[float, flo
 def score(cells: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
     """Every policy's regrets, each task judged by what the cells `known` teach without its family."""
     others = {family: [cell for cell in known if cell.family != family] for family in {c.family for c in cells}}
-    policies = POLICIES | (TUNING_POLICIES if all(cell.tuned for cell in cells) else {})
-    taken = {name: [policy(cell, others[cell.family]) for cell in cells] for name, policy in policies.items()}
+    taken = {
+        name: [policy(cell, others[cell.family]) for cell in cells] for name, policy in policies_for(cells).items()
+    }
     exhaustive = sum(cell.exhaustive for cell in cells)
     reference = [
         100 * (cell.best - accuracy) for cell, (accuracy, _) in zip(cells, taken["best constant"], strict=True)
@@ -825,32 +833,46 @@ def write_knowledge(cells: Sequence[Cell]) -> None:
 
 
 def write_scores(cells: Sequence[Cell]) -> None:
-    tuned, alone = tuned_cells(cells), untuned(cells)
-    rows, rows_alone = score(tuned, cells), score(alone, alone)
-    asked = [rule_of(cell).strategy for cell in tuned]
+    weighed, alone = with_only(cells, TUNED_SHARES), [replace(cell, tuned={}) for cell in cells]
+    whole = with_only(cells, most_tuned(cells))
+    # What is not weighed teaches nothing that is asked for.
+    known = [replace(cell, tuned={n: f for n, f in cell.tuned.items() if n in TUNED_SHARES}) for cell in cells]
+    tables = {
+        "all ways of fine-tuning": part(whole, cells),
+        "ways that are weighed": part(weighed, known),
+        "linear heads alone": part(alone, alone),
+    }
     found = {
         "script": "scripts/bench_regret.py",
         "date": date.today().isoformat(),
         "machine": environment(seed=0, device="cpu"),
         "model": f"{MODEL} at {SIZE} px",
         "tasks": sorted({cell.task for cell in cells}),
-        "cells": len(tuned),
-        "policies": rows,
-        "best constant": constant_from(tuned),
+        **tables,
         "below the probe on held-back images": [
             f"{cell.task} {cell.level} {name}"
-            for cell in tuned
+            for cell in cells
             for name in cell.tuned
             if cell.pilot(name).gain.mean < 0
         ],
-        "linear heads alone": {"cells": len(alone), "policies": rows_alone, "best constant": constant_from(alone)},
-        "cells where the rule asks for fine-tuning": len([name for name in asked if name != "linear_probe"]),
-        "error of expected accuracies, points": expectation_errors(cells),
+        "error of expected accuracies, points": expectation_errors(known),
     }
     SCORES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(tuned)} cells, fine-tuning among the strategies:\n\n{table(rows)}\n")
-    print(f"{len(alone)} cells, linear heads alone:\n\n{table(rows_alone)}\n")
-    print(f"Test accuracy, %:\n\n{gains_table(tuned)}")
+    for name, scored in tables.items():
+        print(f"{name}, {scored['cells']} cells:\n\n{table(scored['policies'])}\n")
+    print(f"Test accuracy, %:\n\n{gains_table(weighed, TUNED_SHARES)}\n\n{gains_table(whole, whole[0].tuned)}")
+
+
+def part(cells: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
+    """One table's worth."""
+    asked = [rule_of(cell).strategy for cell in cells]
+    return {
+        "cells": len(cells),
+        "ways of fine-tuning": sorted(cells[0].tuned),
+        "policies": score(cells, known),
+        "best constant": constant_from(cells),
+        "cells where the rule asks for fine-tuning": len([name for name in asked if name != "linear_probe"]),
+    }
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -871,11 +893,11 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def gains_table(cells: Sequence[Cell]) -> str:
+def gains_table(cells: Sequence[Cell], ways: Iterable[str]) -> str:
     """The best probe's accuracy and what each way of fine-tuning made of it; farthest from the source first."""
-    levels = sorted({cell.level for cell in cells})
+    levels, shown = sorted({cell.level for cell in cells}), ", ".join(["probe", *ways])
     lines = [
-        f"| task | similarity | {' | '.join(f'{level} per class' for level in levels)} |",
+        f"| task | similarity | {' | '.join(f'{level} per class: {shown}' for level in levels)} |",
         "|-|-|" + "-|" * len(levels),
     ]
     tasks: dict[str, list[Cell]] = {}
@@ -885,13 +907,13 @@ def gains_table(cells: Sequence[Cell]) -> str:
         task: statistics.fmean(cell.evidence.similarity or 0.0 for cell in inside) for task, inside in tasks.items()
     }
     for task in sorted(tasks, key=near.__getitem__):
-        found = {cell.level: gains_of(cell) for cell in tasks[task]}
+        found = {cell.level: gains_of(cell, ways) for cell in tasks[task]}
         lines.append(f"| {task} | {near[task]:.2f} | {' | '.join(found.get(level, '') for level in levels)} |")
     return "\n".join(lines)
 
 
-def gains_of(cell: Cell) -> str:
-    tuned = ", ".join(f"{100 * cell.tuned[name]['test']:.1f}" for name in TUNED_SHARES)
+def gains_of(cell: Cell, ways: Iterable[str]) -> str:
+    tuned = ", ".join(f"{100 * cell.tuned[name]['test']:.1f}" for name in ways)
     return f"{100 * cell.strategies[cell.kept(SELECTED)]['test']:.1f}: {tuned}"
 
 
