@@ -281,7 +281,14 @@ def tune_cell(backbone: Any, data: Data, found: Survey, strategy: str) -> dict[s
     size = recipe.fitted(len(found.train)).batch_size
     start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size)
     decision = Decision(
-        strategy=strategy, stage=TOP, lr=start.lr, lr_scale=start.scale, norm="frozen", mode="given", reasons=("all",)
+        strategy=strategy,
+        stage=TOP,
+        lr=start.lr,
+        lr_scale=start.scale,
+        norm="frozen",
+        mode="given",
+        reasons=("all",),
+        alternatives=weigh(found.evidence).options,
     )
     began = time.process_time()
     fitted = fit_decision(

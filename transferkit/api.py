@@ -399,6 +399,7 @@ class _Trials:
 def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decision:
     named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
     chosen = str(named) if named in (JOINED, SELECTED) else looked.backbone.find_stages(named)[0]
+    known = {(option.strategy, option.stage): option for option in decide(looked.survey.evidence).options}
     return Decision(
         strategy=strategy,
         stage=chosen,
@@ -407,6 +408,8 @@ def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decisio
         norm="frozen",
         mode="given",
         reasons=(f"{strategy} on {chosen} was asked for; nothing was decided.",),
+        expected=known.pop((strategy, chosen), None),
+        alternatives=tuple(known.values()),
     )
 
 

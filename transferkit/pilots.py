@@ -69,7 +69,7 @@ def search(
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    best, *others = _options(agreed(decide(evidence)))
+    best, *others = agreed(decide(evidence)).options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
     start, pilots = clock(), dict[str, Pilot]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
@@ -86,10 +86,6 @@ def search(
     )
     said = _tell(pilots, spent, [option.strategy for option in hopeful if option.strategy not in pilots], budget)
     return replace(decision, mode="search", reasons=(*said, *decision.reasons))
-
-
-def _options(decision: Decision) -> list[Alternative]:
-    return [option for option in (decision.expected, *decision.alternatives) if option is not None]
 
 
 def _may_win(option: Alternative, best: Alternative) -> bool:

@@ -446,7 +446,7 @@ class Decision:
         norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
         mode: How it was decided: "rule", "evidence", "search", or "given".
         reasons: Sentences with the numbers in them.
-        expected: What to expect of it; None where nothing was measured or it was asked for.
+        expected: What to expect of it; None where that is not known.
         alternatives: What else could be done, best first.
         tuned: Stages to train, for the strategies that train some; empty: the strategy's own choice.
     """
@@ -467,6 +467,11 @@ class Decision:
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
         _require(bool(self.reasons), "Decision.reasons must name at least one reason.")
+
+    @property
+    def options(self) -> tuple[Alternative, ...]:
+        """All that was weighed: what is expected of this, and the alternatives."""
+        return (*(() if self.expected is None else (self.expected,)), *self.alternatives)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ __all__ = ["surgical"]
 def surgical(decision: Decision, stages: Sequence[str]) -> Plan:
     """The head alone, then the head with the stage that the evidence points at and its neighbours.
 
-    That stage is the one the head reads. If it reads all of them, it is the single stage that a probe is expected to do
-    best on: up to there the features suit the new images, from there on they do so less and less. If nothing was
-    measured either, it is the middle one. A decision that names its stages (`tuned`) has the last word.
+    That stage is the one that a probe is expected to do best on, of those up to the last that the head reads: up to
+    there the features suit the new images, from there on they do so less and less. If nothing was measured, it is the
+    one that the head reads, or the middle one if it reads all. A decision that names its stages (`tuned`) has the last
+    word.
 
     Args:
         decision: Its `stage`, `alternatives`, `tuned`, `lr` and `norm` are what counts.
@@ -49,9 +50,7 @@ def _around_evidence(decision: Decision, reached: Sequence[str]) -> tuple[str, .
 
 
 def _stage_of_evidence(decision: Decision, reached: Sequence[str]) -> str:
-    if decision.stage in reached:
-        return decision.stage
     probes = [o for o in decision.alternatives if o.strategy == "linear_probe" and o.stage in reached]
     if probes:
         return max(probes, key=lambda option: option.expected_accuracy).stage
-    return reached[len(reached) // 2]
+    return decision.stage if decision.stage in reached else reached[len(reached) // 2]

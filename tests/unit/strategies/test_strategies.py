@@ -116,14 +116,15 @@ def test_only_lora_adds_to_the_network():
         ("joined", ["blocks.4", "blocks.3", "blocks.2"]),
     ],
 )
-def test_surgery_is_around_the_stage_that_is_read_or_the_middle(stage, chosen):
+def test_without_evidence_surgery_is_around_the_stage_that_is_read_or_the_middle(stage, chosen):
     expected = [name for name in chosen if stage == "joined" or LITE.index(name) <= LITE.index(stage)]
     assert learning(surgical(asked(stage=stage), LITE)) == ["head", *expected]
 
 
-def test_surgery_with_all_stages_read_is_around_the_best_single_probe():
+@pytest.mark.parametrize("stage", ["joined", "top", "blocks.3"])
+def test_surgery_is_around_the_best_single_probe_of_what_is_read(stage):
     options = (offer("selected", 0.99), offer("blocks.5", 0.7), offer("blocks.1", 0.8), offer("top", 0.9, "few_layers"))
-    plan = surgical(asked(stage="joined", alternatives=options), LITE)
+    plan = surgical(asked(stage=stage, alternatives=options), LITE)
     assert rules_of(plan) == [("head", 0.1), ("blocks.2", 1), ("blocks.1", 1), ("blocks.0", 1), ("*", 0)]
 
 

@@ -67,8 +67,7 @@ def write_choice(record: RunRecord) -> Choice:
         parts += _describe_fine_tuning(decision, record.training)
     else:
         parts.append("Solved in closed form, so there is no learning rate to tune.")
-    known = [*([] if decision.expected is None else [decision.expected]), *decision.alternatives]
-    best_first = sorted(known, key=lambda option: -option.expected_accuracy)
+    best_first = sorted(decision.options, key=lambda option: -option.expected_accuracy)
     return Choice(
         sentence=" ".join(parts),
         reasons=decision.reasons,
