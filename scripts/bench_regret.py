@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from transferkit.data import Data, open_data
-from transferkit.decision import HELD_BACK, Belief, GainModel, Situation, rule, starting_rate, usual_folds, weigh
+from transferkit.decision import Belief, GainModel, Situation, rule, starting_rate, usual_passes, weigh
 from transferkit.decision.gains import LEAST_LEFT
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.features import FeatureBank
@@ -309,6 +309,7 @@ def tune_cell(backbone: Any, data: Data, found: Survey, strategy: str) -> dict[s
             for candidate in fitted.training.candidates
         },
         "epochs": [fitted.training.best_epoch + 1, recipe.fitted(len(found.train)).epochs],
+        "lr_factor": fitted.training.lr_factor,
         "seconds": round(seconds, 1),
     }
 
@@ -373,7 +374,7 @@ class Cell:
         """Of all that it took, what went into the folds and not into the last fit on all images."""
         found, images = self.tuned[strategy], self.evidence.data.train_images
         best, epochs = found["epochs"]
-        trial = (1 - HELD_BACK) * usual_folds(images) * epochs
+        trial = usual_passes(images) * epochs
         return found["seconds"] * trial / (trial + best * (found["kept"] > 0))
 
 

@@ -249,7 +249,13 @@ def adapt(
         looked, decision = _normed(looked, decision, options, kind, why)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
     fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
-    decision = dataclasses.replace(decision, reasons=(*decision.reasons, *fitted.reasons))
+    factor = 1.0 if fitted.training is None else fitted.training.lr_factor
+    decision = dataclasses.replace(
+        decision,
+        lr=factor * decision.lr,
+        lr_scale=factor * decision.lr_scale,
+        reasons=(*decision.reasons, *fitted.reasons),
+    )
     with timed(seconds, "verify"):
         held_out = _answers(fitted, looked, device)
         metrics = {split: assess(answers) for split, answers in held_out.items()}

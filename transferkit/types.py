@@ -557,6 +557,7 @@ class TrainingRecord:
         candidates: Probe, fine-tuned network and averages of the two.
         kept: The one that is returned.
         notes: Sentences: what was cached, what fell back, what was halved.
+        lr_factor: What the decision's learning rates were multiplied by, as trials or a range test advised; > 0.
     """
 
     claims: tuple[Claim, ...]
@@ -567,6 +568,7 @@ class TrainingRecord:
     candidates: tuple[Candidate, ...]
     kept: Candidate
     notes: tuple[str, ...] = ()
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

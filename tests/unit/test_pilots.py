@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.decision.test_decision import evidence, score
 from transferkit import decision as deciding
-from transferkit.decision import HELD_BACK, GainModel, decide, usual_folds
+from transferkit.decision import GainModel, decide, usual_passes
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.errors import OptionError
 from transferkit.pilots import Pilot, search
@@ -43,7 +43,7 @@ class World:
 
     def begin(self, option):
         self.tried.append(option.strategy)
-        passes = (1 - HELD_BACK) * usual_folds(looked().data.train_images)
+        passes = usual_passes(looked().data.train_images)
         self.now += option.cost_seconds * passes / (passes + 1)
         gain = self.gains[option.strategy]
         kept = Candidate(name="fine-tuned", weight=1.0, accuracy=0.8 + gain, log_loss=0.1, gain_error=0.005)

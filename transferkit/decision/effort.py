@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["usual_batch", "usual_epochs", "usual_folds"]
+__all__ = ["HELD_BACK", "usual_batch", "usual_epochs", "usual_folds", "usual_passes"]
 
 BATCH_SIZES = ((5000, 64), (500, 32), (0, 16))
 """Least number of images, and images per step from there on: few images in large batches make too few steps."""
@@ -54,3 +54,13 @@ def usual_folds(images: int) -> int:
     """
     most = round(1 / HELD_BACK)
     return min(most, max(1, math.ceil(ENOUGH / (HELD_BACK * max(images, 1)))))
+
+
+def usual_passes(images: int) -> float:
+    """Times that an epoch goes through all images in all folds together, the first of which is run at two rates.
+
+    Example:
+        >>> usual_passes(150), usual_passes(1400)
+        (4.0, 1.6)
+    """
+    return (1 - HELD_BACK) * (usual_folds(images) + 1)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from transferkit.decision.effort import HELD_BACK, usual_epochs, usual_folds
+from transferkit.decision.effort import usual_epochs, usual_passes
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
 from transferkit.intervals import TWO_SIDED
 from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
@@ -180,7 +180,7 @@ def _tuning_cost(evidence: Evidence, share: float, *, tried: bool) -> float:
     """Seconds: folds, unless they were run as a trial, then all images, epoch by epoch, at the frozen pass's pace."""
     assert evidence.image_seconds is not None
     images = max(evidence.data.train_images, 1)
-    passes = 1 + (0 if tried else (1 - HELD_BACK) * usual_folds(images))
+    passes = 1 + (0 if tried else usual_passes(images))
     return STEP_COST * share * passes * usual_epochs(images) * images * evidence.image_seconds
 
 

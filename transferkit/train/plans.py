@@ -42,9 +42,9 @@ def plan_for(
     """
     recipe = Recipe() if recipe is None else recipe
     if lr is None:
-        if isinstance(recipe.lr, str):
+        if recipe.lr == "find":
             raise OptionError(f"lr={recipe.lr!r} needs the images: transferkit.adapt has them. Give a number here.")
-        lr = recipe.lr
+        lr = recipe.lr if isinstance(recipe.lr, (int, float)) else None
     if lr is None:
         size = recipe.batch_size or USUAL_BATCH
         lr = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size).lr

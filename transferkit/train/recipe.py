@@ -18,6 +18,7 @@ from transferkit.train.schedule import SCHEDULES
 __all__ = ["OPTIMIZERS", "Recipe"]
 
 OPTIMIZERS = ("adamw", "sgd")
+RATES = ("find", "rule")
 
 MOMENTUM = 0.9
 
@@ -36,7 +37,8 @@ class Recipe:
         epochs: Passes over the training images, >= 1; None fits them to their number.
         batch_size: Images per optimizer step, of all processes together, >= 1; None fits it to their number.
         optimizer: "adamw", or "sgd" with Nesterov momentum 0.9.
-        lr: Learning rate of the last stage; None takes the decision's, "find" tests a range first.
+        lr: Learning rate of the last stage; "rule" takes the decision's, "find" tests a range first. None tries three
+            times the decision's as well, on the images held back first.
         weight_decay: >= 0; not of norms and biases.
         schedule: "cosine", "linear", "exponential", "constant" or "plateau".
         warmup: Share of each phase in which rates rise, in [0, 1).
@@ -104,7 +106,7 @@ class Recipe:
         )
         shares = ("warmup", "label_smoothing", "dropout")
         amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
-        rate = self.lr is None or self.lr == "find" or (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf)
+        rate = self.lr in (None, *RATES) or (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf)
         return [
             *((value in known, unknown_name(name, value, known)) for name, value, known in named),
             *((0 <= getattr(self, n) < 1, f"{n} must be in [0, 1), got {getattr(self, n)!r}.") for n in shares),
@@ -116,7 +118,7 @@ class Recipe:
             (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
             (self.folds is None or self.folds >= 1, f"folds must be >= 1, got {self.folds!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
-            (rate, f"lr must be > 0, 'find' or left out, got {self.lr!r}."),
+            (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
         ]
 
     @classmethod

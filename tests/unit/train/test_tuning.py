@@ -73,7 +73,7 @@ def make_task(tmp_path):
             classes=[f"class {number}" for number in range(CLASSES)],
             pooling="avg",
             feed=feed,
-            recipe=Recipe(**{"epochs": 4, "batch_size": 8, "patience": 9, **recipe}),
+            recipe=Recipe(**{"epochs": 4, "batch_size": 8, "patience": 9, "lr": "rule", **recipe}),
         )
 
     return make
@@ -249,3 +249,42 @@ def test_claims_are_those_of_the_plan(make_task):
         ("stages", "head"): (0.05, "none"),
     }
     assert {stage_of(n) for n in make_backbone().trunk.state_dict() if is_statistic(n)} == {"stem", "middle", "top"}
+
+
+# ---- Which rates ----------------------------------------------------------------------------------------------------
+
+
+def rates_of(tuned):
+    return [claim.lr for claim in tuned.record.claims]
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0], ids=["too low", "high enough"])
+def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(make_task, rate):
+    phases = (phase("everything", head=rate, top=rate / 10),)
+    slow, tried = (run(make_task(*phases, lr=lr)) for lr in ("rule", None))
+    fast = run(make_task(*[phase("everything", head=3 * rate, top=3 * rate / 10)], lr="rule"))
+    lowest = [min(epoch.val_loss for epoch in tuned.record.epochs) for tuned in (slow, fast)]
+    better, factor = (fast, 3) if lowest[1] < lowest[0] else (slow, 1)
+    assert factor == (3 if rate < 1 else 1)
+    assert tried.record.lr_factor == factor
+    assert rates_of(tried) == pytest.approx(rates_of(better))
+    assert [epoch.val_loss for epoch in tried.record.epochs] == [epoch.val_loss for epoch in better.record.epochs]
+    (note,) = (note for note in tried.record.notes if "Learning rates are" in note)
+    assert note.startswith("Learning rates are 3 times those" if factor == 3 else "Learning rates are those")
+    assert f"came down to {lowest[0]:.3g} with these, to {lowest[1]:.3g} with 3 times as much" in note
+
+
+def test_further_folds_and_the_last_fit_are_run_at_the_rates_that_the_first_fold_chose(make_task, keep, monkeypatch):
+    keep(1.0)
+    fits = []
+    plain = Runner.fit
+
+    def fit(self, module, *arguments, name, **options):
+        fits.append((name, max(claim.lr for claim in module.freeze_plan.claims())))
+        return plain(self, module, *arguments, name=name, **options)
+
+    monkeypatch.setattr(Runner, "fit", fit)
+    folds = hold_back(draw_pictures()[1], np.arange(IMAGES), folds=2, seed=0)
+    run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
+    assert [name for name, _ in fits] == ["fold-0", "fold-0-faster", "fold-1", "all"]
+    assert [lr for _, lr in fits] == pytest.approx([0.1, 0.3, 0.3, 0.3])
