@@ -249,13 +249,7 @@ def adapt(
         looked, decision = _normed(looked, decision, options, kind, why)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
     fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
-    factor = 1.0 if fitted.training is None else fitted.training.lr_factor
-    decision = dataclasses.replace(
-        decision,
-        lr=factor * decision.lr,
-        lr_scale=factor * decision.lr_scale,
-        reasons=(*decision.reasons, *fitted.reasons),
-    )
+    decision = _as_trained(decision, fitted)
     with timed(seconds, "verify"):
         held_out = _answers(fitted, looked, device)
         metrics = {split: assess(answers) for split, answers in held_out.items()}
@@ -334,6 +328,18 @@ def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe)
         lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
         why = f"The learning rate of the last stage, {lr:.2g}, was asked for."
     return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
+
+
+def _as_trained(decision: Decision, fitted: Outcome) -> Decision:
+    """The decision at the rates that it ended with, and what the held-back images said."""
+    factor = 1.0 if fitted.training is None else fitted.training.lr_factor
+    raised = (f"On the images held back first {factor:.3g} times that did better.",) if factor != 1 else ()
+    return dataclasses.replace(
+        decision,
+        lr=factor * decision.lr,
+        lr_scale=factor * decision.lr_scale,
+        reasons=(*decision.reasons, *raised, *fitted.reasons),
+    )
 
 
 def _choose_norm(looked: Looked, options: Options, recipe: Recipe, norm: str, processes: int) -> tuple[str, str]:

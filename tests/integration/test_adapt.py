@@ -14,6 +14,7 @@ from torch import nn
 
 import transferkit as tk
 from transferkit.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.train import tuning
 from transferkit.types import JOINED, Preprocessing
 
 PACKAGED = "packaged/tf_efficientnet_lite0"
@@ -126,6 +127,22 @@ def test_selected_features_can_be_asked_for_and_the_curves_are_saved(stripes, tm
     again = tk.load(folder)
     assert again.evidence.curves == result.evidence.curves
     assert "What more images would bring" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_decision_names_the_rates_that_it_ended_with(stripes, monkeypatch):
+    def adapt(lr):
+        return tk.adapt(
+            "timm/test_resnet", stripes, pretrained=False, image_size=32, strategy="lp_ft", norm="frozen",
+            train={"epochs": 1, "folds": 1, "lr": lr}, progress=False,
+        )  # fmt: skip
+
+    losses = iter([2.0, 1.0])
+    monkeypatch.setattr(tuning, "_lowest_loss", lambda trial: next(losses))
+    rule, tried = adapt("rule"), adapt(None)
+    assert (tried.decision.lr, tried.decision.lr_scale) == (3 * rule.decision.lr, 3 * rule.decision.lr_scale)
+    assert tried.decision.lr in {claim.lr for claim in tried.record.training.claims}
+    assert "On the images held back first 3 times that did better." in tried.decision.reasons
+    assert not any("3 times" in reason for reason in rule.decision.reasons)
 
 
 def test_rule_mode_obeys_the_matrix(stripes):
