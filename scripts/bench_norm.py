@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import norm_probing
 import numpy as np
 import torch
-from norm_tuning import EPOCHS, PER_CLASS, trials
+from norm_tuning import EPOCHS, PER_CLASS, chosen_factor, trials
 from PIL import Image
 from regret_tasks.pictures import base_name, is_copy, split_groups, tiles
 from regret_tasks.task import PHOTOS, STAMPS
@@ -265,15 +265,19 @@ def convert(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     folders = [options.tasks / name for name in options.names]
     facts = {"images per class": PER_CLASS, "epochs": EPOCHS}
-    rows = collect(options.out, "tune", trials(MODEL, SIZE, folders, options.seeds, options.cache), facts)
+    rows = read(options.out).get("tune", {}).get("rows", [])
+    work = trials(MODEL, SIZE, folders, options.seeds, options.cache, rows)
+    collect(options.out, "tune", work, facts, rows)
     for name in options.names:
-        print(f"{name}:\n\n{tuning_table([row for row in rows if row['task'] == name])}\n")
+        mine = [row for row in rows if row["task"] == name]
+        print(f"{name}:\n\n{tuning_table(mine, options.seeds[0])}\n")
 
 
 def probe(options: argparse.Namespace) -> None:
     folders = sorted(path.parent for path in options.tasks.glob("*/task.json"))
     facts = {"images per class": norm_probing.PER_CLASS}
-    rows = collect(options.out, "probe", norm_probing.probes(MODEL, SIZE, folders, options.cache), facts)
+    rows = read(options.out).get("probe", {}).get("rows", [])
+    collect(options.out, "probe", norm_probing.probes(MODEL, SIZE, folders, options.cache), facts, rows)
     print(probing_table(rows))
 
 
@@ -282,9 +286,9 @@ def collect(
     part: str,
     work: Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]],
     facts: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Do what is not in the file yet, and write it there, row by row."""
-    rows: list[dict[str, Any]] = read(out).get(part, {}).get("rows", [])
+    rows: list[dict[str, Any]],
+) -> None:
+    """Do what is not among the rows of the file yet, and add it to both, row by row."""
     for what, trial in work:
         if any(what.items() <= row.items() for row in rows):
             continue
@@ -301,7 +305,6 @@ def collect(
             "rows": rows,
         }
         write(out, {"script": "scripts/bench_norm.py", **kept})
-    return rows
 
 
 def probing_table(rows: list[dict[str, Any]]) -> str:
@@ -318,21 +321,29 @@ def probing_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"| mean | | {' | '.join(f'{mean:.1f}' for mean in means)} |"])
 
 
-def tuning_table(rows: list[dict[str, Any]]) -> str:
-    """Test accuracy in %, mean over seeds and how far they are apart, by treatment and batch."""
+def tuning_table(rows: list[dict[str, Any]], first: int) -> str:
+    """Test accuracy in %, mean over seeds and how far they are apart, by treatment and batch, at each one's rate."""
     batches = sorted({row["batch"] for row in rows})
-    lines = [f"| treatment | before | {' | '.join(map(str, batches))} |", f"|-|-|{'-|' * len(batches)}"]
+    lines = [f"| treatment | rate | before | {' | '.join(map(str, batches))} |", f"|-|-|-|{'-|' * len(batches)}"]
     for treatment in dict.fromkeys(row["treatment"] for row in rows):
         mine = [row for row in rows if row["treatment"] == treatment]
+        factors = {batch: chosen_factor(mine, treatment, batch, first) for batch in batches}
+        chosen = [row for row in mine if row["factor"] == factors[row["batch"]]]
+        rates = ", ".join(f"{factor:g}" for factor in dict.fromkeys(factors[row["batch"]] for row in chosen))
         for measured, remark in (("after", ""), ("anew", ", statistics anew")):
-            cells = []
-            for batch in batches:
-                found = [100 * row[measured] for row in mine if row["batch"] == batch and measured in row]
-                spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
-                cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
-            if any(cells):
-                lines.append(f"| {treatment}{remark} | {100 * mine[0]['before']:.1f} | {' | '.join(cells)} |")
+            found = {
+                batch: [100 * r[measured] for r in chosen if r["batch"] == batch and measured in r] for batch in batches
+            }
+            if any(found.values()):
+                cells = " | ".join(_spread(found[batch]) for batch in batches)
+                lines.append(f"| {treatment}{remark} | {rates} | {100 * mine[0]['before']:.1f} | {cells} |")
     return "\n".join(lines)
+
+
+def _spread(found: list[float]) -> str:
+    if len(found) < 2:
+        return "".join(f"{value:.1f}" for value in found)
+    return f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
 def table(rows: list[dict[str, Any]], total: int) -> str:

@@ -2,7 +2,9 @@
 
 All of a task start from the same weights and the same kind of head, solved for on the network as the treatment leaves
 it, and see equally many images. Everything learns, the earlier the slower (`lp_ft`), at a tenth of the original rate
-for the batch size. Nothing is held back: counted are the test images that the average of the weights names right.
+for the batch size, or 3 or 10 times that: which of them is told by the first seed's test images, at a small and at a
+large batch, for each treatment. Nothing is held back: counted are the test images that the average of the weights names
+right.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +39,9 @@ from transferkit.types import TOP, Decision
 PER_CLASS = 20
 EPOCHS = 10
 BATCHES = (1, 2, 4, 8, 16, 32)
-ENDS = (1, 2, 32)
+FACTORS = (1.0, 3.0, 10.0)
+SMALL, LARGE = 2, 32
+"""Batches at which all rates are tried; the one that is nearer has its say in the others."""
 POOLING = "avg+max"
 
 RECALIBRATED_AT = 50
@@ -134,13 +138,33 @@ def accuracy(model: TransferModel, task: Task) -> float:
     return float((logits.argmax(axis=1) == task.truth).mean())
 
 
+def chosen_factor(rows: Sequence[dict[str, Any]], treatment: str, batch: int, seed: int) -> float | None:
+    """Of the rates that were tried on a task, the one with the best average at the end; None if none was."""
+    treated = [row for row in rows if (row["treatment"], row["seed"]) == (treatment, seed)]
+    tried = [row for row in treated if row["batch"] == (LARGE if batch > np.sqrt(SMALL * LARGE) else SMALL)]
+    return max(tried or treated, key=best_of, default={}).get("factor")
+
+
+def best_of(row: dict[str, Any]) -> float:
+    """Accuracy at the end, with running statistics as they are or measured anew, whichever is better."""
+    return max(row["after"], row.get("anew", 0.0))
+
+
 def tune(
-    backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatment, batch: int, seed: int
+    backbone: Backbone,
+    task: Task,
+    bank: FeatureBank,
+    treatment: Treatment,
+    *,
+    batch: int,
+    seed: int,
+    factor: float,
 ) -> dict[str, Any]:
     """Test accuracy before and after, and with statistics measured anew if batches moved them; processor's seconds."""
     swapped = treated(backbone, treatment, task.images)
-    recipe = Recipe(epochs=EPOCHS, batch_size=max(2, batch))  # the least that it takes; only the loader's counts here
+    recipe = Recipe(epochs=EPOCHS, batch_size=batch)
     start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
+    start = replace(start, lr=factor * start.lr, scale=factor * start.scale)
     asked: dict[str, Any] = {
         "stage": TOP,
         "lr_scale": start.scale,
@@ -181,16 +205,29 @@ def moments(model: TransferModel, task: Task) -> tuple[torch.Tensor, torch.Tenso
 
 
 def trials(
-    model: str, size: int, folders: Sequence[Path], seeds: Sequence[int], cache: str | None
+    model: str,
+    size: int,
+    folders: Sequence[Path],
+    seeds: Sequence[int],
+    cache: str | None,
+    rows: Sequence[dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
-    """What a trial is, and what runs it: the first seed's whole table, then the other seeds, the ends of it first."""
+    """What a trial is, and what runs it: rates with the first seed, then the whole table seed by seed.
+
+    Args:
+        rows: What came of the trials before, filled in as they are run.
+    """
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
     tasks = [open_task(folder, backbone) for folder in folders]
-    middle = [batch for batch in BATCHES if batch not in ENDS]
-    for some, batches in ((seeds[:1], BATCHES), (seeds[1:], ENDS), (seeds[1:], middle)):
-        for seed, task, batch, (name, treatment) in product(some, tasks, sorted(batches)[::-1], TREATMENTS.items()):
-            if batch in treatment.batches:
-                what = {"task": task.name, "treatment": name, "batch": batch, "seed": seed}
-                yield what, partial(tune, backbone, task, bank, treatment, batch, seed)
+    ends = ((seed, task, batch, FACTORS) for seed in seeds[:1] for task in tasks for batch in (LARGE, SMALL))
+    table = ((seed, task, batch, ()) for seed in seeds for task in tasks for batch in reversed(BATCHES))
+    for seed, task, batch, factors in (*ends, *table):
+        for name, treatment in TREATMENTS.items():
+            if batch not in treatment.batches:
+                continue
+            mine = [row for row in rows if row["task"] == task.name]
+            for factor in factors or [chosen_factor(mine, name, batch, seeds[0])]:
+                what = {"task": task.name, "treatment": name, "batch": batch, "seed": seed, "factor": factor}
+                yield what, partial(tune, backbone, task, bank, treatment, batch=batch, seed=seed, factor=factor)

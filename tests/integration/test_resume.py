@@ -29,7 +29,7 @@ SHORT = {"epochs": 5, "folds": 2, "lr": 0.01}
 
 VARIED: dict[str, dict[str, Any]] = {
     "few_layers": {"augment": "light", "views": 2},
-    "many_layers": {"average": "ema", "mixup": 0.4, "folds": 3, "augment": "medium"},
+    "many_layers": {"average": "ema", "mixup": 0.4, "folds": 3, "augment": "medium", "lr": None},
     "lp_ft": {"average": "swa", "dropout": 0.2, "cutmix": 1.0, "optimizer": "sgd"},
     "surgical": {"schedule": "plateau", "patience": 2, "epochs": 12, "l2_sp": 0.1},
     "norm_only": {"patience": 1, "epochs": 12, "clip": 1.0},
