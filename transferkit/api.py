@@ -333,7 +333,7 @@ def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe)
 def _as_trained(decision: Decision, fitted: Outcome) -> Decision:
     """The decision at the rates that it ended with, and what the held-back images said."""
     factor = 1.0 if fitted.training is None else fitted.training.lr_factor
-    raised = (f"On the images held back first {factor:.3g} times that did better.",) if factor != 1 else ()
+    raised = (f"By what was tried first, training went on at {factor:.3g} times that rate.",) if factor != 1 else ()
     return dataclasses.replace(
         decision,
         lr=factor * decision.lr,

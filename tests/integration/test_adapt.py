@@ -141,7 +141,7 @@ def test_a_decision_names_the_rates_that_it_ended_with(stripes, monkeypatch):
     rule, tried = adapt("rule"), adapt(None)
     assert (tried.decision.lr, tried.decision.lr_scale) == (3 * rule.decision.lr, 3 * rule.decision.lr_scale)
     assert tried.decision.lr in {claim.lr for claim in tried.record.training.claims}
-    assert "On the images held back first 3 times that did better." in tried.decision.reasons
+    assert "By what was tried first, training went on at 3 times that rate." in tried.decision.reasons
     assert not any("3 times" in reason for reason in rule.decision.reasons)
 
 
