@@ -30,9 +30,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import norm_probing
 import numpy as np
 import torch
+from norm_probing import probes
 from norm_tuning import EPOCHS, PER_CLASS, chosen_factor, trials
 from PIL import Image
 from regret_tasks.pictures import base_name, is_copy, split_groups, tiles
@@ -275,9 +275,9 @@ def tune(options: argparse.Namespace) -> None:
 
 def probe(options: argparse.Namespace) -> None:
     folders = sorted(path.parent for path in options.tasks.glob("*/task.json"))
-    facts = {"images per class": norm_probing.PER_CLASS}
+    facts = {"images per class": PER_CLASS}
     rows = read(options.out).get("probe", {}).get("rows", [])
-    collect(options.out, "probe", norm_probing.probes(MODEL, SIZE, folders, options.cache), facts, rows)
+    collect(options.out, "probe", probes(MODEL, SIZE, folders, options.cache), facts, rows)
     print(probing_table(rows))
 
 

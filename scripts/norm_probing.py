@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_regret import OPTIONS, draw, fit_all, shrink
+from norm_tuning import PER_CLASS
 
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
@@ -17,7 +18,6 @@ from transferkit.normalising import swap_backbone
 from transferkit.survey import survey
 from transferkit.types import SELECTED
 
-PER_CLASS = 20
 KINDS = ("frozen", "recalibrated", "standardised_group")
 
 

@@ -127,6 +127,22 @@ class Wrapper(nn.Module):
         return self.inner(images)
 
 
+def two_norms(*, dropout: float = 0.0) -> nn.Sequential:
+    """A classifier of 8-pixel images with batch normalisation at 1 and 5, the same weights each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 2),
+    )
+
+
 def copy_of(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 

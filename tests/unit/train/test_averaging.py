@@ -13,25 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.unit.nn.toy_networks import copy_of, same, stir
+from tests.unit.nn.toy_networks import copy_of, same, stir, two_norms
 from transferkit.errors import CheckpointError, OptionError
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.train.averaging import WeightAverage, swa_start
-
-
-def make_network(*, dropout: float = 0.0) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(4, 5, 3),
-        nn.BatchNorm2d(5),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(5, 2),
-    )
 
 
 def names_of(network: nn.Module) -> list[str]:
@@ -56,7 +41,7 @@ def test_an_average_is_the_weighted_sum_that_its_rule_says(kind, values, decay):
 
 
 def test_an_equal_average_is_that_of_torchs_averaged_model():
-    network = make_network()
+    network = two_norms()
     ours, torchs_own = WeightAverage(names_of(network), kind="swa"), AveragedModel(network)
     for seed in range(7):
         stir(network, seed)
@@ -68,7 +53,7 @@ def test_an_equal_average_is_that_of_torchs_averaged_model():
 
 
 def test_statistics_are_averaged_with_the_weights_and_counts_are_copied():
-    network = make_network()
+    network = two_norms()
     average = WeightAverage(names_of(network), kind="swa")
     means = []
     for seed in range(4):
@@ -81,7 +66,7 @@ def test_statistics_are_averaged_with_the_weights_and_counts_are_copied():
 
 
 def test_a_constant_stays_what_it_is():
-    network = make_network()
+    network = two_norms()
     before = copy_of(network)
     for kind in ("ema", "swa"):
         average = WeightAverage(names_of(network), kind=kind)
@@ -92,7 +77,7 @@ def test_a_constant_stays_what_it_is():
 
 
 def test_only_what_is_named_is_kept_and_written():
-    network = make_network()
+    network = two_norms()
     average = WeightAverage(["8.weight", "8.bias"])
     for seed in range(3):
         stir(network, seed)
@@ -110,7 +95,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("kind", ["ema", "swa"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_swapped_weights_come_out_again_bit_for_bit(kind, fails):
-    network = make_network()
+    network = two_norms()
     average = WeightAverage(names_of(network), kind=kind)
     for seed in range(3):
         stir(network, seed)
@@ -129,7 +114,7 @@ def test_swapped_weights_come_out_again_bit_for_bit(kind, fails):
 
 def test_training_does_not_notice_that_averages_were_swapped_in():
     def train(*, watch: bool) -> dict[str, torch.Tensor]:
-        network = make_network()
+        network = two_norms()
         average = WeightAverage(names_of(network))
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
         images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -148,7 +133,7 @@ def test_training_does_not_notice_that_averages_were_swapped_in():
 
 
 def test_before_the_first_update_the_average_is_the_model_itself():
-    network = make_network()
+    network = two_norms()
     raw = copy_of(network)
     average = WeightAverage(names_of(network))
     with average.swapped(network):
@@ -160,7 +145,7 @@ def test_before_the_first_update_the_average_is_the_model_itself():
 @pytest.mark.parametrize("kind", ["ema", "swa"])
 @pytest.mark.parametrize("stop", [0, 1, 4])
 def test_a_resumed_average_is_bit_for_bit_that_of_the_whole_run(kind, stop):
-    network = make_network()
+    network = two_norms()
     whole, halves = (WeightAverage(names_of(network), kind=kind) for _ in range(2))
     for seed in range(8):
         if seed == stop:
@@ -175,21 +160,21 @@ def test_a_resumed_average_is_bit_for_bit_that_of_the_whole_run(kind, stop):
 
 
 def test_a_state_is_a_copy_that_later_updates_leave_alone():
-    network = make_network()
+    network = two_norms()
     average = WeightAverage(names_of(network))
     average.update(network)
     state = average.state_dict()
     stir(network, 0)
     average.update(network)
-    assert same(state["averages"], copy_of(make_network()))
+    assert same(state["averages"], copy_of(two_norms()))
     average.load_state_dict(state)
     stir(network, 1)
     average.update(network)
-    assert same(state["averages"], copy_of(make_network()))
+    assert same(state["averages"], copy_of(two_norms()))
 
 
 def test_an_average_that_begins_in_inference_mode_can_go_on_outside_of_it():
-    network = make_network()
+    network = two_norms()
     average = WeightAverage(names_of(network))
     with torch.inference_mode():
         average.update(network)
@@ -263,7 +248,7 @@ def batches(count: int = 3, size: int = 6) -> list[torch.Tensor]:
 
 
 def test_recalibrated_averages_come_out_again_with_the_raw_statistics():
-    network = make_network()
+    network = two_norms()
     average = WeightAverage(names_of(network), kind="swa")
     for seed in range(3):
         stir(network, seed)

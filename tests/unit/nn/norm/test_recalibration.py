@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from tests.unit.nn.toy_networks import copy_of, same, stir
+from tests.unit.nn.toy_networks import copy_of, same, stir, two_norms
 from transferkit.errors import DataError
 from transferkit.nn.norm import (
     AccumulatedBatchNorm,
@@ -26,21 +26,6 @@ from transferkit.nn.norm import (
 from transferkit.nn.norm.renorm import AT_ONCE
 
 
-def make_network(*, dropout: float = 0.0) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(4, 5, 3),
-        nn.BatchNorm2d(5),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(5, 2),
-    )
-
-
 class StopError(Exception):
     """Something goes wrong between two batches."""
 
@@ -51,7 +36,7 @@ def batches(count: int = 3, size: int = 6) -> list[torch.Tensor]:
 
 
 def test_statistics_are_those_of_torchs_update_bn_where_all_layers_learn():
-    ours, torchs_own = make_network(), make_network()
+    ours, torchs_own = two_norms(), two_norms()
     assert recalibrate_statistics(ours, batches()) == 2
     update_bn(batches(), torchs_own)
     for number in (1, 5):
@@ -60,7 +45,7 @@ def test_statistics_are_those_of_torchs_update_bn_where_all_layers_learn():
 
 
 def test_a_batch_counts_by_its_number_of_images():
-    network = make_network()
+    network = two_norms()
     images = torch.cat(batches())
     recalibrate_statistics(network, torch.split(images, 7))  # 7, 7 and 4
     with torch.no_grad():
@@ -70,7 +55,7 @@ def test_a_batch_counts_by_its_number_of_images():
 
 @pytest.mark.parametrize("how", ["mode", "hook"])
 def test_frozen_layers_stay_bit_for_bit(how):
-    network = make_network(dropout=0.5)
+    network = two_norms(dropout=0.5)
     stir(network, 0)
     if how == "mode":
         network[1].eval()
@@ -83,7 +68,7 @@ def test_frozen_layers_stay_bit_for_bit(how):
 
 
 def test_dropout_is_off_and_no_random_number_is_drawn():
-    with_dropout, without = make_network(dropout=0.5), make_network()
+    with_dropout, without = two_norms(dropout=0.5), two_norms()
     state = torch.get_rng_state()
     recalibrate_statistics(with_dropout, batches())
     assert torch.equal(state, torch.get_rng_state())
@@ -93,7 +78,7 @@ def test_dropout_is_off_and_no_random_number_is_drawn():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_modes_and_momenta_are_as_before(fails):
-    network = make_network(dropout=0.5)
+    network = two_norms(dropout=0.5)
     network[1].eval()
     network[5].momentum = 0.3
     modes = [module.training for module in network.modules()]
@@ -114,12 +99,12 @@ def test_where_nothing_learns_no_batch_is_asked_for():
         raise AssertionError
         yield
 
-    assert recalibrate_statistics(make_network().eval(), never()) == 0
+    assert recalibrate_statistics(two_norms().eval(), never()) == 0
     assert recalibrate_statistics(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), never()) == 0
 
 
 def test_no_batches_is_an_error_that_leaves_the_statistics():
-    network = make_network()
+    network = two_norms()
     stir(network, 0)
     before = copy_of(network)
     with pytest.raises(DataError, match="2 normalisation layers need images"):
@@ -128,7 +113,7 @@ def test_no_batches_is_an_error_that_leaves_the_statistics():
 
 
 def test_layers_named_are_estimated_whatever_their_mode_and_no_others():
-    network = make_network().eval()
+    network = two_norms().eval()
     before = copy_of(network)
     assert recalibrate_statistics(network, batches(), layers=[network[5]]) == 1
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -142,7 +127,7 @@ def test_layers_named_are_estimated_whatever_their_mode_and_no_others():
     ids=lambda m: m.__name__,
 )
 def test_every_layer_of_ours_that_follows_batches_can_be_estimated(make):
-    network = make_network()
+    network = two_norms()
     network[1] = make(network[1])
     images = torch.cat(batches())
     assert follows_batches(network[1])
@@ -153,7 +138,7 @@ def test_every_layer_of_ours_that_follows_batches_can_be_estimated(make):
 
 
 def test_what_corrects_batches_is_estimated_as_plain_batch_normalisation_is():
-    plain = make_network()
+    plain = two_norms()
     corrected = copy.deepcopy(plain)
     for place in (1, 5):
         corrected[place] = BatchRenorm(corrected[place])
