@@ -101,13 +101,11 @@ def draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def shrink(data: Data, train: np.ndarray) -> Data:
-    """The same data with only these of its training images; the test images stay."""
-    kept = np.sort(np.concatenate([train, data.indices("test")]))
-    small = copy.copy(data)
-    small.items = tuple(data.items[index] for index in kept)
-    small.labels, small.splits, small.content_ids = data.labels[kept], data.splits[kept], data.content_ids[kept]
-    small.groups, small._rows = data.groups[kept], np.asarray(data._rows)[kept]
+def shrink(data: Data, per_class: int, seed: int) -> Data:
+    """The same data with only so many of its training images, as `draw` draws them; the test images stay."""
+    train = data.indices("train")
+    chosen = train[draw(data.labels[train], per_class, seed)]
+    small = only(data, np.sort(np.concatenate([chosen, data.indices("test")])))
     classes = data.summary.num_classes
     counts = {
         split: tuple(np.bincount(small.labels[small.splits == split], minlength=classes).tolist())
@@ -115,6 +113,15 @@ def shrink(data: Data, train: np.ndarray) -> Data:
     }
     small.summary = replace(data.summary, counts=counts)
     return small
+
+
+def only(data: Data, kept: np.ndarray) -> Data:
+    """These of its images, in this order; the summary is that of all."""
+    chosen = copy.copy(data)
+    chosen.items = tuple(data.items[index] for index in kept)
+    chosen.labels, chosen.splits, chosen.content_ids = data.labels[kept], data.splits[kept], data.content_ids[kept]
+    chosen.groups, chosen._rows = data.groups[kept], np.asarray(data._rows)[kept]
+    return chosen
 
 
 def levels_of(labels: np.ndarray) -> list[tuple[int, int]]:
@@ -186,8 +193,7 @@ def lean(evidence: Evidence) -> dict[str, Any]:
 
 
 def run_cell(backbone: Any, data: Data, bank: FeatureBank, level: int, number: int) -> dict[str, Any]:
-    train = data.indices("train")
-    small = shrink(data, train[draw(data.labels[train], level, number)])
+    small = shrink(data, level, number)
     looked = survey(backbone, small, bank=bank, pooling="avg+max", progress=False)
     stages = [stage.name for stage in backbone.stages]
     strategies: dict[str, dict[str, Any]] = {}
@@ -262,8 +268,7 @@ def tune(tasks: Path, cache: str | None, only: str | None, strategies: Sequence[
                 if not missing:
                     continue
                 data = open_data(tasks / task["task"], progress=False)
-                train = data.indices("train")
-                small = shrink(data, train[draw(data.labels[train], level, 0)])
+                small = shrink(data, level, 0)
                 found = survey(backbone, small, bank=bank, pooling="avg+max", progress=False)
                 for name in missing:
                     cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, name)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_regret import OPTIONS, draw, fit_all, shrink
+from bench_regret import OPTIONS, fit_all, shrink
 from norm_tuning import PER_CLASS
 
 from transferkit.data import Data, open_data
@@ -45,7 +45,6 @@ def probes(
     backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
     for folder in folders:
         data = open_data(folder, progress=False)
-        train = data.indices("train")
-        small = shrink(data, train[draw(data.labels[train], PER_CLASS, 0)])
+        small = shrink(data, PER_CLASS, 0)
         for kind in KINDS:
             yield {"task": folder.name, "kind": kind}, partial(probe, backbone, small, bank, kind)

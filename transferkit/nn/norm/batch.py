@@ -6,6 +6,8 @@ Each layer takes the one it replaces and copies what that knows: affine map, run
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import distributed as dist
@@ -90,6 +92,11 @@ class BatchNorm(Fused, _BatchNorm):
                 f"{tuple(values.shape)}. Give batches of 2 images at least, or swap to a kind that needs no batch: "
                 "frozen, group."
             )
+
+    @contextmanager
+    def batch_by_batch(self) -> Iterator[None]:
+        """Inside, training is plain batch normalisation and every batch counts: for statistics estimated anew."""
+        yield
 
     def extra_repr(self) -> str:
         """As torch has it."""

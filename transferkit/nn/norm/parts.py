@@ -3,6 +3,9 @@ together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -167,6 +170,16 @@ class AccumulatedBatchNorm(BatchNorm):
         """Start afresh with the next batch, as after a step; for a run whose last step added up fewer batches."""
         self.pooled_values = torch.zeros_like(self.pooled_values)
         self.pooled_batches = torch.zeros_like(self.pooled_batches)
+
+    @contextmanager
+    def batch_by_batch(self) -> Iterator[None]:
+        """Nothing is pooled inside; what was pooled before is forgotten."""
+        pooled, self.batches = self.batches, 1
+        self.forget()
+        try:
+            yield
+        finally:
+            self.batches = pooled
 
     def extra_repr(self) -> str:
         """With the batches between two steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from transferkit.errors import DataError
-from transferkit.nn.norm.parts import AccumulatedBatchNorm
-from transferkit.nn.norm.renorm import UNCORRECTED, BatchRenorm
+from transferkit.nn.norm.batch import BatchNorm
 
 __all__ = ["follows_batches", "recalibrate_statistics"]
 
@@ -81,25 +80,17 @@ def _only_training(model: nn.Module, layers: Iterable[_NormBase]) -> Iterator[No
     """These layers in train mode, all else in evaluation mode; modes and momenta are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
-    pooling = [(layer, layer.batches) for layer in layers if isinstance(layer, AccumulatedBatchNorm)]
-    corrected = [(layer, layer.clipping, layer.corrected.clone()) for layer in layers if isinstance(layer, BatchRenorm)]
-    try:
-        model.eval()
-        for layer, _ in momenta:
-            layer.training = True
-        for pooler, _ in pooling:
-            pooler.forget()
-            pooler.batches = 1  # every batch counts for itself here
-        for corrector, _, _ in corrected:
-            corrector.clipping = UNCORRECTED  # or later layers would see what the old statistics made of the images
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for layer, momentum in momenta:
-            layer.momentum = momentum
-        for pooler, number in pooling:
-            pooler.batches = number
-        for corrector, clipping, batches in corrected:
-            corrector.clipping = clipping
-            corrector.corrected.copy_(batches)
+    with ExitStack() as plainly:
+        for layer in layers:
+            if isinstance(layer, BatchNorm):
+                plainly.enter_context(layer.batch_by_batch())
+        try:
+            model.eval()
+            for layer in layers:
+                layer.training = True
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for layer, momentum in momenta:
+                layer.momentum = momentum

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +139,17 @@ class BatchRenorm(BatchNorm):
         ratio = (variance + self.eps).sqrt() * scale
         shift = (mean - self.running_mean) * scale
         return ratio.clamp(0.0 if math.isinf(highest) else 1 / highest, highest), shift.clamp(-furthest, furthest)
+
+    @contextmanager
+    def batch_by_batch(self) -> Iterator[None]:
+        """Nothing is corrected inside, or later layers would see what the old statistics make of the images."""
+        clipping, batches = self.clipping, self.corrected.clone()
+        self.clipping = UNCORRECTED
+        try:
+            yield
+        finally:
+            self.clipping = clipping
+            self.corrected.copy_(batches)
 
     def extra_repr(self) -> str:
         """With the limits in the end."""

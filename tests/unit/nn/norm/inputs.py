@@ -47,3 +47,17 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     """Whether all tensors have the same names and bits."""
     states = one.state_dict(), other.state_dict()
     return states[0].keys() == states[1].keys() and all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def check_alike(one: nn.Module, other: nn.Module, shape: tuple[int, ...], *, batches: int = 1) -> None:
+    """That two layers in training give the same outputs, gradients and running statistics."""
+    inputs = [values_of(*shape).requires_grad_() for _ in range(2)]
+    for _ in range(batches):
+        outputs = [layer(values) for layer, values in zip((one, other), inputs, strict=True)]
+        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(one.running_mean, other.running_mean)
+    torch.testing.assert_close(one.running_var, other.running_var)
+    assert one.num_batches_tracked == other.num_batches_tracked

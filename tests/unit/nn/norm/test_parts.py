@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.unit.nn.norm.inputs import same_state, shapes, trained, values_of
+from tests.unit.nn.norm.inputs import check_alike, same_state, shapes, trained, values_of
 from transferkit.errors import DataError, OptionError
 from transferkit.nn.norm import AccumulatedBatchNorm, GhostBatchNorm
 
@@ -51,15 +51,7 @@ def test_a_ghost_of_one_value_is_refused():
 @given(shapes())
 def test_one_batch_per_step_is_batch_normalisation(shape):
     plain = trained(shape[1], axes=len(shape))
-    ours = AccumulatedBatchNorm(plain, batches=1)
-    inputs = [values_of(*shape).requires_grad_() for _ in range(2)]
-    for _ in range(2):
-        outputs = [layer(values) for layer, values in zip((plain, ours), inputs, strict=True)]
-        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
-    for output in outputs:
-        output.square().sum().backward()
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(ours.running_var, plain.running_var)
+    check_alike(plain, AccumulatedBatchNorm(plain, batches=1), shape, batches=2)
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.unit.nn.norm.inputs import along_channels, same_state, shapes, trained, values_of
+from tests.unit.nn.norm.inputs import along_channels, check_alike, same_state, shapes, trained, values_of
 from transferkit.errors import DataError, OptionError
 from transferkit.nn.norm import FROM_SCRATCH, BatchRenorm, Clipping, FrozenBatchNorm
 
@@ -23,16 +23,7 @@ UNCLIPPED = Clipping(r_max=math.inf, d_max=math.inf)
 @given(shapes())
 def test_without_corrections_it_is_batch_normalisation(shape):
     plain = trained(shape[1], axes=len(shape))
-    renorm = BatchRenorm(plain, clipping=NONE)
-    inputs = [values_of(*shape).requires_grad_() for _ in range(2)]
-    outputs = [layer(values) for layer, values in zip((plain, renorm), inputs, strict=True)]
-    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
-    for output in outputs:
-        output.square().sum().backward()
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(renorm.running_mean, plain.running_mean)
-    torch.testing.assert_close(renorm.running_var, plain.running_var)
-    assert renorm.num_batches_tracked == plain.num_batches_tracked == 8
+    check_alike(plain, BatchRenorm(plain, clipping=NONE), shape)
 
 
 @settings(max_examples=30, deadline=None)
