@@ -818,6 +818,15 @@ def fit_baseline(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
     }
 
 
+def relative_costs(cells: Sequence[Cell]) -> dict[str, float]:
+    """Way of fine-tuning -> its seconds in those of `lp_ft` in the same cells, the geometric mean."""
+    ratios: dict[str, list[float]] = {}
+    for cell in (cell for cell in cells if "lp_ft" in cell.tuned):
+        for name, found in cell.tuned.items():
+            ratios.setdefault(name, []).append(found["seconds"] / cell.tuned["lp_ft"]["seconds"])
+    return {name: round(statistics.geometric_mean(inside), 2) for name, inside in sorted(ratios.items())}
+
+
 def root_mean_square(errors: Sequence[tuple[str, float]]) -> float | None:
     if not errors:
         return None
@@ -869,6 +878,7 @@ def write_scores(cells: Sequence[Cell]) -> None:
             if cell.pilot(name).gain.mean < 0
         ],
         "error of expected accuracies, points": expectation_errors(known),
+        "seconds in those of lp_ft": relative_costs(cells),
     }
     SCORES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, scored in tables.items():

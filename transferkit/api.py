@@ -234,7 +234,7 @@ def adapt(
     looked = look(model, data, options, stage=stage)
     seconds = looked.seconds
     training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
-    kind, why = _choose_norm(looked, options, recipe, norm, processes)
+    kind, why = _choose_norm(looked, options, recipe, norm, processes, tunes=strategy != "linear_probe")
     trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
@@ -342,13 +342,15 @@ def _as_trained(decision: Decision, fitted: Outcome) -> Decision:
     )
 
 
-def _choose_norm(looked: Looked, options: Options, recipe: Recipe, norm: str, processes: int) -> tuple[str, str]:
-    """What is to become of normalisation, and why."""
+def _choose_norm(
+    looked: Looked, options: Options, recipe: Recipe, norm: str, processes: int, *, tunes: bool
+) -> tuple[str, str]:
+    """What is to become of normalisation, and why; a run that never fine-tunes has nothing to be refused."""
     size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
     at_once = max(1, size // processes)
     normalises_batches = any(map(is_batch_norm, looked.backbone.trunk.modules()))
     if norm != "auto":
-        if norm == "keep" and normalises_batches and at_once == 1:
+        if norm == "keep" and tunes and normalises_batches and at_once == 1:
             raise OptionError(
                 "norm=keep lets batch normalisation take its statistics from the images at hand, and one at once tells "
                 "nothing of how images vary. Use norm=frozen, norm=group, or a larger train.batch_size."

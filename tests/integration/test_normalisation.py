@@ -44,11 +44,11 @@ def test_a_swapped_network_is_fine_tuned_saved_loaded_and_exported(kind, layer, 
     assert session.get_inputs()
 
 
-def adapt_stripes(stripes, *, model="packaged/tf_efficientnet_lite0", train=None, **options):
+def adapt_stripes(stripes, *, model="packaged/tf_efficientnet_lite0", strategy="few_layers", train=None, **options):
     return tk.adapt(
         model,
         stripes,
-        strategy="few_layers",
+        strategy=strategy,
         train={"epochs": 2, "folds": 1, "views": 0, "augment": "none", **(train or {})},
         image_size=32,
         progress=False,
@@ -100,6 +100,8 @@ def test_one_image_at_once_is_enough_for_what_needs_no_batch(norm, stripes, monk
 def test_one_image_at_once_tells_nothing_of_how_images_vary(stripes):
     with pytest.raises(OptionError, match="one at once tells nothing .* Use norm=frozen, norm=group, or a larger"):
         adapt_stripes(stripes, norm="keep", train={"batch_size": 1})
+    probe = adapt_stripes(stripes, norm="keep", train={"batch_size": 1}, strategy="linear_probe")
+    assert probe.decision.strategy == "linear_probe"
 
 
 def test_a_relative_that_was_trained_with_group_normalisation_is_named(stripes):
