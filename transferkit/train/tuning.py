@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.decision import TELLING
 from transferkit.features import FeatureTable
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
@@ -45,6 +46,9 @@ FASTER = 3.0
 """Times the decision's rates that are tried as well. On 160 drawn things to be counted `lp_ft` named 51 % of the test
 images right at a tenth of the original rate and 75 % at three times that; of 580 letters in 29 typefaces 57 %, and at
 three times that it diverged: no rule could be both."""
+
+SEPARATED = 1e-3
+"""Loss of images that are all named right: calibrated, it says no more."""
 
 JUDGED_AT_ONCE = 64
 """Held-back images per batch."""
@@ -141,12 +145,12 @@ class Judged:
 def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
     """The first half of `fine_tune`, for those who want to see its outcome before they go on. Arguments as there."""
     task.backbone.anatomy  # noqa: B018 - made once, not for each copy
-    factor = _find(task, folds[0], runner) if task.recipe.lr == "find" else 1.0
-    first = _try(_paced(task, factor), folds[0], runner, "fold-0")
-    if task.recipe.lr is None:
-        factor, first = _compare_rates(task, folds[0], runner, first)
+    factor, begun = _compare_rates(task, folds, runner) if task.recipe.lr is None else (1.0, [])
+    if task.recipe.lr == "find":
+        factor = _find(task, folds[0], runner)
     task = _paced(task, factor)
-    trials = (first, *(_try(task, fold, runner, f"fold-{number}") for number, fold in enumerate(folds[1:], start=1)))
+    left = range(len(begun), len(folds))
+    trials = (*begun, *(_try(task, folds[number], runner, f"fold-{number}") for number in left))
     best = _best_epoch(trials)
     labels = np.concatenate([task.labels[trial.fold.held_back] for trial in trials])
     tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
@@ -186,7 +190,7 @@ def fine_tune(
         claims=trials[0].claims,
         epochs=_mean_epochs(trials),
         best_epoch=best,
-        held_back=sum(len(trial.fold.held_back) for trial in trials),
+        held_back=_held_back(trials),
         how=_how(folds, best, verdict, refit=refit),
         candidates=verdict.candidates,
         kept=verdict.kept,
@@ -200,17 +204,24 @@ def _paced(task: Task, factor: float) -> Task:
     return task if factor == 1 else replace(task, plan=scaled_plan(task.plan, factor))
 
 
-def _compare_rates(task: Task, fold: Fold, runner: Runner, first: _Trial) -> tuple[float, _Trial]:
-    """What to multiply the rates by, and the first fold's run at these."""
-    second = _try(_paced(task, FASTER), fold, runner, "fold-0-faster", probe=first.probe)
-    slow, fast = agreed((_lowest_loss(first), _lowest_loss(second)))
-    factor, trial = (FASTER, second) if fast < slow else (1.0, first)
+def _compare_rates(task: Task, folds: Sequence[Fold], runner: Runner) -> tuple[float, list[_Trial]]:
+    """What to multiply the rates by, and the runs at these of the folds that were needed to tell."""
+    faster = _paced(task, FASTER)
+    slow: list[_Trial] = []
+    fast: list[_Trial] = []
+    for number, fold in enumerate(folds):
+        slow.append(_try(task, fold, runner, f"fold-{number}"))
+        fast.append(_try(faster, fold, runner, f"fold-{number}-faster", probe=slow[-1].probe))
+        losses = agreed((_lowest_loss(slow), _lowest_loss(fast)))
+        if _held_back(slow) >= TELLING and max(losses) > SEPARATED:
+            break
+    factor, trials = (FASTER, fast) if losses[1] < losses[0] else (1.0, slow)
     times = f"{FASTER:g} times "
     runner.notes.append(
-        f"Learning rates are {times if factor > 1 else ''}those of the decision: on the images held back first the "
-        f"loss came down to {slow:.3g} with these, to {fast:.3g} with {times}as much."
+        f"Learning rates are {times if factor > 1 else ''}those of the decision: on the {_held_back(slow)} images held "
+        f"back first the loss came down to {losses[0]:.3g} with these, to {losses[1]:.3g} with {times}as much."
     )
-    return factor, trial
+    return factor, trials
 
 
 def _find(task: Task, fold: Fold, runner: Runner) -> float:
@@ -334,8 +345,12 @@ def _best_epoch(trials: Sequence[_Trial]) -> int:
     return int(np.argmin(_losses(trials)))
 
 
-def _lowest_loss(trial: _Trial) -> float:
-    return float(_losses([trial]).min())
+def _lowest_loss(trials: Sequence[_Trial]) -> float:
+    return float(_losses(trials).min())
+
+
+def _held_back(trials: Sequence[_Trial]) -> int:
+    return sum(len(trial.fold.held_back) for trial in trials)
 
 
 def _final(

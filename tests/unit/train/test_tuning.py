@@ -274,7 +274,12 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
     assert f"came down to {lowest[0]:.3g} with these, to {lowest[1]:.3g} with 3 times as much" in note
 
 
-def test_further_folds_and_the_last_fit_are_run_at_the_rates_that_the_first_fold_chose(make_task, keep, monkeypatch):
+@pytest.mark.parametrize(
+    ("enough", "separated", "both"), [(1, 0.0, 1), (10_000, 0.0, 2), (1, np.inf, 2)], ids=["told", "few", "tied"]
+)
+def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_better(
+    make_task, keep, monkeypatch, enough, separated, both
+):
     keep(1.0)
     fits = []
     plain = Runner.fit
@@ -284,7 +289,13 @@ def test_further_folds_and_the_last_fit_are_run_at_the_rates_that_the_first_fold
         return plain(self, module, *arguments, name=name, **options)
 
     monkeypatch.setattr(Runner, "fit", fit)
+    monkeypatch.setattr(tuning, "TELLING", enough)
+    monkeypatch.setattr(tuning, "SEPARATED", separated)
     folds = hold_back(draw_pictures()[1], np.arange(IMAGES), folds=2, seed=0)
-    run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
-    assert [name for name, _ in fits] == ["fold-0", "fold-0-faster", "fold-1", "all"]
-    assert [lr for _, lr in fits] == pytest.approx([0.1, 0.3, 0.3, 0.3])
+    tuned = run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
+    second = [("fold-1", 0.1), ("fold-1-faster", 0.3)] if both == 2 else [("fold-1", 0.3)]
+    assert fits == [
+        (name, pytest.approx(lr)) for name, lr in [("fold-0", 0.1), ("fold-0-faster", 0.3), *second, ("all", 0.3)]
+    ]
+    images = sum(len(fold.held_back) for fold in folds[:both])
+    assert any(f"on the {images} images held back first" in note for note in tuned.record.notes)
