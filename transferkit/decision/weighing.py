@@ -29,9 +29,10 @@ STEP_COST = 3.7
 """What an image costs in training, forward and back, in times of what it costs in the frozen pass: 73 seconds of
 `lp_ft` on 150 hand signs (Lite0, 96 px, 2 cores), all its folds and epochs, over 1.5 milliseconds an image."""
 
-TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.4}
+TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.32}
 """Fine-tuning strategies that are weighed -> cost of an epoch, as a share of one of the whole network: with the first
-stages frozen and their activations cached, the rest is what is left. Others are done when asked for."""
+stages frozen and their activations cached, the rest is what is left (scripts/bench_regret.py score; Lite0 at 96 px).
+Others are done when asked for."""
 
 
 @dataclass(frozen=True)
