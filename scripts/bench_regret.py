@@ -410,9 +410,17 @@ def with_only(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
     ]
 
 
-def most_tuned(cells: Sequence[Cell]) -> set[str]:
-    """The ways of fine-tuning in the cells that have most of them."""
-    return set(max((cell.tuned for cell in cells), key=len))
+def tuned_everywhere(cells: Sequence[Cell]) -> set[str]:
+    """The ways of fine-tuning that were run on every task."""
+    tasks = {cell.task: set[str]() for cell in cells}
+    for cell in cells:
+        tasks[cell.task] |= set(cell.tuned)
+    return set.intersection(*tasks.values())
+
+
+def as_weighed(cells: Sequence[Cell]) -> list[Cell]:
+    """Without what `adapt` does not weigh: it teaches nothing that is asked for."""
+    return [replace(cell, tuned={n: f for n, f in cell.tuned.items() if n in TUNED_SHARES}) for cell in cells]
 
 
 def restore(task: Mapping[str, Any], cell: Mapping[str, Any]) -> Evidence:
@@ -840,7 +848,7 @@ def root_mean_square(errors: Sequence[tuple[str, float]]) -> float | None:
 
 
 def write_knowledge(cells: Sequence[Cell]) -> None:
-    model = learn(cells)
+    model = learn(as_weighed(cells))
     plain = {
         "version": 1,
         "script": "scripts/bench_regret.py",
@@ -856,9 +864,7 @@ def write_knowledge(cells: Sequence[Cell]) -> None:
 
 def write_scores(cells: Sequence[Cell]) -> None:
     weighed, alone = with_only(cells, TUNED_SHARES), [replace(cell, tuned={}) for cell in cells]
-    whole = with_only(cells, most_tuned(cells))
-    # What is not weighed teaches nothing that is asked for.
-    known = [replace(cell, tuned={n: f for n, f in cell.tuned.items() if n in TUNED_SHARES}) for cell in cells]
+    whole, known = with_only(cells, tuned_everywhere(cells)), as_weighed(cells)
     tables = {
         "all ways of fine-tuning": part(whole, cells),
         "ways that are weighed": part(weighed, known),
