@@ -16,8 +16,8 @@ Policies are scored on tasks that they did not learn from: coefficients and the 
 the task, its corrupted copies and its originals left out. Regret is the test accuracy of the best strategy of a cell
 less that of the one chosen, in points; the best is found on the test images themselves, so that part of every regret,
 chance's own, no policy can avoid. Means are over tasks; within a task over its cells. `score` has three tables: of the
-cells in which most ways of fine-tuning were run, of those in which the ways were that `adapt` weighs, with these alone,
-and of all cells among linear heads alone.
+cells with all ways of fine-tuning that were run on every task, of those with the ways that `adapt` weighs, with these
+alone, and of all cells among linear heads alone.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def shrink(data: Data, per_class: int, seed: int) -> Data:
     """The same data with only so many of its training images, as `draw` draws them; the test images stay."""
     train = data.indices("train")
     chosen = train[draw(data.labels[train], per_class, seed)]
-    small = only(data, np.sort(np.concatenate([chosen, data.indices("test")])))
+    small = pick(data, np.sort(np.concatenate([chosen, data.indices("test")])))
     classes = data.summary.num_classes
     counts = {
         split: tuple(np.bincount(small.labels[small.splits == split], minlength=classes).tolist())
@@ -115,7 +115,7 @@ def shrink(data: Data, per_class: int, seed: int) -> Data:
     return small
 
 
-def only(data: Data, kept: np.ndarray) -> Data:
+def pick(data: Data, kept: np.ndarray) -> Data:
     """These of its images, in this order; the summary is that of all."""
     chosen = copy.copy(data)
     chosen.items = tuple(data.items[index] for index in kept)
@@ -884,7 +884,6 @@ def write_scores(cells: Sequence[Cell]) -> None:
             if cell.pilot(name).gain.mean < 0
         ],
         "error of expected accuracies, points": expectation_errors(known),
-        "seconds in those of lp_ft": relative_costs(cells),
     }
     SCORES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, scored in tables.items():
@@ -898,6 +897,7 @@ def part(cells: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
     return {
         "cells": len(cells),
         "ways of fine-tuning": sorted(cells[0].tuned),
+        "seconds in those of lp_ft": relative_costs(cells),
         "policies": score(cells, known),
         "best constant": constant_from(cells),
         "cells where the rule asks for fine-tuning": len([name for name in asked if name != "linear_probe"]),

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from bench_regret import only, shrink
+from bench_regret import pick, shrink
 from torch.utils.data import DataLoader, TensorDataset
 
 from transferkit.data import Data, open_data
@@ -86,7 +86,7 @@ def open_task(folder: Path, backbone: Backbone) -> Task:
     data = open_data(folder, progress=False)
     small = shrink(data, PER_CLASS, 0)
     # In any order: a blend with the batch would know a class by its neighbours, where these are of one class.
-    small = only(small, np.random.default_rng(0).permutation(len(small.items)))
+    small = pick(small, np.random.default_rng(0).permutation(len(small.items)))
     preprocessing = backbone.spec.preprocessing
     chosen, test = (
         np.stack([small.pixels(int(index), preprocessing) for index in small.indices(split)])

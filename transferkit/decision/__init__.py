@@ -20,9 +20,9 @@ from transferkit.types import Decision, Evidence
 
 __all__ = [
     "HELD_BACK",
-    "TELLING",
     "MODES",
     "SMALL_BATCH",
+    "TELLING",
     "Belief",
     "GainModel",
     "Situation",

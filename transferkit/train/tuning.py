@@ -145,8 +145,10 @@ class Judged:
 def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
     """The first half of `fine_tune`, for those who want to see its outcome before they go on. Arguments as there."""
     task.backbone.anatomy  # noqa: B018 - made once, not for each copy
-    factor, begun = _compare_rates(task, folds, runner) if task.recipe.lr is None else (1.0, [])
-    if task.recipe.lr == "find":
+    factor, begun = 1.0, list[_Trial]()
+    if task.recipe.lr is None:
+        factor, begun = _compare_rates(task, folds, runner)
+    elif task.recipe.lr == "find":
         factor = _find(task, folds[0], runner)
     task = _paced(task, factor)
     left = range(len(begun), len(folds))
@@ -212,14 +214,14 @@ def _compare_rates(task: Task, folds: Sequence[Fold], runner: Runner) -> tuple[f
     for number, fold in enumerate(folds):
         slow.append(_try(task, fold, runner, f"fold-{number}"))
         fast.append(_try(faster, fold, runner, f"fold-{number}-faster", probe=slow[-1].probe))
-        losses = agreed((_lowest_loss(slow), _lowest_loss(fast)))
-        if _held_back(slow) >= TELLING and max(losses) > SEPARATED:
+        slowly, quickly = agreed((_lowest_loss(slow), _lowest_loss(fast)))
+        if _held_back(slow) >= TELLING and max(slowly, quickly) > SEPARATED:
             break
-    factor, trials = (FASTER, fast) if losses[1] < losses[0] else (1.0, slow)
+    factor, trials = (FASTER, fast) if quickly < slowly else (1.0, slow)
     times = f"{FASTER:g} times "
     runner.notes.append(
         f"Learning rates are {times if factor > 1 else ''}those of the decision: on the {_held_back(slow)} images held "
-        f"back first the loss came down to {losses[0]:.3g} with these, to {losses[1]:.3g} with {times}as much."
+        f"back first the loss came down to {slowly:.3g} with these, to {quickly:.3g} with {times}as much."
     )
     return factor, trials
 
