@@ -13,8 +13,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from transferkit.types import TOP, Decision
 
 PER_CLASS = 20
 EPOCHS = 10
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = (32, 2, 1), (16, 8, 4)
 FACTORS = (1.0, 3.0, 10.0)
 SMALL, LARGE = 2, 32
 """Batches at which all rates are tried; the one that is nearer has its say in the others."""
@@ -55,7 +54,7 @@ class Treatment(NamedTuple):
     kind: str | None
     fitted: bool
     norm: str
-    batches: tuple[int, ...] = BATCHES
+    batches: tuple[int, ...] = (*BATCHES[0], *BATCHES[1])
     ramped: bool = False
 
 
@@ -106,13 +105,24 @@ def treated(backbone: Backbone, treatment: Treatment, images: torch.Tensor) -> B
     return changed
 
 
-def started(backbone: Backbone, task: Task, bank: FeatureBank, decision: Decision) -> TransferModel:
-    """A head that was solved for on the top stage."""
-    model = TransferModel(backbone, stages=(TOP,), pooling=POOLING, classes=task.data.summary.classes)
-    table = read_features(backbone, task.data, bank=bank, pooling=POOLING, progress=False).table
+class Start(NamedTuple):
+    """Where all trials of a task with a treatment begin: the treated network under a head that was solved for, the
+    moments of what the head reads over the training images, and the test accuracy."""
+
+    model: TransferModel
+    moments: tuple[torch.Tensor, torch.Tensor]
+    accuracy: float
+
+
+def started(backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatment) -> Start:
+    """The head reads the top stage."""
+    swapped = treated(backbone, treatment, task.images)
+    model = TransferModel(swapped, stages=(TOP,), pooling=POOLING, classes=task.data.summary.classes)
+    table = read_features(swapped, task.data, bank=bank, pooling=POOLING, progress=False).table
+    stages = [stage.name for stage in swapped.stages]
     head = choose_head(
         fit_heads(
-            STRATEGIES["linear_probe"](decision, [stage.name for stage in backbone.stages]),
+            STRATEGIES["linear_probe"](decision("linear_probe"), stages),
             table.take(task.data.indices("train")),
             task.labels.numpy(),
             classes=len(task.data.summary.classes),
@@ -122,7 +132,11 @@ def started(backbone: Backbone, task: Task, bank: FeatureBank, decision: Decisio
     with torch.no_grad():
         model.linear.weight.copy_(torch.from_numpy(head.weight))
         model.linear.bias.copy_(torch.from_numpy(head.bias))
-    return model
+    return Start(model, moments(model, task), accuracy(model, task))
+
+
+def decision(strategy: str, *, lr: float = 0.0, scale: float = 0.0, norm: str = "keep") -> Decision:
+    return Decision(strategy=strategy, stage=TOP, lr=lr, lr_scale=scale, norm=norm, mode="given", reasons=("all",))
 
 
 def accuracy(model: TransferModel, task: Task) -> float:
@@ -142,36 +156,15 @@ def best_of(row: dict[str, Any]) -> float:
     return max(row["after"], row.get("anew", 0.0))
 
 
-def tune(
-    backbone: Backbone,
-    task: Task,
-    bank: FeatureBank,
-    treatment: Treatment,
-    *,
-    batch: int,
-    seed: int,
-    factor: float,
-) -> dict[str, Any]:
+def tune(start: Start, task: Task, treatment: Treatment, *, batch: int, seed: int, factor: float) -> dict[str, Any]:
     """Test accuracy before and after, and with statistics measured anew if batches moved them; processor's seconds."""
-    swapped = treated(backbone, treatment, task.images)
+    model = copy.deepcopy(start.model)
     recipe = Recipe(epochs=EPOCHS, batch_size=batch)
-    start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
-    start = replace(start, lr=factor * start.lr, scale=factor * start.scale)
-    asked: dict[str, Any] = {
-        "stage": TOP,
-        "lr_scale": start.scale,
-        "norm": "keep",
-        "mode": "given",
-        "reasons": ("all",),
-    }
-    model = started(swapped, task, bank, Decision(strategy="linear_probe", lr=0.0, **asked))
-    before = accuracy(model, task)
-    asked["norm"] = treatment.norm
-    plan = STRATEGIES["lp_ft"](
-        Decision(strategy="lp_ft", lr=start.lr, **asked), [stage.name for stage in backbone.stages]
-    )
+    rate = starting_rate(model.backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
+    asked = decision("lp_ft", lr=factor * rate.lr, scale=factor * rate.scale, norm=treatment.norm)
+    plan = STRATEGIES["lp_ft"](asked, [stage.name for stage in model.backbone.stages])
     pl.seed_everything(seed, verbose=False)
-    module = TransferModule(model, plan, recipe=recipe, moments=moments(model, task), seed=seed)
+    module = TransferModule(model, plan, recipe=recipe, moments=start.moments, seed=seed)
     module = module.to(memory_format=torch.channels_last)
     loader = DataLoader(TensorDataset(task.images, task.labels), batch_size=batch, shuffle=True, drop_last=True)
     began = time.process_time()
@@ -182,10 +175,10 @@ def tune(
     trainer.fit(module, loader)
     seconds = time.process_time() - began
     model = module.finish()
-    found = {"before": before, "after": accuracy(model, task)}
+    found = {"before": start.accuracy, "after": accuracy(model, task)}
     if treatment.norm == "keep" and recalibrate_statistics(model.train(), task.images.split(RECALIBRATED_AT)):
         found["anew"] = accuracy(model, task)
-    return {**{name: round(share, 4) for name, share in found.items()}, "lr": start.lr, "seconds": round(seconds, 1)}
+    return {**{name: round(share, 4) for name, share in found.items()}, "lr": asked.lr, "seconds": round(seconds, 1)}
 
 
 @torch.no_grad()
@@ -201,25 +194,31 @@ def trials(
     size: int,
     folders: Sequence[Path],
     seeds: Sequence[int],
-    cache: str | None,
+    folder: str | None,
     rows: Sequence[dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
-    """What a trial is, and what runs it: rates with the first seed, then the whole table seed by seed.
+    """What a trial is, and what runs it: rates with the first seed, then the table, largest and smallest batches first.
 
     Args:
+        folder: Of the feature bank.
         rows: What came of the trials before, filled in as they are run.
     """
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
-    tasks = [open_task(folder, backbone) for folder in folders]
+    backbone, bank = load_backbone(model, image_size=size), FeatureBank(folder)
+    tasks = {folder.name: open_task(folder, backbone) for folder in folders}
+    start = cache(lambda task, treatment: started(backbone, tasks[task], bank, TREATMENTS[treatment]))
+
+    def trial(task: str, treatment: str, batch: int, seed: int, factor: float) -> dict[str, Any]:
+        return tune(start(task, treatment), tasks[task], TREATMENTS[treatment], batch=batch, seed=seed, factor=factor)
+
     ends = ((seed, task, batch, FACTORS) for seed in seeds[:1] for task in tasks for batch in (LARGE, SMALL))
-    table = ((seed, task, batch, ()) for seed in seeds for task in tasks for batch in reversed(BATCHES))
+    table = ((seed, task, batch, ()) for part in BATCHES for seed in seeds for task in tasks for batch in part)
     for seed, task, batch, factors in (*ends, *table):
-        for name, treatment in TREATMENTS.items():
-            if batch not in treatment.batches:
+        for treatment in TREATMENTS:
+            if batch not in TREATMENTS[treatment].batches:
                 continue
-            mine = [row for row in rows if row["task"] == task.name]
-            for factor in factors or [chosen_factor(mine, name, batch, seeds[0])]:
-                what = {"task": task.name, "treatment": name, "batch": batch, "seed": seed, "factor": factor}
-                yield what, partial(tune, backbone, task, bank, treatment, batch=batch, seed=seed, factor=factor)
+            mine = [row for row in rows if row["task"] == task]
+            for factor in factors or [chosen_factor(mine, treatment, batch, seeds[0])]:
+                what = {"task": task, "treatment": treatment, "batch": batch, "seed": seed, "factor": factor}
+                yield what, partial(trial, **what)

@@ -7,7 +7,7 @@ from torch import nn
 
 from transferkit.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics
-from transferkit.nn.norm.fused import apply_affine, check_layout
+from transferkit.nn.norm.fused import check_layout
 
 __all__ = ["STRENGTH", "AlphaBatchNorm"]
 
@@ -67,8 +67,7 @@ class AlphaBatchNorm(BatchNorm):
         assert self.running_var is not None
         mean = source * self.running_mean + (1 - source) * mean
         variance = source * self.running_var + (1 - source) * variance
-        normal = self._standardise(values, mean, variance)
-        return apply_affine(normal, self.weight, self.bias).to(values.dtype)
+        return self._normalise(values, mean, variance)
 
     def extra_repr(self) -> str:
         """With the strength of the source."""

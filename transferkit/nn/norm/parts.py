@@ -11,7 +11,7 @@ from torch import nn
 
 from transferkit.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, unbiased
-from transferkit.nn.norm.fused import apply_affine, check_layout
+from transferkit.nn.norm.fused import check_layout
 from transferkit.nn.norm.source import read_source
 
 __all__ = ["ACCUMULATED", "GHOST", "AccumulatedBatchNorm", "GhostBatchNorm"]
@@ -69,11 +69,11 @@ class GhostBatchNorm(BatchNorm):
         for part in torch.tensor_split(values, parts):
             self._check_count(part)
             mean, variance, count = batch_moments(part)
-            done.append(self._standardise(part, mean, variance))
+            done.append(self._normalise(part, mean, variance))
             means.append(mean)
             variances.append(unbiased(variance, count))
         self._follow(torch.stack(means).mean(dim=0), torch.stack(variances).mean(dim=0))
-        return apply_affine(torch.cat(done), self.weight, self.bias).to(values.dtype)
+        return torch.cat(done)
 
     def extra_repr(self) -> str:
         """With the images in a part."""
@@ -141,8 +141,7 @@ class AccumulatedBatchNorm(BatchNorm):
         check_layout(values, self.num_features, self)
         mean, variance, count = self._pool(values)
         self._remember(mean.detach(), variance.detach(), count)
-        normal = self._standardise(values, mean, variance)
-        return apply_affine(normal, self.weight, self.bias).to(values.dtype)
+        return self._normalise(values, mean, variance)
 
     def _pool(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Moments of this batch and those before it since the last step."""

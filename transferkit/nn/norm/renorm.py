@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from transferkit.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics, unbiased
-from transferkit.nn.norm.fused import apply_affine, check_layout
+from transferkit.nn.norm.fused import check_layout
 
 __all__ = ["AT_ONCE", "FROM_SCRATCH", "UNCORRECTED", "BatchRenorm", "Clipping"]
 
@@ -122,13 +123,16 @@ class BatchRenorm(BatchNorm):
             return super().normalised(values)
         check_layout(values, self.num_features, self)
         self._check_count(values)
-        mean, variance, count = batch_moments(values)
-        ratio, shift = self._corrections(mean.detach(), variance.detach())
-        shape = (1, -1, *(1,) * (values.ndim - 2))
-        normal = self._standardise(values, mean, variance) * ratio.view(shape) + shift.view(shape)
-        self._follow(mean, unbiased(variance, count))
-        self.corrected.add_(1)
-        return apply_affine(normal, self.weight, self.bias).to(values.dtype)
+        with torch.no_grad():
+            mean, variance, count = batch_moments(values)
+            ratio, shift = self._corrections(mean, variance)
+            self._follow(mean, unbiased(variance, count))
+            self.corrected.add_(1)
+        # Constants as they are, r and d fit into the affine map, and torch's own pass does the rest.
+        weight = ratio if self.weight is None else self.weight * ratio
+        bias = shift if self.weight is None else self.weight * shift
+        bias = bias if self.bias is None else self.bias + bias
+        return F.batch_norm(values, None, None, weight, bias, training=True, eps=self.eps)
 
     def _corrections(self, mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """r and d, two (C,), clipped."""
