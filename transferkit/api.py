@@ -21,7 +21,7 @@ from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import TransferModel, logits_of
-from transferkit.nn.norm import BY_BATCH, NORM_KINDS, is_batch_norm
+from transferkit.nn.norm import BY_BATCH, NEEDS_SEVERAL, NORM_KINDS, is_batch_norm
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
 from transferkit.processes import agreed, connect, is_first, neighbours
@@ -350,10 +350,15 @@ def _choose_norm(
     at_once = max(1, size // processes)
     normalises_batches = any(map(is_batch_norm, looked.backbone.trunk.modules()))
     if norm != "auto":
-        if norm == "keep" and tunes and normalises_batches and at_once == 1:
+        if norm in ("keep", *NEEDS_SEVERAL) and tunes and normalises_batches and at_once == 1:
             raise OptionError(
-                "norm=keep lets batch normalisation take its statistics from the images at hand, and one at once tells "
-                "nothing of how images vary. Use norm=frozen, norm=group, or a larger train.batch_size."
+                f"norm={norm} lets batch normalisation take its statistics from the images at hand, and one at once "
+                "tells nothing of how images vary. Use norm=frozen, norm=group, or a larger train.batch_size."
+            )
+        if norm == "sync" and processes > 1 and choose_device(options.device).type != "cuda":
+            raise OptionError(
+                "norm=sync shares the statistics of a batch among processes on GPUs only. Use norm=frozen or "
+                "norm=group."
             )
         return norm, f"What becomes of normalisation was asked for: {norm}."
     spec = looked.backbone.spec
@@ -380,7 +385,8 @@ def _normed(looked: Looked, decision: Decision, options: Options, kind: str, why
     reasons = [*decision.reasons, why]
     if kind not in NORMS:
         looked, outcome = look_through(looked, options, kind)
-        kind = looked.backbone.spec.norm or "frozen"
+        # Where the swap was refused: statistics of random weights are worth no freezing, those of trained ones are.
+        kind = looked.backbone.spec.norm or ("frozen" if looked.backbone.spec.pretrained else "keep")
         reasons.append(outcome)
     return looked, dataclasses.replace(decision, norm=kind, reasons=tuple(reasons))
 

@@ -12,8 +12,8 @@ from transferkit.look import Looked, Options
 from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.model import normalise
-from transferkit.nn.norm import CALIBRATED, swap_norm
-from transferkit.survey import survey, timed
+from transferkit.nn.norm import CALIBRATED, KEEPS_OUTPUTS, swap_norm
+from transferkit.survey import Survey, survey, timed
 from transferkit.types import SELECTED, Evidence
 
 __all__ = ["MARGIN", "look_through", "swap_backbone"]
@@ -32,6 +32,9 @@ CALIBRATION_PIXELS = CALIBRATION_IMAGES * 96**2
 def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, str]:
     """The same look with a backbone whose batch normalisation was swapped, if that costs no more than `MARGIN`.
 
+    Kinds that give in evaluation what they took the place of cannot cost anything: the features stay what they were,
+    and no second pass is needed.
+
     Args:
         looked: At the backbone as it is; stays so.
         options: How it was looked.
@@ -45,6 +48,10 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
     """
     with timed(looked.seconds, "swap normalisation"):
         backbone = swap_backbone(looked, kind)
+        if kind in KEEPS_OUTPUTS:
+            return _with_backbone(looked, backbone, looked.survey), (
+                f"Batch normalisation was swapped for {kind!r}, which leaves the features as they were until it trains."
+            )
         found = survey(
             backbone,
             looked.data,
@@ -63,11 +70,8 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
         f"held-back images right, as it was {100 * before:.1f} %"
     )
     if after < before - MARGIN:
-        return looked, f"Refused: {figures}; {100 * MARGIN:g} points may be lost. Batch normalisation stays, frozen."
-    # What was measured on the backbone as it came is what the person asked about; the report shows that.
-    return dataclasses.replace(
-        looked, backbone=backbone, survey=dataclasses.replace(found, evidence=_as_it_came(looked, backbone))
-    ), f"Accepted: {figures}."
+        return looked, f"Refused: {figures}; {100 * MARGIN:g} points may be lost. Batch normalisation stays."
+    return _with_backbone(looked, backbone, found), f"Accepted: {figures}."
 
 
 def swap_backbone(looked: Looked, kind: str) -> Backbone:
@@ -81,10 +85,11 @@ def swap_backbone(looked: Looked, kind: str) -> Backbone:
 
 
 def _images(looked: Looked) -> torch.Tensor:
-    """(N, 3, S, S) training images, evenly spread, normalised."""
+    """(N, 3, S, S) training images, evenly spread, in any order: parts of them are to hold all classes."""
     train, preprocessing = looked.survey.train, looked.backbone.spec.preprocessing
     chosen = train[np.linspace(0, len(train) - 1, _how_many(len(train), preprocessing.size)).round().astype(int)]
-    pixels = np.stack([looked.data.pixels(int(index), preprocessing) for index in chosen])
+    order = np.random.default_rng(0).permutation(chosen)
+    pixels = np.stack([looked.data.pixels(int(index), preprocessing) for index in order])
     return normalise(torch.from_numpy(pixels), preprocessing).contiguous(memory_format=torch.channels_last)
 
 
@@ -96,5 +101,7 @@ def _accuracy(evidence: Evidence) -> float:
     return evidence.probe(SELECTED).accuracy
 
 
-def _as_it_came(looked: Looked, backbone: Backbone) -> Evidence:
-    return dataclasses.replace(looked.survey.evidence, backbone=backbone.spec)
+def _with_backbone(looked: Looked, backbone: Backbone, found: Survey) -> Looked:
+    """What was measured on the backbone as it came is what the person asked about, and what the report shows."""
+    evidence = dataclasses.replace(looked.survey.evidence, backbone=backbone.spec)
+    return dataclasses.replace(looked, backbone=backbone, survey=dataclasses.replace(found, evidence=evidence))

@@ -14,6 +14,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from transferkit.errors import DataError, OptionError
 from transferkit.nn.norm import (
     BY_BATCH,
+    KEEPS_OUTPUTS,
+    NEEDS_SEVERAL,
     NORM_KINDS,
     follows_batches,
     original_of,
@@ -136,6 +138,41 @@ def test_until_it_trains_evaluation_is_what_it_was_where_statistics_are_kept(kin
 
 
 @every_kind
+def test_what_gives_the_same_in_evaluation_is_listed(kind):
+    layer = plain().eval()
+    assert torch.allclose(make(kind, layer)(images()), layer(images()), atol=1e-5) is (
+        kind in KEEPS_OUTPUTS | {"recalibrated"}  # until its statistics are measured anew
+    )
+
+
+@every_kind
+def test_what_needs_several_images_trains_on_them_as_they_are(kind):
+    layer = make(kind, plain()).train()
+    alone = torch.cat([make(kind, plain()).train()(image[None]) for image in images()])
+    by_batch = not torch.allclose(layer(images()), alone, atol=1e-5)
+    assert by_batch is (kind in NEEDS_SEVERAL | BY_BATCH | {"renorm", "sync"})
+
+
+@every_kind
+def test_no_images_are_no_images(kind):
+    assert make(kind, plain()).eval()(images()[:0]).shape == (0, *images().shape[1:])
+
+
+@every_kind
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_far_from_zero_and_without_any_spread_values_stay_in_range(kind, training, dtype):
+    values = images()
+    values[:, 0] = 7.3
+    values[:, 1] += 500.0
+    values = values.to(dtype).requires_grad_()
+    made = make(kind, plain()).train(training)(values)
+    made.float().square().mean().backward()
+    assert made.isfinite().all()
+    assert values.grad.isfinite().all()
+
+
+@every_kind
 def test_images_are_independent_in_evaluation_unless_said_otherwise(kind):
     layer = make(kind, plain()).eval()
     alone = torch.cat([layer(image[None]) for image in images()])
@@ -178,6 +215,7 @@ def test_memory_layout_does_not_matter(kind, source, training):
     rows, last = (make(kind, source()).train(training) for _ in range(2))
     made = last(images().to(memory_format=torch.channels_last))
     torch.testing.assert_close(made, rows(images()), atol=1e-4, rtol=1e-4)
+    assert rows(images()).flatten(1).shape == rows(images()).view(len(images()), -1).shape  # in rows, as they came
 
 
 @every_kind

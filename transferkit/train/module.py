@@ -14,6 +14,7 @@ from transferkit.errors import OptionError
 from transferkit.frameworks import lightning
 from transferkit.measure import fit_temperature
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel, in_halves
+from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
 from transferkit.repro import draw_seed
 from transferkit.strategies import Plan
 from transferkit.train.adapters import add_adapters, is_adapter, merge_adapters
@@ -136,6 +137,7 @@ class TransferModule(pl.LightningModule):
         self.freeze_plan = FreezePlan(self, self.plan.phases, norm=self.plan.norm, weight_decay=decay)
         self.pull = self._make_pull()
         self.average = self._make_average()
+        self._accumulated = [layer for layer in network.modules() if isinstance(layer, AccumulatedBatchNorm)]
         self.outputs: torch.Tensor | None = None
         self._held_back: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._swapped = ExitStack()
@@ -205,7 +207,9 @@ class TransferModule(pl.LightningModule):
         return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """What the step draws depends on where it is only."""
+        """What the step draws depends on where it is only; batches that it adds up are normalised together."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            begin_step(self._accumulated, batches=self.trainer.accumulate_grad_batches)
         if self.seed is not None:
             torch.manual_seed(draw_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 

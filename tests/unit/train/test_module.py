@@ -38,6 +38,7 @@ from tests.unit.train.training_toys import (
 )
 from transferkit.errors import OptionError
 from transferkit.nn import Backbone, TransferModel, cut
+from transferkit.nn.norm import AccumulatedBatchNorm
 from transferkit.strategies import HEAD, STRATEGIES
 from transferkit.train import CutBatch, Recipe, TransferModule
 from transferkit.train.adapters import is_adapter
@@ -585,3 +586,21 @@ def test_with_the_package_called_lightning():
     done = subprocess.run([sys.executable, "-c", UNIFIED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("fits TransferModel")
+
+
+# ---- Batches that a step adds up -------------------------------------------------------------------------------------
+
+
+def test_batches_whose_gradients_are_added_up_are_normalised_together():
+    network = make_backbone()
+    tk.swap_norm(network.trunk, "accumulated")
+    pooled = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            layer = next(module for module in pl_module.modules() if isinstance(module, AccumulatedBatchNorm))
+            pooled.append((layer.batches, int(layer.pooled_batches)))
+
+    everything = phase("everything", stem=0.01, middle=0.01, top=0.01)
+    fit(make_module(everything, network=network), 2, [Watch()], accumulate_grad_batches=2)
+    assert pooled == [(2, 1), (2, 0), (2, 1)] * 2  # the third of an epoch is a step of its own, pooled with nothing

@@ -16,9 +16,9 @@ from transferkit.nn.norm.conversion import (
     standardising,
 )
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
-from transferkit.nn.norm.kinds import BY_BATCH, CALIBRATED, NORM_KINDS, MakeNorm
+from transferkit.nn.norm.kinds import BY_BATCH, CALIBRATED, KEEPS_OUTPUTS, NEEDS_SEVERAL, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.memory import NormSwap, original_of, swapped_layers, swapped_norms
-from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
+from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm, begin_step
 from transferkit.nn.norm.per_image import ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
 from transferkit.nn.norm.recalibration import follows_batches, recalibrate_statistics
 from transferkit.nn.norm.renorm import AT_ONCE, FROM_SCRATCH, BatchRenorm, Clipping
@@ -27,10 +27,12 @@ from transferkit.nn.norm.swap import restore_norm, swap_norm
 from transferkit.nn.norm.weights import StandardisedWeight, normalise_weights, plain_weights, standardise_weights
 
 __all__ = [
-    "BY_BATCH",
     "AT_ONCE",
+    "BY_BATCH",
     "CALIBRATED",
     "FROM_SCRATCH",
+    "KEEPS_OUTPUTS",
+    "NEEDS_SEVERAL",
     "NORM_KINDS",
     "AccumulatedBatchNorm",
     "AffineFrozenBatchNorm",
@@ -53,6 +55,7 @@ __all__ = [
     "StandardisedGroupNorm",
     "StandardisedWeight",
     "SyncBatchNorm",
+    "begin_step",
     "distil_norms",
     "find_batch_norms",
     "fit_group_norms",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,9 @@ from transferkit.errors import DataError
 
 __all__ = ["Images", "calibration_batches", "calibration_images"]
 
-Images = torch.Tensor | Iterable[torch.Tensor]
-"""(N, 3, S, S) float, normalised as the checkpoint wants it, or several of such."""
+Images = torch.Tensor | Iterable[Any]
+"""(N, 3, S, S) float, normalised as the checkpoint wants it, or several of such: batches of a loader, whose labels are
+left aside."""
 
 BATCH = 64
 """Images at a time where all come in one tensor: enough to tell moments from, and kind to the memory."""
@@ -33,10 +35,12 @@ def calibration_batches(images: Images, *, like: nn.Module) -> Iterator[torch.Te
         >>> [len(batch) for batch in calibration_batches(torch.zeros(65, 3, 8, 8), like=nn.Conv2d(3, 1, 1))]
         [33, 32]
     """
+    channels = next((layer.in_channels for layer in like.modules() if isinstance(layer, nn.Conv2d)), 3)
     parameter = next((tensor for tensor in like.state_dict().values() if tensor.is_floating_point()), torch.empty(0))
     count = 0
-    for number, batch in enumerate(_several(images)):
-        _check(batch, number)
+    for number, given in enumerate(_several(images)):
+        batch = given[0] if isinstance(given, (tuple, list)) and given else given
+        _check(batch, number, channels)
         count += len(batch)
         yield batch.to(parameter)
     if not count:
@@ -55,23 +59,23 @@ def calibration_images(images: Images, *, like: nn.Module) -> torch.Tensor:
     return torch.cat(batches)
 
 
-def _several(images: Images) -> Iterable[torch.Tensor]:
-    if not isinstance(images, torch.Tensor):
-        return images
-    if images.ndim == 0 or not len(images):
-        _check(images, 0)
-    return torch.tensor_split(images, math.ceil(len(images) / BATCH))
+def _several(images: object) -> Iterable[Any]:
+    if isinstance(images, torch.Tensor):
+        return torch.tensor_split(images, math.ceil(len(images) / BATCH)) if images.ndim and len(images) else [images]
+    if not isinstance(images, Iterable):
+        raise DataError(f"Calibration needs a tensor of images (N, 3, S, S), or batches of them, got {images!r}.")
+    return images
 
 
-def _check(batch: object, number: int) -> None:
+def _check(batch: object, number: int, channels: int) -> None:
     where = f"Calibration batch {number}"
     if not isinstance(batch, torch.Tensor):
         raise DataError(
-            f"{where} must be a tensor of images, got {type(batch).__name__}. "
-            "Of a loader of images and labels give the images: (images for images, _ in loader)."
+            f"{where} must be a tensor of images, or begin with one, got {type(batch).__name__}. "
+            'Of a loader of dictionaries give the images: (batch["image"] for batch in loader).'
         )
-    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel():
-        raise DataError(f"{where} must be images (N, 3, S, S), N >= 1, got shape {tuple(batch.shape)}.")
+    if batch.ndim != 4 or batch.shape[1] != channels or not batch.numel():
+        raise DataError(f"{where} must be images (N, {channels}, S, S), N >= 1, got shape {tuple(batch.shape)}.")
     if not batch.is_floating_point():
         raise DataError(f"{where} must be float, normalised as the checkpoint wants it, got {batch.dtype}.")
     if not bool(batch.isfinite().all()):

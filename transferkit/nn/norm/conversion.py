@@ -19,6 +19,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.errors import BackboneError, DataError, OptionError, list_problems, unknown_name
 from transferkit.nn.norm.fused import apply_affine, check_count, check_layout, take_affine, take_followers
@@ -81,7 +82,7 @@ class StandardisedGroupNorm(nn.GroupNorm):
         drop, act: What comes after, for layers that bring it along; the identity at first.
 
     Shape:
-        (N, C, H, W) -> (N, C, H, W)
+        (N, C, ...) -> the same
 
     Raises:
         OptionError: If `blend` is out of range, or the groups do not divide the channels.
@@ -112,9 +113,9 @@ class StandardisedGroupNorm(nn.GroupNorm):
         self.act: nn.Module = nn.Identity()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, ...) -> the same."""
         check_layout(input, self.num_channels, self)
-        check_count(input, input[0].numel() // self.num_groups, self)
+        check_count(input, input.shape[1:].numel() // self.num_groups, self)
         normalised = apply_affine(self.normalised(input), self.weight, self.bias).to(input.dtype)
         output: torch.Tensor = self.act(self.drop(normalised))
         return output
@@ -124,19 +125,21 @@ class StandardisedGroupNorm(nn.GroupNorm):
         scaled = apply_affine(input, self.scale, self.shift)
         if self.blend == 1:
             return F.group_norm(scaled, self.num_groups, eps=self.eps)
-        mean, variance = (self._spread(moment) for moment in self._moments(scaled))
+        shape = (len(scaled), self.num_channels, *(1,) * (scaled.ndim - 2))
+        mean, variance = (self._spread(moment).view(shape) for moment in self._moments(scaled))
         return (scaled - self.blend * mean) * (1 - self.blend + self.blend * variance + self.eps).rsqrt()
 
     def _moments(self, scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, G) mean and variance of each group; channel by channel first, which every memory layout does fast."""
-        shape = (len(scaled), self.num_groups, -1)
-        mean = scaled.mean((2, 3)).view(shape).mean(2)
-        square = scaled.square().mean((2, 3)).view(shape).mean(2)
+        shape = (len(scaled), self.num_groups, self.num_channels // self.num_groups)
+        positions = tuple(range(2, scaled.ndim))
+        by_channel = (part.mean(positions) if positions else part for part in (scaled, scaled.square()))
+        mean, square = (part.reshape(shape).mean(2) for part in by_channel)
         return mean, (square - mean.square()).clamp(min=0)
 
     def _spread(self, values: torch.Tensor) -> torch.Tensor:
-        """(N, G) -> (N, C, 1, 1)."""
-        return values.repeat_interleave(self.num_channels // self.num_groups, dim=1)[..., None, None]
+        """(N, G) -> (N, C)."""
+        return values.repeat_interleave(self.num_channels // self.num_groups, dim=1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blend={self.blend}"
@@ -235,7 +238,7 @@ def fit_group_norms(
 
 @torch.no_grad()
 def fit_successors(
-    module: nn.Module, pairs: Mapping[str, tuple[nn.BatchNorm2d, StandardisedGroupNorm]], images: torch.Tensor
+    module: nn.Module, pairs: Mapping[str, tuple[_BatchNorm, StandardisedGroupNorm]], images: torch.Tensor
 ) -> ConversionReport:
     """Fit layers to what others give in their places. The module is left as it was, whatever stood in those places.
 
@@ -248,6 +251,8 @@ def fit_successors(
     """
     _check_images(images)
     fitted: list[_Twin] = []
+    for _, successor in pairs.values():
+        _allow_affine(successor)
     twins = {path: _Twin(path, source, successor, fitted) for path, (source, successor) in pairs.items()}
     stood = {path: module.get_submodule(path) for path in pairs}
     try:
@@ -405,11 +410,19 @@ def _put(module: nn.Module, parts: Mapping[str, nn.Module]) -> None:
         module.set_submodule(path, part)
 
 
+def _allow_affine(norm: StandardisedGroupNorm) -> None:
+    """Weight and bias to fit, for a successor of a layer that had none; they do not learn unless they are told to."""
+    if not norm.affine:
+        norm.affine = True
+        norm.weight = nn.Parameter(torch.ones_like(norm.scale), requires_grad=False)
+        norm.bias = nn.Parameter(torch.zeros_like(norm.scale), requires_grad=False)
+
+
 class _Twin(nn.Module):
     """Hangs in a layer's place: the first half of the batch goes through the source, the second through its successor,
     which is fitted when the first batch arrives."""
 
-    def __init__(self, path: str, source: nn.BatchNorm2d, successor: StandardisedGroupNorm, done: list[_Twin]) -> None:
+    def __init__(self, path: str, source: _BatchNorm, successor: StandardisedGroupNorm, done: list[_Twin]) -> None:
         super().__init__()
         self.path = path
         self.source = source
@@ -470,14 +483,14 @@ def _by_channel(values: torch.Tensor) -> torch.Tensor:
     return values[:, None, None]
 
 
-def _plain(source: nn.BatchNorm2d, values: torch.Tensor) -> torch.Tensor:
+def _plain(source: _BatchNorm, values: torch.Tensor) -> torch.Tensor:
     """What the source gives, its activation aside, by its running statistics."""
     return F.batch_norm(
         values, source.running_mean, source.running_var, source.weight, source.bias, False, 0.0, source.eps
     )
 
 
-def _taken_over(source: nn.BatchNorm2d, norm: StandardisedGroupNorm, values: torch.Tensor) -> torch.Tensor:
+def _taken_over(source: _BatchNorm, norm: StandardisedGroupNorm, values: torch.Tensor) -> torch.Tensor:
     """What group normalisation gives that just takes over weight and bias."""
     return F.group_norm(values, norm.num_groups, source.weight, source.bias, source.eps)
 
@@ -548,7 +561,7 @@ def _balance(means: torch.Tensor) -> torch.Tensor:
 
 def _solve(
     norm: StandardisedGroupNorm,
-    source: nn.BatchNorm2d,
+    source: _BatchNorm,
     normalised: torch.Tensor,
     target: torch.Tensor,
     wanted: torch.Tensor,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics, unbiased
-from transferkit.nn.norm.fused import apply_affine, check_layout
+from transferkit.nn.norm.fused import apply_affine, check_layout, laid_out_as
 from transferkit.nn.norm.source import nearest_divisor
 
 __all__ = ["CHANNELS_TOGETHER", "DecorrelatedBatchNorm", "inverse_root"]
@@ -139,11 +139,11 @@ class DecorrelatedBatchNorm(BatchNorm):
         """(N, C, ...) -> (groups, C / groups, values per channel), less the mean, in single precision at least."""
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         channels = values.movedim(1, 0).flatten(1) - mean.to(values.dtype).unsqueeze(1)
-        return channels.view(self.num_groups, -1, channels.shape[1])
+        return channels.view(self.num_groups, self.num_features // self.num_groups, channels.shape[1])
 
     def _ungroup(self, grouped: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Back to the shape of the values."""
-        return grouped.reshape(values.movedim(1, 0).shape).movedim(0, 1)
+        """Back to the shape of the values, and their place in memory."""
+        return laid_out_as(grouped.reshape(values.movedim(1, 0).shape).movedim(0, 1), values)
 
     def extra_repr(self) -> str:
         """With the groups."""

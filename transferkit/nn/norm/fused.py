@@ -10,7 +10,16 @@ from torch import nn
 from transferkit.errors import DataError
 from transferkit.nn.norm.source import FOLLOWERS, NormSource
 
-__all__ = ["Fused", "apply_affine", "check_count", "check_layout", "share_hooks", "take_affine", "take_followers"]
+__all__ = [
+    "Fused",
+    "apply_affine",
+    "check_count",
+    "check_layout",
+    "laid_out_as",
+    "share_hooks",
+    "take_affine",
+    "take_followers",
+]
 
 HOOKS = (
     "_forward_hooks",
@@ -21,8 +30,12 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
     "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
-"""Where torch keeps what is called around a module."""
+"""Where torch keeps what is called around a module, its saving and its loading."""
 
 
 class Fused(nn.Module):
@@ -77,6 +90,13 @@ def check_layout(values: torch.Tensor, channels: int, layer: nn.Module) -> None:
             f"{type(layer).__name__} expects values (N, {channels}, ...), got shape {tuple(values.shape)}. "
             "Channels come at axis 1."
         )
+
+
+def laid_out_as(values: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """The same values, in memory as those of another tensor of their shape."""
+    if values.stride() == model.stride():
+        return values
+    return torch.empty_like(model, dtype=values.dtype).copy_(values)
 
 
 def check_count(values: torch.Tensor, together: int, layer: nn.Module) -> None:

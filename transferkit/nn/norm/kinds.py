@@ -19,7 +19,7 @@ from transferkit.nn.norm.per_image import GROUPS, ChannelLayerNorm, GroupNorm, I
 from transferkit.nn.norm.renorm import BatchRenorm
 from transferkit.registry import Registry
 
-__all__ = ["BY_BATCH", "CALIBRATED", "GROUPED", "NORM_KINDS", "MakeNorm"]
+__all__ = ["BY_BATCH", "CALIBRATED", "GROUPED", "KEEPS_OUTPUTS", "NEEDS_SEVERAL", "NORM_KINDS", "MakeNorm"]
 
 MakeNorm = Callable[[nn.Module, int | None], nn.Module]
 """(layer, groups) -> its replacement. Kinds that are not `GROUPED` do not read `groups`."""
@@ -32,6 +32,14 @@ GROUPED = frozenset({"group", "standardised_group", "decorrelated"})
 
 CALIBRATED = frozenset({"standardised_group", "recalibrated"})
 """Kinds that can be fitted to images."""
+
+KEEPS_OUTPUTS = frozenset(
+    {"frozen", "frozen_affine", "momentum", "sync", "renorm", "ghost", "accumulated", "decorrelated"}
+)
+"""Kinds that give in evaluation what the layer gave, until they train."""
+
+NEEDS_SEVERAL = frozenset({"frozen_affine", "momentum", "recalibrated", "ghost", "accumulated", "decorrelated"})
+"""Kinds that train on the statistics of the images at hand as they are, of which one at once tells too little."""
 
 BY_BATCH = frozenset({"alpha"})
 """Kinds with which an answer depends on the other images of its batch, in evaluation too."""

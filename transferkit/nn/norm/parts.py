@@ -3,7 +3,8 @@ together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +15,7 @@ from transferkit.nn.norm.batch import BatchNorm, batch_moments, unbiased
 from transferkit.nn.norm.fused import check_layout
 from transferkit.nn.norm.source import read_source
 
-__all__ = ["ACCUMULATED", "GHOST", "AccumulatedBatchNorm", "GhostBatchNorm"]
+__all__ = ["ACCUMULATED", "GHOST", "AccumulatedBatchNorm", "GhostBatchNorm", "begin_step"]
 
 GHOST = 16
 """Images normalised together: half of a common batch, so that the kind does something. To be set by hand where it
@@ -75,6 +76,15 @@ class GhostBatchNorm(BatchNorm):
         self._follow(torch.stack(means).mean(dim=0), torch.stack(variances).mean(dim=0))
         return torch.cat(done)
 
+    @contextmanager
+    def batch_by_batch(self) -> Iterator[None]:
+        """Every batch is one part inside: variances of parts leave out how parts differ."""
+        size, self.size = self.size, sys.maxsize
+        try:
+            yield
+        finally:
+            self.size = size
+
     def extra_repr(self) -> str:
         """With the images in a part."""
         return f"{super().extra_repr()}, size={self.size}"
@@ -88,6 +98,9 @@ class AccumulatedBatchNorm(BatchNorm):
     batches 1..k, exactly as if they had come together. Weights do not change between steps, so nothing pooled is stale.
     Gradients flow through the moments of the batch at hand; those before it are constants. The running statistics take
     the pooled moments once per step. In evaluation it is plain batch normalisation.
+
+    `TransferModule` tells its layers where a step begins and of how many batches it is; in a loop of your own where the
+    last step of an epoch may be shorter, call `begin_step`.
 
     Args:
         layer: Batch normalisation to copy; it stays as it is.
@@ -183,3 +196,18 @@ class AccumulatedBatchNorm(BatchNorm):
     def extra_repr(self) -> str:
         """With the batches between two steps."""
         return f"{super().extra_repr()}, batches={self.batches}"
+
+
+def begin_step(layers: Iterable[AccumulatedBatchNorm], batches: int) -> None:
+    """Tell them that an optimizer step begins which adds up so many batches, whatever came before it.
+
+    Example:
+        >>> layer = AccumulatedBatchNorm(nn.BatchNorm1d(3), batches=4)
+        >>> _ = layer(torch.randn(8, 3))
+        >>> begin_step([layer], batches=2)
+        >>> layer.batches, int(layer.pooled_batches)
+        (2, 0)
+    """
+    for layer in layers:
+        layer.batches = batches
+        layer.forget()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from transferkit.nn.norm.fused import Fused, check_count, check_layout, take_affine, take_followers
+from transferkit.nn.norm.fused import Fused, check_count, check_layout, laid_out_as, take_affine, take_followers
 from transferkit.nn.norm.source import nearest_divisor, read_source
 
 __all__ = ["GROUPS", "ChannelLayerNorm", "GroupNorm", "InstanceNorm", "LayerNorm"]
@@ -59,12 +59,14 @@ class GroupNorm(Fused, nn.GroupNorm):
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same, before dropout and activation."""
         check_layout(values, self.num_channels, self)
-        check_count(values, values[0].numel() // self.num_groups, self)
+        check_count(values, values.shape[1:].numel() // self.num_groups, self)
         return nn.GroupNorm.forward(self, values)
 
 
 class LayerNorm(GroupNorm):
     """Normalisation of each image over all its channels and positions: one group.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias with the moments of the image.
 
     Args:
         layer: Batch normalisation whose affine map is copied; it stays as it is.
@@ -85,26 +87,10 @@ class LayerNorm(GroupNorm):
         super().__init__(layer, groups=1)
 
 
-class _PerImage(Fused):
-    """What normalisations without a class of their own in torch share."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        source = read_source(layer)
-        self.num_channels, self.eps = source.channels, source.eps
-        self.weight: torch.Tensor | None
-        self.bias: torch.Tensor | None
-        take_affine(self, source)
-        take_followers(self, layer)
-        self.training = layer.training
-
-    def extra_repr(self) -> str:
-        """As torch's own layers have it."""
-        return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
-
-
-class ChannelLayerNorm(_PerImage):
+class ChannelLayerNorm(Fused):
     """Normalisation of each position over the channels, as ConvNeXt has it.
+
+    y = (x - mean_p) / sqrt(var_p + eps) * weight + bias with the moments of the channels at the image's position p.
 
     Args:
         layer: Batch normalisation whose affine map is copied; it stays as it is.
@@ -121,16 +107,32 @@ class ChannelLayerNorm(_PerImage):
         True
     """
 
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        source = read_source(layer)
+        self.num_channels, self.eps = source.channels, source.eps
+        self.weight: torch.Tensor | None
+        self.bias: torch.Tensor | None
+        take_affine(self, source)
+        take_followers(self, layer)
+        self.training = layer.training
+
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same, before dropout and activation."""
         check_layout(values, self.num_channels, self)
         check_count(values, self.num_channels, self)
         last = F.layer_norm(values.movedim(1, -1), (self.num_channels,), self.weight, self.bias, self.eps)
-        return last.movedim(-1, 1)
+        return laid_out_as(last.movedim(-1, 1), values)
+
+    def extra_repr(self) -> str:
+        """As torch's own layers have it."""
+        return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
 
-class InstanceNorm(_PerImage):
-    """Normalisation of each channel of each image over its positions.
+class InstanceNorm(GroupNorm):
+    """Normalisation of each channel of each image over its positions: a group for each.
+
+    y = (x - mean_c) / sqrt(var_c + eps) * weight + bias with the moments of the image's channel c.
 
     What an image's channels are on average is lost, and with it part of what tells classes apart. It suits style.
 
@@ -149,8 +151,5 @@ class InstanceNorm(_PerImage):
         True
     """
 
-    def normalised(self, values: torch.Tensor) -> torch.Tensor:
-        """(N, C, ...) -> the same, before dropout and activation."""
-        check_layout(values, self.num_channels, self)
-        check_count(values, values[0, 0].numel(), self)
-        return F.instance_norm(values, weight=self.weight, bias=self.bias, eps=self.eps)
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer, groups=read_source(layer).channels)

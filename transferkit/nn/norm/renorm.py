@@ -53,6 +53,11 @@ class Clipping:
                 f"got {self.start}, {self.r_batches}, {self.d_batches}."
             )
 
+    @property
+    def grows(self) -> bool:
+        """Whether the limits depend on the number of batches."""
+        return max(self.start, self.r_batches, self.d_batches) > 0
+
     def at(self, batches: int) -> tuple[float, float]:
         """The limits (r, d) after so many training batches: (1, 0) allows no correction."""
         return (
@@ -138,7 +143,8 @@ class BatchRenorm(BatchNorm):
         """r and d, two (C,), clipped."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        highest, furthest = self.clipping.at(int(self.corrected))
+        # On a GPU asking for the number means waiting for it.
+        highest, furthest = self.clipping.at(int(self.corrected) if self.clipping.grows else 0)
         scale = (self.running_var.to(variance.dtype) + self.eps).rsqrt()
         ratio = (variance + self.eps).sqrt() * scale
         shift = (mean - self.running_mean) * scale

@@ -6,13 +6,14 @@ the layer itself, so that nothing is lost. Make optimizers and freeze plans afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from transferkit.errors import OptionError, TransferkitError, list_problems
+from transferkit.errors import BackboneError, OptionError, TransferkitError, list_problems
 from transferkit.nn.norm.calibration import Images, calibration_batches, calibration_images
 from transferkit.nn.norm.conversion import StandardisedGroupNorm, fit_successors
 from transferkit.nn.norm.fused import share_hooks
@@ -46,7 +47,8 @@ def swap_norm(
             to calibrate by is "standardised_group", `partial(standardising, blend=0.3)` the same with another blend.
         groups: Of channels, for the kinds "group" (None: 32), "standardised_group" (None: 1) and "decorrelated" (None:
             16 channels each); where it does not divide a layer's channels, the nearest number that does is taken.
-        calibrate: (N, 3, S, S) float, normalised images, or several of such. The kind "recalibrated" needs them, to
+        calibrate: (N, 3, S, S) float, normalised images, or several of such, as loaders of images and labels give
+            them. The kind "recalibrated" needs them, to
             measure the running statistics anew; "standardised_group" can be fitted to them, to come near the original's
             outputs (see `fit_group_norms`).
 
@@ -56,7 +58,7 @@ def swap_norm(
     Raises:
         OptionError: If the kind is unknown, there is nothing to swap, or an argument does not fit the kind. The module
             is then as it was.
-        DataError: If the images cannot be used. The module is then as it was.
+        DataError, BackboneError: If the images cannot be used, or not by the network. The module is then as it was.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -70,10 +72,11 @@ def swap_norm(
     _check_options(to, groups, calibrate)
     made = _make_all(module, to, groups)
     before = {id(replacement): layer for layer, replacement in made.values()}
+    sources = {id(replacement): _source_of(layer) for layer, replacement in made.values()}
     swapped = _put(module, {key: replacement for key, (_, replacement) in made.items()})
     if calibrate is not None:
         try:
-            _calibrate(swapped, str(to), groups, calibrate)
+            _calibrate(swapped, str(to), sources, calibrate)
         except BaseException:
             _put(swapped, before)
             raise
@@ -131,6 +134,11 @@ def _make_all(
     """id of a layer -> the layer and its replacement; nothing is put in place yet."""
     made: dict[int, tuple[nn.Module, nn.Module]] = {}
     problems = []
+    if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
+        raise OptionError(
+            "DistributedDataParallel has taken stock of the parameters already, and a swap makes new ones. Swap first, "
+            "wrap then."
+        )
     for path, layer in _norms(module):
         replacement = _try_to_make(layer, to, groups)
         if isinstance(replacement, TransferkitError):
@@ -165,8 +173,7 @@ def _try_to_make(
 
 def _make(layer: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: int | None) -> nn.Module:
     """The replacement of one layer, with all that hung on it."""
-    original = original_of(layer) or layer
-    source = layer if isinstance(layer, _BatchNorm) else original
+    source, original = _source_of(layer), original_of(layer) or layer
     if source is not layer:
         _follow_moves(source, layer, layer)
         source.training = layer.training
@@ -179,9 +186,24 @@ def _make(layer: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: 
         raise OptionError(f"A replacement must be a new layer, got the {type(source).__name__} itself.")
     share_hooks(replacement, layer)
     replacement.training = layer.training
+    _ask_again(replacement, layer, original)
     kind = to if isinstance(to, str) else type(replacement).__name__
     remember(replacement, Memory(original, kind))
     return replacement
+
+
+def _source_of(layer: nn.Module) -> nn.Module:
+    """What a replacement of the layer is made of: the layer as it is now if it keeps running statistics, else its
+    original."""
+    return layer if isinstance(layer, _BatchNorm) else original_of(layer) or layer
+
+
+def _ask_again(replacement: nn.Module, layer: nn.Module, original: nn.Module) -> None:
+    """Let what learnt in the original learn again, where the layer in between kept it in buffers."""
+    learnt = dict(original.named_parameters(recurse=False))
+    for name, parameter in replacement.named_parameters(recurse=False):
+        if name in learnt and name in layer._buffers:
+            parameter.requires_grad_(learnt[name].requires_grad)
 
 
 def _put(module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
@@ -211,30 +233,43 @@ def _first_tensor(module: nn.Module) -> torch.Tensor | None:
     return next((tensor for tensor in module.state_dict().values() if tensor.is_floating_point()), None)
 
 
-def _calibrate(swapped: nn.Module, kind: str, groups: int | None, images: Images) -> None:
+def _calibrate(swapped: nn.Module, kind: str, sources: Mapping[int, nn.Module], images: Images) -> None:
+    """Fit what was swapped in to images; `sources` tells by the id of a replacement what it was made of."""
     if kind == "recalibrated":
         layers = [layer for _, layer, _ in swapped_layers(swapped) if isinstance(layer, _BatchNorm)]
-        estimated = recalibrate_statistics(swapped, calibration_batches(images, like=swapped), layers=layers)
+        try:
+            estimated = recalibrate_statistics(swapped, calibration_batches(images, like=swapped), layers=layers)
+        except TransferkitError:
+            raise
+        except Exception as error:
+            raise BackboneError(f"The network cannot take these images: {type(error).__name__}: {error}") from error
+        if any(not bool(layer.running_var.isfinite().all()) for layer in layers if layer.running_var is not None):
+            raise BackboneError("The network makes NaN or infinite values of these images. Look at its weights.")
         if estimated < len(layers):
             raise OptionError(
                 f"{len(layers) - estimated} of {len(layers)} layers are kept in evaluation mode by a hook, so their "
                 "statistics cannot be measured. Release the freeze plan first."
             )
         return
-    fit_successors(swapped, dict(_pairs(swapped)), calibration_images(images, like=swapped))
+    fit_successors(swapped, dict(_pairs(swapped, sources)), calibration_images(images, like=swapped))
 
 
-def _pairs(swapped: nn.Module) -> Iterator[tuple[str, tuple[nn.BatchNorm2d, StandardisedGroupNorm]]]:
-    """Path -> the original and its successor."""
+def _pairs(
+    swapped: nn.Module, sources: Mapping[int, nn.Module]
+) -> Iterator[tuple[str, tuple[_BatchNorm, StandardisedGroupNorm]]]:
+    """Path -> the source and its successor."""
     for path, layer, original in swapped_layers(swapped):
         if not isinstance(layer, StandardisedGroupNorm):
             raise OptionError(
                 f"{path or 'the module'}: a {type(layer).__name__} cannot be fitted to images. Leave calibrate out, or "
                 "make the layers with transferkit.nn.norm.standardising."
             )
-        if not path or not isinstance(original, nn.BatchNorm2d) or original.running_mean is None:
+        source = sources[id(layer)]
+        fits = isinstance(source, _BatchNorm) and source.running_mean is not None
+        if not path or not isinstance(original, nn.BatchNorm2d) or not fits:
             raise OptionError(
                 f"{path or 'the module'}: only a BatchNorm2d with running statistics, inside a network, can be fitted "
                 f"to images, got {type(original).__name__}. Leave calibrate out."
             )
-        yield path, (original, layer)
+        assert isinstance(source, _BatchNorm)
+        yield path, (source, layer)

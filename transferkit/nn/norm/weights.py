@@ -48,7 +48,9 @@ class StandardisedWeight(nn.Module):
         """(outputs, inputs, ...) -> the same."""
         rows = weight.flatten(1)
         variance, mean = torch.var_mean(rows, dim=1, correction=0, keepdim=True)
-        return ((rows - mean) / (variance.sqrt() + self.eps)).view_as(weight)
+        # Of equal values the root has no derivative.
+        deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
+        return ((rows - mean) / (deviation + self.eps)).view_as(weight)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """What is standardised from now on: the weight as it is set."""
@@ -104,6 +106,9 @@ def normalise_weights(module: nn.Module) -> nn.Module:
     """
     for convolution in _convolutions(module):
         parametrizations.weight_norm(convolution, dim=0)
+        with torch.no_grad():  # A filter of zeros has no direction: any will do, at length 0.
+            length, direction = (convolution.get_parameter(f"parametrizations.weight.original{part}") for part in "01")
+            direction.add_((length == 0).to(direction.dtype))
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from transferkit.nn.norm.conversion import (
     find_batch_norms,
     fit_group_norms,
     fold,
+    standardising,
 )
 
 
@@ -395,3 +397,13 @@ def test_groups_that_do_not_divide_give_way_to_the_nearest_number_that_does():
     network = make_network(widths=(16, 20))
     fit_group_norms(network, images_of(), groups=8)
     assert [network[at].num_groups for at in (1, 4)] == [8, 10]
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 3)], ids=len)
+def test_a_blend_is_for_any_number_of_axes(shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    layer = standardising(nn.BatchNorm1d(8), groups=2, blend=0.5)
+    grouped = (values / math.sqrt(1 + 1e-5)).reshape(5, 2, -1)
+    mean, variance = grouped.mean(2, keepdim=True), grouped.var(2, correction=0, keepdim=True)
+    expected = ((grouped - 0.5 * mean) / (0.5 + 0.5 * variance + layer.eps).sqrt()).view(shape)
+    torch.testing.assert_close(layer(values), expected)

@@ -151,6 +151,16 @@ def test_what_corrects_batches_is_estimated_as_plain_batch_normalisation_is():
         assert (int(corrected[place].corrected), corrected[place].clipping) == (0, AT_ONCE)
 
 
+def test_ghosts_are_estimated_on_whole_batches():
+    plain = nn.BatchNorm2d(3)
+    ghosts = GhostBatchNorm(plain, size=2)
+    images = torch.randn(16, 3, 4, 4) + 3 * torch.randn(16, 1, 1, 1)  # they differ more than a part of them does
+    for layer in (plain, ghosts):
+        recalibrate_statistics(nn.Sequential(layer), [images])
+    torch.testing.assert_close(ghosts.running_var, plain.running_var)
+    assert ghosts.size == 2
+
+
 def test_batches_that_are_added_up_are_so_again_afterwards():
     layer = AccumulatedBatchNorm(nn.BatchNorm2d(3), batches=4)
     recalibrate_statistics(nn.Sequential(layer), batches())

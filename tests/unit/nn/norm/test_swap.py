@@ -15,7 +15,7 @@ from torch import nn
 import transferkit as tk
 from tests.unit.nn.norm.inputs import same_state
 from tests.unit.nn.toy_networks import Pyramid, spec_of
-from transferkit.errors import DataError, OptionError
+from transferkit.errors import BackboneError, DataError, OptionError
 from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.norm import (
@@ -355,9 +355,10 @@ def test_precision_is_that_of_the_network():
         (torch.full((2, 3, 8, 8), float("nan")), "batch 0 holds NaN or infinite values"),
         ([torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), float("inf"))], "batch 1 holds NaN or infinite values"),
         (
-            [(torch.zeros(2, 3, 8, 8), torch.zeros(2))],
-            r"got tuple. Of a loader of images and labels .* for images, _ in",
+            [{"image": torch.zeros(2, 3, 8, 8)}],
+            r"begin with one, got dict. Of a loader of dictionaries give the images",
         ),
+        (5, r"needs a tensor of images \(N, 3, S, S\), or batches of them, got 5"),
         ([], "Calibration needs images, none came"),
     ],
 )
@@ -381,6 +382,85 @@ def test_groups_are_fitted_by_the_conversion_on_all_images_in_one_tensor():
     with pytest.raises(DataError, match=r"must be of one size, got \(3, 16, 16\) and \(3, 32, 32\). Resize them first"):
         swap_norm(network, "group", calibrate=[PICTURES, PICTURES[..., :16, :16]])
     assert {swap.groups for swap in swapped_norms(network)} == {1}
+
+
+@pytest.mark.parametrize("kind", ["recalibrated", "group"])
+def test_loaders_of_images_and_labels_will_do(kind):
+    networks = [pyramid(), pyramid()]
+    swap_norm(networks[0], kind, calibrate=[PICTURES[:3], PICTURES[3:]])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(PICTURES, torch.arange(6)), batch_size=3)
+    swap_norm(networks[1], kind, calibrate=loader)
+    assert same_state(*networks)
+
+
+@pytest.mark.parametrize("kind", ["recalibrated", "group"])
+def test_what_the_network_makes_nothing_of_is_refused(kind):
+    narrow = nn.Sequential(nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4))
+    with pytest.raises(BackboneError, match=r"The network cannot take .*Kernel size can't be greater"):
+        swap_norm(narrow, kind, calibrate=torch.randn(4, 3, 2, 2))
+    assert not swapped_norms(narrow)
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    broken = pyramid()
+    nn.init.constant_(broken.stem[0].weight, float("nan"))
+    with pytest.raises(BackboneError, match="makes NaN or infinite values of these images. Look at its weights"):
+        swap_norm(broken, "recalibrated", calibrate=PICTURES)
+    assert not swapped_norms(broken)
+
+
+def test_images_have_as_many_channels_as_the_network_reads():
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    assert swapped_norms(swap_norm(grey, "group", calibrate=torch.randn(4, 1, 8, 8)))
+    with pytest.raises(DataError, match=r"must be images \(N, 1, S, S\), N >= 1, got shape \(4, 3, 8, 8\)"):
+        swap_norm(grey, "group", calibrate=torch.randn(4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=str)
+def test_what_is_fitted_comes_near_the_layer_as_it_is_now_not_to_its_original(precision):
+    network = swap_norm(pyramid(), "recalibrated", calibrate=PICTURES + 1).to(precision).eval()
+    pictures = PICTURES.to(precision)
+    expected = network(pictures)
+    swap_norm(network, partial(standardising, blend=0), calibrate=pictures)
+    torch.testing.assert_close(network(pictures), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_without_an_affine_map_are_fitted_by_one_of_their_own():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    expected = network(PICTURES)
+    swap_norm(network, partial(standardising, blend=0), calibrate=PICTURES)
+    torch.testing.assert_close(network(PICTURES), expected, rtol=1e-4, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in network[1].parameters())
+
+
+def test_what_could_not_learn_for_a_while_learns_again():
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).requires_grad_(False))
+    swap_norm(network, "frozen_affine")
+    swap_norm(network, "frozen")
+    assert [parameter.requires_grad for parameter in network.parameters()] == [True, True, False, False]
+
+
+def test_hooks_on_saving_and_loading_are_kept():
+    layer, heard = nn.BatchNorm2d(3), []
+    layer.register_state_dict_post_hook(lambda *_: heard.append("saved"))
+    layer.register_load_state_dict_pre_hook(lambda *_: heard.append("to load"))
+    swapped = swap_norm(layer, "frozen")
+    heard.clear()
+    swapped.load_state_dict(swapped.state_dict())
+    assert heard == ["saved", "to load"]
+
+
+def test_networks_that_are_trained_in_parallel_already_are_refused():
+    class Wrapped(nn.parallel.DistributedDataParallel):
+        def __init__(self, module):  # without processes
+            nn.Module.__init__(self)
+            self.module = module
+
+    wrapped = Wrapped(pyramid())
+    with pytest.raises(OptionError, match="has taken stock of the parameters already.* Swap first, wrap then"):
+        swap_norm(wrapped, "frozen")
+    assert not swapped_norms(wrapped)
 
 
 def test_a_failed_calibration_puts_back_what_stood_there(monkeypatch):

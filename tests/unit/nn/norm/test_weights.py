@@ -94,3 +94,23 @@ def test_what_cannot_be_normalised_is_refused(normalise):
     network = normalise(make_network())
     with pytest.raises(OptionError, match="The weight of '0' is parametrized already. End that with plain_weights"):
         normalise(network)
+
+
+def test_filters_of_equal_values_come_out_as_zero_and_learn_nothing_odd():
+    weight = torch.randn(4, 3, 3, 3)
+    weight[1] = 0.0
+    weight.requires_grad_()
+    made = StandardisedWeight()(weight)
+    made.square().sum().backward()
+    assert made[1].abs().max() == 0
+    assert weight.grad.isfinite().all()
+
+
+def test_filters_of_zeros_have_the_length_zero():
+    network = make_network()
+    nn.init.zeros_(network[0].weight[2])
+    expected = network(IMAGES)
+    normalise_weights(network)
+    torch.testing.assert_close(network(IMAGES), expected)
+    train(network)
+    assert network(IMAGES).isfinite().all()
