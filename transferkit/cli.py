@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from transferkit.result import Result
-    from transferkit.types import Evidence, Ranking
+    from transferkit.types import Evidence, Ranking, TrainingRecord
 
 __all__ = ["main"]
 
@@ -418,7 +418,7 @@ def _nearness(evidence: Evidence) -> list[str]:
 
 
 def _summary(result: Result, out: Path) -> list[str]:
-    lines = [*_warnings(result.evidence), *result.decision.reasons, ""]
+    lines = [*_warnings(result.evidence), *result.decision.reasons, *_training_lines(result.record.training), ""]
     for split, metrics in result.metrics.items():
         lines.append(
             f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
@@ -433,6 +433,15 @@ def _summary(result: Result, out: Path) -> list[str]:
         f"({evidence.images_computed:,} of {everything:,} images computed, the rest from the bank)"
     )
     return [*lines, f"report: {out / 'report.html'}"]
+
+
+def _training_lines(training: TrainingRecord | None) -> list[str]:
+    """What learnt, at which rate, and what is worth knowing of how it went."""
+    if training is None:
+        return []
+    from transferkit.train import claims_table
+
+    return [training.how, *training.notes, "What learnt:", *(f"  {line}" for line in claims_table(training.claims))]
 
 
 def _warnings(evidence: Evidence) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
-from transferkit.decision import best_probe
+from transferkit.decision import ENOUGH, best_probe
 from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, activation_bytes, cache_activations, choose_device
 from transferkit.look import Looked, Options
@@ -54,7 +54,10 @@ __all__ = ["Training", "Tuning"]
 WORK = "training"
 """Folder inside a run's folder that checkpoints and curves are kept in while it runs, a folder for each strategy."""
 
-SAME_TO_GO_ON = ("seed", "device", "transferkit", "torch", "pytorch-lightning", "timm")
+FED = "fed.txt"
+"""Name of the file that says what a run is fed, in its folder."""
+
+SAME_TO_GO_ON = ("seed", "device", "transferkit", "torch", "torchvision", "pytorch-lightning", "timm")
 """What of the environment must be the same for a run to be taken up."""
 
 
@@ -130,14 +133,28 @@ class Tuning:
         return self.training.recipe.fitted(len(self._rows), batch_size=self.options.batch_size)
 
     @cached_property
+    def _plan(self) -> Plan:
+        """The plan; with fewer epochs than phases without the first of these, which only lead up to the last one."""
+        epochs, phases = self._recipe.epochs or 1, self.plan.phases
+        if epochs >= len(phases):
+            return self.plan
+        kept, share = phases[-epochs:], sum(phase.share for phase in phases[-epochs:])
+        return replace(self.plan, phases=tuple(replace(phase, share=phase.share / share) for phase in kept))
+
+    @cached_property
     def _has_validation(self) -> bool:
-        return len(self.looked.data.indices("val")) > 0
+        """Whether a validation split is there to choose on: one that is large enough to tell, or must do because no
+        training image can be spared."""
+        data = self.looked.data
+        images, fewest = len(data.indices("val")), min(data.summary.counts["train"])
+        return images >= ENOUGH or (images > 0 and fewest < 2)
 
     @cached_property
     def _rows(self) -> npt.NDArray[np.int64]:
-        """Images at hand: those of the training split, then those of the validation split."""
+        """Images at hand: those of the training split, then those of a validation split that is chosen on."""
         data = self.looked.data
-        return np.concatenate([data.indices("train"), data.indices("val")])
+        parts = ("train", "val") if self._has_validation else ("train",)
+        return np.concatenate([data.indices(part) for part in parts])
 
     @cached_property
     def _labels(self) -> npt.NDArray[np.int64]:
@@ -153,13 +170,22 @@ class Tuning:
 
     def _task(self) -> Task:
         looked = self.looked
+        self._go_on_as_before()
+        if not self._has_validation and len(small := looked.data.indices("val")):
+            self._runner.notes.append(
+                f"The {len(small)} images of the validation split are too few to choose on ({ENOUGH} would do): epochs "
+                "and blend are chosen on training images held back in turn, and the split is left for the report."
+            )
+        if len(self._plan.phases) < len(self.plan.phases):
+            phases = ", ".join(phase.name for phase in self.plan.phases)
+            self._runner.notes.append(f"There are fewer epochs than phases: of {phases} only the last are trained.")
         stages = [stage.name for stage in looked.backbone.stages]
         stage = best_probe(looked.survey.evidence)
         as_probe = Decision(
             strategy="linear_probe", stage=stage, lr=0.0, lr_scale=0.0, norm="frozen", mode="given", reasons=("probe",)
         )
         return Task(
-            plan=self.plan,
+            plan=self._plan,
             probe=STRATEGIES["linear_probe"](as_probe, stages),
             backbone=looked.backbone,
             table=looked.survey.table.take(self._rows),
@@ -247,7 +273,7 @@ class Tuning:
             return None
         classes = self.looked.data.summary.classes
         model = TransferModel(backbone, stages=self.plan.stages, pooling=self.options.pooling, classes=classes)
-        stage = FreezePlan(model, self.plan.phases).cut
+        stage = FreezePlan(model, self._plan.phases).cut
         if stage is None:
             return None
         try:
@@ -255,8 +281,12 @@ class Tuning:
         except CutError as error:
             self._runner.notes.append(f"Nothing was cached: {error}")
             return None
-        # Behind the first stages there is more to store than in the picture, and next to nothing saved.
-        return tail if math.prod(tail.shape) <= 3 * backbone.spec.preprocessing.size**2 else None
+        if math.prod(tail.shape) <= 3 * backbone.spec.preprocessing.size**2:
+            return tail
+        self._runner.notes.append(
+            f"Nothing was cached: behind {stage!r} there is more to store than in the picture, and little is saved."
+        )
+        return None
 
     @cached_property
     def _views(self) -> int:
@@ -357,6 +387,19 @@ class Tuning:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         identity.write_text(self._identity, encoding="utf-8")
 
+    def _go_on_as_before(self) -> None:
+        """A run that is taken up is fed what it was fed before, activations or pictures, or starts afresh: the one
+        differs from the other by rounding."""
+        folder = self._runner.folder
+        if folder is None or not is_first():
+            return
+        fed, said = folder / FED, "pictures" if self._cached is None else str(self._cached.table.dtype)
+        if fed.is_file() and fed.read_text(encoding="utf-8") != said:
+            announce("activations are kept otherwise than before: starting afresh", enabled=self.options.progress)
+            for checkpoint in folder.glob("*/last.ckpt*"):
+                checkpoint.unlink()
+        fed.write_text(said, encoding="utf-8")
+
     @cached_property
     def _identity(self) -> str:
         """What a run is: two with the same end with the same weights."""
@@ -364,7 +407,7 @@ class Tuning:
         held_back = b"".join(fold.held_back.tobytes() for fold in self._folds)
         versions = environment(seed=self.options.seed, device=self._device.type)
         plain = {
-            "plan": to_json(self.plan),
+            "plan": to_json(self._plan),
             "recipe": to_json(recipe),
             "weights": looked.backbone.spec.weights_id,
             "data": hashlib.blake2b(looked.data.content_ids[self._rows].tobytes(), digest_size=16).hexdigest(),

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import transferkit as tk
+from transferkit import training
 from transferkit.errors import BackboneError, DataError, OptionError, RunFolderError
 from transferkit.train import tuning
 from transferkit.types import JOINED, Preprocessing
@@ -183,6 +185,51 @@ def test_a_backbone_without_memory_says_so_and_the_rule_then_needs_a_number(stri
     with pytest.raises(OptionError, match=r"no batch normalisation.*Pass similarity=S"):
         tk.adapt(network, stripes, mode="rule", **arguments)
     assert tk.analyze(network, stripes, source=stripes, **arguments).similarity > 0.9
+
+
+def fine_tune_stripes(stripes, strategy="few_layers", train=None, **options):
+    return tk.adapt(
+        "timm/test_resnet", stripes, pretrained=False, image_size=32, strategy=strategy, norm="frozen", progress=False,
+        train={"folds": 1, "epochs": 1, "lr": "rule", "augment": "none", **(train or {})}, **options,
+    )  # fmt: skip
+
+
+def test_one_epoch_is_that_of_the_last_phase(stripes):
+    training = fine_tune_stripes(stripes).record.training
+    assert [epoch.phase for epoch in training.epochs] == ["last stages"]
+    assert "There are fewer epochs than phases: of head, last stages only the last are trained." in training.notes
+
+
+def test_a_small_validation_split_is_left_for_the_report(stripes):
+    (stripes / "test").rename(stripes / "val")
+    result = fine_tune_stripes(stripes)
+    assert result.record.training.held_back < 24
+    assert "The 12 images of the validation split are too few to choose on" in " ".join(result.record.training.notes)
+    assert result.metrics["val"].images == 12
+
+
+def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypatch):
+    (stripes / "test").rename(stripes / "val")
+    monkeypatch.setattr(training, "ENOUGH", 12)
+    result = fine_tune_stripes(stripes)
+    assert result.record.training.held_back == 12
+    assert "images of the validation split" in result.record.training.how
+
+
+def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, tmp_path, monkeypatch):
+    whole = fine_tune_stripes(stripes, out=tmp_path / "whole", train={"epochs": 3, "views": 0})
+    begun = {"out": tmp_path / "run", "train": {"epochs": 3, "views": 0}}
+    plain = training.fine_tune
+    monkeypatch.setattr(training, "fine_tune", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fine_tune_stripes(stripes, **begun)
+    monkeypatch.setattr(training, "fine_tune", plain)
+    monkeypatch.setattr(training.Tuning, "_cached", None)
+    fine_tune_stripes(stripes, **begun)
+    fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
+    states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "afresh")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any("computed once" in note for note in whole.record.training.notes)
 
 
 def test_without_a_test_split_there_is_no_test_metric(stripes):

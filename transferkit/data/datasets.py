@@ -212,7 +212,10 @@ def _label_name(label: Any, classes: Sequence[str], where: str) -> str:
     if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim == 0:
         label = label.item()
     if not isinstance(label, (int, np.integer)):
-        raise DataError(f"{where}: expected one class index or class name as label, got {_described(label)}.")
+        raise DataError(
+            f"{where}: expected one class index or class name as label, got {_described(label)}. "
+            "For several labels an image, or numbers, train transferkit.TransferModule(..., task=...) in a Trainer."
+        )
     if classes and not 0 <= label < len(classes):
         raise DataError(f"{where}: label {int(label)} is outside the {len(classes)} names in the dataset's .classes.")
     return classes[int(label)] if classes else str(int(label))

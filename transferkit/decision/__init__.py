@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from transferkit.decision.effort import HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
+from transferkit.decision.effort import ENOUGH, HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
@@ -19,6 +19,7 @@ from transferkit.errors import OptionError, unknown_name
 from transferkit.types import Decision, Evidence
 
 __all__ = [
+    "ENOUGH",
     "HELD_BACK",
     "MODES",
     "SMALL_BATCH",

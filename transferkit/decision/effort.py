@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["HELD_BACK", "TELLING", "usual_batch", "usual_epochs", "usual_folds", "usual_passes"]
+__all__ = ["ENOUGH", "HELD_BACK", "TELLING", "usual_batch", "usual_epochs", "usual_folds", "usual_passes"]
 
 BATCH_SIZES = ((5000, 64), (500, 32), (0, 16))
 """Least number of images, and images per step from there on: few images in large batches make too few steps."""

@@ -16,15 +16,20 @@ CALIBRATION_BINS = 15
 """Guo et al., ICML 2017, use 15; bins of equal mass (Nixon et al., CVPRW 2019) need no empty-bin rule."""
 
 
-def log_loss(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
+def log_loss(
+    probabilities: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.floating] | None = None,
+) -> float:
     """Mean negative log-likelihood in nats; lower is better, 0 is certainty in the truth.
 
     Args:
         probabilities: (N, K), rows sum to 1.
         labels: (N,) int in [0, K).
+        weights: (N,) >= 0, what each counts; None counts all alike.
     """
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+    return float(np.average(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)), weights=weights))
 
 
 def calibration_error(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transferkit.train.blending import BlendRamp
     from transferkit.train.callbacks import FreezePlanCallback
     from transferkit.train.feeds import CutFeed
-    from transferkit.train.freeze import FreezePlan
+    from transferkit.train.freeze import FreezePlan, claims_table
     from transferkit.train.module import CutBatch, TransferModule
     from transferkit.train.run import Runner, count_processes
     from transferkit.train.tuning import FineTuned, Judged, Task, fine_tune, judge_folds
@@ -41,6 +41,7 @@ __all__ = [
     "Task",
     "TransferModule",
     "choose_head",
+    "claims_table",
     "class_weights",
     "count_processes",
     "fine_tune",
@@ -61,6 +62,7 @@ _LATER = {
     "Runner": "run",
     "Task": "tuning",
     "TransferModule": "module",
+    "claims_table": "freeze",
     "count_processes": "run",
     "fine_tune": "tuning",
     "judge_folds": "tuning",

@@ -11,7 +11,7 @@ from transferkit.errors import OptionError
 from transferkit.frameworks import lightning
 from transferkit.strategies import Phase, Plan
 from transferkit.train.adapters import is_adapter
-from transferkit.train.freeze import FreezePlan, find_backbone
+from transferkit.train.freeze import FreezePlan, claims_table, find_backbone
 from transferkit.train.plans import plan_for
 from transferkit.types import TOP
 
@@ -111,6 +111,7 @@ class FreezePlanCallback(pl.Callback):
             self._starts = phase_starts(phases, trainer.max_epochs)
         # A distributed wrapper looks once at who asks for gradients: that must hold for all phases.
         self._freeze.start(0, static=trainer.world_size > 1)
+        pl.utilities.rank_zero_info("\n".join(["What learns:", *claims_table(self._freeze.claims())]))
         # Lightning warns of modules that it finds in evaluation mode, as a backbone is that was just loaded. What is
         # frozen goes back to it when it is called, or when the first epoch starts.
         find_backbone(pl_module).trunk.train()

@@ -24,7 +24,7 @@ from transferkit.strategies import HEAD, Phase, Rule
 from transferkit.train.adapters import is_adapter
 from transferkit.types import Claim
 
-__all__ = ["FreezePlan", "find_backbone"]
+__all__ = ["FreezePlan", "claims_table", "find_backbone"]
 
 
 @dataclass(frozen=True)
@@ -317,3 +317,24 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 def _stay_evaluating(module: nn.Module, _inputs: object) -> None:
     module.training = False
+
+
+def claims_table(claims: Sequence[Claim]) -> list[str]:
+    """Lines for people: who learns, phase by phase, and how fast.
+
+    Example:
+        >>> claim = Claim(phase="all", rule="*", stage="top", tensors=2, parameters=1200, lr=1e-3, decayed=0,
+        ...               statistics="none")
+        >>> print("\\n".join(claims_table([claim])))
+        phase  stage  rule  parameters  learning rate
+        all    top    *          1,200          0.001
+    """
+    rows = [("phase", "stage", "rule", "parameters", "learning rate")]
+    for claim in claims:
+        lr = f"{claim.lr:.3g}" if claim.lr > 0 else "frozen"
+        rows.append((claim.phase, claim.stage, claim.rule, f"{claim.parameters:,}", lr))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) if place < 3 else cell.rjust(width) for place, (cell, width) in enumerate(line))
+        for line in (list(zip(row, wide, strict=True)) for row in rows)
+    ]

@@ -78,6 +78,7 @@ class TransferModule(pl.LightningModule):
 
     Attributes:
         outputs: (M, K) of the held-back images after the last epoch, on the CPU.
+        expected_losses: Held-back loss of each epoch, for a schedule that reads it in a fit that holds nothing back.
 
     Raises:
         OptionError: If the strategy has nothing to train, or does not fit the network.
@@ -139,6 +140,7 @@ class TransferModule(pl.LightningModule):
         self.average = self._make_average()
         self._accumulated = [layer for layer in network.modules() if isinstance(layer, AccumulatedBatchNorm)]
         self.outputs: torch.Tensor | None = None
+        self.expected_losses: Sequence[float | None] = ()
         self._held_back: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._swapped = ExitStack()
         self.train()
@@ -188,6 +190,11 @@ class TransferModule(pl.LightningModule):
         steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
         if steps == math.inf:
             raise OptionError("Without an end there is no schedule: give the trainer max_epochs or max_steps.")
+        if steps < 0:  # Lightning counts epochs, but nobody knows how long one is
+            raise OptionError(
+                "A stream does not tell how long an epoch is, and the schedule must know: give the trainer max_steps, "
+                "or limit_train_batches."
+            )
         # Without epochs there is one phase: the freeze plan's callback sees to that. A trial run comes to one only.
         if epochs is None or epochs < 1 or getattr(trainer, "fast_dev_run", False):
             return int(steps), [0]
@@ -308,7 +315,7 @@ class TransferModule(pl.LightningModule):
         self._held_back.clear()
         # Networks grow overconfident long before they grow worse; what is returned is calibrated, so that is judged.
         temperature = _temperature(outputs, targets) if self.task_name == "single_label" else 1.0
-        loss = self.task.loss(outputs / temperature, targets)
+        loss = self.task.loss(outputs / temperature, targets, weights=self.class_weights)
         score = self.task.score(outputs.cpu().numpy(), targets.cpu().numpy())
         name = self.task.metric.lower().replace(" ", "_")
         self.log(f"{split}_loss", loss, sync_dist=True, prog_bar=True, batch_size=len(targets))
@@ -319,7 +326,9 @@ class TransferModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Schedule "plateau" hears of the held-back loss."""
-        held_back = self.trainer.callback_metrics.get("val_loss")
+        held_back: Any = self.trainer.callback_metrics.get("val_loss")
+        if held_back is None and self.current_epoch < len(self.expected_losses):
+            held_back = self.expected_losses[self.current_epoch]
         scheduler = self.lr_schedulers()
         if held_back is not None and isinstance(scheduler, PhasedSchedule):
             scheduler.observe(float(held_back))

@@ -47,13 +47,24 @@ SPEAKERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "light
 OF_THE_RECIPE = (
     "accumulate_grad_batches",
     "callbacks",
+    "check_val_every_n_epoch",
+    "enable_checkpointing",
+    "fast_dev_run",
+    "gradient_clip_algorithm",
     "gradient_clip_val",
+    "limit_val_batches",
     "max_epochs",
     "max_steps",
+    "max_time",
     "min_epochs",
     "min_steps",
+    "num_sanity_val_steps",
+    "overfit_batches",
+    "reload_dataloaders_every_n_epochs",
+    "use_distributed_sampler",
+    "val_check_interval",
 )
-"""Options of the trainer that are not for people to set."""
+"""Options of the trainer that are not for people to set: what is trained, judged and kept depends on them."""
 
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 """What reading half a checkpoint, or one that is something else, can raise."""
@@ -62,19 +73,33 @@ UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
     """How many processes a fit will be shared out among; known before any is connected, or started.
 
+    A trainer is made of the options to tell, so what it does not take is known before any work, too.
+
     Args:
         device: Where.
         options: For the trainer.
+
+    Raises:
+        OptionError: If an option is not for people to set, or the trainer does not take it.
 
     Example:
         >>> count_processes(torch.device("cpu"), {"devices": 2, "num_nodes": 3})
         6
     """
-    if not {"devices", "num_nodes"} & {*_launched(), *options}:
+    if mine := sorted(set(OF_THE_RECIPE) & set(options)):
+        raise OptionError(
+            f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, train.clip). "
+            "For callbacks of your own use transferkit.TransferModule with your own trainer."
+        )
+    if not {*_launched(), *options}:
         return 1
-    chosen = {name: options[name] for name in ("devices", "num_nodes", "strategy", "accelerator") if name in options}
-    with _quiet():
-        return int(pl.Trainer(**{**_placed(device), **chosen}, logger=False).world_size)
+    quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    try:
+        with _quiet():
+            return int(pl.Trainer(**{**_placed(device), **options, **quietly}).world_size)
+    except Exception as error:  # of many kinds, and all about the options: there is nothing else yet
+        said = str(error).split("\n")[0].replace("Trainer.__init__() got an", "there is an")
+        raise OptionError(f"Lightning's Trainer does not take these options: {said}") from error
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,7 @@ class Runner:
         options: For the trainer, over what is set here.
         progress: Show a bar on a terminal.
         notes: Sentences for people are added here: what was halved, which checkpoint could not be read.
+        parts: That batches are added up from, the last one telling: what did not fit in one fit does not in the next.
     """
 
     device: torch.device
@@ -94,6 +120,7 @@ class Runner:
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     notes: list[str] = field(default_factory=list)
+    parts: list[int] = field(default_factory=lambda: [1])
 
     def fit(
         self,
@@ -119,12 +146,14 @@ class Runner:
         """
         connect(self.device)
         start = state_of(module)
-        memory = Memory(None if self.folder is None else self.folder / name, stop_after=stop_after)
+        folder = None if self.folder is None else self.folder / name
+        memory = Memory(folder, stop_after=stop_after, parts=self.parts[-1])
         saved = self._saved(memory.folder, name)
         taken_up = saved is not None
         if saved is not None:
             memory.load_state_dict(saved["callbacks"][memory.state_key])
-            self._say_halved(module, up_to=memory.parts)
+            self._say_halved(module, up_to=memory.parts, since=2 * self.parts[-1])
+            self.parts.append(memory.parts)
             if memory.finished:
                 put_back(module, saved)
                 return memory
@@ -143,6 +172,7 @@ class Runner:
             # From the start: which epochs ran in larger parts must not depend on when the last checkpoint was written.
             taken_up, memory = False, Memory(memory.folder, stop_after=stop_after, parts=2 * memory.parts)
             self._say_halved(module, up_to=memory.parts, since=memory.parts)
+            self.parts.append(memory.parts)
 
     def _run(
         self,
@@ -228,11 +258,6 @@ class Runner:
             "use_distributed_sampler": False,
             "default_root_dir": memory.folder,
         }
-        if mine := sorted(set(OF_THE_RECIPE) & set(self.options)):
-            raise OptionError(
-                f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, "
-                "train.clip). For callbacks of your own use transferkit.TransferModule with your own trainer."
-            )
         with _quiet():
             trainer = pl.Trainer(callbacks=callbacks, **{**settings, **self.options})
         _check_launch(trainer)

@@ -157,8 +157,12 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
     labels = np.concatenate([task.labels[trial.fold.held_back] for trial in trials])
     tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
     diverged = not np.isfinite(tuned).all()
+    weights = _class_weights(task, task.labels)
     verdict = verify(
-        np.concatenate([trial.probe for trial in trials]), np.zeros_like(tuned) if diverged else tuned, labels
+        np.concatenate([trial.probe for trial in trials]),
+        np.zeros_like(tuned) if diverged else tuned,
+        labels,
+        None if weights is None else weights[labels],
     )
     if diverged:  # zeros say nothing; where the probe is bad enough, even that would do better
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
@@ -199,7 +203,7 @@ def fine_tune(
         notes=tuple(runner.notes),
         lr_factor=judged.lr_factor,
     )
-    return FineTuned(model, record, _reason(record))
+    return FineTuned(model, record, _reason(record, weighted=_class_weights(task, task.labels) is not None))
 
 
 def _paced(task: Task, factor: float) -> Task:
@@ -292,7 +296,7 @@ def _module(task: Task, positions: Indices) -> TransferModule:
     model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
     features = task.table.take(positions).load(task.plan.stages)
     _start(task, model.linear, positions)
-    weights = TASKS["single_label"].weigh(task.labels[positions], len(task.classes), task.class_weight)
+    weights = _class_weights(task, task.labels[positions])
     module = TransferModule(
         model,
         task.plan,
@@ -303,6 +307,11 @@ def _module(task: Task, positions: Indices) -> TransferModule:
         seed=task.seed,
     )
     return module.to(memory_format=torch.channels_last)
+
+
+def _class_weights(task: Task, labels: Indices) -> npt.NDArray[np.float64] | None:
+    """(K,) what an image of each class counts, in training and in judging; None where all count alike."""
+    return TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
 
 
 def _start(task: Task, linear: torch.nn.Linear, positions: Indices) -> None:
@@ -374,6 +383,7 @@ def _final(
         return module
     everyone = _everyone(folds)
     module = _module(task, everyone)
+    module.expected_losses = [epoch.val_loss for epoch in _mean_epochs(trials)]
     batches = _batches(task, everyone)
     memory = runner.fit(module, batches, None, name="all", stop_after=best + 1)
     if not all(tensor.isfinite().all() for tensor in memory.best_state.values()):
@@ -431,9 +441,13 @@ def _scaled(model: TransferModel, factor: float) -> TransferModel:
 def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> str:
     images = sum(len(fold.held_back) for fold in folds)
     if not refit:
+        what = {
+            "probe": "the probe was fitted to",
+            "fine-tuned": f"the network is the one of epoch {best + 1}, trained on",
+        }.get(verdict.kept.name, f"probe and network, the one of epoch {best + 1}, were trained on")
         return (
-            f"Epochs and blend were chosen on the {images:,} images of the validation split; the network is the one "
-            f"of epoch {best + 1}, trained on the training split alone."
+            f"Epochs and blend were chosen on the {images:,} images of the validation split; {what} the training split "
+            "alone."
         )
     where = f"{len(folds)} folds" if len(folds) > 1 else "one fifth of the training images"
     what, epochs = {
@@ -444,11 +458,12 @@ def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> 
     return f"Epochs and blend were chosen on {images:,} held-back images ({where}); {after}."
 
 
-def _reason(record: TrainingRecord) -> str:
+def _reason(record: TrainingRecord, *, weighted: bool) -> str:
     probe, tuned = record.candidates[0], record.candidates[-1]
+    alike = ", each class counting the same," if weighted else ""
     return (
-        f"On {record.held_back:,} held-back images the probe names {_percent(probe)} right, the fine-tuned network "
-        f"{_percent(tuned)}; kept is {_named(record.kept)}, with {_percent(record.kept)}."
+        f"On {record.held_back:,} held-back images{alike} the probe names {_percent(probe)} right, the fine-tuned "
+        f"network {_percent(tuned)}; kept is {_named(record.kept)}, with {_percent(record.kept)}."
     )
 
 

@@ -34,7 +34,7 @@ class Verdict:
     temperatures: tuple[float, float]
 
 
-def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Verdict:
+def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64], weights: Array | None = None) -> Verdict:
     """Compare both, and averages of their calibrated logits, on images that neither was fitted to.
 
     Kept is what has the lowest log loss among all that are as accurate as the best, within one standard error of an
@@ -43,6 +43,7 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Verdict
     Args:
         probe, tuned: (N, K) logits.
         labels: (N,) int in [0, K).
+        weights: (N,) > 0, what each image counts in accuracies and losses; None counts all alike.
 
     References:
         Wortsman et al., CVPR 2022, average the weights of a zero-shot and a fine-tuned network. Deviation: logits are
@@ -55,7 +56,8 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Verdict
     """
     temperatures = (fit_temperature(probe, labels), fit_temperature(tuned, labels))
     calibrated = (probe / temperatures[0], tuned / temperatures[1])
-    candidates = tuple(_judge(weight, *calibrated, labels) for weight in WEIGHTS)
+    counting = np.ones(len(labels)) if weights is None else weights / weights.mean()
+    candidates = tuple(_judge(weight, *calibrated, labels, counting) for weight in WEIGHTS)
     best = max(candidate.accuracy for candidate in candidates)
     error = np.sqrt(best * (1 - best) / len(labels))
     least = max(candidates[0].accuracy, best - error)
@@ -64,15 +66,15 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Verdict
     return Verdict(candidates, kept, temperatures)
 
 
-def _judge(weight: float, probe: Array, tuned: Array, labels: npt.NDArray[np.int64]) -> Candidate:
+def _judge(weight: float, probe: Array, tuned: Array, labels: npt.NDArray[np.int64], counting: Array) -> Candidate:
     logits = weight * tuned + (1 - weight) * probe
     right = logits.argmax(axis=1) == labels
     # One difference more than counted: agreement on all images does not make the gain certain.
-    differences = np.count_nonzero(right != (probe.argmax(axis=1) == labels)) + 1
+    differences = np.sum(counting**2, where=right != (probe.argmax(axis=1) == labels)) + 1
     return Candidate(
         name={0.0: "probe", 1.0: "fine-tuned"}.get(weight, "average"),
         weight=weight,
-        accuracy=float(right.mean()),
-        log_loss=max(0.0, log_loss(softmax(logits, axis=1), labels)),
+        accuracy=float(np.average(right, weights=counting)),
+        log_loss=max(0.0, log_loss(softmax(logits, axis=1), labels, counting)),
         gain_error=float(np.sqrt(differences) / len(labels)) if weight else 0.0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -310,3 +311,11 @@ def test_rules_that_do_not_fit_are_told_before_the_first_step():
     callback = FreezePlanCallback(wrong)
     with pytest.raises(OptionError, match="rule 'layer4' claims no parameter"):
         fit(Own(callback), 1, [callback])
+
+
+def test_what_learns_is_said_by_any_trainer(caplog):
+    freeze = FreezePlanCallback(plan_of(phase("everything", stem=0.01, middle=0.01, top=0.01)))
+    with caplog.at_level("INFO"):
+        fit(Own(freeze), 1, [freeze])
+    assert "What learns:" in caplog.text
+    assert re.search(r"everything +middle +\S+ +\d+ +0.01", caplog.text)

@@ -24,7 +24,7 @@ from transferkit.train import run as run_module
 from transferkit.train.memory import CHECKPOINT, Memory
 from transferkit.train.module import CutBatch, TransferModule
 from transferkit.train.recipe import Recipe
-from transferkit.train.run import Runner
+from transferkit.train.run import Runner, count_processes
 
 N, HELD_BACK = 20, 10
 
@@ -328,6 +328,15 @@ def test_where_memory_runs_out_batches_are_added_up_from_parts_with_the_same_out
         assert one.lr == other.lr
 
 
+def test_what_did_not_fit_in_one_fit_is_not_tried_in_the_next(room_for):
+    refused = room_for(5)
+    runner = Runner(device=torch.device("cpu"), progress=False)
+    for _ in range(2):
+        fit(None, EVEN, ALL_AT_ONCE, runner=runner)
+    assert refused == [10]
+    assert len(runner.notes) == 1
+
+
 def test_memory_that_runs_out_in_a_later_phase_starts_again_in_parts_and_is_taken_up_in_parts(
     tmp_path, room_for, kill_at
 ):
@@ -421,9 +430,22 @@ def test_any_other_error_is_not_mistaken_for_memory(before_batch):
 
 @pytest.mark.parametrize("name", run_module.OF_THE_RECIPE)
 def test_what_the_recipe_sets_is_not_for_the_trainers_options(name):
-    runner = Runner(device=torch.device("cpu"), options={name: 1}, progress=False)
     with pytest.raises(OptionError, match=f"trainer.{name}: these are set by the recipe"):
-        fit(None, runner=runner)
+        count_processes(torch.device("cpu"), {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nonsense": 1}, "there is an unexpected keyword argument 'nonsense'"),
+        ({"precision": "foo"}, "Precision 'foo' is invalid"),
+        ({"strategy": "nonsense"}, "invalid strategy name"),
+        ({"devices": 0}, "devices"),
+    ],
+)
+def test_what_the_trainer_does_not_take_is_known_before_any_work(options, said):
+    with pytest.raises(OptionError, match=f"Lightning's Trainer does not take these options: .*{said}"):
+        count_processes(torch.device("cpu"), options)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp", "deepspeed_stage_2"])
@@ -436,7 +458,7 @@ def test_options_arrive_at_the_trainer(strategy, monkeypatch):
             raise Killed
 
     monkeypatch.setattr(pl, "Trainer", Trainer)
-    options = {"strategy": strategy, "devices": 2, "precision": "bf16-mixed", "max_time": "00:01:00:00"}
+    options = {"strategy": strategy, "devices": 2, "precision": "bf16-mixed", "benchmark": True}
     with pytest.raises(Killed):
         fit(None, runner=Runner(device=torch.device("cpu"), options=options, progress=False))
     assert {name: came[name] for name in options} == options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -233,6 +235,51 @@ def test_the_probe_alone_needs_no_second_training(make_task, keep, monkeypatch):
     assert fits == ["fold-0"]
     assert isinstance(tuned.model, TransferModel)
     assert isinstance(tuned.model.classifier, nn.Linear)
+
+
+def test_a_plateau_is_met_on_all_images_where_it_was_met_on_those_held_back(make_task, keep, monkeypatch):
+    keep(1.0)
+    memories = {}
+    plain = Runner.fit
+
+    def note(self, *arguments, name, **options):
+        memories[name] = plain(self, *arguments, name=name, **options)
+        return memories[name]
+
+    monkeypatch.setattr(Runner, "fit", note)
+    monkeypatch.setattr(tuning, "_best_epoch", lambda trials: len(trials[0].memory.epochs) - 1)
+    task = make_task(phase("all", top=5.0), schedule="plateau", epochs=14, patience=20, warmup=0.0, average="none")
+    run(task, refit=True)
+    fold, everything = ([epoch.lr for epoch in memories[name].epochs] for name in ("fold-0", "all"))
+    assert min(fold) < max(fold)
+    assert everything == fold
+
+
+def test_where_classes_are_weighted_they_are_so_in_judging_too(make_task):
+    labels = np.array([0] * 24 + [1] * 3 + [2] * 3)
+    folds = [Fold(np.arange(0, 30, 2), np.arange(1, 30, 2))]
+    plain = make_task(labels=labels)
+    balanced = tuning.replace(plain, class_weight="balanced")
+    found = {task.class_weight: run(task, folds=folds).record for task in (plain, balanced)}
+    _, counts = np.unique(labels[folds[0].held_back], return_counts=True)
+    assert found["none"].candidates[0].accuracy * counts.sum() == pytest.approx(
+        round(found["none"].candidates[0].accuracy * counts.sum())
+    )
+    weights = 1 / np.bincount(labels)[labels[folds[0].held_back]]
+    right = [c.accuracy for c in found["balanced"].candidates]
+    shares = {float(np.round(np.dot(weights, mask) / weights.sum(), 6)) for mask in _subsets_by_class(labels, folds)}
+    assert {round(value, 6) for value in right} <= shares
+
+
+def _subsets_by_class(labels, folds):
+    """Every number of images right in each class, as a mask over those held back."""
+    held_back = labels[folds[0].held_back]
+    places = [np.flatnonzero(held_back == label) for label in range(3)]
+    for counts in itertools.product(*(range(len(place) + 1) for place in places)):
+        mask = np.zeros(len(held_back))
+        for place, count in zip(places, counts, strict=True):
+            mask[place[:count]] = 1
+        yield mask
 
 
 def test_claims_are_those_of_the_plan(make_task):

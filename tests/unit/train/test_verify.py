@@ -106,3 +106,14 @@ def test_a_clearly_better_network_is_kept_and_a_clearly_worse_one_is_not():
     noise, good = rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 2 * np.eye(2)[labels]
     assert verify(noise, good, labels).kept.name == "fine-tuned"
     assert verify(good, noise, labels).kept.name == "probe"
+
+
+def test_images_that_count_more_count_more():
+    labels = np.array([0, 0, 0, 1])
+    crowd = np.array([[3.0, 0.0]] * 4)  # right of the three, wrong of the one
+    fair = np.array([[3.0, 0.0], [0.0, 3.0], [0.0, 3.0], [0.0, 3.0]])
+    assert verify(fair, crowd, labels).kept.name == "fine-tuned"
+    weights = np.array([1.0, 1.0, 1.0, 3.0])
+    verdict = verify(fair, crowd, labels, weights)
+    assert [verdict.candidates[place].accuracy for place in (0, -1)] == pytest.approx([4 / 6, 3 / 6])
+    assert verdict.kept.accuracy >= 4 / 6
