@@ -448,7 +448,7 @@ class Decision:
         reasons: Sentences with the numbers in them.
         expected: What to expect of it; None where that is not known.
         alternatives: What else could be done, best first.
-        tuned: Stages to train, for the strategies that train some; empty: the strategy's own choice.
+        tuned: Stages to train, for the strategies that train some whole; empty: the strategy's own choice.
     """
 
     strategy: str

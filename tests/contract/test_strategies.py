@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from transferkit.errors import OptionError
-from transferkit.strategies import HEAD, STRATEGIES, Phase, Plan, Rule
+from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, Phase, Plan, Rule, with_tuned
 from transferkit.strategies.plan import KINDS
 from transferkit.types import Decision
 
@@ -123,6 +123,55 @@ def test_a_prefix_stays_frozen_throughout_and_can_be_cached(name, stage):
     first, last = DEEP.index(learning[0]), DEEP.index(learning[-1])
     assert first >= 1
     assert learning == list(DEEP[first : last + 1])
+
+
+def tuned(plan: Plan, stages: Sequence[str] = DEEP) -> list[str]:
+    """Stages that learn whole in the last phase, stem -> head."""
+    return [stage for stage in stages if claims(plan.phases[-1], stages, adapters=False)[stage, WEIGHT].lr > 0]
+
+
+@pytest.mark.parametrize("read", ["joined", *DEEP])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_last_stages_are_trained_by_number_or_that_is_refused(name, read):
+    asked = decision(name, read)
+    reached = DEEP if read == "joined" else DEEP[: DEEP.index(read) + 1]
+    if name not in TUNABLE:
+        with pytest.raises(OptionError, match=f"strategy={name} settles that itself. .* {', '.join(TUNABLE)}"):
+            with_tuned(asked, 1, DEEP)
+        return
+    for count in range(1, len(reached) + 1):
+        plan = STRATEGIES[name](with_tuned(asked, count, DEEP), DEEP)
+        assert tuned(plan) == list(reached[-count:])
+    for count in (-1, 0, len(reached) + 1):
+        with pytest.raises(
+            OptionError, match=rf"tune must be in \[1, {len(reached)}\], got {count}: .* '{reached[-1]}'"
+        ):
+            with_tuned(asked, count, DEEP)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_named_stages_and_no_others_are_trained_or_that_is_refused(name):
+    asked = decision(name, "top")
+    if name not in TUNABLE:
+        with pytest.raises(OptionError, match=f"strategy={name} settles that itself"):
+            with_tuned(asked, ["blocks.5"], DEEP)
+        with pytest.raises(OptionError, match=f"strategy={name} settles that itself"):  # by hand as well
+            make_plan(name, "top", DEEP, tuned=("blocks.5",))
+        return
+    named = with_tuned(asked, ["top", "blocks.2", "top"], DEEP)
+    assert named.tuned == ("blocks.2", "top")
+    assert tuned(STRATEGIES[name](named, DEEP)) == ["blocks.2", "top"]
+    assert tuned(STRATEGIES[name](with_tuned(asked, "bn1", DEEP), DEEP)) == ["bn1"]
+    assert with_tuned(asked, None, DEEP) == asked
+    with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
+        with_tuned(asked, ["block.5", "top"], DEEP)
+
+
+@pytest.mark.parametrize("wrong", [[], "", (), [5], [None], 1.5, True, {"top": 1}], ids=repr)
+@pytest.mark.parametrize("name", TUNABLE)
+def test_stages_to_train_are_names_or_a_number(name, wrong):
+    with pytest.raises(OptionError, match="tune must be names of stages, or a whole number k for the last k stages"):
+        with_tuned(decision(name, "top"), wrong, DEEP)
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"linear_probe"}))

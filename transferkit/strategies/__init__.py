@@ -12,17 +12,20 @@ from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
 from transferkit.strategies.plan import HEAD, NORMS, STRATEGIES, Adapters, Phase, Plan, Rule
 from transferkit.strategies.rates import scaled_plan, with_new_head
+from transferkit.strategies.reach import TUNABLE, check_tune, with_tuned
 from transferkit.strategies.surgical import surgical
 
 __all__ = [
     "HEAD",
     "NORMS",
     "STRATEGIES",
+    "TUNABLE",
     "Adapters",
     "Phase",
     "Plan",
     "Rule",
     "bias_only",
+    "check_tune",
     "few_layers",
     "linear_probe",
     "lora",
@@ -32,4 +35,5 @@ __all__ = [
     "scaled_plan",
     "surgical",
     "with_new_head",
+    "with_tuned",
 ]

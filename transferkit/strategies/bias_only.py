@@ -22,7 +22,7 @@ def bias_only(decision: Decision, stages: Sequence[str]) -> Plan:
         stages: The backbone's stage names, stem -> head.
 
     Raises:
-        OptionError: If the backbone has no such stage, or there is no learning rate.
+        OptionError: If the backbone has no such stage, there is no learning rate, or stages to train are named.
 
     References:
         Ben Zaken et al., BitFit, ACL 2022.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transferkit.strategies.plan import STRATEGIES, Plan
 from transferkit.strategies.rates import NEW_HEAD_FACTOR, head_only
-from transferkit.strategies.reach import is_selected, read_stages
+from transferkit.strategies.reach import check_tune, is_selected, read_stages
 from transferkit.types import Decision
 
 __all__ = ["linear_probe"]
@@ -24,7 +24,7 @@ def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
         stages: The backbone's stage names, stem -> head.
 
     Raises:
-        OptionError: If the backbone has no such stage.
+        OptionError: If the backbone has no such stage, or stages to train are named.
 
     Example:
         >>> decision = Decision(strategy="linear_probe", stage="top", lr=0, lr_scale=0, norm="frozen", mode="given",
@@ -32,6 +32,7 @@ def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> linear_probe(decision, ["stem", "top"]).stages
         ('top',)
     """
+    check_tune("linear_probe", decision.tuned or None)
     by_gradient = decision.lr > 0
     return Plan(
         strategy="linear_probe",

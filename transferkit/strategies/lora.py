@@ -28,7 +28,7 @@ def lora(decision: Decision, stages: Sequence[str]) -> Plan:
         stages: The backbone's stage names, stem -> head.
 
     Raises:
-        OptionError: If the backbone has no such stage, or there is no learning rate.
+        OptionError: If the backbone has no such stage, there is no learning rate, or stages to train are named.
 
     References:
         Hu et al., LoRA: Low-rank adaptation of large language models, ICLR 2022.

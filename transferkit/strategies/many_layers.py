@@ -1,4 +1,4 @@
-"""Everything but the stem learns, the slower the earlier."""
+"""Everything but the stem learns, the slower the earlier, unless the decision names what learns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transferkit.strategies.plan import STRATEGIES, Plan
 from transferkit.strategies.rates import decayed_rates, head_first, rate_of
-from transferkit.strategies.reach import reached_stages
+from transferkit.strategies.reach import reached_stages, tuned_stages
 from transferkit.types import Decision
 
 __all__ = ["many_layers"]
@@ -14,12 +14,13 @@ __all__ = ["many_layers"]
 
 @STRATEGIES.register("many_layers")
 def many_layers(decision: Decision, stages: Sequence[str]) -> Plan:
-    """The head alone, then the head with all stages but the first.
+    """The head alone, then the head with all stages but the first, or with those that the decision names.
 
-    The stem's filters (edges, blobs of colour) serve any images, and its activations are cached.
+    The stem's filters (edges, blobs of colour) serve any images, and its activations are cached. Where the decision
+    names all stages, the stem learns as well.
 
     Args:
-        decision: Its `stage`, `lr` and `norm` are what counts.
+        decision: Its `stage`, `tuned`, `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -34,7 +35,7 @@ def many_layers(decision: Decision, stages: Sequence[str]) -> Plan:
     """
     reached = reached_stages(decision, stages)
     rates = decayed_rates(reached, lr=rate_of(decision))
-    chosen = reached[1:] or reached
+    chosen = tuned_stages(decision, stages) or reached[1:] or reached
     return head_first(
         "many_layers", decision, stages, phase="all but the stem", rates={name: rates[name] for name in chosen}
     )

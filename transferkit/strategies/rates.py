@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from transferkit.errors import OptionError
 from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, Rule
-from transferkit.strategies.reach import is_selected, reached_stages, read_stages
+from transferkit.strategies.reach import check_tune, is_selected, reached_stages, read_stages
 from transferkit.types import Decision
 
 __all__ = [
+    "CHOSEN",
     "HEAD_SHARE",
     "LIGHT_FACTOR",
     "NEW_HEAD_FACTOR",
@@ -45,6 +46,9 @@ STAGE_DECAY = 0.75
 """Each stage learns at this share of the rate of the one above it: the upper end of what BEiT uses for one block of a
 transformer (0.65 to 0.75; Bao et al., ICLR 2022). The first of 13 stages learns at 1/32 of the last, the first of 5 at
 1/3. The 1/2.6 of ULMFiT (Howard and Ruder, ACL 2018) is for a network of three layers."""
+
+CHOSEN = "chosen stages"
+"""What the phase is called whose stages were chosen one by one."""
 
 HEAD_SHARE = 0.1
 """Share of the epochs that the head learns alone where stages follow: it was solved for without augmentation, and meets
@@ -121,10 +125,11 @@ def head_first(name: str, decision: Decision, stages: Sequence[str], *, phase: s
         name: Of the strategy.
         decision: Where the head reads, how fast it learns, and what becomes of normalisation.
         stages: All of the backbone's, stem -> head.
-        phase: Name of the second phase.
+        phase: Name of the second phase, where the decision leaves its stages to the strategy.
         rates: Stage name -> learning rate in the second phase; the others are frozen.
     """
     rules = stage_rules(rates, stages, head=SOLVED_HEAD_FACTOR * rate_of(decision))
+    phase = CHOSEN if decision.tuned else phase
     return Plan(
         strategy=name,
         stages=read_stages(decision, stages),
@@ -150,7 +155,11 @@ def light_plan(
         phase: Name of the phase.
         kind: One of `KINDS`.
         adapters: To be added to the backbone first.
+
+    Raises:
+        OptionError: If the backbone has no such stage, there is no learning rate, or stages to train are named.
     """
+    check_tune(name, decision.tuned or None)
     lr = rate_of(decision)
     beyond = stages[len(reached_stages(decision, stages)) :]
     rules = (

@@ -1,15 +1,19 @@
-"""Which stages the head reads, and so which stages can learn at all."""
+"""Which stages the head reads, and so which stages can learn at all; which of these a person wants trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transferkit.errors import OptionError, list_problems, unknown_name
 from transferkit.types import JOINED, SELECTED, Decision
 
-__all__ = ["is_selected", "reached_stages", "read_stages", "tuned_stages"]
+__all__ = ["TUNABLE", "check_tune", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_tuned"]
 
 TOGETHER = (JOINED, SELECTED)
+
+TUNABLE = ("few_layers", "many_layers", "surgical")
+"""Strategies that train some stages whole, and so can be told which."""
 
 
 def read_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]:
@@ -70,3 +74,62 @@ def tuned_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]:
     if problems:
         raise OptionError(list_problems("The stages to train do not fit:", problems))
     return tuple(name for name in reached if name in decision.tuned)
+
+
+def check_tune(strategy: str, tune: object) -> None:
+    """Whether a strategy can be told which stages to train, and is told it in words that it knows.
+
+    Args:
+        strategy: Its name.
+        tune: Names of stages, one name, or a whole number; None if nothing was said.
+
+    Raises:
+        OptionError: If the strategy takes no such names, or they are none.
+    """
+    if tune is None:
+        return
+    if strategy not in TUNABLE:
+        raise OptionError(
+            f"tune says which stages are trained, and strategy={strategy} settles that itself. Leave tune out, or take "
+            f"a strategy that can be told: {', '.join(TUNABLE)}."
+        )
+    is_number = isinstance(tune, int) and not isinstance(tune, bool)
+    is_names = isinstance(tune, Sequence) and len(tune) > 0 and all(isinstance(name, str) for name in tune)
+    if not (is_number or is_names):
+        raise OptionError(
+            f"tune must be names of stages, or a whole number k for the last k stages, got {tune!r}. "
+            "For the strategy's own choice leave it out."
+        )
+
+
+def with_tuned(decision: Decision, tune: int | str | Sequence[str] | None, stages: Sequence[str]) -> Decision:
+    """The decision with the stages that a person wants trained.
+
+    Args:
+        decision: Its `strategy` and `stage` are what counts.
+        tune: Names of stages, one name, or k for the last k of those up to what the head reads; None leaves the
+            decision as it is.
+        stages: The backbone's stage names, stem -> head.
+
+    Raises:
+        OptionError: If the strategy settles that itself, a name is unknown, or k is out of its range.
+
+    Example:
+        >>> decision = Decision(strategy="few_layers", stage="middle", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
+        ...                     reasons=("asked for",))
+        >>> with_tuned(decision, 1, ["stem", "middle", "top"]).tuned
+        ('middle',)
+    """
+    check_tune(decision.strategy, tune)
+    if tune is None:
+        return decision
+    if isinstance(tune, int):
+        reached = reached_stages(decision, stages)
+        if not 1 <= tune <= len(reached):
+            raise OptionError(
+                f"tune must be in [1, {len(reached)}], got {tune}: so many stages there are up to {reached[-1]!r}, the "
+                "last one that the head reads."
+            )
+        return replace(decision, tuned=reached[-tune:])
+    named = replace(decision, tuned=(tune,) if isinstance(tune, str) else tuple(tune))
+    return replace(named, tuned=tuned_stages(named, stages))

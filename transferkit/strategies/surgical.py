@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from transferkit.strategies.plan import STRATEGIES, Plan
-from transferkit.strategies.rates import head_first, rate_of
+from transferkit.strategies.rates import CHOSEN, head_first, rate_of
 from transferkit.strategies.reach import reached_stages, tuned_stages
 from transferkit.types import Decision
 
@@ -41,7 +41,7 @@ def surgical(decision: Decision, stages: Sequence[str]) -> Plan:
     """
     chosen = tuned_stages(decision, stages) or _around_evidence(decision, reached_stages(decision, stages))
     lr = rate_of(decision)
-    return head_first("surgical", decision, stages, phase="chosen stages", rates=dict.fromkeys(chosen, lr))
+    return head_first("surgical", decision, stages, phase=CHOSEN, rates=dict.fromkeys(chosen, lr))
 
 
 def _around_evidence(decision: Decision, reached: Sequence[str]) -> tuple[str, ...]:

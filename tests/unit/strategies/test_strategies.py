@@ -68,7 +68,18 @@ def test_few_layers_trains_what_the_decision_names_at_the_rate_of_its_depth():
     assert rules_of(plan) == [("head", 0.1), ("top", 1), ("blocks.5", 0.75**2), ("*", 0)]
 
 
-@pytest.mark.parametrize("strategy", [few_layers, surgical])
+def test_many_layers_trains_the_stem_as_well_if_the_decision_names_it():
+    plan = many_layers(asked(tuned=("stem", "a", "b", "top")), ("stem", "a", "b", "top"))
+    assert rules_of(plan) == [("head", 0.1), ("top", 1), ("b", 0.75), ("a", 0.5625), ("stem", 0.75**3)]
+
+
+@pytest.mark.parametrize(("strategy", "own"), [(few_layers, "last stages"), (many_layers, "all but the stem")])
+def test_a_phase_is_not_called_by_a_choice_that_it_did_not_make(strategy, own):
+    assert strategy(asked(), LITE).phases[1].name == own
+    assert strategy(asked(tuned=("bn1",)), LITE).phases[1].name == "chosen stages"
+
+
+@pytest.mark.parametrize("strategy", [few_layers, many_layers, surgical])
 def test_stages_that_cannot_be_trained_are_told_all_at_once(strategy):
     with pytest.raises(OptionError) as caught:
         strategy(asked(stage="blocks.1", tuned=("blocks.9", "top", "blocks.1")), LITE)
