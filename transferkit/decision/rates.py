@@ -33,8 +33,10 @@ class StartingRate:
     why: str
 
 
-def starting_rate(backbone: BackboneSpec, *, optimizer: str, batch_size: int, scale: float = LR_SCALE) -> StartingRate:
-    """A tenth of the backbone's original rate, brought to the batch size in use.
+def starting_rate(
+    backbone: BackboneSpec, *, optimizer: str, batch_size: int, scale: float | None = None
+) -> StartingRate:
+    """A tenth, or the share that was asked for, of the backbone's original rate, brought to the batch size in use.
 
     SGD's rates grow with the batch (Goyal et al., 2017), those of adaptive optimizers with its root (Malladi et al.,
     NeurIPS 2022). A rate of the one kind says nothing about the other: then a documented default stands in.
@@ -43,7 +45,7 @@ def starting_rate(backbone: BackboneSpec, *, optimizer: str, batch_size: int, sc
         backbone: Says what it was trained at, if that is known.
         optimizer: "sgd" or "adamw".
         batch_size: Images per step, >= 1.
-        scale: Share of the original rate, > 0.
+        scale: Share of the original rate, > 0, that a person asked for; None takes a tenth.
 
     Example:
         >>> from transferkit.types import Preprocessing
@@ -61,9 +63,10 @@ def starting_rate(backbone: BackboneSpec, *, optimizer: str, batch_size: int, sc
         (rate, batch), source = DEFAULTS[optimizer], f"usual for {'SGD' if is_sgd else 'adaptive optimizers'}"
     share = batch_size / batch
     original = rate * (share if is_sgd else math.sqrt(share))
+    asked, scale = (", as asked for," if scale is not None else ""), LR_SCALE if scale is None else scale
     lr = scale * original
     why = (
-        f"Fine-tuning starts at {lr:.2g} in the last stage: {scale:g} of the original rate, {rate:g} at batch "
+        f"Fine-tuning starts at {lr:.2g} in the last stage: {scale:g}{asked} of the original rate, {rate:g} at batch "
         f"{batch:,} ({source}), which is {original:.2g} at batch {batch_size}."
     )
     return StartingRate(lr, scale, why)

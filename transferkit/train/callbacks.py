@@ -56,6 +56,7 @@ class FreezePlanCallback(pl.Callback):
     Args:
         plan: Name of a strategy, its plan, or a freeze plan that was made already.
         stage: With a name: the stage that your head reads.
+        tune: With a name: stages to train, by their names, or k for the last k; None leaves them to the strategy.
         lr: With a name: learning rate of the backbone's last stage; None takes a tenth of the rate it was trained at.
         norm: With a name: "frozen" leaves running statistics as they are, "keep" goes on measuring those of stages that
             learn.
@@ -73,12 +74,13 @@ class FreezePlanCallback(pl.Callback):
         plan: str | Plan | FreezePlan,
         *,
         stage: str | int = TOP,
+        tune: int | str | Sequence[str] | None = None,
         lr: float | None = None,
         norm: str = "frozen",
         weight_decay: float = 0.0,
     ) -> None:
         self._plan = plan
-        self._asked: dict[str, Any] = {"stage": stage, "lr": lr, "norm": norm}
+        self._asked: dict[str, Any] = {"stage": stage, "tune": tune, "lr": lr, "norm": norm}
         self._freeze = plan if isinstance(plan, FreezePlan) else None
         self._weight_decay = weight_decay
         self._starts: list[int] = []

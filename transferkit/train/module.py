@@ -64,8 +64,10 @@ class TransferModule(pl.LightningModule):
         strategy: Name of a strategy with phases ("few_layers", "lp_ft", ...), or the plan of one.
         classes: K names, or their number; needed for a backbone.
         stage: What a new head reads: a stage's name or index, "joined" for all.
-        lr: Learning rate of the backbone's last stage; None takes the recipe's, or if that has none either a tenth of
-            the rate it was trained at.
+        tune: With the name of a strategy: stages to train, by their names, or k for the last k; None leaves them to the
+            strategy.
+        lr: Learning rate of the backbone's last stage; None takes the recipe's, or if that has none either its share
+            (a tenth) of the rate it was trained at.
         norm: "frozen": running statistics stay; "keep": those of stages that learn go on being measured.
         pooling: Of what a new head reads.
         recipe: How training goes. Its epochs and batch size are for the trainer and the loaders to keep.
@@ -99,6 +101,7 @@ class TransferModule(pl.LightningModule):
         *,
         classes: Sequence[str] | int | None = None,
         stage: str | int = TOP,
+        tune: int | str | Sequence[str] | None = None,
         lr: float | None = None,
         norm: str = "frozen",
         pooling: str = "avg+max",
@@ -117,7 +120,9 @@ class TransferModule(pl.LightningModule):
         self.plan = (
             strategy
             if isinstance(strategy, Plan)
-            else plan_for(strategy, backbone, stage=read, lr=lr, norm=norm, recipe=self.recipe, new_head=is_new)
+            else plan_for(
+                strategy, backbone, stage=read, tune=tune, lr=lr, norm=norm, recipe=self.recipe, new_head=is_new
+            )
         )
         if not self.plan.phases:
             raise OptionError(

@@ -23,7 +23,18 @@ RATES = ("find", "rule")
 MOMENTUM = 0.9
 
 WHOLE = ("epochs", "batch_size", "patience", "views", "folds")
-NUMBERS = ("weight_decay", "warmup", "minimum", "label_smoothing", "dropout", "mixup", "cutmix", "l2_sp", "clip")
+NUMBERS = (
+    "lr_scale",
+    "weight_decay",
+    "warmup",
+    "minimum",
+    "label_smoothing",
+    "dropout",
+    "mixup",
+    "cutmix",
+    "l2_sp",
+    "clip",
+)
 
 LEAST_PATIENCE = 3
 """Epochs without a better held-back loss that early stopping lets pass at least: single epochs are noisy."""
@@ -38,7 +49,9 @@ class Recipe:
         batch_size: Images per optimizer step, of all processes together, >= 1; None fits it to their number.
         optimizer: "adamw", or "sgd" with Nesterov momentum 0.9.
         lr: Learning rate of the last stage; "rule" takes the decision's, "find" tests a range first. None tries three
-            times the decision's as well, on the images held back first.
+            times the decision's as well, on the images held back first, unless `lr_scale` is given.
+        lr_scale: The same as a share of the rate that the backbone was trained at, > 0, in place of the rule's 0.1;
+            that rate alone is tried. Not together with `lr`.
         weight_decay: >= 0; not of norms and biases.
         schedule: "cosine", "linear", "exponential", "constant" or "plateau".
         warmup: Share of each phase in which rates rise, in [0, 1).
@@ -63,6 +76,7 @@ class Recipe:
     batch_size: int | None = None
     optimizer: str = "adamw"
     lr: float | str | None = None
+    lr_scale: float | None = None
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup: float = 0.1
@@ -107,6 +121,7 @@ class Recipe:
         shares = ("warmup", "label_smoothing", "dropout")
         amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
         rate = self.lr in (None, *RATES) or (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf)
+        share = self.lr_scale is None or 0 < self.lr_scale < math.inf
         return [
             *((value in known, unknown_name(name, value, known)) for name, value, known in named),
             *((0 <= getattr(self, n) < 1, f"{n} must be in [0, 1), got {getattr(self, n)!r}.") for n in shares),
@@ -119,6 +134,12 @@ class Recipe:
             (self.folds is None or self.folds >= 1, f"folds must be >= 1, got {self.folds!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
             (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
+            (share, f"lr_scale must be finite and > 0, or left out, got {self.lr_scale!r}."),
+            (
+                self.lr is None or self.lr_scale is None,
+                f"lr={self.lr} and lr_scale={self.lr_scale} both say how fast the last stage learns: leave one of them "
+                "out.",
+            ),
         ]
 
     @classmethod
@@ -157,6 +178,16 @@ class Recipe:
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, fused=fused)
         return torch.optim.AdamW(groups, fused=fused)
+
+    @property
+    def tries_rates(self) -> bool:
+        """Whether nobody said how fast the last stage learns, so that more than the rule's rate is tried."""
+        return self.lr is None and self.lr_scale is None
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Names of the options that are not as usual."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) != field.default)
 
     @property
     def stops_after(self) -> int:

@@ -1,7 +1,8 @@
 """Plan -> fine-tuned model that is never worse than the probe.
 
 1. Folds hold back images; on the others of each fold the probe is solved for and the network is trained. In the first
-   it is trained at a higher rate as well; the rate that ends with the lower held-back loss is that of the rest.
+   it is trained at a higher rate as well, unless the recipe says a rate; the one that ends with the lower held-back
+   loss is that of the rest.
 2. The number of epochs is the one with the lowest held-back loss, over all folds.
 3. Probe, network and averages of their logits compete on the held-back images.
 4. If anything but the probe wins, the network is trained on all images for that many epochs. Where the person brought a
@@ -146,7 +147,7 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
     """The first half of `fine_tune`, for those who want to see its outcome before they go on. Arguments as there."""
     task.backbone.anatomy  # noqa: B018 - made once, not for each copy
     factor, begun = 1.0, list[_Trial]()
-    if task.recipe.lr is None:
+    if task.recipe.tries_rates:
         factor, begun = _compare_rates(task, folds, runner)
     elif task.recipe.lr == "find":
         factor = _find(task, folds[0], runner)

@@ -63,6 +63,14 @@ def test_rate_and_scale_agree(lr, batch, optimizer, size, scale):
     assert doubled.lr / found.lr == pytest.approx(math.exp(exponent * math.log(2)))
 
 
+def test_a_share_that_was_asked_for_is_said_to_be():
+    spec = trained_with("sgd", 0.5, 1024)
+    usual, asked = (starting_rate(spec, optimizer="sgd", batch_size=32, scale=scale) for scale in (None, 0.1))
+    assert (usual.lr, usual.scale) == (asked.lr, asked.scale)
+    assert "0.1, as asked for, of the original rate" in asked.why
+    assert "asked" not in usual.why
+
+
 def test_the_reason_has_the_numbers_in_it():
     why = starting_rate(trained_with("sgd", 0.5, 1024), optimizer="sgd", batch_size=32).why
     assert all(

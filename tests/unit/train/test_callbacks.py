@@ -264,6 +264,14 @@ def test_a_strategys_name_is_enough(strategy):
     assert not any(is_statistic(name) for name in changed)
 
 
+def test_stages_to_train_can_be_named_with_it():
+    callback = tk.FreezePlanCallback("surgical", lr=1e-2, tune="middle")
+    module = Own(callback)
+    before = states(module)
+    fit(module, 2, [callback])
+    assert moved(before, states(module)) == HEAD | full(trunk_names(module.backbone, ["middle"], statistics=False))
+
+
 def test_a_freeze_plan_that_was_made_before_is_used_as_it_is():
     module = Own(FreezePlanCallback("few_layers"))
     plan = FreezePlan(module, [phase("top", top=0.1)], norm="frozen")

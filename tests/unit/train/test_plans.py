@@ -7,7 +7,7 @@ import pytest
 from tests.unit.train.training_toys import make_backbone
 from transferkit.decision import starting_rate
 from transferkit.errors import OptionError
-from transferkit.strategies import STRATEGIES, with_new_head
+from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, with_new_head
 from transferkit.train.plans import USUAL_BATCH, plan_for
 from transferkit.train.recipe import Recipe
 from transferkit.types import Decision
@@ -46,6 +46,28 @@ def test_a_recipes_own_rate_is_obeyed():
     assert highest(plan_for("many_layers", make_backbone(), recipe=Recipe(lr=0.125))) == pytest.approx(0.125)
 
 
+def test_a_recipes_share_of_the_original_rate_is_obeyed():
+    backbone = make_backbone()
+    tenth, fifth, half = (
+        highest(plan_for("many_layers", backbone, recipe=Recipe(lr_scale=share))) for share in (0.1, 0.2, 0.5)
+    )
+    assert (fifth, half) == pytest.approx((2 * tenth, 5 * tenth))
+    assert tenth == highest(plan_for("many_layers", backbone))
+    assert highest(plan_for("many_layers", backbone, lr=0.25, recipe=Recipe(lr_scale=0.2))) == 0.25
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("tune", "names"), [(2, ["middle", "top"]), (["stem"], ["stem"]), ("top", ["top"])])
+def test_stages_to_train_are_obeyed_or_refused(strategy, tune, names):
+    if strategy not in TUNABLE:
+        with pytest.raises(OptionError, match=f"strategy={strategy} settles that itself"):
+            plan_for(strategy, make_backbone(), tune=tune)
+        return
+    plan = plan_for(strategy, make_backbone(), tune=tune, lr=1e-3)
+    learning = {rule.stage for phase in plan.phases for rule in phase.rules if rule.lr > 0}
+    assert learning == {HEAD, *names}
+
+
 def test_a_rate_that_is_yet_to_be_found_needs_images():
     with pytest.raises(OptionError, match="lr='find' needs the images"):
         plan_for("many_layers", make_backbone(), recipe=Recipe(lr="find"))
@@ -54,9 +76,11 @@ def test_a_rate_that_is_yet_to_be_found_needs_images():
 
 def test_what_is_unknown_is_offered_its_closest():
     with pytest.raises(OptionError, match="Unknown strategy 'few-layers'. Closest known: few_layers."):
-        plan_for("few-layers", make_backbone())
+        plan_for("few-layers", make_backbone(), tune=1)
     with pytest.raises(OptionError, match="Unknown stage 'midle'. Closest known: middle."):
         plan_for("few_layers", make_backbone(), stage="midle")
+    with pytest.raises(OptionError, match="Unknown stage 'midle'. Closest known: middle."):
+        plan_for("few_layers", make_backbone(), tune=["midle"])
     with pytest.raises(OptionError, match=r"Stage index must be in \[-3, 2\], got 3."):
         plan_for("few_layers", make_backbone(), stage=3)
     with pytest.raises(OptionError, match="Unknown treatment of normalisation 'kept'. Closest known: keep."):

@@ -39,6 +39,12 @@ from transferkit.train.recipe import MOMENTUM, Recipe
         ({"lr": 0.0}, "lr must be > 0, 'find', 'rule' or left out, got 0.0"),
         ({"lr": math.inf}, "lr must be > 0"),
         ({"lr": "fnd"}, "lr must be > 0, 'find', 'rule' or left out, got 'fnd'"),
+        ({"lr_scale": 0.0}, "lr_scale must be finite and > 0, or left out, got 0.0"),
+        ({"lr_scale": math.inf}, "lr_scale must be finite and > 0"),
+        ({"lr_scale": math.nan}, "lr_scale must be finite and > 0"),
+        ({"lr_scale": "tenth"}, "lr_scale must be a number, got 'tenth'"),
+        ({"lr": 1e-3, "lr_scale": 0.1}, "lr=0.001 and lr_scale=0.1 both say how fast .* leave one of them out"),
+        ({"lr": "rule", "lr_scale": 0.1}, "lr=rule and lr_scale=0.1 both say how fast"),
         ({"epochs": "ten"}, "epochs must be a whole number"),
         ({"epochs": 2.5}, "epochs must be a whole number"),
         ({"weight_decay": "0.1x"}, "weight_decay must be a number"),
@@ -52,7 +58,7 @@ def test_what_cannot_work_is_refused_before_any_work(wrong, message):
 
 
 def test_what_may_be_left_open_may_be_none_and_numpys_numbers_are_numbers():
-    for name in ("epochs", "batch_size", "lr", "patience", "flip", "folds"):
+    for name in ("epochs", "batch_size", "lr", "lr_scale", "patience", "flip", "folds"):
         assert getattr(Recipe(**{name: None}), name) is None
     with pytest.raises(OptionError, match="dropout must be a number, got None"):
         Recipe(dropout=None)
@@ -97,6 +103,17 @@ def test_what_was_said_stays(images, epochs, batch_size, folds):
     assert Recipe().fitted(images, batch_size=3).batch_size == min(3, images)
     kept = [field.name for field in fields(Recipe) if field.name not in ("epochs", "batch_size", "folds")]
     assert all(getattr(recipe, name) == getattr(Recipe(), name) for name in kept)
+
+
+@pytest.mark.parametrize("rate", [{"lr": 1e-3}, {"lr": "rule"}, {"lr": "find"}, {"lr_scale": 0.1}, {"lr_scale": 1}])
+def test_where_a_rate_was_said_no_other_is_compared(rate):
+    assert Recipe(epochs=3).tries_rates
+    assert not Recipe(**rate).tries_rates
+
+
+def test_a_recipe_knows_what_was_said():
+    assert Recipe().said == Recipe(lr=None, epochs=None, clip=1).said == ()
+    assert Recipe(flip=False, epochs=3, lr_scale=0.2).said == ("epochs", "lr_scale", "flip")
 
 
 def test_early_stopping_waits_for_a_third_of_the_epochs_and_three_at_least():

@@ -346,3 +346,11 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
     ]
     images = sum(len(fold.held_back) for fold in folds[:both])
     assert any(f"on the {images} images held back first" in note for note in tuned.record.notes)
+
+
+@pytest.mark.parametrize("said", [{"lr": 0.1}, {"lr": "rule"}, {"lr": None, "lr_scale": 0.1}], ids=str)
+def test_where_a_rate_was_said_only_that_is_run(said, make_task, monkeypatch):
+    compared = []
+    monkeypatch.setattr(tuning, "_compare_rates", lambda *arguments: compared.append(arguments))
+    run(make_task(phase("everything", head=0.1, top=0.01), **{"epochs": 1, **said}))
+    assert compared == []
