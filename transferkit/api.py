@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
-from transferkit.nn import TransferModel, logits_of
+from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.norm import BY_BATCH, NEEDS_SEVERAL, NORM_KINDS, is_batch_norm
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
 from transferkit.processes import agreed, connect, is_first, neighbours
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
-from transferkit.strategies import NORMS, STRATEGIES
+from transferkit.strategies import NORMS, STRATEGIES, check_tune, with_tuned
 from transferkit.survey import timed
 from transferkit.train import HEADS, Recipe, count_processes
 from transferkit.training import Training, Tuning
@@ -143,6 +144,7 @@ def adapt(
     *,
     strategy: str = "auto",
     stage: str | int | None = None,
+    tune: int | str | Sequence[str] | None = None,
     mode: str = "evidence",
     norm: str = "auto",
     image_size: int | None = None,
@@ -179,17 +181,21 @@ def adapt(
         strategy: "auto" decides; a name ("linear_probe", "few_layers", "lp_ft", ...) is done without asking.
         stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them,
             "selected" those of their features that tell the classes apart.
+        tune: With "few_layers", "many_layers" or "surgical": the stages to train, by their names, or a whole number k
+            for the last k of those up to the last that is read; None leaves them to the strategy.
         mode: How "auto" decides: "evidence" (measured), "search" (measured, then fine-tuning is tried on held-back
             images before it is chosen) or "rule" (the textbook's matrix).
         norm: What becomes of batch normalisation while a network is fine-tuned: "frozen" or "keep" (it goes on
             measuring its statistics), or a kind in `transferkit.nn.norm.NORM_KINDS` ("group", "renorm", ...) to swap it
             for, which is refused where the features lose by it; "auto" decides.
         budget: Seconds that may go into what comes after the frozen pass: for "evidence" a limit on the cost of the
-            strategy, for "search" on that of all trials as well. None sets no limit.
+            strategy, for "search" on that of all trials as well. None sets no limit. Where a strategy is named, or the
+            rule decides, nothing is chosen by its cost, and a budget is refused.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
         head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
         train: How networks are fine-tuned: a `Recipe`, or some of its values by name, {"epochs": 10}. Its `lr` is that
-            of the backbone's last stage.
+            of the backbone's last stage, its `lr_scale` the same as a share of the original rate. Refused with
+            "linear_probe", which is solved for.
         trainer: Options for Lightning's trainer: {"precision": "bf16-mixed"}.
         resume: Whether a run that was killed in `out` is taken up where it was; it ends with the same weights.
         command: What to quote in the report as the way to run this again; None composes the Python call.
@@ -205,11 +211,12 @@ def adapt(
         >>> result.metrics["test"].accuracy > 0.97  # doctest: +SKIP
         True
     """
-    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, budget=budget, head=head, out=out)
+    recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
+    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, head=head, out=out)
+    _check_combinations(strategy=strategy, tune=tune, mode=mode, budget=budget, recipe=recipe)
     processes = count_processes(choose_device(device), trainer or {})
     if budget is not None:
         _check_clocks(processes)
-    recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
     options = Options(
         image_size=image_size,
         batch_size=batch_size,
@@ -231,7 +238,8 @@ def adapt(
         device=device,
         progress=progress,
     )
-    looked = look(model, data, options, stage=stage)
+    asked = None if strategy == "auto" else partial(_asked, strategy=strategy, stage=stage, tune=tune)
+    looked = look(model, data, options, check=asked)
     seconds = looked.seconds
     training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
     kind, why = _choose_norm(looked, options, recipe, norm, processes, tunes=strategy != "linear_probe")
@@ -240,7 +248,7 @@ def adapt(
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
     with timed(seconds, "decide"):
         if strategy != "auto":
-            decision = _given(looked, strategy=strategy, stage=stage)
+            decision = _given(looked, strategy=strategy, stage=stage, tune=tune)
         elif mode == "search":
             decision = search(looked.survey.evidence, trials.begin, budget=budget, progress=progress)
         else:
@@ -262,7 +270,8 @@ def adapt(
         metrics=metrics,
         seconds={**seconds, "total": sum(seconds.values())},
         environment=environment(seed=seed, device=str(choose_device(device))),
-        command=command or _call(model, data, image_size=image_size, seed=seed, strategy=strategy, mode=mode),
+        command=command
+        or _call(model, data, image_size=image_size, seed=seed, strategy=strategy, stage=stage, tune=tune, mode=mode),
         training=fitted.training,
         held_out=shown,
         samples=samples,
@@ -281,15 +290,12 @@ def _check_options(
     stage: str | int | None,
     mode: str,
     norm: str,
-    budget: float | None,
     head: str,
     out: str | Path | None,
 ) -> None:
     """What can be known to be wrong before any work."""
     if mode not in ADAPT_MODES:
         raise OptionError(unknown_name("mode", mode, ADAPT_MODES))
-    if budget is not None and not budget > 0:
-        raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
     if strategy != "auto" and strategy not in STRATEGIES:
         raise OptionError(unknown_name("strategy", strategy, ["auto", *STRATEGIES]))
     if strategy == "auto" and stage is not None:
@@ -307,6 +313,27 @@ def _check_options(
         raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
+def _check_combinations(
+    *, strategy: str, tune: int | str | Sequence[str] | None, mode: str, budget: float | None, recipe: Recipe
+) -> None:
+    """What would be passed over in silence is refused, before any work too."""
+    check_tune(strategy, tune)
+    if strategy == "linear_probe" and recipe.said:
+        said = ", ".join(f"train.{name}={getattr(recipe, name)}" for name in recipe.said)
+        raise OptionError(
+            f"strategy=linear_probe is solved for in closed form, so {said} would do nothing. Leave it out, or take a "
+            "strategy that learns by gradient, such as strategy=lp_ft."
+        )
+    if budget is not None and not budget > 0:
+        raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
+    if budget is not None and (strategy != "auto" or mode == "rule"):
+        chosen = f"strategy={strategy}" if strategy != "auto" else "mode=rule"
+        raise OptionError(
+            f"budget is a limit on what is chosen by its cost, and {chosen} leaves no such choice. Leave budget out, "
+            "or let strategy=auto with mode=evidence or mode=search choose."
+        )
+
+
 def _check_clocks(processes: int) -> None:
     """Whether all processes that decide by the clock are there when it is decided."""
     if processes > 1 and neighbours()[1] == 1:
@@ -322,7 +349,7 @@ def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe)
     if decision.strategy == "linear_probe":
         return decision
     size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
-    start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size)
+    start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size, scale=recipe.lr_scale)
     lr, scale, why = start.lr, start.scale, start.why
     if isinstance(recipe.lr, (int, float)):
         lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
@@ -416,11 +443,27 @@ class _Trials:
         return Pilot(verdict.kept, verdict.candidates[0], tuning.held_back)
 
 
-def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decision:
-    named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
-    chosen = str(named) if named in (JOINED, SELECTED) else looked.backbone.find_stages(named)[0]
+def _given(
+    looked: Looked, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None = None
+) -> Decision:
+    """What was asked for, beside what was measured."""
+    asked = _asked(looked.backbone, strategy=strategy, stage=stage, tune=tune)
     known = {(option.strategy, option.stage): option for option in decide(looked.survey.evidence).options}
-    return Decision(
+    expected = known.pop((strategy, asked.stage), None)
+    return dataclasses.replace(
+        asked,
+        expected=None if asked.tuned else expected,  # that is of the strategy's own choice of stages
+        alternatives=tuple(known.values()),
+    )
+
+
+def _asked(
+    backbone: Backbone, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None
+) -> Decision:
+    """What was asked for; an error if the backbone cannot do it."""
+    named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
+    chosen = str(named) if named in (JOINED, SELECTED) else backbone.find_stages(named)[0]
+    decision = Decision(
         strategy=strategy,
         stage=chosen,
         lr=0.0,
@@ -428,9 +471,12 @@ def _given(looked: Looked, *, strategy: str, stage: str | int | None) -> Decisio
         norm="frozen",
         mode="given",
         reasons=(f"{strategy} on {chosen} was asked for; nothing was decided.",),
-        expected=known.pop((strategy, chosen), None),
-        alternatives=tuple(known.values()),
     )
+    decision = with_tuned(decision, tune, [known.name for known in backbone.stages])
+    if not decision.tuned:
+        return decision
+    told = f"The stages to train were asked for as well: {', '.join(decision.tuned)}."
+    return dataclasses.replace(decision, reasons=(*decision.reasons, told))
 
 
 def _answers(fitted: Outcome, looked: Looked, device: str) -> dict[str, HeldOut]:

@@ -64,13 +64,14 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
                         surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
                         stages; selected: their useful features)
-  train.epochs=N        and train.lr=, train.optimizer=, train.augment=, ...: how networks are fine-tuned
+  tune=K                the last K stages learn (few_layers, many_layers, surgical); tune=[blocks.5,top]: these
+  train.epochs=N        and train.lr=, train.lr_scale=, train.optimizer=, train.augment=, ...: how to fine-tune
   trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp: options for Lightning's trainer
   resume=true           the same command with the same out=DIR takes a killed run up; false starts afresh
   mode=evidence         or search: fine-tuning is tried on held-back images before it is chosen; or rule: the
                         textbook's matrix on the number of images and their similarity to the source
   norm=auto             or frozen, keep, or what to swap batch normalisation for (group, renorm, ...): fine-tuning
-  budget=SECONDS        limit on fitting what is chosen; with mode=search on all trials as well
+  budget=SECONDS        limit on fitting what strategy=auto chooses; with mode=search on all trials as well
   similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
   head=auto             or ridge, logistic, average (of the two)
   class_weight=none     or balanced, auto
@@ -246,7 +247,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
     _check_numbers(composed)
 
 
-NUMBERS = ("similarity", "cache_limit", "budget", "data.val", "data.test")
+NUMBERS = ("similarity", "cache_limit", "budget", "data.val", "data.test", "train.lr_scale")
 WHOLE_NUMBERS = ("image_size", "batch_size", "seed", "train.epochs", "train.batch_size", "train.folds", "train.views")
 
 
@@ -380,6 +381,7 @@ def _adapt(settings: DictConfig) -> None:
         **_shared_arguments(settings),
         strategy=settings.strategy,
         stage=settings.stage,
+        tune=_plain(settings.tune),
         mode=settings.mode,
         norm=settings.norm,
         budget=settings.budget,
@@ -395,6 +397,13 @@ def _adapt(settings: DictConfig) -> None:
     for line in _summary(result, out):
         print(line)
         log.info(line)
+
+
+def _plain(value: Any) -> Any:
+    """A list of the settings as Python knows it; anything else as it is."""
+    from omegaconf import ListConfig, OmegaConf
+
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
 
 
 def _named_values(group: DictConfig) -> dict[str, Any]:
@@ -473,7 +482,19 @@ def _analyze(settings: DictConfig) -> None:
     print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
 
 
-ADAPT_ONLY = ("model", "checkpoint", "strategy", "stage", "mode", "norm", "budget", "head", "similarity", "source")
+ADAPT_ONLY = (
+    "model",
+    "checkpoint",
+    "strategy",
+    "stage",
+    "tune",
+    "mode",
+    "norm",
+    "budget",
+    "head",
+    "similarity",
+    "source",
+)
 """Settings that say nothing about a ranking; given all the same, they mean another verb."""
 
 RANK_ARGUMENTS = tuple(key for key in SHARED if key not in ADAPT_ONLY)

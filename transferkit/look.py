@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
-from transferkit.types import JOINED, Preprocessing
+from transferkit.types import Preprocessing
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
@@ -153,19 +154,22 @@ def open_source(options: Options) -> Data | None:
     )
 
 
-def look(model: str | nn.Module, data: Any, options: Options, *, stage: str | int | None = None) -> Looked:
+def look(
+    model: str | nn.Module, data: Any, options: Options, *, check: Callable[[Backbone], object] | None = None
+) -> Looked:
     """Open both, then one frozen pass and all that it can tell.
 
     Args:
         model, data: As for `analyze`.
         options: How.
-        stage: One that will be needed: a mistyped name is met before the pass.
+        check: Raises if the backbone cannot do what will be asked of it: a mistyped stage is met before the pass.
     """
     seconds: dict[str, float] = {}
     seed_everything(options.seed)
     with timed(seconds, "load backbone"):
         backbone = open_backbone(model, options)
-        backbone.find_stages(JOINED if stage is None else stage)
+        if check is not None:
+            check(backbone)
     with timed(seconds, "audit data"):
         opened = open_images(data, options)
         source = open_source(options)

@@ -85,7 +85,7 @@ def adapt(stripes, weights, cache):
             image_size=SIDES[name],
             strategy=strategy,
             cache=cache,
-            train=TRAIN,
+            train=TRAIN if strategy in GRADIENT else None,
             progress=False,
             **options,
         )

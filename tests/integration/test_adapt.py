@@ -16,6 +16,7 @@ from torch import nn
 import transferkit as tk
 from transferkit import training
 from transferkit.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.strategies import STRATEGIES, TUNABLE
 from transferkit.train import tuning
 from transferkit.types import JOINED, Preprocessing
 
@@ -145,6 +146,39 @@ def test_a_decision_names_the_rates_that_it_ended_with(stripes, monkeypatch):
     assert tried.decision.lr in {claim.lr for claim in tried.record.training.claims}
     assert "By what was tried first, training went on at 3 times that rate." in tried.decision.reasons
     assert not any("3 times" in reason for reason in rule.decision.reasons)
+
+
+def adapt_quickly(stripes, **options):
+    train = {"epochs": 2, "folds": 1, "lr": "rule", **options.pop("train", {})}
+    return tk.adapt(
+        "timm/test_resnet", stripes, pretrained=False, image_size=32, norm="frozen", train=train, progress=False,
+        **options,
+    )  # fmt: skip
+
+
+def test_stages_to_train_are_obeyed_and_said(stripes, tmp_path):
+    names = [stage.name for stage in tk.load_backbone("timm/test_resnet", pretrained=False).stages]
+    by_number = adapt_quickly(stripes, strategy="many_layers", tune=len(names))
+    by_name = adapt_quickly(stripes, strategy="few_layers", tune=names[1:2], out=tmp_path / "run")
+    assert by_number.decision.tuned == tuple(names)
+    assert by_name.decision.tuned == (names[1],)
+    for result in (by_number, by_name):
+        claims = result.record.training.claims
+        assert {claim.stage for claim in claims if claim.lr > 0} == {"head", *result.decision.tuned}
+        assert result.decision.expected is None  # what earlier tasks taught is of the strategy's own choice
+    assert f"The stages to train were asked for as well: {names[1]}." in by_name.decision.reasons
+    assert f"tune=['{names[1]}']" in by_name.record.command
+    assert tk.load(tmp_path / "run").decision == by_name.decision
+
+
+def test_a_share_of_the_original_rate_is_obeyed_and_no_other_is_tried(stripes, monkeypatch):
+    monkeypatch.setattr(tuning, "_compare_rates", None)
+    tenth = adapt_quickly(stripes, strategy="few_layers")
+    fifth = adapt_quickly(stripes, strategy="few_layers", train={"lr": None, "lr_scale": 0.2})
+    assert (tenth.decision.lr_scale, fifth.decision.lr_scale) == (0.1, 0.2)
+    assert fifth.decision.lr == pytest.approx(2 * tenth.decision.lr)
+    assert fifth.decision.lr in {claim.lr for claim in fifth.record.training.claims}
+    assert any("0.2, as asked for, of the original rate" in reason for reason in fifth.decision.reasons)
 
 
 def test_rule_mode_obeys_the_matrix(stripes):
@@ -335,6 +369,17 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
         tk.adapt(PACKAGED, "nowhere", head="ridg")
     with pytest.raises(OptionError, match="stage can be named only with a strategy"):
         tk.adapt(PACKAGED, "nowhere", stage="top")
+    for strategy in {"auto", *STRATEGIES} - set(TUNABLE):
+        with pytest.raises(OptionError, match=f"strategy={strategy} settles that itself. .* few_layers, many_layers, "):
+            tk.adapt(PACKAGED, "nowhere", strategy=strategy, tune=2)
+    with pytest.raises(OptionError, match="tune must be names of stages, or a whole number k .* got 1.5"):
+        tk.adapt(PACKAGED, "nowhere", strategy="few_layers", tune=1.5)
+    with pytest.raises(OptionError, match="closed form, so train.lr=0.1, train.augment=light would do nothing. Leave"):
+        tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", train={"augment": "light", "lr": 0.1, "views": 4})
+    for chosen in ({"strategy": "lp_ft"}, {"mode": "rule"}):
+        said = "=".join(*chosen.items())
+        with pytest.raises(OptionError, match=f"budget is a limit on what is chosen by its cost, and {said} leaves no"):
+            tk.adapt(PACKAGED, "nowhere", budget=60, **chosen)
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file, not a folder"):
         tk.adapt(PACKAGED, "nowhere", out=tmp_path / "file")
@@ -347,7 +392,11 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
     with pytest.raises(OptionError, match="device 'cuda:99' cannot be used"):
         tk.adapt(PACKAGED, stripes, device="cuda:99", progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.2'. Closest known: blocks.2"):
-        tk.adapt(PACKAGED, stripes, strategy="linear_probe", stage="block.2", image_size=32, progress=False)
+        tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", stage="block.2", image_size=32, progress=False)
+    with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
+        tk.adapt(PACKAGED, "nowhere", strategy="surgical", tune=["block.5", "top"], image_size=32, progress=False)
+    with pytest.raises(OptionError, match=r"tune must be in \[1, 4\], got 5: .* up to 'blocks.2', the last one"):
+        tk.adapt(PACKAGED, "nowhere", strategy="few_layers", stage="blocks.2", tune=5, image_size=32, progress=False)
 
 
 def test_a_weight_that_is_not_finite_is_named(stripes):

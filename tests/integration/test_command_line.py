@@ -75,6 +75,16 @@ def test_adapt_then_predict_then_export(at, stripes, capsys):
     assert (at / "run" / "model.onnx").is_file()
 
 
+@pytest.mark.parametrize(("tune", "stages"), [("2", ["blocks.6", "top"]), ("[blocks.5,top]", ["blocks.5", "top"])])
+def test_stages_to_train_and_a_share_of_the_rate(at, stripes, tune, stages):
+    quickly = ["train.epochs=2", "train.folds=1", "train.lr_scale=0.05", "train.augment=none"]
+    main(["adapt", "data=folder", f"data.root={stripes}", "strategy=few_layers", f"tune={tune}", *quickly, *QUICK,
+          "out=run"])  # fmt: skip
+    decision = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))["decision"]
+    assert decision["tuned"] == stages
+    assert decision["lr_scale"] == 0.05
+
+
 def test_the_same_command_again_reads_the_bank(at, stripes, capsys):
     command = ["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK]
     main(command)
@@ -287,6 +297,14 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "data=folder", "data.rot=x"], "Closest known: data.root"),
         (["adapt", "folder"], "is not a setting"),
         (["adapt", "strategy=lp-ft"], "Unknown strategy 'lp-ft'"),
+        (["adapt", "strategy=lp_ft", "tune=2"], "strategy=lp_ft settles that itself"),
+        (["adapt", "strategy=few_layers", "tune=1.5"], "whole number k for the last k stages, got 1.5"),
+        (["adapt", "strategy=few_layers", "tune=[block.5]", "image_size=32"], "Closest known: blocks.5"),
+        (["adapt", "tun=2"], "Closest known: tune"),
+        (["adapt", "strategy=linear_probe", "train.lr=0.1"], "so train.lr=0.1 would do nothing"),
+        (["adapt", "strategy=lp_ft", "budget=9"], "strategy=lp_ft leaves no such choice"),
+        (["adapt", "train.lr_scale=tenth"], "train.lr_scale must be a number, got 'tenth'"),
+        (["adapt", "train.lr=0.1", "train.lr_scale=0.1"], "leave one of them out"),
         (["adapt", "mode=evidnce", "image_size=32"], "Closest known: evidence"),
         (["adapt", "image_size=4"], "size must be >= 8"),
         (["analyze", "similarity=2"], "similarity must be in [0, 1], got 2"),
