@@ -282,6 +282,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     groups = sorted(path.stem for path in (_config_folder() / "data").glob("*.yaml"))
     for override in overrides:
         key, _, value = override.partition("=")
+        if "," in value and str(error).startswith("Ambiguous value"):
+            return f"{override!r} is several values. A list has brackets: {key}=[{value}]; a run for each --multirun."
         if key == "data" and value not in groups:
             return unknown_name("data source", value, groups, remedy="A folder is data=folder data.root=DIR.")
     return str(error).split("\n")[0]

@@ -300,6 +300,7 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "strategy=lp_ft", "tune=2"], "strategy=lp_ft settles that itself"),
         (["adapt", "strategy=few_layers", "tune=1.5"], "whole number k for the last k stages, got 1.5"),
         (["adapt", "strategy=few_layers", "tune=[block.5]", "image_size=32"], "Closest known: blocks.5"),
+        (["adapt", "strategy=surgical", "tune=top,blocks.5"], "A list has brackets: tune=[top,blocks.5]"),
         (["adapt", "tun=2"], "Closest known: tune"),
         (["adapt", "strategy=linear_probe", "train.lr=0.1"], "so train.lr=0.1 would do nothing"),
         (["adapt", "strategy=lp_ft", "budget=9"], "strategy=lp_ft leaves no such choice"),
