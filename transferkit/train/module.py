@@ -176,7 +176,8 @@ class TransferModule(pl.LightningModule):
         """One optimizer over all that is ever trained, one scheduler through all phases."""
         groups = self.freeze_plan.groups()
         recipe = self.recipe
-        optimizer = recipe.make_optimizer(groups)
+        mixed = isinstance(self.trainer.precision_plugin, pl.plugins.MixedPrecision)
+        optimizer = recipe.make_optimizer(groups, mixed=mixed)
         steps, starts = self._steps()
         scheduler = PhasedSchedule(
             optimizer,

@@ -145,3 +145,13 @@ def test_the_optimizer_steps_as_the_plain_one_does(name):
         ends += [(weight.detach(), bias.detach())]
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_pass_over_memory_is_not_for_mixed_precision(name):
+    weight = torch.nn.Parameter(torch.randn(5, 3))
+    made = [
+        Recipe(optimizer=name).make_optimizer([{"params": [weight], "lr": 0.1}], mixed=is_mixed)
+        for is_mixed in (True, False)
+    ]
+    assert [optimizer.defaults["fused"] for optimizer in made] == [False, True]
