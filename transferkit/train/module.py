@@ -148,6 +148,7 @@ class TransferModule(pl.LightningModule):
         self.expected_losses: Sequence[float | None] = ()
         self._held_back: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._swapped = ExitStack()
+        self._own_dtype: torch.dtype | None = None
         self.train()
 
     def _make_pull(self) -> L2SP | None:
@@ -167,6 +168,20 @@ class TransferModule(pl.LightningModule):
         return WeightAverage([*trained, *statistics], kind=self.recipe.average)
 
     # ---- What Lightning asks for -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Note the precision, which the trainer may change next."""
+        self._take_own_dtype()
+        self._own_dtype = self.dtype  # type: ignore[assignment, unused-ignore]
+
+    def teardown(self, stage: str) -> None:
+        """A trainer in half or double precision leaves the network in that; back to its own."""
+        self._take_own_dtype()
+
+    def _take_own_dtype(self) -> None:
+        # One that was never changed may mix several, and keeps them.
+        if self._own_dtype is not None and self.dtype != self._own_dtype:
+            self.to(self._own_dtype)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The freeze plan comes along, whatever trainer it is."""
@@ -234,7 +249,7 @@ class TransferModule(pl.LightningModule):
     def features(self, images: torch.Tensor | CutBatch) -> torch.Tensor:
         """(n, D), what the head reads."""
         if not isinstance(images, CutBatch):
-            return self.model.features(self.model.normalise(images).contiguous(memory_format=torch.channels_last))
+            return self.model.features(self._normalise(images).contiguous(memory_format=torch.channels_last))
         assert self.tail is not None
         behind = [name for name in self.model.stages if name not in images.pooled]
         pooled = {
@@ -242,6 +257,13 @@ class TransferModule(pl.LightningModule):
             **self.tail.pooled_stages(images.activation, pooling=self.model.pooling, names=behind),
         }
         return torch.cat([pooled[name] for name in self.model.stages], dim=1)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        normalised = self.model.normalise(images)
+        if images.is_floating_point():
+            return normalised
+        # A trainer in half or double precision brings numbers to it, but cannot bring bytes.
+        return normalised.to(next(self.model.parameters()).dtype)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss, with all that is added to it."""
@@ -356,11 +378,13 @@ class TransferModule(pl.LightningModule):
     # ---- The end -----------------------------------------------------------------------------------------------------
 
     def break_off(self) -> None:
-        """Out of whatever a failed pass was in: the plan off, the raw weights back, half a judgement forgotten."""
+        """Out of whatever a failed pass was in: the plan off, the raw weights back in their own precision, half a
+        judgement forgotten."""
         self._swapped.close()
         self._held_back.clear()
         self.freeze_plan.release()
         self.zero_grad(set_to_none=True)
+        self._take_own_dtype()
         self.train()
 
     def finish(self) -> TransferModel:

@@ -431,6 +431,80 @@ def test_swa_averages_the_ends_of_the_last_epochs():
         torch.testing.assert_close(module.state_dict()[name], (ends[0] + ends[1]) / 2)
 
 
+# ---- Other precisions than single -----------------------------------------------------------------------------------
+
+
+class Watcher(pl.Callback):
+    """Notes the type of what the module says in training, and the norms of the gradients that steps were taken with."""
+
+    def __init__(self) -> None:
+        self.types: set[torch.dtype] = set()
+        self.norms: list[float] = []
+
+    def on_fit_start(self, trainer, module):
+        module.register_forward_hook(lambda _, images, logits: self.types.add(logits.dtype))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.norms.append(float(nn.utils.get_total_norm(p.grad for p in module.parameters() if p.grad is not None)))
+
+
+@pytest.mark.filterwarnings("ignore:You passed .*precision='16-mixed'")  # on a CPU it is bf16-mixed
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_gradients_are_cut_in_mixed_precision(optimizer, precision):
+    module, watcher = make_module(recipe=Recipe(optimizer=optimizer)), Watcher()
+    before = states(module)
+    fit(module, 4, [watcher], held_back=loader(), precision=precision, gradient_clip_val=0.01)
+    assert watcher.types == {torch.bfloat16}
+    assert max(watcher.norms) == pytest.approx(0.01, rel=1e-3)
+    assert moved(before, states(module)) >= HEAD_NAMES
+    assert types_in(module.finish()) == {torch.float32}
+
+
+def types_in(network: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in network.state_dict().values() if tensor.is_floating_point()}
+
+
+def as_bytes() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(images.mul(40).add(128).clamp(0, 255).byte(), labels) for images, labels in draw()]
+
+
+TRUE = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+
+
+@pytest.mark.parametrize("precision", TRUE)
+@pytest.mark.parametrize("batches", [draw, as_bytes])
+@pytest.mark.parametrize(
+    "options", [{}, {"l2_sp": 0.1, "average": "none", "optimizer": "sgd"}], ids=["usual", "pulled"]
+)
+def test_a_network_trained_in_another_precision_is_in_single_precision_again(options, batches, precision):
+    module, watcher = make_module(recipe=Recipe(**options), weights=[1.0, 2.0, 1.0]), Watcher()
+    trainer = fit(module, 4, [watcher], train=loader(batches()), held_back=loader(batches()), precision=precision)
+    assert watcher.types == {TRUE[precision]}
+    assert types_in(module) == {module.dtype} == {torch.float32}
+    assert module.class_weights.dtype == torch.float32
+    judged = module.outputs
+    with quiet():
+        trainer.test(module, loader(batches()), verbose=False)
+    model = module.finish()
+    assert types_in(model) == {torch.float32}
+    outputs = torch.cat([model(model.normalise(images)) for images, _ in batches()])
+    torch.testing.assert_close(outputs, judged, atol=0.05, rtol=0.05)
+
+
+def test_a_fit_that_failed_leaves_single_precision_as_well():
+    module = make_module()
+    with pytest.raises(Killed):
+        fit(module, 2, [Killer(1)], precision="bf16-true")
+    assert types_in(module.finish()) == {torch.float32}
+
+
+def test_a_network_in_double_precision_stays_so():
+    module = make_module().double()
+    fit(module, 2, train=loader([(images.double(), labels) for images, labels in draw()]))
+    assert types_in(module.finish()) == {torch.float64}
+
+
 # ---- What comes out -------------------------------------------------------------------------------------------------
 
 

@@ -195,6 +195,21 @@ def test_a_fit_stops_early_once_only(tmp_path):
     assert [len(fit(tmp_path, recipe)[1].epochs) for _ in range(2)] == [len(memory.epochs)] * 2
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_fit_in_half_precision_is_taken_up_as_well(precision, tmp_path, kill_at):
+    def runner(name: str) -> Runner:
+        options = {"precision": precision}
+        return Runner(device=torch.device("cpu"), folder=tmp_path / name, options=options, progress=False)
+
+    whole = fit(None, runner=runner("whole"))
+    kill_at(8)
+    with pytest.raises(Killed):
+        fit(None, runner=runner("killed"))
+    kill_at(-1)
+    assert_alike(whole, fit(None, runner=runner("killed")))
+    assert_alike(whole, fit(None, runner=runner("killed")))  # only read
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "other"])
 def test_a_checkpoint_that_cannot_be_read_starts_the_fit_afresh_and_says_so(damage, tmp_path, kill_at):
     whole = fit(tmp_path / "whole")
