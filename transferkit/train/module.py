@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["CutBatch", "TransferModule", "count_images"]
+__all__ = ["CutBatch", "TransferModule", "check_whole", "count_images"]
 
 
 class CutBatch(NamedTuple):
@@ -83,7 +83,7 @@ class TransferModule(pl.LightningModule):
         expected_losses: Held-back loss of each epoch, for a schedule that reads it in a fit that holds nothing back.
 
     Raises:
-        OptionError: If the strategy has nothing to train, or does not fit the network.
+        OptionError: If the strategy has nothing to train, or does not fit the network; in a trainer, if that shards.
 
     Example:
         >>> import transferkit as tk  # doctest: +SKIP
@@ -170,7 +170,8 @@ class TransferModule(pl.LightningModule):
     # ---- What Lightning asks for -------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Note the precision, which the trainer may change next."""
+        """Check the trainer's strategy, and note the precision, which the trainer may change next."""
+        check_whole(self.trainer.strategy)
         self._take_own_dtype()
         self._own_dtype = self.dtype  # type: ignore[assignment, unused-ignore]
 
@@ -397,6 +398,29 @@ class TransferModule(pl.LightningModule):
         if isinstance(self.model.classifier, StandardisedLinear):
             self.model.classifier = self.model.classifier.folded()
         return self.model.eval()
+
+
+def check_whole(strategy: object) -> None:
+    """Whether every process of a trainer holds whole weights and gradients.
+
+    Args:
+        strategy: A Lightning trainer's, or the name that it goes by there.
+
+    Raises:
+        OptionError: If it shards them.
+
+    Example:
+        >>> check_whole("ddp")
+    """
+    kinds = pl.strategies
+    known = kinds.StrategyRegistry
+    kind = known[strategy]["strategy"] if isinstance(strategy, str) and strategy in known else type(strategy)
+    if issubclass(kind, (kinds.FSDPStrategy, kinds.DeepSpeedStrategy, kinds.ModelParallelStrategy)):
+        raise OptionError(
+            f"{kind.__name__} shares out weights or gradients among processes, but clipping, averages of the weights "
+            "and the network that is kept need them whole. Use trainer.strategy=ddp; where memory is short, with a "
+            "smaller train.batch_size, trainer.precision=bf16-mixed, or a strategy that trains less (few_layers, lora)."
+        )
 
 
 def count_images(images: torch.Tensor | CutBatch) -> int:

@@ -21,7 +21,7 @@ from transferkit.nn import is_out_of_memory
 from transferkit.processes import agreed, connect, place
 from transferkit.progress import announce
 from transferkit.train.memory import CHECKPOINT, Memory, put_back, state_of
-from transferkit.train.module import TransferModule
+from transferkit.train.module import TransferModule, check_whole
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -70,6 +70,23 @@ UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 """What reading half a checkpoint, or one that is something else, can raise."""
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Whether these options of the trainer are for people to set, and such that training works with them.
+
+    Raises:
+        OptionError: If not.
+
+    Example:
+        >>> check_options({"precision": "bf16-mixed", "strategy": "ddp"})
+    """
+    if mine := sorted(set(OF_THE_RECIPE) & set(options)):
+        raise OptionError(
+            f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, "
+            "train.clip). For callbacks of your own use transferkit.TransferModule with your own trainer."
+        )
+    check_whole(options.get("strategy"))
+
+
 def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
     """How many processes a fit will be shared out among; known before any is connected, or started.
 
@@ -86,11 +103,7 @@ def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
         >>> count_processes(torch.device("cpu"), {"devices": 2, "num_nodes": 3})
         6
     """
-    if mine := sorted(set(OF_THE_RECIPE) & set(options)):
-        raise OptionError(
-            f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, train.clip). "
-            "For callbacks of your own use transferkit.TransferModule with your own trainer."
-        )
+    check_options(options)
     if not {*_launched(), *options}:
         return 1
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
@@ -258,6 +271,7 @@ class Runner:
             "use_distributed_sampler": False,
             "default_root_dir": memory.folder,
         }
+        check_options(self.options)
         with _quiet():
             trainer = pl.Trainer(callbacks=callbacks, **{**settings, **self.options})
         _check_launch(trainer)

@@ -431,6 +431,17 @@ def test_swa_averages_the_ends_of_the_last_epochs():
         torch.testing.assert_close(module.state_dict()[name], (ends[0] + ends[1]) / 2)
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_a_trainer_that_shards_is_refused_before_it_sets_anything_up(stage, monkeypatch):
+    """Lightning makes none on a CPU, so this one only says that it shards."""
+    module = make_module()
+    module.trainer = make_trainer(1)
+    module.setup(stage)
+    monkeypatch.setattr(pl.Trainer, "strategy", pl.strategies.FSDPStrategy())
+    with pytest.raises(OptionError, match="FSDPStrategy shares out weights or gradients among processes"):
+        module.setup(stage)
+
+
 # ---- Other precisions than single -----------------------------------------------------------------------------------
 
 

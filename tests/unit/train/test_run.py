@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 from tests.unit.train.training_toys import CLASSES, SIDE, head_then, make_backbone, phase, plan_of
+from transferkit.api import adapt
 from transferkit.batches import batches
 from transferkit.errors import OptionError, RunFolderError
 from transferkit.train import memory as memory_module
@@ -463,7 +464,7 @@ def test_what_the_trainer_does_not_take_is_known_before_any_work(options, said):
         count_processes(torch.device("cpu"), options)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "ddp", "deepspeed_stage_2"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
 def test_options_arrive_at_the_trainer(strategy, monkeypatch):
     came: dict[str, Any] = {}
 
@@ -478,6 +479,25 @@ def test_options_arrive_at_the_trainer(strategy, monkeypatch):
         fit(None, runner=Runner(device=torch.device("cpu"), options=options, progress=False))
     assert {name: came[name] for name in options} == options
     assert came["max_epochs"] == PLAIN.epochs
+
+
+SHARDING = {name: name for name in ("fsdp", "fsdp_cpu_offload", "deepspeed_stage_2")} | {
+    "made by hand": pl.strategies.FSDPStrategy(cpu_offload=True)
+}
+
+
+@pytest.mark.parametrize("strategy", SHARDING.values(), ids=SHARDING)
+def test_a_strategy_that_shards_is_refused_before_anything_is_done(strategy, tmp_path):
+    options = {"strategy": strategy, "devices": 2}
+    with pytest.raises(OptionError, match=r"need them whole. Use trainer.strategy=ddp; where memory is short"):
+        adapt("timm/test_resnet", tmp_path / "nowhere", trainer=options)
+    with pytest.raises(OptionError, match="Strategy shares out weights or gradients among processes"):
+        fit(None, runner=Runner(device=torch.device("cpu"), options=options, progress=False))
+
+
+def test_what_the_recipe_sets_is_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(OptionError, match="trainer.max_epochs: these are set by the recipe"):
+        adapt("timm/test_resnet", tmp_path / "nowhere", trainer={"max_epochs": 3})
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
