@@ -155,7 +155,7 @@ def adapt(
     head: str = "auto",
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
-    resume: bool = True,
+    resume: bool | str = "auto",
     checkpoint: str | Path | None = None,
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
@@ -197,7 +197,8 @@ def adapt(
             of the backbone's last stage, its `lr_scale` the same as a share of the original rate. Refused with
             "linear_probe", which is solved for.
         trainer: Options for Lightning's trainer: {"precision": "bf16-mixed"}.
-        resume: Whether a run that was killed in `out` is taken up where it was; it ends with the same weights.
+        resume: "auto" (or True): a run that was killed in `out` is taken up where it was, and ends with the same
+            weights; False starts afresh.
         command: What to quote in the report as the way to run this again; None composes the Python call.
 
     Returns:
@@ -212,7 +213,7 @@ def adapt(
         True
     """
     recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
-    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, head=head, out=out)
+    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, head=head, out=out, resume=resume)
     _check_combinations(strategy=strategy, tune=tune, mode=mode, budget=budget, recipe=recipe)
     processes = count_processes(choose_device(device), trainer or {})
     if budget is not None:
@@ -241,7 +242,9 @@ def adapt(
     asked = None if strategy == "auto" else partial(_asked, strategy=strategy, stage=stage, tune=tune)
     looked = look(model, data, options, check=asked)
     seconds = looked.seconds
-    training = Training(recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume)
+    training = Training(
+        recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume is not False
+    )
     kind, why = _choose_norm(looked, options, recipe, norm, processes, tunes=strategy != "linear_probe")
     trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
@@ -292,8 +295,11 @@ def _check_options(
     norm: str,
     head: str,
     out: str | Path | None,
+    resume: bool | str,
 ) -> None:
     """What can be known to be wrong before any work."""
+    if resume not in (True, False, "auto"):
+        raise OptionError(f"resume must be auto or false, got {resume!r}.")
     if mode not in ADAPT_MODES:
         raise OptionError(unknown_name("mode", mode, ADAPT_MODES))
     if strategy != "auto" and strategy not in STRATEGIES:

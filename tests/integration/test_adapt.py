@@ -228,6 +228,11 @@ def fine_tune_stripes(stripes, strategy="few_layers", train=None, **options):
     )  # fmt: skip
 
 
+def test_whether_to_resume_is_yes_or_no():
+    with pytest.raises(OptionError, match="resume must be auto or false, got 'banana'"):
+        tk.adapt("packaged/nothing", "nowhere", resume="banana")
+
+
 def test_one_epoch_is_that_of_the_last_phase(stripes):
     training = fine_tune_stripes(stripes).record.training
     assert [epoch.phase for epoch in training.epochs] == ["last stages"]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from transferkit.errors import OptionError
@@ -25,6 +26,7 @@ from transferkit.train.losses import L2SP, TASKS
 from transferkit.train.plans import plan_for
 from transferkit.train.recipe import Recipe
 from transferkit.train.schedule import PhasedSchedule
+from transferkit.train.targets import TargetScale
 from transferkit.types import JOINED, TOP
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ class TransferModule(pl.LightningModule):
         pooling: Of what a new head reads.
         recipe: How training goes. Its epochs and batch size are for the trainer and the loaders to keep.
         task: "single_label", "multi_label" or "regression".
-        weights: (K,) weight of each class, or None.
+        targets: All training targets, as the task wants them: (N,) class numbers, (N, K) of 0 and 1, (N,) or (N, R)
+            numbers. They are checked, and numbers are learnt in units of their spread and told in their own. None takes what
+            comes as it is.
+        weights: (K,) weight of each class (of a label's positives), or by the targets "balanced", "auto"; None for none.
         moments: (D,) means and (D,) standard deviations of what the head reads, over training images; None leaves the
             features as they are.
         tail: The part of the backbone behind the frozen stages, if batches are `CutBatch`.
@@ -107,7 +112,8 @@ class TransferModule(pl.LightningModule):
         pooling: str = "avg+max",
         recipe: Recipe | None = None,
         task: str = "single_label",
-        weights: Sequence[float] | None = None,
+        targets: npt.ArrayLike | None = None,
+        weights: Sequence[float] | str | None = None,
         moments: tuple[torch.Tensor, torch.Tensor] | None = None,
         tail: Tail | None = None,
         seed: int | None = 0,
@@ -136,8 +142,7 @@ class TransferModule(pl.LightningModule):
         self.task_name, self.task = task, TASKS[task]
         self.seed = seed
         self.tail = tail
-        self.class_weights: torch.Tensor | None
-        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
+        self._take_targets(None if targets is None else np.asarray(targets), weights)
         # The pull to the start takes the place of weight decay.
         decay = 0.0 if self.recipe.l2_sp else self.recipe.weight_decay
         self.freeze_plan = FreezePlan(self, self.plan.phases, norm=self.plan.norm, weight_decay=decay)
@@ -150,6 +155,26 @@ class TransferModule(pl.LightningModule):
         self._swapped = ExitStack()
         self._own_dtype: torch.dtype | None = None
         self.train()
+
+    def _take_targets(self, targets: npt.NDArray[Any] | None, weights: Sequence[float] | str | None) -> None:
+        """Check the training targets; note what classes weigh, and the scale of numbers."""
+        outputs = len(self.model.classes)
+        if targets is not None:
+            self.task.check(targets, self.model.classes)
+        if isinstance(weights, str):
+            if targets is None:
+                raise OptionError(f"weights={weights!r} are told from the training targets: give targets as well.")
+            told = self.task.weigh(targets, outputs, weights)
+            weights = None if told is None else told.tolist()
+        found = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        if found is not None and found.shape != (outputs,):
+            raise OptionError(
+                f"There are {outputs} outputs, so {outputs} weights are needed; got {tuple(found.shape)}."
+            )
+        self.class_weights: torch.Tensor | None
+        self.register_buffer("class_weights", found, persistent=False)
+        numbers = self.task_name == "regression" and targets is not None
+        self.scale = TargetScale.fit(targets) if numbers and targets is not None else None
 
     def _make_pull(self) -> L2SP | None:
         if not self.recipe.l2_sp:
@@ -268,7 +293,7 @@ class TransferModule(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss, with all that is added to it."""
-        images, targets = batch
+        images, targets = batch[0], self._scaled(batch[1])
         smoothing = 0.0 if self.task_name == "regression" else self.recipe.label_smoothing
         loss = self.task.loss(self(images), targets, smoothing=smoothing, weights=self.class_weights)
         if self.pull is not None:
@@ -313,7 +338,7 @@ class TransferModule(pl.LightningModule):
         self._keep(batch)
 
     def _keep(self, batch: Any) -> None:
-        images, targets = batch
+        images, targets = batch[0], self._scaled(batch[1])
         outputs = in_halves(lambda part: self(_part(images, part)), len(targets))
         self._held_back.append((outputs.float(), targets))
 
@@ -322,8 +347,19 @@ class TransferModule(pl.LightningModule):
         images = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, CutBatch) else batch
         outputs: torch.Tensor = self(images)
         if self.task_name == "regression":
-            return outputs
+            if self.scale is None:
+                return outputs
+            mean, std = (outputs.new_tensor(part) for part in (self.scale.mean, self.scale.std))
+            return outputs * std + mean
         return outputs.sigmoid() if self.task_name == "multi_label" else outputs.softmax(dim=1)
+
+    def _scaled(self, targets: torch.Tensor) -> torch.Tensor:
+        """Numbers in units of their spread over the training images; other targets as they are."""
+        if self.scale is None:
+            return targets
+        columns = targets.reshape(len(targets), -1).float()
+        mean, std = (columns.new_tensor(part) for part in (self.scale.mean, self.scale.std))
+        return (columns - mean) / std
 
     def on_validation_epoch_end(self) -> None:
         """Loss and measure on the held-back images."""
@@ -397,7 +433,17 @@ class TransferModule(pl.LightningModule):
         merge_adapters(self.model.backbone.trunk)
         if isinstance(self.model.classifier, StandardisedLinear):
             self.model.classifier = self.model.classifier.folded()
+            if self.scale is not None:
+                _in_units(self.model.linear, self.scale)
         return self.model.eval()
+
+
+@torch.no_grad()
+def _in_units(linear: torch.nn.Linear, scale: TargetScale) -> None:
+    """Let a classifier say numbers in the units of the targets."""
+    mean, std = (linear.weight.new_tensor(part) for part in (scale.mean, scale.std))
+    linear.weight.mul_(std.unsqueeze(1))
+    linear.bias.mul_(std).add_(mean)
 
 
 def check_whole(strategy: object) -> None:

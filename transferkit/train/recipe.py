@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from transferkit.decision import usual_batch, usual_epochs, usual_folds
+from transferkit.decision import HELD_BACK, usual_batch, usual_epochs, usual_folds
 from transferkit.errors import OptionError, list_problems, unknown_name
 from transferkit.train.averaging import AVERAGES
 from transferkit.train.schedule import SCHEDULES
@@ -19,6 +19,8 @@ __all__ = ["OPTIMIZERS", "Recipe"]
 
 OPTIMIZERS = ("adamw", "sgd")
 RATES = ("find", "rule")
+AUGMENTS = ("auto", "none", "light", "medium", "strong")
+MOST_FOLDS = round(1 / HELD_BACK)
 
 MOMENTUM = 0.9
 
@@ -117,6 +119,7 @@ class Recipe:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, tuple(SCHEDULES)),
             ("average", self.average, ("none", *AVERAGES)),
+            ("augmentation", self.augment, AUGMENTS),
         )
         shares = ("warmup", "label_smoothing", "dropout")
         amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
@@ -131,7 +134,10 @@ class Recipe:
             (self.epochs is None or self.epochs >= 1, f"epochs must be >= 1, got {self.epochs!r}."),
             (self.batch_size is None or self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size!r}."),
             (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
-            (self.folds is None or self.folds >= 1, f"folds must be >= 1, got {self.folds!r}."),
+            (
+                self.folds is None or 1 <= self.folds <= MOST_FOLDS,
+                f"folds must be 1 to {MOST_FOLDS}, got {self.folds!r}.",
+            ),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
             (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
             (share, f"lr_scale must be finite and > 0, or left out, got {self.lr_scale!r}."),

@@ -36,7 +36,7 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
-from transferkit.errors import OptionError
+from transferkit.errors import DataError, OptionError
 from transferkit.nn import Backbone, TransferModel, cut
 from transferkit.nn.norm import AccumulatedBatchNorm
 from transferkit.strategies import HEAD, STRATEGIES
@@ -696,3 +696,54 @@ def test_batches_whose_gradients_are_added_up_are_normalised_together():
     everything = phase("everything", stem=0.01, middle=0.01, top=0.01)
     fit(make_module(everything, network=network), 2, [Watch()], accumulate_grad_batches=2)
     assert pooled == [(2, 1), (2, 0), (2, 1)] * 2  # the third of an epoch is a step of its own, pooled with nothing
+
+
+# ---- All training targets at hand ------------------------------------------------------------------------------------
+
+
+def brightness(batches):
+    """Numbers far from 0, told by the pictures."""
+    return [(images, 500 + 40 * images.float().mean(dim=(1, 2, 3)).double()) for images, _ in batches]
+
+
+def test_numbers_are_learnt_in_units_of_their_spread_and_told_in_their_own():
+    batches = brightness(draw(6))
+    targets = torch.cat([numbers for _, numbers in batches])
+    plan = plan_of(phase("everything", stem=0.01, middle=0.01, top=0.01))
+    module = TransferModule(make_backbone(), plan, classes=["brightness"], task="regression", targets=targets)
+    assert module.scale.mean[0] == pytest.approx(targets.mean().item())
+    trainer = fit(module, 3, train=loader(batches), held_back=loader(batches))
+    assert trainer.callback_metrics["train_loss"] < 5  # of raw numbers it would be hundreds
+    with quiet():
+        told = torch.cat(trainer.predict(module, loader(batches)))
+    assert (told.mean() - targets.mean()).abs() < 3 * targets.std()
+    model = module.finish()
+    images = torch.cat([images for images, _ in batches])
+    with torch.no_grad():
+        torch.testing.assert_close(model(model.normalise(images)), told, rtol=1e-4, atol=1e-2)
+
+
+def test_weights_are_told_from_the_targets():
+    labels = np.array([[1, 1], [0, 1], [0, 0], [0, 0]])
+    plan = plan_of(*head_then(top=0.05))
+    module = TransferModule(
+        make_backbone(), plan, classes=["rare", "even"], task="multi_label", targets=labels, weights="auto"
+    )
+    assert module.class_weights.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "auto"}, "weights='auto' are told from the training targets: give targets as well"),
+        ({"weights": [1.0, 2.0]}, r"There are 3 outputs, so 3 weights are needed; got \(2,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        make_module(**options)
+
+
+def test_targets_are_checked():
+    with pytest.raises(DataError, match=r"Labels must be in \[0, 3\), the classes known; got 7"):
+        make_module(targets=[0, 1, 7])

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transferkit.data.augmentation import PRESETS
 from transferkit.errors import OptionError
-from transferkit.train.recipe import MOMENTUM, Recipe
+from transferkit.train.recipe import AUGMENTS, MOMENTUM, Recipe
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,9 @@ from transferkit.train.recipe import MOMENTUM, Recipe
         ({"epochs": 0}, "epochs must be >= 1"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"patience": 0}, "patience must be >= 1"),
-        ({"folds": 0}, "folds must be >= 1"),
+        ({"folds": 0}, "folds must be 1 to 5, got 0"),
+        ({"folds": 7}, "folds must be 1 to 5, got 7"),
+        ({"augment": "mild"}, "Unknown augmentation 'mild'"),
         ({"views": -1}, "views must be >= 0"),
         ({"clip": -1.0}, "clip must be >= 0"),
         ({"lr": 0.0}, "lr must be > 0, 'find', 'rule' or left out, got 0.0"),
@@ -155,3 +158,7 @@ def test_one_pass_over_memory_is_not_for_mixed_precision(name):
         for is_mixed in (True, False)
     ]
     assert [optimizer.defaults["fused"] for optimizer in made] == [False, True]
+
+
+def test_presets_of_augmentation_are_those_that_there_are():
+    assert ("auto", *PRESETS) == AUGMENTS
