@@ -75,9 +75,10 @@ class TransferModule(pl.LightningModule):
         recipe: How training goes. Its epochs and batch size are for the trainer and the loaders to keep.
         task: "single_label", "multi_label" or "regression".
         targets: All training targets, as the task wants them: (N,) class numbers, (N, K) of 0 and 1, (N,) or (N, R)
-            numbers. They are checked, and numbers are learnt in units of their spread and told in their own. None takes what
-            comes as it is.
-        weights: (K,) weight of each class (of a label's positives), or by the targets "balanced", "auto"; None for none.
+            numbers. They are checked, and numbers are learnt in units of their spread and told in their own. None takes
+            what comes as it is.
+        weights: (K,) weight of each class (of a label's positives), or "balanced" or "auto", by the targets; None for
+            none.
         moments: (D,) means and (D,) standard deviations of what the head reads, over training images; None leaves the
             features as they are.
         tail: The part of the backbone behind the frozen stages, if batches are `CutBatch`.
