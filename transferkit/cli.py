@@ -452,7 +452,7 @@ def _training_lines(training: TrainingRecord | None) -> list[str]:
         return []
     from transferkit.train import claims_table
 
-    return [training.how, *training.notes, "What was trained:", *(f"  {line}" for line in claims_table(training.claims))]
+    return [training.how, *training.notes, "What trained:", *(f"  {line}" for line in claims_table(training.claims))]
 
 
 def _warnings(evidence: Evidence) -> list[str]:
