@@ -38,6 +38,7 @@ from transferkit.types import TOP, Decision
 PER_CLASS = 20
 EPOCHS = 10
 BATCHES = (32, 2, 1), (16, 8, 4)
+"""In the order that they are tried in: all seeds of the first part, then those of the second."""
 FACTORS = (1.0, 3.0, 10.0)
 SMALL, LARGE = 2, 32
 """Batches at which all rates are tried; the one that is nearer has its say in the others."""

@@ -447,12 +447,13 @@ def _summary(result: Result, out: Path) -> list[str]:
 
 
 def _training_lines(training: TrainingRecord | None) -> list[str]:
-    """What learnt, at which rate, and what is worth knowing of how it went."""
+    """What was trained, at which rate, and what is worth knowing of how it went."""
     if training is None:
         return []
     from transferkit.train import claims_table
 
-    return [training.how, *training.notes, "What trained:", *(f"  {line}" for line in claims_table(training.claims))]
+    table = [f"  {line}" for line in claims_table(training.claims)]
+    return [training.how, *training.notes, "What was trained:", *table]
 
 
 def _warnings(evidence: Evidence) -> list[str]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from transferkit.decision import HELD_BACK
 from transferkit.errors import DataError
 
-__all__ = ["Fold", "hold_back"]
+__all__ = ["PARTS", "Fold", "hold_back"]
 
 PARTS = round(1 / HELD_BACK)
 """A fold holds back one part in so many."""

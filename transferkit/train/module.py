@@ -174,8 +174,7 @@ class TransferModule(pl.LightningModule):
             )
         self.class_weights: torch.Tensor | None
         self.register_buffer("class_weights", found, persistent=False)
-        numbers = self.task_name == "regression" and targets is not None
-        self.scale = TargetScale.fit(targets) if numbers and targets is not None else None
+        self.scale = TargetScale.fit(targets) if self.task_name == "regression" and targets is not None else None
 
     def _make_pull(self) -> L2SP | None:
         if not self.recipe.l2_sp:
@@ -350,7 +349,7 @@ class TransferModule(pl.LightningModule):
         if self.task_name == "regression":
             if self.scale is None:
                 return outputs
-            mean, std = (outputs.new_tensor(part) for part in (self.scale.mean, self.scale.std))
+            mean, std = _moments(self.scale, outputs)
             return outputs * std + mean
         return outputs.sigmoid() if self.task_name == "multi_label" else outputs.softmax(dim=1)
 
@@ -359,7 +358,7 @@ class TransferModule(pl.LightningModule):
         if self.scale is None:
             return targets
         columns = targets.reshape(len(targets), -1).float()
-        mean, std = (columns.new_tensor(part) for part in (self.scale.mean, self.scale.std))
+        mean, std = _moments(self.scale, columns)
         return (columns - mean) / std
 
     def on_validation_epoch_end(self) -> None:
@@ -436,13 +435,19 @@ class TransferModule(pl.LightningModule):
             self.model.classifier = self.model.classifier.folded()
             if self.scale is not None:
                 _in_units(self.model.linear, self.scale)
+            self.average = self.scale = None  # both are in the weights now
         return self.model.eval()
+
+
+def _moments(scale: TargetScale, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(R,) means and (R,) standard deviations, where and as precise as another tensor."""
+    return like.new_tensor(scale.mean), like.new_tensor(scale.std)
 
 
 @torch.no_grad()
 def _in_units(linear: torch.nn.Linear, scale: TargetScale) -> None:
     """Let a classifier say numbers in the units of the targets."""
-    mean, std = (linear.weight.new_tensor(part) for part in (scale.mean, scale.std))
+    mean, std = _moments(scale, linear.weight)
     linear.weight.mul_(std.unsqueeze(1))
     linear.bias.mul_(std).add_(mean)
 

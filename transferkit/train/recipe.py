@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from transferkit.decision import HELD_BACK, usual_batch, usual_epochs, usual_folds
+from transferkit.decision import usual_batch, usual_epochs, usual_folds
 from transferkit.errors import OptionError, list_problems, unknown_name
 from transferkit.train.averaging import AVERAGES
+from transferkit.train.holding_back import PARTS
 from transferkit.train.schedule import SCHEDULES
 
 __all__ = ["OPTIMIZERS", "Recipe"]
@@ -20,7 +21,6 @@ __all__ = ["OPTIMIZERS", "Recipe"]
 OPTIMIZERS = ("adamw", "sgd")
 RATES = ("find", "rule")
 AUGMENTS = ("auto", "none", "light", "medium", "strong")
-MOST_FOLDS = round(1 / HELD_BACK)
 
 MOMENTUM = 0.9
 
@@ -135,8 +135,8 @@ class Recipe:
             (self.batch_size is None or self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size!r}."),
             (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
             (
-                self.folds is None or 1 <= self.folds <= MOST_FOLDS,
-                f"folds must be 1 to {MOST_FOLDS}, got {self.folds!r}.",
+                self.folds is None or 1 <= self.folds <= PARTS,
+                f"folds must be 1 to {PARTS}, got {self.folds!r}.",
             ),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
             (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),

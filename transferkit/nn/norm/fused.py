@@ -92,11 +92,11 @@ def check_layout(values: torch.Tensor, channels: int, layer: nn.Module) -> None:
         )
 
 
-def laid_out_as(values: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+def laid_out_as(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The same values, in memory as those of another tensor of their shape."""
-    if values.stride() == model.stride():
+    if values.stride() == like.stride():
         return values
-    return torch.empty_like(model, dtype=values.dtype).copy_(values)
+    return torch.empty_like(like, dtype=values.dtype).copy_(values)
 
 
 def check_count(values: torch.Tensor, together: int, layer: nn.Module) -> None:
