@@ -66,7 +66,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
                         stages; selected: their useful features)
   tune=K                the last K stages learn (few_layers, many_layers, surgical); tune=[blocks.5,top]: these
   train.epochs=N        and train.lr=, train.lr_scale=, train.optimizer=, train.augment=, ...: how to fine-tune
-  trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp: options for Lightning's trainer
+  trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp (or fsdp): options for Lightning's trainer
   resume=auto           the same command with the same out=DIR takes a killed run up; false starts afresh
   mode=evidence         or search: fine-tuning is tried on held-back images before it is chosen; or rule: the
                         textbook's matrix on the number of images and their similarity to the source

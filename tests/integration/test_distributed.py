@@ -116,8 +116,9 @@ def test_every_kind_of_strategy_ends_where_one_process_does(strategy, noise, tmp
 
 
 @pytest.mark.slow
-def test_processes_that_lightning_starts_find_all_features_and_write_nothing(noise, tmp_path):
-    trainer = {"devices": 2, "strategy": "ddp", "accelerator": "cpu"}
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_processes_that_lightning_starts_find_all_features_and_write_nothing(how, noise, tmp_path):
+    trainer = {"devices": 2, "strategy": how, "accelerator": "cpu"}
     finish(*command(noise, tmp_path / "one", "few_layers"))
     finish(*command(noise, tmp_path / "two", "few_layers", trainer=trainer))
     assert_close(tmp_path / "one", tmp_path / "two")
@@ -132,6 +133,18 @@ def test_processes_decide_alike_by_clocks_of_their_own(mode, noise, tmp_path):
     first, second = told_by(tmp_path / "run-2")
     assert first == {**second, "computed": first["computed"]}
     assert any("Tried in" in reason for reason in first["reasons"]) == (mode == "search")
+
+
+QUICK, *SLOW = VARIED
+
+
+@pytest.mark.parametrize("strategy", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_weights_that_are_shared_out_end_where_whole_ones_do(strategy, noise, tmp_path):
+    finish(*command(noise, tmp_path / "whole", strategy, 1))
+    finish(*command(noise, tmp_path / "parts", strategy, 2, trainer={"strategy": "fsdp"}))
+    assert_close(tmp_path / "whole-1", tmp_path / "parts-2")
+    first, second = told_by(tmp_path / "parts-2")
+    assert first["accuracy"] == second["accuracy"]
 
 
 def test_a_budget_asks_for_processes_that_start_together(noise):
@@ -163,10 +176,13 @@ def test_the_command_line_speaks_once(launch, noise, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_are_taken_up_together(noise, tmp_path):
-    finish(*command(noise, tmp_path / "whole", "many_layers", 2))
-    words = command(noise, tmp_path / "killed", "many_layers", 2)
-    work = tmp_path / "killed-2" / "training" / "many_layers"
+@pytest.mark.parametrize(("how", "strategy"), [("ddp", "many_layers"), ("fsdp", "many_layers"), ("fsdp", "lp_ft")])
+def test_processes_that_are_killed_are_taken_up_together(how, strategy, noise, tmp_path):
+    """With averages and with a pull, which a checkpoint holds as well."""
+    settings = {"trainer": {"strategy": how}, "train": STEADY | VARIED[strategy] | {"optimizer": "adamw"}}
+    finish(*command(noise, tmp_path / "whole", strategy, 2, **settings))
+    words = command(noise, tmp_path / "killed", strategy, 2, **settings)
+    work = tmp_path / "killed-2" / "training" / strategy
     for name in ("fold-0", "all"):
         process = start(*words)
         while not (work / name / "last.ckpt").is_file():
@@ -178,3 +194,16 @@ def test_processes_that_are_killed_are_taken_up_together(noise, tmp_path):
     assert list((work / "curves").glob("all-after-*"))
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole-2", "killed-2"))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["module", "callback"])
+def test_a_trainer_of_ones_own_may_share_weights_out(what, tmp_path):
+    for devices in (1, 2):
+        finish(str(SHARING.with_name("own_trainer.py")), str(tmp_path / f"{devices}.pt"), str(devices), what)
+    one, two = (torch.load(tmp_path / f"{devices}.pt", weights_only=True) for devices in (1, 2))
+    assert 0.5 * one["numbers"] <= two["numbers"] < 0.52 * one["numbers"]
+    assert one["frozen"] == two["frozen"]
+    torch.testing.assert_close(two["state"], one["state"], rtol=1e-3, atol=1e-5)
+    if what == "module":
+        torch.testing.assert_close(two["probabilities"], one["probabilities"], rtol=1e-3, atol=1e-5)

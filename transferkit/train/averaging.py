@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from transferkit.errors import CheckpointError, OptionError, list_problems, unknown_name
+from transferkit.train.sharding import local, placed, whole
 
 __all__ = ["AVERAGES", "EMA_DECAY", "SWA_SHARE", "WeightAverage", "swa_start"]
 
@@ -92,8 +93,9 @@ class WeightAverage:
             for name in self._averages.keys() - set(floating):
                 self._averages[name].copy_(current[name])
             if self.count and floating:
-                averages = [self._averages[name] for name in floating]
-                self._rule()(averages, [current[name].to(self._averages[name].dtype) for name in floating], self.count)
+                averages = [local(self._averages[name]) for name in floating]
+                weights = [local(current[name]).to(self._averages[name].dtype) for name in floating]
+                self._rule()(averages, weights, self.count)
         self.count += 1
 
     @torch.no_grad()
@@ -101,7 +103,7 @@ class WeightAverage:
         """Put the averages into the model for good; before the first update the model stays as it is."""
         for name, tensor in self._find(model).items():
             if name in self._averages:
-                tensor.copy_(self._averages[name])
+                tensor.copy_(placed(self._averages[name], tensor))
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
@@ -117,7 +119,7 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and the number of updates; copies, which later updates leave alone."""
-        return {"count": self.count, "averages": {name: tensor.clone() for name, tensor in self._averages.items()}}
+        return {"count": self.count, "averages": {name: whole(kept).clone() for name, kept in self._averages.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -143,7 +145,7 @@ class WeightAverage:
     def _kept(self, name: str, tensor: Tensor) -> Tensor:
         """The average so far, on the device where the tensor is now; in half precision small updates would be lost."""
         if name in self._averages:
-            return self._averages[name].to(tensor.device)
+            return placed(self._averages[name], tensor)
         dtype = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
         return tensor.to(dtype, copy=True)
 

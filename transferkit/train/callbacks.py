@@ -84,6 +84,7 @@ class FreezePlanCallback(pl.Callback):
         self._freeze = plan if isinstance(plan, FreezePlan) else None
         self._weight_decay = weight_decay
         self._starts: list[int] = []
+        self._network: pl.LightningModule | None = None
 
     @property
     def freeze(self) -> FreezePlan:
@@ -94,6 +95,8 @@ class FreezePlanCallback(pl.Callback):
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for `configure_optimizers`: all that is ever trained."""
+        if self._network is not None:
+            self.freeze.move(self._network)  # its `configure_model` may have sharded it since
         return self.freeze.groups()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -102,6 +105,7 @@ class FreezePlanCallback(pl.Callback):
             return
         # Anew for every fit: one callback may serve the networks of several folds.
         self._freeze = self._plan if isinstance(self._plan, FreezePlan) else self._lay(pl_module)
+        self._network = pl_module
         phases = self._freeze.phases
         if getattr(trainer, "fast_dev_run", False):  # a few batches of one epoch, to see that all is wired up
             self._starts = [0]
@@ -111,8 +115,7 @@ class FreezePlanCallback(pl.Callback):
             self._starts = [0]
         else:
             self._starts = phase_starts(phases, trainer.max_epochs)
-        # A distributed wrapper looks once at who asks for gradients: that must hold for all phases.
-        self._freeze.start(0, static=trainer.world_size > 1)
+        self._freeze.start(0, static=_is_static(trainer))
         pl.utilities.rank_zero_info("\n".join(["What learns:", *claims_table(self._freeze.claims())]))
         # Lightning warns of modules that it finds in evaluation mode, as a backbone is that was just loaded. What is
         # frozen goes back to it when it is called, or when the first epoch starts.
@@ -134,7 +137,7 @@ class FreezePlanCallback(pl.Callback):
         """Put the epoch's phase into force; a resumed run lands in the right one."""
         phase = max(number for number, start in enumerate(self._starts) if start <= trainer.current_epoch)
         if phase != self.freeze.phase:
-            self.freeze.start(phase, static=trainer.world_size > 1)
+            self.freeze.start(phase, static=_is_static(trainer))
         self.freeze.set_modes(training=True)
 
     def on_before_optimizer_step(
@@ -152,3 +155,8 @@ class FreezePlanCallback(pl.Callback):
         """Take the plan off the network."""
         if self._freeze is not None and stage == "fit":
             self._freeze.release()
+
+
+def _is_static(trainer: pl.Trainer) -> bool:
+    """Whether the network is wrapped in what looks once at who asks for gradients: that must hold for all phases."""
+    return trainer.world_size > 1 or isinstance(trainer.strategy, pl.strategies.ModelParallelStrategy)

@@ -9,7 +9,7 @@ what is ever trained: schedulers, checkpoints and distributed wrappers then neve
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -209,6 +209,13 @@ class FreezePlan:
         self._hooks, self.phase = [], None
         for owned in self._owned:
             owned.parameter.requires_grad_(self._asked[owned.name])
+
+    def move(self, network: nn.Module) -> None:
+        """Go on with a network whose modules and parameters are others under the same names: a copy, or one that was
+        sharded. A phase in force must have been released before, or its modules be the same."""
+        parameters = dict(network.named_parameters())
+        self._backbone = find_backbone(network)
+        self._owned = [replace(owned, parameter=parameters[owned.name]) for owned in self._owned]
 
     def _frozen_modules(self, phase: int) -> list[nn.Module]:
         learning = self._learning(phase)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from transferkit.errors import CheckpointError, DataError, OptionError, unknown_name
 from transferkit.registry import Registry
+from transferkit.train.sharding import add_up, is_sharded, local, placed, whole
 from transferkit.train.targets import (
     check_classes,
     check_labels,
@@ -286,12 +287,15 @@ class L2SP:
             raise OptionError(unknown_name("parameter", min(strange), known, remedy="L2-SP has no start for it."))
         if not learning:
             return next(iter(parameters.values())).new_zeros(())
-        self._start |= {name: self._start[name].to(learning[name].device) for name in learning.keys() & self._start}
-        return l2_sp(learning, self._start, alpha=self.alpha, beta=self.beta)
+        self._start |= {name: placed(self._start[name], learning[name]) for name in learning.keys() & self._start}
+        parts = {name: local(value) for name, value in learning.items()}
+        start = {name: local(value) for name, value in self._start.items()}
+        penalty = l2_sp(parts, start, alpha=self.alpha, beta=self.beta)
+        return add_up(penalty) if any(map(is_sharded, learning.values())) else penalty
 
     def state_dict(self) -> dict[str, Any]:
         """The start."""
-        return {"start": dict(self._start)}
+        return {"start": {name: whole(value) for name, value in self._start.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take the start of the run that is resumed.

@@ -20,6 +20,7 @@ from transferkit.frameworks import lightning
 from transferkit.processes import agreed, is_first
 from transferkit.serialise import from_json, to_json
 from transferkit.train.module import TransferModule
+from transferkit.train.sharding import whole
 from transferkit.types import Epoch
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Memory(pl.callbacks.Checkpoint):
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all weights and statistics, on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+    return {name: whole(tensor.detach()).cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def state_of(module: TransferModule) -> dict[str, Any]:

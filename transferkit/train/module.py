@@ -26,6 +26,7 @@ from transferkit.train.losses import L2SP, TASKS
 from transferkit.train.plans import plan_for
 from transferkit.train.recipe import Recipe
 from transferkit.train.schedule import PhasedSchedule
+from transferkit.train.sharding import Shards, fill_state
 from transferkit.train.targets import TargetScale
 from transferkit.types import JOINED, TOP
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["CutBatch", "TransferModule", "check_whole", "count_images"]
+__all__ = ["CutBatch", "TransferModule", "check_sharding", "count_images"]
 
 
 class CutBatch(NamedTuple):
@@ -89,7 +90,8 @@ class TransferModule(pl.LightningModule):
         expected_losses: Held-back loss of each epoch, for a schedule that reads it in a fit that holds nothing back.
 
     Raises:
-        OptionError: If the strategy has nothing to train, or does not fit the network; in a trainer, if that shards.
+        OptionError: If the strategy has nothing to train, or does not fit the network; in a trainer, if that shares
+            weights out otherwise than Lightning's ModelParallelStrategy with whole layers.
 
     Example:
         >>> import transferkit as tk  # doctest: +SKIP
@@ -149,12 +151,13 @@ class TransferModule(pl.LightningModule):
         self.freeze_plan = FreezePlan(self, self.plan.phases, norm=self.plan.norm, weight_decay=decay)
         self.pull = self._make_pull()
         self.average = self._make_average()
-        self._accumulated = [layer for layer in network.modules() if isinstance(layer, AccumulatedBatchNorm)]
+        self._note_accumulated()
         self.outputs: torch.Tensor | None = None
         self.expected_losses: Sequence[float | None] = ()
         self._held_back: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._swapped = ExitStack()
         self._own_dtype: torch.dtype | None = None
+        self._shards: Shards | None = None
         self.train()
 
     def _take_targets(self, targets: npt.NDArray[Any] | None, weights: Sequence[float] | str | None) -> None:
@@ -176,6 +179,9 @@ class TransferModule(pl.LightningModule):
         self.register_buffer("class_weights", found, persistent=False)
         self.scale = TargetScale.fit(targets) if self.task_name == "regression" and targets is not None else None
 
+    def _note_accumulated(self) -> None:
+        self._accumulated = [layer for layer in self.model.modules() if isinstance(layer, AccumulatedBatchNorm)]
+
     def _make_pull(self) -> L2SP | None:
         if not self.recipe.l2_sp:
             return None
@@ -196,13 +202,42 @@ class TransferModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the trainer's strategy, and note the precision, which the trainer may change next."""
-        check_whole(self.trainer.strategy)
+        check_sharding(self.trainer.strategy)
         self._take_own_dtype()
         self._own_dtype = self.dtype  # type: ignore[assignment, unused-ignore]
 
+    def configure_model(self) -> None:
+        """Share the weights out among the processes, if that is what the trainer's strategy is about."""
+        if self._shards is not None:
+            raise OptionError(
+                "A fit broke off while weights were shared out, and they still are: make the module anew."
+            )
+        if isinstance(self.trainer.strategy, pl.strategies.ModelParallelStrategy):
+            assert self.device_mesh is not None
+            if (split := self.device_mesh["tensor_parallel"].size()) > 1:
+                raise OptionError(
+                    f"Layers are not split among processes here, got tensor_parallel_size={split}. Use "
+                    "ModelParallelStrategy(data_parallel_size=<number of processes>, tensor_parallel_size=1)."
+                )
+            self._shards = Shards(self.model, self._run, mesh=self.device_mesh["data_parallel"])
+            self.freeze_plan.move(self)
+
     def teardown(self, stage: str) -> None:
-        """A trainer in half or double precision leaves the network in that; back to its own."""
+        """Weights that were shared out come together; a trainer in half or double precision leaves the network in that:
+        back to its own."""
+        if self._shards is not None:
+            self._gather(self._shards)
         self._take_own_dtype()
+
+    def _gather(self, shards: Shards) -> None:
+        """Go on with a model that is whole."""
+        kept: dict[str, Any] = {}
+        self.on_save_checkpoint(kept)
+        self.model, self._shards = shards.gather(), None
+        self.tail = None if self.tail is None else self.tail.on(self.model.backbone)
+        self.freeze_plan.move(self)
+        self._note_accumulated()
+        self.on_load_checkpoint(kept)
 
     def _take_own_dtype(self) -> None:
         # One that was never changed may mix several, and keeps them.
@@ -219,6 +254,8 @@ class TransferModule(pl.LightningModule):
         recipe = self.recipe
         mixed = isinstance(self.trainer.precision_plugin, pl.plugins.MixedPrecision)
         optimizer = recipe.make_optimizer(groups, mixed=mixed)
+        if self._shards is not None:
+            fill_state(optimizer)
         steps, starts = self._steps()
         scheduler = PhasedSchedule(
             optimizer,
@@ -269,6 +306,9 @@ class TransferModule(pl.LightningModule):
 
     def forward(self, images: torch.Tensor | CutBatch) -> torch.Tensor:
         """(n, K) outputs."""
+        return self._run(images) if self._shards is None else self._shards(images)
+
+    def _run(self, images: torch.Tensor | CutBatch) -> torch.Tensor:
         logits: torch.Tensor = self.model.classifier(self.features(images))
         return logits
 
@@ -452,26 +492,26 @@ def _in_units(linear: torch.nn.Linear, scale: TargetScale) -> None:
     linear.bias.mul_(std).add_(mean)
 
 
-def check_whole(strategy: object) -> None:
-    """Whether every process of a trainer holds whole weights and gradients.
+def check_sharding(strategy: object) -> None:
+    """Whether a trainer's strategy leaves weights whole, or shares them out in the one way that is known here.
 
     Args:
         strategy: A Lightning trainer's, or the name that it goes by there.
 
     Raises:
-        OptionError: If it shards them.
+        OptionError: If not.
 
     Example:
-        >>> check_whole("ddp")
+        >>> check_sharding("ddp")
     """
     kinds = pl.strategies
     known = kinds.StrategyRegistry
     kind = known[strategy]["strategy"] if isinstance(strategy, str) and strategy in known else type(strategy)
-    if issubclass(kind, (kinds.FSDPStrategy, kinds.DeepSpeedStrategy, kinds.ModelParallelStrategy)):
+    if issubclass(kind, (kinds.FSDPStrategy, kinds.DeepSpeedStrategy)):
         raise OptionError(
-            f"{kind.__name__} shares out weights or gradients among processes, but clipping, averages of the weights "
-            "and the network that is kept need them whole. Use trainer.strategy=ddp; where memory is short, with a "
-            "smaller train.batch_size, trainer.precision=bf16-mixed, or a strategy that trains less (few_layers, lora)."
+            f"{kind.__name__} shares weights out in a way that hides them from clipping, averages and the network that "
+            "is kept. Use trainer.strategy=fsdp, or in a trainer of your own ModelParallelStrategy(data_parallel_size="
+            "<number of processes>, tensor_parallel_size=1), which is PyTorch's FSDP2."
         )
 
 

@@ -21,7 +21,7 @@ from transferkit.nn import is_out_of_memory
 from transferkit.processes import agreed, connect, place
 from transferkit.progress import announce
 from transferkit.train.memory import CHECKPOINT, Memory, put_back, state_of
-from transferkit.train.module import TransferModule, check_whole
+from transferkit.train.module import TransferModule, check_sharding
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -66,6 +66,9 @@ OF_THE_RECIPE = (
 )
 """Options of the trainer that are not for people to set: what is trained, judged and kept depends on them."""
 
+SHARDED = "fsdp"
+"""Name of the strategy that shares weights, gradients and the optimizer's state out among the processes."""
+
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 """What reading half a checkpoint, or one that is something else, can raise."""
 
@@ -84,7 +87,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, "
             "train.clip). For callbacks of your own use transferkit.TransferModule with your own trainer."
         )
-    check_whole(options.get("strategy"))
+    strategy = options.get("strategy")
+    if isinstance(strategy, pl.strategies.ModelParallelStrategy):
+        raise OptionError(f"Each fit needs such a strategy of its own: say trainer.strategy={SHARDED} instead.")
+    if strategy != SHARDED:
+        check_sharding(strategy)
 
 
 def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
@@ -109,7 +116,7 @@ def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     try:
         with _quiet():
-            return int(pl.Trainer(**{**_placed(device), **options, **quietly}).world_size)
+            return int(pl.Trainer(**_sharded({**_placed(device), **options, **quietly})).world_size)
     except Exception as error:  # of many kinds, and all about the options: there is nothing else yet
         said = str(error).split("\n")[0].replace("Trainer.__init__() got an", "there is an")
         raise OptionError(f"Lightning's Trainer does not take these options: {said}") from error
@@ -273,7 +280,7 @@ class Runner:
         }
         check_options(self.options)
         with _quiet():
-            trainer = pl.Trainer(callbacks=callbacks, **{**settings, **self.options})
+            trainer = pl.Trainer(callbacks=callbacks, **_sharded({**settings, **self.options}))
         _check_launch(trainer)
         return trainer
 
@@ -309,6 +316,19 @@ def _launched() -> dict[str, Any]:
         return {}
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return {"devices": here, "num_nodes": everywhere // here, "strategy": "ddp" if everywhere > 1 else "auto"}
+
+
+def _sharded(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a trainer, the name "fsdp" replaced by what it stands for here: Lightning's own of that name is the
+    first FSDP, whose flat parameters nothing but its own methods can clip or average."""
+    if settings.get("strategy") != SHARDED:
+        return settings
+    places = {name: settings[name] for name in ("accelerator", "devices", "num_nodes") if name in settings}
+    world = pl.Trainer(**places, strategy="ddp", logger=False, enable_checkpointing=False).world_size
+    strategy = pl.strategies.ModelParallelStrategy(
+        data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    return {**settings, "strategy": strategy}
 
 
 def _check_launch(trainer: pl.Trainer) -> None:

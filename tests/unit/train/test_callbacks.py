@@ -111,7 +111,7 @@ def test_between_processes_gradients_flow_to_all_that_is_ever_trained_and_are_dr
     """Lightning#20340: a distributed wrapper looks once at who asks for gradients."""
     callback = FreezePlanCallback(plan_of(phase("head", 0.25), phase("top", 0.5, top=0.1), phase("head again", 0.25)))
     module = Own(callback)
-    stub = SimpleNamespace(world_size=processes, max_epochs=4, fast_dev_run=False, current_epoch=0)
+    stub = SimpleNamespace(world_size=processes, strategy=None, max_epochs=4, fast_dev_run=False, current_epoch=0)
     callback.setup(stub, module, "fit")
     optimizer = module.configure_optimizers()
     top = full(trunk_names(module.backbone, ["top"], statistics=False))

@@ -111,12 +111,12 @@ def test_a_noisy_edge_is_found_within_a_few_steps(edge: float, start: float, noi
     assert edge < SAFETY * found.lr < edge * STEP**8
 
 
-@given(start=st.floats(0, 2.3), noise=st.floats(0, 0.5), seed=st.integers(0, 1000))
-def test_noise_is_rarely_taken_for_a_rise(start: float, noise: float, seed: int) -> None:
-    """Never below the plan's own rate, whatever the draw: there is no signal in these losses."""
-    losses = start + noise * np.random.default_rng(seed).standard_normal(len(RATES))
-    found = judge(RATES, losses, planned=1e-3, nothing=2.3)
-    assert found.lr >= RATES[14] / SAFETY
+@pytest.mark.parametrize(("noise", "rarely"), [(0.1, 0), (0.3, 0.002), (0.5, 0.005)])
+def test_noise_is_rarely_taken_for_a_rise(noise: float, rarely: float) -> None:
+    """There is no signal in these losses: a fortieth of the plan's own rate, or less, is a false alarm."""
+    draws = (noise * np.random.default_rng(seed).standard_normal(len(RATES)) for seed in range(1000))
+    found = [judge(RATES, 1 + losses, planned=1e-3, nothing=2.3).lr for losses in draws]
+    assert np.mean(np.array(found) < RATES[14] / SAFETY) <= rarely
 
 
 def test_a_falling_loss_is_no_rise() -> None:

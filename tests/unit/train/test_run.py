@@ -481,18 +481,24 @@ def test_options_arrive_at_the_trainer(strategy, monkeypatch):
     assert came["max_epochs"] == PLAIN.epochs
 
 
-SHARDING = {name: name for name in ("fsdp", "fsdp_cpu_offload", "deepspeed_stage_2")} | {
+SHARDING = {name: name for name in ("fsdp_cpu_offload", "deepspeed_stage_2")} | {
     "made by hand": pl.strategies.FSDPStrategy(cpu_offload=True)
 }
 
 
 @pytest.mark.parametrize("strategy", SHARDING.values(), ids=SHARDING)
-def test_a_strategy_that_shards_is_refused_before_anything_is_done(strategy, tmp_path):
+def test_a_strategy_that_shards_another_way_is_refused_before_anything_is_done(strategy, tmp_path):
     options = {"strategy": strategy, "devices": 2}
-    with pytest.raises(OptionError, match=r"need them whole. Use trainer.strategy=ddp; where memory is short"):
+    with pytest.raises(OptionError, match=r"the network that is kept. Use trainer.strategy=fsdp"):
         adapt("timm/test_resnet", tmp_path / "nowhere", trainer=options)
-    with pytest.raises(OptionError, match="Strategy shares out weights or gradients among processes"):
+    with pytest.raises(OptionError, match="Strategy shares weights out in a way that hides them"):
         fit(None, runner=Runner(device=torch.device("cpu"), options=options, progress=False))
+
+
+def test_each_fit_gets_a_sharding_strategy_of_its_own(tmp_path):
+    shared = pl.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    with pytest.raises(OptionError, match="of its own: say trainer.strategy=fsdp instead"):
+        adapt("timm/test_resnet", tmp_path / "nowhere", trainer={"strategy": shared, "devices": 2})
 
 
 def test_what_the_recipe_sets_is_refused_before_anything_is_done(tmp_path):

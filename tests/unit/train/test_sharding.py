@@ -1,0 +1,117 @@
+"""Sharing weights out among processes: what one process can tell of it; test_distributed.py has the rest."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from tests.unit.train.test_module import make_module, make_trainer
+from transferkit.errors import OptionError
+from transferkit.train import Recipe
+from transferkit.train.sharding import Shards, add_up, fill_state, is_sharded, local, placed, whole
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """Of one process."""
+    distributed.init_process_group(
+        "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_what_is_gathered_is_the_model_that_was_shared_out_with_the_weights_of_now(mesh):
+    model = make_module().model.eval().to(memory_format=torch.channels_last)
+    before = copy.deepcopy(model)
+    shards = Shards(model, model.forward, mesh=mesh)
+    assert all(map(is_sharded, model.parameters()))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(shards(images), before(images))
+    with torch.no_grad():
+        model.classifier.linear.weight.add_(1)
+        before.classifier.linear.weight.add_(1)
+    after = shards.gather()
+    assert not any(map(is_sharded, after.parameters()))
+    torch.testing.assert_close(after.state_dict(), before.state_dict(), rtol=0, atol=0)
+    assert [weight.stride() for weight in after.parameters()] == [weight.stride() for weight in before.parameters()]
+    copy.deepcopy(after)  # which torch forbids for what is sharded
+
+
+def test_a_pass_in_inference_mode_does_not_spoil_training(mesh):
+    model = make_module().model
+    shards = Shards(model, model.forward, mesh=mesh)
+    with torch.inference_mode():
+        shards(torch.randn(2, 3, 32, 32))
+    shards(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(is_sharded(weight.grad) for weight in model.classifier.parameters())
+
+
+def test_a_tensor_goes_where_another_is_and_comes_back(mesh):
+    layer = fully_shard(nn.Linear(3, 2), mesh=mesh)
+    moved = placed(torch.ones(2, 3), layer.weight)
+    assert is_sharded(moved)
+    assert is_sharded(placed(moved, layer.weight))
+    torch.testing.assert_close(whole(moved), torch.ones(2, 3))
+    local(moved).zero_()
+    torch.testing.assert_close(whole(moved), torch.zeros(2, 3))
+
+
+def test_what_each_process_computed_is_added_up_and_differentiated_by_its_own(mesh):
+    part = torch.tensor(2.0, requires_grad=True)
+    total = add_up(part * 3)
+    total.backward()
+    assert (total.item(), part.grad.item()) == (6, 3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_filled_state_is_the_one_that_an_optimizer_begins_with(name):
+    """Though one parameter waits for its turn, and weights decay."""
+    ends = []
+    for filled in (False, True):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(3)) for _ in range(2)]
+        groups = [{"params": [weight], "lr": 0.1, "weight_decay": 0.3} for weight in weights]
+        optimizer = Recipe(optimizer=name).make_optimizer(groups)
+        if filled:
+            fill_state(optimizer)
+            assert optimizer.state.keys() == set(weights)
+        for step in range(4):
+            for weight in weights[: 1 if step < 2 else 2]:
+                weight.grad = torch.randn(3)
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([weight.detach() for weight in weights])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_what_broke_off_in_shards_is_not_trained_on():
+    module = make_module()
+    module._shards = "of a fit that was interrupted"
+    with pytest.raises(OptionError, match="A fit broke off while weights were shared out.* make the module anew"):
+        make_trainer(2).fit(module, [], [])
+
+
+def test_an_old_torch_is_told_so(monkeypatch):
+    monkeypatch.delattr("torch.distributed.fsdp.fully_shard")
+    with pytest.raises(OptionError, match=r"needs torch 2.6 or newer, this is .* Use trainer.strategy=ddp"):
+        Shards(make_module().model, lambda: None, mesh=None)
+
+
+def test_layers_are_not_split(monkeypatch):
+    module = make_module()
+    module.trainer = make_trainer(1)
+    strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
+    monkeypatch.setattr(pl.Trainer, "strategy", strategy)
+    module._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    with pytest.raises(OptionError, match="Layers are not split among processes here, got tensor_parallel_size=2"):
+        module.configure_model()
