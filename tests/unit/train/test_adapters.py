@@ -79,7 +79,9 @@ def disturb(trunk: nn.Module, scale: float = 0.02) -> None:
 
 @pytest.fixture(params=SIDES)
 def named_trunk(request) -> tuple[str, nn.Module]:
-    return request.param, load_trunk(request.param).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return request.param, load_trunk(request.param).eval()
 
 
 def test_merged_equals_unmerged_and_the_architecture_is_the_plain_one(named_trunk):
