@@ -214,7 +214,7 @@ def adapt(
     """
     recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
     _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, head=head, out=out, resume=resume)
-    _check_combinations(strategy=strategy, tune=tune, mode=mode, budget=budget, recipe=recipe)
+    _check_combinations(strategy=strategy, tune=tune, mode=mode, norm=norm, budget=budget, recipe=recipe)
     processes = count_processes(choose_device(device), trainer or {})
     if budget is not None:
         _check_clocks(processes)
@@ -320,7 +320,13 @@ def _check_options(
 
 
 def _check_combinations(
-    *, strategy: str, tune: int | str | Sequence[str] | None, mode: str, budget: float | None, recipe: Recipe
+    *,
+    strategy: str,
+    tune: int | str | Sequence[str] | None,
+    mode: str,
+    norm: str,
+    budget: float | None,
+    recipe: Recipe,
 ) -> None:
     """What would be passed over in silence is refused, before any work too."""
     check_tune(strategy, tune)
@@ -329,6 +335,16 @@ def _check_combinations(
         raise OptionError(
             f"strategy=linear_probe is solved for in closed form, so {said} would do nothing. Leave it out, or take a "
             "strategy that learns by gradient, such as strategy=lp_ft."
+        )
+    if strategy == "linear_probe" and norm in NORMS:
+        raise OptionError(
+            f"norm={norm} is about statistics while a network learns, and with strategy=linear_probe it does not. "
+            "Leave norm out, or name a kind to swap in, such as norm=recalibrated."
+        )
+    if strategy != "auto" and mode != "evidence":
+        raise OptionError(
+            f"mode={mode} is a way of choosing a strategy, and strategy={strategy} leaves nothing to choose. Leave "
+            "mode out, or take strategy=auto."
         )
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")

@@ -379,6 +379,13 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
             tk.adapt(PACKAGED, "nowhere", strategy=strategy, tune=2)
     with pytest.raises(OptionError, match="tune must be names of stages, or a whole number k .* got 1.5"):
         tk.adapt(PACKAGED, "nowhere", strategy="few_layers", tune=1.5)
+    with pytest.raises(
+        OptionError, match="mode=rule is a way of choosing a strategy, and strategy=lp_ft leaves nothing"
+    ):
+        tk.adapt(PACKAGED, "nowhere", strategy="lp_ft", mode="rule")
+    for norm in ("keep", "frozen"):
+        with pytest.raises(OptionError, match=f"norm={norm} is about statistics .* such as norm=recalibrated"):
+            tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", norm=norm)
     with pytest.raises(OptionError, match="closed form, so train.lr=0.1, train.augment=light would do nothing. Leave"):
         tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", train={"augment": "light", "lr": 0.1, "views": 4})
     for chosen in ({"strategy": "lp_ft"}, {"mode": "rule"}):

@@ -118,8 +118,7 @@ def test_one_image_at_once_tells_nothing_of_how_images_vary(norm, stripes):
     with pytest.raises(OptionError, match=f"norm={norm} .* one at once tells nothing .* Use norm=frozen, norm=group,"):
         adapt_stripes(stripes, norm=norm, train={"batch_size": 1})
     probe = tk.adapt(
-        "packaged/tf_efficientnet_lite0", stripes, norm="keep", batch_size=1, strategy="linear_probe", image_size=32,
-        progress=False,
+        "packaged/tf_efficientnet_lite0", stripes, batch_size=1, strategy="linear_probe", image_size=32, progress=False,
     )  # fmt: skip
     assert probe.decision.strategy == "linear_probe"
 
