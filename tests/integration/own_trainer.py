@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import transferkit as tk
 from transferkit.processes import is_first
@@ -74,7 +74,7 @@ def main(out: str, count: str, what: str) -> None:
         own, callbacks = Own(backbone, freeze), [held, freeze]
     else:
         recipe = Recipe(average="ema", l2_sp=0.1, optimizer="sgd")
-        own, callbacks = tk.TransferModule(backbone, "many_layers", classes=CLASSES, lr=1e-2, recipe=recipe), [held]
+        own, callbacks = tk.TransferModule(backbone, "few_layers", classes=CLASSES, lr=1e-2, recipe=recipe), [held]
     strategy: Any = "auto"
     if devices > 1:
         strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
@@ -87,9 +87,16 @@ def main(out: str, count: str, what: str) -> None:
     found: dict[str, Any] = {}
     if isinstance(own, tk.TransferModule):
         trainer.fit(own, images, images)  # Lightning judges two batches before the first step
+        found["asking"] = [name for name, weight in own.named_parameters() if weight.requires_grad]
         trainer.test(own, images, verbose=False)
-        found["probabilities"] = torch.cat(trainer.predict(own, loader(1)))[:BATCH]
-        found["state"] = own.finish().state_dict()
+        # A different number of batches in each process.
+        mine = Subset(images.dataset, range(IMAGES if is_first() else BATCH))
+        found["probabilities"] = torch.cat(trainer.predict(own, DataLoader(mine, batch_size=BATCH)))
+        trainer.save_checkpoint(f"{out}.ckpt")
+        model = own.finish()
+        assert model.backbone.trunk is backbone.trunk
+        found["hooks"] = sum(len(module._forward_pre_hooks) for module in model.modules())
+        found["state"] = model.state_dict()
     else:
         trainer.fit(own, images)
         found["state"] = {name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in own.state_dict().items()}

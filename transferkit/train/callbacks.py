@@ -84,7 +84,6 @@ class FreezePlanCallback(pl.Callback):
         self._freeze = plan if isinstance(plan, FreezePlan) else None
         self._weight_decay = weight_decay
         self._starts: list[int] = []
-        self._network: pl.LightningModule | None = None
 
     @property
     def freeze(self) -> FreezePlan:
@@ -95,8 +94,6 @@ class FreezePlanCallback(pl.Callback):
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for `configure_optimizers`: all that is ever trained."""
-        if self._network is not None:
-            self.freeze.move(self._network)  # its `configure_model` may have sharded it since
         return self.freeze.groups()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -105,7 +102,6 @@ class FreezePlanCallback(pl.Callback):
             return
         # Anew for every fit: one callback may serve the networks of several folds.
         self._freeze = self._plan if isinstance(self._plan, FreezePlan) else self._lay(pl_module)
-        self._network = pl_module
         phases = self._freeze.phases
         if getattr(trainer, "fast_dev_run", False):  # a few batches of one epoch, to see that all is wired up
             self._starts = [0]

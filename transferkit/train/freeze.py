@@ -9,7 +9,7 @@ what is ever trained: schedulers, checkpoints and distributed wrappers then neve
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,10 +29,10 @@ __all__ = ["FreezePlan", "claims_table", "find_backbone"]
 
 @dataclass(frozen=True)
 class _Owned:
-    """A parameter, its place, and whether weight decay may act on it."""
+    """A parameter's name, its place, how many numbers it has, and whether weight decay may act on it."""
 
     name: str
-    parameter: nn.Parameter
+    size: int
     stage: str
     kinds: frozenset[str]
     decayed: bool
@@ -71,13 +71,19 @@ class FreezePlan:
         self.norm = norm
         self.weight_decay = weight_decay
         self.phase: int | None = None
+        self._network = network
         self._backbone = find_backbone(network)
         self._owned = list(_own(network, self._backbone))
-        self._asked = {owned.name: owned.parameter.requires_grad for owned in self._owned}
+        self._asked = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._claims = [self._claim(phase) for phase in self.phases]
         if problems := [problem for number in range(len(self.phases)) for problem in self._problems(number)]:
             raise OptionError(list_problems("The rules do not fit the network:", problems))
+
+    @property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Looked up each time: sharding puts others in their place."""
+        return dict(self._network.named_parameters())
 
     def _claim(self, phase: Phase) -> dict[str, Rule]:
         """Parameter name -> the first rule that fits."""
@@ -145,12 +151,13 @@ class FreezePlan:
         Each has "lrs", its learning rate in every phase (0: frozen then), and a "name"; "lr" is the highest of them.
         """
         groups: dict[tuple[tuple[float, ...], bool], dict[str, Any]] = {}
+        parameters = self._parameters
         for owned in self._owned:
             lrs = tuple(claims[owned.name].lr for claims in self._claims)
             if not any(lrs):
                 continue
             group = groups.setdefault((lrs, owned.decayed), {"params": [], "stages": []})
-            group["params"].append(owned.parameter)
+            group["params"].append(parameters[owned.name])
             if owned.stage not in group["stages"]:
                 group["stages"].append(owned.stage)
         return [
@@ -175,9 +182,8 @@ class FreezePlan:
         self.release()
         self.phase = phase
         trained = self.is_trained
-        for owned in self._owned:
-            active = self._claims[phase][owned.name].lr > 0
-            owned.parameter.requires_grad_(trained[owned.name] if static else active)
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(trained[name] if static else self._claims[phase][name].lr > 0)
         self._hooks = [module.register_forward_pre_hook(_stay_evaluating) for module in self._frozen_modules(phase)]
 
     def set_modes(self, *, training: bool = False) -> None:
@@ -198,24 +204,18 @@ class FreezePlan:
         """Forget the gradients of what the phase in force does not train: an optimizer then leaves it alone, its
         weight decay and momentum included."""
         assert self.phase is not None
-        for owned in self._owned:
-            if self._claims[self.phase][owned.name].lr == 0:
-                owned.parameter.grad = None
+        for name, parameter in self._parameters.items():
+            if self._claims[self.phase][name].lr == 0:
+                parameter.grad = None
 
     def release(self) -> None:
         """Take the plan off the network: parameters ask for gradients as before, modes are free again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self.phase = [], None
-        for owned in self._owned:
-            owned.parameter.requires_grad_(self._asked[owned.name])
-
-    def move(self, network: nn.Module) -> None:
-        """Go on with a network whose modules and parameters are others under the same names: a copy, or one that was
-        sharded. A phase in force must have been released before, or its modules be the same."""
-        parameters = dict(network.named_parameters())
-        self._backbone = find_backbone(network)
-        self._owned = [replace(owned, parameter=parameters[owned.name]) for owned in self._owned]
+        for name, parameter in self._parameters.items():
+            if name in self._asked:  # a module that is finished has another head
+                parameter.requires_grad_(self._asked[name])
 
     def _frozen_modules(self, phase: int) -> list[nn.Module]:
         learning = self._learning(phase)
@@ -252,9 +252,9 @@ class FreezePlan:
             rule=str(rule),
             stage=stage,
             tensors=len(members),
-            parameters=sum(owned.parameter.numel() for owned in members),
+            parameters=sum(owned.size for owned in members),
             lr=rule.lr,
-            decayed=sum(owned.parameter.numel() for owned in members if owned.decayed) if rule.lr > 0 else 0,
+            decayed=sum(owned.size for owned in members if owned.decayed) if rule.lr > 0 else 0,
             statistics=self._statistics(phase, stage),
         )
 
@@ -292,7 +292,7 @@ def _own(network: nn.Module, backbone: Backbone) -> Iterator[_Owned]:
         stage = HEAD if path is None else backbone.stage_of(path.rpartition(".")[0])
         of_it = kinds[parameter]
         decayed = parameter.ndim > 1 and not of_it & {"norm", "bias"} and path not in exempt
-        yield _Owned(name, parameter, stage, of_it, decayed)
+        yield _Owned(name, parameter.numel(), stage, of_it, decayed)
 
 
 def _exempt(trunk: nn.Module) -> frozenset[str]:

@@ -208,19 +208,32 @@ class TransferModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Share the weights out among the processes, if that is what the trainer's strategy is about."""
+        # Lightning comes here without a trainer, too, when it loads a checkpoint. In prediction processes may have
+        # different numbers of batches, and would wait for each other's weights.
+        if self._trainer is None or self._trainer.state.fn == "predict":
+            return
+        self._check_together()
+        if isinstance(self._trainer.strategy, pl.strategies.ModelParallelStrategy):
+            self._shard()
+
+    def _shard(self) -> None:
+        assert self.device_mesh is not None
+        if (split := self.device_mesh["tensor_parallel"].size()) > 1:
+            raise OptionError(
+                f"Layers are not split among processes here, got tensor_parallel_size={split}. Use "
+                "ModelParallelStrategy(data_parallel_size=<number of processes>, tensor_parallel_size=1)."
+            )
+        phase = self.freeze_plan.phase
+        self.freeze_plan.release()  # its hooks would be copied along
+        self._shards = Shards(self.model, self._run, mesh=self.device_mesh["data_parallel"])
+        if phase is not None:
+            self.freeze_plan.start(phase, static=True)
+
+    def _check_together(self) -> None:
         if self._shards is not None:
             raise OptionError(
                 "A fit broke off while weights were shared out, and they still are: make the module anew."
             )
-        if isinstance(self.trainer.strategy, pl.strategies.ModelParallelStrategy):
-            assert self.device_mesh is not None
-            if (split := self.device_mesh["tensor_parallel"].size()) > 1:
-                raise OptionError(
-                    f"Layers are not split among processes here, got tensor_parallel_size={split}. Use "
-                    "ModelParallelStrategy(data_parallel_size=<number of processes>, tensor_parallel_size=1)."
-                )
-            self._shards = Shards(self.model, self._run, mesh=self.device_mesh["data_parallel"])
-            self.freeze_plan.move(self)
 
     def teardown(self, stage: str) -> None:
         """Weights that were shared out come together; a trainer in half or double precision leaves the network in that:
@@ -230,14 +243,15 @@ class TransferModule(pl.LightningModule):
         self._take_own_dtype()
 
     def _gather(self, shards: Shards) -> None:
-        """Go on with a model that is whole."""
+        """Make the model whole again, and with it what is kept besides."""
         kept: dict[str, Any] = {}
         self.on_save_checkpoint(kept)
-        self.model, self._shards = shards.gather(), None
-        self.tail = None if self.tail is None else self.tail.on(self.model.backbone)
-        self.freeze_plan.move(self)
+        shards.gather()
+        self._shards = None
         self._note_accumulated()
         self.on_load_checkpoint(kept)
+        self.trainer.strategy.optimizers = []  # of the shards
+        self.cpu()
 
     def _take_own_dtype(self) -> None:
         # One that was never changed may mix several, and keeps them.
@@ -355,6 +369,8 @@ class TransferModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """What is judged is the average of the weights, where one is kept."""
+        if self._shards is not None:
+            self._shards.share_statistics()
         self._swapped.enter_context(self.averaged())
 
     def on_test_epoch_start(self) -> None:
@@ -379,7 +395,10 @@ class TransferModule(pl.LightningModule):
 
     def _keep(self, batch: Any) -> None:
         images, targets = batch[0], self._scaled(batch[1])
-        outputs = in_halves(lambda part: self(_part(images, part)), len(targets))
+        if self._shards is None:
+            outputs = in_halves(lambda part: self(_part(images, part)), len(targets))
+        else:  # all processes must run the same passes
+            outputs = self(images)
         self._held_back.append((outputs.float(), targets))
 
     def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -466,7 +485,12 @@ class TransferModule(pl.LightningModule):
 
     def finish(self) -> TransferModel:
         """The trained model in evaluation mode, the plan taken off, its classifier a plain linear layer again; where an
-        average of the weights is kept, that."""
+        average of the weights is kept, that.
+
+        Raises:
+            OptionError: If a fit broke off while weights were shared out.
+        """
+        self._check_together()
         self.break_off()
         if self.average is not None and isinstance(self.model.classifier, StandardisedLinear):
             self.average.write(self)

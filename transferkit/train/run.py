@@ -90,6 +90,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     strategy = options.get("strategy")
     if isinstance(strategy, pl.strategies.ModelParallelStrategy):
         raise OptionError(f"Each fit needs such a strategy of its own: say trainer.strategy={SHARDED} instead.")
+    if strategy == SHARDED and options.get("sync_batchnorm"):
+        raise OptionError(
+            "trainer.sync_batchnorm is not for trainer.strategy=fsdp. Use norm=sync, which does the same."
+        )
     if strategy != SHARDED:
         check_sharding(strategy)
 

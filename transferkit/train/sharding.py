@@ -7,20 +7,28 @@ takes in what they have learnt.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
 
 from transferkit.errors import OptionError
-from transferkit.nn import TransferModel
+from transferkit.nn import Backbone, TransferModel
+from transferkit.nn.stages import Call, call_tree, evaluating
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Shards", "add_up", "fill_state", "is_sharded", "local", "placed", "whole"]
+__all__ = ["Shards", "add_up", "blocks_of", "fill_state", "is_sharded", "local", "placed", "whole"]
+
+LARGEST = 0.1
+"""Share of the parameters in one block, where that can be: so much is whole at once, but each block costs messages."""
+
+OLDEST = (2, 7)
+"""The torch whose `distribute_tensor` can be told not to ask the first process for what all of them have."""
 
 
 class _Unit(nn.Module):
@@ -39,24 +47,32 @@ class Shards:
     """Shares a model out among the processes of a mesh, in place.
 
     Between passes each parameter is a `DTensor`, of which this process holds its own part; so are gradients, and what
-    an optimizer keeps. In a pass the weights of a stage come together when it is the stage's turn.
+    an optimizer keeps. In a pass the weights of a block come together when it is the block's turn.
 
     Args:
-        model: Changed for good.
+        model: Its blocks and parameters are others until `gather`.
         run: What a pass does with it.
         mesh: One dimension: the processes, each of which sees images of its own.
 
     Raises:
-        OptionError: If torch is too old.
+        OptionError: If torch is too old, or a parameter is a single number.
     """
 
     def __init__(self, model: TransferModel, run: Callable[..., Tensor], *, mesh: DeviceMesh) -> None:
         fully_shard = _load_fully_shard()
-        self._spare = copy.deepcopy(model)
-        model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other
-        for tap in model.backbone.taps:
-            if tap.path:
-                fully_shard(model.backbone.trunk.get_submodule(tap.path), mesh=mesh)
+        if single := [name for name, parameter in model.named_parameters() if not parameter.ndim]:
+            raise OptionError(
+                f"{single[0]} is a single number, which cannot be shared out. Use trainer.strategy=ddp, or a backbone "
+                "without such."
+            )
+        self._paths = [f"backbone.trunk.{path}" for path in blocks_of(model.backbone)]
+        self._model = model
+        self._spare = copy.deepcopy(model).cpu()  # what fully_shard changes in a module it changes for good
+        # But outside of blocks it only hangs a hook on what holds parameters.
+        self._hooks = {module: dict(module._load_state_dict_post_hooks) for module in model.modules()}
+        model.to(memory_format=torch.contiguous_format)  # it takes no other
+        for path in self._paths:
+            fully_shard(model.get_submodule(path), mesh=mesh)
         self._unit = _Unit(model, run)
         # The outermost as well: averages and checkpoints must not find some of the weights whole.
         fully_shard(self._unit, mesh=mesh, reshard_after_forward=True)
@@ -69,22 +85,89 @@ class Shards:
         with torch.inference_mode(False), torch.no_grad():
             return self._unit(*inputs)
 
-    def gather(self) -> TransferModel:
-        """A model as it was before, on the CPU, with the weights of now; running statistics, which each process has
-        measured on its own images, are those of the first. All processes must come here."""
-        state = self._unit.network.state_dict()
-        self._spare.load_state_dict({name: _common(tensor) for name, tensor in state.items()})
-        return self._spare
+    def share_statistics(self) -> None:
+        """Let all processes have the running statistics of the first: each measures its own images'. All must come
+        here."""
+        for statistic in self._model.buffers():
+            distributed.broadcast(statistic, src=0)
+
+    def gather(self) -> None:
+        """Make the model whole, on the CPU; blocks are copies of those that it had. All processes must come here."""
+        self.share_statistics()
+        self._spare.load_state_dict({name: whole(tensor) for name, tensor in self._model.state_dict().items()})
+        for path in self._paths:
+            self._model.set_submodule(path, self._spare.get_submodule(path))
+        for path, module in self._spare.named_modules():
+            mine = self._model.get_submodule(path)
+            mine._parameters.update(module._parameters)
+            mine._buffers.update(module._buffers)
+        for module, hooks in self._hooks.items():
+            module._load_state_dict_post_hooks.clear()
+            module._load_state_dict_post_hooks.update(hooks)
 
 
 def _load_fully_shard() -> Callable[..., Any]:
-    try:
-        from torch.distributed.fsdp import fully_shard
-    except ImportError as error:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST:
         raise OptionError(
-            f"Sharing weights out needs torch 2.6 or newer, this is {torch.__version__}. Use trainer.strategy=ddp."
-        ) from error
+            f"Sharing weights out needs torch {'.'.join(map(str, OLDEST))} or newer, this is {torch.__version__}. Use "
+            "trainer.strategy=ddp."
+        )
+    from torch.distributed.fsdp import fully_shard
+
     return fully_shard
+
+
+def blocks_of(backbone: Backbone) -> list[str]:
+    """Paths inside the trunk of what is sharded together: the outermost modules that hold a tenth of the parameters at
+    most, or do not call others that have any.
+
+    Each is called once in a pass, and shares no parameter with the rest; no stage is read inside one. Found by watching
+    two images go through.
+    """
+    trunk, size = backbone.trunk, backbone.spec.preprocessing.size
+    images = next(trunk.parameters()).new_zeros(2, 3, size, size)
+    with evaluating(trunk), torch.no_grad():
+        tree = call_tree(trunk, images)
+    largest = LARGEST * _count_parameters(trunk)
+    times = Counter(call.path for call in _all_calls(tree))
+    holders = _holders(trunk)
+
+    def is_block(call: Call) -> bool:
+        return (
+            (
+                _count_parameters(call.module) <= largest
+                or not any(_count_parameters(part.module) for part in call.calls)
+            )
+            and times[call.path] == 1
+            and all(holders[parameter] == count for parameter, count in _holders(call.module).items())
+            and not any(tap.path.startswith(f"{call.path}.") for tap in backbone.taps)
+        )
+
+    def blocks(call: Call) -> Iterator[str]:
+        for inner in call.calls:
+            if not _count_parameters(inner.module):
+                continue
+            if is_block(inner):
+                yield inner.path
+            else:
+                yield from blocks(inner)
+
+    return list(dict.fromkeys(blocks(tree)))
+
+
+def _holders(module: nn.Module) -> Counter[nn.Parameter]:
+    """Parameter -> by how many of the modules inside it is held."""
+    return Counter(parameter for part in module.modules() for parameter in part.parameters(recurse=False))
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _all_calls(call: Call) -> Iterator[Call]:
+    yield call
+    for inner in call.calls:
+        yield from _all_calls(inner)
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -159,11 +242,3 @@ def add_up(part: Tensor) -> Tensor:
     total = part.detach().clone()
     distributed.all_reduce(total)
     return part + (total - part.detach())
-
-
-def _common(tensor: Tensor) -> Tensor:
-    """The same in all processes: all of what is sharded, else what the first has."""
-    if is_sharded(tensor):
-        return whole(tensor)
-    distributed.broadcast(tensor, src=0)
-    return tensor

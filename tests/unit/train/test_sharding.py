@@ -12,10 +12,13 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.unit.train.test_module import make_module, make_trainer
+from tests.unit.train.test_module import CLASSES, fit, make_backbone, make_module, make_trainer
 from transferkit.errors import OptionError
-from transferkit.train import Recipe
-from transferkit.train.sharding import Shards, add_up, fill_state, is_sharded, local, placed, whole
+from transferkit.look import load_backbone
+from transferkit.nn import TransferModel
+from transferkit.train import Recipe, TransferModule
+from transferkit.train.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
+from transferkit.types import Preprocessing
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def mesh(tmp_path):
 
 def test_what_is_gathered_is_the_model_that_was_shared_out_with_the_weights_of_now(mesh):
     model = make_module().model.eval().to(memory_format=torch.channels_last)
-    before = copy.deepcopy(model)
+    before, trunk = copy.deepcopy(model), model.backbone.trunk
     shards = Shards(model, model.forward, mesh=mesh)
     assert all(map(is_sharded, model.parameters()))
     images = torch.randn(2, 3, 32, 32)
@@ -40,11 +43,75 @@ def test_what_is_gathered_is_the_model_that_was_shared_out_with_the_weights_of_n
     with torch.no_grad():
         model.classifier.linear.weight.add_(1)
         before.classifier.linear.weight.add_(1)
-    after = shards.gather()
-    assert not any(map(is_sharded, after.parameters()))
-    torch.testing.assert_close(after.state_dict(), before.state_dict(), rtol=0, atol=0)
-    assert [weight.stride() for weight in after.parameters()] == [weight.stride() for weight in before.parameters()]
-    copy.deepcopy(after)  # which torch forbids for what is sharded
+    shards.gather()
+    assert not any(map(is_sharded, model.parameters()))
+    torch.testing.assert_close(model.state_dict(), before.state_dict(), rtol=0, atol=0)
+    assert [weight.stride() for weight in model.parameters()] == [weight.stride() for weight in before.parameters()]
+    assert model.backbone.trunk is trunk
+    assert model.backbone.pooled_stages(images, pooling="avg").keys() == {"stem", "middle", "top"}
+    torch.testing.assert_close(model(images), before(images))
+    copy.deepcopy(model).load_state_dict(before.state_dict())  # torch forbids the one, and fails in the other
+
+
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("timm/vit_tiny_patch16_224", ["patch_embed", *(f"blocks.{number}" for number in range(12)), "norm"]),
+        (
+            "torchvision/alexnet",
+            ["features.0", "features.3", "features.6", "features.8", "features.10", "classifier.1"],
+        ),
+    ],
+)
+def test_blocks_are_what_is_called_and_small_where_that_can_be(name, paths):
+    backbone = load_backbone(name, pretrained=False, image_size=64)
+    found = blocks_of(backbone)
+    assert found[: len(paths)] == paths
+    whole_of_it = sum(parameter.numel() for parameter in backbone.trunk.parameters())
+    inside = sum(parameter.numel() for path in found for parameter in backbone.trunk.get_submodule(path).parameters())
+    assert 0.98 * whole_of_it < inside <= whole_of_it
+
+
+class Twice(nn.Module):
+    """Runs one layer twice, and ties the weights of two others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU())
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.one, self.other = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.other.weight = self.one.weight
+        self.last = nn.Sequential(nn.Conv2d(8, 16, 3, 2), nn.ReLU())
+
+    def forward(self, images):
+        images = self.twice(self.twice(self.stem(images)))
+        return self.last(self.other(self.one(images))).mean(dim=(2, 3))
+
+
+def test_what_is_called_twice_or_shared_is_no_block(mesh):
+    plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    backbone = load_backbone(Twice(), preprocessing=plain)
+    assert blocks_of(backbone) == ["stem.0", "last.0"]
+    model = TransferModel(backbone, stages=("top",), pooling="avg", classes=["a", "b"])
+    expected = copy.deepcopy(model)
+    images = torch.randn(2, 3, 32, 32)
+    shards = Shards(model, model.forward, mesh=mesh)
+    shards(images).sum().backward()
+    expected(images).sum().backward()
+    for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(whole(mine.grad), theirs.grad)
+    shards.gather()
+    assert model.backbone.trunk.one.weight is model.backbone.trunk.other.weight
+
+
+def test_single_numbers_are_refused_before_anything_is_changed(mesh):
+    model = make_module().model
+    model.backbone.trunk.register_parameter("gain", nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(
+        OptionError, match="trunk.gain is a single number, which cannot be shared out. Use trainer.stra"
+    ):
+        Shards(model, model.forward, mesh=mesh)
+    assert not any(map(is_sharded, model.parameters()))
 
 
 def test_a_pass_in_inference_mode_does_not_spoil_training(mesh):
@@ -99,11 +166,13 @@ def test_what_broke_off_in_shards_is_not_trained_on():
     module._shards = "of a fit that was interrupted"
     with pytest.raises(OptionError, match="A fit broke off while weights were shared out.* make the module anew"):
         make_trainer(2).fit(module, [], [])
+    with pytest.raises(OptionError, match="A fit broke off while weights were shared out"):
+        module.finish()
 
 
 def test_an_old_torch_is_told_so(monkeypatch):
-    monkeypatch.delattr("torch.distributed.fsdp.fully_shard")
-    with pytest.raises(OptionError, match=r"needs torch 2.6 or newer, this is .* Use trainer.strategy=ddp"):
+    monkeypatch.setattr(torch, "__version__", "2.6.1+cpu")
+    with pytest.raises(OptionError, match=r"needs torch 2.7 or newer, this is 2.6.1\+cpu. Use trainer.strategy=ddp"):
         Shards(make_module().model, lambda: None, mesh=None)
 
 
@@ -115,3 +184,13 @@ def test_layers_are_not_split(monkeypatch):
     module._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
     with pytest.raises(OptionError, match="Layers are not split among processes here, got tensor_parallel_size=2"):
         module.configure_model()
+
+
+def test_a_checkpoint_is_loaded_without_a_trainer(tmp_path):
+    module = make_module()
+    fit(module, 2, [])
+    module.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = TransferModule.load_from_checkpoint(
+        tmp_path / "last.ckpt", network=make_backbone(), strategy=module.plan, classes=CLASSES
+    )
+    torch.testing.assert_close(loaded.state_dict(), module.state_dict(), rtol=0, atol=0)
