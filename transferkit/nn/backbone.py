@@ -19,7 +19,7 @@ from transferkit.errors import BackboneError, OptionError, unknown_name
 from transferkit.nn.anatomy import assign_stages, find_stage
 from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
-from transferkit.nn.stages import Tap, collecting, discover_taps, evaluating, explaining, record_taps
+from transferkit.nn.stages import Tap, collecting, count_parameters, discover_taps, evaluating, explaining, record_taps
 from transferkit.types import JOINED, SELECTED, BackboneSpec, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
@@ -181,7 +181,7 @@ class Backbone(nn.Module):
                 for tap in self.taps
             ),
             weights_id=weights_digest(self.trunk),
-            parameters=sum(parameter.numel() for parameter in self.trunk.parameters()),
+            parameters=count_parameters(self.trunk),
         )
 
     @property

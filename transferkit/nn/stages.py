@@ -26,7 +26,9 @@ __all__ = [
     "Call",
     "Tap",
     "call_tree",
+    "calls_in",
     "collecting",
+    "count_parameters",
     "discover_taps",
     "evaluating",
     "explaining",
@@ -223,7 +225,15 @@ def call_tree(network: nn.Module, images: torch.Tensor) -> Call:
     return stack[0].calls[0]
 
 
-def _parameters(module: nn.Module) -> int:
+def calls_in(call: Call) -> Iterator[Call]:
+    """The call itself and all that were made inside it, in order."""
+    yield call
+    for inner in call.calls:
+        yield from calls_in(inner)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module learns; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -237,7 +247,7 @@ def _is_spine(call: Call, depth: int, share: float) -> bool:
 
 
 def _spine(call: Call, depth: int, total: int) -> list[Call]:
-    if not _is_spine(call, depth, _parameters(call.module) / max(total, 1)):
+    if not _is_spine(call, depth, count_parameters(call.module) / max(total, 1)):
         single = [inner for inner in call.calls if inner.output is not None]
         wraps_one = depth == 0 and len(single) == 1
         return _spine(single[0], 0, total) if wraps_one else [call]
@@ -266,7 +276,7 @@ def _readable(steps: list[Call], images: int) -> list[Call]:
             continue
         if output.ndim == 4 and output.shape[2] not in (output.shape[1], output.shape[3]):
             continue
-        if _parameters(step.module) or (readable and _shape_of(readable[-1]) == _shape_of(step)):
+        if count_parameters(step.module) or (readable and _shape_of(readable[-1]) == _shape_of(step)):
             readable.append(step)
     return readable
 
@@ -296,7 +306,7 @@ def _last_of_each_shape(steps: list[Call]) -> list[Call]:
 
 def _blocks(steps: list[Call]) -> list[Call]:
     """The repeated blocks of an isotropic network, thinned evenly; the last one always stays."""
-    kinds = [type(step.module) for step in steps if _parameters(step.module)]
+    kinds = [type(step.module) for step in steps if count_parameters(step.module)]
     if not kinds:
         return []
     commonest = max(kinds, key=kinds.count)
@@ -338,7 +348,7 @@ def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
         got = tuple(vector.shape) if isinstance(vector, torch.Tensor) else type(vector).__name__
         raise BackboneError(f"A backbone without its classifier must return (N, D), got {got}.")
 
-    steps = _readable(_spine(tree, 0, _parameters(network)), len(images))
+    steps = _readable(_spine(tree, 0, count_parameters(network)), len(images))
     steps = _blocks(steps) if _is_isotropic(steps) else _last_of_each_shape(steps)
     steps = [_outermost(step, steps) for step in steps]
 

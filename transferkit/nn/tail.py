@@ -19,7 +19,7 @@ from torch import nn
 from transferkit.errors import BackboneError, OptionError
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.pooling import pool
-from transferkit.nn.stages import Call, Tap, call_tree, evaluating, explaining, tensor_of
+from transferkit.nn.stages import Call, Tap, call_tree, calls_in, evaluating, explaining, tensor_of
 
 __all__ = ["CutError", "Tail", "cut"]
 
@@ -317,19 +317,13 @@ def _pool_all(
 # How a network falls apart
 
 
-def _calls(call: Call) -> Iterator[Call]:
-    yield call
-    for inner in call.calls:
-        yield from _calls(inner)
-
-
 def _dissect(trunk: nn.Module, tree: Call, path: str) -> _Anatomy:
     """What is over before the module at `path` is, and what begins afterwards.
 
     Raises:
         CutError: If the two cannot be told apart.
     """
-    at, *more = [call for call in _calls(tree) if call.path == path]
+    at, *more = [call for call in calls_in(tree) if call.path == path]
     if more:
         raise CutError(f"its module runs {1 + len(more)} times")
     chain = [at]
@@ -340,18 +334,18 @@ def _dissect(trunk: nn.Module, tree: Call, path: str) -> _Anatomy:
         place = next(i for i, call in enumerate(holder.calls) if call is held)
         before += holder.calls[:place]
         after += holder.calls[place + 1 :]
-    ran = {id(inner.module) for call in [*before, at] for inner in _calls(call)}
-    for again in (inner for call in after for inner in _calls(call)):
+    ran = {id(inner.module) for call in [*before, at] for inner in calls_in(call)}
+    for again in (inner for call in after for inner in calls_in(call)):
         if id(again.module) in ran and again.module.state_dict():
             raise CutError(f"{again.path!r} runs on both sides of it")
     early = _group_early(trunk, tree, before, {id(call.module) for call in chain[:-1]})
-    behind = [call.path for call in after if not any(id(inner.module) in ran for inner in _calls(call))]
+    behind = [call.path for call in after if not any(id(inner.module) in ran for inner in calls_in(call))]
     return _Anatomy(tuple(early), _forget(at.returned), tuple(dict.fromkeys(behind)))
 
 
 def _group_early(trunk: nn.Module, tree: Call, before: Sequence[Call], holders: Collection[int]) -> Iterator[_Early]:
     """The modules of these calls. Those that were given no tensor (a table of positions) can go on running."""
-    passed = {id(call.module) for call in _calls(tree)} - set(holders)
+    passed = {id(call.module) for call in calls_in(tree)} - set(holders)
     paths: dict[int, list[str]] = {}
     for path, module in trunk.named_modules(remove_duplicate=False):
         *owners, _ = accumulate(path.split("."), "{}.{}".format)

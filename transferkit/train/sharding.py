@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 
 from transferkit.errors import OptionError
 from transferkit.nn import Backbone, TransferModel
-from transferkit.nn.stages import Call, call_tree, evaluating
+from transferkit.nn.stages import Call, call_tree, calls_in, count_parameters, evaluating
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -128,16 +128,13 @@ def blocks_of(backbone: Backbone) -> list[str]:
     images = next(trunk.parameters()).new_zeros(2, 3, size, size)
     with evaluating(trunk), torch.no_grad():
         tree = call_tree(trunk, images)
-    largest = LARGEST * _count_parameters(trunk)
-    times = Counter(call.path for call in _all_calls(tree))
+    largest = LARGEST * count_parameters(trunk)
+    times = Counter(call.path for call in calls_in(tree))
     holders = _holders(trunk)
 
     def is_block(call: Call) -> bool:
         return (
-            (
-                _count_parameters(call.module) <= largest
-                or not any(_count_parameters(part.module) for part in call.calls)
-            )
+            (count_parameters(call.module) <= largest or not any(count_parameters(part.module) for part in call.calls))
             and times[call.path] == 1
             and all(holders[parameter] == count for parameter, count in _holders(call.module).items())
             and not any(tap.path.startswith(f"{call.path}.") for tap in backbone.taps)
@@ -145,7 +142,7 @@ def blocks_of(backbone: Backbone) -> list[str]:
 
     def blocks(call: Call) -> Iterator[str]:
         for inner in call.calls:
-            if not _count_parameters(inner.module):
+            if not count_parameters(inner.module):
                 continue
             if is_block(inner):
                 yield inner.path
@@ -158,16 +155,6 @@ def blocks_of(backbone: Backbone) -> list[str]:
 def _holders(module: nn.Module) -> Counter[nn.Parameter]:
     """Parameter -> by how many of the modules inside it is held."""
     return Counter(parameter for part in module.modules() for parameter in part.parameters(recurse=False))
-
-
-def _count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _all_calls(call: Call) -> Iterator[Call]:
-    yield call
-    for inner in call.calls:
-        yield from _all_calls(inner)
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
