@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,15 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import predictable_images, to_pixels
-from transferkit.errors import OptionError, RunFolderError, TransferkitError, unknown_name
+from transferkit.data import DeepImages, predictable_images, prepared_tensors, to_pixels
+from transferkit.errors import DataError, OptionError, RunFolderError, TransferkitError, unknown_name
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.nn.norm import swap_norm
 from transferkit.report import render
 from transferkit.serialise import from_json, to_json
-from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
+from transferkit.types import Decision, Evidence, Metrics, Preprocessing, RunRecord, TrainingRecord
 
 __all__ = ["Predictions", "Result", "load"]
 
@@ -128,26 +129,47 @@ class Result:
         """The K class names, in label order."""
         return self.model.classes
 
-    def predict(self, images: Any, *, device: str = "auto") -> Predictions:
+    def predict(self, images: Any, *, preprocessed: bool = False, device: str = "auto") -> Predictions:
         """Classify images.
 
         Args:
             images: One or many of: path, folder, PIL image, (H, W, 3) uint8 array, uint8 or [0, 1] float tensor, or a
-                stack of these. They go through the checkpoint's own preprocessing.
+                stack of these. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is
+                scaled by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W)
+                float tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
+            preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
-            DataError: If something is not an image.
+            DataError: If something is not an image, or not prepared as the model needs it.
+
+        Warns:
+            UserWarning: If deep images do not fit the range that the model was fitted with.
         """
         items: list[str] = []
+        deep = DeepImages(self.model.preprocessing.value_range)
 
-        def pictures() -> Iterator[npt.NDArray[np.uint8]]:
-            for item, image in predictable_images(images):
+        def inputs() -> Iterator[npt.NDArray[Any]]:
+            for item, image in self._named_inputs(images, deep, preprocessed=preprocessed):
                 items.append(item)
-                yield to_pixels(image, self.model.preprocessing)
+                yield image
 
-        logits = logits_of(self.model, pictures(), device=choose_device(device))
+        logits = logits_of(self.model, inputs(), device=choose_device(device))
+        if deep.note:
+            warnings.warn(deep.note, stacklevel=2)
         return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy())
+
+    def _named_inputs(
+        self, images: Any, deep: DeepImages, *, preprocessed: bool
+    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
+        wants = self.model.preprocessing
+        _check_prepared(wants, preprocessed=preprocessed)
+        if wants.prepared:
+            yield from prepared_tensors(images, shape=wants.shape)
+            return
+        for item, image in predictable_images(images, deep=deep):
+            yield item, to_pixels(image, wants)
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
@@ -194,6 +216,23 @@ class Result:
         if format not in EXPORTS:
             raise OptionError(unknown_name("export format", format, EXPORTS))
         return EXPORTS[format](self.model.to("cpu"), path)
+
+
+def _check_prepared(wants: Preprocessing, *, preprocessed: bool) -> None:
+    """Whether what the caller says of the images is what the model was fitted on."""
+    if wants.prepared and not preprocessed:
+        how = f" ({wants.origin})" if wants.origin else ""
+        raise DataError(
+            f"This model was fitted on tensors that were prepared outside{how}, and what was done to them is not known "
+            "here, so pictures and files cannot be prepared for it. Prepare them with the same transform and call "
+            "predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
+        )
+    if preprocessed and not wants.prepared:
+        raise DataError(
+            "preprocessed=True: this model was fitted on pictures, which it resizes and normalises itself, so prepared "
+            "tensors do not fit it. Leave preprocessed out and give paths, PIL images, uint8 tensors or float tensors "
+            "in [0, 1], as they are before Normalize; or adapt with preprocessed=True."
+        )
 
 
 EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_onnx}

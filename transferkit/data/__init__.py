@@ -8,13 +8,14 @@ from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import PixelStore
-from transferkit.data.predictable import predictable_images
+from transferkit.data.predictable import DeepImages, predictable_images, prepared_tensors
 from transferkit.data.splits import stratified_split
 
 __all__ = [
     "MAX_PIXELS",
     "Augmentation",
     "Data",
+    "DeepImages",
     "EpochSampler",
     "Mixing",
     "Pictures",
@@ -26,6 +27,7 @@ __all__ = [
     "make_loader",
     "open_data",
     "predictable_images",
+    "prepared_tensors",
     "stratified_split",
     "to_pixels",
 ]

@@ -111,10 +111,17 @@ class Data:
                 return preprocessing
             return replace(preprocessing, value_range=self.value_range)
         how = f": {'; '.join(self._outside)}" if self._outside else ""
-        return replace(preprocessing, prepared=True, shape=self._one_shape(), origin=f"the tensors came prepared{how}")
+        return replace(
+            preprocessing, prepared=True, shape=self.prepared_shape, origin=f"the tensors came prepared{how}"
+        )
 
-    def _one_shape(self) -> tuple[int, int]:
-        """(H, W) of prepared tensors."""
+    @property
+    def prepared_shape(self) -> tuple[int, int]:
+        """(H, W) of prepared tensors.
+
+        Raises:
+            DataError: They are of several shapes.
+        """
         counts = Counter(self._shapes)
         if len(counts) > 1:
             told = "; ".join(

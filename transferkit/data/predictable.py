@@ -60,8 +60,8 @@ class DeepImages:
         if sketch.declared is None and seen and not used[0] <= seen[0] <= seen[-1] <= used[1]:
             raise DataError(
                 f"{name}: {sketch.kind} values from {seen[0]:.4g} to {seen[-1]:.4g}, and this model was fitted on "
-                "8-bit images: what is black and what is white is not known. Convert the images to 8 bits as its training "
-                "images were, or adapt again on images like these."
+                "8-bit images: what is black and what is white is not known. Convert the images to 8 bits as its "
+                "training images were, or adapt again on images like these."
             )
         self._used = used
         return used
@@ -149,8 +149,8 @@ def prepared_tensors(images: Any, *, shape: tuple[int, int] | None) -> Iterator[
         if not isinstance(value, torch.Tensor):
             raise DataError(
                 f"{name}: this model was fitted on tensors that were prepared outside, and what was done to them is "
-                f"not known here, so it cannot be done to {_what(value)}. Prepare it with the same transform and give the "
-                "tensors, predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
+                f"not known here, so it cannot be done to {_what(value)}. Prepare it with the same transform and give "
+                "the tensors, predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
             )
         values = as_tensor_values(value, name=name)
         if shape is not None and values.shape[1:] != tuple(shape):

@@ -82,8 +82,8 @@ def _told(sketches: dict[int, ValueSketch], value_range: Range, given: bool) -> 
         return Finding(kind="value_range", severity="info", message=message)
     assert declared is not None
     message += (
-        f" That is {100 * share:.2g} % of what the files can hold ({_value(declared[0])} to {_value(declared[1])}): new "
-        f"images must have the same scale. {HOW_TO_CHOOSE}."
+        f" That is {100 * share:.2g} % of what the files can hold ({_value(declared[0])} to {_value(declared[1])}): "
+        f"new images must have the same scale. {HOW_TO_CHOOSE}."
     )
     return Finding(kind="little_range_used", severity="warning", message=message)
 
@@ -99,15 +99,14 @@ def _missing(names: Sequence[str], sketches: dict[int, ValueSketch]) -> list[Fin
         shown.append(f"{len(values) - _SHOWN} others")
     if broken := sum(sketches[row].not_finite > 0 for row in rows):
         shown.append(f"NaN or infinity ({_number(broken, 'image')})")
-    stated = all(
-        set(sketches[row].missing) <= set(sketches[row].stated) and not sketches[row].not_finite for row in rows
-    )
+    unstated = any(set(sketches[row].missing) - set(sketches[row].stated) for row in rows)
+    why = "being far from all others" if unstated else "as the files say"
     message = (
-        f"Taken for missing values, not for brightness, {'as the files say' if stated else 'being far from all others'}: "
+        f"Taken for missing values, not for brightness, {why}: "
         f"{', '.join(shown)}, e.g. {names[rows[0]]}. They do not count for black and white; what is below black is "
         "drawn black, what is above white white, NaN black."
     )
-    severity = "info" if stated else "warning"
+    severity = "warning" if unstated or broken else "info"
     return [Finding(kind="missing_values", severity=severity, message=message, items=tuple(names[row] for row in rows))]  # type: ignore[arg-type]
 
 
@@ -130,9 +129,9 @@ def _clipped(
     worst = max(rows, key=lambda row: _beyond(sketches[row], value_range))
     seen = sketches[worst].quantiles
     message = (
-        f"Clipped: {_number(len(rows), 'image')} ({counts}) with values beyond black ({_value(value_range[0])}) or white "
-        f"({_value(value_range[1])}), e.g. {names[worst]}, {_value(seen[0])} to {_value(seen[-1])}. Are they of the "
-        "same instrument and unit?"
+        f"Clipped: {_number(len(rows), 'image')} ({counts}) with values beyond black ({_value(value_range[0])}) or "
+        f"white ({_value(value_range[1])}), e.g. {names[worst]}, {_value(seen[0])} to {_value(seen[-1])}. Are they of "
+        "the same instrument and unit?"
     )
     return [Finding(kind="clipped", severity="warning", message=message, items=tuple(names[row] for row in rows))]
 
@@ -173,13 +172,13 @@ def check_new(sketches: Sequence[ValueSketch], value_range: Range) -> str:
     outside = sum(leaves(sketch, value_range) for sketch in seen)
     if outside:
         return (
-            f"{outside} of {_number(len(seen), 'deep image')} have values beyond black or white and are clipped: {model}, "
-            f"and these images have {where}. Are they of the same instrument and unit?"
+            f"{outside} of {_number(len(seen), 'deep image')} have values beyond black or white and are clipped: "
+            f"{model}; these images have {where}. Are they of the same instrument and unit?"
         )
     if most - least < SLACK * (value_range[1] - value_range[0]):
         return (
-            f"The images use little of the model's range: {model}, and these images have {where} only. Are they of the "
-            "same instrument and unit?"
+            f"The images use little of the model's range: {model}; these images have {where} only. Are they of "
+            "the same instrument and unit?"
         )
     return ""
 
@@ -210,8 +209,8 @@ def _bands(names: Sequence[str], looks: Sequence[Inspection]) -> Iterable[Findin
     if rows:
         most = max(looks[row].dropped for row in rows)
         message = (
-            f"Further bands that are not read: {_number(len(rows), 'image')} ({_some(names, rows)}), up to {most} each; "
-            "the first ones are taken for grey or red, green and blue. If others matter, save three of them as RGB."
+            f"Further bands that are not read: {_number(len(rows), 'image')} ({_some(names, rows)}), up to {most} "
+            "each; the first are taken for grey, or red, green and blue. If others matter, save three of them as RGB."
         )
         yield _warning("dropped_bands", message, names, rows)
 
@@ -220,8 +219,9 @@ def _reduced(names: Sequence[str], looks: Sequence[Inspection]) -> Iterable[Find
     rows = [row for row, look in enumerate(looks) if REDUCED in look.traits]
     if rows:
         message = (
-            f"Read with 8 of 16 bits: {_number(len(rows), 'image')} ({_some(names, rows)}); where only a small part of "
-            "the range is used, little is left of them. To have the range measured, save them as 16-bit PNG without alpha."
+            f"Read with 8 of 16 bits: {_number(len(rows), 'image')} ({_some(names, rows)}); where only a small "
+            "part of the range is used, little is left of them. To have it measured, save them as 16-bit PNG in colour "
+            "or grey, without alpha."
         )
         yield _warning("reduced_depth", message, names, rows)
 

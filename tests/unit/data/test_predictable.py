@@ -60,7 +60,7 @@ def test_paths_and_folders_keep_their_names(write: Writer, tmp_path: Path) -> No
         (b"abc", "got bytes"),
         ([], "the list is empty"),
         ({"a": ONE}, "got dict"),
-        (ONE.astype(np.float32), r"float values in \[0, 255\], .* divide by 255, or give them as uint8"),
+        (ONE.astype(np.float32), r"float values in \[2, 255\], .* divide by 255, or give them as uint8"),
         (ONE.astype(complex), "got complex128 values"),
         (CHW.float(), r"float values in \[0, 255\], expected \[0, 1\]|must not be normalised"),
         (np.zeros((3, 3, 3, 3, 3), np.uint8), "shape"),
