@@ -18,7 +18,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
-from transferkit.types import Preprocessing
+from transferkit.types import Finding, Preprocessing
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
@@ -151,6 +151,19 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
     """
     preprocessing = data.fitted(backbone.spec.preprocessing)
     backbone.spec = replace(backbone.spec, preprocessing=preprocessing)
+    own = backbone.spec.own_preprocessing
+    if own is not None and not preprocessing.prepared:
+        message = (
+            f"The preprocessing that was given normalises with mean {_three(preprocessing.mean)} and std "
+            f"{_three(preprocessing.std)}, the checkpoint was trained with mean {_three(own.mean)} and std "
+            f"{_three(own.std)}. Leave preprocessing out unless the weights are others than the published ones."
+        )
+        found = Finding(kind="preprocessing", severity="warning", message=message)
+        data.summary = replace(data.summary, findings=(*data.summary.findings, found))
+
+
+def _three(values: tuple[float, float, float]) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
 
 
 def prepared_side(data: Data, options: Options) -> int | None:

@@ -172,6 +172,7 @@ class BackboneSpec:
         published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
         published_by: Who says so.
         norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
+        own_preprocessing: The checkpoint's own, where the caller gave another with another mean or std; else None.
     """
 
     name: str
@@ -194,6 +195,7 @@ class BackboneSpec:
     published_accuracy: float | None = None
     published_by: str = ""
     norm: str = ""
+    own_preprocessing: Preprocessing | None = None
 
     def at(self, size: int | None) -> BackboneSpec:
         """The same backbone for another input side; None changes nothing. The native size stays on record."""

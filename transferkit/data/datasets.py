@@ -15,12 +15,10 @@ from torch.utils.data import IterableDataset
 
 from transferkit.data.arrays import as_rgb, as_tensor_values, deep_values, render
 from transferkit.data.decode import (
-    CLEAR,
-    LAID_ON_WHITE,
     ImageError,
     dropped_bands,
     flatten,
-    is_clear,
+    late_traits,
     load_deep,
     traits,
 )
@@ -28,7 +26,7 @@ from transferkit.data.depth import DeepPixels, Range, own_range, sketch_values
 from transferkit.data.fingerprints import array_digest, digest
 from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory, split_name
-from transferkit.data.outside import outside_steps, tell_steps
+from transferkit.data.outside import outside_steps, tell_clipping, tell_steps
 from transferkit.errors import DataError, unknown_name
 from transferkit.progress import track
 from transferkit.types import Finding
@@ -148,6 +146,7 @@ def take_datasets(
     looks = [_look(reader, row) for row in track(rows, "checking images", enabled=progress)]
     labels, classes, findings = _labelled(looks, reader)
     steps = tuple(dict.fromkeys(step for dataset in named.values() for step in outside_steps(dataset)))
+    outside = [*tell_steps(steps, prepared=preprocessed), *tell_clipping(list(named.values()))]
     return Inventory(
         origin=origin,
         classes=classes,
@@ -156,7 +155,7 @@ def take_datasets(
         splits=np.array([part for part, _ in reader.rows], dtype="<U5"),
         inspections=tuple(look.inspection for look in looks),
         reader=reader,
-        findings=(*findings, *_drawn_at_random(reader, looks), *tell_steps(steps, prepared=preprocessed)),
+        findings=(*findings, *_drawn_at_random(reader, looks), *outside),
         outside=steps,
     )
 
@@ -200,15 +199,16 @@ def _look(reader: DatasetReader, row: int) -> _Look:
         is_picture = isinstance(value, Image.Image) and not reader.preprocessed
         found, dropped = (traits(value), dropped_bands(value)) if is_picture else ((), 0)
         seen = reader.seen(row, value)
-        if LAID_ON_WHITE in found and is_clear(value):
-            found = tuple(CLEAR if trait == LAID_ON_WHITE else trait for trait in found)
+        found = late_traits(value, found) if is_picture else found
     except (ImageError, OSError) as error:  # OSError: what a dataset's own loader raises for a bad file
         if isinstance(value, Image.Image):
             value.close()  # a lazily opened file that nobody will read to its end
         fault = error.kind if isinstance(error, ImageError) else "unreadable"
         return _Look(Inspection(content_id=digest(reader.names[row].encode()), fault=fault), label)
     look = inspect_picture(seen.picture, content_id=seen.content_id, found=found, deep=seen.deep)
-    return _Look(replace(look, dropped=dropped, frames=_frames(value) if is_picture else 1), label)
+    if is_picture:
+        look = replace(look, dropped=dropped, frames=_frames(value), format=value.format or "")
+    return _Look(look, label)
 
 
 def _frames(image: Image.Image) -> int:

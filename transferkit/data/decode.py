@@ -27,8 +27,10 @@ __all__ = [
     "count_frames",
     "decode",
     "dropped_bands",
-    "is_clear",
+    "flatten",
+    "late_traits",
     "load_deep",
+    "may_be_deep",
     "open_header",
     "to_grey",
     "to_rgb",
@@ -424,15 +426,23 @@ LAID_ON_WHITE = "transparent (laid on white)"
 
 
 def traits(image: Image.Image) -> tuple[str, ...]:
-    """What has to be converted before an opened image is upright 8-bit RGB, as phrases; read from its header."""
+    """What has to be converted before an opened image is 8-bit RGB, as phrases; read from its header."""
     found = [trait.phrase for trait in _TRAITS if image.mode in trait.modes]
     if image.mode in ("RGB", "RGBA", "CMYK") and _bits(image) > 8:
         found.append("16-bit colour" if may_be_deep(image) else REDUCED)
     if image.has_transparency_data:
         found.append(LAID_ON_WHITE)
-    if _orientation(image) in _TURNS:
-        found.append("rotated by EXIF")
     return tuple(found)
+
+
+def late_traits(image: Image.Image, found: tuple[str, ...]) -> tuple[str, ...]:
+    """The same of a loaded image: `found`, and what only its pixels or its end tell.
+
+    Apart, because a PNG is loaded to look for EXIF behind its pixels, and how they were stored is forgotten then.
+    """
+    if LAID_ON_WHITE in found and is_clear(image):
+        found = tuple(CLEAR if trait == LAID_ON_WHITE else trait for trait in found)
+    return (*found, "rotated by EXIF") if _orientation(image) in _TURNS else found
 
 
 def _bits(image: Image.Image) -> int:

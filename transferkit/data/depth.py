@@ -244,5 +244,6 @@ def to_8_bit(pixels: DeepPixels, value_range: Range) -> npt.NDArray[np.uint8]:
     values = pixels.values.astype(np.float64)
     for missing in pixels.nodata:
         values[values == missing] = black
-    levels = np.nan_to_num((values - black) * (255 / (white - black)), nan=0.0, posinf=255.0, neginf=0.0)
+    # Multiplied before divided: 255 / 100 is no binary number, and halves would be rounded either way.
+    levels = np.nan_to_num((values - black) * 255 / (white - black), nan=0.0, posinf=255.0, neginf=0.0)
     return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)

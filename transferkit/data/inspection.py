@@ -14,13 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from transferkit.data.decode import (
-    CLEAR,
-    LAID_ON_WHITE,
     ImageError,
     count_frames,
     dropped_bands,
     flatten,
-    is_clear,
+    late_traits,
     load_deep,
     may_be_deep,
     open_header,
@@ -55,6 +53,7 @@ class Inspection:
         sketch: Of the values of an image that is deeper than 8 bits; None for any other.
         frames: Of an animation, or pages; the first is what is read.
         dropped: Bands that the file has and nobody reads.
+        format: Of the file, in Pillow's words; "" if it came without one.
     """
 
     content_id: bytes
@@ -68,6 +67,7 @@ class Inspection:
     sketch: ValueSketch | None = None
     frames: int = 1
     dropped: int = 0
+    format: str = ""
 
 
 def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
@@ -106,10 +106,8 @@ def inspect_image(image: Image.Image, *, content_id: bytes, name: str) -> Inspec
         grey = to_grey(image, name=name)
     else:
         grey = flatten(image, deep, name=name, value_range=own_range(sketch)).convert("L")
-    if LAID_ON_WHITE in found and is_clear(image):
-        found = tuple(CLEAR if trait == LAID_ON_WHITE else trait for trait in found)
-    look = _fingerprinted(grey, content_id=content_id, size=size, found=found)
-    return replace(look, sketch=sketch, dropped=dropped)
+    look = _fingerprinted(grey, content_id=content_id, size=size, found=late_traits(image, found))
+    return replace(look, sketch=sketch, dropped=dropped, format=image.format or "")
 
 
 def inspect_picture(

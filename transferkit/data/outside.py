@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from PIL import Image
+
 from transferkit.types import Finding
 
 __all__ = ["outside_steps", "tell_steps"]
@@ -56,6 +58,44 @@ def _steps(transform: Any) -> Iterator[Any]:
         return
     for part in parts:
         yield from _steps(part)
+
+
+def tell_clipping(datasets: Sequence[Any]) -> list[Finding]:
+    """The warning for torchvision's folder datasets over files deeper than 8 bits: their loader clips at 255."""
+    files = [file for dataset in datasets for file in _files_read_by_torchvision(dataset, depth=0)]
+    deep = [str(file) for file in files if _is_deep(file)]
+    if not deep:
+        return []
+    message = (
+        f"The dataset's own loader clips images deeper than 8 bits at 255 (e.g. {deep[0]}), which leaves little or "
+        "nothing of them. Give the folder itself in place of the dataset: its range of values is measured then."
+    )
+    return [Finding(kind="clipped", severity="warning", message=message, items=tuple(deep))]
+
+
+def _files_read_by_torchvision(dataset: Any, *, depth: int) -> Iterator[Any]:
+    """A few of the files behind an ImageFolder that opens them by the default, wherever it is wrapped."""
+    if dataset is None or depth > 8:
+        return
+    joined = getattr(dataset, "datasets", None)
+    for part in (getattr(dataset, "dataset", None), *(joined if isinstance(joined, (list, tuple)) else ())):
+        yield from _files_read_by_torchvision(part, depth=depth + 1)
+    samples, loader = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
+    if isinstance(samples, list) and getattr(loader, "__name__", "") in ("default_loader", "pil_loader"):
+        spread = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
+        yield from (sample[0] for sample in spread if isinstance(sample, (tuple, list)) and len(sample) == 2)
+
+
+def _is_deep(file: Any) -> bool:
+    try:
+        with Image.open(file) as image:
+            return image.mode == "F" or image.mode.startswith("I")
+    except Exception:  # what is wrong with a file is told where it is read
+        return False
+
+
+_LOOKED_AT = 8
+"""Files whose header is read to notice it."""
 
 
 def _described(step: Any) -> str:

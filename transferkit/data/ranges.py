@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transferkit.data.decode import CLEAR, REDUCED
 from transferkit.data.depth import Range, ValueSketch, choose_range
 from transferkit.data.inspection import Inspection
-from transferkit.types import Finding
+from transferkit.types import Finding, Severity
 
 __all__ = ["RangeCheck", "describe_range", "find_losses", "find_range"]
 
@@ -70,10 +70,10 @@ def find_range(
 
 def _told(sketches: dict[int, ValueSketch], value_range: Range, given: bool) -> Finding:
     kinds = Counter(sketch.kind for sketch in sketches.values())
-    listed = ", ".join(f"{number:,} of {kind}" for kind, number in kinds.most_common())
+    listed = ", ".join(f"{_number(number, 'image')} of {kind} values" for kind, number in kinds.most_common())
     how = "as given" if given else "measured on the training images"
     message = (
-        f"Deeper than 8 bits: {_number(len(sketches), 'image')} ({listed} values). In all of them black is "
+        f"Deeper than 8 bits: {listed}. In all of them black is "
         f"{_value(value_range[0])} and white is {_value(value_range[1])}, {how}; the model keeps these."
     )
     declared = next(iter(sketches.values())).declared
@@ -93,30 +93,39 @@ def _missing(names: Sequence[str], sketches: dict[int, ValueSketch]) -> list[Fin
     rows = [row for row, sketch in sketches.items() if sketch.missing or sketch.not_finite]
     if not rows:
         return []
-    values = Counter(value for row in rows for value in sketches[row].missing)
-    shown = [f"{_value(value)} ({_number(count, 'image')})" for value, count in values.most_common(_SHOWN)]
-    if len(values) > _SHOWN:
-        shown.append(f"{len(values) - _SHOWN} others")
-    if broken := sum(sketches[row].not_finite > 0 for row in rows):
-        shown.append(f"NaN or infinity ({_number(broken, 'image')})")
     unstated = any(set(sketches[row].missing) - set(sketches[row].stated) for row in rows)
-    why = "being far from all others" if unstated else "as the files say"
-    message = (
-        f"Taken for missing values, not for brightness, {why}: "
-        f"{', '.join(shown)}, e.g. {names[rows[0]]}. They do not count for black and white; what is below black is "
-        "drawn black, what is above white white, NaN black."
+    broken = sum(sketches[row].not_finite > 0 for row in rows)
+    shown = _count_missing(
+        [sketches[row].missing for row in rows], "far from all others" if unstated else "by its files"
     )
-    severity = "warning" if unstated or broken else "info"
-    return [Finding(kind="missing_values", severity=severity, message=message, items=tuple(names[row] for row in rows))]  # type: ignore[arg-type]
+    if broken:
+        shown.append(f"NaN or infinity in {_number(broken, 'image')}")
+    message = (
+        f"Missing values: {' and '.join(shown)}, e.g. {names[rows[0]]}. They do not count for black and white; what is "
+        "below black is drawn black, what is above white is drawn white, NaN black."
+    )
+    severity: Severity = "warning" if unstated or broken else "info"
+    return [Finding(kind="missing_values", severity=severity, message=message, items=tuple(names[row] for row in rows))]
+
+
+def _count_missing(missing: Iterable[Sequence[float]], why: str) -> list[str]:
+    """The commonest of them, with the number of images; nothing if there are none."""
+    values = Counter(value for of_one in missing for value in of_one)
+    if not values:
+        return []
+    shown = [f"{_value(value)} in {_number(count, 'image')}" for value, count in values.most_common(_SHOWN)]
+    if len(values) > _SHOWN:
+        shown.append(f"{len(values) - _SHOWN} other values")
+    return [f"{', '.join(shown)} ({why})"]
 
 
 def leaves(sketch: ValueSketch, value_range: Range) -> bool:
-    """Whether an image's values reach beyond black or white by more than `SLACK`, missing values aside."""
+    """Whether values of an image lie beyond black or white by more than `SLACK`: not a few pixels, nor missing ones."""
     if not sketch.quantiles:
         return False
     black, white = value_range
     slack = SLACK * (white - black)
-    return sketch.quantiles[0] < black - slack or sketch.quantiles[-1] > white + slack
+    return sketch.low < black - slack or sketch.high > white + slack
 
 
 def _clipped(
@@ -201,7 +210,9 @@ def _frames(names: Sequence[str], looks: Sequence[Inspection]) -> Iterable[Findi
             f"Several frames or pages: {_number(len(rows), 'file')} ({_some(names, rows)}), up to {most:,} in one. The "
             "first is used, the others are not looked at. If they are images of their own, save each as a file."
         )
-        yield _warning("several_frames", message, names, rows)
+        found = _warning("several_frames", message, names, rows)
+        # Phones keep a map of brightness, or a preview, as a second frame.
+        yield replace(found, severity="info") if all(looks[row].format == "MPO" for row in rows) else found
 
 
 def _bands(names: Sequence[str], looks: Sequence[Inspection]) -> Iterable[Finding]:
