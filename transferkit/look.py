@@ -159,7 +159,8 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
             f"{_three(own.std)}. Leave preprocessing out unless the weights are others than the published ones."
         )
         found = Finding(kind="preprocessing", severity="warning", message=message)
-        data.summary = replace(data.summary, findings=(*data.summary.findings, found))
+        if found not in data.summary.findings:  # the same images may be looked at again
+            data.summary = replace(data.summary, findings=(*data.summary.findings, found))
 
 
 def _three(values: tuple[float, float, float]) -> str:
