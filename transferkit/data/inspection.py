@@ -31,6 +31,9 @@ from transferkit.data.fingerprints import THUMB_SIDE, difference_hash, digest, t
 
 __all__ = ["Inspection", "in_threads", "inspect_file", "inspect_picture"]
 
+SEVERAL_FRAMES = ("TIFF", "GIF", "WEBP", "PNG", "MPO", "AVIF")
+"""Formats, in Pillow's words, of which a file may hold more than one image of a size."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -90,6 +93,8 @@ def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
         look = inspect_image(image, content_id=content_id, name=str(path))
     except ImageError as error:
         return Inspection(content_id=content_id, fault=error.kind, detail=error.detail)
+    if look.format not in SEVERAL_FRAMES:
+        return look
     return replace(look, frames=count_frames(encoded, name=str(path), max_pixels=max_pixels))
 
 

@@ -29,6 +29,10 @@ UNIT, EIGHT_BIT = (0.0, 1.0), (0.0, 255.0)
 """Black and white of floats and of integers whose type says nothing, where a model was fitted on 8-bit pictures."""
 
 
+WHOLE = (UNIT, EIGHT_BIT, (0.0, 65535.0))
+"""Ranges in which 8-bit images mean the same as deeper ones."""
+
+
 class DeepImages:
     """Deep images that a model meets in one call: scaled as its training images were, and what is to be said of them.
 
@@ -69,7 +73,7 @@ class DeepImages:
     @property
     def note(self) -> str:
         """A sentence where deep images do not go with the model; else empty."""
-        if self.value_range is not None and self._plain:
+        if self.value_range not in (None, *WHOLE) and self._plain:
             return (
                 f"{self._plain} of these images have 8 bits, and the model was fitted on deeper ones: they are taken "
                 "as they are, 0 for black and 255 for white."
