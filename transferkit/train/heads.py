@@ -148,8 +148,8 @@ def fit_heads(
 
 
 UNKNOWN_TEMPERATURE = 0.2
-"""Of one-hot regression scores where none can be held back. With one image per class (Lite0, 96 px) the best one for the
-test images was 0.17, 0.19 and 0.23 on textures, digits and hand signs."""
+"""Of one-hot regression scores where none can be held back. With one image per class (Lite0, 96 px) the best one for
+the test images was 0.17, 0.19 and 0.23 on textures, digits and hand signs."""
 
 BOTH = ("auto", "average")
 """Heads that need both of the others."""
