@@ -76,6 +76,7 @@ def fit_decision(
             head=head,
             class_weight=options.class_weight,
             selection=looked.survey.selection,
+            folds=looked.survey.folds,
             seed=options.seed,
         )
     return Outcome(fitted.model, (fitted.reason,))

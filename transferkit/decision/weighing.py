@@ -83,6 +83,8 @@ def weigh(
         trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
     """
     known = load_gain_model() if knowledge is None else knowledge
+    if _is_unknown(evidence):
+        return _decide_unmeasured(advice)
     options = _options(evidence, known, trials or {})
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
@@ -102,6 +104,34 @@ def weigh(
         ),
         expected=chosen.alternative(),
         alternatives=tuple(option.alternative() for option in others),
+    )
+
+
+UNKNOWN = (
+    "Accuracy is unknown: every class has one training image, or one group of images, so that none can be held back. "
+    "Add images of another group to each class."
+)
+
+
+def _is_unknown(evidence: Evidence) -> bool:
+    return all(score.accuracy is None for score in evidence.probes)
+
+
+def _decide_unmeasured(advice: Decision | None) -> Decision:
+    """Where no image can be held back: what did best on earlier tasks, with no promise."""
+    return Decision(
+        strategy="linear_probe",
+        stage=JOINED,
+        lr=0.0,
+        lr_scale=0.0,
+        norm="frozen",
+        mode="evidence",
+        reasons=(
+            UNKNOWN,
+            "A linear classifier on all stages joined is taken: of what needs no held-back images it did best on "
+            "earlier tasks.",
+            *(() if advice is None else (f"The textbook rule would have said {_advised(advice)}.",)),
+        ),
     )
 
 
@@ -125,6 +155,8 @@ def _cheapest_of_the_best(options: list[_Option]) -> _Option:
 
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
     """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
+    if _is_unknown(evidence):
+        return JOINED
     options = _options(evidence, load_gain_model() if knowledge is None else knowledge, {})
     return next(option.stage for option in options if option.is_probe)
 
@@ -134,20 +166,20 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
 
     Equal probes are in the order of their squared error.
     """
-    scores = [score for score in evidence.probes if score.method == "ridge"]
+    scores = [score for score in evidence.probes if score.method == "ridge" and score.accuracy is not None]
     # Any backbone has a joined probe; evidence put together by hand need not.
-    joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.accuracy))
+    joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.interval[0]))
     situation = Situation(
         images=max(evidence.data.train_images, 1),
         classes=evidence.data.num_classes,
-        accuracy=joined.accuracy,
+        accuracy=joined.interval[0],
         similarity=evidence.similarity,
     )
     names = [stage.name for stage in evidence.backbone.stages]
-    noise = situation.spread / math.sqrt(situation.images)
+    noise = situation.spread / math.sqrt(joined.images or situation.images)
 
     def expect(gain: Belief) -> Belief:
-        return Belief(mean=joined.accuracy + gain.mean, error=math.hypot(noise, gain.error))
+        return Belief(mean=joined.interval[0] + gain.mean, error=math.hypot(noise, gain.error))
 
     costs = _costs(evidence, scores)
     gains = [_gain(score, joined, names, situation, knowledge) for score in scores]
@@ -169,7 +201,7 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
 
 def _can_tune(evidence: Evidence) -> bool:
     """Whether its cost is known, and an image of every class can be held back."""
-    return evidence.image_seconds is not None and min(evidence.data.counts["train"]) >= 2
+    return evidence.image_seconds is not None and evidence.data.fewest_groups >= 2
 
 
 def _rank(option: _Option) -> tuple[float, float]:
@@ -192,7 +224,7 @@ def _gain(
     if score is joined:
         return Belief(mean=0.0, error=0.0)
     measured = Belief(
-        mean=score.accuracy - joined.accuracy,
+        mean=score.interval[0] - joined.interval[0],
         error=situation.spread / math.sqrt(situation.images) if score.gain_error is None else score.gain_error,
     )
     kind = SELECTED if score.stage == SELECTED else "stage"
@@ -236,7 +268,7 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
     assert chosen.score is not None
     said = [
         f"A linear classifier on {_named(chosen.stage)} is expected to name {_interval(chosen)}; held back from the "
-        f"fit, {_percent(chosen.score.accuracy)} of the {evidence.data.train_images:,} training images are."
+        f"fit, {_percent(chosen.score.interval[0])} of the {evidence.data.train_images:,} training images are."
     ]
     probes = [option for option in others if option.score is not None]
     if probes:
@@ -244,7 +276,7 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
         assert second.score is not None
         said.append(
             f"Next is {_named(second.stage)}, {_ahead(chosen, second)}: "
-            f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.accuracy)}."
+            f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.interval[0])}."
         )
     top = next((option for option in probes if option.stage == TOP), None)
     if top is not None and top is not probes[0]:
@@ -264,8 +296,8 @@ def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     if probe is not None and probe.score is not None:
         said.append(
             f"The best linear classifier, on {_named(probe.stage)}, is expected to reach "
-            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.accuracy)}), {_behind(chosen, probe)}, "
-            f"in about {_duration(probe.cost)}."
+            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.interval[0])}), "
+            f"{_behind(chosen, probe)}, in about {_duration(probe.cost)}."
         )
     return said
 
@@ -277,7 +309,7 @@ def _reasons_of_the_other_kind(evidence: Evidence, chosen: _Option, others: list
     if not tuned:
         return [
             "Fine-tuning was not weighed: what it costs here, or gains, is not known."
-            if min(evidence.data.counts["train"]) >= 2
+            if evidence.data.fewest_groups >= 2
             else "Fine-tuning was not weighed: it holds images back, and a class has fewer than 2."
         ]
     best = tuned[0]
@@ -333,8 +365,10 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
 def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
     if advice is None:
         return []
-    said = advice.strategy
-    if advice.strategy == "linear_probe":
-        said = f"linear_probe on {_named(advice.stage)}"
     agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
-    return [f"The textbook rule would have said {said}; the measurements {'agree' if agrees else 'overrule it'}."]
+    verdict = "agree" if agrees else "overrule it"
+    return [f"The textbook rule would have said {_advised(advice)}; the measurements {verdict}."]
+
+
+def _advised(advice: Decision) -> str:
+    return f"linear_probe on {_named(advice.stage)}" if advice.strategy == "linear_probe" else advice.strategy
