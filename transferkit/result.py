@@ -20,15 +20,15 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import DeepImages, predictable_images, prepared_tensors, to_pixels
-from transferkit.errors import DataError, OptionError, RunFolderError, TransferkitError, unknown_name
+from transferkit.data import DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
+from transferkit.errors import OptionError, RunFolderError, TransferkitError, unknown_name
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.nn.norm import swap_norm
 from transferkit.report import render
 from transferkit.serialise import from_json, to_json
-from transferkit.types import Decision, Evidence, Metrics, Preprocessing, RunRecord, TrainingRecord
+from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
 
 __all__ = ["Predictions", "Result", "load"]
 
@@ -164,7 +164,7 @@ class Result:
     ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
         wants = self.model.preprocessing
-        _check_prepared(wants, preprocessed=preprocessed)
+        check_prepared(wants, preprocessed=preprocessed)
         if wants.prepared:
             yield from prepared_tensors(images, shape=wants.shape)
             return
@@ -216,23 +216,6 @@ class Result:
         if format not in EXPORTS:
             raise OptionError(unknown_name("export format", format, EXPORTS))
         return EXPORTS[format](self.model.to("cpu"), path)
-
-
-def _check_prepared(wants: Preprocessing, *, preprocessed: bool) -> None:
-    """Whether what the caller says of the images is what the model was fitted on."""
-    if wants.prepared and not preprocessed:
-        how = f" ({wants.origin})" if wants.origin else ""
-        raise DataError(
-            f"This model was fitted on tensors that were prepared outside{how}, and what was done to them is not known "
-            "here, so pictures and files cannot be prepared for it. Prepare them with the same transform and call "
-            "predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
-        )
-    if preprocessed and not wants.prepared:
-        raise DataError(
-            "preprocessed=True: this model was fitted on pictures, which it resizes and normalises itself, so prepared "
-            "tensors do not fit it. Leave preprocessed out and give paths, PIL images, uint8 tensors or float tensors "
-            "in [0, 1], as they are before Normalize; or adapt with preprocessed=True."
-        )
 
 
 EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_onnx}

@@ -2,13 +2,15 @@
 
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS, decode
+from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import PixelStore
-from transferkit.data.predictable import DeepImages, predictable_images, prepared_tensors
+from transferkit.data.predictable import predictable_images
+from transferkit.data.prepared import check_prepared, prepared_tensors
 from transferkit.data.splits import stratified_split
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Mixing",
     "Pictures",
     "PixelStore",
+    "check_prepared",
     "choose_flip",
     "choose_preset",
     "decode",

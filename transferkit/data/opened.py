@@ -21,6 +21,7 @@ from transferkit.data.folders import LAYOUTS, take_folder
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
+from transferkit.data.prepared import check_prepared
 from transferkit.data.splits import check_shares
 from transferkit.errors import DataError, OptionError
 from transferkit.folds import Folds
@@ -108,7 +109,8 @@ class Data:
             shape.
 
         Raises:
-            DataError: Prepared tensors are of several shapes.
+            DataError: Prepared tensors are of several shapes, or of another than
+                the model was fitted on; or these are pictures and the model needs tensors.
 
         Example:
             >>> half = (0.5, 0.5, 0.5)
@@ -117,9 +119,16 @@ class Data:
             True
         """
         if not self.normalised:
+            if preprocessing.prepared:
+                check_prepared(preprocessing, preprocessed=False)
             if self.value_range is None or preprocessing.value_range is not None:
                 return preprocessing
             return replace(preprocessing, value_range=self.value_range)
+        if preprocessing.shape not in (None, self.prepared_shape):
+            raise DataError(
+                f"The tensors have shape {self.prepared_shape}, and the model was fitted on {preprocessing.shape}. "
+                "Prepare them with the transform that was used then."
+            )
         how = f": {'; '.join(self._outside)}" if self._outside else ""
         return replace(
             preprocessing, prepared=True, shape=self.prepared_shape, origin=f"the tensors came prepared{how}"

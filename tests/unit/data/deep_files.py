@@ -33,13 +33,22 @@ def png16(values: npt.NDArray[np.uint16]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tiff(values: npt.NDArray[Any], sample: int, *, order: str = "<", extra: int = 0, colour: bool = False) -> bytes:
-    """An uncompressed TIFF of (H, W) or (H, W, C): `extra` of the C bands are of no stated meaning."""
+def tiff(
+    values: npt.NDArray[Any],
+    sample: int,
+    *,
+    order: str = "<",
+    extra: int = 0,
+    colour: bool = False,
+    deflated: bool = False,
+) -> bytes:
+    """A TIFF of (H, W) or (H, W, C): `extra` of the C bands are of no stated meaning."""
     height, width, *rest = values.shape
     bands, bits = (rest or [1])[0], 8 * values.dtype.itemsize
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()  # type: ignore[call-overload]
+    data = zlib.compress(data) if deflated else data
     tags: list[tuple[int, str, list[int]]] = [
-        (256, "I", [width]), (257, "I", [height]), (258, "H", [bits] * bands), (259, "H", [1]),
+        (256, "I", [width]), (257, "I", [height]), (258, "H", [bits] * bands), (259, "H", [8 if deflated else 1]),
         (262, "H", [2 if colour else 1]), (273, "I", [0]), (277, "H", [bands]), (278, "I", [height]),
         (279, "I", [len(data)]), (284, "H", [1]),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ ENCODERS: dict[str, tuple[Any, str, tuple[float, float]]] = {
                   (1000, 1100)),
     "rgb16-tiff": (lambda i: tiff((1000 + 100 * np.stack([pattern(i)] * 3, 2)).round().astype(np.uint16), UNSIGNED,
                                   order=">", colour=True), ".tif", (1000, 1100)),
+    "rgb16-deflated-tiff": (lambda i: tiff((1000 + 100 * np.stack([pattern(i)] * 3, 2)).round().astype(np.uint16),
+                                           UNSIGNED, colour=True, deflated=True), ".tif", (1000, 1100)),
 }  # fmt: skip
 
 
@@ -368,6 +371,17 @@ def test_prepared_tensors_keep_how_they_came_about(tmp_path: Path) -> None:
     assert (fitted.prepared, fitted.shape, fitted.value_range) == (True, (16, 16), None)
     assert "Normalize(mean=[0.9, 0.1, 0.2]" in fitted.origin
     assert "predict(tensors, preprocessed=True)" in finding(data, "prepared").message
+
+
+def test_images_must_be_what_a_model_was_fitted_on(tmp_path: Path) -> None:
+    to_tensor = transforms.ToTensor()
+    prepared = open_data(folder_dataset(tmp_path / "images", [to_tensor]), preprocessed=True, progress=False)
+    wants = prepared.fitted(WANTS)
+    assert prepared.fitted(wants) == wants
+    with pytest.raises(DataError, match="fitted on tensors that were prepared outside"):
+        open_data(folder_dataset(tmp_path / "images", [to_tensor]), progress=False).fitted(wants)
+    with pytest.raises(DataError, match=r"have shape \(16, 16\), and the model was fitted on \(8, 8\)"):
+        prepared.fitted(replace(wants, shape=(8, 8)))
 
 
 def test_torchvisions_own_loader_clips_deep_files_and_is_told_of(tmp_path: Path) -> None:
