@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from transferkit.decision.belief import Belief, update
 from transferkit.decision.effort import usual_epochs, usual_passes
-from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
+from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.intervals import TWO_SIDED
-from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
 __all__ = ["best_probe", "weigh"]
 
@@ -35,6 +36,10 @@ stages frozen and their activations cached, the rest is what is left (scripts/be
 Others are done when asked for."""
 
 
+UNKNOWN_ACCURACY = 0.5
+"""Where the spread of an answer is at its widest; stands in where nothing could be held back."""
+
+
 @dataclass(frozen=True)
 class _Option:
     """One strategy: what to expect of it, and what it takes. `score` is that of a probe; fine-tuning has none."""
@@ -50,15 +55,7 @@ class _Option:
         return self.score is not None
 
     def alternative(self) -> Alternative:
-        margin = TWO_SIDED * self.expected.error
-        return Alternative(
-            strategy=self.strategy,
-            stage=self.stage,
-            expected_accuracy=_share(self.expected.mean),
-            low=_share(self.expected.mean - margin),
-            high=_share(self.expected.mean + margin),
-            cost_seconds=self.cost,
-        )
+        return self.expected.alternative(self.strategy, self.stage, cost_seconds=self.cost)
 
 
 def _share(value: float) -> float:
@@ -68,11 +65,11 @@ def _share(value: float) -> float:
 def weigh(
     evidence: Evidence,
     *,
-    advice: Decision | None = None,
+    advice: Choice | None = None,
     budget: float | None = None,
     knowledge: GainModel | None = None,
     trials: Mapping[str, Belief] | None = None,
-) -> Decision:
+) -> Choice:
     """The strategy with the highest expected accuracy.
 
     Args:
@@ -84,21 +81,20 @@ def weigh(
     """
     known = load_gain_model() if knowledge is None else knowledge
     options = _options(evidence, known, trials or {})
+    if not options:
+        return _choose_unmeasured(evidence, known, advice)
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
     chosen = _choose(among)
     others = [option for option in options if option is not chosen]
-    return Decision(
+    return Choice(
         strategy=chosen.strategy,
         stage=chosen.stage,
-        lr=0.0,
-        lr_scale=0.0,
-        norm="frozen",
         mode="evidence",
         reasons=(
             *_reasons(evidence, chosen, others),
             *_reasons_of_cost(chosen, options, among, budget),
-            *_reasons_of_rule(chosen, advice),
+            *_reasons_of_rule(chosen.strategy, chosen.stage, advice),
         ),
         expected=chosen.alternative(),
         alternatives=tuple(option.alternative() for option in others),
@@ -125,29 +121,29 @@ def _cheapest_of_the_best(options: list[_Option]) -> _Option:
 
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
     """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
-    options = _options(evidence, load_gain_model() if knowledge is None else knowledge, {})
+    known = load_gain_model() if knowledge is None else knowledge
+    options = _options(evidence, known, {})
+    if not options:
+        return _choose_unmeasured(evidence, known, None).stage
     return next(option.stage for option in options if option.is_probe)
 
 
 def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Belief]) -> list[_Option]:
     """Every probe that was measured and every way of fine-tuning that is known of, best first.
 
-    Equal probes are in the order of their squared error.
+    Equal probes are in the order of their squared error. None at all where no accuracy is known.
     """
-    scores = [score for score in evidence.probes if score.method == "ridge"]
+    scores = [score for score in _ridge_scores(evidence) if _accuracy(score) is not None]
+    if not scores:
+        return []
     # Any backbone has a joined probe; evidence put together by hand need not.
     joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.accuracy))
-    situation = Situation(
-        images=max(evidence.data.train_images, 1),
-        classes=evidence.data.num_classes,
-        accuracy=joined.accuracy,
-        similarity=evidence.similarity,
-    )
+    situation = _situation(evidence, joined.accuracy)
     names = [stage.name for stage in evidence.backbone.stages]
-    noise = situation.spread / math.sqrt(situation.images)
+    base = knowledge.base(situation)
 
     def expect(gain: Belief) -> Belief:
-        return Belief(mean=joined.accuracy + gain.mean, error=math.hypot(noise, gain.error))
+        return Belief(mean=base.mean + gain.mean, error=math.hypot(base.error, gain.error))
 
     costs = _costs(evidence, scores)
     gains = [_gain(score, joined, names, situation, knowledge) for score in scores]
@@ -165,6 +161,46 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
         expected = Belief(mean=probe.mean + gain.mean, error=math.hypot(probe.error, gain.error))
         options.append(_Option(strategy, TOP, expected, _tuning_cost(evidence, share, tried=strategy in trials)))
     return sorted(options, key=_rank)
+
+
+def _ridge_scores(evidence: Evidence) -> list[ProbeScore]:
+    return [score for score in evidence.probes if score.method == "ridge"]
+
+
+def _accuracy(score: ProbeScore) -> float | None:
+    """Held back; None where no image could be."""
+    return score.accuracy
+
+
+def _situation(evidence: Evidence, accuracy: float) -> Situation:
+    return Situation(
+        images=max(evidence.data.train_images, 1),
+        classes=evidence.data.num_classes,
+        accuracy=accuracy,
+        similarity=evidence.similarity,
+    )
+
+
+def _choose_unmeasured(evidence: Evidence, knowledge: GainModel, advice: Choice | None) -> Choice:
+    """Where no accuracy could be measured: the probe that earlier tasks, with as few images, did best with."""
+    situation, names = _situation(evidence, UNKNOWN_ACCURACY), [stage.name for stage in evidence.backbone.stages]
+
+    def gain(score: ProbeScore) -> float:
+        return 0.0 if score.stage == JOINED else _prior(score, names, situation, knowledge).mean
+
+    stage = max(_ridge_scores(evidence), key=gain).stage
+    return Choice(
+        strategy="linear_probe",
+        stage=stage,
+        mode="evidence",
+        reasons=(
+            "Expected accuracy: unknown. No training image can be held back to measure it: that takes 2 of each class "
+            "that do not belong together.",
+            f"A linear classifier on {_named(stage)} is chosen, which did best on earlier tasks with so few images per "
+            "class. Fine-tuning was not weighed: it holds images back.",
+            *_reasons_of_rule("linear_probe", stage, advice),
+        ),
+    )
 
 
 def _can_tune(evidence: Evidence) -> bool:
@@ -195,9 +231,20 @@ def _gain(
         mean=score.accuracy - joined.accuracy,
         error=situation.spread / math.sqrt(situation.images) if score.gain_error is None else score.gain_error,
     )
-    kind = SELECTED if score.stage == SELECTED else "stage"
-    depth = names.index(score.stage) / max(len(names) - 1, 1) if score.stage in names else 1.0
+    kind, depth = _place(score, names)
     return knowledge.expect(kind, situation, measured, depth=depth)
+
+
+def _prior(score: ProbeScore, names: list[str], situation: Situation, knowledge: GainModel) -> Belief:
+    """The same before it is measured."""
+    kind, depth = _place(score, names)
+    return knowledge.prior(kind, situation, depth=depth)
+
+
+def _place(score: ProbeScore, names: list[str]) -> tuple[str, float]:
+    """The kind of a probe, and how deep it reads."""
+    kind = SELECTED if score.stage == SELECTED else "stage"
+    return kind, names.index(score.stage) / max(len(names) - 1, 1) if score.stage in names else 1.0
 
 
 def _costs(evidence: Evidence, scores: list[ProbeScore]) -> dict[str, float]:
@@ -330,11 +377,11 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
     return []
 
 
-def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
+def _reasons_of_rule(strategy: str, stage: str, advice: Choice | None) -> list[str]:
     if advice is None:
         return []
     said = advice.strategy
     if advice.strategy == "linear_probe":
         said = f"linear_probe on {_named(advice.stage)}"
-    agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
+    agrees = (advice.strategy, advice.stage) == (strategy, stage)
     return [f"The textbook rule would have said {said}; the measurements {'agree' if agrees else 'overrule it'}."]
