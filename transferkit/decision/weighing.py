@@ -271,19 +271,19 @@ def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list
     ]
 
 
-def _interval(option: _Option) -> str:
+def _expectation(option: _Option, when: str) -> str:
     plain = option.alternative()
     return (
-        f"{_percent(plain.expected_accuracy)} of new images like these right (95 % interval {_percent(plain.low)} to "
-        f"{_percent(plain.high)})"
+        f"expected accuracy {_percent(plain.expected_accuracy)} on new images like these, {when} (95 % interval "
+        f"{_percent(plain.low)} to {_percent(plain.high)})"
     )
 
 
 def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     assert chosen.score is not None
     said = [
-        f"A linear classifier on {_named(chosen.stage)} is expected to name {_interval(chosen)}; held back from the "
-        f"fit, {_percent(chosen.score.accuracy)} of the {evidence.data.train_images:,} training images are."
+        f"Linear classifier on {_named(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; held-back "
+        f"accuracy {_percent(chosen.score.accuracy)} on the {evidence.data.train_images:,} training images."
     ]
     probes = [option for option in others if option.score is not None]
     if probes:
@@ -304,8 +304,8 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
 
 def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     said = [
-        f"Fine-tuning ({chosen.strategy}) is expected to name {_interval(chosen)}, by what it gained on earlier tasks; "
-        f"it takes about {_duration(chosen.cost)}."
+        f"Fine-tuning ({chosen.strategy}): {_expectation(chosen, 'before training')}, by what it gained on earlier "
+        f"tasks; it takes about {_duration(chosen.cost)}."
     ]
     probe = next((option for option in others if option.score is not None), None)
     if probe is not None and probe.score is not None:
