@@ -15,7 +15,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "transferkit"
 
 BASE = frozenset(
-    {"types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches", "processes"}
+    {
+        "types",
+        "errors",
+        "registry",
+        "repro",
+        "progress",
+        "serialise",
+        "intervals",
+        "frameworks",
+        "batches",
+        "processes",
+        "folds",
+    }
 )
 """Seen by everyone, and seeing only each other."""
 

@@ -81,8 +81,10 @@ def fit_decision(
             head=head,
             class_weight=options.class_weight,
             selection=looked.survey.selection,
+            folds=looked.survey.folds,
             seed=options.seed,
         )
     seconds = looked.seconds.get("fit head", 0.0)
-    judged = HeldBack(accuracy=fitted.accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
+    accuracy = fitted.accuracy if fitted.held_back else None
+    judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
     return Outcome(fitted.model, (fitted.reason,), judged)

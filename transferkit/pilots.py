@@ -69,7 +69,10 @@ def search(
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    best, *others = agreed(choose(evidence)).options
+    first = agreed(choose(evidence))
+    if not first.options:  # no accuracy is known: nothing to compare a trial with
+        return replace(first, mode="search")
+    best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
     start, pilots = clock(), dict[str, Pilot]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):

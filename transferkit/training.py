@@ -24,6 +24,7 @@ from transferkit.data.pixels import PixelStore
 from transferkit.decision import ENOUGH, best_probe
 from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, activation_bytes, cache_activations, choose_device
+from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
 from transferkit.mirror import mirroring_is_safe
 from transferkit.nn import CutError, Tail, TransferModel, cut
@@ -37,14 +38,12 @@ from transferkit.train import (
     CutBatch,
     CutFeed,
     FineTuned,
-    Fold,
     FreezePlan,
     Judged,
     Recipe,
     Runner,
     Task,
     fine_tune,
-    hold_back,
     judge_folds,
 )
 from transferkit.types import Decision
@@ -146,7 +145,7 @@ class Tuning:
         """Whether a validation split is there to choose on: one that is large enough to tell, or must do because no
         training image can be spared."""
         data = self.looked.data
-        images, fewest = len(data.indices("val")), min(data.summary.counts["train"])
+        images, fewest = len(data.indices("val")), data.summary.fewest_groups
         return images >= ENOUGH or (images > 0 and fewest < 2)
 
     @cached_property
@@ -157,16 +156,20 @@ class Tuning:
         return np.concatenate([data.indices(part) for part in parts])
 
     @cached_property
+    def _known(self) -> Folds:
+        """Labels of the images at hand, and which of them are held back together."""
+        return self.looked.data.folds.take(self._rows)
+
+    @property
     def _labels(self) -> npt.NDArray[np.int64]:
-        return self.looked.data.labels[self._rows]
+        return self._known.labels
 
     @cached_property
     def _folds(self) -> list[Fold]:
         train = len(self.looked.data.indices("train"))
         if self._has_validation:
             return [Fold(np.arange(train), np.arange(train, len(self._rows)))]
-        groups = self.looked.data.groups[self._rows]
-        return hold_back(self._labels, groups, folds=self._recipe.folds or 1, seed=self.options.seed)
+        return self._known.split(self._recipe.folds or 1, seed=self.options.seed)
 
     def _task(self) -> Task:
         looked = self.looked
@@ -189,7 +192,7 @@ class Tuning:
             probe=STRATEGIES["linear_probe"](as_probe, stages),
             backbone=looked.backbone,
             table=looked.survey.table.take(self._rows),
-            labels=self._labels,
+            folds=self._known,
             classes=looked.data.summary.classes,
             pooling=self.options.pooling,
             feed=self._feed_pictures if self._cached is None else self._feed_activations,

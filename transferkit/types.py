@@ -239,6 +239,8 @@ class DataSummary:
         findings: What the audit found.
         content_id: Hex digest over image contents, labels and splits.
         side_quantiles: 5 %, 50 % and 95 % quantile of the images' shorter side, pixels.
+        train_groups: In how many independent groups of training images each class occurs, K integers; empty where every
+            image is its own.
     """
 
     origin: str
@@ -248,6 +250,7 @@ class DataSummary:
     findings: tuple[Finding, ...] = ()
     content_id: str = ""
     side_quantiles: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    train_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(len(self.classes) >= 2, f"DataSummary.classes needs 2 classes or more, got {len(self.classes)}.")
@@ -277,6 +280,11 @@ class DataSummary:
         return self.train_images / self.num_classes
 
     @property
+    def fewest_groups(self) -> int:
+        """Independent groups of training images that the class with the fewest has: 2 let one be held back."""
+        return min(self.train_groups or self.counts["train"])
+
+    @property
     def imbalance(self) -> float:
         """Largest class over smallest non-empty class, in the training split; 1 is balanced."""
         present = [count for count in self.counts["train"] if count > 0]
@@ -291,28 +299,43 @@ class ProbeScore:
         stage: A stage name, "joined" or "selected".
         method: "ridge" (closed form, exact cross-validation) or "knn" (leave-one-out).
         dim: Width of the representation.
-        accuracy: Share of the training images named right while held back, in [0, 1].
-        low, high: 95 % Wilson interval of it.
+        accuracy: Share of the training images classified right while held back, in [0, 1]; None if unknown, because no
+            image can be held back without its class.
+        low, high: 95 % Wilson interval of it; None if it is unknown.
         squared_error: Held-back squared error per image of the one-hot target (ridge only), >= 0.
         penalty: The ridge penalty chosen, or the k of k-NN.
         gain_error: Standard error of `accuracy` less that of the joined probe, image by image (ridge only), > 0 but
             for the joined probe itself.
+        images: Independent images that the accuracy is worth: fewer than were held back where groups of them are alike,
+            or some are copies; 0 in results from before this was kept.
     """
 
     stage: str
     method: str
     dim: int
-    accuracy: float
-    low: float
-    high: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
     squared_error: float | None = None
     penalty: float | None = None
     gain_error: float | None = None
+    images: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "low", "high"):
             if getattr(self, name) is not None:
                 _share("ProbeScore", name, getattr(self, name))
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """Accuracy, and the two ends of its interval.
+
+        Raises:
+            ValueError: If they are unknown.
+        """
+        if self.accuracy is None or self.low is None or self.high is None:
+            raise ValueError(f"The accuracy of {self.stage!r} is unknown: no image could be held back.")
+        return self.accuracy, self.low, self.high
 
 
 @dataclass(frozen=True, kw_only=True)

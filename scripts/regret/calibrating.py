@@ -32,7 +32,7 @@ class Outcome:
         kind: As `GainModel.calibration` names it.
         task, family: Of the cell.
         accuracy: Held back, in [0, 1].
-        images: How many were held back.
+        images: How many independent ones were held back.
         per_class: Training images per class.
         truth: Test accuracy that the calibrated accuracy is to meet.
         error: Its standard error.
@@ -42,7 +42,7 @@ class Outcome:
     task: str
     family: str
     accuracy: float
-    images: int
+    images: float
     per_class: float
     truth: float
     error: float
@@ -67,8 +67,8 @@ def probe_outcomes(cells: Sequence[Cell], model: GainModel) -> list[Outcome]:
     for cell in cells:
         joined, best = cell.evidence.probe(JOINED), best_probe_of(weigh(cell.evidence, knowledge=model).options)
         test = cell.strategies[cell.kept(best.stage)]["test"]
-        gain = best.expected_accuracy - joined.accuracy
-        found.append(_outcome(cell, PROBE, joined.accuracy, cell.evidence.data.train_images, test, gain=gain))
+        gain = best.expected_accuracy - joined.interval[0]
+        found.append(_outcome(cell, PROBE, joined.interval[0], cell.evidence.data.train_images, test, gain=gain))
     return found
 
 
@@ -98,7 +98,7 @@ def network_outcomes(cells: Sequence[Cell]) -> list[Outcome]:
 def within_reach(cell: Cell, stage: str) -> bool:
     """Whether a representation may be as good as all stages joined, by what was measured."""
     score, situation = cell.evidence.probe(stage), cell.situation
-    return situation.within_reach(Belief(mean=score.accuracy - situation.accuracy, error=score.gain_error or 0.0))
+    return situation.within_reach(Belief(mean=score.interval[0] - situation.accuracy, error=score.gain_error or 0.0))
 
 
 def _outcome(cell: Cell, kind: str, accuracy: float, images: int, test: float, *, gain: float = 0.0) -> Outcome:
@@ -107,8 +107,8 @@ def _outcome(cell: Cell, kind: str, accuracy: float, images: int, test: float, *
         task=cell.task,
         family=cell.family,
         accuracy=accuracy,
-        images=images,
-        per_class=cell.per_class,
+        images=max(cell.independent * images, 1.0),
+        per_class=cell.independent * cell.per_class,
         truth=test - gain,
         error=error_of_test(test, cell.test_images),
     )

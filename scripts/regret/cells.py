@@ -10,6 +10,7 @@ from typing import Any
 
 from regret.paths import CELLS, MODEL, SIZE
 from transferkit.decision import HELD_BACK, Situation, usual_folds, usual_passes
+from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.pilots import Pilot
 from transferkit.serialise import from_json
@@ -49,12 +50,17 @@ class Cell:
         return self.evidence.data.train_per_class
 
     @property
+    def independent(self) -> float:
+        """Independent images that the training images are worth, as a share of them."""
+        return independent_share(self.evidence)
+
+    @property
     def situation(self) -> Situation:
         """What is known before anything but the joined probe was looked at."""
         return Situation(
             images=self.evidence.data.train_images,
             classes=self.evidence.data.num_classes,
-            accuracy=self.evidence.probe(JOINED).accuracy,
+            accuracy=self.evidence.probe(JOINED).interval[0],
             similarity=self.evidence.similarity,
         )
 
@@ -172,6 +178,7 @@ def restore(task: Mapping[str, Any], cell: Mapping[str, Any]) -> Evidence:
             "origin": task["task"],
             "classes": [str(label) for label in range(classes)],
             "counts": {"train": counts},
+            "train_groups": cell.get("train_groups", []),
             "split_rule": "",
         },
         "pooling": "avg+max",

@@ -65,7 +65,7 @@ def lessons(cell: Cell) -> list[Lesson]:
     for stage in (*stages, SELECTED):
         score = cell.evidence.probe(stage)
         assert score.gain_error is not None
-        measured = Belief(mean=score.accuracy - joined.accuracy, error=score.gain_error)
+        measured = Belief(mean=score.interval[0] - joined.interval[0], error=score.gain_error)
         if situation.within_reach(measured):
             error = measured.error / situation.spread
             found.append(

@@ -72,7 +72,7 @@ def by_search(cell: Cell, others: Sequence[Cell]) -> Outcome:
 def by_measurement(cell: Cell, others: Sequence[Cell]) -> Outcome:
     """The highest held-back accuracy among the ridge probes, nothing learnt from other tasks."""
     scores = [score for score in cell.evidence.probes if score.method == "ridge"]
-    return take_stage(cell, max(scores, key=lambda score: score.accuracy).stage, looked=True)
+    return take_stage(cell, max(scores, key=lambda score: score.interval[0]).stage, looked=True)
 
 
 def by_rule(cell: Cell, others: Sequence[Cell]) -> Outcome:
@@ -110,7 +110,9 @@ def best_constant(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 def by_cross_validation(cell: Cell, others: Sequence[Cell]) -> Outcome:
     """Do everything, take the highest held-back accuracy."""
-    scores = {name: (-found["held_back"], found["log_loss"]) for name, found in cell.strategies.items()}
+    scores = {
+        name: (-found["held_back"], found["log_loss"]) for name, found in cell.strategies.items() if found["held_back"]
+    }
     scores |= {name: (-cell.pilot(name).kept.accuracy, cell.pilot(name).kept.log_loss) for name in cell.tuned}
     best = min(scores, key=lambda name: scores[name])
     return (cell.tuned if best in cell.tuned else cell.strategies)[best]["test"], cell.exhaustive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,7 +54,9 @@ def shrink(data: Data, per_class: int, seed: int) -> Data:
         split: tuple(np.bincount(small.labels[small.splits == split], minlength=classes).tolist())
         for split in ("train", "test")
     }
-    small.summary = replace(data.summary, counts=counts)
+    of_train = small.splits == "train"
+    groups = [len(np.unique(small.groups[of_train & (small.labels == label)])) for label in range(classes)]
+    small.summary = replace(data.summary, counts=counts, train_groups=tuple(groups))
     return small
 
 
@@ -96,13 +99,14 @@ def fit(looked: Survey, data: Data, stages: Sequence[str], stage: str, head: str
         classes=data.summary.num_classes,
         head=head,
         selection=looked.selection,
+        folds=looked.folds,
     )
     return fits, time.perf_counter() - start
 
 
-def rounded(value: float | None) -> float | None:
+def rounded(value: float) -> float | None:
     """To four places; None where no image could be held back."""
-    return None if value is None else round(value, 4)
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def fit_all(looked: Survey, data: Data, stages: Sequence[str], stage: str) -> dict[str, dict[str, Any]]:
@@ -118,7 +122,7 @@ def fit_all(looked: Survey, data: Data, stages: Sequence[str], stage: str) -> di
     return {
         f"{stage} {found.name}": {
             "held_back": rounded(found.accuracy),
-            "held_back_images": len(found.rows),
+            "held_back_images": found.held_back,
             "log_loss": rounded(found.log_loss),
             "test": round(float(((features @ found.weight.T + found.bias).argmax(1) == data.labels[test]).mean()), 4),
             "seconds": round(max(seconds[found.name], 0.0), 2),
@@ -152,6 +156,7 @@ def run_cell(backbone: Any, data: Data, bank: FeatureBank, level: int, number: i
         "level": level,
         "draw": number,
         "images": len(looked.train),
+        "train_groups": small.summary.train_groups,
         "evidence": lean(looked.evidence),
         "strategies": strategies,
     }

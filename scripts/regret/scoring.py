@@ -80,7 +80,7 @@ def expectation_errors(cells: Sequence[Cell]) -> dict[str, float | None]:
                     continue
                 truth = cell.strategies[f"{option.stage} ridge"]["test"]
                 ours.append((cell.task, 100 * (option.expected_accuracy - truth)))
-                measured.append((cell.task, 100 * (cell.evidence.probe(option.stage).accuracy - truth)))
+                measured.append((cell.task, 100 * (cell.evidence.probe(option.stage).interval[0] - truth)))
                 baseline.append((cell.task, 100 * (baseline_covariates(cell) @ lines[option.stage] - truth)))
     return {
         "weighed (leave one family out)": root_mean_square(ours),
@@ -92,7 +92,7 @@ def expectation_errors(cells: Sequence[Cell]) -> dict[str, float | None]:
 
 def baseline_covariates(cell: Cell) -> np.ndarray:
     """What the plainer expectation knows."""
-    return np.array([1.0, cell.evidence.probe(JOINED).accuracy, np.log10(cell.evidence.data.train_images)])
+    return np.array([1.0, cell.evidence.probe(JOINED).interval[0], np.log10(cell.evidence.data.train_images)])
 
 
 def fit_baseline(cells: Sequence[Cell]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from transferkit.decision.rates import starting_rate
 from transferkit.errors import OptionError
 from transferkit.types import JOINED, SELECTED, Alternative, Choice, Decision, Evidence
 
-__all__ = ["Conditions", "HeldBack", "settle_norm", "complete", "conclude"]
+__all__ = ["Conditions", "HeldBack", "complete", "conclude", "independent_share", "settle_norm"]
 
 CLOSED_FORM = "linear_probe"
 """The strategy that is solved for: it has no rate, and its normalisation stays."""
@@ -196,13 +196,20 @@ def _promise(decision: Decision, evidence: Evidence, held_back: HeldBack, knowle
     if held_back.accuracy is None or not held_back.images:
         return None
     read = decision.stage if decision.stage in (JOINED, SELECTED) else "stage"
+    independent = independent_share(evidence)
     belief = knowledge.calibrated(
         "network" if held_back.is_network else read,
         accuracy=held_back.accuracy,
-        images=held_back.images,
-        per_class=evidence.data.train_per_class,
+        images=max(independent * held_back.images, 1.0),
+        per_class=independent * evidence.data.train_per_class,
     )
     return belief.alternative(decision.strategy, decision.stage, cost_seconds=held_back.seconds)
+
+
+def independent_share(evidence: Evidence) -> float:
+    """Independent images that the training images are worth, as a share of them, in (0, 1]: groups may be alike."""
+    worth = next((score.images for score in evidence.probes if score.stage == JOINED), 0.0)
+    return min(1.0, worth / max(evidence.data.train_images, 1)) if worth > 0 else 1.0
 
 
 def _promise_in_words(decision: Decision, promised: Alternative | None, held_back: HeldBack) -> str:

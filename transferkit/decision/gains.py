@@ -119,16 +119,19 @@ class GainModel:
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
     origin: str = ""
 
-    def base(self, situation: Situation) -> Belief:
-        """Accuracy on new images to expect of the joined probe."""
+    def base(self, situation: Situation, *, worth: float | None = None) -> Belief:
+        """Accuracy on new images to expect of the joined probe.
+
+        Args:
+            situation: What is known.
+            worth: Independent images that its accuracy is worth, > 0: fewer than there are where groups of them are
+                alike; None: all of them.
+        """
+        images = situation.images if worth is None else worth
         if PROBE not in self.calibration:
-            return Belief(mean=situation.accuracy, error=situation.spread / math.sqrt(situation.images))
-        return self.calibrated(
-            PROBE,
-            accuracy=situation.accuracy,
-            images=situation.images,
-            per_class=situation.images / situation.classes,
-        )
+            return Belief(mean=situation.accuracy, error=situation.spread / math.sqrt(images))
+        per_class = images / situation.classes
+        return self.calibrated(PROBE, accuracy=situation.accuracy, images=images, per_class=per_class)
 
     def calibrated(self, kind: str, *, accuracy: float, images: float, per_class: float) -> Belief:
         """Accuracy on new images to expect where so much was measured; arguments as for `Calibration.expect`."""

@@ -36,10 +36,6 @@ stages frozen and their activations cached, the rest is what is left (scripts/be
 Others are done when asked for."""
 
 
-UNKNOWN_ACCURACY = 0.5
-"""Where the spread of an answer is at its widest; stands in where nothing could be held back."""
-
-
 @dataclass(frozen=True)
 class _Option:
     """One strategy: what to expect of it, and what it takes. `score` is that of a probe; fine-tuning has none."""
@@ -80,9 +76,9 @@ def weigh(
         trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
     """
     known = load_gain_model() if knowledge is None else knowledge
+    if _is_unknown(evidence):
+        return _choose_unmeasured(advice)
     options = _options(evidence, known, trials or {})
-    if not options:
-        return _choose_unmeasured(evidence, known, advice)
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
     chosen = _choose(among)
@@ -94,10 +90,35 @@ def weigh(
         reasons=(
             *_reasons(evidence, chosen, others),
             *_reasons_of_cost(chosen, options, among, budget),
-            *_reasons_of_rule(chosen.strategy, chosen.stage, advice),
+            *_reasons_of_rule(chosen, advice),
         ),
         expected=chosen.alternative(),
         alternatives=tuple(option.alternative() for option in others),
+    )
+
+
+UNKNOWN = (
+    "Accuracy is unknown: every class has one training image, or one group of images, so that none can be held back. "
+    "Add images of another group to each class."
+)
+
+
+def _is_unknown(evidence: Evidence) -> bool:
+    return all(score.accuracy is None for score in evidence.probes)
+
+
+def _choose_unmeasured(advice: Choice | None) -> Choice:
+    """Where no image can be held back: what did best on earlier tasks, with no promise."""
+    return Choice(
+        strategy="linear_probe",
+        stage=JOINED,
+        mode="evidence",
+        reasons=(
+            UNKNOWN,
+            "A linear classifier on all stages joined is taken: of what needs no held-back images it did best on "
+            "earlier tasks.",
+            *(() if advice is None else (f"The textbook rule would have said {_advised(advice)}.",)),
+        ),
     )
 
 
@@ -121,26 +142,28 @@ def _cheapest_of_the_best(options: list[_Option]) -> _Option:
 
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
     """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
-    known = load_gain_model() if knowledge is None else knowledge
-    options = _options(evidence, known, {})
-    if not options:
-        return _choose_unmeasured(evidence, known, None).stage
+    if _is_unknown(evidence):
+        return JOINED
+    options = _options(evidence, load_gain_model() if knowledge is None else knowledge, {})
     return next(option.stage for option in options if option.is_probe)
 
 
 def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Belief]) -> list[_Option]:
     """Every probe that was measured and every way of fine-tuning that is known of, best first.
 
-    Equal probes are in the order of their squared error. None at all where no accuracy is known.
+    Equal probes are in the order of their squared error.
     """
-    scores = [score for score in _ridge_scores(evidence) if _accuracy(score) is not None]
-    if not scores:
-        return []
+    scores = [score for score in evidence.probes if score.method == "ridge" and score.accuracy is not None]
     # Any backbone has a joined probe; evidence put together by hand need not.
-    joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.accuracy))
-    situation = _situation(evidence, joined.accuracy)
+    joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.interval[0]))
+    situation = Situation(
+        images=max(evidence.data.train_images, 1),
+        classes=evidence.data.num_classes,
+        accuracy=joined.interval[0],
+        similarity=evidence.similarity,
+    )
     names = [stage.name for stage in evidence.backbone.stages]
-    base = knowledge.base(situation)
+    base = knowledge.base(situation, worth=joined.images or situation.images)
 
     def expect(gain: Belief) -> Belief:
         return Belief(mean=base.mean + gain.mean, error=math.hypot(base.error, gain.error))
@@ -163,49 +186,9 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
     return sorted(options, key=_rank)
 
 
-def _ridge_scores(evidence: Evidence) -> list[ProbeScore]:
-    return [score for score in evidence.probes if score.method == "ridge"]
-
-
-def _accuracy(score: ProbeScore) -> float | None:
-    """Held back; None where no image could be."""
-    return score.accuracy
-
-
-def _situation(evidence: Evidence, accuracy: float) -> Situation:
-    return Situation(
-        images=max(evidence.data.train_images, 1),
-        classes=evidence.data.num_classes,
-        accuracy=accuracy,
-        similarity=evidence.similarity,
-    )
-
-
-def _choose_unmeasured(evidence: Evidence, knowledge: GainModel, advice: Choice | None) -> Choice:
-    """Where no accuracy could be measured: the probe that earlier tasks, with as few images, did best with."""
-    situation, names = _situation(evidence, UNKNOWN_ACCURACY), [stage.name for stage in evidence.backbone.stages]
-
-    def gain(score: ProbeScore) -> float:
-        return 0.0 if score.stage == JOINED else _prior(score, names, situation, knowledge).mean
-
-    stage = max(_ridge_scores(evidence), key=gain).stage
-    return Choice(
-        strategy="linear_probe",
-        stage=stage,
-        mode="evidence",
-        reasons=(
-            "Expected accuracy: unknown. No training image can be held back to measure it: that takes 2 of each class "
-            "that do not belong together.",
-            f"A linear classifier on {_named(stage)} is chosen, which did best on earlier tasks with so few images per "
-            "class. Fine-tuning was not weighed: it holds images back.",
-            *_reasons_of_rule("linear_probe", stage, advice),
-        ),
-    )
-
-
 def _can_tune(evidence: Evidence) -> bool:
     """Whether its cost is known, and an image of every class can be held back."""
-    return evidence.image_seconds is not None and min(evidence.data.counts["train"]) >= 2
+    return evidence.image_seconds is not None and evidence.data.fewest_groups >= 2
 
 
 def _rank(option: _Option) -> tuple[float, float]:
@@ -228,23 +211,12 @@ def _gain(
     if score is joined:
         return Belief(mean=0.0, error=0.0)
     measured = Belief(
-        mean=score.accuracy - joined.accuracy,
+        mean=score.interval[0] - joined.interval[0],
         error=situation.spread / math.sqrt(situation.images) if score.gain_error is None else score.gain_error,
     )
-    kind, depth = _place(score, names)
-    return knowledge.expect(kind, situation, measured, depth=depth)
-
-
-def _prior(score: ProbeScore, names: list[str], situation: Situation, knowledge: GainModel) -> Belief:
-    """The same before it is measured."""
-    kind, depth = _place(score, names)
-    return knowledge.prior(kind, situation, depth=depth)
-
-
-def _place(score: ProbeScore, names: list[str]) -> tuple[str, float]:
-    """The kind of a probe, and how deep it reads."""
     kind = SELECTED if score.stage == SELECTED else "stage"
-    return kind, names.index(score.stage) / max(len(names) - 1, 1) if score.stage in names else 1.0
+    depth = names.index(score.stage) / max(len(names) - 1, 1) if score.stage in names else 1.0
+    return knowledge.expect(kind, situation, measured, depth=depth)
 
 
 def _costs(evidence: Evidence, scores: list[ProbeScore]) -> dict[str, float]:
@@ -283,7 +255,7 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
     assert chosen.score is not None
     said = [
         f"Linear classifier on {_named(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; held-back "
-        f"accuracy {_percent(chosen.score.accuracy)} on the {evidence.data.train_images:,} training images."
+        f"accuracy {_percent(chosen.score.interval[0])} on the {evidence.data.train_images:,} training images."
     ]
     probes = [option for option in others if option.score is not None]
     if probes:
@@ -291,7 +263,7 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
         assert second.score is not None
         said.append(
             f"Next is {_named(second.stage)}, {_ahead(chosen, second)}: "
-            f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.accuracy)}."
+            f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.interval[0])}."
         )
     top = next((option for option in probes if option.stage == TOP), None)
     if top is not None and top is not probes[0]:
@@ -311,8 +283,8 @@ def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     if probe is not None and probe.score is not None:
         said.append(
             f"The best linear classifier, on {_named(probe.stage)}, is expected to reach "
-            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.accuracy)}), {_behind(chosen, probe)}, "
-            f"in about {_duration(probe.cost)}."
+            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.interval[0])}), "
+            f"{_behind(chosen, probe)}, in about {_duration(probe.cost)}."
         )
     return said
 
@@ -324,7 +296,7 @@ def _reasons_of_the_other_kind(evidence: Evidence, chosen: _Option, others: list
     if not tuned:
         return [
             "Fine-tuning was not weighed: what it costs here, or gains, is not known."
-            if min(evidence.data.counts["train"]) >= 2
+            if evidence.data.fewest_groups >= 2
             else "Fine-tuning was not weighed: it holds images back, and a class has fewer than 2."
         ]
     best = tuned[0]
@@ -377,11 +349,13 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
     return []
 
 
-def _reasons_of_rule(strategy: str, stage: str, advice: Choice | None) -> list[str]:
+def _reasons_of_rule(chosen: _Option, advice: Choice | None) -> list[str]:
     if advice is None:
         return []
-    said = advice.strategy
-    if advice.strategy == "linear_probe":
-        said = f"linear_probe on {_named(advice.stage)}"
-    agrees = (advice.strategy, advice.stage) == (strategy, stage)
-    return [f"The textbook rule would have said {said}; the measurements {'agree' if agrees else 'overrule it'}."]
+    agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
+    verdict = "agree" if agrees else "overrule it"
+    return [f"The textbook rule would have said {_advised(advice)}; the measurements {verdict}."]
+
+
+def _advised(advice: Choice) -> str:
+    return f"linear_probe on {_named(advice.stage)}" if advice.strategy == "linear_probe" else advice.strategy

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.train.closed_form import Fitted, fit_closed_form
 from transferkit.train.heads import HEADS, HeadFit, choose_head, fit_heads
-from transferkit.train.holding_back import Fold, hold_back
 from transferkit.train.recipe import Recipe
 from transferkit.train.weighting import CLASS_WEIGHTS, class_weights
 
@@ -31,7 +30,6 @@ __all__ = [
     "CutFeed",
     "FineTuned",
     "Fitted",
-    "Fold",
     "FreezePlan",
     "FreezePlanCallback",
     "HeadFit",
@@ -47,7 +45,6 @@ __all__ = [
     "fine_tune",
     "fit_closed_form",
     "fit_heads",
-    "hold_back",
     "judge_folds",
 ]
 

@@ -91,17 +91,25 @@ def test_what_ships_is_calibrated_for_every_promise_and_older_knowledge_loads():
 
 
 @pytest.mark.parametrize("stages", [(*STAGES, JOINED, SELECTED), (*STAGES, JOINED), (JOINED,)])
-def test_where_no_accuracy_is_known_none_is_expected_and_a_probe_is_chosen_by_what_was_learnt(stages):
+def test_where_no_accuracy_is_known_none_is_expected_and_that_is_said(stages):
     looked = unmeasured(*stages)
     choice = choose(looked)
-    assert choice.strategy == "linear_probe"
-    assert choice.stage == stages[-1]  # the selected features, or else all joined
+    assert (choice.strategy, choice.stage) == ("linear_probe", JOINED)
     assert (choice.expected, choice.alternatives) == (None, ())
     assert "unknown" in choice.reasons[0]
     assert "The textbook rule would have said" in choice.reasons[-1]
     assert best_probe(looked) == choice.stage
     assert decide(looked).expected is None
     assert decide(looked, budget=1e-9).stage == choice.stage
+
+
+@pytest.mark.parametrize("worth", [25.0, 50.0, 100.0])
+def test_images_that_belong_together_widen_the_interval(worth):
+    knowing = replace(NOTHING, calibration={"probe": Calibration(task_error=0.2, widening=1.1)})
+    grouped = evidence(replace(score(JOINED, 0.8), images=worth), per_class=50)
+    found = weigh(grouped, knowledge=knowing).expected
+    error = 1.1 * smoothed_spread(0.8, worth) * math.hypot(1 / math.sqrt(worth), 0.2 / (worth / 2) ** 0.25)
+    assert found.expected_accuracy - found.low == pytest.approx(1.96 * error)
 
 
 def test_a_stage_whose_accuracy_is_not_known_is_not_weighed():

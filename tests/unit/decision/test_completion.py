@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -174,6 +175,17 @@ def test_nothing_is_promised_where_nothing_was_held_back(held_back):
     done = conclude(decision, LOOKED, held_back)
     assert (done.expected, done.expected_before, done.held_back) == (None, decision.expected, 0)
     assert "unknown" in done.reasons[-1]
+
+
+def test_a_promise_counts_independent_images():
+    half = replace(LOOKED, probes=(replace(score("joined", 0.8), images=100),))  # 200 images in groups
+    held_back = HeldBack(accuracy=0.8, images=80, is_network=True)
+    alone, grouped = (
+        conclude(complete(TUNED, looked), looked, held_back, knowledge=HONEST) for looked in (LOOKED, half)
+    )
+    assert alone.held_back == grouped.held_back == 80
+    widths = [done.expected.high - done.expected.low for done in (alone, grouped)]
+    assert widths[1] == pytest.approx(math.sqrt(2) * widths[0], rel=0.02)
 
 
 def test_decisions_of_runs_before_load():

@@ -58,7 +58,7 @@ def write_headline(record: RunRecord) -> Headline:
             low=0.0,
             high=0.0,
             at=0.0,
-            caveat="There is neither a held-out split nor a probe of the chosen stage.",
+            caveat="There are no test images, and no training image could be held back from the fit.",
             sentence=sentence,
             facts=facts,
         )
@@ -124,10 +124,10 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
     if record.training is not None:
         return _held_back_accuracy(record.training)
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
-    if probe is None:
+    if probe is None or probe.accuracy is None:
         return None
     subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised while held back"
     caveat = (
         "There is no held-out split: this is what a linear classifier names right of the images held back from its fit."
     )
-    return probe.accuracy, probe.low, probe.high, subject, caveat
+    return (*probe.interval, subject, caveat)
