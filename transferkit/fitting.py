@@ -68,7 +68,8 @@ def fit_decision(
     if not plan.closed_form:
         tuned = (begun or Tuning(looked, plan, options, head, training)).run()
         kept, seconds = tuned.record.kept, looked.seconds.get("fine-tune", 0.0)
-        judged = HeldBack(accuracy=kept.accuracy, images=tuned.record.held_back, is_network=True, seconds=seconds)
+        plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
+        judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
         return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
     with timed(looked.seconds, "fit head"):
         fitted = fit_closed_form(

@@ -600,6 +600,7 @@ class Candidate:
         accuracy: On the held-back images, in [0, 1].
         log_loss: On them, nats.
         gain_error: Standard error of `accuracy` less that of the probe, image by image, >= 0.
+        plain_accuracy: The same where images do not count by their classes, as in a test; None: `accuracy` is that.
     """
 
     name: str
@@ -607,6 +608,7 @@ class Candidate:
     accuracy: float
     log_loss: float
     gain_error: float = 0.0
+    plain_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         _share("Candidate", "weight", self.weight)

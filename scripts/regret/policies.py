@@ -110,9 +110,8 @@ def best_constant(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 def by_cross_validation(cell: Cell, others: Sequence[Cell]) -> Outcome:
     """Do everything, take the highest held-back accuracy."""
-    scores = {
-        name: (-found["held_back"], found["log_loss"]) for name, found in cell.strategies.items() if found["held_back"]
-    }
+    known = {name: found for name, found in cell.strategies.items() if found["held_back"] is not None}
+    scores = {name: (-found["held_back"], found["log_loss"]) for name, found in known.items()}
     scores |= {name: (-cell.pilot(name).kept.accuracy, cell.pilot(name).kept.log_loss) for name in cell.tuned}
     best = min(scores, key=lambda name: scores[name])
     return (cell.tuned if best in cell.tuned else cell.strategies)[best]["test"], cell.exhaustive
