@@ -47,13 +47,14 @@ LAYERS: dict[str, frozenset[str]] = {
     "survey": frozenset({"nn", "data", "measure", "features", "train", "domain"}),
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
 }
+LAYERS["deciding"] = frozenset({"zoo", "nn", "decision", "strategies", "train"})
 LAYERS["pilots"] = frozenset({"decision"})
 LAYERS["mirror"] = frozenset({"data", "features", "strategies", "train", "look"})
 LAYERS["training"] = frozenset(
     {"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"}
 )
 LAYERS["normalising"] = frozenset({"data", "nn", "survey", "look"})
-LAYERS["fitting"] = frozenset({"nn", "strategies", "train", "survey", "look", "training"})
+LAYERS["fitting"] = frozenset({"nn", "decision", "strategies", "train", "survey", "look", "training"})
 LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
 LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})
 LAYERS["api"] = frozenset(LAYERS)

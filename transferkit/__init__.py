@@ -61,7 +61,7 @@ _HOMES = {
     "TransferkitError": "errors",
     "adapt": "api",
     "analyze": "api",
-    "decide": "decision",
+    "decide": "api",
     "load": "result",
     "load_backbone": "look",
     "rank": "ranking",
