@@ -137,10 +137,11 @@ def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
     check_options(options)
     if not {*launch_options(), *options}:
         return 1
+    make_trainer = lightning().Trainer
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     try:
         with quietly():
-            return int(lightning().Trainer(**with_sharding({**device_options(device), **options, **silent})).world_size)
+            return int(make_trainer(**with_sharding({**device_options(device), **options, **silent})).world_size)
     except Exception as error:  # of many kinds, and all about the options: there is nothing else yet
         said = str(error).split("\n")[0].replace("Trainer.__init__() got an", "there is an")
         raise OptionError(f"Lightning's Trainer does not take these options: {said}") from error
@@ -180,6 +181,7 @@ def with_sharding(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without Lightning's words about devices and workers."""
+    lightning()  # its import sets the level of its loggers: it must not come later
     loggers = [logging.getLogger(name) for name in SPEAKERS]
     levels = [logger.level for logger in loggers]
     try:
