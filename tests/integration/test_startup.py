@@ -139,21 +139,15 @@ def test_options_of_a_trainer_are_asked_of_lightning_in_silence():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "base"),
-    [
-        ("TransferModule", "LightningModule"),
-        ("FreezePlanCallback", "Callback"),
-        ("TransferDataModule", "LightningDataModule"),
-    ],
-)
-def test_what_is_built_on_lightning_is_on_one_of_its_packages_throughout(name, base):
-    """The package that was there when the first class was made, whatever is imported later."""
+def test_what_is_built_on_lightning_is_on_one_of_its_packages_throughout():
+    """The package that was there when the first class was made, whatever is imported between that and the next."""
     pytest.importorskip("lightning.pytorch", reason="the other package is not installed")
     script = (
         "import lightning.pytorch as first, transferkit as tk\n"
-        "from transferkit.frameworks import lightning\n"
-        f"lightning()\nimport pytorch_lightning\nassert issubclass(tk.{name}, first.{base})"
+        "assert issubclass(tk.FreezePlanCallback, first.Callback)\n"
+        "import pytorch_lightning\n"
+        "assert issubclass(tk.TransferModule, first.LightningModule)\n"
+        "assert issubclass(tk.TransferDataModule, first.LightningDataModule)"
     )
     done = run(script)
     assert done.returncode == 0, done.stderr[-2000:]
