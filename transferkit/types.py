@@ -77,6 +77,13 @@ def _share(owner: str, name: str, value: float) -> None:
     _require(math.isfinite(value) and 0 <= value <= 1, f"{owner}.{name} must be in [0, 1], got {value!r}.")
 
 
+def _check_range(value_range: tuple[float, float] | None) -> None:
+    if value_range is None:
+        return
+    fits = len(value_range) == 2 and all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]
+    _require(fits, f"Preprocessing.value_range must be (black, white), finite, black < white, got {value_range!r}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How a checkpoint wants its images: geometry, then normalisation.
@@ -90,6 +97,9 @@ class Preprocessing:
         crop_mode: "center" resizes the short side to `size / crop_pct` and crops the centre; "squash" resizes both
             sides without keeping the aspect; "border" resizes the long side to `size` and pads.
         origin: Where these values come from, as a phrase for people.
+        value_range: (black, white) of images deeper than 8 bits, in stored units; None where there are none.
+        prepared: Whether images come as float tensors that were prepared outside: nothing of the above is done to them.
+        shape: (H, W) that prepared tensors have; None for pictures.
     """
 
     size: int
@@ -99,8 +109,12 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: CropMode = "center"
     origin: str = ""
+    value_range: tuple[float, float] | None = None
+    prepared: bool = False
+    shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        _check_range(self.value_range)
         _require(self.size >= 8, f"Preprocessing.size must be >= 8 pixels, got {self.size!r}.")
         _positive("Preprocessing", "crop_pct", self.crop_pct)
         _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
@@ -161,6 +175,7 @@ class BackboneSpec:
         norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
         batch_norm: Whether any layer normalises by batch statistics; filled in with the stages. None in records from
             before this was noted.
+        own_preprocessing: The checkpoint's own, where the caller gave another with another mean or std; else None.
     """
 
     name: str
@@ -184,6 +199,7 @@ class BackboneSpec:
     published_by: str = ""
     norm: str = ""
     batch_norm: bool | None = None
+    own_preprocessing: Preprocessing | None = None
 
     def find_stages(self, stage: str | int) -> tuple[str, ...]:
         """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
