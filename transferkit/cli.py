@@ -381,15 +381,8 @@ def _adapt(settings: DictConfig) -> None:
     out = _output_folder()
     result = adapt(
         **_shared_arguments(settings),
-        strategy=settings.strategy,
-        stage=settings.stage,
-        tune=_plain(settings.tune),
-        mode=settings.mode,
-        norm=settings.norm,
-        budget=settings.budget,
+        **_deciding_arguments(settings),
         head=settings.head,
-        train=_named_values(settings.train),
-        trainer=_named_values(settings.trainer),
         resume=settings.resume,
         out=out,
         command=_command("adapt"),
@@ -399,6 +392,16 @@ def _adapt(settings: DictConfig) -> None:
     for line in _summary(result, out):
         print(line)
         log.info(line)
+
+
+def _deciding_arguments(settings: DictConfig) -> dict[str, Any]:
+    """What `adapt` and `decide` take alike."""
+    return {
+        **{key: settings[key] for key in ("strategy", "stage", "mode", "norm", "budget")},
+        "tune": _plain(settings.tune),
+        "train": _named_values(settings.train),
+        "trainer": _named_values(settings.trainer),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -470,7 +473,7 @@ def _analyze(settings: DictConfig) -> None:
     if settings.mode == "search":
         raise OptionError("analyze only measures; mode=search trains. Use transferkit adapt mode=search.")
     evidence = analyze(**_shared_arguments(settings))
-    decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size, budget=settings.budget)
+    decision = decide(evidence, **_deciding_arguments(settings), batch_size=settings.batch_size, device=settings.device)
     plain = {"schema": 1, "evidence": to_json(evidence), "decision": to_json(decision)}
     out = _output_folder() / "evidence.json"
     out.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -83,7 +83,6 @@ def swap_backbone(looked: Looked, kind: str) -> Backbone:
     """A copy of the backbone with another normalisation, fitted to training images where the kind can be."""
     # One memory layout, whether the frozen pass ran or its rows were at hand: another one can change the last bit.
     backbone = copy.deepcopy(looked.backbone).to(memory_format=torch.channels_last)
-    kind = {"group": "standardised_group"}.get(kind, kind)  # there are images to fit it to
     swap_norm(backbone.trunk, kind, calibrate=_images(looked) if kind in CALIBRATED else None)
     backbone.spec = dataclasses.replace(backbone.spec, norm=kind, weights_id=weights_digest(backbone.trunk))
     return backbone

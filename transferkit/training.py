@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +34,11 @@ from transferkit.repro import draw_seed, environment
 from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import timed
-from transferkit.train import (
-    CutBatch,
-    CutFeed,
-    FineTuned,
-    FreezePlan,
-    Judged,
-    Recipe,
-    Runner,
-    Task,
-    fine_tune,
-    judge_folds,
-)
+from transferkit.train import Recipe
 from transferkit.types import Decision
+
+if TYPE_CHECKING:
+    from transferkit.train import FineTuned, Judged, Runner, Task
 
 __all__ = ["Training", "Tuning"]
 
@@ -113,6 +105,8 @@ class Tuning:
     @cached_property
     def judged(self) -> Judged:
         """What held-back images say of it; `run` goes on from there."""
+        from transferkit.train import judge_folds
+
         with timed(self.looked.seconds, "fine-tune"):
             return judge_folds(self._task(), self._folds, self._runner)
 
@@ -123,6 +117,8 @@ class Tuning:
 
     def run(self) -> FineTuned:
         """Train, choose, and train again on all images."""
+        from transferkit.train import fine_tune
+
         judged = self.judged
         with timed(self.looked.seconds, "fine-tune"):
             return fine_tune(judged.task, self._folds, self._runner, refit=not self._has_validation, judged=judged)
@@ -172,6 +168,8 @@ class Tuning:
         return self._known.split(self._recipe.folds or 1, seed=self.options.seed)
 
     def _task(self) -> Task:
+        from transferkit.train import Task
+
         looked = self.looked
         self._go_on_as_before()
         if not self._has_validation and len(small := looked.data.indices("val")):
@@ -270,6 +268,8 @@ class Tuning:
 
     def _tail(self) -> Tail | None:
         """The part that learns, if it can be told apart and that is worth its disk."""
+        from transferkit.train import FreezePlan
+
         recipe, backbone = self._recipe, self.looked.backbone
         mixed = recipe.mixup > 0 or recipe.cutmix > 0
         if self.plan.adapters is not None or mixed or (self._augmentation.changes and not recipe.views):
@@ -333,6 +333,8 @@ class Tuning:
         return np.array(named, dtype="S32")
 
     def _feed_activations(self, positions: npt.NDArray[np.int64], *, batch_size: int, training: bool) -> Iterable[Any]:
+        from transferkit.train import CutBatch, CutFeed
+
         assert self._cached is not None
         table, images = self._cached.table, len(self._rows)
         return CutFeed(
@@ -353,6 +355,8 @@ class Tuning:
 
     @cached_property
     def _runner(self) -> Runner:
+        from transferkit.train import Runner
+
         return Runner(
             device=self._device,
             folder=self._folder(),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.errors import OptionError, unknown_name
 
 __all__ = [
     "JOINED",
@@ -25,6 +25,7 @@ __all__ = [
     "Alternative",
     "BackboneSpec",
     "Candidate",
+    "Choice",
     "Claim",
     "CurvePoint",
     "DataSummary",
@@ -172,6 +173,8 @@ class BackboneSpec:
         published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
         published_by: Who says so.
         norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
+        batch_norm: Whether any layer normalises by batch statistics; filled in with the stages. None in records from
+            before this was noted.
         own_preprocessing: The checkpoint's own, where the caller gave another with another mean or std; else None.
     """
 
@@ -195,7 +198,27 @@ class BackboneSpec:
     published_accuracy: float | None = None
     published_by: str = ""
     norm: str = ""
+    batch_norm: bool | None = None
     own_preprocessing: Preprocessing | None = None
+
+    def find_stages(self, stage: str | int) -> tuple[str, ...]:
+        """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
+
+        "selected" stands for all as well: which of their features count is the classifier's affair.
+
+        Raises:
+            OptionError: If there is no such stage; the closest names are offered.
+        """
+        names = [known.name for known in self.stages]
+        if stage in (JOINED, SELECTED):
+            return tuple(names)
+        if isinstance(stage, int):
+            if not -len(names) <= stage < len(names):
+                raise OptionError(f"Stage index must be in [{-len(names)}, {len(names) - 1}], got {stage}.")
+            return (names[stage],)
+        if stage not in names:
+            raise OptionError(unknown_name("stage", stage, [*names, JOINED, SELECTED]))
+        return (stage,)
 
     def at(self, size: int | None) -> BackboneSpec:
         """The same backbone for another input side; None changes nothing. The native size stays on record."""
@@ -475,16 +498,13 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What to do, and why.
+class Choice:
+    """Which strategy was chosen or asked for, and why; `transferkit.decision.complete` makes a `Decision` of it.
 
     Args:
         strategy: "linear_probe", "few_layers", "many_layers", ...
         stage: The stage whose features the head reads ("joined": all of them; "selected": all, weighted).
-        lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
-        lr_scale: `lr` as a share of the backbone's original learning rate.
-        norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
-        mode: How it was decided: "rule", "evidence", "search", or "given".
+        mode: How it was chosen: "rule", "evidence", "search", or "given".
         reasons: Sentences with the numbers in them.
         expected: What to expect of it; None where that is not known.
         alternatives: What else could be done, best first.
@@ -493,9 +513,6 @@ class Decision:
 
     strategy: str
     stage: str
-    lr: float
-    lr_scale: float
-    norm: str
     mode: str
     reasons: tuple[str, ...]
     expected: Alternative | None = None
@@ -503,15 +520,43 @@ class Decision:
     tuned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_scale"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
-        _require(bool(self.reasons), "Decision.reasons must name at least one reason.")
+        _require(bool(self.reasons), f"{type(self).__name__}.reasons must name at least one reason.")
 
     @property
     def options(self) -> tuple[Alternative, ...]:
         """All that was weighed: what is expected of this, and the alternatives."""
         return (*(() if self.expected is None else (self.expected,)), *self.alternatives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Choice):
+    """What to do, how, and why.
+
+    Args:
+        strategy, stage, mode, reasons, alternatives, tuned: As for `Choice`.
+        lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
+        lr_scale: `lr` as a share of the backbone's original learning rate.
+        norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
+        expected: What is promised of it: before anything is fitted from the frozen pass and earlier tasks, afterwards
+            from the `held_back` images. None where that is not known.
+        expected_before: What was expected before anything was fitted; None while `expected` still says it, or if that
+            was not known.
+        held_back: Images that the fitted model was judged on for `expected`; 0 before anything is fitted, or if none
+            could be held back.
+    """
+
+    lr: float
+    lr_scale: float
+    norm: str
+    expected_before: Alternative | None = None
+    held_back: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "lr_scale"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
+        _require(self.held_back >= 0, f"Decision.held_back must be >= 0, got {self.held_back!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -571,6 +616,7 @@ class Candidate:
         accuracy: On the held-back images, in [0, 1].
         log_loss: On them, nats.
         gain_error: Standard error of `accuracy` less that of the probe, image by image, >= 0.
+        plain_accuracy: The same where images do not count by their classes, as in a test; None: `accuracy` is that.
     """
 
     name: str
@@ -578,6 +624,7 @@ class Candidate:
     accuracy: float
     log_loss: float
     gain_error: float = 0.0
+    plain_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         _share("Candidate", "weight", self.weight)

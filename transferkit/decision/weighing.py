@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from transferkit.decision.belief import Belief, update
 from transferkit.decision.effort import usual_epochs, usual_passes
-from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
+from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.intervals import TWO_SIDED
-from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
 __all__ = ["best_probe", "weigh"]
 
@@ -50,15 +51,7 @@ class _Option:
         return self.score is not None
 
     def alternative(self) -> Alternative:
-        margin = TWO_SIDED * self.expected.error
-        return Alternative(
-            strategy=self.strategy,
-            stage=self.stage,
-            expected_accuracy=_share(self.expected.mean),
-            low=_share(self.expected.mean - margin),
-            high=_share(self.expected.mean + margin),
-            cost_seconds=self.cost,
-        )
+        return self.expected.alternative(self.strategy, self.stage, cost_seconds=self.cost)
 
 
 def _share(value: float) -> float:
@@ -68,11 +61,11 @@ def _share(value: float) -> float:
 def weigh(
     evidence: Evidence,
     *,
-    advice: Decision | None = None,
+    advice: Choice | None = None,
     budget: float | None = None,
     knowledge: GainModel | None = None,
     trials: Mapping[str, Belief] | None = None,
-) -> Decision:
+) -> Choice:
     """The strategy with the highest expected accuracy.
 
     Args:
@@ -84,18 +77,15 @@ def weigh(
     """
     known = load_gain_model() if knowledge is None else knowledge
     if _is_unknown(evidence):
-        return _decide_unmeasured(advice)
+        return _choose_unmeasured(advice)
     options = _options(evidence, known, trials or {})
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
     chosen = _choose(among)
     others = [option for option in options if option is not chosen]
-    return Decision(
+    return Choice(
         strategy=chosen.strategy,
         stage=chosen.stage,
-        lr=0.0,
-        lr_scale=0.0,
-        norm="frozen",
         mode="evidence",
         reasons=(
             *_reasons(evidence, chosen, others),
@@ -117,14 +107,11 @@ def _is_unknown(evidence: Evidence) -> bool:
     return all(score.accuracy is None for score in evidence.probes)
 
 
-def _decide_unmeasured(advice: Decision | None) -> Decision:
+def _choose_unmeasured(advice: Choice | None) -> Choice:
     """Where no image can be held back: what did best on earlier tasks, with no promise."""
-    return Decision(
+    return Choice(
         strategy="linear_probe",
         stage=JOINED,
-        lr=0.0,
-        lr_scale=0.0,
-        norm="frozen",
         mode="evidence",
         reasons=(
             UNKNOWN,
@@ -176,10 +163,10 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
         similarity=evidence.similarity,
     )
     names = [stage.name for stage in evidence.backbone.stages]
-    noise = situation.spread / math.sqrt(joined.images or situation.images)
+    base = knowledge.base(situation, worth=joined.images or situation.images)
 
     def expect(gain: Belief) -> Belief:
-        return Belief(mean=joined.interval[0] + gain.mean, error=math.hypot(noise, gain.error))
+        return Belief(mean=base.mean + gain.mean, error=math.hypot(base.error, gain.error))
 
     costs = _costs(evidence, scores)
     gains = [_gain(score, joined, names, situation, knowledge) for score in scores]
@@ -256,19 +243,19 @@ def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list
     ]
 
 
-def _interval(option: _Option) -> str:
+def _expectation(option: _Option, when: str) -> str:
     plain = option.alternative()
     return (
-        f"{_percent(plain.expected_accuracy)} of new images like these right (95 % interval {_percent(plain.low)} to "
-        f"{_percent(plain.high)})"
+        f"expected accuracy {_percent(plain.expected_accuracy)} on new images like these, {when} (95 % interval "
+        f"{_percent(plain.low)} to {_percent(plain.high)})"
     )
 
 
 def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     assert chosen.score is not None
     said = [
-        f"A linear classifier on {_named(chosen.stage)} is expected to name {_interval(chosen)}; held back from the "
-        f"fit, {_percent(chosen.score.interval[0])} of the {evidence.data.train_images:,} training images are."
+        f"Linear classifier on {_named(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; held-back "
+        f"accuracy {_percent(chosen.score.interval[0])} on the {evidence.data.train_images:,} training images."
     ]
     probes = [option for option in others if option.score is not None]
     if probes:
@@ -289,8 +276,8 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
 
 def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     said = [
-        f"Fine-tuning ({chosen.strategy}) is expected to name {_interval(chosen)}, by what it gained on earlier tasks; "
-        f"it takes about {_duration(chosen.cost)}."
+        f"Fine-tuning ({chosen.strategy}): {_expectation(chosen, 'before training')}, by what it gained on earlier "
+        f"tasks; it takes about {_duration(chosen.cost)}."
     ]
     probe = next((option for option in others if option.score is not None), None)
     if probe is not None and probe.score is not None:
@@ -362,7 +349,7 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
     return []
 
 
-def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
+def _reasons_of_rule(chosen: _Option, advice: Choice | None) -> list[str]:
     if advice is None:
         return []
     agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
@@ -370,5 +357,5 @@ def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
     return [f"The textbook rule would have said {_advised(advice)}; the measurements {verdict}."]
 
 
-def _advised(advice: Decision) -> str:
+def _advised(advice: Choice) -> str:
     return f"linear_probe on {_named(advice.stage)}" if advice.strategy == "linear_probe" else advice.strategy

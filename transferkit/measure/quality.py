@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from transferkit.intervals import wilson_interval
@@ -89,6 +88,8 @@ def fit_temperature(
     References:
         Guo et al., ICML 2017. Deviation: fitted on exactly cross-validated scores, so that no image is spent on it.
     """
+    from scipy.optimize import minimize_scalar
+
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:

@@ -27,6 +27,7 @@ class Fitted:
         model: In evaluation mode, on the CPU.
         head: "ridge", "logistic" or "average".
         accuracy, log_loss: Of that head on held-back training images; NaN where nothing can be held back.
+        held_back: How many they were.
         reason: A sentence with the held-back numbers.
     """
 
@@ -34,6 +35,7 @@ class Fitted:
     head: str
     accuracy: float
     log_loss: float
+    held_back: int
     reason: str
 
 
@@ -87,7 +89,7 @@ def fit_closed_form(
         model.linear.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, _reason(best, fits))
+    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, best.held_back, _reason(best, fits))
 
 
 def _reason(best: HeadFit, fits: Sequence[HeadFit]) -> str:

@@ -63,6 +63,11 @@ class HeadFit:
         """Whether anything could be held back."""
         return bool(self.counting.any())
 
+    @property
+    def held_back(self) -> int:
+        """Images that its accuracy was measured on."""
+        return int(np.count_nonzero(self.counting))
+
     def __str__(self) -> str:
         if not self.known:
             return f"{self.name}, accuracy unknown"
