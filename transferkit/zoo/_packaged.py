@@ -21,10 +21,11 @@ from torch import nn
 from transferkit.errors import BackboneError, CheckpointError, MissingDependencyError, unknown_name
 from transferkit.types import Preprocessing
 from transferkit.zoo import _timm
-from transferkit.zoo._checkpoint import fit, read_state
+from transferkit.zoo._checkpoint import fit
 from transferkit.zoo._published import published_packaged
 from transferkit.zoo._recipe import Recipe
 from transferkit.zoo._training import training_packaged
+from transferkit.zoo._weights_file import read_state
 
 __all__ = ["PACKAGED", "Packaged", "describe", "find_weights", "rename"]
 
