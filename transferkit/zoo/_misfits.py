@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transferkit.zoo._blueprint import Blueprint
 from transferkit.zoo._matching import Match, Misfit, count_classes
-from transferkit.zoo._weights_file import Part
+from transferkit.zoo._weights_file import WRAPPED, Part
 
 __all__ = [
     "CHECK_THE_NAME",
@@ -127,8 +127,13 @@ def describe_rivals(best: Match, rivals: Sequence[Match], file: Path) -> str:
 
 
 def _reading(part: Part, file: Path) -> str:
-    """Python that reads a state dict of the file as `weights`."""
-    if file.suffix == ".safetensors":
-        return f"from safetensors.torch import load_file\nweights = load_file({str(file)!r})"
+    """Python that reads a state dict of the file as `weights`, under the names used here."""
     inside = "".join(f"[{key!r}]" for key in part.where)
-    return f"weights = torch.load({str(file)!r}, map_location='cpu', weights_only=True){inside}"
+    lines = (
+        ["from safetensors.torch import load_file", f"weights = load_file({str(file)!r})"]
+        if file.suffix == ".safetensors"
+        else [f"weights = torch.load({str(file)!r}, map_location='cpu', weights_only=True){inside}"]
+    )
+    if part.wrapped:
+        lines = ["import re", *lines, f"weights = {{re.sub({WRAPPED!r}, '', key): weights[key] for key in weights}}"]
+    return "\n".join(lines)

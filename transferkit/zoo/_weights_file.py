@@ -17,7 +17,7 @@ import torch
 
 from transferkit.errors import CheckpointError
 
-__all__ = ["CONTAINERS", "Part", "find_file", "preference", "read_parts", "read_state"]
+__all__ = ["CONTAINERS", "WRAPPED", "Part", "find_file", "preference", "read_parts", "read_state"]
 
 CONTAINERS = (
     "state_dict_ema",
@@ -46,6 +46,9 @@ COUNTERPARTS = frozenset({"student", "target", "momentum", "key", "k"})
 PASSED_BY = re.compile(r".*optim.*|.*sched.*|.*scaler.*|callbacks|loops|.*rng.*")
 """What a training checkpoint holds beside the weights, tensors of Adam's included."""
 
+WRAPPED = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+"""What torch.compile, sharding and activation checkpointing put into names, in the middle of them too."""
+
 DEPTH = 4
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -56,11 +59,13 @@ class Part(NamedTuple):
 
     Args:
         where: The keys that lead to it; none if the file is the state dict.
-        state: Tensors by name.
+        state: Tensors by name, without what wrappers put into the names.
+        wrapped: Whether there was anything to take out.
     """
 
     where: tuple[str, ...]
     state: dict[str, torch.Tensor]
+    wrapped: bool = False
 
 
 def find_file(path: str | Path) -> Path:
@@ -130,9 +135,10 @@ def preference(address: str) -> tuple[int, int]:
 def _state_dicts(content: object, where: tuple[str, ...]) -> Iterator[Part]:
     if not isinstance(content, Mapping) or len(where) > DEPTH:
         return
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        yield Part(where, tensors)
+    named = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if named:
+        tensors = {re.sub(WRAPPED, "", key): value for key, value in named.items()}
+        yield Part(where, tensors, wrapped=tensors.keys() != named.keys())
     for key, value in content.items():
         if isinstance(key, str) and not PASSED_BY.fullmatch(key.lower()):
             yield from _state_dicts(value, (*where, key))

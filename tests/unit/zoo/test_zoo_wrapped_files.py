@@ -123,6 +123,38 @@ def test_of_several_networks_one_is_taken_and_named(state, other, tmp_path, cont
     assert spec.preprocessing.origin.endswith(f"the weights are those of x.pth; {said}")
 
 
+LAYOUTS = {
+    "moco v2": lambda s: {
+        "state_dict": prefixed(without_head(s) | {"fc.0.weight": torch.ones(9, 96)}, "module.encoder_q.")
+        | {"module.queue": torch.ones(4, 9), "module.queue_ptr": torch.ones(1)}
+    },
+    "simsiam": lambda s: {
+        "state_dict": prefixed(without_head(s) | {"fc.6.bias": torch.ones(9)}, "module.encoder.")
+        | {"module.predictor.0.weight": torch.ones(9, 9)}
+    },
+    "swav": lambda s: (
+        prefixed(without_head(s), "module.")
+        | {"module.projection_head.0.weight": torch.ones(9, 96), "module.prototypes.weight": torch.ones(9, 9)}
+    ),
+    "barlow twins": lambda s: {
+        "model": prefixed(without_head(s), "module.backbone.") | {"module.bn.running_mean": torch.ones(9)}
+    },
+    "detection": lambda s: {
+        "model": prefixed({k: v for k, v in without_head(s).items() if "tracked" not in k}, "backbone.body.")
+        | {"backbone.fpn.inner_blocks.0.0.weight": torch.ones(9), "roi_heads.box.weight": torch.ones(9)}
+    },
+    "averaged model": lambda s: {"n_averaged": torch.tensor(7), **prefixed(s, "module.")},
+    "mmlab": lambda s: {"meta": {"epoch": 3}, "state_dict": prefixed(s, "backbone.") | {"head.fc.bias": torch.ones(9)}},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_public_code_are_read(state, tmp_path, layout):
+    network, _ = load(NAME, checkpoint=saved(LAYOUTS[layout](state), tmp_path / "x.pth"))
+    wanted = {key: value for key, value in state.items() if "tracked" not in key}
+    assert_holds(network, wanted, head=False)
+
+
 def test_the_same_weights_twice_are_no_choice(state, tmp_path):
     content = prefixed(state, "one.") | prefixed(state, "two.")
     _, spec = load(NAME, checkpoint=saved(content, tmp_path / "x.pth"))
@@ -330,6 +362,16 @@ def test_a_file_that_needs_classes_says_how_to_save_it_anew(state, tmp_path, wra
     with pytest.raises(CheckpointError, match=r"holds pickled code \(.*\), which would run on loading") as caught:
         load(NAME, checkpoint=saved(content, tmp_path / "x.ckpt"))
     assert_holds(load(NAME, checkpoint=run_python_in(str(caught.value)))[0], state)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_wrappers_inside_names_are_taken_out(state, tmp_path, wrapper):
+    content = {f"model.{key}".replace("layer2.", f"layer2.{wrapper}"): value for key, value in state.items()}
+    assert_holds(load(NAME, checkpoint=saved(content, tmp_path / "x.pth"))[0], state)
+    grey = {f"{wrapper}{key}": value for key, value in make_weights(2, in_chans=1).items()}
+    with pytest.raises(CheckpointError, match="reads 1 channel") as caught:
+        load(NAME, checkpoint=saved({"model": grey}, tmp_path / "y.pth"))
+    load(NAME, checkpoint=run_python_in(str(caught.value)))
 
 
 def test_plain_hyper_parameters_are_let_through(state, tmp_path):
