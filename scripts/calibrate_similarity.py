@@ -177,6 +177,7 @@ def calibrate_head(measured: list[Measured], scale: Scale) -> dict[str, Any]:
     shares = np.array([row.answers.share for row in rows])
     fitted = fit_head_scale(shares, similarities, [row.family for row in rows])
     told = np.array([fitted.similarity(share) for share in shares])
+    ends = np.array([fitted.interval(row.answers.share, row.answers.error) for row in rows])
     return {
         "middle": round(fitted.middle, 5),
         "steepness": round(fitted.steepness, 4),
@@ -187,6 +188,7 @@ def calibrate_head(measured: list[Measured], scale: Scale) -> dict[str, Any]:
             float(spearmanr([row.answers.confidence for row in rows], similarities)[0]), 3
         ),
         "mean_difference": round(float(np.abs(told - similarities).mean()), 3),
+        "inside_interval": round(float(((ends[:, 0] <= similarities) & (similarities <= ends[:, 1])).mean()), 3),
     }
 
 

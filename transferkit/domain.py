@@ -178,14 +178,20 @@ def _by_answers(backbone: Backbone, target: Side) -> SimilarityDetail:
     low, high = scale.interval(found.share, found.error)
     note = (
         "Without batch normalisation to remember the source, it was estimated from the answers of the classifier that "
-        f"the backbone came with: it tells about {found.told_apart:.0f} of its {_outputs(backbone):,} classes apart "
-        f"among these images, with a mean confidence of {100 * found.confidence:.0f} %. This is rough: the scale was "
+        f"the backbone came with: {_tell(found.told_apart, _outputs(backbone))}, with a mean confidence of "
+        f"{100 * found.confidence:.0f} %. This is rough: the scale was "
         "set on backbones that have both, the interval covers how far tasks lie off it, and a task that shows few "
         "kinds of things reads too low."
     )
     return SimilarityDetail(
         value=scale.similarity(found.share), low=low, high=high, origin="head confidence", note=note, images=images
     )
+
+
+def _tell(told_apart: float, classes: int) -> str:
+    if told_apart < 1.5:
+        return "it answers nearly the same for all of these images"
+    return f"it tells about {told_apart:.0f} of its {classes:,} classes apart among these images"
 
 
 def _rows(side: Side) -> Mapping[str, npt.NDArray[np.float32]]:
