@@ -7,7 +7,7 @@ from transferkit.measure.head_information import (
     fit_head_scale,
     measure_head_information,
 )
-from transferkit.measure.knn import knn_accuracy
+from transferkit.measure.knn import knn_accuracy, knn_hits
 from transferkit.measure.logistic import LogisticHead, fit_logistic
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
@@ -61,6 +61,7 @@ __all__ = [
     "fitting_threads",
     "frechet_distance",
     "knn_accuracy",
+    "knn_hits",
     "learning_curves",
     "linear_cka",
     "log_loss",
