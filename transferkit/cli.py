@@ -56,7 +56,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   transferkit adapt model=torchvision/resnet18 checkpoint=my.pth data=folder data.root=DIR
 
   model=NAME            packaged/..., timm/..., torchvision/... (transferkit zoo lists them)
-  checkpoint=FILE       your weights for that architecture
+  checkpoint=FILE       your weights for that architecture, or the folder of a finished run of it
   data=digits|folder|manifest, data.root=DIR, data.path=FILE
   data.test=0.2         share held back for the test, where the data has no test split
   data.strict=true      an unusable image is an error instead of being set aside

@@ -36,7 +36,8 @@ def load_backbone(
     Args:
         model: "timm/<name>[.<tag>]", "torchvision/<name>[:<weights>]", "packaged/<name>", or an `nn.Module`.
         image_size: Side of the input in pixels; None takes the checkpoint's own.
-        checkpoint: A weights file for that architecture, instead of the published ones.
+        checkpoint: A weights file for that architecture, or the folder of a finished run, instead of the published
+            weights. Its classifier may have any number of classes, or be missing.
         pretrained: False gives random weights, and says so in the spec.
         preprocessing: Needed for a module of your own: how its images were prepared.
 
@@ -46,7 +47,9 @@ def load_backbone(
         CheckpointError: If the weights file does not fit.
     """
     network, spec = zoo.load(model, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing)
-    return Backbone(network, spec, size=image_size)
+    backbone = Backbone(network, spec, size=image_size)
+    # Without a classifier in the file, the one that the architecture comes with is random.
+    return backbone.without_head() if checkpoint is not None and not spec.num_classes else backbone
 
 
 @dataclass(frozen=True, kw_only=True)

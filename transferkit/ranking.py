@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.special import softmax
 from torch import nn
 
 from transferkit import zoo
@@ -332,12 +330,8 @@ def _lacks_classifier(backbone: Backbone) -> str:
 
 def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """(N, Z) what the classifier that the backbone came with makes of its top stage."""
-    assert backbone.head is not None
-    # The averages come first, whatever the pooling, and they are what the classifier reads.
-    average = torch.from_numpy(features[:, : backbone.stages[-1].channels])
-    with torch.no_grad():
-        logits = backbone.head(average).numpy()
-    return np.asarray(softmax(logits.astype(np.float64), axis=1), dtype=np.float64)
+    # The averages come first, whatever the pooling.
+    return backbone.source_probabilities(features[:, : backbone.stages[-1].channels])
 
 
 def _order(rows: Sequence[_Measured], prior: str, folds: Folds, seed: int) -> tuple[RankedModel, ...]:

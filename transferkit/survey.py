@@ -123,7 +123,7 @@ def survey(
         looked = None if source is None else _look_at_source(run, source)
     table = done.table
     with timed(spent, "similarity"):
-        target = None if done.moments is None else Side(done.moments, table.take(sample), data.labels[sample])
+        target = Side(done.moments, table.take(sample), data.labels[sample])
         detail = measure_similarity(backbone, target, source=looked, given=similarity)
     folds = data.folds.take(train)
     probes, curves, chosen = _measure(

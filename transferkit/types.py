@@ -405,7 +405,8 @@ class SimilarityDetail:
     Args:
         value: In [0, 1]; 1 is just like what the backbone was trained on. None if it is not known.
         low, high: 95 % interval of it over samples of images; None unless measured.
-        origin: "norm statistics" (of the backbone), "source images", "given" (by the person) or "unknown".
+        origin: "norm statistics" (of the backbone), "head confidence" (the answers of the classifier it came with),
+            "source images", "given" (by the person) or "unknown".
         note: A sentence for people: what it was measured on, or why it was not.
         images: Training images it was measured on.
         source_images: Images of the source that were looked at; 0 if there were none.
