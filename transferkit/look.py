@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,10 @@ class Options:
     pretrained: bool
     preprocessing: Preprocessing | None
     root: str | Path | None
+    columns: Mapping[str, str] | None
+    max_pixels: int
     val: float
-    test: float
+    test: float | None
     strict: bool
     preprocessed: bool
     pooling: str
@@ -131,6 +133,8 @@ def open_images(data: Any, options: Options) -> Data:
     return open_data(
         data,
         root=options.root,
+        columns=options.columns,
+        max_pixels=options.max_pixels,
         seed=options.seed,
         val=options.val,
         test=options.test,
@@ -142,12 +146,14 @@ def open_images(data: Any, options: Options) -> Data:
 
 def open_source(options: Options) -> Data | None:
     """The source images, if the person has some; they are only looked at, so none is held back."""
+    # Its columns may be called otherwise than those of `data`, so columns= is not for it.
     if options.source is None:
         return None
     return open_data(
         options.source,
         seed=options.seed,
         test=0.0,
+        max_pixels=options.max_pixels,
         strict=options.strict,
         preprocessed=options.preprocessed and not isinstance(options.source, (str, Path)),
         progress=options.progress,

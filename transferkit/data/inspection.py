@@ -67,7 +67,8 @@ def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
         (width, height), found = image.size, traits(image)  # before the draft, which changes both
         grey = to_grey(image, name=str(path))
     except ImageError as error:
-        return Inspection(content_id=content_id, fault=error.kind)
+        width, height = error.size
+        return Inspection(content_id=content_id, fault=error.kind, width=width, height=height)
     return _fingerprinted(grey, content_id=content_id, size=(width, height), found=found)
 
 
