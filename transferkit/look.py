@@ -18,7 +18,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
-from transferkit.types import Preprocessing
+from transferkit.types import Preprocessing, check_image_size
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
@@ -45,6 +45,7 @@ def load_backbone(
         HubError: If its weights cannot be fetched.
         CheckpointError: If the weights file does not fit.
     """
+    check_image_size(image_size)
     network, spec = zoo.load(model, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing)
     return Backbone(network, spec, size=image_size)
 
@@ -80,6 +81,7 @@ class Options:
     source: Any = None
 
     def __post_init__(self) -> None:
+        check_image_size(self.image_size)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(
                 f"batch_size must be >= 1, got {self.batch_size!r}; leave it out to fit it to the machine."

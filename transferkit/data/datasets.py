@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,16 +239,18 @@ def module_datasets(module: Any) -> dict[str, Any]:
     """Split name -> dataset behind a LightningDataModule's loaders, after its own preparation.
 
     Args:
-        module: A LightningDataModule; `prepare_data` and `setup` are called.
+        module: A LightningDataModule; `prepare_data` and `setup` are called, the latter for each stage if it takes one.
 
     Raises:
         DataError: It has no training loader, or a loader that does not stand for one dataset.
     """
     module.prepare_data()
-    module.setup("fit")
+    takes_stage = bool(inspect.signature(module.setup).parameters)
+    module.setup(*(["fit"] if takes_stage else []))
     found = {split: _behind_loader(module, split) for split in ("train", "val") if _has_loader(module, split)}
     if _has_loader(module, "test"):
-        module.setup("test")
+        if takes_stage:
+            module.setup("test")
         found["test"] = _behind_loader(module, "test")
     if "train" not in found:
         raise DataError(f"{type(module).__name__} has no train_dataloader.")
