@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import Data, open_data
+from transferkit.data import MAX_PIXELS, Data, open_data
 from transferkit.errors import OptionError, unknown_name
 from transferkit.features import FeatureBank, choose_device
 from transferkit.features.bank import DEFAULT_LIMIT
@@ -65,8 +65,6 @@ class Options:
     pretrained: bool
     preprocessing: Preprocessing | None
     root: str | Path | None
-    columns: Mapping[str, str] | None
-    max_pixels: int
     val: float
     test: float | None
     strict: bool
@@ -79,6 +77,8 @@ class Options:
     device: str
     progress: bool
     source: Any = None
+    columns: Mapping[str, str] | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)

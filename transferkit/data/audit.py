@@ -34,16 +34,17 @@ _LATER = {"train": ("val", "test"), "val": ("test",)}
 """Split -> the splits whose images it must not hold; the later one is never touched."""
 
 _REMEDIES = {
-    "missing": {
-        "folder": "they are links that lead nowhere: bring the files back, or remove the links",
-        "manifest": "correct the paths in the manifest, or remove its rows",
-    },
-    "zero_byte": {"": "fetch them again or remove them"},
-    "unreadable": {"": "convert them to JPEG or PNG, or remove them"},
-    "truncated": {"": "fetch them again or remove them"},
-    "oversized": {"": "shrink them"},
+    "zero_byte": "fetch them again or remove them",
+    "unreadable": "convert them to JPEG or PNG, or remove them",
+    "truncated": "fetch them again or remove them",
 }
-"""Fault -> kind of source, or "" for any -> what to do."""
+"""Fault of a file -> what to do."""
+
+_MISSING = {
+    "folder": "they are links that lead nowhere: bring the files back, or remove the links",
+    "manifest": "correct the paths in the manifest, or remove its rows",
+}
+"""Kind of source -> what to do where a file is not there."""
 
 _OWN_SPLITS = {
     "folder": "sort the images into train/<class>/ and test/<class>/",
@@ -148,13 +149,16 @@ def _faults(inventory: Inventory) -> list[Finding]:
 
 
 def _remedy(inventory: Inventory, fault: str, rows: Sequence[int]) -> str:
-    known = _REMEDIES[fault]
-    remedy = known.get(inventory.kind, known.get("", "leave them out of the dataset"))
     if fault == "oversized":
         needed = max(inventory.inspections[row].width * inventory.inspections[row].height for row in rows)
-        return f"{remedy}, or pass max_pixels={needed} (command line: data.max_pixels={needed})" if needed else remedy
+        more = f", or pass max_pixels={needed} (command line: data.max_pixels={needed})" if needed else ""
+        return f"shrink them{more}"
+    if inventory.kind == "dataset":
+        return "mend the files that the dataset reads, or leave them out of it"
+    if fault == "missing":
+        return _MISSING[inventory.kind]
     hints = sorted({hint for row in rows if fault == "unreadable" and (hint := heic_hint(inventory.names[row]))})
-    return "; ".join([remedy, *hints])
+    return "; ".join([_REMEDIES[fault], *hints])
 
 
 def _as_error(finding: Finding) -> Finding:

@@ -71,7 +71,7 @@ class DatasetReader:
             values = as_tensor_values(value, name=self.names[row])
             return array_digest(values), render(values)
         if isinstance(value, Image.Image) and value.width * value.height > self.max_pixels:
-            raise ImageError("oversized", self.names[row], f"{value.width} x {value.height}")
+            raise ImageError("oversized", self.names[row], f"{value.width} x {value.height}", size=value.size)
         picture = as_rgb(value, name=self.names[row])
         return array_digest(np.asarray(picture)), picture
 
@@ -172,8 +172,9 @@ def _look(reader: DatasetReader, row: int) -> _Look:
     except (ImageError, OSError) as error:  # OSError: what a dataset's own loader raises for a bad file
         if isinstance(value, Image.Image):
             value.close()  # a lazily opened file that nobody will read to its end
-        fault = error.kind if isinstance(error, ImageError) else "unreadable"
-        return _Look(Inspection(content_id=digest(reader.names[row].encode()), fault=fault), label)
+        fault, (width, height) = (error.kind, error.size) if isinstance(error, ImageError) else ("unreadable", (0, 0))
+        content_id = digest(reader.names[row].encode())
+        return _Look(Inspection(content_id=content_id, fault=fault, width=width, height=height), label)
     return _Look(inspect_picture(picture, content_id=content_id, found=found), label)
 
 

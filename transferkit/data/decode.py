@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -181,12 +182,19 @@ def _magic(first: bytes) -> bool:
     Image.init()
     _load_heif()
     known = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
-    return any(accept is not None and accept(first) is True for accept in known)
+    return any(accept is not None and _accepts(accept, first) for accept in known)
+
+
+def _accepts(accept: Callable[[bytes], bool | str], first: bytes) -> bool:
+    try:
+        return accept(first) is True  # a text says that the format cannot be read here
+    except (IndexError, struct.error):  # fewer bytes than the format's own mark
+        return False
 
 
 def _open_as(format_name: str, encoded: bytes, name: str) -> Image.Image | None:
     factory, accept = Image.OPEN[format_name]
-    if accept is not None and accept(encoded[:16]) is not True:
+    if accept is not None and not _accepts(accept, encoded[:16]):
         return None
     try:
         return factory(io.BytesIO(encoded), "")
