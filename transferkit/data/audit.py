@@ -15,12 +15,15 @@ import numpy.typing as npt
 
 from transferkit.data.class_names import alike_names
 from transferkit.data.decode import FAULTS, heic_hint
-from transferkit.data.fingerprints import digest, near_pairs
+from transferkit.data.depth import Range
+from transferkit.data.fingerprints import digest, near_pairs, near_twins
 from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory
 from transferkit.data.label_findings import describe_many_labels, label_findings
+from transferkit.data.ranges import find_losses, find_range
 from transferkit.data.split_findings import DEFAULT_TEST, Shares, split_findings, split_rule
-from transferkit.data.splits import merged_groups, stratified_split
+from transferkit.data.splits import stratified_split
 from transferkit.errors import DataError, list_problems
+from transferkit.folds import connected_groups
 from transferkit.types import DataSummary, Finding
 
 __all__ = ["Verdict", "audit"]
@@ -65,14 +68,26 @@ class Verdict:
         summary: What the data is.
         rows: (M,) int64, the usable rows of the inventory, in its order.
         splits: (M,) split names.
+        groups: (M,) int64; images of equal value are never parted.
+        value_range: (black, white) of those deeper than 8 bits; None if there are none.
     """
 
     summary: DataSummary
     rows: Ints
     splits: Names
+    groups: Ints
+    value_range: Range | None = None
 
 
-def audit(inventory: Inventory, *, val: float, test: float | None, seed: int, strict: bool) -> Verdict:
+def audit(
+    inventory: Inventory,
+    *,
+    val: float,
+    test: float | None,
+    seed: int,
+    strict: bool,
+    value_range: Range | None = None,
+) -> Verdict:
     """Judge an inventory.
 
     Args:
@@ -83,6 +98,7 @@ def audit(inventory: Inventory, *, val: float, test: float | None, seed: int, st
             at all, else nothing.
         seed: Draws which.
         strict: Whether an image that is set aside is an error.
+        value_range: (black, white) of images deeper than 8 bits, if the person says; None measures it.
 
     Raises:
         DataError: One message with all the errors found, a line each.
@@ -106,16 +122,19 @@ def audit(inventory: Inventory, *, val: float, test: float | None, seed: int, st
     rows = np.flatnonzero(usable)
     findings += [*_untrained(inventory, ids, rows, leaking), *_too_few_to_split(inventory, rows, shares)]
     _raise_errors(findings, inventory.origin)
-    groups = _groups(inventory, ids, rows)
+    groups, twins = _groups(inventory, ids, rows)
+    findings += twins
     splits = _drawn(inventory, rows, groups, shares, seed=seed)
     findings += label_findings(inventory, np.bincount(inventory.labels[rows], minlength=len(inventory.classes)))
     findings += split_findings(inventory, rows, splits, groups, shares=shares)
     findings += _class_findings(inventory, rows, splits, groups)
     findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
-    findings += _conversions(inventory, rows)
+    names, looks = [inventory.names[row] for row in rows], [inventory.inspections[row] for row in rows]
+    grey = find_range(names, looks, splits.tolist(), given=value_range)
+    findings += [*_conversions(inventory, rows), *find_losses(names, looks), *grey.findings]
     rule = split_rule(inventory, rows, splits, shares=shares, seed=seed)
-    summary = _summary(inventory, ids, rows, splits, findings, rule)
-    return Verdict(summary=summary, rows=rows, splits=splits)
+    summary = _summary(inventory, ids, rows, splits, groups, findings, rule)
+    return Verdict(summary=summary, rows=rows, splits=splits, groups=groups, value_range=grey.value_range)
 
 
 def _raise_errors(findings: Iterable[Finding], origin: str) -> None:
@@ -142,10 +161,16 @@ def _faults(inventory: Inventory) -> list[Finding]:
     findings = []
     for kind, rows in sorted(by_kind.items()):
         names = tuple(inventory.names[row] for row in rows)
-        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}): {_some(names)}."
-        message += f" Remedy: {_remedy(inventory, kind, rows)}."
+        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}{_detail(inventory, rows)}): "
+        message += f"{_some(names)}. Remedy: {_remedy(inventory, kind, rows)}."
         findings.append(Finding(kind=kind, severity="set_aside", message=message, items=names))
     return findings
+
+
+def _detail(inventory: Inventory, rows: Sequence[int]) -> str:
+    """What is known of the first faulty image of which more is known than its fault; HEIC has a remedy instead."""
+    known = (inventory.inspections[row].detail for row in rows if not heic_hint(inventory.names[row]))
+    return next((f"; the first is {detail}" for detail in known if detail), "")
 
 
 def _remedy(inventory: Inventory, fault: str, rows: Sequence[int]) -> str:
@@ -324,10 +349,52 @@ def _too_few_to_split(inventory: Inventory, rows: Ints, shares: Shares) -> list[
     ]
 
 
-def _groups(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints) -> Ints:
-    """(M,) who must stay together: images of one content, or of one group of the person's."""
-    same_image = np.unique(ids[rows], return_inverse=True)[1].astype(np.int64)
-    return merged_groups(same_image, *([] if inventory.groups is None else [inventory.groups[rows]]))
+def _groups(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints) -> tuple[Ints, list[Finding]]:
+    """(M,) which of the usable images belong together: by the person's word, by equal or by nearly equal content."""
+    same_image = np.unique(ids[rows], return_inverse=True)[1].reshape(-1).astype(np.int64)
+    memberships = [same_image, *([] if inventory.groups is None else [inventory.groups[rows]])]
+    known, labels = connected_groups(memberships), inventory.labels[rows]
+    looks = [inventory.inspections[row] for row in rows]
+    hashes = np.array([look.hash for look in looks], dtype=np.uint64)
+    pairs = near_twins(hashes, np.stack([look.thumb for look in looks]))
+    pairs = pairs[known[pairs[:, 0]] != known[pairs[:, 1]]]
+    if not len(pairs):
+        return known, []
+    alike = connected_groups([np.arange(len(rows), dtype=np.int64)], pairs)
+    sets, sizes = np.unique(alike, return_counts=True)
+    common = _too_common(alike, labels)
+    copies = pairs[~np.isin(alike[pairs[:, 0]], common)]
+    grouped = int(sizes[(sizes > 1) & ~np.isin(sets, common)].sum())
+    return connected_groups([known], copies), [*_twin_findings(grouped), *_common_findings(alike, common)]
+
+
+def _too_common(alike: Ints, labels: Ints) -> Ints:
+    """Sets of look-alikes with more than half of the images of a class: that is how the class looks, not a copy."""
+    sets, inverse = np.unique(alike, return_inverse=True)
+    table = np.zeros((len(sets), int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(table, (inverse.reshape(-1), labels), 1)
+    return sets[((table > 1) & (2 * table > table.sum(axis=0))).any(axis=1)]
+
+
+def _twin_findings(grouped: int) -> list[Finding]:
+    if not grouped:
+        return []
+    message = (
+        f"Almost the same as another image: {_count(grouped, 'image')}. They are treated as one group: held back "
+        "together and never parted by a split."
+    )
+    return [Finding(kind="near_duplicate_group", severity="info", message=message)]
+
+
+def _common_findings(alike: Ints, common: Ints) -> list[Finding]:
+    images = int(np.isin(alike, common).sum())
+    if not images:
+        return []
+    message = (
+        f"Almost the same as more than half of their class, and so not treated as copies: {_count(images, 'image')}. "
+        "If they are, held-back accuracy is too high: give copies one group (a manifest with a column 'group')."
+    )
+    return [Finding(kind="look_alikes", severity="warning", message=message)]
 
 
 def _drawn(inventory: Inventory, rows: Ints, groups: Ints, shares: Shares, *, seed: int) -> Names:
@@ -351,6 +418,14 @@ def _class_findings(inventory: Inventory, rows: Ints, splits: Names, groups: Int
     if few:
         message = f"Fewer than {_SMALL_CLASS} training images: {_count(len(few), 'class')} ({_some(few)})."
         findings.append(Finding(kind="small_class", severity="warning", message=message, items=few))
+    independent = np.array(_train_groups(inventory, rows, splits, groups) or train)
+    lone = tuple(str(name) for name in names[independent == 1])
+    if lone:
+        message = (
+            f"With one independent training image or group, and so left out of held-back accuracy: "
+            f"{_count(len(lone), 'class')} ({_some(lone)}). Add images of another group."
+        )
+        findings.append(Finding(kind="unmeasured_class", severity="warning", message=message, items=lone))
     if "test" in counts:
         untested = np.flatnonzero((train > 0) & (np.array(counts["test"]) == 0))
         findings += _untested(names[untested], of_one_group=_of_one_group(inventory.labels[rows], groups, untested))
@@ -386,7 +461,10 @@ def _repeats(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, spli
         return []
     items = tuple(" = ".join(inventory.names[row] for row in same) for same in sets)
     extra = sum(len(same) - 1 for same in sets)
-    message = f"Exact repeats within train, which count twice: {_count(extra, 'image')} ({_some(items)})."
+    message = (
+        f"Exact repeats within train: {_count(extra, 'image')} ({_some(items)}). They are held back together and count "
+        "as one image in held-back accuracy; in the fit each counts."
+    )
     return [Finding(kind="duplicate", severity="warning", message=message, items=items)]
 
 
@@ -431,6 +509,7 @@ def _summary(
     ids: npt.NDArray[np.bytes_],
     rows: Ints,
     splits: Names,
+    groups: Ints,
     findings: Sequence[Finding],
     rule: str,
 ) -> DataSummary:
@@ -448,4 +527,15 @@ def _summary(
         findings=tuple(findings),
         content_id=digest(b"\n".join(parts)).decode("ascii"),
         side_quantiles=(low, middle, high),
+        train_groups=_train_groups(inventory, rows, splits, groups),
     )
+
+
+def _train_groups(inventory: Inventory, rows: Ints, splits: Names, groups: Ints) -> tuple[int, ...]:
+    """In how many groups each class occurs in train; empty where every image is its own."""
+    train = splits == "train"
+    inside, labels = groups[train], inventory.labels[rows[train]]
+    if len(np.unique(inside)) == len(inside):
+        return ()
+    pairs = np.unique(np.stack([labels, inside]), axis=1)
+    return tuple(np.bincount(pairs[0], minlength=len(inventory.classes)).tolist())
