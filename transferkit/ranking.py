@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import Data
+from transferkit.data import MAX_PIXELS, Data
 from transferkit.errors import (
     BackboneError,
     DataError,
@@ -67,8 +67,10 @@ def rank(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
-    test: float = 0.2,
+    test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
     pooling: str = "avg+max",
@@ -119,6 +121,8 @@ def rank(
         pretrained=pretrained,
         preprocessing=preprocessing,
         root=root,
+        columns=columns,
+        max_pixels=max_pixels,
         val=val,
         test=test,
         strict=strict,

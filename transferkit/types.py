@@ -48,6 +48,7 @@ __all__ = [
     "StageDistance",
     "StageSpec",
     "TrainingRecord",
+    "check_image_size",
 ]
 
 TOP = "top"
@@ -64,6 +65,10 @@ CropMode = Literal["center", "squash", "border"]
 Severity = Literal["error", "set_aside", "warning", "info"]
 
 
+_SMALLEST = 8
+"""Side in pixels under which an image tells nothing."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise OptionError(message)
@@ -71,6 +76,20 @@ def _require(condition: bool, message: str) -> None:
 
 def _positive(owner: str, name: str, value: float) -> None:
     _require(math.isfinite(value) and value > 0, f"{owner}.{name} must be finite and > 0, got {value!r}.")
+
+
+def check_image_size(size: object) -> None:
+    """Raise `OptionError` unless a side in pixels is None or a whole number that a network can take.
+
+    Example:
+        >>> check_image_size(96)
+    """
+    if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= _SMALLEST):
+        return
+    expected = f"image_size is the side of a square in pixels, a whole number of {_SMALLEST} or more"
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        raise OptionError(f"{expected}, got {size!r}. Give one number: image_size={size[0]}.")
+    raise OptionError(f"{expected}, got {size!r}. For example image_size=96; None takes the checkpoint's own.")
 
 
 def _share(owner: str, name: str, value: float) -> None:
@@ -115,7 +134,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _check_range(self.value_range)
-        _require(self.size >= 8, f"Preprocessing.size must be >= 8 pixels, got {self.size!r}.")
+        _require(self.size >= _SMALLEST, f"Preprocessing.size must be >= {_SMALLEST} pixels, got {self.size!r}.")
         _positive("Preprocessing", "crop_pct", self.crop_pct)
         _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
         for value in self.std:
@@ -128,6 +147,7 @@ class Preprocessing:
 
     def at(self, size: int | None) -> Preprocessing:
         """The same preprocessing for another input side; None changes nothing."""
+        check_image_size(size)
         if size is None or size == self.size:
             return self
         return replace(self, size=size, origin=f"{self.origin}; size {self.size} -> {size} on request")
