@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ class Options:
                 raise OptionError(unknown_name(name, value, known))
         choose_device(self.device)
 
-    @property
+    @cached_property
     def bank(self) -> FeatureBank:
-        """Where features are kept."""
+        """Where features are kept: one bank per run, which holds the shelves that the run uses."""
         limit = DEFAULT_LIMIT if self.cache_limit is None else int(self.cache_limit * 2**30)
         return FeatureBank(self.cache, limit=limit)
 

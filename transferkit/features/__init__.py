@@ -2,7 +2,7 @@
 
 from transferkit.features.activations import ActivationTable, activation_bytes, cache_activations
 from transferkit.features.bank import FeatureBank, FeatureTable, ShelfInfo, default_folder
-from transferkit.features.engine import FrozenPass, choose_device, frozen_pass
+from transferkit.features.engine import FrozenPass, choose_device, frozen_pass, image_seconds
 
 __all__ = [
     "ActivationTable",
@@ -15,4 +15,5 @@ __all__ = [
     "choose_device",
     "default_folder",
     "frozen_pass",
+    "image_seconds",
 ]
