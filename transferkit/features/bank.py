@@ -318,23 +318,30 @@ class _Index(NamedTuple):
         return place, found
 
 
-def _read_index(listings: Sequence[Path], row_bytes: int) -> _Index:
-    """The index of the segments whose rows are whole; others are passed over."""
-    files, parts = [], []
-    for listing in listings:
+def _whole_segments(folder: Path, row_bytes: int) -> list[Path]:
+    """Rows files that have as many rows as ids; others are passed over."""
+    whole = []
+    for listing in sorted(folder.glob("*.ids")):
         rows = listing.with_suffix(".rows")
         with suppress(FileNotFoundError):  # cleared meanwhile
-            found = np.fromfile(listing, dtype="S32")
-            if rows.stat().st_size == len(found) * row_bytes:
-                files.append(rows)
-                parts.append(found)
+            if rows.stat().st_size * 32 == listing.stat().st_size * row_bytes:
+                whole.append(rows)
+    return whole
+
+
+def _read_index(segments: Sequence[Path]) -> _Index:
+    """The index of these segments. At a million rows: a second, and 150 MB of which a third stays."""
+    files, parts = [], []
+    for rows in segments:
+        with suppress(FileNotFoundError):  # cleared meanwhile
+            parts.append(np.fromfile(rows.with_suffix(".ids"), dtype="S32"))
+            files.append(rows)
     lengths = [len(part) for part in parts]
     ids = np.concatenate(parts) if parts else np.empty(0, dtype="S32")
     order = np.argsort(ids, kind="stable")
-    segments = np.repeat(np.arange(len(files), dtype=np.int32), lengths)[order]
-    starts = np.cumsum([0, *lengths])[:-1]
-    rows_in = (order - starts[segments]).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
-    return _Index(files, ids[order], segments, rows_in)
+    within = np.repeat(np.arange(len(files), dtype=np.int32), lengths)[order]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return _Index(files, ids[order], within, (order - starts[within]).astype(np.int32))
 
 
 class Shelf:
@@ -356,6 +363,7 @@ class Shelf:
         self.width = max(block.stop for block in blocks.values())
         self._lease = None if lease is None else weakref.ref(lease)
         self._seen: set[Path] = set()
+        self._read: _Index | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -373,9 +381,12 @@ class Shelf:
         return max(changes)
 
     def _index(self) -> _Index:
-        index = _read_index(sorted(self.folder.glob("*.ids")), self.row_bytes)
-        self._seen.update(index.files)
-        return index
+        """The index of what is here now; read again only where segments came or went."""
+        segments = _whole_segments(self.folder, self.row_bytes)
+        self._seen.update(segments)
+        if self._read is None or self._read.files != segments:
+            self._read = _read_index(segments)
+        return self._read
 
     def missing(self, ids: Ids) -> npt.NDArray[np.int64]:
         """Positions in `ids` of images that are not here yet; of equal ones only the first."""

@@ -175,6 +175,13 @@ def _misfit(backbone: Backbone, told: str, shape: tuple[int, ...] | None = None)
     return BackboneError(f"{spec.name} failed on images of {size} px, the size that it is made for: {told}.")
 
 
+def _told(error: Exception) -> str:
+    """An exception in one line: its first, or the last one where a traceback comes before it, as in TorchScript."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a word"]
+    said = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    return f"{type(error).__name__}: {said.rstrip('.')}"
+
+
 def label_of(backbone: Backbone) -> dict[str, object]:
     """What people are told of a shelf."""
     return {"backbone": backbone.spec.name, "image_size": backbone.spec.preprocessing.size}
@@ -313,10 +320,7 @@ class _Pass:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = str(error).strip().rstrip(".") or "without a word"
-            raise _misfit(
-                self._backbone, f"it raised {type(error).__name__}: {reason}", tuple(pixels.shape[1:])
-            ) from error
+            raise _misfit(self._backbone, f"it raised {_told(error)}", tuple(pixels.shape[1:])) from error
 
     def rows_within_memory(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
         """The same, in halves for as long as the device runs out of memory.
