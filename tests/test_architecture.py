@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "transferkit"
 
 BASE = frozenset(
-    {"types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches", "processes"}
+    {
+        *("types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"),
+        *("processes", "cache_folder"),
+    }
 )
 """Seen by everyone, and seeing only each other."""
 

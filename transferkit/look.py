@@ -138,6 +138,7 @@ def open_images(data: Any, options: Options) -> Data:
         strict=options.strict,
         preprocessed=options.preprocessed,
         progress=options.progress,
+        cache=options.cache,
     )
 
 
@@ -152,6 +153,7 @@ def open_source(options: Options) -> Data | None:
         strict=options.strict,
         preprocessed=options.preprocessed and not isinstance(options.source, (str, Path)),
         progress=options.progress,
+        cache=options.cache,
     )
 
 

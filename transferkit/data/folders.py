@@ -35,13 +35,14 @@ class _Listing:
     others: list[Path] = field(default_factory=list)
 
 
-def take_folder(root: Path, *, max_pixels: int, progress: bool) -> Inventory:
+def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
     """The inventory of an image folder.
 
     Args:
         root: The folder.
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
+        cache: As in `take_files`.
 
     Raises:
         DataError: It does not exist, is empty, or has neither layout.
@@ -64,6 +65,7 @@ def take_folder(root: Path, *, max_pixels: int, progress: bool) -> Inventory:
         findings=_findings(root, listing, ignored),
         max_pixels=max_pixels,
         progress=progress,
+        cache=cache,
     )
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from transferkit.cache_folder import default_folder
 from transferkit.data.decode import decode
-from transferkit.data.inspection import Inspection, in_threads, inspect_file
+from transferkit.data.inspection import Inspection
+from transferkit.data.remembered import inspect_files
 from transferkit.progress import track
 from transferkit.types import Finding
 
@@ -111,8 +113,9 @@ def take_files(
     findings: Sequence[Finding],
     max_pixels: int,
     progress: bool,
+    cache: Path | None = None,
 ) -> Inventory:
-    """The inventory of image files: every file is read once, in threads.
+    """The inventory of image files: every file is read once, in threads, or remembered from an earlier audit.
 
     Args:
         origin: Where they came from, for people.
@@ -122,8 +125,9 @@ def take_files(
         findings: What the listing noticed.
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
+        cache: Folder where it is remembered; None takes `default_folder()`.
     """
-    looks = in_threads(lambda path: inspect_file(path, max_pixels=max_pixels), list(paths))
+    looks = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(
         origin=origin,

@@ -48,7 +48,7 @@ class TransferDataModule(pl.LightningDataModule):
         seed: Draws the splits, the order and the augmentation.
         workers: Processes that prepare batches; None fits them to the machine.
         limit: Bytes of decoded pictures of a split to keep in memory; beyond, they go to a temporary file.
-        root, columns, strict, preprocessed: As for `transferkit.data.open_data`.
+        root, columns, strict, preprocessed, cache: As for `transferkit.data.open_data`.
         progress: Whether to show bars, if on a terminal.
 
     Raises:
@@ -85,6 +85,7 @@ class TransferDataModule(pl.LightningDataModule):
         columns: Mapping[str, str] | None = None,
         strict: bool = False,
         preprocessed: bool = False,
+        cache: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -105,6 +106,7 @@ class TransferDataModule(pl.LightningDataModule):
             "columns": columns,
             "strict": strict,
             "preprocessed": preprocessed,
+            "cache": cache,
         }
         self._pictures: dict[str, Pictures] = {}
 

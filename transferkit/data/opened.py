@@ -121,6 +121,7 @@ def open_data(
     preprocessed: bool = False,
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
+    cache: str | Path | None = None,
 ) -> Data:
     """Open labelled images from any source, audited before any work.
 
@@ -141,6 +142,8 @@ def open_data(
         preprocessed: Whether a dataset's float tensors are to be taken as they are.
         progress: Whether to show a bar, if on a terminal.
         max_pixels: Width times height above which an image is not decoded.
+        cache: Folder where the audit remembers what it saw of image files, so that those that have not changed are not
+            read again; None takes `$TRANSFERKIT_CACHE` or the user's cache folder.
 
     Returns:
         The usable images, with a summary that holds all findings.
@@ -162,7 +165,13 @@ def open_data(
     if isinstance(opened, Data):  # a TransferDataModule has opened its images already
         return opened
     inventory = _take(
-        data, root=root, columns=columns, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress
+        data,
+        root=root,
+        columns=columns,
+        preprocessed=preprocessed,
+        max_pixels=max_pixels,
+        progress=progress,
+        cache=None if cache is None else Path(cache).expanduser(),
     )
     return Data(inventory, audit(inventory, val=val, test=test, seed=seed, strict=strict), normalised=preprocessed)
 
@@ -175,12 +184,13 @@ def _take(
     preprocessed: bool,
     max_pixels: int,
     progress: bool,
+    cache: Path | None,
 ) -> Inventory:
     """The inventory of whatever `data` is."""
     if isinstance(data, (str, Path)):
         if preprocessed:
             raise OptionError("preprocessed=True is for datasets that yield float tensors; files hold pixels.")
-        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress)
+        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
@@ -188,12 +198,18 @@ def _take(
 
 
 def _take_named(
-    data: str | Path, *, root: str | Path | None, columns: Mapping[str, str] | None, max_pixels: int, progress: bool
+    data: str | Path,
+    *,
+    root: str | Path | None,
+    columns: Mapping[str, str] | None,
+    max_pixels: int,
+    progress: bool,
+    cache: Path | None,
 ) -> Inventory:
     path = Path(data).expanduser()
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         base = None if root is None else Path(root).expanduser()
-        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress)
+        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")
     if isinstance(data, str) and data.startswith("builtin") and not path.exists():
@@ -201,7 +217,7 @@ def _take_named(
     if path.is_file():
         known = ", ".join(MANIFEST_EXTENSIONS)
         raise DataError(f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}")
-    return take_folder(path, max_pixels=max_pixels, progress=progress)
+    return take_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:

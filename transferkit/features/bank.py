@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.cache_folder import default_folder
 from transferkit.errors import CacheError
 from transferkit.features.leases import STALE, Lease, age, is_abandoned, is_leased, name_file
 
@@ -43,7 +44,6 @@ __all__ = [
     "RowOverflowError",
     "Shelf",
     "ShelfInfo",
-    "default_folder",
 ]
 
 FORMAT = "v1"
@@ -110,14 +110,6 @@ def _unpacked(rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     """Rows as they are kept -> float32."""
     kept = torch.from_numpy(rows)
     return (kept.view(torch.bfloat16) if dtype == "bfloat16" else kept).float().numpy()
-
-
-def default_folder() -> Path:
-    """`$TRANSFERKIT_CACHE`, else the user's cache folder."""
-    if given := os.environ.get("TRANSFERKIT_CACHE"):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "transferkit"
 
 
 @contextmanager
