@@ -27,6 +27,7 @@ from transferkit.features.engine import (
     label_of,
     origin_of,
 )
+from transferkit.features.identity import closeness
 from transferkit.nn.pooling import pooled_width
 from transferkit.nn.tail import Tail
 
@@ -178,7 +179,15 @@ def cache_activations(
     for kept in (chosen, "bfloat16") if dtype == "auto" and chosen == "float16" else (chosen,):
         origin = {**origin_of(tail.backbone, tail.prefix(), place), "cut": [tail.tap.path, list(tail.shape)]}
         needs = _open_shelves(
-            tail, content_ids, bank, origin=origin, imprinted=found, widths=widths, pooling=pooling, dtype=kept
+            tail,
+            content_ids,
+            bank,
+            origin=origin,
+            imprinted=found,
+            close=closeness(place),
+            widths=widths,
+            pooling=pooling,
+            dtype=kept,
         )
         _check_room(tail, needs, bank, limit)
         try:
@@ -219,6 +228,7 @@ def _open_shelves(
     *,
     origin: dict[str, object],
     imprinted: Mapping[str, npt.NDArray[np.float64]],
+    close: float,
     widths: dict[str, int],
     pooling: str,
     dtype: str,
@@ -233,10 +243,13 @@ def _open_shelves(
             about=told,
             dtype=dtype,
             imprint=imprinted[ACTIVATIONS],
+            close=close,
         )
     }
     if widths:
-        shelves[POOLED] = bank.shelf({**origin, "pooling": pooling}, widths, about=told, imprint=imprinted[POOLED])
+        shelves[POOLED] = bank.shelf(
+            {**origin, "pooling": pooling}, widths, about=told, imprint=imprinted[POOLED], close=close
+        )
     return {kind: Need(shelf, shelf.missing(content_ids)) for kind, shelf in shelves.items()}
 
 

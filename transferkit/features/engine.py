@@ -26,7 +26,7 @@ from torch import nn
 
 from transferkit.errors import BackboneError, CacheError, OptionError
 from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
-from transferkit.features.identity import circumstances, imprint_of, probe_images, same_draws
+from transferkit.features.identity import circumstances, closeness, imprint_of, probe_images, same_draws
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating
@@ -204,7 +204,7 @@ def open_shelves(
     compute = _features_and_moments(backbone, pooling)
     found = imprints(backbone, compute, {kind: sum(parts.values()) for kind, parts in widths.items()}, device)
     shelves = {
-        kind: bank.shelf(about[kind], parts, about=label_of(backbone), imprint=found[kind])
+        kind: bank.shelf(about[kind], parts, about=label_of(backbone), imprint=found[kind], close=closeness(device))
         for kind, parts in widths.items()
     }
     return Shelves(shelves["features"], shelves.get("moments"))

@@ -17,13 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["IMPRINT_IMAGES", "circumstances", "imprint_of", "probe_images", "same_draws"]
+from transferkit.features.bank import CLOSE
+
+__all__ = ["IMPRINT_IMAGES", "circumstances", "closeness", "imprint_of", "probe_images", "same_draws"]
 
 IMPRINT_IMAGES = 2
 """Images of an imprint: one alone could not show that a network mixes up the images of a batch."""
 
 IMPRINT_WIDTH = 256
 """Numbers kept of an image and stage, each a sum of outputs with fixed signs: one output that changed shows."""
+
+COARSELY_CLOSE = 5e-3
+"""How far imprints may lie apart where products are rounded to TF32 or bfloat16."""
 
 LIBRARIES = ("torchvision", "timm", "pillow")
 """Distributions that resize, decode or build the network; torch itself is asked for its full version."""
@@ -70,6 +75,13 @@ def _precision(device: torch.device) -> dict[str, str]:
         "matmul": "float32" if matmul in exact else matmul,
         "convolution": "float32" if convolution in exact else convolution,
     }
+
+
+def closeness(device: torch.device) -> float:
+    """How far imprints of one network may lie apart on this device: 10 bits of mantissa round a thousand times as
+    coarsely as the 23 of float32, and kernels are free to round differently."""
+    coarse = set(_precision(device).values()) - {"float32"}
+    return COARSELY_CLOSE if coarse else CLOSE
 
 
 def probe_images(size: int, count: int = IMPRINT_IMAGES) -> npt.NDArray[np.uint8]:

@@ -233,6 +233,17 @@ def test_tf32_on_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [precision["convolution"] for precision in named] == ["float32", "tf32"]
 
 
+def test_where_products_are_rounded_coarsely_imprints_are_compared_coarsely() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        exact = identity.closeness(CPU)
+        torch.set_float32_matmul_precision("medium")
+        assert exact < 2**-10 < identity.closeness(CPU)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # The imprint itself
 
 
