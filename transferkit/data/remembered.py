@@ -11,6 +11,7 @@ every file is inspected. `transferkit.data` logs both at level DEBUG.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -20,6 +21,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +59,7 @@ _SCHEMA = 1
 _TABLE = """CREATE TABLE IF NOT EXISTS inspections (
     path BLOB, max_pixels INTEGER, version BLOB,
     size INTEGER, mtime INTEGER, ctime INTEGER, inode INTEGER,
-    used INTEGER, content_id BLOB, thumb BLOB, rest BLOB,
+    used INTEGER, content_id BLOB, hash BLOB, thumb BLOB, rest BLOB,
     PRIMARY KEY (path, max_pixels, version)
 ) WITHOUT ROWID"""
 
@@ -242,7 +244,7 @@ class _Memory:
     def remember(self, looks: Sequence[tuple[bytes, Signature | None, Inspection]]) -> None:
         """Write down those that have a signature."""
         rows = [
-            (path, *self._which, *signature, self._today, look.content_id, look.thumb.tobytes(), _rest(look))
+            (path, *self._which, *signature, self._today, *_pack(look))
             for path, signature, look in looks
             if signature is not None
         ]
@@ -295,17 +297,29 @@ class _Memory:
             log.debug("The audit remembers nothing more: %s: %s", self._memory.file, error)
 
 
-def _rest(look: Inspection) -> bytes:
-    return json.dumps(to_json(look, leave_out=frozenset({"content_id", "thumb"}))).encode()
+_OWN = frozenset({"content_id", "hash", "thumb"})
+"""Fields that no two images share. The others, kind of file and size, are alike in most folders."""
+
+
+def _pack(look: Inspection) -> tuple[bytes, bytes, bytes, bytes]:
+    """Content id, hash, thumbnail, and JSON of what else is in an inspection."""
+    rest = json.dumps(to_json(look, leave_out=_OWN)).encode()
+    return look.content_id, look.hash.to_bytes(8, "big"), look.thumb.tobytes(), rest
+
+
+@functools.lru_cache(maxsize=1024)
+def _unpack(rest: bytes) -> Inspection:
+    """The inspection in this JSON, but for `_OWN` fields; restored once for all files that are alike."""
+    return from_json(Inspection, {**json.loads(rest), "content_id": b""})
 
 
 def _restore(row: tuple[Any, ...] | None, signature: Signature | None) -> Inspection | None:
     """The inspection in a row, if it is there, whole, and of the file as it is now."""
     if row is None or signature is None or tuple(row[3:7]) != signature:
         return None
-    content_id, thumb, rest = row[8:]
+    content_id, known, thumb, rest = row[8:]
     try:
         picture = np.frombuffer(thumb, dtype=np.uint8)
-        return from_json(Inspection, {**json.loads(rest), "content_id": content_id, "thumb": picture})
+        return replace(_unpack(rest), content_id=content_id, hash=int.from_bytes(known, "big"), thumb=picture)
     except (ValueError, TypeError, AttributeError):
         return None
