@@ -13,8 +13,8 @@ from PIL import Image
 
 from transferkit.cache_folder import default_folder
 from transferkit.data.decode import decode
+from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
-from transferkit.data.remembered import inspect_files
 from transferkit.progress import track
 from transferkit.types import Finding
 
@@ -37,8 +37,8 @@ class Reader(Protocol):
 
     thread_safe: bool
 
-    def image(self, row: int) -> Image.Image:
-        """Row -> upright RGB picture."""
+    def image(self, row: int, value_range: Range | None = None) -> Image.Image:
+        """Row -> upright RGB picture; `value_range` as in `decode`."""
         ...
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
@@ -60,6 +60,7 @@ class Inventory:
         reader: How to get at the images.
         groups: (N,) int64; rows of equal value belong together. None if nothing is known.
         findings: What the listing noticed.
+        outside: Steps that the source puts its images through before anybody sees them.
     """
 
     origin: str
@@ -71,6 +72,7 @@ class Inventory:
     reader: Reader
     groups: npt.NDArray[np.int64] | None = None
     findings: tuple[Finding, ...] = ()
+    outside: tuple[str, ...] = ()
 
     @property
     def official(self) -> bool:
@@ -92,9 +94,9 @@ class FileReader:
         self.paths = tuple(paths)
         self.max_pixels = max_pixels
 
-    def image(self, row: int) -> Image.Image:
-        """Row -> upright RGB picture."""
-        return decode(self.paths[row], max_pixels=self.max_pixels)
+    def image(self, row: int, value_range: Range | None = None) -> Image.Image:
+        """Row -> upright RGB picture; `value_range` as in `decode`."""
+        return decode(self.paths[row], max_pixels=self.max_pixels, value_range=value_range)
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
         """Files are never preprocessed."""
@@ -127,6 +129,8 @@ def take_files(
         progress: Whether to show a bar.
         cache: Folder where it is remembered; None takes `default_folder()`.
     """
+    from transferkit.data.remembered import inspect_files
+
     looks = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(

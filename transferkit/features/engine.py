@@ -114,6 +114,9 @@ def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict
     """
     preprocessing = asdict(backbone.spec.preprocessing)
     preprocessing.pop("origin")
+    for name in ("value_range", "prepared", "shape"):  # rows from before they were known stay valid
+        if not preprocessing[name]:
+            preprocessing.pop(name)
     return {
         "architecture": backbone.spec.architecture,
         "layers": _layers_digest(part),
