@@ -213,6 +213,7 @@ def look(
         check: Raises if the backbone cannot do what will be asked of it: a mistyped stage is met before the pass.
     """
     seconds: dict[str, float] = {}
+    bank = options.bank  # of the run's own options, which outlive those made below
     seed_everything(options.seed)
     if options.preprocessed:  # the tensors say which size the backbone is loaded for
         with timed(seconds, "audit data"):
@@ -229,7 +230,7 @@ def look(
     found = survey(
         backbone,
         opened,
-        bank=options.bank,
+        bank=bank,
         pooling=options.pooling,
         device=options.device,
         batch_size=options.batch_size,

@@ -24,9 +24,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, CacheError, OptionError
+from transferkit.errors import BackboneError, CacheError, OptionError, TransferkitError
 from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
-from transferkit.features.identity import circumstances, closeness, imprint_of, probe_images, same_draws
+from transferkit.features.identity import IMPRINT_IMAGES, circumstances, closeness, imprint_of, probe_images, same_draws
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating
@@ -143,12 +143,20 @@ def imprints(
     Raises:
         BackboneError: If the network cannot take images of the size in use, or does not give a row for each.
     """
-    pixels = probe_images(backbone.spec.preprocessing.size)
+    pixels = _probe(backbone, IMPRINT_IMAGES)
     with _placed(backbone, device) as placed, same_draws(device):
         found = _Pass(placed, device, compute).parts(pixels, frozenset(widths))
     for kind, width in widths.items():
         _check_shape(backbone, {name: tuple(part.shape) for name, part in found[kind].items()}, len(pixels), width)
     return {kind: imprint_of(found[kind]) for kind in widths}
+
+
+def _probe(backbone: Backbone, count: int) -> npt.NDArray[Any]:
+    """Fixed images as this backbone is given them: uint8 pictures, or float32 tensors that are prepared already."""
+    wanted = backbone.spec.preprocessing
+    height, width = wanted.shape or (wanted.size, wanted.size)
+    pictures = probe_images(height, width, count)
+    return pictures.astype(np.float32) / 127.5 - 1 if wanted.prepared else pictures
 
 
 def _check_shape(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]], images: int, width: int) -> None:
@@ -165,10 +173,10 @@ def _misfit(backbone: Backbone, told: str, shape: tuple[int, ...] | None = None)
     """The error for a network that does not cope with the images: what it did, and what it copes with."""
     spec = backbone.spec
     size, native = spec.preprocessing.size, spec.native_size
-    if shape is not None and shape != (3, size, size):  # prepared by the person, whom image_size does not reach
+    if spec.preprocessing.prepared or shape not in (None, (3, size, size)):  # which image_size does not reach
         return BackboneError(
-            f"{spec.name} failed on images of shape {shape}: {told}. It works on (3, {native}, {native}): prepare "
-            "them like that."
+            f"{spec.name} failed on images of shape {shape or spec.preprocessing.shape}: {told}. It works on "
+            f"(3, {native}, {native}): prepare them like that."
         )
     if size != native:
         return BackboneError(
@@ -320,7 +328,7 @@ class _Pass:
             with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
                 images = normalise(stack, self._backbone.spec.preprocessing)
                 return self._compute(images.contiguous(memory_format=torch.channels_last), wanted)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, TransferkitError):
             raise
         except Exception as error:
             raise _misfit(self._backbone, f"it raised {_told(error)}", tuple(pixels.shape[1:])) from error
@@ -588,7 +596,7 @@ def image_seconds(
     """
     chosen = choose_device(device)
     on_cpu = chosen.type == "cpu"
-    pixels = probe_images(backbone.spec.preprocessing.size, _fitting_batch(backbone, chosen))
+    pixels = _probe(backbone, _fitting_batch(backbone, chosen))
     workers = (_usual_workers() if workers is None else workers) if on_cpu else 1
     with _placed(backbone, chosen) as placed, _worker_pool(workers, chosen) as pool:
         frozen = _Pass(placed, chosen, _features_and_moments(backbone, pooling))

@@ -84,20 +84,20 @@ def closeness(device: torch.device) -> float:
     return COARSELY_CLOSE if coarse else CLOSE
 
 
-def probe_images(size: int, count: int = IMPRINT_IMAGES) -> npt.NDArray[np.uint8]:
-    """(count, 3, size, size) uint8: fixed pictures, smooth ones and rough ones in turn.
+def probe_images(height: int, width: int, count: int = IMPRINT_IMAGES) -> npt.NDArray[np.uint8]:
+    """(count, 3, height, width) uint8: fixed pictures, smooth ones and rough ones in turn.
 
     Whole numbers and no generator: the same with every version of every library.
     """
-    rows, columns = np.mgrid[:size, :size]
+    rows, columns = np.mgrid[:height, :width]
     pictures = []
     for number in range(count):
         for channel in range(3):
             slope = rows * (3 + channel + number) + columns * (5 - channel)
-            smooth = np.abs(slope * 512 // max(size, 1) % 510 - 255)
+            smooth = np.abs(slope * 512 // max(height, width) % 510 - 255)
             rough = (rows * rows * 3 + columns * columns * 5 + rows * columns * (7 + channel) + 37 * number) % 251
             pictures.append(smooth if number % 2 == 0 else rough)
-    return np.stack(pictures).reshape(count, 3, size, size).astype(np.uint8)
+    return np.stack(pictures).reshape(count, 3, height, width).astype(np.uint8)
 
 
 def imprint_of(blocks: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.features.features_toys import Reader, draw_images, make_backbone, make_network, name_images
-from transferkit.features import FeatureBank, frozen_pass, identity
+from tests.unit.features.features_toys import PLAIN, Reader, draw_images, make_backbone, make_network, name_images
+from transferkit.features import FeatureBank, frozen_pass, identity, image_seconds
 from transferkit.features.engine import open_shelves
 from transferkit.nn import Backbone
 from transferkit.types import BackboneSpec
@@ -249,12 +250,23 @@ def test_where_products_are_rounded_coarsely_imprints_are_compared_coarsely() ->
 
 @pytest.mark.parametrize("size", [1, 7, 32, 96, 224])
 def test_probe_images_are_the_same_every_time_and_differ_from_each_other(size: int) -> None:
-    first, again = identity.probe_images(size, 4), identity.probe_images(size, 4)
+    first, again = identity.probe_images(size, size, 4), identity.probe_images(size, size, 4)
     assert (first.shape, first.dtype) == ((4, 3, size, size), np.uint8)
     np.testing.assert_array_equal(first, again)
     if size > 1:
         assert len({picture.tobytes() for picture in first}) == 4
         assert min(picture.std() for picture in first) > 20
+
+
+def test_tensors_that_are_prepared_already_have_an_imprint_of_their_own_kind(bank: FeatureBank) -> None:
+    prepared = dataclasses.replace(PLAIN, prepared=True, shape=(PLAIN.size, 40))
+    backbone = make_backbone(preprocessing=prepared)
+    assert named(key(bank, backbone)) != named(key(bank, make_backbone()))
+    assert identity.probe_images(*prepared.shape).shape == (2, 3, 32, 40)
+    tensors = np.random.default_rng(0).normal(size=(3, 3, 32, 40)).astype(np.float32)
+    done = frozen_pass(backbone, Reader(tensors), name_images(0, 1, 2), bank=bank, device="cpu", progress=False)
+    assert done.computed == 3
+    assert image_seconds(backbone, device="cpu") > 0
 
 
 @pytest.mark.parametrize("width", [1, 5, 256, 257, 3000])
