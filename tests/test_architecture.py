@@ -16,18 +16,8 @@ PACKAGE = "transferkit"
 
 BASE = frozenset(
     {
-        "types",
-        "errors",
-        "registry",
-        "repro",
-        "progress",
-        "serialise",
-        "intervals",
-        "frameworks",
-        "batches",
-        "processes",
-        "folds",
-        "lazy",
+        *("types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"),
+        *("processes", "folds", "lazy", "cache_folder"),
     }
 )
 """Seen by everyone, and seeing only each other."""

@@ -136,11 +136,12 @@ transferkit zoo [key=value ...]: which backbones there are.
   offline=true    only those whose weights are on this machine
 """,
     "cache": """\
-transferkit cache [key=value ...]: what the feature bank holds, and clearing it.
+transferkit cache [key=value ...]: what is kept of earlier runs, and clearing it.
 
   transferkit cache
   transferkit cache clear=true                all of it
-  transferkit cache clear=NAME                one shelf
+  transferkit cache clear=NAME                one shelf of the feature bank
+  transferkit cache clear=audit               what the audit remembers of image files
 
   cache=DIR       another bank than the usual one
 """,
@@ -694,14 +695,22 @@ def _zoo(settings: dict[str, Any]) -> None:
     _print_table(("name", "weights", "pixels", "license"), rows)
 
 
+AUDIT = "audit"
+"""What `cache clear=` calls that which the audit remembers of files; shelves have longer names."""
+
+
 def _cache(settings: dict[str, Any]) -> None:
     import time
 
+    from transferkit.data.remembered import InspectionMemory
     from transferkit.features import FeatureBank
 
     bank = FeatureBank(settings["cache"])
+    audit = InspectionMemory(bank.folder)
     if settings["clear"]:
-        freed = bank.clear(None if settings["clear"] is True else str(settings["clear"]))
+        name = None if settings["clear"] is True else str(settings["clear"])
+        freed = 0 if name == AUDIT else bank.clear(name)
+        freed += audit.clear() if name in (None, AUDIT) else 0
         print(f"{freed / 2**20:,.1f} MB freed")
         return
     shelves = bank.list_shelves()
@@ -711,7 +720,8 @@ def _cache(settings: dict[str, Any]) -> None:
         for shelf in shelves
     ]  # fmt: skip
     _print_table(("shelf", "backbone", "size", "pooling", "images", "disk", "last used"), rows)
-    print(f"{sum(shelf.size for shelf in shelves) / 2**20:,.1f} MB at {bank.folder}")
+    print(f"{AUDIT}: {audit.count():,} image files remembered, {audit.size / 2**20:,.1f} MB")
+    print(f"{(audit.size + sum(shelf.size for shelf in shelves)) / 2**20:,.1f} MB at {bank.folder}")
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

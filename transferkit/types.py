@@ -465,7 +465,8 @@ class Evidence:
         similarity_detail: Where the similarity comes from; None if it was not looked at.
         seconds: Phase -> wall-clock seconds.
         images_computed: Images the backbone really ran over; the rest came from the bank.
-        image_seconds: Seconds that one image takes in the frozen pass on this machine; None if that was not measured.
+        image_seconds: Seconds that one image takes in the frozen pass on the device in use, decoding left out; None if
+            that was not measured.
         curves: Accuracy by number of training images, a stage after the other, each from few images to all.
     """
 

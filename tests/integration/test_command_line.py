@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from transferkit.cli import HELP, VERBS, main
+from transferkit.data import remembered
 
 QUICK = ["image_size=32", "progress=false", "head=ridge"]
 REPOSITORY = Path(__file__).parents[2]
@@ -110,8 +111,9 @@ def test_stages_to_train_and_a_share_of_the_rate(at, stripes, tune, stages):
     assert decision["lr_scale"] == 0.05
 
 
-def test_the_same_command_again_reads_the_bank(at, stripes, capsys):
+def test_the_same_command_again_reads_the_bank(at, stripes, capsys, monkeypatch):
     command = ["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK]
+    monkeypatch.setattr(remembered, "SETTLED", -(10**12))
     main(command)
     assert "36 of 36 images computed" in capsys.readouterr().out
     main(command)
@@ -119,6 +121,12 @@ def test_the_same_command_again_reads_the_bank(at, stripes, capsys):
     main(["cache"])
     said = capsys.readouterr().out
     assert "tf_efficientnet_lite0" in said
+    assert "audit: 36 image files remembered" in said
+    main(["cache", "clear=audit"])
+    main(["cache"])
+    said = capsys.readouterr().out
+    assert "tf_efficientnet_lite0" in said
+    assert "audit: 0 image files" in said
     main(["cache", "clear=true"])
     assert "MB freed" in capsys.readouterr().out
     main(["cache"])

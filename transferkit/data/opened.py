@@ -192,6 +192,7 @@ def open_data(
     preprocessed: bool = False,
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
+    cache: str | Path | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Data:
     """Open labelled images from any source, audited before any work.
@@ -216,6 +217,8 @@ def open_data(
         preprocessed: Whether a dataset's float tensors are to be taken as they are.
         progress: Whether to show a bar, if on a terminal.
         max_pixels: Width times height above which an image is not decoded.
+        cache: Folder where the audit remembers what it saw of image files, so that those that have not changed are not
+            read again; None takes `$TRANSFERKIT_CACHE` or the user's cache folder.
         value_range: (black, white) of images deeper than 8 bits, in stored units; None measures it on the training
             images.
 
@@ -241,7 +244,13 @@ def open_data(
     if isinstance(opened, Data):  # a TransferDataModule has opened its images already
         return opened
     inventory = _take(
-        data, root=root, columns=columns, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress
+        data,
+        root=root,
+        columns=columns,
+        preprocessed=preprocessed,
+        max_pixels=max_pixels,
+        progress=progress,
+        cache=None if cache is None else Path(cache).expanduser(),
     )
     verdict = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
     return Data(inventory, verdict, normalised=preprocessed)
@@ -255,12 +264,13 @@ def _take(
     preprocessed: bool,
     max_pixels: int,
     progress: bool,
+    cache: Path | None,
 ) -> Inventory:
     """The inventory of whatever `data` is."""
     if isinstance(data, (str, Path)):
         if preprocessed:
             raise OptionError("preprocessed=True is for datasets that yield float tensors; files hold pixels.")
-        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress)
+        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
@@ -268,12 +278,18 @@ def _take(
 
 
 def _take_named(
-    data: str | Path, *, root: str | Path | None, columns: Mapping[str, str] | None, max_pixels: int, progress: bool
+    data: str | Path,
+    *,
+    root: str | Path | None,
+    columns: Mapping[str, str] | None,
+    max_pixels: int,
+    progress: bool,
+    cache: Path | None,
 ) -> Inventory:
     path = Path(data).expanduser()
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         base = None if root is None else Path(root).expanduser()
-        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress)
+        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")
     if isinstance(data, str) and data.startswith("builtin") and not path.exists():
@@ -281,7 +297,7 @@ def _take_named(
     if path.is_file():
         known = ", ".join(MANIFEST_EXTENSIONS)
         raise DataError(f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}")
-    return take_folder(path, max_pixels=max_pixels, progress=progress)
+    return take_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:
