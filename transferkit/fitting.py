@@ -23,11 +23,13 @@ class Outcome:
         model: In evaluation mode, on the CPU.
         reasons: Sentences with the held-back numbers.
         training: How it was fine-tuned; None for a closed form.
+        held_back_accuracy: Of the model on images held back from its fit, in [0, 1]; None where that is not known.
     """
 
     model: Classifier
     reasons: tuple[str, ...]
     training: TrainingRecord | None = None
+    held_back_accuracy: float | None = None
 
     @property
     def is_probe(self) -> bool:
@@ -64,7 +66,7 @@ def fit_decision(
     plan = plan_decision(looked, decision)
     if not plan.closed_form:
         tuned = (begun or Tuning(looked, plan, options, head, training)).run()
-        return Outcome(tuned.model, (tuned.reason,), tuned.record)
+        return Outcome(tuned.model, (tuned.reason,), tuned.record, tuned.record.kept.accuracy)
     with timed(looked.seconds, "fit head"):
         fitted = fit_closed_form(
             plan,
@@ -78,4 +80,4 @@ def fit_decision(
             selection=looked.survey.selection,
             seed=options.seed,
         )
-    return Outcome(fitted.model, (fitted.reason,))
+    return Outcome(fitted.model, (fitted.reason,), held_back_accuracy=fitted.accuracy)

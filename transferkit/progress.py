@@ -42,14 +42,16 @@ def announce(text: str, *, enabled: bool = True) -> None:
     """One line to standard error: which of several long steps comes now. Silent when not on a terminal.
 
     Args:
-        text: Shown as it is.
+        text: Shown as it is; an empty one not at all.
         enabled: False switches it off altogether.
 
     Example:
         >>> announce("model 1 of 3", enabled=False)
     """
+    if not (text and enabled):
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
-    if enabled and console.is_terminal and is_first():
+    if console.is_terminal and is_first():
         console.print(text, markup=False, highlight=False)

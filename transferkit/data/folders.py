@@ -12,7 +12,7 @@ from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name, t
 from transferkit.errors import DataError
 from transferkit.types import Finding
 
-__all__ = ["image_files", "is_hidden", "natural_key", "take_folder"]
+__all__ = ["has_image_extension", "image_files", "is_hidden", "natural_key", "take_folder"]
 
 LAYOUTS = "Expected ROOT/{train,val,test}/<class>/* or ROOT/<class>/*, with one folder of images per class."
 
@@ -118,6 +118,11 @@ def _findings(root: Path, listing: _Listing, ignored: list[Path]) -> list[Findin
 def _deeper_hint(root: Path) -> str:
     images = sum(1 for path in _visible(root) if path.suffix.lower() in _EXTENSIONS)
     return f" {images} images lie directly in it: move them into a folder per class." if images else ""
+
+
+def has_image_extension(path: Path) -> bool:
+    """Whether a file's name ends as those of images do."""
+    return path.suffix.lower() in _EXTENSIONS
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -20,9 +20,10 @@ from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
 from transferkit.data.splits import check_shares, merged_groups
 from transferkit.errors import DataError, OptionError
+from transferkit.paths import expand
 from transferkit.types import DataSummary, Picture, Preprocessing
 
-__all__ = ["Data", "open_data"]
+__all__ = ["Data", "check_place", "open_data"]
 
 _JPEG_QUALITY = 85
 
@@ -167,6 +168,23 @@ def open_data(
     return Data(inventory, audit(inventory, val=val, test=test, seed=seed, strict=strict), normalised=preprocessed)
 
 
+def check_place(data: Any) -> None:
+    """Whether there is anything where a path points; other kinds of data are not looked at.
+
+    Raises:
+        DataError: There is nothing.
+
+    Example:
+        >>> check_place("builtin/digits")
+    """
+    if not isinstance(data, (str, Path)) or expand(data).exists():
+        return
+    if isinstance(data, str) and data.startswith("builtin"):
+        return
+    what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
+    raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
+
+
 def _take(
     data: Any,
     *,
@@ -190,9 +208,9 @@ def _take(
 def _take_named(
     data: str | Path, *, root: str | Path | None, columns: Mapping[str, str] | None, max_pixels: int, progress: bool
 ) -> Inventory:
-    path = Path(data).expanduser()
+    path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
-        base = None if root is None else Path(root).expanduser()
+        base = None if root is None else expand(root)
         return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")

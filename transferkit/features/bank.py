@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.errors import CacheError
+from transferkit.paths import expand
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -109,9 +110,9 @@ def _unpacked(rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 def default_folder() -> Path:
     """`$TRANSFERKIT_CACHE`, else the user's cache folder."""
     if given := os.environ.get("TRANSFERKIT_CACHE"):
-        return Path(given).expanduser()
+        return expand(given)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "transferkit"
+    return expand(base) / "transferkit"
 
 
 @contextmanager
@@ -501,7 +502,7 @@ class FeatureBank:
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = DEFAULT_LIMIT) -> None:
-        self.folder = default_folder() if folder is None else Path(folder).expanduser()
+        self.folder = default_folder() if folder is None else expand(folder)
         self.limit = limit
 
     @property

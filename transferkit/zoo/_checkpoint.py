@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from transferkit.errors import CheckpointError, list_problems
+from transferkit.paths import expand
 from transferkit.zoo._recipe import Recipe
 
 __all__ = ["fit", "load_checkpoint", "read_state", "strip_wrappers"]
@@ -39,7 +40,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: If the file is missing, is no checkpoint, or needs code to be run.
     """
-    file = Path(path)
+    file = expand(path)
     if not file.is_file():
         raise CheckpointError(f"There is no file {str(path)!r}. checkpoint= takes the path of one weights file.")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
