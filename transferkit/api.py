@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,32 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise problems[0]
     if problems:
         raise OptionError(list_problems("These settings cannot work:", map(str, problems)))
+
+
+def check_backbone(
+    model: str,
+    *,
+    image_size: int | None,
+    strategy: str,
+    stage: str | int | None,
+    tune: int | str | Sequence[str] | None,
+) -> None:
+    """Whether there is such a backbone with the stages that are asked for; its weights are not loaded.
+
+    Args:
+        model, image_size, strategy, stage, tune: As for `adapt`.
+
+    Raises:
+        TransferkitError: There is not.
+    """
+    backbone = _without_weights(model, image_size)
+    if strategy != "auto":
+        _asked(backbone, strategy=strategy, stage=stage, tune=tune)
+
+
+@lru_cache(maxsize=1)
+def _without_weights(model: str, image_size: int | None) -> Backbone:
+    return load_backbone(model, image_size=image_size, pretrained=False)
 
 
 def _check_how(arguments: Mapping[str, Any]) -> None:

@@ -78,6 +78,7 @@ def evaluate(
     is_own = bool(trained_on) and sketch(opened) == trained_on
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
         opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
+    _check_classes(opened, model.classes)
     indices = _choose(opened, split)
     _check_unseen(opened, indices, trained_on)
     answers = answer(model, opened, indices, split=split, device=device)
@@ -104,19 +105,18 @@ def _check_unseen(data: Data, indices: npt.NDArray[np.int64], trained_on: tuple[
         )
 
 
-def answer(model: Classifier, data: Data, indices: npt.NDArray[np.int64], *, split: str, device: Any) -> HeldOut:
-    """The model's probabilities for these images, run through it.
-
-    Raises:
-        DataError: A class is none of the model's.
-    """
-    known = {name: index for index, name in enumerate(model.classes)}
+def _check_classes(data: Data, known: tuple[str, ...]) -> None:
     if unknown := [name for name in data.summary.classes if name not in known]:
         raise DataError(
             f"{unknown_name('class', unknown[0], known)} The model tells apart {len(known)} classes, and "
             f"{len(unknown)} of these images' classes {'are' if len(unknown) > 1 else 'is'} none of them. Remove "
             "their images, or name them as in training."
         )
+
+
+def answer(model: Classifier, data: Data, indices: npt.NDArray[np.int64], *, split: str, device: Any) -> HeldOut:
+    """The model's probabilities for these images, run through it; all their classes are the model's."""
+    known = {name: index for index, name in enumerate(model.classes)}
     as_known = np.array([known[name] for name in data.summary.classes], dtype=np.int64)
     pictures = (data.pixels(int(index), model.preprocessing) for index in indices)
     logits = logits_of(model, pictures, device=device).numpy()

@@ -52,12 +52,13 @@ def check_folder(folder: Path, *, key: str = "out") -> None:
         raise RunFolderError(f"{place} may not be written by this user. Choose another place with {key}=DIR.")
 
 
-def check_file(file: Path, *, suffixes: tuple[str, ...], key: str = "out") -> None:
+def check_file(file: Path, *, suffixes: tuple[str, ...], example: str, key: str = "out") -> None:
     """Whether a file of a known kind can be written, before the work that goes into it.
 
     Args:
         file: The file; its folder may be missing yet.
         suffixes: Extensions that it may have, in lower case, such as (".csv", ".json").
+        example: Name of such a file, without extension.
         key: The setting that named it.
 
     Raises:
@@ -65,10 +66,10 @@ def check_file(file: Path, *, suffixes: tuple[str, ...], key: str = "out") -> No
         RunFolderError: Its folder cannot be written to.
 
     Example:
-        >>> check_file(Path("model.onnx"), suffixes=(".onnx",))
+        >>> check_file(Path("model.onnx"), suffixes=(".onnx",), example="model")
     """
     if file.is_dir():
-        raise OptionError(f"{key}={file} is a folder. Name a file in it: {key}={file / ('x' + suffixes[0])}.")
+        raise OptionError(f"{key}={file} is a folder. Name a file in it: {key}={file / (example + suffixes[0])}.")
     if file.suffix.lower() not in suffixes:
         known = " or ".join(suffixes)
         raise OptionError(

@@ -350,7 +350,7 @@ def check_export(path: Path, format: str) -> None:
     """
     if format not in EXPORTS:
         raise OptionError(unknown_name("export format", format, EXPORTS))
-    check_file(path, suffixes=(f".{format}",))
+    check_file(path, suffixes=(f".{format}",), example="model")
 
 
 def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> str:

@@ -73,13 +73,25 @@ def _check(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
     return check_adapt(_arguments(settings, out))
 
 
+def _check_backbone(settings: DictConfig) -> None:
+    from transferkit.api import check_backbone
+
+    check_backbone(
+        settings.model,
+        image_size=settings.image_size,
+        strategy=settings.strategy,
+        stage=settings.stage,
+        tune=plain(settings.tune),
+    )
+
+
 def _adapt(settings: DictConfig) -> float | None:
     from transferkit.api import adapt
 
-    out, arguments = output_folder(), _arguments(settings, output_folder())
-    if arguments["evaluate"] == "auto" and in_sweep():
-        settings.evaluate = arguments["evaluate"] = False  # runs that are compared are not compared on the test images
-    result = adapt(**arguments, command=current_command("adapt", settings))
+    out, more = output_folder(), []
+    if settings.evaluate == "auto" and in_sweep():  # runs that are compared are not compared on the test images
+        settings.evaluate, more = False, ["evaluate=false"]
+    result = adapt(**_arguments(settings, out), command=current_command("adapt", settings, *more))
     if is_first():
         for line in _summary(result, out):
             print(line)
@@ -142,4 +154,4 @@ def _count_note(finding: Finding) -> str:
     return finding.message.split(". ")[0].rstrip(".")
 
 
-ADAPT = Job("adapt", _adapt, _check)
+ADAPT = Job("adapt", _adapt, _check, _check_backbone)

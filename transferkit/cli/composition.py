@@ -99,12 +99,18 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if key.lstrip("+~") not in known and not key.startswith(("hydra", "+", "~")):
             return unknown_name("setting", key, known, remedy="See transferkit adapt --help.")
     groups = data_sources()
+    places = {"data.root": ("folder", "manifest"), "data.path": ("manifest",)}
+    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    for key in given.keys() & places.keys():
+        if given.get("data") in groups and given["data"] not in places[key]:
+            remedy = "Leave data= out: a folder is data.root=DIR, a manifest data.path=FILE."
+            return f"data={given['data']} has no {key}. {remedy}"
     for override in overrides:
         key, _, value = override.partition("=")
         if "," in value and str(error).startswith("Ambiguous value"):
             return f"{override!r} is several values. A list has brackets: {key}=[{value}]; a run for each --multirun."
         if key == "data" and value not in groups:
-            return unknown_name("data source", value, groups, remedy="A folder is data=folder data.root=DIR.")
+            return unknown_name("data source", value, groups, remedy="A folder is data.root=DIR.")
     return str(error).split("\n")[0]
 
 

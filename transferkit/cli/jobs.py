@@ -39,11 +39,13 @@ class Job:
         run: Does it; what it returns is what Hydra's sweepers compare runs by.
         check: Settings, folder and words of a run, before anything is made -> a sentence to say, maybe empty; raises
             what can be known to be wrong.
+        check_closely: What is checked besides where a run has to wait for others: it takes a second.
     """
 
     verb: str
     run: Callable[[DictConfig], float | None]
     check: Callable[[DictConfig, Path, Sequence[str]], str]
+    check_closely: Callable[[DictConfig], object] = bool
 
     def __call__(self, typed: list[str]) -> None:
         """Check, then run once, or once for each value of a sweep."""
@@ -70,14 +72,19 @@ class Job:
         """Meet what is wrong before any folder is made; returns the words of each run, as far as they are known."""
         if any(word.startswith("-") and word not in MULTIRUN for word in words):
             return []  # Hydra's other flags (--cfg, --config-dir, ...) change what an override may be
-        if not is_multirun(words):
-            self._check_run(words)
-            return [list(words)]
-        runs = list_runs(words) or []
-        check_runs(runs, self._check_run)
+        notes: list[str] = []
+        if is_multirun(words):
+            runs = list_runs(words) or []
+            check_runs(runs, lambda run, number: self._check_run(run, notes, number))
+        else:
+            runs = [list(words)]
+            self._check_run(words, notes)
+        for note in notes:
+            print(note, file=sys.stderr)
         return runs
 
-    def _check_run(self, words: Sequence[str], number: int | None = None) -> None:
+    def _check_run(self, words: Sequence[str], notes: list[str], number: int | None = None) -> None:
+        """Raise what is wrong with a run; what is to be said of it is added to the notes."""
         from omegaconf import OmegaConf
 
         settings = compose_settings(words, job=number)
@@ -86,8 +93,10 @@ class Job:
         folder = Path(OmegaConf.select(settings, "hydra.run.dir"))
         if number is not None:
             folder = Path(OmegaConf.select(settings, "hydra.sweep.dir"), str(number))
-        if note := self.check(settings, folder, words):
-            print(note, file=sys.stderr)
+        note = self.check(settings, folder, words)
+        if number is not None:
+            self.check_closely(settings)
+        notes += [note] if note else []
 
 
 def stop(error: TransferkitError, *, debug: bool) -> NoReturn:
@@ -221,15 +230,15 @@ def _words_of_run(sweep: Sweep | None) -> str:
     return sweep.names[number]
 
 
-def current_command(verb: str, settings: DictConfig) -> str:
+def current_command(verb: str, settings: DictConfig, *more: str) -> str:
     """The command that does the job at hand again, alone."""
     from hydra.core.hydra_config import HydraConfig
 
     words = list(HydraConfig.get().overrides.task)
     if not in_sweep():
-        return command_line(verb, words, settings)
+        return command_line(verb, words, settings, *more)
     alone = [word for word in words if not word.startswith("out=")]
-    return command_line(verb, alone, settings, f"out={_as_typed(output_folder())}")
+    return command_line(verb, alone, settings, f"out={_as_typed(output_folder())}", *more)
 
 
 def command_line(verb: str, words: Sequence[str], settings: DictConfig, *more: str) -> str:

@@ -67,7 +67,7 @@ def _predict(settings: dict[str, Any]) -> None:
 
     out = None if settings["out"] is None else expand(settings["out"])
     if out is not None:
-        check_file(out, suffixes=(".csv", ".json"))
+        check_file(out, suffixes=(".csv", ".json"), example="answers")
     form = settings["format"] if out is None else out.suffix.lower().lstrip(".")
     if form not in ("csv", "json"):
         raise OptionError(unknown_name("format", form, ["csv", "json"]))

@@ -24,7 +24,7 @@ JOB_PATHS = (*INPUTS, "out", "cache")
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
 
-MAY_BE_LEFT_OUT = ("data.root", "checkpoint", "source", "cache")
+MAY_BE_LEFT_OUT = ("checkpoint", "source", "cache")
 
 MULTIRUN = ("--multirun", "-m")
 
@@ -53,7 +53,10 @@ def hydra_words(words: Sequence[str], *, sources: Collection[str]) -> list[str]:
     ours = not any(word.startswith(("-cn", "--config-name", "-cp", "--config-path")) for word in words)
     said = next((source for key, source in SOURCES.items() if key in given), None)
     implied = [f"data={said}"] if said and ours and "data" not in given else []
-    return [*implied, *(_hydra_word(word, sweeps=sweeps) for word in words)]
+    flags = [word for word in words if word in MULTIRUN]  # first: Hydra reads no setting behind a flag behind a setting
+    others = [_hydra_word(word, sweeps=sweeps) for word in words if word not in MULTIRUN]
+    first = next((at for at, word in enumerate(others) if "=" in word and not word.startswith("-")), len(others))
+    return [*flags, *others[:first], *implied, *others[first:]]
 
 
 def is_multirun(words: Sequence[str]) -> bool:

@@ -127,9 +127,9 @@ def _identify(encoded: bytes, name: str) -> Image.Image | None:
 
 def _open_as(format_name: str, encoded: bytes, name: str) -> Image.Image | None:
     factory, accept = Image.OPEN[format_name]
-    if accept is not None and accept(encoded[:16]) is not True:
-        return None
     try:
+        if accept is not None and accept(encoded[:16]) is not True:
+            return None
         return factory(io.BytesIO(encoded), "")
     except (SyntaxError, IndexError, TypeError, struct.error):
         return None  # Pillow's sign for "not this format after all"

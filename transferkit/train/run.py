@@ -126,6 +126,22 @@ def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
         raise OptionError(f"Lightning's Trainer does not take these options: {said}") from error
 
 
+_SHOWN: set[str] = set()
+"""Warnings that were shown in this process: every fit brings the same ones."""
+
+
+def _shown_once(show: Callable[..., None]) -> Callable[..., None]:
+    """How to show a warning, but for one that was shown already; `catch_warnings` makes Python forget that."""
+
+    def show_new(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        said = f"{category.__name__}: {message}"
+        if said not in _SHOWN:
+            _SHOWN.add(said)
+            show(message, category, *where, **more)
+
+    return show_new
+
+
 @dataclass(frozen=True)
 class Runner:
     """How fits are run.
@@ -378,6 +394,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in QUIET:
                 warnings.filterwarnings("ignore", message)
+            warnings.showwarning = _shown_once(warnings.showwarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
