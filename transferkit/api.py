@@ -329,7 +329,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     Raises:
         TransferkitError: Something is.
     """
-    checks = (_check_how, _check_fitting, _check_places)
+    checks = (_check_how, _check_fitting, _check_trainer, _check_places)
     problems = [error for error in (problem_of(partial(check, arguments)) for check in checks) if error is not None]
     if len(problems) == 1:
         raise problems[0]
@@ -376,6 +376,11 @@ def _check_fitting(arguments: Mapping[str, Any]) -> None:
     _check_options(**asked)
     combined = {name: arguments[name] for name in ("strategy", "tune", "mode", "norm", "budget")}
     _check_combinations(**combined, recipe=_recipe(arguments["train"]))
+
+
+def _check_trainer(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("trainer"):
+        count_processes(choose_device(arguments["device"]), arguments["trainer"])
 
 
 def _check_places(arguments: Mapping[str, Any]) -> None:

@@ -143,6 +143,18 @@ def test_a_manifest(at, stripes, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+def test_notes_of_the_audit_are_counted_in_one_line(at, stripes, capsys):
+    from PIL import Image
+
+    for file in sorted((stripes / "train" / "down").iterdir())[:5]:
+        Image.open(file).convert("L").save(file)
+    (stripes / "train" / "down" / "notes.txt").write_text("mine", encoding="utf-8")
+    main(["analyze", f"data.root={stripes}", "out=look", *QUICK[:2]])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The audit also noted: ")]
+    assert "5 greyscale" in line
+    assert "1 file" in line
+
+
 def test_a_sweep_leaves_a_folder_per_value(at, stripes):
     main(["adapt", "--multirun", "data=folder", f"data.root={stripes}", "out=sweep", "seed=0,1", *QUICK])
     assert (at / "sweep" / "0" / "result.json").is_file()

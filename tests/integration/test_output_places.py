@@ -1,4 +1,4 @@
-"""What is written where: other people's files, finished runs and folders of images are safe from it; nothing is lost."""
+"""What is written where: other people's files, finished runs and folders of images are safe from it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 import transferkit as tk
-from tests.conftest import PACKAGED
-from tests.integration.test_command_line import QUICK, fails
+from tests.integration.test_command_line import fails
 from transferkit.cli import main
 from transferkit.errors import DataError, OptionError, RunFolderError
 from transferkit.paths import is_run_folder
@@ -35,7 +34,8 @@ def numbers(run: Path) -> dict:
     probes = [(probe["stage"], probe["method"], probe["accuracy"]) for probe in kept["evidence"]["probes"]]
     return {
         "metrics": kept["metrics"], "strategy": kept["decision"]["strategy"], "stage": kept["decision"]["stage"],
-        "probes": probes, "weights": kept["evidence"]["backbone"]["weights_id"], "held back": kept["held_back_accuracy"],
+        "probes": probes, "weights": kept["evidence"]["backbone"]["weights_id"],
+        "held back": kept["held_back_accuracy"],
         "data": kept["evidence"]["data"]["counts"],
     }  # fmt: skip
 
@@ -383,8 +383,8 @@ def test_the_quoted_call_does_the_same_again(flat, at):
             {"val": 0.2, "test": 0.25, "class_weight": "balanced", "pooling": "avg", "seed": 3, "out": "a b"},
             {"head": "logistic", "stage": -1, "image_size": 64, "similarity": 0.5, "checkpoint": "w.pt",
              "pretrained": True, "out": "it's"},
-            {"strategy": "few_layers", "tune": 1, "train": tk.Recipe(epochs=1, folds=1, augment="none"), "norm": "frozen",
-             "trainer": {"log_every_n_steps": 1}, "out": "tuned", "resume": False},
+            {"strategy": "few_layers", "tune": 1, "train": tk.Recipe(epochs=1, folds=1, augment="none"),
+             "norm": "frozen", "trainer": {"log_every_n_steps": 1}, "out": "tuned", "resume": False},
         ]
     ):  # fmt: skip
         if number == 1:
@@ -429,11 +429,13 @@ class Twelve(Dataset):
 
 
 def test_what_cannot_be_written_down_is_said_to_be_a_stand_in():
-    result = tk.adapt(PACKAGED, Twelve(), **{**TINY, "pretrained": True})
+    result = tk.adapt("timm/test_resnet", Twelve(), **TINY)
     call = result.record.command
-    assert call.startswith(f"transferkit.adapt({PACKAGED!r}, <Twelve>, strategy='linear_probe', image_size=32")
-    assert call.endswith("seed=0, head='ridge', progress=False)  # put your own object in the place of <Twelve>")
+    assert call.startswith("transferkit.adapt('timm/test_resnet', <Twelve>, strategy='linear_probe', image_size=32")
+    assert call.endswith(
+        "seed=0, head='ridge', pretrained=False, progress=False)  # put your own object in the place of <Twelve>"
+    )
     assert len(result.predict(Twelve())) == 12
     with pytest.raises(DataError, match="The run does not name its images by a path"):
-        tk.adapt(PACKAGED, Twelve(), **{**TINY, "pretrained": True}, evaluate=False).evaluate()
-    assert tk.adapt(PACKAGED, Twelve(), **{**TINY, "pretrained": True}, evaluate=False).evaluate(Twelve()).images == 2
+        tk.adapt("timm/test_resnet", Twelve(), **TINY, evaluate=False).evaluate()
+    assert tk.adapt("timm/test_resnet", Twelve(), **TINY, evaluate=False).evaluate(Twelve()).images == 2
