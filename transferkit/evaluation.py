@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+import torch
 
 from transferkit.data import Data, open_data
 from transferkit.errors import DataError, unknown_name
-from transferkit.measure import assess
 from transferkit.nn import Classifier, logits_of
 from transferkit.types import HeldOut, Metrics, Mistake, Picture
 
@@ -72,6 +71,8 @@ def evaluate(
         OptionError: There is no such kind of split.
         DataError: The images are trained on, of classes that the model does not know, or there are none.
     """
+    from transferkit.measure import assess
+
     if split not in SPLITS:
         raise DataError(unknown_name("split", split, SPLITS))
     opened = open_data(data, **(own_opening or {**opening, "val": 0.0, "test": 0.0}))
@@ -119,12 +120,12 @@ def answer(model: Classifier, data: Data, indices: npt.NDArray[np.int64], *, spl
     known = {name: index for index, name in enumerate(model.classes)}
     as_known = np.array([known[name] for name in data.summary.classes], dtype=np.int64)
     pictures = (data.pixels(int(index), model.preprocessing) for index in indices)
-    logits = logits_of(model, pictures, device=device).numpy()
+    probabilities = torch.softmax(logits_of(model, pictures, device=device), dim=1).numpy()
     model.to("cpu")
     return HeldOut(
         split=split,
         labels=as_known[data.labels[indices]],
-        probabilities=softmax(logits, axis=1),
+        probabilities=probabilities,
         items=tuple(data.items[index] for index in indices),
     )
 

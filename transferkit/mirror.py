@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from transferkit.data.mirroring import flip_is_safe
 from transferkit.features import FeatureTable, frozen_pass
+from transferkit.folds import Fold
 from transferkit.look import Looked, Options
 from transferkit.strategies import Plan
-from transferkit.train import Fold, fit_heads
+from transferkit.train import fit_heads
 
 __all__ = ["mirroring_is_safe"]
 
@@ -44,6 +45,7 @@ def mirroring_is_safe(looked: Looked, options: Options, rows: npt.NDArray[np.int
         labels[fold.train],
         classes=looked.data.summary.num_classes,
         head="ridge",
+        folds=looked.data.folds.take(rows[fold.train]),
     )
     plain, mirrored = (
         (features.load(stages) @ head.weight.T + head.bias).argmax(axis=1) == labels[shown]

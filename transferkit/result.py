@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import predictable_images, to_pixels
+from transferkit.data import DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
 from transferkit.errors import (
     DataError,
     OptionError,
@@ -176,38 +177,62 @@ class Result:
         """The K class names, in label order."""
         return self.model.classes
 
-    def predict(self, images: Any, *, on_error: str = "raise", device: str = "auto") -> Predictions:
+    def predict(
+        self, images: Any, *, on_error: str = "raise", preprocessed: bool = False, device: str = "auto"
+    ) -> Predictions:
         """Classify images.
 
         Args:
             images: One or many of: path, folder, pattern ("photos/*.jpg", "photos/**/*.png"), PIL image, (H, W, 3)
                 uint8 array, uint8 or [0, 1] float tensor, a stack of these, a map-style dataset of images or (image,
-                label) pairs. They go through the checkpoint's own preprocessing.
+                label) pairs. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is scaled
+                by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W) float
+                tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
             on_error: "raise" stops at the first image that cannot be read; "skip" goes on, and lists it among the
                 `failures`.
+            preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
-            DataError: Something is not an image, or with "skip" no image could be read.
+            DataError: Something is not an image, or not prepared as the model needs it, or with "skip" no image could
+                be read.
+
+        Warns:
+            UserWarning: If deep images do not fit the range that the model was fitted with.
         """
         if on_error not in ON_ERROR:
             raise OptionError(unknown_name("on_error", on_error, ON_ERROR))
         items: list[str] = []
         failures: list[FailedImage] = []
+        deep = DeepImages(self.model.preprocessing.value_range)
 
-        def pictures() -> Iterator[npt.NDArray[np.uint8]]:
-            found = predictable_images(images, on_error=on_error)
-            for position, (item, image) in enumerate(found):
+        def inputs() -> Iterator[npt.NDArray[Any]]:
+            named = self._named_inputs(images, deep, preprocessed=preprocessed, on_error=on_error)
+            for position, (item, image) in enumerate(named):
                 if isinstance(image, DataError):
                     failures.append(FailedImage(item, str(image), position))
                     continue
                 items.append(item)
-                yield to_pixels(image, self.model.preprocessing)
+                yield image
 
-        logits = logits_of(self.model, pictures(), device=choose_device(device))
+        logits = logits_of(self.model, inputs(), device=choose_device(device))
         if not items:
             raise DataError(list_problems("No image could be read:", [failure.reason for failure in failures[:SHOWN]]))
+        if deep.note:
+            warnings.warn(deep.note, stacklevel=2)
         return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy(), tuple(failures))
+
+    def _named_inputs(
+        self, images: Any, deep: DeepImages, *, preprocessed: bool, on_error: str
+    ) -> Iterator[tuple[str, npt.NDArray[Any] | DataError]]:
+        """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
+        wants = self.model.preprocessing
+        check_prepared(wants, preprocessed=preprocessed)
+        if wants.prepared:
+            yield from prepared_tensors(images, shape=wants.shape)
+            return
+        for item, image in predictable_images(images, deep=deep, on_error=on_error):
+            yield item, image if isinstance(image, DataError) else to_pixels(image, wants)
 
     def evaluate(
         self,

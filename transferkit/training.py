@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from transferkit.data.pixels import PixelStore
 from transferkit.decision import ENOUGH, best_probe
 from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, activation_bytes, cache_activations, choose_device
+from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
 from transferkit.mirror import mirroring_is_safe
 from transferkit.nn import CutError, Tail, TransferModel, cut
@@ -34,21 +35,11 @@ from transferkit.repro import draw_seed, environment
 from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import timed
-from transferkit.train import (
-    CutBatch,
-    CutFeed,
-    FineTuned,
-    Fold,
-    FreezePlan,
-    Judged,
-    Recipe,
-    Runner,
-    Task,
-    fine_tune,
-    hold_back,
-    judge_folds,
-)
+from transferkit.train import Recipe
 from transferkit.types import Decision
+
+if TYPE_CHECKING:
+    from transferkit.train import FineTuned, Judged, Runner, Task
 
 __all__ = ["Training", "Tuning"]
 
@@ -115,6 +106,8 @@ class Tuning:
     @cached_property
     def judged(self) -> Judged:
         """What held-back images say of it; `run` goes on from there."""
+        from transferkit.train import judge_folds
+
         with timed(self.looked.seconds, "fine-tune"):
             return judge_folds(self._task(), self._folds, self._runner)
 
@@ -125,6 +118,8 @@ class Tuning:
 
     def run(self) -> FineTuned:
         """Train, choose, and train again on all images."""
+        from transferkit.train import fine_tune
+
         judged = self.judged
         with timed(self.looked.seconds, "fine-tune"):
             return fine_tune(judged.task, self._folds, self._runner, refit=not self._has_validation, judged=judged)
@@ -147,7 +142,7 @@ class Tuning:
         """Whether a validation split is there to choose on: one that is large enough to tell, or must do because no
         training image can be spared."""
         data = self.looked.data
-        images, fewest = len(data.indices("val")), min(data.summary.counts["train"])
+        images, fewest = len(data.indices("val")), data.summary.fewest_groups
         return images >= ENOUGH or (images > 0 and fewest < 2)
 
     @cached_property
@@ -158,18 +153,24 @@ class Tuning:
         return np.concatenate([data.indices(part) for part in parts])
 
     @cached_property
+    def _known(self) -> Folds:
+        """Labels of the images at hand, and which of them are held back together."""
+        return self.looked.data.folds.take(self._rows)
+
+    @property
     def _labels(self) -> npt.NDArray[np.int64]:
-        return self.looked.data.labels[self._rows]
+        return self._known.labels
 
     @cached_property
     def _folds(self) -> list[Fold]:
         train = len(self.looked.data.indices("train"))
         if self._has_validation:
             return [Fold(np.arange(train), np.arange(train, len(self._rows)))]
-        groups = self.looked.data.groups[self._rows]
-        return hold_back(self._labels, groups, folds=self._recipe.folds or 1, seed=self.options.seed)
+        return self._known.split(self._recipe.folds or 1, seed=self.options.seed)
 
     def _task(self) -> Task:
+        from transferkit.train import Task
+
         looked = self.looked
         self._go_on_as_before()
         if not self._has_validation and len(small := looked.data.indices("val")):
@@ -190,7 +191,7 @@ class Tuning:
             probe=STRATEGIES["linear_probe"](as_probe, stages),
             backbone=looked.backbone,
             table=looked.survey.table.take(self._rows),
-            labels=self._labels,
+            folds=self._known,
             classes=looked.data.summary.classes,
             pooling=self.options.pooling,
             feed=self._feed_pictures if self._cached is None else self._feed_activations,
@@ -268,9 +269,15 @@ class Tuning:
 
     def _tail(self) -> Tail | None:
         """The part that learns, if it can be told apart and that is worth its disk."""
+        from transferkit.train import FreezePlan
+
         recipe, backbone = self._recipe, self.looked.backbone
         mixed = recipe.mixup > 0 or recipe.cutmix > 0
         if self.plan.adapters is not None or mixed or (self._augmentation.changes and not recipe.views):
+            return None
+        shape = backbone.spec.preprocessing.shape
+        if shape is not None and shape[0] != shape[1]:
+            self._runner.notes.append("Nothing was cached: that needs square images.")
             return None
         classes = self.looked.data.summary.classes
         model = TransferModel(backbone, stages=self.plan.stages, pooling=self.options.pooling, classes=classes)
@@ -327,6 +334,8 @@ class Tuning:
         return np.array(named, dtype="S32")
 
     def _feed_activations(self, positions: npt.NDArray[np.int64], *, batch_size: int, training: bool) -> Iterable[Any]:
+        from transferkit.train import CutBatch, CutFeed
+
         assert self._cached is not None
         table, images = self._cached.table, len(self._rows)
         return CutFeed(
@@ -347,6 +356,8 @@ class Tuning:
 
     @cached_property
     def _runner(self) -> Runner:
+        from transferkit.train import Runner
+
         return Runner(
             device=self._device,
             folder=self._folder(),

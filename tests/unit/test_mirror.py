@@ -8,7 +8,6 @@ import pytest
 from tests.conftest import PACKAGED
 from transferkit.look import Options, look
 from transferkit.mirror import mirroring_is_safe
-from transferkit.train import hold_back
 
 SIDE = 32
 
@@ -37,7 +36,7 @@ OPTIONS = Options(
 def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(slopes, safe):
     looked = look(PACKAGED, {"train": pictures(slopes)}, OPTIONS)
     rows = looked.data.indices("train")
-    (fold,) = hold_back(looked.data.labels[rows], looked.data.groups[rows], folds=1)
+    (fold,) = looked.data.folds.take(rows).split()
     found, told = mirroring_is_safe(looked, OPTIONS, rows, fold)
     assert found == safe
     assert f"Images {'are' if safe else 'are not'} mirrored" in told

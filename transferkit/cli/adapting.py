@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transferkit.result import Result
     from transferkit.types import DataSummary, Finding, TrainingRecord
 
-__all__ = ["ADAPT", "SHARED", "audit_lines", "data_arguments", "shared_arguments"]
+__all__ = ["ADAPT", "SHARED", "audit_lines", "data_arguments", "deciding_arguments", "shared_arguments"]
 
 log = logging.getLogger("transferkit")
 
@@ -51,19 +51,22 @@ def _arguments(settings: DictConfig, out: Path) -> dict[str, Any]:
     """The arguments of `transferkit.adapt`."""
     return {
         **shared_arguments(settings),
-        "strategy": settings.strategy,
-        "stage": settings.stage,
-        "tune": plain(settings.tune),
-        "mode": settings.mode,
-        "norm": settings.norm,
-        "budget": settings.budget,
+        **deciding_arguments(settings),
         "head": settings.head,
-        "train": named_values(settings.train),
-        "trainer": named_values(settings.trainer),
         "resume": settings.resume,
         "overwrite": settings.overwrite,
         "evaluate": settings.evaluate,
         "out": out,
+    }
+
+
+def deciding_arguments(settings: DictConfig) -> dict[str, Any]:
+    """What `adapt` and `decide` take alike."""
+    return {
+        **{key: settings[key] for key in ("strategy", "stage", "mode", "norm", "budget")},
+        "tune": plain(settings.tune),
+        "train": named_values(settings.train),
+        "trainer": named_values(settings.trainer),
     }
 
 

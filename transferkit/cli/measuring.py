@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.cli.adapting import SHARED, audit_lines, data_arguments, shared_arguments
+from transferkit.cli.adapting import SHARED, audit_lines, data_arguments, deciding_arguments, shared_arguments
 from transferkit.cli.jobs import Job, command_line, current_command, output_folder
 from transferkit.cli.tables import print_table
 from transferkit.errors import OptionError, RunFolderError, list_problems
@@ -17,7 +17,7 @@ from transferkit.errors import OptionError, RunFolderError, list_problems
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transferkit.types import Evidence, Ranking
+    from transferkit.types import Evidence, ProbeScore, Ranking
 
 __all__ = ["ANALYZE", "RANK"]
 
@@ -103,22 +103,25 @@ def _analyze(settings: DictConfig) -> float | None:
     from transferkit.serialise import to_json
 
     evidence = analyze(**shared_arguments(settings))
-    decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size, budget=settings.budget)
+    decision = decide(evidence, **deciding_arguments(settings), batch_size=settings.batch_size, device=settings.device)
     command = current_command("analyze", settings)
     plain = {"schema": 1, "command": command, "evidence": to_json(evidence), "decision": to_json(decision)}
     out = output_folder() / "evidence.json"
     out.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
-    rows = [
-        (score.stage, score.method, str(score.dim), f"{100 * score.accuracy:.1f} %",
-         f"{100 * score.low:.1f} to {100 * score.high:.1f}")
-        for score in evidence.probes
-    ]  # fmt: skip
+    rows = [(score.stage, score.method, str(score.dim), *_accuracy_cells(score)) for score in evidence.probes]
     for line in audit_lines(evidence.data):
         print(line)
     print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
     print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
     expected = decision.expected
     return None if expected is None else expected.expected_accuracy
+
+
+def _accuracy_cells(score: ProbeScore) -> tuple[str, str]:
+    if score.accuracy is None:
+        return "unknown", ""
+    accuracy, low, high = score.interval
+    return f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _rank_arguments(settings: DictConfig) -> dict[str, Any]:
@@ -152,9 +155,8 @@ def _print_ranking(ranking: Ranking) -> None:
             f"{row.rank_low} to {row.rank_high}",
             f"{100 * row.best:.1f} %",
             row.name,
-            f"{100 * row.joined.accuracy:.1f} %",
-            f"{100 * row.joined.low:.1f} to {100 * row.joined.high:.1f}",
-            f"{row.best_stage.stage} {100 * row.best_stage.accuracy:.1f} %",
+            *_accuracy_cells(row.joined),
+            f"{row.best_stage.stage} {_accuracy_cells(row.best_stage)[0]}",
             f"{row.prior / 1e6:.1f} M" if ranking.prior == "parameters" else f"{100 * row.prior:.1f} %",
             str(row.prior_rank),
             "" if row.images_per_second is None else f"{row.images_per_second:.0f}",

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from transferkit.data.arrays import ACCEPTED, as_rgb
+from transferkit.data.arrays import ACCEPTED, as_rgb, deep_values
 from transferkit.data.datasets import is_dataset
-from transferkit.data.decode import MAX_PIXELS, decode
+from transferkit.data.decode import MAX_PIXELS, flatten, load_deep, open_header, read_bytes
+from transferkit.data.deep_images import DeepImages
 from transferkit.data.folders import has_image_extension, image_files, is_hidden, natural_key
 from transferkit.errors import DataError
 from transferkit.paths import expand
@@ -26,17 +27,22 @@ _BATCH_AXES = 4
 _IMAGE_KEYS = ("image", "img", "pixel_values")
 """Columns that data sets of dictionaries keep the picture in."""
 
+FROM_PICTURES = "; this model resizes and normalises images itself."
+"""Why float tensors must not be normalised, where a model was fitted on pictures."""
+
 
 def predictable_images(
-    images: Any, *, max_pixels: int = MAX_PIXELS, on_error: str = "raise"
+    images: Any, *, max_pixels: int = MAX_PIXELS, deep: DeepImages | None = None, on_error: str = "raise"
 ) -> Iterator[tuple[str, Image.Image | DataError]]:
     """Yield the pictures one by one, each with a name.
 
     Args:
         images: One or many of: a path; a folder, searched through; a pattern such as "photos/**/*.jpg"; a PIL image; a
-            (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1]; batches
-            (N, ...) of these; map-style datasets of any of them; pairs (image, label), of which the label is left.
+            (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1]; deeper
+            values, as `as_rgb` takes them; batches (N, ...) of these; map-style datasets of any of them; pairs (image,
+            label), of which the label is left.
         max_pixels: As in `decode`.
+        deep: How images deeper than 8 bits are scaled; None as for a model that was fitted on 8-bit images.
         on_error: "raise", or "skip": what cannot be read is yielded as the error, and the next image follows.
 
     Yields:
@@ -49,13 +55,14 @@ def predictable_images(
         >>> [(name, image.size) for name, image in predictable_images(np.zeros((2, 5, 4, 3), np.uint8))]
         [('image 0', (4, 5)), ('image 1', (4, 5))]
     """
+    deep = DeepImages(None) if deep is None else deep
     count = 0
     for thing in _single(images):
         name = str(thing) if isinstance(thing, Path) else f"image {count}"
         if isinstance(thing, _Unreadable) and thing.name:
             name = thing.name
         try:
-            picture: Image.Image | DataError = _picture(thing, name=name, max_pixels=max_pixels)
+            picture: Image.Image | DataError = _picture(thing, deep, name=name, max_pixels=max_pixels)
         except DataError as error:
             if on_error == "raise":
                 raise
@@ -73,10 +80,16 @@ class _Unreadable(NamedTuple):
     name: str = ""
 
 
-def _picture(thing: Any, *, name: str, max_pixels: int) -> Image.Image:
+def _picture(thing: Any, deep: DeepImages, *, name: str, max_pixels: int) -> Image.Image:
     if isinstance(thing, _Unreadable):
         raise DataError(thing.reason)
-    return decode(thing, max_pixels=max_pixels) if isinstance(thing, Path) else as_rgb(thing, name=name)
+    if isinstance(thing, Path):
+        thing = open_header(read_bytes(thing), name=name, max_pixels=max_pixels)
+    if isinstance(thing, Image.Image):
+        found = load_deep(thing, name=name)
+        return flatten(thing, found, name=name, value_range=deep.range_for(found, name=name))
+    value_range = deep.range_for(deep_values(thing, name=name), name=name)
+    return as_rgb(thing, name=name, value_range=value_range, remedy=FROM_PICTURES)
 
 
 def _single(images: Any) -> Iterator[Any]:

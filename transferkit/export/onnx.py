@@ -12,8 +12,13 @@ from torch import nn
 
 from transferkit.errors import MissingDependencyError
 from transferkit.nn import Classifier
+from transferkit.types import Preprocessing
 
 __all__ = ["export_onnx"]
+
+
+IN_PICTURES, IN_TENSORS = "pixels", "tensors"
+"""Name of the input: uint8 pictures that the file normalises, or tensors that were prepared outside."""
 
 
 class _PixelsToProbabilities(nn.Module):
@@ -33,8 +38,10 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         path: The file to write; a batch may have any size.
 
     Returns:
-        The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says; output
-        "probabilities": (N, K) float32. Metadata "classes" and "preprocessing" are JSON.
+        The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says, deeper images scaled by
+        its value_range; of a model that was fitted on prepared tensors, input "tensors": (N, 3, H, W) float32, taken as
+        they are. Output "probabilities": (N, K) float32. Metadata "classes" and "preprocessing" are JSON, "input" is a
+        sentence.
 
     Raises:
         MissingDependencyError: If the ONNX packages are not installed.
@@ -47,8 +54,9 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             "Exporting to ONNX needs two more packages: pip install 'transferkit[onnx]'"
         ) from error
     path = Path(path)
-    side = model.preprocessing.size
-    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    wants = model.preprocessing
+    height, width = wants.shape or (wants.size, wants.size)
+    example = torch.zeros(2, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.onnx.export(
@@ -56,14 +64,27 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             (example,),
             dynamo=True,
             verbose=False,
-            input_names=["pixels"],
+            input_names=[IN_TENSORS if wants.prepared else IN_PICTURES],
             output_names=["probabilities"],
             dynamic_shapes=({0: torch.export.Dim("images")},),
         )
     assert program is not None
     proto = program.model_proto
-    for key, value in (("classes", list(model.classes)), ("preprocessing", asdict(model.preprocessing))):
+    for key, value in (("classes", list(model.classes)), ("preprocessing", asdict(wants))):
         proto.metadata_props.add(key=key, value=json.dumps(value))
+    proto.metadata_props.add(key="input", value=_say_input(wants))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(proto, str(path))
     return path
+
+
+def _say_input(wants: Preprocessing) -> str:
+    """What the input must be, in a sentence."""
+    height, width = wants.shape or (wants.size, wants.size)
+    if wants.prepared:
+        return f"float32 (N, 3, {height}, {width}), prepared outside as the training tensors were; not normalised here"
+    deep = ""
+    if wants.value_range is not None:
+        black, white = wants.value_range
+        deep = f", images deeper than 8 bits scaled so that {black:g} is 0 and {white:g} is 255"
+    return f"uint8 (N, 3, {height}, {width}), RGB, resized and cropped as preprocessing says{deep}; normalised here"

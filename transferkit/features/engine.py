@@ -100,6 +100,9 @@ def origin_of(backbone: Backbone, part: nn.Module) -> dict[str, object]:
     """What fixes the rows that a part of this backbone gives, but for the image: not what the backbone is called."""
     preprocessing = asdict(backbone.spec.preprocessing)
     preprocessing.pop("origin")
+    for name in ("value_range", "prepared", "shape"):  # rows from before they were known stay valid
+        if not preprocessing[name]:
+            preprocessing.pop(name)
     return {
         "architecture": backbone.spec.architecture,
         "layers": _layers_digest(part),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,14 +29,15 @@ from transferkit.train.recipe import Recipe
 from transferkit.train.schedule import PhasedSchedule
 from transferkit.train.sharding import Shards, fill_state
 from transferkit.train.targets import TargetScale
-from transferkit.types import JOINED, TOP
+from transferkit.train.trainer_options import check_sharding
+from transferkit.types import JOINED, TOP, Preprocessing
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 else:
     pl = lightning()
 
-__all__ = ["CutBatch", "TransferModule", "check_sharding", "count_images"]
+__all__ = ["CutBatch", "TransferModule", "count_images"]
 
 
 class CutBatch(NamedTuple):
@@ -203,8 +205,19 @@ class TransferModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the trainer's strategy, and note the precision, which the trainer may change next."""
         check_sharding(self.trainer.strategy)
+        self._take_preprocessing()
         self._take_own_dtype()
         self._own_dtype = self.dtype  # type: ignore[assignment, unused-ignore]
+
+    def _take_preprocessing(self) -> None:
+        """Keep with the model how a `TransferDataModule` prepares its images, the range of deep ones included."""
+        found = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        if isinstance(found, Preprocessing):
+            spec = self.model.backbone.spec
+            kept = replace(
+                spec.preprocessing, value_range=found.value_range, prepared=found.prepared, shape=found.shape
+            )
+            self.model.backbone.spec = replace(spec, preprocessing=kept)
 
     def configure_model(self) -> None:
         """Share the weights out among the processes, if that is what the trainer's strategy is about."""
@@ -514,29 +527,6 @@ def _in_units(linear: torch.nn.Linear, scale: TargetScale) -> None:
     mean, std = _moments(scale, linear.weight)
     linear.weight.mul_(std.unsqueeze(1))
     linear.bias.mul_(std).add_(mean)
-
-
-def check_sharding(strategy: object) -> None:
-    """Whether a trainer's strategy leaves weights whole, or shares them out in the one way that is known here.
-
-    Args:
-        strategy: A Lightning trainer's, or the name that it goes by there.
-
-    Raises:
-        OptionError: If not.
-
-    Example:
-        >>> check_sharding("ddp")
-    """
-    kinds = pl.strategies
-    known = kinds.StrategyRegistry
-    kind = known[strategy]["strategy"] if isinstance(strategy, str) and strategy in known else type(strategy)
-    if issubclass(kind, (kinds.FSDPStrategy, kinds.DeepSpeedStrategy)):
-        raise OptionError(
-            f"{kind.__name__} shares weights out in a way that hides them from clipping, averages and the network that "
-            "is kept. Use trainer.strategy=fsdp, or in a trainer of your own ModelParallelStrategy(data_parallel_size="
-            "<number of processes>, tensor_parallel_size=1), which is PyTorch's FSDP2."
-        )
 
 
 def count_images(images: torch.Tensor | CutBatch) -> int:

@@ -23,10 +23,12 @@ from transferkit.batches import batches
 from transferkit.errors import OptionError, RunFolderError
 from transferkit.train import memory as memory_module
 from transferkit.train import run as run_module
+from transferkit.train import trainer_options
 from transferkit.train.memory import CHECKPOINT, Memory
 from transferkit.train.module import CutBatch, TransferModule
 from transferkit.train.recipe import Recipe
-from transferkit.train.run import Runner, count_processes
+from transferkit.train.run import Runner
+from transferkit.train.trainer_options import OF_THE_RECIPE, count_processes
 
 N, HELD_BACK = 20, 10
 
@@ -445,7 +447,7 @@ def test_any_other_error_is_not_mistaken_for_memory(before_batch):
 # ---- Options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", run_module.OF_THE_RECIPE)
+@pytest.mark.parametrize("name", OF_THE_RECIPE)
 def test_what_the_recipe_sets_is_not_for_the_trainers_options(name):
     with pytest.raises(OptionError, match=f"trainer.{name}: these are set by the recipe"):
         count_processes(torch.device("cpu"), {name: 1})
@@ -521,7 +523,7 @@ def test_a_batch_must_be_enough_for_all_processes():
 
 
 def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(run_module, "_launched", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
+    monkeypatch.setattr(run_module, "launch_options", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
     runner = Runner(device=torch.device("cpu"), options={"devices": 1}, progress=False)
     with pytest.raises(OptionError, match="2 processes were started, but trainer.devices and .* ask for 1"):
         fit(None, runner=runner)
@@ -537,11 +539,11 @@ def test_curves_of_a_fit_are_kept_as_a_table(tmp_path):
 
 def test_the_same_warning_is_shown_once_however_many_fits_bring_it(monkeypatch):
     shown = []
-    monkeypatch.setattr(run_module, "_SHOWN", set())
+    monkeypatch.setattr(trainer_options, "_SHOWN", set())
     for text in ("rates fall", "rates fall", "rates rise", "rates fall"):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_, **__: shown.append(str(message))
-            with run_module._quiet():
+            with trainer_options.quietly():
                 warnings.warn(text, stacklevel=1)
     assert shown == ["rates fall", "rates rise"]
