@@ -774,6 +774,12 @@ class RunRecord:
         held_out: The answers behind the pictures below; the test split if there is one, else validation.
         samples: Class name -> a few training pictures.
         mistakes: Worst first.
+        settings: Argument of `adapt` -> value: what to open the same images with, and to tell whether another run is
+            the same; empty where it was not recorded.
+        held_back_accuracy: Of the returned model on images held back from its fit, the test images not among them, in
+            [0, 1]: what runs of a sweep are compared by.
+        trained_on: The least content digests of the training images, as many as tell reliably whether other images
+            are among them.
     """
 
     evidence: Evidence
@@ -786,6 +792,14 @@ class RunRecord:
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    held_back_accuracy: float | None = None
+    trained_on: tuple[str, ...] = ()
+
+    @property
+    def untested_images(self) -> int:
+        """Images of the test split, if it was not scored yet; else 0."""
+        return 0 if "test" in self.metrics else self.evidence.data.size("test")
 
     def is_disappointing(self, split: str) -> bool:
         """Whether a split's accuracy lies below what was expected, interval below interval."""

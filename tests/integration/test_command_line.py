@@ -81,7 +81,7 @@ def test_adapt_then_predict_then_export(at, stripes, capsys):
     assert "test accuracy 100.0 %" in said
     assert "report: run/report.html" in said.replace(f"{at}/", "")
     assert {path.name for path in (at / "run").iterdir()} == {
-        ".hydra", "log.txt", "model.safetensors", "report.html", "result.json",
+        ".hydra", ".transferkit", "log.txt", "model.safetensors", "report.html", "result.json",
     }  # fmt: skip
     recorded = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))
     assert recorded["command"].startswith("transferkit adapt data=folder")
@@ -183,6 +183,18 @@ def test_a_manifest(at, stripes, capsys):
     (at / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
     main(["adapt", "data=manifest", "data.path=labels.csv", "data.test=0.25", "out=run", *QUICK])
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_notes_of_the_audit_are_counted_in_one_line(at, stripes, capsys):
+    from PIL import Image
+
+    for file in sorted((stripes / "train" / "down").iterdir())[:5]:
+        Image.open(file).convert("L").save(file)
+    (stripes / "train" / "down" / "notes.txt").write_text("mine", encoding="utf-8")
+    main(["analyze", f"data.root={stripes}", "out=look", *QUICK[:2]])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The audit also noted: ")]
+    assert "5 greyscale" in line
+    assert "1 file" in line
 
 
 def test_a_sweep_leaves_a_folder_per_value(at, stripes):

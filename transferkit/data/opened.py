@@ -27,9 +27,10 @@ from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.errors import DataError, OptionError
 from transferkit.folds import Folds
+from transferkit.paths import expand
 from transferkit.types import DataSummary, Picture, Preprocessing
 
-__all__ = ["Data", "open_data"]
+__all__ = ["Data", "check_place", "open_data"]
 
 _JPEG_QUALITY = 85
 
@@ -250,10 +251,27 @@ def open_data(
         preprocessed=preprocessed,
         max_pixels=max_pixels,
         progress=progress,
-        cache=None if cache is None else Path(cache).expanduser(),
+        cache=None if cache is None else expand(cache),
     )
     verdict = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
     return Data(inventory, verdict, normalised=preprocessed)
+
+
+def check_place(data: Any) -> None:
+    """Whether there is anything where a path points; other kinds of data are not looked at.
+
+    Raises:
+        DataError: There is nothing.
+
+    Example:
+        >>> check_place("builtin/digits")
+    """
+    if not isinstance(data, (str, Path)) or expand(data).exists():
+        return
+    if isinstance(data, str) and data.startswith("builtin"):
+        return
+    what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
+    raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
 
 
 def _take(
@@ -286,9 +304,9 @@ def _take_named(
     progress: bool,
     cache: Path | None,
 ) -> Inventory:
-    path = Path(data).expanduser()
+    path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
-        base = None if root is None else Path(root).expanduser()
+        base = None if root is None else expand(root)
         return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")
