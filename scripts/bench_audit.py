@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     found = run(arguments.images, arguments.rounds)
-    found |= {"date": date.today().isoformat(), "environment": environment(seed=0, device="cpu")}
+    about = {"script": "scripts/bench_audit.py", "date": date.today().isoformat()}
+    found = {**about, "machine": environment(seed=0, device="cpu"), **found}
     text = json.dumps(found, indent=1)
     print(text)
     if arguments.out is not None:
