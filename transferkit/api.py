@@ -15,7 +15,7 @@ from torch import nn
 
 from transferkit import zoo
 from transferkit.data import Data
-from transferkit.decision import MODES, SMALL_BATCH, choose_norm, decide, starting_rate
+from transferkit.decision import MODES, SMALL_BATCH, choose_norm, decide, starting_rate, with_views
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
@@ -75,6 +75,8 @@ def analyze(
     test: float = 0.2,
     strict: bool = False,
     preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
     pooling: str = "avg+max",
     class_weight: str = "none",
     similarity: float | None = None,
@@ -95,6 +97,13 @@ def analyze(
         val, test: Shares to hold back where the data has no such split.
         strict: Unusable images are an error instead of being set aside.
         preprocessed: The dataset's float tensors are taken as they are.
+        geometry: How a single view shows a picture, which is what networks are trained on: "crop" (the checkpoint's
+            own), "full" (the largest centre square), "squash" (all of it, squeezed), "pad" (all of it, with borders).
+            "auto" compares them on held-back images and keeps the crop unless another is clearly better.
+        views: Geometries whose features, and whose predictions, are averaged: "crop+squash+pad", with "+mirror" for the
+            mirror image of each as well. 1: the geometry alone. "auto": crop, squash and pad, their mirror images where
+            a test on held-back images finds mirroring safe, as far as their passes take no more than 60 seconds. A view
+            costs a pass over the images, and one with every prediction.
         pooling: "avg" or "avg+max" of each stage's grid.
         class_weight: "none"; "balanced": every class weighs the same; "auto": balanced if one has twice the images of
             another.
@@ -126,6 +135,8 @@ def analyze(
         test=test,
         strict=strict,
         preprocessed=preprocessed,
+        geometry=geometry,
+        views=views,
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
@@ -164,6 +175,8 @@ def adapt(
     test: float = 0.2,
     strict: bool = False,
     preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
     pooling: str = "avg+max",
     class_weight: str = "none",
     similarity: float | None = None,
@@ -188,8 +201,9 @@ def adapt(
         norm: What becomes of batch normalisation while a network is fine-tuned: "frozen" or "keep" (it goes on
             measuring its statistics), or a kind in `transferkit.nn.norm.NORM_KINDS` ("group", "renorm", ...) to swap it
             for, which is refused where the features lose by it; "auto" decides.
-        budget: Seconds that may go into what comes after the frozen pass: for "evidence" a limit on the cost of the
-            strategy, for "search" on that of all trials as well. None sets no limit. Where a strategy is named, or the
+        budget: Seconds that may go into what comes after the first frozen pass: further views, which take half of it at
+            most, then for "evidence" a limit on the cost of the strategy, for "search" on that of all trials as well.
+            None sets no limit. Where a strategy is named, or the
             rule decides, nothing is chosen by its cost, and a budget is refused.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
         head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
@@ -230,6 +244,8 @@ def adapt(
         test=test,
         strict=strict,
         preprocessed=preprocessed,
+        geometry=geometry,
+        views=views,
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
@@ -238,6 +254,7 @@ def adapt(
         cache_limit=cache_limit,
         device=device,
         progress=progress,
+        budget=budget,
     )
     asked = None if strategy == "auto" else partial(_asked, strategy=strategy, stage=stage, tune=tune)
     looked = look(model, data, options, check=asked)
@@ -249,13 +266,14 @@ def adapt(
     trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
+    left = None if budget is None else _left(budget, looked)
     with timed(seconds, "decide"):
         if strategy != "auto":
             decision = _given(looked, strategy=strategy, stage=stage, tune=tune)
         elif mode == "search":
-            decision = search(looked.survey.evidence, trials.begin, budget=budget, progress=progress)
+            decision = search(looked.survey.evidence, trials.begin, budget=left, progress=progress)
         else:
-            decision = agreed(decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=budget))
+            decision = agreed(decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=left))
         decision = _paced(decision, looked, options, recipe)
         looked, decision = _normed(looked, decision, options, kind, why)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
@@ -274,7 +292,18 @@ def adapt(
         seconds={**seconds, "total": sum(seconds.values())},
         environment=environment(seed=seed, device=str(choose_device(device))),
         command=command
-        or _call(model, data, image_size=image_size, seed=seed, strategy=strategy, stage=stage, tune=tune, mode=mode),
+        or _call(
+            model,
+            data,
+            image_size=image_size,
+            seed=seed,
+            strategy=strategy,
+            stage=stage,
+            tune=tune,
+            mode=mode,
+            geometry=None if geometry == "auto" else geometry,
+            views=None if views == "auto" else views,
+        ),
         training=fitted.training,
         held_out=shown,
         samples=samples,
@@ -364,6 +393,17 @@ def _check_clocks(processes: int) -> None:
             "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "
             "budget out."
         )
+
+
+LEAST_LEFT = 0.1
+"""Seconds that a budget leaves for a closed form, whatever the views took."""
+
+
+def _left(budget: float, looked: Looked) -> float:
+    """What the views have left of a budget, in seconds, rounded as people read it."""
+    found = looked.survey.evidence.views
+    spent = 0.0 if found is None else found.seconds
+    return budget if spent == 0 else max(min(LEAST_LEFT, budget), round(budget - spent, 1))
 
 
 def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe) -> Decision:
@@ -472,11 +512,12 @@ def _given(
     asked = _asked(looked.backbone, strategy=strategy, stage=stage, tune=tune)
     known = {(option.strategy, option.stage): option for option in decide(looked.survey.evidence).options}
     expected = known.pop((strategy, asked.stage), None)
-    return dataclasses.replace(
+    given = dataclasses.replace(
         asked,
         expected=None if asked.tuned else expected,  # that is of the strategy's own choice of stages
         alternatives=tuple(known.values()),
     )
+    return with_views(given, looked.survey.evidence)
 
 
 def _asked(

@@ -61,6 +61,8 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   data.test=0.2         share held back for the test, where the data has no test split
   data.strict=true      an unusable image is an error instead of being set aside
   image_size=N          side in pixels; smaller is faster
+  geometry=auto         or crop (the checkpoint's own), full, squash, pad: how one view shows a picture
+  views=auto            or 1, or crop+squash+pad[+mirror]: features and predictions are averaged over these; a pass each
   strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
                         surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
                         stages; selected: their useful features)
@@ -96,6 +98,7 @@ the training images; prints ranks with their intervals, costs and measures; leav
 
   models=[NAME,...]     as for adapt's model; a name with * stands for what it matches and is on this machine
   image_size=N          for all of them; without it each runs at its checkpoint's own
+  geometry=..., views=...   as for adapt; auto is one view here, each checkpoint's own crop
   data=..., data.root=DIR, data.path=FILE, pretrained, pooling, class_weight, cache=DIR, cache_limit=GB,
   device=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
 
@@ -120,7 +123,9 @@ transferkit export run=DIR [key=value ...]: a finished run for other programs.
 
   run=DIR         the folder that adapt wrote
   out=FILE        default: DIR/model.onnx
-  format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities
+  format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities; where predictions are averaged over
+                  several geometries (N, G, 3, S, S): the metadata's "geometries" say which; mirror images and the
+                  mean are made inside
 """,
     "zoo": """\
 transferkit zoo [key=value ...]: which backbones there are.
@@ -354,13 +359,13 @@ def _data_arguments(settings: DictConfig) -> dict[str, Any]:
 
 
 SHARED = (
-    "model", "checkpoint", "pretrained", "image_size", "similarity", "source", "pooling", "class_weight", "cache",
-    "cache_limit", "device", "batch_size", "seed", "progress",
+    "model", "checkpoint", "pretrained", "image_size", "geometry", "views", "similarity", "source", "pooling",
+    "class_weight", "cache", "cache_limit", "device", "batch_size", "seed", "progress",
 )  # fmt: skip
 
 
 def _shared_arguments(settings: DictConfig) -> dict[str, Any]:
-    return {**{key: settings[key] for key in SHARED}, **_data_arguments(settings)}
+    return {**{key: _plain(settings[key]) for key in SHARED}, **_data_arguments(settings)}
 
 
 def _command(verb: str) -> str:
@@ -518,7 +523,7 @@ def _rank(settings: DictConfig) -> None:
     models = settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
     ranking = rank(
         models,
-        **{key: settings[key] for key in RANK_ARGUMENTS},
+        **{key: _plain(settings[key]) for key in RANK_ARGUMENTS},
         **_data_arguments(settings),
         command=_command("rank"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
 from transferkit.types import Preprocessing
+from transferkit.views import AskedViews, ask_views, refuse_for_tensors
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
@@ -76,6 +77,9 @@ class Options:
     device: str
     progress: bool
     source: Any = None
+    geometry: str = "auto"
+    views: str | int | Sequence[str] = "auto"
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -91,6 +95,14 @@ class Options:
             if value not in known:
                 raise OptionError(unknown_name(name, value, known))
         choose_device(self.device)
+        asked = self.asked_views  # raises where that is no way of seeing anything
+        if self.preprocessed:
+            refuse_for_tensors(asked)
+
+    @property
+    def asked_views(self) -> AskedViews:
+        """What geometry and views ask for."""
+        return ask_views(self.geometry, self.views)
 
     @property
     def bank(self) -> FeatureBank:
@@ -183,8 +195,11 @@ def look(
         class_weight=options.class_weight,
         similarity=options.similarity,
         source=source,
+        views=options.asked_views,
+        budget=options.budget,
         seed=options.seed,
         seconds=seconds,
         progress=options.progress,
     )
+    backbone = backbone.prepared(found.evidence.backbone.preprocessing)
     return Looked(backbone, opened, found, dict(found.evidence.seconds))

@@ -37,6 +37,7 @@ from transferkit.types import (
     RankedModel,
     Ranking,
 )
+from transferkit.views import AskedViews, fixed_views, refuse_for_tensors
 
 __all__ = ["rank"]
 
@@ -67,6 +68,8 @@ def rank(
     test: float = 0.2,
     strict: bool = False,
     preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
     pooling: str = "avg+max",
     class_weight: str = "none",
     cache: str | Path | None = None,
@@ -87,6 +90,7 @@ def rank(
         data: As for `analyze`, and so are all arguments not named here; it is opened and audited once for all.
         image_size: Side in pixels for all models; None takes each checkpoint's own.
         preprocessing: For the modules among `models`; named models know theirs.
+        geometry, views: As for `analyze`, the same for all models; "auto" is each checkpoint's own crop here, one view.
         seed: Draws the splits, the resamples, and the images that the measures see.
         command: What to quote as the way to run this again; None composes the Python call.
 
@@ -119,6 +123,8 @@ def rank(
         test=test,
         strict=strict,
         preprocessed=preprocessed,
+        geometry=geometry,
+        views=views,
         pooling=pooling,
         class_weight=class_weight,
         similarity=None,
@@ -130,13 +136,15 @@ def rank(
     start = time.perf_counter()
     named = _name_all(models, pretrained=pretrained)
     opened = open_images(data, options)
+    if opened.normalised:
+        refuse_for_tensors(options.asked_views)
     rows, left_out = _measure_all(named, opened, options)
     prior = PUBLISHED if all(row.spec.published_accuracy is not None for row in rows) else PARAMETERS
     images = len(opened.indices("train"))
     ranked = _order(rows, prior, seed)
     return Ranking(
         models=ranked,
-        reasons=tuple(_explain(ranked, prior, images)),
+        reasons=(*_explain(ranked, prior, images), _explain_views(options.asked_views)),
         data=opened.summary,
         prior=prior,
         left_out=tuple(left_out),
@@ -146,7 +154,15 @@ def rank(
         pooling=pooling,
         seed=seed,
         seconds=time.perf_counter() - start,
-        command=command or _call(named, data, image_size=image_size, seed=seed),
+        command=command
+        or _call(
+            named,
+            data,
+            image_size=image_size,
+            seed=seed,
+            geometry=None if geometry == "auto" else geometry,
+            views=None if views == "auto" else views,
+        ),
     )
 
 
@@ -241,6 +257,7 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
         # A named model knows how its images are prepared.
         own = dataclasses.replace(options, preprocessing=None) if isinstance(model, str) else options
         backbone = open_backbone(model, own)
+    backbone = backbone.prepared(fixed_views(options.asked_views, backbone.spec.preprocessing, data))
     train = data.indices("train")
     labels = data.labels[train]
     with timed(seconds, "frozen pass"):
@@ -388,6 +405,17 @@ def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator
     random = [row.name for row in models if not row.pretrained]
     if random:
         yield f"The weights of {', '.join(random)} are random: nothing was transferred there."
+
+
+def _explain_views(asked: AskedViews) -> str:
+    """How the images were seen, the same for all models."""
+    seen = "+".join([*(asked.views or (asked.start,)), *(["mirror"] if asked.mirror else [])])
+    if asked.plain:
+        return (
+            "All models saw the images in one view, each checkpoint's own crop, since a view costs a pass with every "
+            "model; views=crop+squash+pad averages three."
+        )
+    return f"All models saw the images in the same way: {seen}."
 
 
 def _percent(share: float) -> str:

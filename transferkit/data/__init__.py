@@ -2,7 +2,7 @@
 
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS, decode
-from transferkit.data.geometry import to_pixels
+from transferkit.data.geometry import same_pictures, to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
@@ -26,6 +26,7 @@ __all__ = [
     "make_loader",
     "open_data",
     "predictable_images",
+    "same_pictures",
     "stratified_split",
     "to_pixels",
 ]

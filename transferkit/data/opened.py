@@ -41,6 +41,7 @@ class Data:
         labels: (N,) int64 in [0, K).
         splits: (N,) of "train", "val", "test".
         content_ids: (N,) dtype "S32", hex digests of the images' contents.
+        sizes: (N, 2) int64 width and height in pixels, as stored.
         groups: (N,) int64; images of equal value must not be parted: equal content, or one group of the person's.
         normalised: Whether `pixels` returns float32 tensors that are normalised already.
         thread_safe: Whether images may be read from several threads at once.
@@ -55,6 +56,8 @@ class Data:
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
         )
+        looks = [inventory.inspections[row] for row in rows]
+        self.sizes: npt.NDArray[np.int64] = np.array([(look.width, look.height) for look in looks], dtype=np.int64)
         same_image = np.unique(self.content_ids, return_inverse=True)[1].astype(np.int64)
         known = [] if inventory.groups is None else [inventory.groups[rows]]
         self.groups: npt.NDArray[np.int64] = merged_groups(same_image, *known)
@@ -90,7 +93,8 @@ class Data:
             preprocessing: The checkpoint's own.
 
         Returns:
-            (3, S, S) uint8, resized and cropped. If `normalised`: (3, H, W) float32, taken as it is.
+            (3, S, S) uint8, resized and cropped; (V, 3, S, S) where the preprocessing has V views. If `normalised`:
+            (3, H, W) float32, taken as it is.
 
         Raises:
             DataError: The image was changed or removed since the audit.

@@ -8,6 +8,7 @@ these images and from what earlier tasks taught, and says what the rule would ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from transferkit.decision.effort import ENOUGH, HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
 from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
@@ -40,6 +41,7 @@ __all__ = [
     "usual_folds",
     "usual_passes",
     "weigh",
+    "with_views",
 ]
 
 MODES = ("evidence", "rule")
@@ -76,11 +78,18 @@ def decide(
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
     advice = _advice_of_rule(evidence, DEFAULT_BATCH if batch_size is None else batch_size)
     if mode == "evidence":
-        return weigh(evidence, advice=advice, budget=budget, trials=trials)
+        return with_views(weigh(evidence, advice=advice, budget=budget, trials=trials), evidence)
     if advice is None:
         detail = evidence.similarity_detail
         raise OptionError(NEEDS_SIMILARITY.format(why="." if detail is None else f": {detail.note}"))
-    return advice
+    return with_views(advice, evidence)
+
+
+def with_views(decision: Decision, evidence: Evidence) -> Decision:
+    """The decision, which also says how the images are seen, where there was a choice."""
+    if evidence.views is None:
+        return decision
+    return replace(decision, reasons=(*decision.reasons, *evidence.views.reasons))
 
 
 def _advice_of_rule(evidence: Evidence, batch_size: int) -> Decision | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,17 +12,36 @@ from torch import nn
 
 from transferkit.errors import MissingDependencyError
 from transferkit.nn import Classifier
+from transferkit.types import Preprocessing
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "input_geometries"]
 
 
 class _PixelsToProbabilities(nn.Module):
+    """Views that only differ by mirroring are made here, from one picture per geometry."""
+
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
+        self.geometries = input_geometries(model.preprocessing)
+        self.seen = [
+            (self.geometries.index(replace(view, mirrored=False)), view.mirrored)
+            for view in model.preprocessing.each_view
+        ]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.model(self.model.normalise(pixels)), dim=1)
+        return torch.softmax(self.model(self._views(self.model.normalise(pixels))), dim=1)
+
+    def _views(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.model.preprocessing.views:
+            return images.flip(-1) if self.seen[0][1] else images
+        each = images.unsqueeze(1) if len(self.geometries) == 1 else images
+        return torch.stack([each[:, at].flip(-1) if mirrored else each[:, at] for at, mirrored in self.seen], dim=1)
+
+
+def input_geometries(preprocessing: Preprocessing) -> tuple[Preprocessing, ...]:
+    """The geometries that an exported model wants each image in, in order; it makes mirror images itself."""
+    return tuple(dict.fromkeys(replace(view, mirrored=False) for view in preprocessing.each_view))
 
 
 def export_onnx(model: Classifier, path: str | Path) -> Path:
@@ -33,8 +52,10 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         path: The file to write; a batch may have any size.
 
     Returns:
-        The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says; output
-        "probabilities": (N, K) float32. Metadata "classes" and "preprocessing" are JSON.
+        The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says. Where predictions are
+        averaged over views of several geometries (N, G, 3, S, S): each image G times, in the order of the metadata's
+        "geometries"; mirror images and the mean are made inside. Output "probabilities": (N, K) float32. Metadata
+        "classes", "preprocessing" and "geometries" are JSON.
 
     Raises:
         MissingDependencyError: If the ONNX packages are not installed.
@@ -47,8 +68,9 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             "Exporting to ONNX needs two more packages: pip install 'transferkit[onnx]'"
         ) from error
     path = Path(path)
-    side = model.preprocessing.size
-    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    side, geometries = model.preprocessing.size, input_geometries(model.preprocessing)
+    views = () if len(geometries) == 1 else (len(geometries),)
+    example = torch.zeros(2, *views, 3, side, side, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.onnx.export(
@@ -62,7 +84,12 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         )
     assert program is not None
     proto = program.model_proto
-    for key, value in (("classes", list(model.classes)), ("preprocessing", asdict(model.preprocessing))):
+    metadata = {
+        "classes": list(model.classes),
+        "preprocessing": asdict(model.preprocessing),
+        "geometries": [asdict(geometry) for geometry in geometries],
+    }
+    for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(proto, str(path))

@@ -1,16 +1,19 @@
 """One frozen pass over the images, kept in a bank that every later question reads."""
 
 from transferkit.features.activations import ActivationTable, activation_bytes, cache_activations
+from transferkit.features.averaged import AveragedTable, average_tables
 from transferkit.features.bank import FeatureBank, FeatureTable, ShelfInfo, default_folder
 from transferkit.features.engine import FrozenPass, choose_device, frozen_pass
 
 __all__ = [
     "ActivationTable",
+    "AveragedTable",
     "FeatureBank",
     "FeatureTable",
     "FrozenPass",
     "ShelfInfo",
     "activation_bytes",
+    "average_tables",
     "cache_activations",
     "choose_device",
     "default_folder",

@@ -98,8 +98,11 @@ class Shelves(NamedTuple):
 
 def origin_of(backbone: Backbone, part: nn.Module) -> dict[str, object]:
     """What fixes the rows that a part of this backbone gives, but for the image: not what the backbone is called."""
-    preprocessing = asdict(backbone.spec.preprocessing)
-    preprocessing.pop("origin")
+    preprocessing = asdict(backbone.spec.preprocessing.primary)
+    for silent in ("origin", "views"):
+        preprocessing.pop(silent)
+    if not preprocessing["mirrored"]:  # older shelves, which know of no mirror images, keep their names
+        preprocessing.pop("mirrored")
     return {
         "architecture": backbone.spec.architecture,
         "layers": _layers_digest(part),

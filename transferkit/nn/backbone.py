@@ -20,7 +20,7 @@ from transferkit.nn.anatomy import assign_stages, find_stage
 from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, count_parameters, discover_taps, evaluating, explaining, record_taps
-from transferkit.types import JOINED, SELECTED, BackboneSpec, StageSpec
+from transferkit.types import JOINED, SELECTED, BackboneSpec, Preprocessing, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
 
@@ -269,6 +269,14 @@ class Backbone(nn.Module):
         batch normalisation; empty if it has none."""
         found = running_moments(self.trunk, self.moment_taps)
         return {stage: (mean.numpy(), variance.numpy()) for stage, (mean, variance) in found.items()}
+
+    def prepared(self, preprocessing: Preprocessing) -> Backbone:
+        """The same backbone (weights shared) for pictures that are prepared in another way, at the same size."""
+        if preprocessing == self.spec.preprocessing:
+            return self
+        other = copy.copy(self)
+        other.spec = replace(self.spec, preprocessing=preprocessing)
+        return other
 
     def without_head(self) -> Backbone:
         """The same backbone (weights shared) without the classifier it came with."""
