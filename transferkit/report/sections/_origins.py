@@ -53,6 +53,7 @@ def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
         ("License", spec.license or "not known"),
         ("Input", f"{evidence.image_size} px" + (", the only size it accepts" if spec.fixed_size else "")),
         ("Resize", f"{prep.interpolation}, {prep.crop_mode}, keeps {format_percent(prep.crop_pct)} of the side"),
+        *([("Views", ", ".join(view.name for view in prep.views))] if prep.views else []),
         ("Mean", ", ".join(format_number(value) for value in prep.mean)),
         ("Standard deviation", ", ".join(format_number(value) for value in prep.std)),
         ("Preprocessing from", prep.origin or "not recorded"),
