@@ -41,7 +41,6 @@ class Data:
         labels: (N,) int64 in [0, K).
         splits: (N,) of "train", "val", "test".
         content_ids: (N,) dtype "S32", hex digests of the images' contents.
-        sizes: (N, 2) int64 width and height in pixels, as stored.
         groups: (N,) int64; images of equal value must not be parted: equal content, or one group of the person's.
         normalised: Whether `pixels` returns float32 tensors that are normalised already.
         thread_safe: Whether images may be read from several threads at once.
@@ -56,13 +55,12 @@ class Data:
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
         )
-        looks = [inventory.inspections[row] for row in rows]
-        self.sizes: npt.NDArray[np.int64] = np.array([(look.width, look.height) for look in looks], dtype=np.int64)
         same_image = np.unique(self.content_ids, return_inverse=True)[1].astype(np.int64)
         known = [] if inventory.groups is None else [inventory.groups[rows]]
         self.groups: npt.NDArray[np.int64] = merged_groups(same_image, *known)
         self.normalised = normalised
         self.thread_safe = inventory.reader.thread_safe
+        self._sizes = np.array([(look.width, look.height) for look in inventory.inspections], dtype=np.int64)
         self._reader: Reader = inventory.reader
         self._rows = rows
 
@@ -72,6 +70,12 @@ class Data:
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.summary.size(split)} {split}" for split in self.summary.counts)
         return f"Data({self.summary.origin}: {self.summary.num_classes} classes, {counts})"
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N, 2) width and height in pixels, as stored."""
+        found: npt.NDArray[np.int64] = self._sizes[self._rows]
+        return found
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Indices of a split's images, ascending; empty if there is no such split."""
