@@ -42,7 +42,7 @@ ALONE = "1"
 AUTO = "auto"
 
 AUTO_VIEWS = ("crop", "squash", "pad")
-"""What views=auto averages where it is affordable: over five small tasks +3.2 points of test accuracy over the crop."""
+"""What views=auto averages where it is affordable; scripts/bench_views.py measures what that is worth."""
 
 _MODES: dict[str, CropMode] = {"full": "center", "squash": "squash", "pad": "border"}
 
