@@ -79,7 +79,8 @@ def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
     )
     plan = STRATEGIES["linear_probe"](decision, list(table.blocks))
     train, test = data.indices("train"), data.indices("test")
-    fits = fit_heads(plan, table.take(train), data.labels[train], classes=data.summary.num_classes)
+    folds = data.folds.take(train)
+    fits = fit_heads(plan, table.take(train), folds.labels, classes=data.summary.num_classes, folds=folds)
     head = choose_head(fits)
     named = (table.take(test).load(plan.stages) @ head.weight.T + head.bias).argmax(axis=1)
     return {

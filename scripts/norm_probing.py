@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_regret import OPTIONS, fit_all, shrink
 from norm_tuning import PER_CLASS
+from regret.fine_tuning import OPTIONS
+from regret.running import fit_all, shrink
 
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from bench_regret import pick, shrink
+from regret.running import pick, shrink
 from torch.utils.data import DataLoader, TensorDataset
 
 from transferkit.data import Data, open_data

@@ -6,8 +6,9 @@ result = tk.adapt("packaged/tf_efficientnet_lite0", "path/to/images")
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from transferkit.lazy import attach
 
 if TYPE_CHECKING:
     from transferkit.api import adapt, analyze, decide, load
@@ -61,7 +62,7 @@ _HOMES = {
     "TransferkitError": "errors",
     "adapt": "api",
     "analyze": "api",
-    "decide": "decision",
+    "decide": "api",
     "load": "result",
     "load_backbone": "look",
     "rank": "ranking",
@@ -70,15 +71,5 @@ _HOMES = {
     "swapped_norms": "nn.norm",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Public names are found when first used, so that importing the package stays light."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'transferkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"transferkit.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = attach(__name__, _HOMES)

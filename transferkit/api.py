@@ -13,30 +13,28 @@ import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
-from transferkit import zoo
 from transferkit.data import Data
-from transferkit.decision import MODES, SMALL_BATCH, choose_norm, decide, starting_rate, with_views
+from transferkit.deciding import ask, conditions_for, give
+from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
 from transferkit.errors import OptionError, RunFolderError, unknown_name
 from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
 from transferkit.measure import assess
 from transferkit.nn import Backbone, TransferModel, logits_of
-from transferkit.nn.norm import BY_BATCH, NEEDS_SEVERAL, NORM_KINDS, is_batch_norm
+from transferkit.nn.norm import BY_BATCH, NORM_KINDS
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
 from transferkit.processes import agreed, connect, is_first, neighbours
 from transferkit.repro import environment
 from transferkit.result import Predictions, Result, load
-from transferkit.strategies import NORMS, STRATEGIES, check_tune, with_tuned
+from transferkit.strategies import NORMS, STRATEGIES, check_tune
 from transferkit.survey import timed
 from transferkit.train import HEADS, Recipe, count_processes
 from transferkit.training import Training, Tuning
 from transferkit.types import (
-    JOINED,
-    SELECTED,
-    TOP,
     Alternative,
+    Choice,
     Decision,
     Evidence,
     HeldOut,
@@ -47,9 +45,6 @@ from transferkit.types import (
 )
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
-
-DEFAULT_STAGE = {"linear_probe": JOINED}
-"""Strategy -> the stage that its head reads unless the person names one; fine-tuned networks are read at the top."""
 
 ADAPT_MODES = (*MODES, "search")
 
@@ -147,6 +142,60 @@ def analyze(
         progress=progress,
     )
     return look(model, data, options).survey.evidence
+
+
+def decide(
+    evidence: Evidence,
+    *,
+    strategy: str = "auto",
+    stage: str | int | None = None,
+    tune: int | str | Sequence[str] | None = None,
+    mode: str = "evidence",
+    norm: str = "auto",
+    batch_size: int | None = None,
+    budget: float | None = None,
+    train: Recipe | Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> Decision:
+    """What `adapt` would do with the same arguments: strategy, stage, learning rate, normalisation, and why.
+
+    Only what training alone can tell is missing: a learning rate found by trying, a swap of normalisation that the
+    features refuse, and what held-back images say of the fitted model.
+
+    Args:
+        evidence: What `analyze` measured.
+        strategy, stage, tune, norm, budget, train, trainer, device: As for `adapt`.
+        mode: "evidence" or "rule". The rule needs `evidence.similarity`.
+        batch_size: Images per optimizer step, unless `train` says it; None fits it to their number.
+
+    Raises:
+        OptionError: An option is unknown, or does not go with another.
+
+    Example:
+        >>> evidence = analyze("packaged/tf_efficientnet_lite0", "builtin/digits", image_size=32)  # doctest: +SKIP
+        >>> decide(evidence, strategy="lp_ft", train={"lr": 1e-4}).lr  # doctest: +SKIP
+        0.0001
+    """
+    recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
+    if mode == "search":
+        raise OptionError("mode=search trains, which needs the images: use adapt. decide knows mode=evidence and rule.")
+    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm)
+    _check_combinations(strategy=strategy, tune=tune, mode=mode, norm=norm, budget=budget, recipe=recipe)
+    chosen = choose_device(device)
+    conditions = conditions_for(
+        evidence,
+        recipe,
+        norm=norm,
+        batch_size=batch_size,
+        processes=count_processes(chosen, trainer or {}),
+        on_gpus=chosen.type == "cuda",
+    )
+    if strategy == "auto":
+        choice = choose(evidence, mode=mode, budget=_left(budget, evidence))
+    else:
+        choice = give(evidence, strategy=strategy, stage=stage, tune=tune)
+    return complete(choice, evidence, conditions)
 
 
 def adapt(
@@ -256,29 +305,45 @@ def adapt(
         progress=progress,
         budget=budget,
     )
-    asked = None if strategy == "auto" else partial(_asked, strategy=strategy, stage=stage, tune=tune)
+    asked = None if strategy == "auto" else partial(_ask_backbone, strategy=strategy, stage=stage, tune=tune)
     looked = look(model, data, options, check=asked)
     seconds = looked.seconds
     training = Training(
         recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume is not False
     )
-    kind, why = _choose_norm(looked, options, recipe, norm, processes, tunes=strategy != "linear_probe")
-    trials = _Trials(looked, options, head, training, norm=kind if kind in NORMS else "frozen")
+    evidence = looked.survey.evidence
+    conditions = conditions_for(
+        evidence,
+        recipe,
+        norm=norm,
+        batch_size=batch_size,
+        processes=processes,
+        on_gpus=choose_device(device).type == "cuda",
+    )
+    # What cannot be is said before any trial; a run that never fine-tunes has nothing to be refused.
+    kind = "frozen" if strategy == "linear_probe" else settle_norm(evidence, conditions)[0]
+    trials = _Trials(looked, options, head, training, conditions, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
-    left = None if budget is None else _left(budget, looked)
+    left = _left(budget, evidence)
     with timed(seconds, "decide"):
         if strategy != "auto":
-            decision = _given(looked, strategy=strategy, stage=stage, tune=tune)
+            choice = give(evidence, strategy=strategy, stage=stage, tune=tune)
         elif mode == "search":
-            decision = search(looked.survey.evidence, trials.begin, budget=left, progress=progress)
+            choice = search(evidence, trials.begin, budget=left, progress=progress)
         else:
-            decision = agreed(decide(looked.survey.evidence, mode=mode, batch_size=batch_size, budget=left))
-        decision = _paced(decision, looked, options, recipe)
-        looked, decision = _normed(looked, decision, options, kind, why)
+            choice = agreed(choose(evidence, mode=mode, budget=left))
+        decision = complete(choice, evidence, conditions)
+        looked, decision = _swapped(looked, decision, options)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
     fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
-    decision = _as_trained(decision, fitted)
+    decision = conclude(
+        decision,
+        looked.survey.evidence,
+        fitted.held_back,
+        lr_factor=1.0 if fitted.training is None else fitted.training.lr_factor,
+        reasons=fitted.reasons,
+    )
     with timed(seconds, "verify"):
         held_out = _answers(fitted, looked, device)
         metrics = {split: assess(answers) for split, answers in held_out.items()}
@@ -322,9 +387,9 @@ def _check_options(
     stage: str | int | None,
     mode: str,
     norm: str,
-    head: str,
-    out: str | Path | None,
-    resume: bool | str,
+    head: str = "auto",
+    out: str | Path | None = None,
+    resume: bool | str = "auto",
 ) -> None:
     """What can be known to be wrong before any work."""
     if resume not in (True, False, "auto"):
@@ -395,89 +460,21 @@ def _check_clocks(processes: int) -> None:
         )
 
 
-LEAST_LEFT = 0.1
-"""Seconds that a budget leaves for a closed form, whatever the views took."""
+def _left(budget: float | None, evidence: Evidence) -> float | None:
+    """What further views have left of a budget, in seconds, as people read it; half of it is not theirs to take."""
+    if budget is None or evidence.views is None or evidence.views.seconds == 0:
+        return budget
+    return float(f"{budget - min(evidence.views.seconds, budget / 2):.3g}")
 
 
-def _left(budget: float, looked: Looked) -> float:
-    """What the views have left of a budget, in seconds, rounded as people read it."""
-    found = looked.survey.evidence.views
-    spent = 0.0 if found is None else found.seconds
-    return budget if spent == 0 else max(min(LEAST_LEFT, budget), round(budget - spent, 1))
-
-
-def _paced(decision: Decision, looked: Looked, options: Options, recipe: Recipe) -> Decision:
-    """The decision with the learning rate that the recipe's optimizer and batch size call for."""
-    if decision.strategy == "linear_probe":
-        return decision
-    size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
-    start = starting_rate(looked.backbone.spec, optimizer=recipe.optimizer, batch_size=size, scale=recipe.lr_scale)
-    lr, scale, why = start.lr, start.scale, start.why
-    if isinstance(recipe.lr, (int, float)):
-        lr, scale = float(recipe.lr), start.scale * recipe.lr / start.lr
-        why = f"The learning rate of the last stage, {lr:.2g}, was asked for."
-    return dataclasses.replace(decision, lr=lr, lr_scale=scale, reasons=(*decision.reasons, why))
-
-
-def _as_trained(decision: Decision, fitted: Outcome) -> Decision:
-    """The decision at the rates that it ended with, and what the held-back images said."""
-    factor = 1.0 if fitted.training is None else fitted.training.lr_factor
-    raised = (f"By what was tried first, training went on at {factor:.3g} times that rate.",) if factor != 1 else ()
-    return dataclasses.replace(
-        decision,
-        lr=factor * decision.lr,
-        lr_scale=factor * decision.lr_scale,
-        reasons=(*decision.reasons, *raised, *fitted.reasons),
-    )
-
-
-def _choose_norm(
-    looked: Looked, options: Options, recipe: Recipe, norm: str, processes: int, *, tunes: bool
-) -> tuple[str, str]:
-    """What is to become of normalisation, and why; a run that never fine-tunes has nothing to be refused."""
-    size = recipe.fitted(looked.data.summary.train_images, batch_size=options.batch_size).batch_size or 1
-    at_once = max(1, size // processes)
-    normalises_batches = any(map(is_batch_norm, looked.backbone.trunk.modules()))
-    if norm != "auto":
-        if norm in ("keep", *NEEDS_SEVERAL) and tunes and normalises_batches and at_once == 1:
-            raise OptionError(
-                f"norm={norm} lets batch normalisation take its statistics from the images at hand, and one at once "
-                "tells nothing of how images vary. Use norm=frozen, norm=group, or a larger train.batch_size."
-            )
-        if norm == "sync" and processes > 1 and choose_device(options.device).type != "cuda":
-            raise OptionError(
-                "norm=sync shares the statistics of a batch among processes on GPUs only. Use norm=frozen or "
-                "norm=group."
-            )
-        return norm, f"What becomes of normalisation was asked for: {norm}."
-    spec = looked.backbone.spec
-    kind, why = choose_norm(
-        pretrained=spec.pretrained,
-        normalises_batches=normalises_batches,
-        at_once=at_once,
-        processes=processes,
-        on_gpus=choose_device(options.device).type == "cuda",
-    )
-    relative = zoo.native_group_norm(spec.name) if normalises_batches and at_once < SMALL_BATCH else None
-    if relative is None:
-        return kind, why
-    return kind, (
-        f"{why} {relative} is a relative that was trained with group normalisation, which no size of a batch matters "
-        "to: transferkit rank tells whether its features suit these images better."
-    )
-
-
-def _normed(looked: Looked, decision: Decision, options: Options, kind: str, why: str) -> tuple[Looked, Decision]:
-    """The look to go on with, normalisation swapped if that is wanted and does no harm, and the decision saying so."""
-    if decision.strategy == "linear_probe":
+def _swapped(looked: Looked, decision: Decision, options: Options) -> tuple[Looked, Decision]:
+    """The look to go on with, normalisation swapped if that is decided and harmless; and the decision."""
+    if decision.strategy == "linear_probe" or decision.norm in NORMS:
         return looked, decision
-    reasons = [*decision.reasons, why]
-    if kind not in NORMS:
-        looked, outcome = look_through(looked, options, kind)
-        # Where the swap was refused: statistics of random weights are worth no freezing, those of trained ones are.
-        kind = looked.backbone.spec.norm or ("frozen" if looked.backbone.spec.pretrained else "keep")
-        reasons.append(outcome)
-    return looked, dataclasses.replace(decision, norm=kind, reasons=tuple(reasons))
+    looked, outcome = look_through(looked, options, decision.norm)
+    # Where the swap was refused: statistics of random weights are worth no freezing, those of trained ones are.
+    kind = looked.backbone.spec.norm or ("frozen" if looked.backbone.spec.pretrained else "keep")
+    return looked, dataclasses.replace(decision, norm=kind, reasons=(*decision.reasons, outcome))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,6 +482,7 @@ class _Trials:
     """Ways of fine-tuning that were begun while it was decided, by their names; the chosen one goes on from there.
 
     Args:
+        conditions: How training is asked to go.
         norm: "keep" or "frozen"; a swap comes after the decision.
     """
 
@@ -492,54 +490,26 @@ class _Trials:
     options: Options
     head: str
     training: Training
+    conditions: Conditions
     norm: str
     begun: dict[str, Tuning] = dataclasses.field(default_factory=dict)
 
     def begin(self, option: Alternative) -> Pilot:
         """Run its folds."""
-        asked = _given(self.looked, strategy=option.strategy, stage=option.stage)
-        paced = _paced(asked, self.looked, self.options, self.training.recipe)
-        plan = plan_decision(self.looked, dataclasses.replace(paced, norm=self.norm))
+        evidence = self.looked.survey.evidence
+        choice = give(evidence, strategy=option.strategy, stage=option.stage)
+        decision = complete(choice, evidence, self.conditions)
+        plan = plan_decision(self.looked, dataclasses.replace(decision, norm=self.norm))
         tuning = self.begun[option.strategy] = Tuning(self.looked, plan, self.options, self.head, self.training)
         verdict = tuning.judged.verdict
         return Pilot(verdict.kept, verdict.candidates[0], tuning.held_back)
 
 
-def _given(
-    looked: Looked, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None = None
-) -> Decision:
-    """What was asked for, beside what was measured."""
-    asked = _asked(looked.backbone, strategy=strategy, stage=stage, tune=tune)
-    known = {(option.strategy, option.stage): option for option in decide(looked.survey.evidence).options}
-    expected = known.pop((strategy, asked.stage), None)
-    given = dataclasses.replace(
-        asked,
-        expected=None if asked.tuned else expected,  # that is of the strategy's own choice of stages
-        alternatives=tuple(known.values()),
-    )
-    return with_views(given, looked.survey.evidence)
-
-
-def _asked(
+def _ask_backbone(
     backbone: Backbone, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None
-) -> Decision:
+) -> Choice:
     """What was asked for; an error if the backbone cannot do it."""
-    named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
-    chosen = str(named) if named in (JOINED, SELECTED) else backbone.find_stages(named)[0]
-    decision = Decision(
-        strategy=strategy,
-        stage=chosen,
-        lr=0.0,
-        lr_scale=0.0,
-        norm="frozen",
-        mode="given",
-        reasons=(f"{strategy} on {chosen} was asked for; nothing was decided.",),
-    )
-    decision = with_tuned(decision, tune, [known.name for known in backbone.stages])
-    if not decision.tuned:
-        return decision
-    told = f"The stages to train were asked for as well: {', '.join(decision.tuned)}."
-    return dataclasses.replace(decision, reasons=(*decision.reasons, told))
+    return ask(backbone.spec, strategy=strategy, stage=stage, tune=tune)
 
 
 def _answers(fitted: Outcome, looked: Looked, device: str) -> dict[str, HeldOut]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from transferkit.result import Result
-    from transferkit.types import Evidence, Ranking, TrainingRecord
+    from transferkit.types import Evidence, ProbeScore, Ranking, TrainingRecord
 
 __all__ = ["main"]
 
@@ -386,15 +386,8 @@ def _adapt(settings: DictConfig) -> None:
     out = _output_folder()
     result = adapt(
         **_shared_arguments(settings),
-        strategy=settings.strategy,
-        stage=settings.stage,
-        tune=_plain(settings.tune),
-        mode=settings.mode,
-        norm=settings.norm,
-        budget=settings.budget,
+        **_deciding_arguments(settings),
         head=settings.head,
-        train=_named_values(settings.train),
-        trainer=_named_values(settings.trainer),
         resume=settings.resume,
         out=out,
         command=_command("adapt"),
@@ -404,6 +397,16 @@ def _adapt(settings: DictConfig) -> None:
     for line in _summary(result, out):
         print(line)
         log.info(line)
+
+
+def _deciding_arguments(settings: DictConfig) -> dict[str, Any]:
+    """What `adapt` and `decide` take alike."""
+    return {
+        **{key: settings[key] for key in ("strategy", "stage", "mode", "norm", "budget")},
+        "tune": _plain(settings.tune),
+        "train": _named_values(settings.train),
+        "trainer": _named_values(settings.trainer),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -475,19 +478,22 @@ def _analyze(settings: DictConfig) -> None:
     if settings.mode == "search":
         raise OptionError("analyze only measures; mode=search trains. Use transferkit adapt mode=search.")
     evidence = analyze(**_shared_arguments(settings))
-    decision = decide(evidence, mode=settings.mode, batch_size=settings.batch_size, budget=settings.budget)
+    decision = decide(evidence, **_deciding_arguments(settings), batch_size=settings.batch_size, device=settings.device)
     plain = {"schema": 1, "evidence": to_json(evidence), "decision": to_json(decision)}
     out = _output_folder() / "evidence.json"
     out.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
-    rows = [
-        (score.stage, score.method, str(score.dim), f"{100 * score.accuracy:.1f} %",
-         f"{100 * score.low:.1f} to {100 * score.high:.1f}")
-        for score in evidence.probes
-    ]  # fmt: skip
+    rows = [(score.stage, score.method, str(score.dim), *_accuracy_cells(score)) for score in evidence.probes]
     for line in _warnings(evidence):
         print(line)
     _print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
     print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
+
+
+def _accuracy_cells(score: ProbeScore) -> tuple[str, str]:
+    if score.accuracy is None:
+        return "unknown", ""
+    accuracy, low, high = score.interval
+    return f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 ADAPT_ONLY = (
@@ -546,9 +552,8 @@ def _print_ranking(ranking: Ranking) -> None:
             f"{row.rank_low} to {row.rank_high}",
             f"{100 * row.best:.1f} %",
             row.name,
-            f"{100 * row.joined.accuracy:.1f} %",
-            f"{100 * row.joined.low:.1f} to {100 * row.joined.high:.1f}",
-            f"{row.best_stage.stage} {100 * row.best_stage.accuracy:.1f} %",
+            *_accuracy_cells(row.joined),
+            f"{row.best_stage.stage} {_accuracy_cells(row.best_stage)[0]}",
             f"{row.prior / 1e6:.1f} M" if ranking.prior == "parameters" else f"{100 * row.prior:.1f} %",
             str(row.prior_rank),
             "" if row.images_per_second is None else f"{row.images_per_second:.0f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from transferkit.decision import HeldBack
 from transferkit.look import Looked, Options
 from transferkit.nn import Classifier
 from transferkit.strategies import STRATEGIES, Plan
@@ -22,11 +23,13 @@ class Outcome:
     Args:
         model: In evaluation mode, on the CPU.
         reasons: Sentences with the held-back numbers.
+        held_back: How it did on images that were held back from it.
         training: How it was fine-tuned; None for a closed form.
     """
 
     model: Classifier
     reasons: tuple[str, ...]
+    held_back: HeldBack
     training: TrainingRecord | None = None
 
     @property
@@ -64,7 +67,10 @@ def fit_decision(
     plan = plan_decision(looked, decision)
     if not plan.closed_form:
         tuned = (begun or Tuning(looked, plan, options, head, training)).run()
-        return Outcome(tuned.model, (tuned.reason,), tuned.record)
+        kept, seconds = tuned.record.kept, looked.seconds.get("fine-tune", 0.0)
+        plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
+        judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
+        return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
     with timed(looked.seconds, "fit head"):
         fitted = fit_closed_form(
             plan,
@@ -76,6 +82,10 @@ def fit_decision(
             head=head,
             class_weight=options.class_weight,
             selection=looked.survey.selection,
+            folds=looked.survey.folds,
             seed=options.seed,
         )
-    return Outcome(fitted.model, (fitted.reason,))
+    seconds = looked.seconds.get("fit head", 0.0)
+    accuracy = fitted.accuracy if fitted.held_back else None
+    judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
+    return Outcome(fitted.model, (fitted.reason,), judged)

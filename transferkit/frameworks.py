@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from typing import Any
 
 __all__ = ["lightning"]
 
 
+@cache
 def lightning() -> Any:
     """`lightning.pytorch` where that is imported already and `pytorch_lightning` is not; else `pytorch_lightning`.
+
+    Told once and then kept: classes that are imported later must build on the same package as those before.
 
     Example:
         >>> lightning().__name__ in ("pytorch_lightning", "lightning.pytorch")

@@ -13,12 +13,12 @@ TWO_SIDED = 1.96
 """Standard errors on each side of a 95 % interval of something normal."""
 
 
-def wilson_interval(successes: float, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, *, level: float = 0.95) -> tuple[float, float]:
     """Interval that covers a binomial proportion with probability `level`, approximately.
 
     Args:
         successes: In [0, trials].
-        trials: Number of independent trials; 0 gives the whole of [0, 1].
+        trials: Number of independent trials, whole or effective; 0 gives the whole of [0, 1].
         level: In (0, 1).
 
     Returns:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from transferkit.data.mirroring import flip_is_safe
 from transferkit.features import FeatureTable
+from transferkit.folds import Fold, Folds
 from transferkit.strategies import Plan
-from transferkit.train import Fold, HeadFit, fit_heads
+from transferkit.train import HeadFit, fit_heads
 
 __all__ = ["MirrorCheck", "check_mirroring"]
 
@@ -46,7 +47,7 @@ class MirrorCheck:
 
 def check_mirroring(
     table: FeatureTable,
-    labels: Indices,
+    known: Folds,
     read_mirrored: Callable[[Indices], FeatureTable],
     *,
     classes: int,
@@ -59,7 +60,7 @@ def check_mirroring(
 
     Args:
         table: Rows of the N images at hand.
-        labels: (N,) int in [0, K).
+        known: Their labels, (N,) int in [0, K), and which of them are held back together.
         read_mirrored: Positions among the N -> rows of these images' mirror images.
         classes: K.
         folds: The probe is fitted to one part of each, the other is looked at, fold by fold until that is enough.
@@ -73,9 +74,9 @@ def check_mirroring(
         if left <= 0:
             break
         shown.append(draw.permutation(fold.held_back)[:left])
-        heads.append(_probe(table.take(fold.train), labels[fold.train], stages, classes))
+        heads.append(_probe(table.take(fold.train), known.take(fold.train), stages, classes))
     everyone = np.concatenate(shown)
-    truth = labels[everyone]
+    truth = known.labels[everyone]
     answers = []
     for features in (table.take(everyone).load(stages), read_mirrored(everyone).load(stages)):
         parts = np.split(features, np.cumsum([len(part) for part in shown])[:-1])
@@ -86,6 +87,6 @@ def check_mirroring(
     return MirrorCheck(safe, len(everyone), int(plain.sum()), int(mirrored.sum()))
 
 
-def _probe(table: FeatureTable, labels: Indices, stages: tuple[str, ...], classes: int) -> HeadFit:
+def _probe(table: FeatureTable, known: Folds, stages: tuple[str, ...], classes: int) -> HeadFit:
     plan = Plan(strategy="linear_probe", stages=stages, closed_form=True)
-    return fit_heads(plan, table, labels, classes=classes, head="ridge")[0]
+    return fit_heads(plan, table, known.labels, classes=classes, head="ridge", folds=known)[0]

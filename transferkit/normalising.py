@@ -65,6 +65,11 @@ def look_through(looked: Looked, options: Options, kind: str) -> tuple[Looked, s
             progress=options.progress,
         )
     before, after = _accuracy(looked.survey.evidence), _accuracy(found.evidence)
+    if before is None or after is None:
+        return looked, (
+            f"Refused: whether the features lose by swapping batch normalisation for {kind!r} is unknown, because no "
+            "image can be held back without its class. Batch normalisation stays."
+        )
     figures = (
         f"with batch normalisation swapped for {kind!r}, a probe of the features names {100 * after:.1f} % of the "
         f"held-back images right, as it was {100 * before:.1f} %"
@@ -78,7 +83,6 @@ def swap_backbone(looked: Looked, kind: str) -> Backbone:
     """A copy of the backbone with another normalisation, fitted to training images where the kind can be."""
     # One memory layout, whether the frozen pass ran or its rows were at hand: another one can change the last bit.
     backbone = copy.deepcopy(looked.backbone).to(memory_format=torch.channels_last)
-    kind = {"group": "standardised_group"}.get(kind, kind)  # there are images to fit it to
     swap_norm(backbone.trunk, kind, calibrate=_images(looked) if kind in CALIBRATED else None)
     backbone.spec = dataclasses.replace(backbone.spec, norm=kind, weights_id=weights_digest(backbone.trunk))
     return backbone
@@ -97,7 +101,7 @@ def _how_many(images: int, size: int) -> int:
     return min(images, CALIBRATION_IMAGES, max(LEAST_CALIBRATION_IMAGES, CALIBRATION_PIXELS // size**2))
 
 
-def _accuracy(evidence: Evidence) -> float:
+def _accuracy(evidence: Evidence) -> float | None:
     return evidence.probe(SELECTED).accuracy
 
 

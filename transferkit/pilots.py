@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from transferkit.decision import Belief, decide
+from transferkit.decision import Belief, choose
 from transferkit.errors import OptionError
 from transferkit.processes import agreed
 from transferkit.progress import announce
-from transferkit.types import Alternative, Candidate, Decision, Evidence
+from transferkit.types import Alternative, Candidate, Choice, Evidence
 
 __all__ = ["Pilot", "search"]
 
@@ -50,9 +50,9 @@ def search(
     *,
     budget: float | None = None,
     progress: bool = True,
-    decide: Callable[..., Decision] = decide,
+    choose: Callable[..., Choice] = choose,
     clock: Callable[[], float] = time.perf_counter,
-) -> Decision:
+) -> Choice:
     """The strategy that is expected to do best once fine-tuning was tried.
 
     Args:
@@ -61,7 +61,7 @@ def search(
         budget: Seconds for trials and fitting together, > 0; None sets no limit. A way of fine-tuning that would break
             it is neither tried nor chosen.
         progress: Say what is tried.
-        decide: Evidence, and `budget` and `trials` by name -> decision.
+        choose: Evidence, and `budget` and `trials` by name -> choice.
         clock: What tells the time.
 
     Raises:
@@ -69,7 +69,10 @@ def search(
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    best, *others = agreed(decide(evidence)).options
+    first = agreed(choose(evidence))
+    if not first.options:  # no accuracy is known: nothing to compare a trial with
+        return replace(first, mode="search")
+    best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
     start, pilots = clock(), dict[str, Pilot]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
@@ -77,15 +80,15 @@ def search(
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
             pilots[option.strategy] = begin(option)
     spent = clock() - start
-    decision = agreed(
-        decide(
+    chosen = agreed(
+        choose(
             evidence,
             budget=None if budget is None else max(budget - spent, MOMENT),
             trials={name: pilot.gain for name, pilot in pilots.items()},
         )
     )
     said = _tell(pilots, spent, [option.strategy for option in hopeful if option.strategy not in pilots], budget)
-    return replace(decision, mode="search", reasons=(*said, *decision.reasons))
+    return replace(chosen, mode="search", reasons=(*said, *chosen.reasons))
 
 
 def _may_win(option: Alternative, best: Alternative) -> bool:

@@ -25,10 +25,13 @@ def track(steps: Iterable[T], label: str, *, total: int | None = None, enabled: 
         >>> list(track([1, 2, 3], "counting", enabled=False))
         [1, 2, 3]
     """
+    if not (enabled and is_first()):
+        yield from steps
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not (enabled and console.is_terminal and is_first()):
+    if not console.is_terminal:
         yield from steps
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -48,8 +51,10 @@ def announce(text: str, *, enabled: bool = True) -> None:
     Example:
         >>> announce("model 1 of 3", enabled=False)
     """
+    if not (enabled and is_first()):
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
-    if enabled and console.is_terminal and is_first():
+    if console.is_terminal:
         console.print(text, markup=False, highlight=False)

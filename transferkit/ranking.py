@@ -18,8 +18,16 @@ from torch import nn
 
 from transferkit import zoo
 from transferkit.data import Data
-from transferkit.errors import BackboneError, MissingDependencyError, OptionError, TransferkitError, list_problems
+from transferkit.errors import (
+    BackboneError,
+    DataError,
+    MissingDependencyError,
+    OptionError,
+    TransferkitError,
+    list_problems,
+)
 from transferkit.features import FeatureTable
+from transferkit.folds import Folds
 from transferkit.look import Options, open_backbone, open_images
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
@@ -50,8 +58,6 @@ MEASURE_SECONDS = 30.0
 PUBLISHED = "published accuracy"
 PARAMETERS = "parameters"
 GLOB = "*?["
-
-Labels = npt.NDArray[np.int64]
 
 
 def rank(
@@ -138,10 +144,15 @@ def rank(
     opened = open_images(data, options)
     if opened.normalised:
         refuse_for_tensors(options.asked_views)
+    if not opened.folds.take(opened.indices("train")).measurable:
+        raise DataError(
+            "Backbones are ranked by held-back accuracy, and no training image can be held back: every class has one "
+            "image or one group. Add images of another group to each class."
+        )
     rows, left_out = _measure_all(named, opened, options)
     prior = PUBLISHED if all(row.spec.published_accuracy is not None for row in rows) else PARAMETERS
     images = len(opened.indices("train"))
-    ranked = _order(rows, prior, seed)
+    ranked = _order(rows, prior, opened.folds.take(opened.indices("train")), seed)
     return Ranking(
         models=ranked,
         reasons=(*_explain(ranked, prior, images), _explain_views(options.asked_views)),
@@ -209,7 +220,7 @@ class _Measured:
     Args:
         name, spec, scores, images_per_second, gigaflops, seconds: As in `RankedModel`.
         probes: Of all stages, and the joined one.
-        right: (N,) bool, which training images the joined probe names right while they are left out.
+        right: (N,) bool, which training images the joined probe classifies right while they are held back.
     """
 
     name: str
@@ -224,7 +235,7 @@ class _Measured:
     def probe(self, *, joined: bool) -> ProbeScore:
         """The probe on all stages joined, or the best of a single stage."""
         ridge = [probe for probe in self.probes if probe.method == "ridge" and (probe.stage == JOINED) == joined]
-        return max(ridge, key=lambda probe: (probe.accuracy, -(probe.squared_error or 0.0)))
+        return max(ridge, key=lambda probe: (probe.interval[0], -(probe.squared_error or 0.0)))
 
 
 def _measure_all(
@@ -259,7 +270,7 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
         backbone = open_backbone(model, own)
     backbone = backbone.prepared(fixed_views(options.asked_views, backbone.spec.preprocessing, data))
     train = data.indices("train")
-    labels = data.labels[train]
+    folds = data.folds.take(train)
     with timed(seconds, "frozen pass"):
         # Over the training images alone: no other image has a say in the ranking.
         done = read_features(
@@ -275,13 +286,13 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
     with timed(seconds, "probe"):
         probes, paths = probe_stages(
             done.table,
-            labels,
+            folds,
             classes=data.summary.num_classes,
             class_weight=options.class_weight,
             seed=options.seed,
         )
     with timed(seconds, "measures"):
-        scores = tuple(_score(backbone, done.table, labels, options.seed))
+        scores = tuple(_score(backbone, done.table, folds, options.seed))
     joined = paths[JOINED]
     return _Measured(
         name=name,
@@ -302,11 +313,11 @@ def _gigaflops(backbone: Backbone) -> float | None:
         return None
 
 
-def _score(backbone: Backbone, table: FeatureTable, labels: Labels, seed: int) -> Iterator[MeasureScore]:
+def _score(backbone: Backbone, table: FeatureTable, folds: Folds, seed: int) -> Iterator[MeasureScore]:
     """What every registered measure says about the top stage, on the same sample of images for every backbone."""
-    images = min(len(labels), MEASURED_IMAGES)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:images])
-    features, labels = table.take(chosen).load([TOP]), labels[chosen]
+    images = min(len(folds), MEASURED_IMAGES)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(folds))[:images])
+    features, sampled = table.take(chosen).load([TOP]), folds.take(chosen)
     spent = 0.0
     for name, measure in MEASURES.items():
         start, value, reason = time.perf_counter(), None, ""
@@ -317,7 +328,8 @@ def _score(backbone: Backbone, table: FeatureTable, labels: Labels, seed: int) -
         if not reason:
             wanted = features if measure.needs == "features" else _source_probabilities(backbone, features)
             try:
-                value = measure.function(wanted, labels)
+                held_back = {"folds": sampled} if measure.holds_back else {}
+                value = measure.function(wanted, sampled.labels, **held_back)
             except (TransferkitError, np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = str(error)
             if value is not None and not np.isfinite(value):
@@ -344,10 +356,12 @@ def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32])
     return np.asarray(softmax(logits.astype(np.float64), axis=1), dtype=np.float64)
 
 
-def _order(rows: Sequence[_Measured], prior: str, seed: int) -> tuple[RankedModel, ...]:
+def _order(rows: Sequence[_Measured], prior: str, folds: Folds, seed: int) -> tuple[RankedModel, ...]:
     """Rows with their ranks, best first; those that share a rank by squared error."""
     known = [_prior(row.spec, prior) for row in rows]
-    found = bootstrap_ranks(np.stack([row.right for row in rows]), seed=seed)
+    measurable = folds.groups_per_class[folds.labels] > 1
+    right = np.stack([row.right for row in rows])[:, measurable]
+    found = bootstrap_ranks(right, groups=folds.groups[measurable], seed=seed)
     ranked = [_row(row, known, found, at) for at, row in enumerate(rows)]
     return tuple(sorted(ranked, key=lambda row: (row.rank, row.joined.squared_error or 0.0)))
 
@@ -385,8 +399,8 @@ def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator
     """Who is first, how sure that is, and what the prior alone would have said."""
     first = models[0]
     yield (
-        f"{first.name} is first: a linear classifier on all its stages joined names {_percent(first.joined.accuracy)} "
-        f"of the {images:,} training images right while they are held back."
+        f"{first.name} is first: a linear classifier on all its stages joined classifies "
+        f"{_percent(first.joined.interval[0])} of the {images:,} training images right while they are held back."
     )
     near = [row for row in models[1:] if row.rank_low == 1]
     if near:

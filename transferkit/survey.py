@@ -23,12 +23,13 @@ from transferkit.features import (
     choose_device,
     frozen_pass,
 )
+from transferkit.folds import Folds
 from transferkit.intervals import wilson_interval
 from transferkit.measure import (
     RidgePath,
     Selection,
     fitting_threads,
-    knn_accuracy,
+    knn_hits,
     learning_curves,
     ridge_paths,
     select_features,
@@ -68,7 +69,7 @@ class Survey:
         evidence: The measurements.
         table: One row of features per image of the data, averaged over its views.
         primary: The same in the geometry that networks are trained on, a single view.
-        labels: (N,) of the training images.
+        folds: Labels of the N training images, and which of them are held back together.
         train: (N,) indices of the training images in the data.
         selection: How the features of all stages joined were weighted, and which were left out.
     """
@@ -76,9 +77,14 @@ class Survey:
     evidence: Evidence
     table: FeatureTable
     primary: FeatureTable
-    labels: npt.NDArray[np.int64]
+    folds: Folds
     train: npt.NDArray[np.int64]
     selection: Selection
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) of the training images."""
+        return self.folds.labels
 
 
 def survey(
@@ -153,9 +159,14 @@ def survey(
                 seed=seed,
             )
     backbone, table = backbone.prepared(seen.preprocessing), seen.table
-    labels, known = data.labels[train], table.take(train)
+    folds = data.folds.take(train)
     probes, curves, selection = _measure(
-        known, labels, classes=data.summary.num_classes, class_weight=class_weight, seed=seed, seconds=spent
+        table.take(train),
+        folds,
+        classes=data.summary.num_classes,
+        class_weight=class_weight,
+        seed=seed,
+        seconds=spent,
     )
     evidence = Evidence(
         backbone=backbone.spec,
@@ -171,7 +182,7 @@ def survey(
         curves=curves,
         views=seen.comparison,
     )
-    return Survey(evidence, table, seen.primary, labels, train, selection)
+    return Survey(evidence, table, seen.primary, folds, train, selection)
 
 
 def _pace(backbone: Backbone, computed: int, seconds: float) -> float:
@@ -189,7 +200,7 @@ def _pace(backbone: Backbone, computed: int, seconds: float) -> float:
 
 def _measure(
     known: FeatureTable,
-    labels: npt.NDArray[np.int64],
+    folds: Folds,
     *,
     classes: int,
     class_weight: str,
@@ -197,16 +208,19 @@ def _measure(
     seconds: dict[str, float],
 ) -> tuple[tuple[ProbeScore, ...], tuple[CurvePoint, ...], Selection]:
     """All that the training images' features tell, in closed form."""
+    labels = folds.labels
     weights = class_weights(labels, class_weight)
     with fitting_threads(len(labels)):
         with timed(seconds, "probe"):
-            probes, paths = probe_stages(known, labels, classes=classes, class_weight=class_weight, seed=seed)
+            probes, paths = probe_stages(known, folds, classes=classes, class_weight=class_weight, seed=seed)
         with timed(seconds, "selection"):
-            chosen = select_features(known.chunks, labels, known.blocks, classes=classes, weights=weights, seed=seed)
+            chosen = select_features(
+                known.chunks, labels, known.blocks, classes=classes, weights=weights, folds=folds, seed=seed
+            )
             *rows, neighbours = probes
-            probes = (*rows, _selected_score(chosen, paths[JOINED], len(labels)), neighbours)
+            probes = (*rows, _selected_score(chosen, paths[JOINED], folds), neighbours)
         with timed(seconds, "learning curves"):
-            curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, seed=seed)
+            curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, folds=folds, seed=seed)
     return probes, curves, chosen
 
 
@@ -268,78 +282,94 @@ def read_features(
 
 
 def probe_stages(
-    known: FeatureTable, labels: npt.NDArray[np.int64], *, classes: int, class_weight: str = "none", seed: int = 0
+    known: FeatureTable, folds: Folds, *, classes: int, class_weight: str = "none", seed: int = 0
 ) -> tuple[tuple[ProbeScore, ...], dict[str, RidgePath]]:
     """Held-back scores of every stage and of all joined, the k-NN sanity row, and the paths of the ridge rows.
 
     Args:
         known: Rows of the N training images.
-        labels: (N,) int in [0, K).
+        folds: Their labels, (N,) int in [0, K), and which of them are held back together.
         classes: K.
         class_weight: "none" or "balanced", for the ridge rows.
         seed: Of the k-NN subsample.
     """
-    weights = class_weights(labels, class_weight)
-    with fitting_threads(len(labels)):
-        paths = ridge_paths(known.chunks, labels, known.blocks, classes=classes, weights=weights)
+    weights, order = class_weights(folds.labels, class_weight), folds.order
+    with fitting_threads(len(folds)):
+        paths = ridge_paths(
+            known.take(order).chunks,
+            folds.labels[order],
+            known.blocks,
+            classes=classes,
+            weights=None if weights is None else weights[order],
+            folds=folds.take(order),
+        )
+    paths = {name: path.sorted_back(order) for name, path in paths.items()}
     widths = {name: block.stop - block.start for name, block in known.blocks.items()}
-    joined = paths[JOINED].right[paths[JOINED].best]
-    rows = [_ridge_score(name, path, widths.get(name, known.width), joined) for name, path in paths.items()]
-    return (*rows, _neighbour_score(known, labels, seed)), paths
+    rows = [
+        _ridge_score(name, path, widths.get(name, known.width), paths[JOINED], folds) for name, path in paths.items()
+    ]
+    return (*rows, _neighbour_score(known, folds, seed)), paths
 
 
-def _ridge_score(stage: str, path: RidgePath, dim: int, joined: npt.NDArray[np.bool_]) -> ProbeScore:
-    """Args: `joined` (N,) says which images the joined probe names right."""
-    accuracy, images = float(path.accuracy[path.best]), len(joined)
-    # One difference more than counted: agreement on all images does not make the gain certain.
-    differences = np.count_nonzero(path.right[path.best] != joined) + 1
-    low, high = wilson_interval(round(accuracy * images), images)
+def _score(
+    stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: float
+) -> ProbeScore:
+    """A score with its interval, or an unknown one where no independent image counts."""
+    if images == 0:
+        return ProbeScore(stage=stage, method=method, dim=dim, accuracy=None, low=None, high=None, penalty=penalty)
+    low, high = wilson_interval(accuracy * images, images)
     return ProbeScore(
         stage=stage,
-        method="ridge",
+        method=method,
         dim=dim,
         accuracy=accuracy,
         low=low,
         high=high,
-        squared_error=float(path.squared_error[path.best]),
-        penalty=float(path.penalties[path.best]),
-        gain_error=0.0 if stage == JOINED else float(np.sqrt(differences) / images),
+        penalty=penalty,
+        images=images,
+        **more,
     )
 
 
-def _selected_score(chosen: Selection, joined: RidgePath, images: int) -> ProbeScore:
+def _ridge_score(stage: str, path: RidgePath, dim: int, joined: RidgePath, folds: Folds) -> ProbeScore:
+    right, best = path.right[path.best], path.best
+    differences = right.astype(np.float64) - joined.right[joined.best]
+    return _score(
+        stage,
+        "ridge",
+        dim,
+        float(path.accuracy[best]),
+        folds.independent(right, path.counting),
+        float(path.penalties[best]),
+        squared_error=float(path.squared_error[best]),
+        gain_error=0.0 if stage == JOINED else folds.standard_error(differences, path.counting),
+    )
+
+
+def _selected_score(chosen: Selection, joined: RidgePath, folds: Folds) -> ProbeScore:
     """What the joined stages score, plus what selection adds to that where both are cross-validated.
 
     The folds' own accuracy would be that of a fit to four fifths of the images, not to be held against the rest.
     """
-    accuracy = min(1.0, max(0.0, float(joined.accuracy[joined.best]) + chosen.gain))
-    low, high = wilson_interval(round(accuracy * images), images)
-    return ProbeScore(
-        stage=SELECTED,
-        method="ridge",
-        dim=chosen.kept,
-        accuracy=accuracy,
-        low=low,
-        high=high,
-        squared_error=max(0.0, float(joined.squared_error[joined.best]) + chosen.error_gain),
-        penalty=chosen.penalty,
-        gain_error=max(chosen.gain_error, 1 / images),
+    best = joined.best
+    images = folds.independent(joined.right[best], joined.counting) if chosen.known else 0.0
+    return _score(
+        SELECTED,
+        "ridge",
+        chosen.kept,
+        min(1.0, max(0.0, float(joined.accuracy[best]) + chosen.gain)) if images else 0.0,
+        images,
+        chosen.penalty,
+        squared_error=max(0.0, float(joined.squared_error[best]) + chosen.error_gain),
+        gain_error=chosen.gain_error,
     )
 
 
-def _neighbour_score(table: FeatureTable, labels: npt.NDArray[np.int64], seed: int) -> ProbeScore:
+def _neighbour_score(table: FeatureTable, folds: Folds, seed: int) -> ProbeScore:
     """k-NN on the top stage, on a random sample of the training images if there are many."""
-    images = min(len(labels), NEIGHBOUR_IMAGES)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:images])
-    features = table.take(chosen).load([TOP])
-    accuracy = knn_accuracy(features, labels[chosen], k=NEIGHBOURS)
-    low, high = wilson_interval(round(accuracy * images), images)
-    return ProbeScore(
-        stage=TOP,
-        method="knn",
-        dim=features.shape[1],
-        accuracy=accuracy,
-        low=low,
-        high=high,
-        penalty=float(min(NEIGHBOURS, images - 1)),
-    )
+    images = min(len(folds), NEIGHBOUR_IMAGES)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(folds))[:images])
+    features, sampled = table.take(chosen).load([TOP]), folds.take(chosen)
+    hits = knn_hits(features, sampled.labels, k=NEIGHBOURS, folds=sampled)
+    independent = sampled.independent(hits.right, hits.counting)
+    return _score(TOP, "knn", features.shape[1], hits.accuracy, independent, float(min(NEIGHBOURS, images - 1)))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from transferkit.data.pixels import PixelStore
 from transferkit.decision import ENOUGH, best_probe
 from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, FeatureTable, activation_bytes, cache_activations, choose_device
+from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
 from transferkit.mirror import check_mirroring
 from transferkit.nn import CutError, Tail, TransferModel, cut
@@ -33,21 +34,11 @@ from transferkit.repro import draw_seed, environment
 from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import read_features, timed
-from transferkit.train import (
-    CutBatch,
-    CutFeed,
-    FineTuned,
-    Fold,
-    FreezePlan,
-    Judged,
-    Recipe,
-    Runner,
-    Task,
-    fine_tune,
-    hold_back,
-    judge_folds,
-)
+from transferkit.train import Recipe
 from transferkit.types import Decision
+
+if TYPE_CHECKING:
+    from transferkit.train import FineTuned, Judged, Runner, Task
 
 __all__ = ["Training", "Tuning"]
 
@@ -114,6 +105,8 @@ class Tuning:
     @cached_property
     def judged(self) -> Judged:
         """What held-back images say of it; `run` goes on from there."""
+        from transferkit.train import judge_folds
+
         with timed(self.looked.seconds, "fine-tune"):
             return judge_folds(self._task(), self._folds, self._runner)
 
@@ -124,6 +117,8 @@ class Tuning:
 
     def run(self) -> FineTuned:
         """Train, choose, and train again on all images."""
+        from transferkit.train import fine_tune
+
         judged = self.judged
         with timed(self.looked.seconds, "fine-tune"):
             return fine_tune(judged.task, self._folds, self._runner, refit=not self._has_validation, judged=judged)
@@ -146,7 +141,7 @@ class Tuning:
         """Whether a validation split is there to choose on: one that is large enough to tell, or must do because no
         training image can be spared."""
         data = self.looked.data
-        images, fewest = len(data.indices("val")), min(data.summary.counts["train"])
+        images, fewest = len(data.indices("val")), data.summary.fewest_groups
         return images >= ENOUGH or (images > 0 and fewest < 2)
 
     @cached_property
@@ -157,18 +152,24 @@ class Tuning:
         return np.concatenate([data.indices(part) for part in parts])
 
     @cached_property
+    def _known(self) -> Folds:
+        """Labels of the images at hand, and which of them are held back together."""
+        return self.looked.data.folds.take(self._rows)
+
+    @property
     def _labels(self) -> npt.NDArray[np.int64]:
-        return self.looked.data.labels[self._rows]
+        return self._known.labels
 
     @cached_property
     def _folds(self) -> list[Fold]:
         train = len(self.looked.data.indices("train"))
         if self._has_validation:
             return [Fold(np.arange(train), np.arange(train, len(self._rows)))]
-        groups = self.looked.data.groups[self._rows]
-        return hold_back(self._labels, groups, folds=self._recipe.folds or 1, seed=self.options.seed)
+        return self._known.split(self._recipe.folds or 1, seed=self.options.seed)
 
     def _task(self) -> Task:
+        from transferkit.train import Task
+
         looked = self.looked
         self._go_on_as_before()
         if not self._has_validation and len(small := looked.data.indices("val")):
@@ -190,7 +191,7 @@ class Tuning:
             backbone=looked.backbone,
             table=looked.survey.table.take(self._rows),
             start=looked.survey.primary.take(self._rows),
-            labels=self._labels,
+            folds=self._known,
             classes=looked.data.summary.classes,
             pooling=self.options.pooling,
             feed=self._feed_pictures if self._cached is None else self._feed_activations,
@@ -216,7 +217,7 @@ class Tuning:
             return bool(self._recipe.flip)
         check = check_mirroring(
             self.looked.survey.primary.take(self._rows),
-            self._labels,
+            self._known,
             self._mirrored,
             classes=self.looked.data.summary.num_classes,
             folds=self._folds[:1],
@@ -290,6 +291,8 @@ class Tuning:
 
     def _tail(self) -> Tail | None:
         """The part that learns, if it can be told apart and that is worth its disk."""
+        from transferkit.train import FreezePlan
+
         recipe, backbone = self._recipe, self.looked.backbone
         mixed = recipe.mixup > 0 or recipe.cutmix > 0
         if self.plan.adapters is not None or mixed or (self._augmentation.changes and not recipe.views):
@@ -349,6 +352,8 @@ class Tuning:
         return np.array(named, dtype="S32")
 
     def _feed_activations(self, positions: npt.NDArray[np.int64], *, batch_size: int, training: bool) -> Iterable[Any]:
+        from transferkit.train import CutBatch, CutFeed
+
         assert self._cached is not None
         table, images = self._cached.table, len(self._rows)
         return CutFeed(
@@ -369,6 +374,8 @@ class Tuning:
 
     @cached_property
     def _runner(self) -> Runner:
+        from transferkit.train import Runner
+
         return Runner(
             device=self._device,
             folder=self._folder(),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.errors import OptionError, unknown_name
 
 __all__ = [
     "JOINED",
@@ -25,6 +25,7 @@ __all__ = [
     "Alternative",
     "BackboneSpec",
     "Candidate",
+    "Choice",
     "Claim",
     "CurvePoint",
     "DataSummary",
@@ -206,6 +207,8 @@ class BackboneSpec:
         published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
         published_by: Who says so.
         norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
+        batch_norm: Whether any layer normalises by batch statistics; filled in with the stages. None in records from
+            before this was noted.
     """
 
     name: str
@@ -228,6 +231,26 @@ class BackboneSpec:
     published_accuracy: float | None = None
     published_by: str = ""
     norm: str = ""
+    batch_norm: bool | None = None
+
+    def find_stages(self, stage: str | int) -> tuple[str, ...]:
+        """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
+
+        "selected" stands for all as well: which of their features count is the classifier's affair.
+
+        Raises:
+            OptionError: If there is no such stage; the closest names are offered.
+        """
+        names = [known.name for known in self.stages]
+        if stage in (JOINED, SELECTED):
+            return tuple(names)
+        if isinstance(stage, int):
+            if not -len(names) <= stage < len(names):
+                raise OptionError(f"Stage index must be in [{-len(names)}, {len(names) - 1}], got {stage}.")
+            return (names[stage],)
+        if stage not in names:
+            raise OptionError(unknown_name("stage", stage, [*names, JOINED, SELECTED]))
+        return (stage,)
 
     def at(self, size: int | None) -> BackboneSpec:
         """The same backbone for another input side; None changes nothing. The native size stays on record."""
@@ -264,6 +287,8 @@ class DataSummary:
         findings: What the audit found.
         content_id: Hex digest over image contents, labels and splits.
         side_quantiles: 5 %, 50 % and 95 % quantile of the images' shorter side, pixels.
+        train_groups: In how many independent groups of training images each class occurs, K integers; empty where every
+            image is its own.
     """
 
     origin: str
@@ -273,6 +298,7 @@ class DataSummary:
     findings: tuple[Finding, ...] = ()
     content_id: str = ""
     side_quantiles: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    train_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(len(self.classes) >= 2, f"DataSummary.classes needs 2 classes or more, got {len(self.classes)}.")
@@ -302,6 +328,11 @@ class DataSummary:
         return self.train_images / self.num_classes
 
     @property
+    def fewest_groups(self) -> int:
+        """Independent groups of training images that the class with the fewest has: 2 let one be held back."""
+        return min(self.train_groups or self.counts["train"])
+
+    @property
     def imbalance(self) -> float:
         """Largest class over smallest non-empty class, in the training split; 1 is balanced."""
         present = [count for count in self.counts["train"] if count > 0]
@@ -316,27 +347,43 @@ class ProbeScore:
         stage: A stage name, "joined" or "selected".
         method: "ridge" (closed form, exact cross-validation) or "knn" (leave-one-out).
         dim: Width of the representation.
-        accuracy: Share of the training images named right while held back, in [0, 1].
-        low, high: 95 % Wilson interval of it.
+        accuracy: Share of the training images classified right while held back, in [0, 1]; None if unknown, because no
+            image can be held back without its class.
+        low, high: 95 % Wilson interval of it; None if it is unknown.
         squared_error: Held-back squared error per image of the one-hot target (ridge only), >= 0.
         penalty: The ridge penalty chosen, or the k of k-NN.
         gain_error: Standard error of `accuracy` less that of the joined probe, image by image (ridge only), > 0 but
             for the joined probe itself.
+        images: Independent images that the accuracy is worth: fewer than were held back where groups of them are alike,
+            or some are copies; 0 in results from before this was kept.
     """
 
     stage: str
     method: str
     dim: int
-    accuracy: float
-    low: float
-    high: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
     squared_error: float | None = None
     penalty: float | None = None
     gain_error: float | None = None
+    images: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "low", "high"):
-            _share("ProbeScore", name, getattr(self, name))
+            if getattr(self, name) is not None:
+                _share("ProbeScore", name, getattr(self, name))
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """Accuracy, and the two ends of its interval.
+
+        Raises:
+            ValueError: If they are unknown.
+        """
+        if self.accuracy is None or self.low is None or self.high is None:
+            raise ValueError(f"The accuracy of {self.stage!r} is unknown: no image could be held back.")
+        return self.accuracy, self.low, self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -542,16 +589,13 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What to do, and why.
+class Choice:
+    """Which strategy was chosen or asked for, and why; `transferkit.decision.complete` makes a `Decision` of it.
 
     Args:
         strategy: "linear_probe", "few_layers", "many_layers", ...
         stage: The stage whose features the head reads ("joined": all of them; "selected": all, weighted).
-        lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
-        lr_scale: `lr` as a share of the backbone's original learning rate.
-        norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
-        mode: How it was decided: "rule", "evidence", "search", or "given".
+        mode: How it was chosen: "rule", "evidence", "search", or "given".
         reasons: Sentences with the numbers in them.
         expected: What to expect of it; None where that is not known.
         alternatives: What else could be done, best first.
@@ -560,9 +604,6 @@ class Decision:
 
     strategy: str
     stage: str
-    lr: float
-    lr_scale: float
-    norm: str
     mode: str
     reasons: tuple[str, ...]
     expected: Alternative | None = None
@@ -570,15 +611,43 @@ class Decision:
     tuned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_scale"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
-        _require(bool(self.reasons), "Decision.reasons must name at least one reason.")
+        _require(bool(self.reasons), f"{type(self).__name__}.reasons must name at least one reason.")
 
     @property
     def options(self) -> tuple[Alternative, ...]:
         """All that was weighed: what is expected of this, and the alternatives."""
         return (*(() if self.expected is None else (self.expected,)), *self.alternatives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Choice):
+    """What to do, how, and why.
+
+    Args:
+        strategy, stage, mode, reasons, alternatives, tuned: As for `Choice`.
+        lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
+        lr_scale: `lr` as a share of the backbone's original learning rate.
+        norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
+        expected: What is promised of it: before anything is fitted from the frozen pass and earlier tasks, afterwards
+            from the `held_back` images. None where that is not known.
+        expected_before: What was expected before anything was fitted; None while `expected` still says it, or if that
+            was not known.
+        held_back: Images that the fitted model was judged on for `expected`; 0 before anything is fitted, or if none
+            could be held back.
+    """
+
+    lr: float
+    lr_scale: float
+    norm: str
+    expected_before: Alternative | None = None
+    held_back: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "lr_scale"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
+        _require(self.held_back >= 0, f"Decision.held_back must be >= 0, got {self.held_back!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -638,6 +707,7 @@ class Candidate:
         accuracy: On the held-back images, in [0, 1].
         log_loss: On them, nats.
         gain_error: Standard error of `accuracy` less that of the probe, image by image, >= 0.
+        plain_accuracy: The same where images do not count by their classes, as in a test; None: `accuracy` is that.
     """
 
     name: str
@@ -645,6 +715,7 @@ class Candidate:
     accuracy: float
     log_loss: float
     gain_error: float = 0.0
+    plain_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         _share("Candidate", "weight", self.weight)

@@ -118,7 +118,8 @@ def awkward(values, labels, case):
 @pytest.mark.parametrize(("images", "width"), [(60, 6), (20, 70)])
 def test_awkward_problems_have_a_finite_answer(name, case, images, width):
     function, values, labels = ask(name, images=images, width=width)
-    assert math.isfinite(function(*awkward(values, labels, case)))
+    unmeasured = MEASURES[name].holds_back and case in ("a class per image", "two images")
+    assert math.isfinite(function(*awkward(values, labels, case))) != unmeasured
 
 
 @every_measure

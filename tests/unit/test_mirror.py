@@ -11,7 +11,6 @@ from tests.conftest import PACKAGED
 from transferkit.look import Options, look
 from transferkit.mirror import check_mirroring
 from transferkit.survey import read_features
-from transferkit.train import hold_back
 
 SIDE = 32
 
@@ -40,7 +39,7 @@ OPTIONS = Options(
 def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(slopes, safe):
     looked = look(PACKAGED, {"train": pictures(slopes)}, OPTIONS)
     rows = looked.data.indices("train")
-    labels, preprocessing = looked.data.labels[rows], looked.backbone.spec.preprocessing
+    preprocessing = looked.backbone.spec.preprocessing
 
     def mirrored(positions):
         seen = replace(preprocessing, mirrored=True)
@@ -55,8 +54,8 @@ def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(sl
         assert done.computed == len(positions)  # a shelf of their own: nothing was taken for what it is not
         return done.table
 
-    folds = hold_back(labels, looked.data.groups[rows], folds=2)
-    check = check_mirroring(looked.survey.primary, labels, mirrored, classes=2, folds=folds)
+    known = looked.data.folds.take(rows)
+    check = check_mirroring(looked.survey.primary, known, mirrored, classes=2, folds=known.split(2))
     assert check.safe == safe
     assert check.images == 120  # a fifth of the images in each of two folds
     assert check.right > 110

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.data.decode import FAULTS
-from transferkit.data.fingerprints import digest, near_pairs
+from transferkit.data.fingerprints import digest, near_pairs, near_twins
 from transferkit.data.inventory import NO_LABEL, SPLITS, Inventory
-from transferkit.data.splits import merged_groups, stratified_split
+from transferkit.data.splits import stratified_split
 from transferkit.errors import DataError, list_problems
+from transferkit.folds import connected_groups
 from transferkit.types import DataSummary, Finding
 
 __all__ = ["Verdict", "audit"]
@@ -50,11 +51,13 @@ class Verdict:
         summary: What the data is.
         rows: (M,) int64, the usable rows of the inventory, in its order.
         splits: (M,) split names.
+        groups: (M,) int64; images of equal value are never parted.
     """
 
     summary: DataSummary
     rows: Ints
     splits: Names
+    groups: Ints
 
 
 def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: bool) -> Verdict:
@@ -85,13 +88,15 @@ def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: b
     rows = np.flatnonzero(usable)
     findings += [*_untrained(inventory, rows), *_too_few_to_split(inventory, rows, test=test, val=val)]
     _raise_errors(findings, inventory.origin)
-    splits = _drawn(inventory, ids, rows, val=val, test=test, seed=seed)
-    findings += _class_findings(inventory, rows, splits)
+    groups, twins = _groups(inventory, ids, rows)
+    findings += twins
+    splits = _drawn(inventory, groups, rows, val=val, test=test, seed=seed)
+    findings += _class_findings(inventory, rows, splits, groups)
     findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
     findings += _conversions(inventory, rows)
     rule = _split_rule(inventory, splits, val=val, test=test, seed=seed)
-    summary = _summary(inventory, ids, rows, splits, findings, rule)
-    return Verdict(summary=summary, rows=rows, splits=splits)
+    summary = _summary(inventory, ids, rows, splits, groups, findings, rule)
+    return Verdict(summary=summary, rows=rows, splits=splits, groups=groups)
 
 
 def _raise_errors(findings: Iterable[Finding], origin: str) -> None:
@@ -227,9 +232,55 @@ def _too_few_to_split(inventory: Inventory, rows: Ints, *, val: float, test: flo
     ]
 
 
-def _drawn(
-    inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, *, val: float, test: float, seed: int
-) -> Names:
+def _groups(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints) -> tuple[Ints, list[Finding]]:
+    """(M,) which of the usable images belong together: by the person's word, by equal or by nearly equal content."""
+    same_image = np.unique(ids[rows], return_inverse=True)[1].reshape(-1).astype(np.int64)
+    memberships = [same_image, *([] if inventory.groups is None else [inventory.groups[rows]])]
+    known, labels = connected_groups(memberships), inventory.labels[rows]
+    looks = [inventory.inspections[row] for row in rows]
+    hashes = np.array([look.hash for look in looks], dtype=np.uint64)
+    pairs = near_twins(hashes, np.stack([look.thumb for look in looks]))
+    pairs = pairs[known[pairs[:, 0]] != known[pairs[:, 1]]]
+    if not len(pairs):
+        return known, []
+    alike = connected_groups([np.arange(len(rows), dtype=np.int64)], pairs)
+    sets, sizes = np.unique(alike, return_counts=True)
+    common = _too_common(alike, labels)
+    copies = pairs[~np.isin(alike[pairs[:, 0]], common)]
+    grouped = int(sizes[(sizes > 1) & ~np.isin(sets, common)].sum())
+    return connected_groups([known], copies), [*_twin_findings(grouped), *_common_findings(alike, common)]
+
+
+def _too_common(alike: Ints, labels: Ints) -> Ints:
+    """Sets of look-alikes with more than half of the images of a class: that is how the class looks, not a copy."""
+    sets, inverse = np.unique(alike, return_inverse=True)
+    table = np.zeros((len(sets), int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(table, (inverse.reshape(-1), labels), 1)
+    return sets[((table > 1) & (2 * table > table.sum(axis=0))).any(axis=1)]
+
+
+def _twin_findings(grouped: int) -> list[Finding]:
+    if not grouped:
+        return []
+    message = (
+        f"Almost the same as another image: {_count(grouped, 'image')}. They are treated as one group: held back "
+        "together and never parted by a split."
+    )
+    return [Finding(kind="near_duplicate_group", severity="info", message=message)]
+
+
+def _common_findings(alike: Ints, common: Ints) -> list[Finding]:
+    images = int(np.isin(alike, common).sum())
+    if not images:
+        return []
+    message = (
+        f"Almost the same as more than half of their class, and so not treated as copies: {_count(images, 'image')}. "
+        "If they are, held-back accuracy is too high: give copies one group (a manifest with a column 'group')."
+    )
+    return [Finding(kind="look_alikes", severity="warning", message=message)]
+
+
+def _drawn(inventory: Inventory, groups: Ints, rows: Ints, *, val: float, test: float, seed: int) -> Names:
     """(M,) split names: the source's own where it has them, else drawn."""
     splits = inventory.splits[rows].copy()
     drawable = np.arange(len(rows))
@@ -237,11 +288,8 @@ def _drawn(
         if val == 0 or (splits == "val").any():
             return splits
         drawable, test = np.flatnonzero(splits == "train"), 0.0
-    chosen = rows[drawable]
-    same_image = np.unique(ids[chosen], return_inverse=True)[1].astype(np.int64)
-    known = [] if inventory.groups is None else [inventory.groups[chosen]]
-    groups = merged_groups(same_image, *known)
-    splits[drawable] = stratified_split(inventory.labels[chosen], groups, val=val, test=test, seed=seed)
+    labels = inventory.labels[rows[drawable]]
+    splits[drawable] = stratified_split(labels, groups[drawable], val=val, test=test, seed=seed)
     return splits
 
 
@@ -260,7 +308,7 @@ def _split_rule(inventory: Inventory, splits: Names, *, val: float, test: float,
     return rule
 
 
-def _class_findings(inventory: Inventory, rows: Ints, splits: Names) -> list[Finding]:
+def _class_findings(inventory: Inventory, rows: Ints, splits: Names, groups: Ints) -> list[Finding]:
     """Warnings only: every class has a training image by now."""
     counts = _counts(inventory, rows, splits)
     train = np.array(counts["train"])
@@ -270,6 +318,14 @@ def _class_findings(inventory: Inventory, rows: Ints, splits: Names) -> list[Fin
     if few:
         message = f"Fewer than {_SMALL_CLASS} training images: {_count(len(few), 'class')} ({_some(few)})."
         findings.append(Finding(kind="small_class", severity="warning", message=message, items=few))
+    independent = np.array(_train_groups(inventory, rows, splits, groups) or train)
+    lone = tuple(str(name) for name in names[independent == 1])
+    if lone:
+        message = (
+            f"With one independent training image or group, and so left out of held-back accuracy: "
+            f"{_count(len(lone), 'class')} ({_some(lone)}). Add images of another group."
+        )
+        findings.append(Finding(kind="unmeasured_class", severity="warning", message=message, items=lone))
     if "test" in counts:
         findings += _untested(names[(train > 0) & (np.array(counts["test"]) == 0)])
     if train.max() > _IMBALANCE * train.min():
@@ -296,7 +352,10 @@ def _repeats(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, spli
         return []
     items = tuple(" = ".join(inventory.names[row] for row in same) for same in sets)
     extra = sum(len(same) - 1 for same in sets)
-    message = f"Exact repeats within train, which count twice: {_count(extra, 'image')} ({_some(items)})."
+    message = (
+        f"Exact repeats within train: {_count(extra, 'image')} ({_some(items)}). They are held back together and count "
+        "as one image in held-back accuracy; in the fit each counts."
+    )
     return [Finding(kind="duplicate", severity="warning", message=message, items=items)]
 
 
@@ -341,6 +400,7 @@ def _summary(
     ids: npt.NDArray[np.bytes_],
     rows: Ints,
     splits: Names,
+    groups: Ints,
     findings: Sequence[Finding],
     rule: str,
 ) -> DataSummary:
@@ -358,4 +418,15 @@ def _summary(
         findings=tuple(findings),
         content_id=digest(b"\n".join(parts)).decode("ascii"),
         side_quantiles=(low, middle, high),
+        train_groups=_train_groups(inventory, rows, splits, groups),
     )
+
+
+def _train_groups(inventory: Inventory, rows: Ints, splits: Names, groups: Ints) -> tuple[int, ...]:
+    """In how many groups each class occurs in train; empty where every image is its own."""
+    train = splits == "train"
+    inside, labels = groups[train], inventory.labels[rows[train]]
+    if len(np.unique(inside)) == len(inside):
+        return ()
+    pairs = np.unique(np.stack([labels, inside]), axis=1)
+    return tuple(np.bincount(pairs[0], minlength=len(inventory.classes)).tolist())

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["THUMB_SIDE", "array_digest", "difference_hash", "digest", "near_pairs", "thumb"]
+__all__ = ["THUMB_SIDE", "array_digest", "difference_hash", "digest", "near_pairs", "near_twins", "thumb"]
 
 THUMB_SIDE = 16
 _DIGEST_BYTES = 16
@@ -80,10 +80,34 @@ def near_pairs(
         (P, 2) int64 rows of (training index, held-back index), sorted, without repeats.
     """
     usable = thumbs.std(axis=1, dtype=np.float32) >= _MIN_CONTRAST
-    train, held = np.flatnonzero(usable & ~held_back), np.flatnonzero(usable & held_back)
+    return _near(hashes, thumbs, np.flatnonzero(usable & ~held_back), np.flatnonzero(usable & held_back))
+
+
+def near_twins(hashes: npt.NDArray[np.uint64], thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Pairs of pictures that look the same, whichever split they are in.
+
+    Args:
+        hashes: (N,) 64-bit difference hashes.
+        thumbs: (N, 256) grey levels.
+
+    Returns:
+        (P, 2) int64 rows of two indices, the smaller first, sorted, without repeats.
+    """
+    usable = np.flatnonzero(thumbs.std(axis=1, dtype=np.float32) >= _MIN_CONTRAST)
+    return _near(hashes, thumbs, usable, usable)
+
+
+def _near(
+    hashes: npt.NDArray[np.uint64],
+    thumbs: npt.NDArray[np.uint8],
+    some: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
     found = [np.empty((0, 2), dtype=np.int64)]
     for mask in _table_masks():
-        for candidates in _same_key(hashes & mask, train, held):
+        for candidates in _same_key(hashes & mask, some, others):
+            if some is others:
+                candidates = candidates[candidates[:, 0] < candidates[:, 1]]
             close = candidates[_hamming(hashes[candidates[:, 0]], hashes[candidates[:, 1]]) <= _MAX_BITS]
             found.append(close[_difference(thumbs[close[:, 0]], thumbs[close[:, 1]]) <= _MAX_DIFFERENCE])
     pairs: npt.NDArray[np.int64] = np.unique(np.concatenate(found), axis=0)

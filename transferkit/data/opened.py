@@ -18,8 +18,9 @@ from transferkit.data.folders import LAYOUTS, take_folder
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
-from transferkit.data.splits import check_shares, merged_groups
+from transferkit.data.splits import check_shares
 from transferkit.errors import DataError, OptionError
+from transferkit.folds import Folds
 from transferkit.types import DataSummary, Picture, Preprocessing
 
 __all__ = ["Data", "open_data"]
@@ -41,7 +42,8 @@ class Data:
         labels: (N,) int64 in [0, K).
         splits: (N,) of "train", "val", "test".
         content_ids: (N,) dtype "S32", hex digests of the images' contents.
-        groups: (N,) int64; images of equal value must not be parted: equal content, or one group of the person's.
+        groups: (N,) int64; images of equal value must not be parted: equal or nearly equal content, or one group of the
+            person's.
         normalised: Whether `pixels` returns float32 tensors that are normalised already.
         thread_safe: Whether images may be read from several threads at once.
     """
@@ -55,9 +57,7 @@ class Data:
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
         )
-        same_image = np.unique(self.content_ids, return_inverse=True)[1].astype(np.int64)
-        known = [] if inventory.groups is None else [inventory.groups[rows]]
-        self.groups: npt.NDArray[np.int64] = merged_groups(same_image, *known)
+        self.groups: npt.NDArray[np.int64] = verdict.groups
         self.normalised = normalised
         self.thread_safe = inventory.reader.thread_safe
         self._sizes = np.array([(look.width, look.height) for look in inventory.inspections], dtype=np.int64)
@@ -76,6 +76,16 @@ class Data:
         """(N, 2) width and height in pixels, as stored."""
         found: npt.NDArray[np.int64] = self._sizes[self._rows]
         return found
+
+    @property
+    def copies(self) -> npt.NDArray[np.int64]:
+        """(N,) images of equal value have equal content; numbered by content, whatever the order of the files."""
+        return np.unique(self.content_ids, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+    @property
+    def folds(self) -> Folds:
+        """Which images are held back together in every estimate."""
+        return Folds(self.labels, self.groups, self.copies)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Indices of a split's images, ascending; empty if there is no such split."""

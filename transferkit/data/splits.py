@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from transferkit.errors import OptionError
 
-__all__ = ["check_shares", "merged_groups", "stratified_split"]
+__all__ = ["check_shares", "stratified_split"]
 
 
 def stratified_split(
@@ -118,33 +118,3 @@ def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int]
 def _gain(group: Counter[int], missing: dict[int, int], sign: int) -> int:
     """By how much the squared distance from the quotas shrinks if a group comes (+1) or goes (-1)."""
     return sum(missing[label] ** 2 - (missing[label] - sign * count) ** 2 for label, count in group.items())
-
-
-def merged_groups(*memberships: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Groups such that images sharing a value in *any* of the memberships share a group.
-
-    Args:
-        memberships: Each (N,) int.
-
-    Returns:
-        (N,) int64 group codes.
-
-    Example:
-        >>> merged_groups(np.array([0, 0, 1, 2]), np.array([5, 6, 6, 7]))
-        array([0, 0, 0, 3])
-    """
-    parent = list(range(len(memberships[0])))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for membership in memberships:
-        first_with: dict[int, int] = {}
-        for index, value in enumerate(membership.tolist()):
-            earlier = root(first_with.setdefault(value, index))
-            later = root(index)
-            parent[max(earlier, later)] = min(earlier, later)
-    return np.array([root(index) for index in range(len(parent))], dtype=np.int64)

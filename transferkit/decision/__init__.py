@@ -8,16 +8,18 @@ these images and from what earlier tasks taught, and says what the rule would ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
+from transferkit.decision.belief import Belief, update
+from transferkit.decision.calibration import Calibration
+from transferkit.decision.completion import Conditions, HeldBack, complete, conclude, settle_norm
 from transferkit.decision.effort import ENOUGH, HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
-from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
+from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
-from transferkit.decision.textbook import DEFAULT_BATCH, rule
+from transferkit.decision.textbook import rule
 from transferkit.decision.weighing import best_probe, weigh
 from transferkit.errors import OptionError, unknown_name
-from transferkit.types import Decision, Evidence
+from transferkit.types import Choice, Decision, Evidence
 
 __all__ = [
     "ENOUGH",
@@ -26,13 +28,21 @@ __all__ = [
     "SMALL_BATCH",
     "TELLING",
     "Belief",
+    "Calibration",
+    "Conditions",
     "GainModel",
+    "HeldBack",
     "Situation",
     "StartingRate",
     "best_probe",
+    "choose",
+    "settle_norm",
     "choose_norm",
+    "complete",
+    "conclude",
     "decide",
     "load_gain_model",
+    "read_gain_model",
     "rule",
     "starting_rate",
     "update",
@@ -41,7 +51,6 @@ __all__ = [
     "usual_folds",
     "usual_passes",
     "weigh",
-    "with_views",
 ]
 
 MODES = ("evidence", "rule")
@@ -52,20 +61,18 @@ NEEDS_SIMILARITY = (
 )
 
 
-def decide(
+def choose(
     evidence: Evidence,
     *,
     mode: str = "evidence",
-    batch_size: int | None = None,
     budget: float | None = None,
     trials: Mapping[str, Belief] | None = None,
-) -> Decision:
-    """Which strategy to use, and why.
+) -> Choice:
+    """Which strategy to use, and why; `complete` says at which rate and with which normalisation.
 
     Args:
         evidence: What the frozen pass measured.
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
-        batch_size: Per device; None takes 32.
         budget: Seconds that fitting may take on this machine, > 0; None sets no limit. The rule knows no costs.
         trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
 
@@ -76,23 +83,40 @@ def decide(
         raise OptionError(unknown_name("mode", mode, MODES))
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    advice = _advice_of_rule(evidence, DEFAULT_BATCH if batch_size is None else batch_size)
+    advice = _advice_of_rule(evidence)
     if mode == "evidence":
-        return with_views(weigh(evidence, advice=advice, budget=budget, trials=trials), evidence)
+        return weigh(evidence, advice=advice, budget=budget, trials=trials)
     if advice is None:
         detail = evidence.similarity_detail
         raise OptionError(NEEDS_SIMILARITY.format(why="." if detail is None else f": {detail.note}"))
-    return with_views(advice, evidence)
+    return advice
 
 
-def with_views(decision: Decision, evidence: Evidence) -> Decision:
-    """The decision, which also says how the images are seen, where there was a choice."""
-    if evidence.views is None:
-        return decision
-    return replace(decision, reasons=(*decision.reasons, *evidence.views.reasons))
+def decide(
+    evidence: Evidence,
+    *,
+    mode: str = "evidence",
+    batch_size: int | None = None,
+    budget: float | None = None,
+    trials: Mapping[str, Belief] | None = None,
+    conditions: Conditions | None = None,
+) -> Decision:
+    """What to do, how, and why: `choose`, then `complete`.
+
+    Args:
+        evidence, mode, budget, trials: As for `choose`.
+        batch_size: Images per optimizer step; None fits it to their number.
+        conditions: All of how training is asked to go, in place of `batch_size`.
+
+    Raises:
+        OptionError: As `choose` and `complete`.
+    """
+    if conditions is None:
+        conditions = Conditions(batch_size=batch_size)
+    return complete(choose(evidence, mode=mode, budget=budget, trials=trials), evidence, conditions)
 
 
-def _advice_of_rule(evidence: Evidence, batch_size: int) -> Decision | None:
+def _advice_of_rule(evidence: Evidence) -> Choice | None:
     if evidence.similarity is None:
         return None
     return rule(
@@ -100,5 +124,4 @@ def _advice_of_rule(evidence: Evidence, batch_size: int) -> Decision | None:
         per_class=evidence.data.train_per_class,
         similarity=evidence.similarity,
         stages=tuple(stage.name for stage in evidence.backbone.stages),
-        batch_size=batch_size,
     )

@@ -10,6 +10,9 @@ earlier tasks that share depended on how near the data is to the source (`tuned_
 
 The earlier tasks speak for probes within reach of the joined probe only: a stem that reads next to nothing says
 nothing of late stages, and what is far behind is not chosen whatever is believed of it.
+
+What a gain is added to must be honest as well: `base` and `calibrated` correct held-back accuracies by what earlier
+tasks showed (`calibration.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +21,22 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
 
+from transferkit.decision.belief import Belief, update
+from transferkit.decision.calibration import Calibration
 from transferkit.intervals import TWO_SIDED
 
-__all__ = ["Belief", "GainModel", "Situation", "load_gain_model", "update"]
+__all__ = ["NETWORK", "PROBE", "GainModel", "Situation", "load_gain_model", "read_gain_model"]
+
+PROBE = "probe"
+"""What is calibrated before anything is fitted: the accuracy expected of the best probe."""
+
+NETWORK = "network"
+"""What is calibrated after fine-tuning: the held-back accuracy of the network, blend or probe that was kept. After a
+closed form the accuracy of its head is, by what it reads: "stage", "joined" or "selected"."""
 
 REACH = 0.1
 """Spreads that a strategy may lie behind the joined probe, besides its error, to count as within its reach."""
@@ -39,19 +52,6 @@ LEAST_LEFT = 0.0025
 
 LEAST_SPREAD = 0.05
 """Floor of sqrt(a (1 - a)), reached at 99.75 %: a probe that makes no mistake on few images may make some on others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Belief:
-    """A normal distribution.
-
-    Args:
-        mean: Its centre.
-        error: Its standard deviation, >= 0.
-    """
-
-    mean: float
-    error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +108,35 @@ class GainModel:
         spread: The same -> standard deviation of a task's gain around that, in the same units.
         doubt: What the errors of measured gains are multiplied by, >= 1. The best of many measured gains looks better
             than it is, and their errors go together; with this factor the choices on earlier tasks lost least.
+        calibration: `PROBE`, `NETWORK`, "stage", "joined" or "selected" -> how far such held-back accuracies were from
+            those on new images. A kind that is missing counts as honest, with a binomial error.
         origin: Script, date and tasks, for people.
     """
 
     coefficients: Mapping[str, tuple[float, ...]]
     spread: Mapping[str, float]
     doubt: float = 1.0
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
     origin: str = ""
+
+    def base(self, situation: Situation, *, worth: float | None = None) -> Belief:
+        """Accuracy on new images to expect of the joined probe.
+
+        Args:
+            situation: What is known.
+            worth: Independent images that its accuracy is worth, > 0: fewer than there are where groups of them are
+                alike; None: all of them.
+        """
+        images = situation.images if worth is None else worth
+        if PROBE not in self.calibration:
+            return Belief(mean=situation.accuracy, error=situation.spread / math.sqrt(images))
+        per_class = images / situation.classes
+        return self.calibrated(PROBE, accuracy=situation.accuracy, images=images, per_class=per_class)
+
+    def calibrated(self, kind: str, *, accuracy: float, images: float, per_class: float) -> Belief:
+        """Accuracy on new images to expect where so much was measured; arguments as for `Calibration.expect`."""
+        known = self.calibration.get(kind, Calibration())
+        return known.expect(accuracy=accuracy, images=images, per_class=per_class)
 
     def prior(self, kind: str, situation: Situation, *, depth: float = 1.0) -> Belief:
         """Gain in accuracy to expect before it is measured; next to nothing is known of a kind that no task had."""
@@ -144,26 +166,18 @@ class GainModel:
         return update(self.prior(kind, situation, depth=depth), honest)
 
 
-def update(prior: Belief, measured: Belief) -> Belief:
-    """Both together, weighted by their precisions.
-
-    Example:
-        >>> update(Belief(mean=0.0, error=1.0), Belief(mean=1.0, error=1.0)).mean
-        0.5
-    """
-    if prior.error == 0:
-        return prior
-    trust = prior.error**2 / (prior.error**2 + measured.error**2)
-    return Belief(mean=prior.mean + trust * (measured.mean - prior.mean), error=math.sqrt(trust) * measured.error)
-
-
 @functools.cache
 def load_gain_model() -> GainModel:
     """The one that ships with the package."""
-    plain = json.loads((files("transferkit") / "knowledge" / "gain_model.json").read_text(encoding="utf-8"))
+    return read_gain_model(json.loads((files("transferkit") / "knowledge" / "gain_model.json").read_text("utf-8")))
+
+
+def read_gain_model(plain: Mapping[str, Any]) -> GainModel:
+    """A gain model from its JSON; version 1 has no calibration."""
     return GainModel(
         coefficients={kind: tuple(weights) for kind, weights in plain["coefficients"].items()},
         spread=plain["spread"],
         doubt=plain["doubt"],
+        calibration={kind: Calibration(**numbers) for kind, numbers in plain.get("calibration", {}).items()},
         origin=f"{plain['script']}, {plain['date']}, {len(plain['tasks'])} tasks",
     )

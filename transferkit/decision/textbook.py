@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from transferkit.decision.rates import LR_SCALE
 from transferkit.errors import OptionError
-from transferkit.types import TOP, Decision
+from transferkit.types import TOP, Choice
 
-__all__ = ["DEFAULT_BATCH", "rule"]
+__all__ = ["rule"]
 
 PLENTY_IMAGES = 1000
 """From here on data counts as plenty, if classes are not thin: with fewer images fine-tuning lost to the probe on the
@@ -20,22 +19,8 @@ PLENTY_PER_CLASS = 50
 NEAR = 0.5
 """Similarity from which the target counts as like the source; the scale is calibrated so that 0.5 is the middle."""
 
-ORIGINAL_LR = 0.1
-"""Rate at which convolutional backbones are trained at batch 256 (He et al., CVPR 2016); taken where the zoo knows no
-better."""
 
-ORIGINAL_BATCH = 256
-"""Batch size that ORIGINAL_LR goes with; rates scale in proportion (Goyal et al., 2017)."""
-
-DEFAULT_BATCH = 32
-
-SMALL_BATCH = 16
-"""Below this, batch statistics are too noisy to train with (GroupNorm paper: 24.1 -> 24.8 % error at 8, 34.7 at 2)."""
-
-
-def rule(
-    *, images: int, per_class: float, similarity: float, stages: tuple[str, ...], batch_size: int = DEFAULT_BATCH
-) -> Decision:
+def rule(*, images: int, per_class: float, similarity: float, stages: tuple[str, ...]) -> Choice:
     """The textbook matrix: what to do from the amount of data and its nearness to the source alone.
 
     Args:
@@ -43,7 +28,6 @@ def rule(
         per_class: Mean images per class, > 0.
         similarity: In [0, 1]; 1 is just like what the backbone was trained on.
         stages: Stage names, stem -> head.
-        batch_size: Per device, for the rate and the normalisation.
 
     Returns:
         little + near -> `linear_probe` on the top stage; little + far -> `linear_probe` on an earlier one, the
@@ -74,29 +58,10 @@ def rule(
     if not plenty:
         stage = TOP if near else _earlier_stage(stages, similarity)
         advice = f"Little data: train a linear classifier only, on stage {stage!r} of the frozen backbone."
-        return Decision(
-            strategy="linear_probe",
-            stage=stage,
-            lr=0.0,
-            lr_scale=0.0,
-            norm="frozen",
-            mode="rule",
-            reasons=(amount, nearness, advice),
-        )
-    lr = LR_SCALE * ORIGINAL_LR * batch_size / ORIGINAL_BATCH
-    advice = (
-        f"Plenty of data: fine-tune {'a few layers' if near else 'many layers'} at {LR_SCALE} of the backbone's "
-        "original rate."
-    )
-    return Decision(
-        strategy="few_layers" if near else "many_layers",
-        stage=TOP,
-        lr=lr,
-        lr_scale=LR_SCALE,
-        norm="keep" if batch_size >= SMALL_BATCH else "frozen",
-        mode="rule",
-        reasons=(amount, nearness, advice),
-    )
+        return Choice(strategy="linear_probe", stage=stage, mode="rule", reasons=(amount, nearness, advice))
+    advice = f"Plenty of data: fine-tune {'a few layers' if near else 'many layers'}."
+    strategy = "few_layers" if near else "many_layers"
+    return Choice(strategy=strategy, stage=TOP, mode="rule", reasons=(amount, nearness, advice))
 
 
 def _earlier_stage(stages: tuple[str, ...], similarity: float) -> str:

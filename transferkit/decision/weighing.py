@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from transferkit.decision.belief import Belief, update
 from transferkit.decision.effort import usual_epochs, usual_passes
-from transferkit.decision.gains import Belief, GainModel, Situation, load_gain_model, update
+from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.intervals import TWO_SIDED
-from transferkit.types import JOINED, SELECTED, TOP, Alternative, Decision, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
 __all__ = ["best_probe", "weigh"]
 
@@ -50,15 +51,7 @@ class _Option:
         return self.score is not None
 
     def alternative(self) -> Alternative:
-        margin = TWO_SIDED * self.expected.error
-        return Alternative(
-            strategy=self.strategy,
-            stage=self.stage,
-            expected_accuracy=_share(self.expected.mean),
-            low=_share(self.expected.mean - margin),
-            high=_share(self.expected.mean + margin),
-            cost_seconds=self.cost,
-        )
+        return self.expected.alternative(self.strategy, self.stage, cost_seconds=self.cost)
 
 
 def _share(value: float) -> float:
@@ -68,11 +61,11 @@ def _share(value: float) -> float:
 def weigh(
     evidence: Evidence,
     *,
-    advice: Decision | None = None,
+    advice: Choice | None = None,
     budget: float | None = None,
     knowledge: GainModel | None = None,
     trials: Mapping[str, Belief] | None = None,
-) -> Decision:
+) -> Choice:
     """The strategy with the highest expected accuracy.
 
     Args:
@@ -83,17 +76,16 @@ def weigh(
         trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
     """
     known = load_gain_model() if knowledge is None else knowledge
+    if _is_unknown(evidence):
+        return _choose_unmeasured(advice)
     options = _options(evidence, known, trials or {})
     affordable = [option for option in options if budget is None or option.cost <= budget]
     among = affordable or [min(options, key=lambda option: option.cost)]
     chosen = _choose(among)
     others = [option for option in options if option is not chosen]
-    return Decision(
+    return Choice(
         strategy=chosen.strategy,
         stage=chosen.stage,
-        lr=0.0,
-        lr_scale=0.0,
-        norm="frozen",
         mode="evidence",
         reasons=(
             *_reasons(evidence, chosen, others),
@@ -102,6 +94,31 @@ def weigh(
         ),
         expected=chosen.alternative(),
         alternatives=tuple(option.alternative() for option in others),
+    )
+
+
+UNKNOWN = (
+    "Accuracy is unknown: every class has one training image, or one group of images, so that none can be held back. "
+    "Add images of another group to each class."
+)
+
+
+def _is_unknown(evidence: Evidence) -> bool:
+    return all(score.accuracy is None for score in evidence.probes)
+
+
+def _choose_unmeasured(advice: Choice | None) -> Choice:
+    """Where no image can be held back: what did best on earlier tasks, with no promise."""
+    return Choice(
+        strategy="linear_probe",
+        stage=JOINED,
+        mode="evidence",
+        reasons=(
+            UNKNOWN,
+            "A linear classifier on all stages joined is taken: of what needs no held-back images it did best on "
+            "earlier tasks.",
+            *(() if advice is None else (f"The textbook rule would have said {_advised(advice)}.",)),
+        ),
     )
 
 
@@ -125,6 +142,8 @@ def _cheapest_of_the_best(options: list[_Option]) -> _Option:
 
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
     """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
+    if _is_unknown(evidence):
+        return JOINED
     options = _options(evidence, load_gain_model() if knowledge is None else knowledge, {})
     return next(option.stage for option in options if option.is_probe)
 
@@ -134,20 +153,20 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
 
     Equal probes are in the order of their squared error.
     """
-    scores = [score for score in evidence.probes if score.method == "ridge"]
+    scores = [score for score in evidence.probes if score.method == "ridge" and score.accuracy is not None]
     # Any backbone has a joined probe; evidence put together by hand need not.
-    joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.accuracy))
+    joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.interval[0]))
     situation = Situation(
         images=max(evidence.data.train_images, 1),
         classes=evidence.data.num_classes,
-        accuracy=joined.accuracy,
+        accuracy=joined.interval[0],
         similarity=evidence.similarity,
     )
     names = [stage.name for stage in evidence.backbone.stages]
-    noise = situation.spread / math.sqrt(situation.images)
+    base = knowledge.base(situation, worth=joined.images or situation.images)
 
     def expect(gain: Belief) -> Belief:
-        return Belief(mean=joined.accuracy + gain.mean, error=math.hypot(noise, gain.error))
+        return Belief(mean=base.mean + gain.mean, error=math.hypot(base.error, gain.error))
 
     costs = _costs(evidence, scores)
     gains = [_gain(score, joined, names, situation, knowledge) for score in scores]
@@ -169,7 +188,7 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
 
 def _can_tune(evidence: Evidence) -> bool:
     """Whether its cost is known, and an image of every class can be held back."""
-    return evidence.image_seconds is not None and min(evidence.data.counts["train"]) >= 2
+    return evidence.image_seconds is not None and evidence.data.fewest_groups >= 2
 
 
 def _rank(option: _Option) -> tuple[float, float]:
@@ -192,7 +211,7 @@ def _gain(
     if score is joined:
         return Belief(mean=0.0, error=0.0)
     measured = Belief(
-        mean=score.accuracy - joined.accuracy,
+        mean=score.interval[0] - joined.interval[0],
         error=situation.spread / math.sqrt(situation.images) if score.gain_error is None else score.gain_error,
     )
     kind = SELECTED if score.stage == SELECTED else "stage"
@@ -224,19 +243,19 @@ def _reasons(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list
     ]
 
 
-def _interval(option: _Option) -> str:
+def _expectation(option: _Option, when: str) -> str:
     plain = option.alternative()
     return (
-        f"{_percent(plain.expected_accuracy)} of new images like these right (95 % interval {_percent(plain.low)} to "
-        f"{_percent(plain.high)})"
+        f"expected accuracy {_percent(plain.expected_accuracy)} on new images like these, {when} (95 % interval "
+        f"{_percent(plain.low)} to {_percent(plain.high)})"
     )
 
 
 def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     assert chosen.score is not None
     said = [
-        f"A linear classifier on {_named(chosen.stage)} is expected to name {_interval(chosen)}; held back from the "
-        f"fit, {_percent(chosen.score.accuracy)} of the {evidence.data.train_images:,} training images are."
+        f"Linear classifier on {_named(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; held-back "
+        f"accuracy {_percent(chosen.score.interval[0])} on the {evidence.data.train_images:,} training images."
     ]
     probes = [option for option in others if option.score is not None]
     if probes:
@@ -244,7 +263,7 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
         assert second.score is not None
         said.append(
             f"Next is {_named(second.stage)}, {_ahead(chosen, second)}: "
-            f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.accuracy)}."
+            f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.interval[0])}."
         )
     top = next((option for option in probes if option.stage == TOP), None)
     if top is not None and top is not probes[0]:
@@ -257,15 +276,15 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
 
 def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     said = [
-        f"Fine-tuning ({chosen.strategy}) is expected to name {_interval(chosen)}, by what it gained on earlier tasks; "
-        f"it takes about {_duration(chosen.cost)}."
+        f"Fine-tuning ({chosen.strategy}): {_expectation(chosen, 'before training')}, by what it gained on earlier "
+        f"tasks; it takes about {_duration(chosen.cost)}."
     ]
     probe = next((option for option in others if option.score is not None), None)
     if probe is not None and probe.score is not None:
         said.append(
             f"The best linear classifier, on {_named(probe.stage)}, is expected to reach "
-            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.accuracy)}), {_behind(chosen, probe)}, "
-            f"in about {_duration(probe.cost)}."
+            f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.interval[0])}), "
+            f"{_behind(chosen, probe)}, in about {_duration(probe.cost)}."
         )
     return said
 
@@ -277,7 +296,7 @@ def _reasons_of_the_other_kind(evidence: Evidence, chosen: _Option, others: list
     if not tuned:
         return [
             "Fine-tuning was not weighed: what it costs here, or gains, is not known."
-            if min(evidence.data.counts["train"]) >= 2
+            if evidence.data.fewest_groups >= 2
             else "Fine-tuning was not weighed: it holds images back, and a class has fewer than 2."
         ]
     best = tuned[0]
@@ -330,11 +349,13 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
     return []
 
 
-def _reasons_of_rule(chosen: _Option, advice: Decision | None) -> list[str]:
+def _reasons_of_rule(chosen: _Option, advice: Choice | None) -> list[str]:
     if advice is None:
         return []
-    said = advice.strategy
-    if advice.strategy == "linear_probe":
-        said = f"linear_probe on {_named(advice.stage)}"
     agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
-    return [f"The textbook rule would have said {said}; the measurements {'agree' if agrees else 'overrule it'}."]
+    verdict = "agree" if agrees else "overrule it"
+    return [f"The textbook rule would have said {_advised(advice)}; the measurements {verdict}."]
+
+
+def _advised(advice: Choice) -> str:
+    return f"linear_probe on {_named(advice.stage)}" if advice.strategy == "linear_probe" else advice.strategy

@@ -1,7 +1,7 @@
 """Numbers about features: arrays in, numbers out; no network, no file, no torch."""
 
 from transferkit.measure.curves import learning_curves, stratified_sample
-from transferkit.measure.knn import knn_accuracy
+from transferkit.measure.knn import knn_accuracy, knn_hits
 from transferkit.measure.logistic import LogisticHead, fit_logistic
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
@@ -52,6 +52,7 @@ __all__ = [
     "fitting_threads",
     "frechet_distance",
     "knn_accuracy",
+    "knn_hits",
     "learning_curves",
     "linear_cka",
     "log_loss",

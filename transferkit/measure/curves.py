@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.errors import OptionError
+from transferkit.folds import Folds
 from transferkit.measure.ridge import Chunks, RidgePath, scale_rows
 from transferkit.measure.threads import in_parallel
 from transferkit.types import JOINED, CurvePoint
@@ -98,13 +99,27 @@ def _sizes(labels: npt.NDArray[np.int64]) -> list[int]:
     return sorted({round(size) for size in np.geomspace(first, last, steps + 1)})
 
 
-def _draws(labels: npt.NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[_Draw]:
+def _draws(folds: Folds, size: int, rng: np.random.Generator) -> Iterator[_Draw]:
+    """Fits of that size; none where no image of another group is left to test them."""
     for _ in range(min(MAX_DRAWS, max(MIN_DRAWS, FITTED_IMAGES // size))):
-        fitted = stratified_sample(labels, size, rng)
-        yield _Draw(fitted, np.setdiff1d(np.arange(len(labels)), fitted))
+        fitted = stratified_sample(folds.labels, size, rng)
+        if len(np.unique(folds.groups)) < len(folds):
+            fitted = _by_group(folds, np.bincount(folds.labels[fitted]), rng)
+        rest = np.flatnonzero(~np.isin(folds.groups, folds.groups[fitted]))
+        if len(rest):
+            yield _Draw(fitted, rest)
 
 
-def _accuracy(gram: Array, one_hot: Array, labels: Rows, weights: Array, draw: _Draw, penalty: float) -> float:
+def _by_group(folds: Folds, counts: Rows, rng: np.random.Generator) -> Rows:
+    """As many images of each class, a group used up before the next is begun: so most groups are left whole."""
+    codes = np.unique(folds.groups, return_inverse=True)[1].reshape(-1)
+    order = np.lexsort((rng.permutation(int(codes.max()) + 1)[codes], folds.labels))
+    ordered = folds.labels[order]
+    place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return np.sort(order[place < counts[ordered]])
+
+
+def _accuracy(gram: Array, one_hot: Array, folds: Folds, weights: Array, draw: _Draw, penalty: float) -> float:
     """Of a fit to some of the images on the rest of them."""
     part = gram[np.ix_(draw.fitted, draw.fitted)]
     part[np.diag_indices(len(part))] += penalty / weights[draw.fitted]
@@ -115,14 +130,17 @@ def _accuracy(gram: Array, one_hot: Array, labels: Rows, weights: Array, draw: _
     intercept = solved[:, :-1].sum(axis=0) / solved[:, -1].sum()
     dual = solved[:, :-1] - np.outer(solved[:, -1], intercept)
     scores = gram[np.ix_(draw.rest, draw.fitted)] @ dual + intercept
-    return float((scores.argmax(axis=1) == labels[draw.rest]).mean())
+    right = scores.argmax(axis=1) == folds.labels[draw.rest]
+    return float(np.average(right, weights=folds.shares[draw.rest]))
 
 
-def _complete(stage: str, path: RidgePath, images: int) -> CurvePoint:
-    """The last point: all images but the one, or the few, that the fit is tested on in turn."""
-    accuracy = float(path.accuracy[path.best])
-    error = math.sqrt(accuracy * (1 - accuracy) / images)
-    return CurvePoint(stage=stage, images=images, accuracy=accuracy, error=error)
+def _complete(stage: str, path: RidgePath, folds: Folds) -> Iterator[CurvePoint]:
+    """The last point: all images but the one, or the few, that the fit is tested on in turn; none if it is unknown."""
+    if path.known:
+        accuracy = float(path.accuracy[path.best])
+        independent = folds.independent(path.right[path.best], path.counting)
+        error = math.sqrt(max(accuracy * (1 - accuracy), 0.0) / independent)
+        yield CurvePoint(stage=stage, images=len(folds), accuracy=accuracy, error=error)
 
 
 def _grams(values: npt.NDArray[np.float32], blocks: Mapping[str, slice]) -> Iterator[tuple[str, Array]]:
@@ -143,6 +161,7 @@ def learning_curves(
     paths: Mapping[str, RidgePath],
     *,
     weights: Array | None = None,
+    folds: Folds | None = None,
     seed: int = 0,
 ) -> tuple[CurvePoint, ...]:
     """Accuracy of the ridge probe by number of training images; higher is better, rising curves want more images.
@@ -157,11 +176,13 @@ def learning_curves(
         blocks: Stage name -> its columns.
         paths: What `ridge_paths` made of the same features: gives each stage's penalty and its last point.
         weights: (N,) > 0, one per image; None weighs all the same.
+        folds: Which images are held back together; None: each image is independent of all others. A fit is tested on
+            images of groups that it has seen nothing of.
         seed: Draws the subsets.
 
     Returns:
         The points of the first stage from few images to all, then the next stage's, then those of "joined". With
-        fewer than two images per class, on average, only the last point of each.
+        fewer than two images per class, on average, only the last point of each; none where nothing can be held back.
 
     References:
         Deviation from refitting at each size: the penalty stays the one that is best for all images, and features
@@ -184,10 +205,12 @@ def learning_curves(
     limit = max(MAX_IMAGES, len(np.unique(labels)))
     rows = stratified_sample(labels, limit, rng) if images > limit else np.arange(images)
     values = scale_rows(chunks, blocks, rows, weights=weights).values
-    known, shares = labels[rows], weights[rows].astype(np.float32)
-    one_hot = np.eye(int(labels.max()) + 1, dtype=np.float32)[known]
-    draws = {size: list(_draws(known, size, rng)) for size in _sizes(known)}
-    points = []
+    folds = Folds.alone(labels) if folds is None else folds
+    known, shares = folds.take(rows), weights[rows].astype(np.float32)
+    one_hot = np.eye(int(labels.max()) + 1, dtype=np.float32)[known.labels]
+    draws = {size: list(_draws(known, size, rng)) for size in _sizes(known.labels)}
+    draws = {size: some for size, some in draws.items() if len(some) >= MIN_DRAWS}
+    points: list[CurvePoint] = []
     for stage, gram in _grams(values, blocks):
         penalty = float(paths[stage].penalties[paths[stage].best])
         try_out = partial(_accuracy, gram, one_hot, known, shares, penalty=penalty)
@@ -196,5 +219,5 @@ def learning_curves(
             found = np.array([next(every) for _ in some])
             error = float(found.std(ddof=1) / math.sqrt(len(found)))
             points.append(CurvePoint(stage=stage, images=size, accuracy=float(found.mean()), error=error))
-        points.append(_complete(stage, paths[stage], images))
+        points += _complete(stage, paths[stage], folds)
     return tuple(points)

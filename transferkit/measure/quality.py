@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from transferkit.intervals import wilson_interval
@@ -76,21 +75,26 @@ def assess(answers: HeldOut) -> Metrics:
     )
 
 
-def fit_temperature(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
+def fit_temperature(
+    scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], weights: npt.NDArray[np.floating] | None = None
+) -> float:
     """The T > 0 for which softmax(scores / T) has the lowest log loss.
 
     Args:
         scores: (N, K) held-back scores, as exact cross-validation gives them.
         labels: (N,) int in [0, K).
+        weights: (N,) >= 0, what each counts; None counts all alike.
 
     References:
         Guo et al., ICML 2017. Deviation: fitted on exactly cross-validated scores, so that no image is spent on it.
     """
+    from scipy.optimize import minimize_scalar
+
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
         scaled = scores / np.exp(log_temperature)
-        return float(-log_softmax(scaled, axis=1)[rows, labels].mean())
+        return float(np.average(-log_softmax(scaled, axis=1)[rows, labels], weights=weights))
 
     best = minimize_scalar(loss, bounds=(np.log(1e-3), np.log(1e2)), method="bounded")
     return float(np.exp(best.x))

@@ -32,7 +32,12 @@ class RankIntervals:
 
 
 def bootstrap_ranks(
-    right: npt.NDArray[np.bool_], *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+    right: npt.NDArray[np.bool_],
+    *,
+    groups: npt.NDArray[np.int64] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> RankIntervals:
     """Rank rivals by how many images each has right, with the interval that another draw of images could give.
 
@@ -42,6 +47,7 @@ def bootstrap_ranks(
 
     Args:
         right: (M, N) bool, whether each rival is right on each image; M and N >= 1.
+        groups: (N,) int; images of equal value are drawn together. None draws each image by itself.
         resamples: B, >= 1.
         level: Of the interval, in (0, 1).
         seed: Draws the images.
@@ -71,7 +77,7 @@ def bootstrap_ranks(
         raise OptionError(f"resamples must be >= 1, got {resamples!r}.")
     if not 0 < level < 1:
         raise OptionError(f"level must be in (0, 1), got {level!r}.")
-    drawn = _draw_hits(hits, resamples, seed)
+    drawn = _draw_hits(_by_group(hits, groups), resamples, seed)
     ahead, level_with = _compare(drawn)
     tail = (1 - level) / 2
     on_top = ahead == 0
@@ -84,11 +90,19 @@ def bootstrap_ranks(
     )
 
 
-def _draw_hits(hits: npt.NDArray[np.bool_], resamples: int, seed: int) -> npt.NDArray[np.int64]:
+def _by_group(hits: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """(M, G) images right in each group; the images themselves where there are no groups."""
+    if groups is None:
+        return hits.astype(np.int64)
+    codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    return np.stack([np.bincount(codes, weights=row) for row in hits]).astype(np.int64)
+
+
+def _draw_hits(hits: npt.NDArray[np.int64], resamples: int, seed: int) -> npt.NDArray[np.int64]:
     """(B, M) images right in each resample.
 
     Images on which the same rivals are right are interchangeable, so that only how often each such pattern is drawn
-    has to be drawn: a multinomial over no more than min(N, 2^M) patterns.
+    has to be drawn: a multinomial over no more than min(N, 2^M) patterns. So are groups of equal counts.
     """
     patterns, counts = np.unique(hits.T, axis=0, return_counts=True)  # (P, M), (P,)
     rng = np.random.default_rng(seed)

@@ -11,10 +11,11 @@ exactly as if the images F had been left out and the rest solved again (the inte
 changes nothing; the features' scale is taken as given). With fewer images than features the same T comes from the
 N x N Gram matrix.
 
-F holds one image of each class. Leaving out a single image makes its class alone one smaller and the answer lean
-towards the others: at 5 images per class that costs 12 points of accuracy on average over our tasks, where leaving out
-one of each costs the 3 points that 4 images per class really are worse. Where classes are large both agree, and single
-images are left out, which is cheaper.
+`Folds.together` says which images F holds: whole groups, one of each class where classes are small. Leaving out a
+single image makes its class alone one smaller and the answer lean towards the others: at 5 images per class that costs
+12 points of accuracy on average over our tasks, where leaving out one of each costs the 3 points that 4 images per
+class really are worse. A set F of more images than there are directions is cheaper to refit without: then its moments
+are taken off those of all images, and one eigendecomposition of the rest serves every penalty.
 
 References:
     Allen, Technometrics 1974 (PRESS); Rifkin and Lippert, MIT-CSAIL-TR-2007-025; An, Liu and Venkatesh, Pattern
@@ -31,6 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
+from transferkit.errors import DataError
+from transferkit.folds import Folds
 from transferkit.types import JOINED
 
 __all__ = [
@@ -59,18 +62,24 @@ MAX_RANK = 2048
 """Above this many images and features at once, stages are joined by their leading principal components, so that
 neither time nor memory grows with N. Chosen so that the eigendecomposition stays near one second on two cores."""
 
-FOLD_SIZE = 128
-"""Images left out together at most; with more classes than this, of some of them at a time. The equations cost
-FOLD_SIZE^2 operations per image and penalty."""
+USUAL_PENALTY = 1.0
+"""Taken where nothing can be held back, so that none can be chosen: the best one is near it whatever N and D."""
+
+KEPT_SCORES = 20_000_000
+"""Held-back scores that a fit returns, at most: those of evenly spaced images where N K is more."""
+
+SINGLE_IMAGES = 16_384
+"""Images above which moments are decomposed in double precision: their eigenvalues grow with N, and the rounding of a
+larger one in single precision comes near the smallest penalty."""
+
+SOLVED_AT_ONCE = 2**24
+"""Numbers in the systems that are solved together: 64 MB."""
 
 SINGULAR = 1e-6
 """Where the others say nothing about an image that is left out, its residual is held below 1 / SINGULAR."""
 
 TIE = 1e-6
 """Lead below which an answer is none: features that say nothing must not be right by rounding."""
-
-LARGE_CLASS = 100
-"""Mean images per class from which single images are left out: one image less moves a class by 1 % then."""
 
 CONSTANT = 1e-6
 """A feature whose standard deviation is below this share of the largest one is constant and gets weight 0."""
@@ -82,20 +91,34 @@ class RidgePath:
 
     Args:
         penalties: (P,).
-        accuracy: (P,) held-back accuracy, in [0, 1].
-        squared_error: (P,) held-back squared error per image, >= 0.
-        right: (P, N) bool, whether each image is named right while it is left out.
+        accuracy: (P,) held-back accuracy, in [0, 1]; NaN where nothing could be held back.
+        squared_error: (P,) held-back squared error per image, >= 0; NaN likewise.
+        right: (P, N) bool, whether each image is classified right while it is left out.
+        counting: (N,) what each image counts in them (`Folds.counting`).
     """
 
     penalties: Array
     accuracy: Array
     squared_error: Array
     right: npt.NDArray[np.bool_]
+    counting: npt.NDArray[np.float64]
+
+    @property
+    def known(self) -> bool:
+        """Whether anything could be held back."""
+        return bool(self.counting.any())
 
     @property
     def best(self) -> int:
         """Index of the penalty with the lowest squared error: smoother than accuracy, so chosen with less luck."""
+        if not self.known:
+            return int(np.argmin(np.abs(self.penalties - USUAL_PENALTY)))
         return int(np.argmin(self.squared_error))
+
+    def sorted_back(self, order: npt.NDArray[np.int64]) -> RidgePath:
+        """The same, its images in the order they had before they were taken in this one."""
+        back = np.argsort(order)
+        return replace(self, right=self.right[:, back], counting=self.counting[back])
 
 
 @dataclass(frozen=True)
@@ -106,13 +129,15 @@ class RidgeHead:
         weight: (K, D) float64.
         bias: (K,) float64.
         penalty: The one chosen.
-        held_back: (N, K) scores of the training images, each while it was left out of the fit.
+        rows: (M,) indices of the images whose scores follow: all, unless those were more than `KEPT_SCORES`.
+        held_back: (M, K) scores of these images, each while it was left out of the fit.
         path: Results for all penalties.
     """
 
     weight: Array
     bias: Array
     penalty: float
+    rows: npt.NDArray[np.int64]
     held_back: Array
     path: RidgePath
 
@@ -124,7 +149,8 @@ class _Problem:
     labels: npt.NDArray[np.int64]
     classes: int
     weights: npt.NDArray[np.float64]  # (N,), mean 1
-    fold_size: int  # images left out together
+    together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
+    counting: npt.NDArray[np.float64]  # (N,), what each counts in held-back results
 
     @property
     def roots(self) -> npt.NDArray[np.float32]:
@@ -170,6 +196,29 @@ def _rows(chunks: Chunks) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     for chunk in chunks():
         yield slice(start, start + len(chunk)), chunk
         start += len(chunk)
+
+
+def _whole_sets(chunks: Chunks, together: npt.NDArray[np.int64]) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """The same chunks, cut so that none parts images that are left out together.
+
+    Raises:
+        DataError: If such images are not side by side.
+    """
+    starts = np.flatnonzero(np.diff(together, prepend=together[0] - 1))
+    if len(starts) != len(np.unique(together)):
+        raise DataError(
+            "Images that are left out together must be side by side where features are streamed: take features, labels "
+            "and folds in the order of `folds.order`."
+        )
+    starts = np.append(starts, len(together))
+    start, held = 0, list[npt.NDArray[np.float32]]()
+    for rows, chunk in _rows(chunks):
+        held.append(chunk)
+        cut = int(starts[np.searchsorted(starts, rows.stop, side="right") - 1])
+        if cut > start:
+            block = np.concatenate(held) if len(held) > 1 else chunk
+            yield slice(start, cut), block[: cut - start]
+            start, held = cut, [block[cut - start :]]
 
 
 def _fit_scaling(chunks: Chunks, blocks: Mapping[str, slice], weights: npt.NDArray[np.float64]) -> _Scaling:
@@ -226,34 +275,37 @@ def scale_rows(
     return ScaledRows(np.concatenate(kept), scaling.mean, scaling.scale)
 
 
-def _eigen(matrix: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _eigen(matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Eigenvalues (>= 0) and vectors of a symmetric matrix, which is overwritten."""
     values, vectors = eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
-    return np.maximum(values, 0), vectors
+    return np.maximum(values, 0).astype(np.float32), vectors.astype(np.float32, copy=False)
 
 
-def _fold_size(labels: npt.NDArray[np.int64], classes: int) -> int:
-    if len(labels) >= LARGE_CLASS * classes:
-        return 1
-    return max(1, min(classes, FOLD_SIZE, len(labels) // 2))
+def _moment_type(images: int) -> type[np.floating[Any]]:
+    return np.float32 if images <= SINGLE_IMAGES else np.float64
 
 
-def _folds(labels: npt.NDArray[np.int64], size: int, key: Array) -> dict[int, npt.NDArray[np.int64]]:
-    """Number of images n -> (F, n) positions of the folds of that many; no fold holds two images of a class.
+def _sets(together: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
+    """Number of images n -> (F, n) positions of the sets of that many."""
+    order = np.argsort(together, kind="stable")
+    starts = np.flatnonzero(np.diff(together[order], prepend=together[order[0]] - 1))
+    sizes = np.diff(np.append(starts, len(together)))
+    return {int(n): order[starts[sizes == n][:, None] + np.arange(n)] for n in np.unique(sizes)}
 
-    Within a class the images are dealt out in the order of `key`, (N,), so that their own order does not matter.
-    """
-    order = np.lexsort((key, labels))
-    first = np.searchsorted(labels[order], labels[order])
-    turn = np.empty(len(labels), dtype=np.int64)
-    turn[order] = np.arange(len(labels)) - first  # how many of its class come before
-    queue = np.lexsort((labels, turn))
-    starts = np.flatnonzero(np.diff(turn[queue], prepend=-1))
-    folds: dict[int, list[npt.NDArray[np.int64]]] = {}
-    for whole in np.split(queue, starts[1:]):
-        for fold in np.array_split(whole, -(-len(whole) // size)):
-            folds.setdefault(len(fold), []).append(fold)
-    return {n: np.stack(found) for n, found in folds.items()}
+
+@dataclass(frozen=True)
+class _Refit:
+    """A fit to all images but those of one set, and what it makes of that set; for every penalty."""
+
+    projected: npt.NDArray[np.float32]  # (n, R) of the set, in the directions of the others
+    eigenvalues: npt.NDArray[np.float32]  # (R,) of the others
+    correlation: Array  # (R, K) of the others
+    base: Array  # (n, K) their mean target, times the root of the set's weights
+
+    def residual(self, targets: npt.NDArray[np.float32], penalty: float) -> npt.NDArray[np.float32]:
+        """(n, K) of the set's targets."""
+        slope = self.correlation / (self.eigenvalues[:, None] + penalty)
+        return np.asarray(targets - self.base - self.projected @ slope, dtype=np.float32)
 
 
 class _LeaveOut:
@@ -261,6 +313,7 @@ class _LeaveOut:
 
     def __init__(self, problem: _Problem, eigenvalues: Array, correlation: Array, penalties: Array) -> None:
         self._problem = problem
+        self._eigenvalues = eigenvalues
         self._inverse = (1 / (eigenvalues[:, None] + penalties[None, :])).astype(np.float32)  # (R, P)
         self._correlation = correlation  # (R, K): T'Y
         self._penalties = penalties
@@ -268,17 +321,47 @@ class _LeaveOut:
         self._error = np.zeros(len(penalties))
 
     def scores(self, rows: slice, projected: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        """(n, K) scores of these images, each while its fold is left out; a penalty at a time."""
-        problem = self._problem
-        targets = problem.targets(rows)
-        folds = _folds(problem.labels[rows], problem.fold_size, (projected**2).sum(axis=1))
-        one_hot = targets / problem.roots[rows] + problem.base.astype(np.float32)
-        for p in range(len(self._penalties)):
+        """(n, K) scores of these images, each while its set is left out; a penalty at a time."""
+        problem, rank = self._problem, projected.shape[1]
+        targets, roots = problem.targets(rows), problem.roots[rows]
+        sets = _sets(problem.together[rows])
+        refits = [
+            (one, self._without(projected[one], roots[one], targets[one]))
+            for size, found in sets.items()
+            if size > rank
+            for one in found
+        ]
+        one_hot = targets / roots + problem.base.astype(np.float32)
+        for p, penalty in enumerate(self._penalties):
             inverse = self._inverse[:, p]
             residual = targets - projected @ (self._correlation * inverse[:, None])
-            for fold in folds.values():
-                residual[fold] = self._left_out(projected[fold], inverse, problem.roots[rows][fold], residual[fold])
-            yield one_hot - residual / problem.roots[rows]
+            for size, found in sets.items():
+                at_once = max(1, SOLVED_AT_ONCE // size**2)
+                for start in range(0, len(found) if size <= rank else 0, at_once):
+                    some = found[start : start + at_once]
+                    residual[some] = self._left_out(projected[some], inverse, roots[some], residual[some])
+            for one, refit in refits:
+                residual[one] = refit.residual(targets[one], float(penalty))
+            yield one_hot - residual / roots
+
+    def _without(
+        self,
+        projected: npt.NDArray[np.float32],
+        roots: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.float32],
+    ) -> _Refit:
+        """The fit to the others of (n, R) images: T'T, T'Y and the means of all, less theirs.
+
+        Both T and Y have the weighted mean 0 over all images, so that of the others follows from theirs.
+        """
+        wide, root, wanted = (part.astype(np.float64) for part in (projected, roots, targets))
+        others = self._problem.weights.sum() - float((root**2).sum())
+        mean, base = -(root.T @ wide) / others, -(root.T @ wanted) / others
+        moment = np.diag(self._eigenvalues.astype(np.float64)) - wide.T @ wide - others * mean.T @ mean
+        values, vectors = _eigen(moment)
+        correlation = self._correlation - wide.T @ wanted - others * mean.T @ base
+        inside = ((wide - root * mean) @ vectors).astype(np.float32)
+        return _Refit(inside, values, vectors.T @ correlation, root * base)
 
     def _left_out(
         self,
@@ -297,7 +380,8 @@ class _LeaveOut:
         return np.linalg.solve(system, residual.astype(np.float64)).astype(np.float32)
 
     def add(self, rows: slice, projected: npt.NDArray[np.float32]) -> None:
-        labels, weights = self._problem.labels[rows], self._problem.weights[rows]
+        labels = self._problem.labels[rows]
+        weights = self._problem.weights[rows] * self._problem.counting[rows]
         for p, scores in enumerate(self.scores(rows, projected)):
             own = (np.arange(len(labels)), labels)
             mine = scores[own]
@@ -307,14 +391,22 @@ class _LeaveOut:
             self._right[p, rows] = mine > scores.max(axis=1) + TIE
 
     def path(self) -> RidgePath:
-        images = len(self._problem.labels)
-        return RidgePath(self._penalties, self._right.mean(axis=1), self._error / images, self._right)
+        counting, images = self._problem.counting, float(self._problem.counting.sum())
+        accuracy, error = np.full_like(self._error, np.nan), np.full_like(self._error, np.nan)
+        if images:
+            accuracy = self._right @ counting / images
+            error = self._error / float(self._problem.weights @ counting)
+        return RidgePath(self._penalties, accuracy, error, self._right, counting)
 
 
-def _problem(labels: npt.NDArray[np.int64], classes: int, weights: Array | None) -> _Problem:
+def _problem(
+    labels: npt.NDArray[np.int64], classes: int, weights: Array | None, folds: Folds | None = None
+) -> _Problem:
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.int64)
-    return _Problem(labels, classes, weights / weights.mean(), _fold_size(labels, classes))
+    folds = Folds.alone(labels) if folds is None else folds
+    together = folds.together
+    return _Problem(labels, classes, weights / weights.mean(), together, folds.counting(together))
 
 
 def _load(chunks: Chunks, scaling: _Scaling, problem: _Problem) -> npt.NDArray[np.float32]:
@@ -358,12 +450,13 @@ def _stage_spectra(
     chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem
 ) -> dict[str, _Spectrum]:
     """The spectrum of every stage from its covariance, features streamed."""
-    moments = {name: np.zeros((_width(b), _width(b)), dtype=np.float32) for name, b in blocks.items()}
+    precision = _moment_type(len(problem.labels))
+    moments = {name: np.zeros((_width(b), _width(b)), dtype=np.float64) for name, b in blocks.items()}
     for rows, chunk in _rows(chunks):
         scaled = scaling.apply(chunk) * problem.roots[rows]
         for name, block in blocks.items():
             moments[name] += scaled[:, block].T @ scaled[:, block]
-    return {name: _Spectrum(*_eigen(moments.pop(name)), dual=False) for name in blocks}
+    return {name: _Spectrum(*_eigen(moments.pop(name).astype(precision)), dual=False) for name in blocks}
 
 
 def _width(block: slice) -> int:
@@ -394,11 +487,11 @@ class _Streamed:
 
 def _joined_spectrum(chunks: Chunks, streamed: _Streamed) -> _Spectrum:
     rank = sum(directions.shape[1] for directions in streamed.leading.values())
-    moment = np.zeros((rank, rank), dtype=np.float32)
+    moment = np.zeros((rank, rank), dtype=np.float64)
     for rows, chunk in _rows(chunks):
         reduced = streamed.reduce(rows, chunk)
         moment += reduced.T @ reduced
-    return _Spectrum(*_eigen(moment), dual=False)
+    return _Spectrum(*_eigen(moment.astype(_moment_type(len(streamed.problem.labels)))), dual=False)
 
 
 def _projections(
@@ -418,14 +511,14 @@ def _correlations(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Stage -> (R, K) T'Y."""
     found = {
-        name: np.zeros((len(spectrum.eigenvalues), streamed.problem.classes), dtype=np.float32)
+        name: np.zeros((len(spectrum.eigenvalues), streamed.problem.classes), dtype=np.float64)
         for name, spectrum in spectra.items()
     }
     for rows, chunk in _rows(chunks):
         targets = streamed.problem.targets(rows)
         for name, projected in _projections(streamed, spectra, rows, chunk):
             found[name] += projected.T @ targets
-    return found
+    return {name: total.astype(np.float32) for name, total in found.items()}
 
 
 def _scan_streamed(
@@ -436,7 +529,7 @@ def _scan_streamed(
         name: _LeaveOut(streamed.problem, spectrum.eigenvalues, correlations[name], PENALTIES)
         for name, spectrum in spectra.items()
     }
-    for rows, chunk in _rows(chunks):
+    for rows, chunk in _whole_sets(chunks, streamed.problem.together):
         for name, projected in _projections(streamed, spectra, rows, chunk):
             gathered[name].add(rows, projected)
     return {name: left_out.path() for name, left_out in gathered.items()}, correlations
@@ -446,8 +539,7 @@ def _stream(
     chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem
 ) -> tuple[_Streamed, dict[str, _Spectrum]]:
     stages = _stage_spectra(chunks, blocks, scaling, problem)
-    # The images of a fold need not be in one chunk.
-    streamed = _Streamed(blocks, scaling, replace(problem, fold_size=1), _leading(stages, MAX_RANK))
+    streamed = _Streamed(blocks, scaling, problem, _leading(stages, MAX_RANK))
     return streamed, {**stages, JOINED: _joined_spectrum(chunks, streamed)}
 
 
@@ -463,6 +555,7 @@ def ridge_paths(
     *,
     classes: int,
     weights: Array | None = None,
+    folds: Folds | None = None,
 ) -> dict[str, RidgePath]:
     """Held-back results of every stage on its own and of all joined; higher accuracy is better.
 
@@ -472,14 +565,18 @@ def ridge_paths(
         blocks: Stage name -> its columns.
         classes: K.
         weights: (N,) > 0, one per image; None weighs all the same.
+        folds: Which images are held back together; None: each image is independent of all others.
 
     Returns:
         Stage name -> path, then "joined".
 
+    Raises:
+        DataError: If features are too many for memory and images that are left out together are not side by side (take
+            them in `folds.order`).
+
     References:
         Deviation from the exact joined solution: above `MAX_RANK` images and features at once, stages enter the
-        joined one by their leading principal components, `MAX_RANK` in all; each stage alone stays exact. Images are
-        left out one by one then.
+        joined one by their leading principal components, `MAX_RANK` in all; each stage alone stays exact.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -489,7 +586,7 @@ def ridge_paths(
         >>> [(name, float(path.accuracy[path.best]) > 0.9) for name, path in paths.items()]
         [('a', True), ('b', True), ('joined', True)]
     """
-    problem = _problem(labels, classes, weights)
+    problem = _problem(labels, classes, weights, folds)
     scaling = _fit_scaling(chunks, blocks, problem.weights)
     if _fits_memory(len(labels), blocks):
         return _scan_small(_load(chunks, scaling, problem), blocks, problem)
@@ -504,28 +601,30 @@ def fit_ridge(
     *,
     classes: int,
     weights: Array | None = None,
+    folds: Folds | None = None,
     emphasis: Array | None = None,
 ) -> RidgeHead:
     """The ridge classifier on all the given stages joined, its penalty chosen by held-back squared error.
 
     Args:
-        chunks, labels, blocks, classes, weights: As for `ridge_paths`.
+        chunks, labels, blocks, classes, weights, folds: As for `ridge_paths`, which raises what this raises.
         emphasis: (D,) >= 0, a further factor of each scaled feature; 0 leaves it out. If it was learnt from the same
             labels, the held-back scores flatter.
 
     Returns:
         A head in the units of the raw features.
     """
-    problem = _problem(labels, classes, weights)
+    problem = _problem(labels, classes, weights, folds)
     scaling = _fit_scaling(chunks, blocks, problem.weights).emphasised(emphasis)
     solve = _fit_small if _fits_memory(len(labels), blocks) else _fit_streamed
-    slope, scores, path = solve(chunks, blocks, scaling, problem)
+    slope, rows, scores, path = solve(chunks, blocks, scaling, problem)
     weight = (slope.astype(np.float64) * scaling.scale[:, None]).T
     bias = problem.base - weight @ scaling.mean
-    return RidgeHead(weight, bias, float(path.penalties[path.best]), scores, path)
+    return RidgeHead(weight, bias, float(path.penalties[path.best]), rows, scores, path)
 
 
-_Fitted = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], RidgePath]
+_Fitted = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32], RidgePath]
+"""Slope, rows whose held-back scores follow, these scores, path."""
 
 
 def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem) -> _Fitted:
@@ -543,7 +642,7 @@ def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, p
         slope = features.T @ (spectrum.vectors @ (inverse[:, None] * (spectrum.vectors.T @ targets)))
     else:
         slope = spectrum.vectors @ (inverse[:, None] * correlation)
-    return slope, _best_scores(left_out, path, rows, projected), path
+    return slope, np.arange(len(features)), _best_scores(left_out, path, rows, projected), path
 
 
 def _best_scores(
@@ -562,15 +661,22 @@ def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling
     path, correlation = paths[JOINED], correlations[JOINED]
     best = path.penalties[path.best : path.best + 1]
     left_out = _LeaveOut(problem, spectrum.eigenvalues, correlation, best)
-    scores = np.concatenate(
-        [next(left_out.scores(rows, streamed.reduce(rows, chunk) @ spectrum.vectors)) for rows, chunk in _rows(chunks)]
-    )
+    shown, scores = _shown_rows(len(problem.labels), problem.classes), []
+    for rows, chunk in _whole_sets(chunks, problem.together):
+        inside = shown[np.searchsorted(shown, rows.start) : np.searchsorted(shown, rows.stop)] - rows.start
+        scores.append(next(left_out.scores(rows, streamed.reduce(rows, chunk) @ spectrum.vectors))[inside])
     inner = spectrum.vectors @ (correlation / (spectrum.eigenvalues[:, None] + np.float32(best[0])))
     edges = np.cumsum([streamed.leading[name].shape[1] for name in blocks])[:-1]
     slope = np.zeros((len(scaling.mean), problem.classes), dtype=np.float32)
     for (name, block), part in zip(blocks.items(), np.split(inner, edges), strict=True):
         slope[block] = streamed.leading[name] @ part
-    return slope, scores, path
+    return slope, shown, np.concatenate(scores), path
+
+
+def _shown_rows(images: int, classes: int) -> npt.NDArray[np.int64]:
+    """Evenly spaced images whose scores are returned: all, unless these were more than `KEPT_SCORES` numbers."""
+    shown = min(images, max(1, KEPT_SCORES // classes))
+    return np.unique(np.linspace(0, images - 1, shown).round().astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -578,12 +684,14 @@ class Coordinates:
     """The joined features in their own principal directions: the same geometry in no more than min(N, D) numbers.
 
     Args:
-        values: (N, R) float32, (x - mean) @ basis.
+        values: (n, R) float32, (x - mean) @ basis.
+        rows: (n,) indices of the images that these are.
         mean: (D,) float64.
         basis: (D, R) float64; includes the scaling of features and stages.
     """
 
     values: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
     mean: Array
     basis: Array
 
@@ -594,7 +702,12 @@ class Coordinates:
 
 
 def principal_coordinates(
-    chunks: Chunks, images: int, blocks: Mapping[str, slice], *, emphasis: Array | None = None
+    chunks: Chunks,
+    images: int,
+    blocks: Mapping[str, slice],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    emphasis: Array | None = None,
 ) -> Coordinates:
     """Principal coordinates of all given stages joined, each scaled to total variance 1.
 
@@ -602,14 +715,17 @@ def principal_coordinates(
         chunks: Gives a fresh pass over the (N, D) features.
         images: N.
         blocks: Stage name -> its columns.
+        rows: (n,) indices, in rising order, of the images whose coordinates are wanted; None: all. Directions are those
+            of all images.
         emphasis: (D,) >= 0, a further factor of each scaled feature, as for `fit_ridge`.
     """
     problem = _problem(np.zeros(images, dtype=np.int64), 1, None)
+    wanted = np.arange(images) if rows is None else rows
     scaling = _fit_scaling(chunks, blocks, problem.weights).emphasised(emphasis)
     if _fits_memory(images, blocks):
         features = _load(chunks, scaling, problem)
         spectrum = _small_spectrum(features)
-        values = _project_small(spectrum, features)
+        values = _project_small(spectrum, features)[wanted]
         if spectrum.dual:
             # Of features without any spread all eigenvalues are 0.
             least = max(1e-6 * spectrum.eigenvalues.max(), np.finfo(np.float32).tiny)
@@ -620,11 +736,15 @@ def principal_coordinates(
     else:
         stages = _stage_spectra(chunks, blocks, scaling, problem)
         streamed = _Streamed(blocks, scaling, problem, _leading(stages, MAX_RANK))
-        values = np.concatenate([streamed.reduce(rows, chunk) for rows, chunk in _rows(chunks)])
+        reduced = []
+        for span, chunk in _rows(chunks):
+            here = wanted[np.searchsorted(wanted, span.start) : np.searchsorted(wanted, span.stop)] - span.start
+            reduced.append(streamed.reduce(span, chunk)[here])
+        values = np.concatenate(reduced)
         directions = np.zeros((len(scaling.mean), values.shape[1]), dtype=np.float32)
         start = 0
         for name, block in blocks.items():
             leading = streamed.leading[name]
             directions[block, start : start + leading.shape[1]] = leading
             start += leading.shape[1]
-    return Coordinates(values, scaling.mean, directions.astype(np.float64) * scaling.scale[:, None])
+    return Coordinates(values, wanted, scaling.mean, directions.astype(np.float64) * scaling.scale[:, None])

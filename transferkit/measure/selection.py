@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.errors import DataError
+from transferkit.folds import PARTS, Folds
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.ridge import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
@@ -46,8 +47,6 @@ MIDDLE = 1
 SELECTION_IMAGES = 1500
 """Above this many images a stratified sample of them chooses: time grows with the cube."""
 
-FOLDS = 5
-
 FLOOR = 1e-3
 """Least share of variance that a stage counts as explaining: one that is useless alone may help others."""
 
@@ -67,18 +66,30 @@ class Selection:
         share: Of the features, kept by relevance, in (0, 1].
         penalty: Ridge penalty that goes with it.
         rows: (n,) indices of the images that chose: all, or a stratified sample.
+        folds: Which of them were held back together.
+        counting: (n,) what each counts in what is measured.
         scores: (n, K) scores of each image from the folds that it was not in.
         joined_scores: The same of all stages joined, nothing weighted or dropped, in the same folds.
-        labels: (n,) of these images.
     """
 
     emphasis: Array
     share: float
     penalty: float
     rows: Rows
+    folds: Folds
+    counting: npt.NDArray[np.float64]
     scores: Single
     joined_scores: Single
-    labels: npt.NDArray[np.int64]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(n,) of these images."""
+        return self.folds.labels
+
+    @property
+    def known(self) -> bool:
+        """Whether anything could be held back; else all that is measured is NaN."""
+        return bool(self.counting.any())
 
     @property
     def kept(self) -> int:
@@ -88,18 +99,17 @@ class Selection:
     @property
     def accuracy(self) -> float:
         """Cross-validated, selection inside each training fold, in [0, 1]."""
-        return float(self._hits(self.scores).mean())
+        return self._mean(self._hits(self.scores))
 
     @property
     def gain(self) -> float:
         """Cross-validated accuracy less that of the joined stages in the same folds; above 0 selection helps."""
-        return float((self._hits(self.scores) - self._hits(self.joined_scores)).mean())
+        return self._mean(self._hits(self.scores) - self._hits(self.joined_scores))
 
     @property
     def gain_error(self) -> float:
-        """Standard error of `gain` over the images, each a pair."""
-        differences = self._hits(self.scores) - self._hits(self.joined_scores)
-        return float(differences.std(ddof=1) / math.sqrt(len(differences)))
+        """Standard error of `gain` over the groups of images, each image a pair."""
+        return self.folds.standard_error(self._hits(self.scores) - self._hits(self.joined_scores), self.counting)
 
     @property
     def squared_error(self) -> float:
@@ -116,7 +126,10 @@ class Selection:
 
     def _error(self, scores: Single) -> float:
         one_hot = np.eye(scores.shape[1], dtype=np.float32)[self.labels]
-        return float(((scores - one_hot) ** 2).sum(axis=1).mean())
+        return self._mean(((scores - one_hot) ** 2).sum(axis=1))
+
+    def _mean(self, values: npt.NDArray[np.floating[Any]]) -> float:
+        return float(np.average(values, weights=self.counting)) if self.known else math.nan
 
 
 @dataclass(frozen=True)
@@ -278,15 +291,6 @@ def _rank(images: _Images, dual: Single) -> _Ranked:
     return _Ranked(factors, order, np.maximum(variances[order], np.finfo(np.float32).tiny), len(images.blocks))
 
 
-def _folds(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> Rows:
-    """(n,) fold of each image; a class is dealt out over the folds, the next one from where it stopped."""
-    shuffled = rng.permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    fold = np.empty(len(labels), dtype=np.int64)
-    fold[by_class] = np.arange(len(labels)) % min(FOLDS, len(labels))
-    return fold
-
-
 @dataclass(frozen=True)
 class _HeldBack:
     """Scores of every image from the fold that it was not in, for every candidate."""
@@ -317,9 +321,10 @@ def _cross_validate(images: _Images, fold: Rows) -> _HeldBack:
     return _HeldBack(candidates, joined)
 
 
-def _errors(scores: npt.NDArray[np.float32], images: _Images) -> Array:
+def _errors(scores: npt.NDArray[np.float32], images: _Images, counting: npt.NDArray[np.float64]) -> Array:
     """Weighted squared error of (..., n, K) scores, per image."""
-    return np.asarray((((scores - images.one_hot) ** 2).sum(axis=-1) * images.weights).mean(axis=-1))
+    squares = ((scores - images.one_hot) ** 2).sum(axis=-1)
+    return np.asarray(squares @ (images.weights * counting) / counting.sum())
 
 
 def select_features(
@@ -329,6 +334,7 @@ def select_features(
     *,
     classes: int,
     weights: Array | None = None,
+    folds: Folds | None = None,
     seed: int = 0,
 ) -> Selection:
     """Weigh the features of all stages joined and drop the useless ones; tested by 5-fold cross-validation.
@@ -342,6 +348,8 @@ def select_features(
         blocks: Stage name -> its columns.
         classes: K.
         weights: (N,) > 0, one per image; None weighs all the same.
+        folds: Which images are held back together; None: each image is independent of all others. Where nothing can be
+            held back, all features are kept, at a penalty in the middle.
         seed: Deals the images to the folds, and draws the sample of them if there are more than 1,500.
 
     Raises:
@@ -372,12 +380,11 @@ def select_features(
     values = scale_rows(chunks, blocks, rows, weights=weights).values
     one_hot = np.eye(classes, dtype=np.float32)[labels[rows]]
     known = _Images(values, labels[rows], one_hot, weights[rows].astype(np.float32), blocks)
-    held_back = _cross_validate(known, _folds(known.labels, rng))
-    errors = _errors(held_back.candidates, known)
-    lowest = errors.min(axis=1)
-    # Ties within the digits of single precision go to the larger share.
-    share = int(np.flatnonzero(lowest <= lowest.min() * (1 + PURE))[-1])
-    penalty = int(errors[share].argmin())
+    alike = (Folds.alone(labels) if folds is None else folds).take(rows)
+    fold = alike.deal(min(PARTS, len(rows)), seed=seed)
+    counting = alike.counting(fold)
+    held_back = _cross_validate(known, fold)
+    share, penalty, joined = _best(held_back, known, counting)
     everyone = _Fit(np.arange(len(rows)), known)
     dual, _ = next(everyone.scores(values @ values.T, PENALTIES[MIDDLE : MIDDLE + 1]))
     return Selection(
@@ -385,7 +392,19 @@ def select_features(
         share=SHARES[share],
         penalty=PENALTIES[penalty],
         rows=rows,
+        folds=alike,
+        counting=counting,
         scores=held_back.candidates[share, penalty],
-        joined_scores=held_back.joined[int(_errors(held_back.joined, known).argmin())],
-        labels=known.labels,
+        joined_scores=held_back.joined[joined],
     )
+
+
+def _best(held_back: _HeldBack, images: _Images, counting: npt.NDArray[np.float64]) -> tuple[int, int, int]:
+    """Indices of the share and the penalty with the lowest error, and of the penalty of the joined stages."""
+    if not counting.any():
+        return len(SHARES) - 1, MIDDLE, MIDDLE
+    errors = _errors(held_back.candidates, images, counting)
+    lowest = errors.min(axis=1)
+    # Ties within the digits of single precision go to the larger share.
+    share = int(np.flatnonzero(lowest <= lowest.min() * (1 + PURE))[-1])
+    return share, int(errors[share].argmin()), int(_errors(held_back.joined, images, counting).argmin())

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, OptionError, unknown_name
+from transferkit.errors import BackboneError
 from transferkit.nn.anatomy import assign_stages, find_stage
 from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
+from transferkit.nn.norm.source import is_batch_norm
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, count_parameters, discover_taps, evaluating, explaining, record_taps
-from transferkit.types import JOINED, SELECTED, BackboneSpec, Preprocessing, StageSpec
+from transferkit.types import JOINED, BackboneSpec, Preprocessing, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
 
@@ -136,7 +137,8 @@ class Backbone(nn.Module):
 
     Args:
         network: With the classifier it came with, or without any. It is copied, never changed.
-        spec: What the zoo knows about it; `stages`, `weights_id` and `parameters` are filled in here.
+        spec: What the zoo knows about it; `stages`, `weights_id`, `parameters` and `batch_norm` are filled
+            in here.
         size: Side of the input in pixels; None takes the checkpoint's own.
 
     Attributes:
@@ -182,6 +184,7 @@ class Backbone(nn.Module):
             ),
             weights_id=weights_digest(self.trunk),
             parameters=count_parameters(self.trunk),
+            batch_norm=any(map(is_batch_norm, self.trunk.modules())),
         )
 
     @property
@@ -197,16 +200,7 @@ class Backbone(nn.Module):
         Raises:
             OptionError: If there is no such stage; the closest names are offered.
         """
-        names = [known.name for known in self.stages]
-        if stage in (JOINED, SELECTED):
-            return tuple(names)
-        if isinstance(stage, int):
-            if not -len(names) <= stage < len(names):
-                raise OptionError(f"Stage index must be in [{-len(names)}, {len(names) - 1}], got {stage}.")
-            return (names[stage],)
-        if stage not in names:
-            raise OptionError(unknown_name("stage", stage, [*names, JOINED, SELECTED]))
-        return (stage,)
+        return self.spec.find_stages(stage)
 
     @cached_property
     def anatomy(self) -> dict[str, str]:

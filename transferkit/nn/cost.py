@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.stages import evaluating
@@ -30,6 +28,8 @@ def count_operations(backbone: Backbone) -> int:
         >>> count_operations(Backbone(toy, spec)) == 2 * (16 * 16 * 4 * (3 * 4) + 8 * 8 * 8 * (4 * 4))
         True
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     side = backbone.spec.preprocessing.size
     device = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
     image = torch.zeros(1, 3, side, side, device=device)
@@ -41,6 +41,8 @@ def count_operations(backbone: Backbone) -> int:
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
     """Fused attention is one operation that the counter does not know on every device; in parts it is products."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     mha = torch.backends.mha
     before = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)

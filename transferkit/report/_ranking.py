@@ -71,7 +71,7 @@ class RankingPage:
 def write_ranking(ranking: Ranking) -> RankingPage:
     """The page of a ranking."""
     models = ranking.models
-    accuracy_scale = fit_scale([share for row in models for share in (row.joined.low, row.joined.high)])
+    accuracy_scale = fit_scale([share for row in models for share in row.joined.interval[1:]])
     rank_scale = _scale_ranks(len(models))
     names = tuple(score.measure for score in models[0].scores)
     return RankingPage(
@@ -137,15 +137,16 @@ def _rank_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
 
 
 def _accuracy_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
+    accuracy, low, high = row.joined.interval
     return Strip(
         name=row.name,
         kind="stage",
         chosen=chosen,
-        value=format_percent(row.joined.accuracy),
-        interval=format_range(row.joined.low, row.joined.high),
-        at=scale.place(row.joined.accuracy),
-        low=scale.place(row.joined.low),
-        high=scale.place(row.joined.high),
+        value=format_percent(accuracy),
+        interval=format_range(low, high),
+        at=scale.place(accuracy),
+        low=scale.place(low),
+        high=scale.place(high),
     )
 
 
@@ -154,7 +155,7 @@ def _cost_row(row: RankedModel, prior: str) -> tuple[str, ...]:
     return (
         row.name,
         format_percent(row.best),
-        f"{row.best_stage.stage}: {format_percent(row.best_stage.accuracy)}",
+        f"{row.best_stage.stage}: {format_percent(row.best_stage.interval[0])}",
         f"{known} ({row.prior_rank})",
         MISSING if row.images_per_second is None else format_number(row.images_per_second),
         f"{row.parameters / 1e6:.1f}",

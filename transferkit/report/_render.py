@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from transferkit.report._ranking import write_ranking
 from transferkit.report.sections import write_report
 from transferkit.types import Ranking, RunRecord
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["render", "render_ranking"]
 
@@ -41,6 +43,8 @@ def _encodable(html: str) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("transferkit.report"),
         autoescape=True,

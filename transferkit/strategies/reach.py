@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from transferkit.errors import OptionError, list_problems, unknown_name
-from transferkit.types import JOINED, SELECTED, Decision
+from transferkit.types import JOINED, SELECTED, Choice
 
 __all__ = ["TUNABLE", "check_tune", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_tuned"]
+
+C = TypeVar("C", bound=Choice)
 
 TOGETHER = (JOINED, SELECTED)
 
@@ -16,7 +19,7 @@ TUNABLE = ("few_layers", "many_layers", "surgical")
 """Strategies that train some stages whole, and so can be told which."""
 
 
-def read_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]:
+def read_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
     """The stages that the head reads: the decided one, or all of them for "joined" and "selected".
 
     Args:
@@ -37,12 +40,12 @@ def read_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]:
     return tuple(stages) if decision.stage in TOGETHER else (decision.stage,)
 
 
-def is_selected(decision: Decision) -> bool:
+def is_selected(decision: Choice) -> bool:
     """Whether the features that the head reads are weighted by the labels."""
     return decision.stage == SELECTED
 
 
-def reached_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]:
+def reached_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
     """The stages up to the last one that the head reads: beyond it no gradient arises.
 
     Raises:
@@ -58,7 +61,7 @@ def reached_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]
     return tuple(stages[: list(stages).index(last) + 1])
 
 
-def tuned_stages(decision: Decision, stages: Sequence[str]) -> tuple[str, ...]:
+def tuned_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
     """The stages that the decision names for training, stem -> head; none if it leaves them to the strategy.
 
     Raises:
@@ -102,7 +105,7 @@ def check_tune(strategy: str, tune: object) -> None:
         )
 
 
-def with_tuned(decision: Decision, tune: int | str | Sequence[str] | None, stages: Sequence[str]) -> Decision:
+def with_tuned(decision: C, tune: int | str | Sequence[str] | None, stages: Sequence[str]) -> C:
     """The decision with the stages that a person wants trained.
 
     Args:

@@ -5,13 +5,13 @@ What needs Lightning is imported when it is first asked for: a closed form does 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from transferkit.lazy import attach
 from transferkit.train.closed_form import Fitted, fit_closed_form
 from transferkit.train.heads import HEADS, HeadFit, choose_head, fit_heads
-from transferkit.train.holding_back import Fold, hold_back
 from transferkit.train.recipe import Recipe
+from transferkit.train.trainer_options import count_processes
 from transferkit.train.weighting import CLASS_WEIGHTS, class_weights
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transferkit.train.feeds import CutFeed
     from transferkit.train.freeze import FreezePlan, claims_table
     from transferkit.train.module import CutBatch, TransferModule
-    from transferkit.train.run import Runner, count_processes
+    from transferkit.train.run import Runner
     from transferkit.train.tuning import FineTuned, Judged, Task, fine_tune, judge_folds
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "CutFeed",
     "FineTuned",
     "Fitted",
-    "Fold",
     "FreezePlan",
     "FreezePlanCallback",
     "HeadFit",
@@ -47,11 +46,10 @@ __all__ = [
     "fine_tune",
     "fit_closed_form",
     "fit_heads",
-    "hold_back",
     "judge_folds",
 ]
 
-_LATER = {
+_HOMES = {
     "BlendRamp": "blending",
     "CutBatch": "module",
     "CutFeed": "feeds",
@@ -63,15 +61,9 @@ _LATER = {
     "Task": "tuning",
     "TransferModule": "module",
     "claims_table": "freeze",
-    "count_processes": "run",
     "fine_tune": "tuning",
     "judge_folds": "tuning",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.features import FeatureTable
+from transferkit.folds import Folds
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, TransferModel
 from transferkit.strategies import Plan
@@ -25,7 +26,8 @@ class Fitted:
     Args:
         model: In evaluation mode, on the CPU.
         head: "ridge", "logistic" or "average".
-        accuracy, log_loss: Of that head on held-back training images.
+        accuracy, log_loss: Of that head on held-back training images; NaN where nothing can be held back.
+        held_back: How many they were.
         reason: A sentence with the held-back numbers.
     """
 
@@ -33,6 +35,7 @@ class Fitted:
     head: str
     accuracy: float
     log_loss: float
+    held_back: int
     reason: str
 
 
@@ -47,6 +50,7 @@ def fit_closed_form(
     head: str = "auto",
     class_weight: str = "none",
     selection: Selection | None = None,
+    folds: Folds | None = None,
     seed: int = 0,
 ) -> Fitted:
     """The plan's classifier from banked features; the backbone's parameters no longer ask for gradients.
@@ -61,6 +65,7 @@ def fit_closed_form(
         head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
         class_weight: "none" or "balanced".
         selection: For a plan of selected features, if they were selected before.
+        folds: Which images are held back together; None: each image is independent of all others.
         seed: Of the folds, of the logistic head and of the selection.
 
     Raises:
@@ -74,6 +79,7 @@ def fit_closed_form(
         head=head,
         class_weight=class_weight,
         selection=selection,
+        folds=folds,
         seed=seed,
     )
     best = choose_head(fits)
@@ -83,7 +89,7 @@ def fit_closed_form(
         model.linear.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, _reason(best, fits))
+    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, best.held_back, _reason(best, fits))
 
 
 def _reason(best: HeadFit, fits: Sequence[HeadFit]) -> str:

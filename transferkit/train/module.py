@@ -28,6 +28,7 @@ from transferkit.train.recipe import Recipe
 from transferkit.train.schedule import PhasedSchedule
 from transferkit.train.sharding import Shards, fill_state
 from transferkit.train.targets import TargetScale
+from transferkit.train.trainer_options import check_sharding
 from transferkit.types import JOINED, TOP
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["CutBatch", "TransferModule", "check_sharding", "count_images"]
+__all__ = ["CutBatch", "TransferModule", "count_images"]
 
 
 class CutBatch(NamedTuple):
@@ -514,29 +515,6 @@ def _in_units(linear: torch.nn.Linear, scale: TargetScale) -> None:
     mean, std = _moments(scale, linear.weight)
     linear.weight.mul_(std.unsqueeze(1))
     linear.bias.mul_(std).add_(mean)
-
-
-def check_sharding(strategy: object) -> None:
-    """Whether a trainer's strategy leaves weights whole, or shares them out in the one way that is known here.
-
-    Args:
-        strategy: A Lightning trainer's, or the name that it goes by there.
-
-    Raises:
-        OptionError: If not.
-
-    Example:
-        >>> check_sharding("ddp")
-    """
-    kinds = pl.strategies
-    known = kinds.StrategyRegistry
-    kind = known[strategy]["strategy"] if isinstance(strategy, str) and strategy in known else type(strategy)
-    if issubclass(kind, (kinds.FSDPStrategy, kinds.DeepSpeedStrategy)):
-        raise OptionError(
-            f"{kind.__name__} shares weights out in a way that hides them from clipping, averages and the network that "
-            "is kept. Use trainer.strategy=fsdp, or in a trainer of your own ModelParallelStrategy(data_parallel_size="
-            "<number of processes>, tensor_parallel_size=1), which is PyTorch's FSDP2."
-        )
 
 
 def count_images(images: torch.Tensor | CutBatch) -> int:

@@ -12,8 +12,8 @@ import torch
 
 from transferkit.decision import usual_batch, usual_epochs, usual_folds
 from transferkit.errors import OptionError, list_problems, unknown_name
+from transferkit.folds import PARTS
 from transferkit.train.averaging import AVERAGES
-from transferkit.train.holding_back import PARTS
 from transferkit.train.schedule import SCHEDULES
 from transferkit.train.sharding import is_sharded
 

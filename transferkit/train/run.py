@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import pickle
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,109 +18,18 @@ from transferkit.nn import is_out_of_memory
 from transferkit.processes import agreed, connect, place
 from transferkit.progress import announce
 from transferkit.train.memory import CHECKPOINT, Memory, put_back, state_of
-from transferkit.train.module import TransferModule, check_sharding
+from transferkit.train.module import TransferModule
+from transferkit.train.trainer_options import check_options, device_options, launch_options, quietly, with_sharding
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 else:
     pl = lightning()
 
-__all__ = ["Runner", "count_processes"]
-
-QUIET = (
-    ".*does not have many workers.*",  # batches come from memory: workers would only copy them
-    ".*Consider setting `persistent_workers=True`.*",
-    ".*is smaller than the logging interval.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
-    ".*The `srun` command is available.*",
-    ".*validation_step` but have no `val_dataloader`.*",  # the last fit is on all images
-    ".*exists and is not empty.*",  # curves of a fit that was killed before its first checkpoint
-)
-"""Warnings of Lightning's that are about what is meant to be so here."""
-
-SPEAKERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "lightning")
-"""Loggers that tell of devices and processes."""
-
-OF_THE_RECIPE = (
-    "accumulate_grad_batches",
-    "callbacks",
-    "check_val_every_n_epoch",
-    "enable_checkpointing",
-    "fast_dev_run",
-    "gradient_clip_algorithm",
-    "gradient_clip_val",
-    "limit_val_batches",
-    "max_epochs",
-    "max_steps",
-    "max_time",
-    "min_epochs",
-    "min_steps",
-    "num_sanity_val_steps",
-    "overfit_batches",
-    "reload_dataloaders_every_n_epochs",
-    "use_distributed_sampler",
-    "val_check_interval",
-)
-"""Options of the trainer that are not for people to set: what is trained, judged and kept depends on them."""
-
-SHARDED = "fsdp"
-"""Name of the strategy that shares weights, gradients and the optimizer's state out among the processes."""
+__all__ = ["Runner"]
 
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 """What reading half a checkpoint, or one that is something else, can raise."""
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Whether these options of the trainer are for people to set, and such that training works with them.
-
-    Raises:
-        OptionError: If not.
-
-    Example:
-        >>> check_options({"precision": "bf16-mixed", "strategy": "ddp"})
-    """
-    if mine := sorted(set(OF_THE_RECIPE) & set(options)):
-        raise OptionError(
-            f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, "
-            "train.clip). For callbacks of your own use transferkit.TransferModule with your own trainer."
-        )
-    strategy = options.get("strategy")
-    if isinstance(strategy, pl.strategies.ModelParallelStrategy):
-        raise OptionError(f"Each fit needs such a strategy of its own: say trainer.strategy={SHARDED} instead.")
-    if strategy == SHARDED and options.get("sync_batchnorm"):
-        raise OptionError(
-            "trainer.sync_batchnorm is not for trainer.strategy=fsdp. Use norm=sync, which does the same."
-        )
-    if strategy != SHARDED:
-        check_sharding(strategy)
-
-
-def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
-    """How many processes a fit will be shared out among; known before any is connected, or started.
-
-    A trainer is made of the options to tell, so what it does not take is known before any work, too.
-
-    Args:
-        device: Where.
-        options: For the trainer.
-
-    Raises:
-        OptionError: If an option is not for people to set, or the trainer does not take it.
-
-    Example:
-        >>> count_processes(torch.device("cpu"), {"devices": 2, "num_nodes": 3})
-        6
-    """
-    check_options(options)
-    if not {*_launched(), *options}:
-        return 1
-    quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    try:
-        with _quiet():
-            return int(pl.Trainer(**_sharded({**_placed(device), **options, **quietly})).world_size)
-    except Exception as error:  # of many kinds, and all about the options: there is nothing else yet
-        said = str(error).split("\n")[0].replace("Trainer.__init__() got an", "there is an")
-        raise OptionError(f"Lightning's Trainer does not take these options: {said}") from error
 
 
 @dataclass(frozen=True)
@@ -219,7 +125,7 @@ class Runner:
         if taken_up and memory.folder is not None:
             checkpoint = memory.folder / CHECKPOINT
             announce(f"taking {name} up after epoch {len(memory.epochs)}", enabled=self.progress)
-        with _quiet(), _leaving(trainer):
+        with quietly(), _leaving(trainer):
             trainer.fit(module, train(share), held_back, ckpt_path=checkpoint)
 
     def _saved(self, folder: Path | None, name: str) -> dict[str, Any] | None:
@@ -270,7 +176,7 @@ class Runner:
             stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.stops_after, check_finite=True)
             callbacks.insert(0, stopping)
         settings: dict[str, Any] = {
-            **_placed(self.device),
+            **device_options(self.device),
             "max_epochs": recipe.epochs,
             "gradient_clip_val": recipe.clip or None,
             "accumulate_grad_batches": memory.parts,
@@ -283,8 +189,8 @@ class Runner:
             "default_root_dir": memory.folder,
         }
         check_options(self.options)
-        with _quiet():
-            trainer = pl.Trainer(callbacks=callbacks, **_sharded({**settings, **self.options}))
+        with quietly():
+            trainer = pl.Trainer(callbacks=callbacks, **with_sharding({**settings, **self.options}))
         _check_launch(trainer)
         return trainer
 
@@ -305,36 +211,6 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def _placed(device: torch.device) -> dict[str, Any]:
-    """What the trainer must know to run there."""
-    return {
-        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
-        "devices": 1 if device.index is None or device.type == "cpu" else [device.index],
-        **_launched(),
-    }
-
-
-def _launched() -> dict[str, Any]:
-    """What the trainer must know where torchrun started the processes: their number is that of the devices."""
-    if "LOCAL_WORLD_SIZE" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return {}
-    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    return {"devices": here, "num_nodes": everywhere // here, "strategy": "ddp" if everywhere > 1 else "auto"}
-
-
-def _sharded(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of a trainer, the name "fsdp" replaced by what it stands for here: Lightning's own of that name is the
-    first FSDP, whose flat parameters nothing but its own methods can clip or average."""
-    if settings.get("strategy") != SHARDED:
-        return settings
-    places = {name: settings[name] for name in ("accelerator", "devices", "num_nodes") if name in settings}
-    world = pl.Trainer(**places, strategy="ddp", logger=False, enable_checkpointing=False).world_size
-    strategy = pl.strategies.ModelParallelStrategy(
-        data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
-    return {**settings, "strategy": strategy}
-
-
 def _check_launch(trainer: pl.Trainer) -> None:
     """Processes are to run all of the program: what a fit measured would stay behind in those that run only the fit."""
     if isinstance(trainer.strategy.launcher, pl.strategies.launchers._MultiProcessingLauncher):
@@ -342,7 +218,7 @@ def _check_launch(trainer: pl.Trainer) -> None:
             "Processes that are forked or spawned for training alone cannot hand back what they measured. Use "
             "trainer.strategy=ddp in a script, or one device in a notebook."
         )
-    started = int(_launched().get("devices", 1)) * int(_launched().get("num_nodes", 1))
+    started = int(launch_options().get("devices", 1)) * int(launch_options().get("num_nodes", 1))
     if started > 1 and trainer.world_size != started:
         raise OptionError(
             f"{started} processes were started, but trainer.devices and trainer.num_nodes ask for "
@@ -365,20 +241,3 @@ def _leaving(trainer: pl.Trainer) -> Iterator[None]:
         raise
     if trainer.interrupted:  # older Lightnings return as if all were well
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's words about devices and workers."""
-    loggers = [logging.getLogger(name) for name in SPEAKERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for message in QUIET:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

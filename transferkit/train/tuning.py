@@ -22,6 +22,7 @@ import torch
 
 from transferkit.decision import TELLING
 from transferkit.features import FeatureTable
+from transferkit.folds import Fold, Folds
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
 from transferkit.nn.norm import recalibrate_statistics
@@ -29,7 +30,6 @@ from transferkit.processes import agreed, connect
 from transferkit.strategies import Plan, scaled_plan
 from transferkit.train.closed_form import fit_closed_form
 from transferkit.train.heads import HeadFit, choose_head, fit_heads
-from transferkit.train.holding_back import Fold
 from transferkit.train.losses import TASKS
 from transferkit.train.memory import Memory
 from transferkit.train.module import TransferModule, count_images
@@ -72,7 +72,7 @@ class Task:
         probe: The closed-form plan to be held against.
         backbone: Left as it is.
         table: Rows of features of the N images at hand, training first, then validation if there is any.
-        labels: (N,) int in [0, K).
+        folds: Their labels, and which of them are held back together.
         classes: K names.
         pooling: As the features were pooled.
         feed: Makes the batches.
@@ -89,7 +89,7 @@ class Task:
     probe: Plan
     backbone: Backbone
     table: FeatureTable
-    labels: Indices
+    folds: Folds
     classes: Sequence[str]
     pooling: str
     feed: Feed
@@ -105,6 +105,11 @@ class Task:
     def seen(self) -> FeatureTable:
         """Rows of the pictures that the network is trained on."""
         return self.table if self.start is None else self.start
+
+    @property
+    def labels(self) -> Indices:
+        """(N,) int in [0, K)."""
+        return self.folds.labels
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,8 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
     left = range(len(begun), len(folds))
     trials = (*begun, *(_try(task, folds[number], runner, f"fold-{number}") for number in left))
     best = _best_epoch(trials)
-    labels = np.concatenate([task.labels[trial.fold.held_back] for trial in trials])
+    held_back = np.concatenate([trial.fold.held_back for trial in trials])
+    labels, counting = task.labels[held_back], task.folds.shares[held_back]
     tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
     diverged = not np.isfinite(tuned).all()
     weights = _class_weights(task, task.labels)
@@ -171,7 +177,8 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
         np.concatenate([trial.probe for trial in trials]),
         np.zeros_like(tuned) if diverged else tuned,
         labels,
-        None if weights is None else weights[labels],
+        counting if weights is None else counting * weights[labels],
+        shares=None if weights is None else counting,
     )
     if diverged:  # zeros say nothing; where the probe is bad enough, even that would do better
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
@@ -294,6 +301,7 @@ def _solve(task: Task, table: FeatureTable, plan: Plan, positions: Indices) -> H
         classes=len(task.classes),
         head=task.head,
         class_weight=task.class_weight,
+        folds=task.folds.take(positions),
         seed=task.seed,
     )
     return choose_head(fits)
@@ -431,6 +439,7 @@ def _compose(
             head=task.head,
             class_weight=task.class_weight,
             selection=task.selection,
+            folds=task.folds.take(positions),
             seed=task.seed,
         ).model
         members.append(_scaled(probe, (1 - weight) / verdict.temperatures[0]))

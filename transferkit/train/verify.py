@@ -34,7 +34,14 @@ class Verdict:
     temperatures: tuple[float, float]
 
 
-def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64], weights: Array | None = None) -> Verdict:
+def verify(
+    probe: Array,
+    tuned: Array,
+    labels: npt.NDArray[np.int64],
+    weights: Array | None = None,
+    *,
+    shares: Array | None = None,
+) -> Verdict:
     """Compare both, and averages of their calibrated logits, on images that neither was fitted to.
 
     Kept is what has the lowest log loss among all that are as accurate as the best, within one standard error of an
@@ -44,6 +51,7 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64], weights: A
         probe, tuned: (N, K) logits.
         labels: (N,) int in [0, K).
         weights: (N,) > 0, what each image counts in accuracies and losses; None counts all alike.
+        shares: (N,) > 0, what each image counts in a plain accuracy, whatever the class; None: that is not asked for.
 
     References:
         Wortsman et al., CVPR 2022, average the weights of a zero-shot and a fine-tuned network. Deviation: logits are
@@ -57,7 +65,7 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64], weights: A
     temperatures = (fit_temperature(probe, labels), fit_temperature(tuned, labels))
     calibrated = (probe / temperatures[0], tuned / temperatures[1])
     counting = np.ones(len(labels)) if weights is None else weights / weights.mean()
-    candidates = tuple(_judge(weight, *calibrated, labels, counting) for weight in WEIGHTS)
+    candidates = tuple(_judge(weight, *calibrated, labels, counting, shares) for weight in WEIGHTS)
     best = max(candidate.accuracy for candidate in candidates)
     error = np.sqrt(best * (1 - best) / len(labels))
     least = max(candidates[0].accuracy, best - error)
@@ -66,7 +74,14 @@ def verify(probe: Array, tuned: Array, labels: npt.NDArray[np.int64], weights: A
     return Verdict(candidates, kept, temperatures)
 
 
-def _judge(weight: float, probe: Array, tuned: Array, labels: npt.NDArray[np.int64], counting: Array) -> Candidate:
+def _judge(
+    weight: float,
+    probe: Array,
+    tuned: Array,
+    labels: npt.NDArray[np.int64],
+    counting: Array,
+    shares: Array | None,
+) -> Candidate:
     logits = weight * tuned + (1 - weight) * probe
     right = logits.argmax(axis=1) == labels
     # One difference more than counted: agreement on all images does not make the gain certain.
@@ -77,4 +92,5 @@ def _judge(weight: float, probe: Array, tuned: Array, labels: npt.NDArray[np.int
         accuracy=float(np.average(right, weights=counting)),
         log_loss=max(0.0, log_loss(softmax(logits, axis=1), labels, counting)),
         gain_error=float(np.sqrt(differences) / len(labels)) if weight else 0.0,
+        plain_accuracy=None if shares is None else float(np.average(right, weights=shares)),
     )

@@ -7,7 +7,6 @@ asks only what is affordable, at the pace of the first pass.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ import numpy.typing as npt
 from transferkit.data import Data
 from transferkit.errors import DataError
 from transferkit.features import FeatureTable, FrozenPass, average_tables
+from transferkit.folds import Folds
 from transferkit.measure import fit_ridge, fitting_threads, stratified_sample
 from transferkit.mirror import MirrorCheck, check_mirroring
 from transferkit.processes import agreed
-from transferkit.train import class_weights, hold_back
+from transferkit.train import class_weights
 from transferkit.types import Preprocessing, ViewComparison, ViewScore
 from transferkit.views.asked import (
     AUTO_VIEWS,
@@ -120,20 +120,25 @@ class _Passes:
 
 @dataclass(frozen=True)
 class _Judged:
-    """The joined probe on one way of seeing the compared images: which are right while held back."""
+    """The joined probe on one way of seeing the compared images.
+
+    Args:
+        right: (N,) which are classified right while held back.
+        counting: (N,) what each image counts.
+        accuracy, squared_error: Held back.
+        folds: Who is held back with whom.
+    """
 
     right: npt.NDArray[np.bool_]
+    counting: npt.NDArray[np.float64]
+    accuracy: float
     squared_error: float
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.mean())
+    folds: Folds
 
     def gain(self, other: _Judged) -> tuple[float, float]:
         """Accuracy beyond that of the other, and its standard error, image by image."""
-        # One difference more than counted: agreement on all images does not make the gain certain.
-        differences = np.count_nonzero(self.right != other.right) + 1
-        return self.accuracy - other.accuracy, math.sqrt(differences) / len(self.right)
+        differences = self.right.astype(np.float64) - other.right
+        return self.accuracy - other.accuracy, self.folds.standard_error(differences, self.counting)
 
 
 def choose_views(
@@ -201,7 +206,7 @@ class _Look:
         self.image_seconds, self.allowed = image_seconds, allowed
         self.class_weight, self.seed = class_weight, seed
         self.train = data.indices("train")
-        self.labels = data.labels[self.train]
+        self.folds = data.folds.take(self.train)
         self.sizes = image_sizes(data)
         self.compared = self._sample()
         self.left = allowed
@@ -283,13 +288,13 @@ class _Look:
         if len(self.train) < LEAST_MIRRORED:
             return None
         try:
-            folds = hold_back(self.labels, self.data.groups[self.train], folds=FOLDS, seed=self.seed)
+            folds = self.folds.split(FOLDS, seed=self.seed)
         except DataError:  # no class can spare an image
             return None
         start = self.asked.start
         return check_mirroring(
             self.passes.everyone(start).take(self.train),
-            self.labels,
+            self.folds,
             lambda positions: self.passes.some(start, self.train[positions], mirrored=True),
             classes=self.data.summary.num_classes,
             folds=folds,
@@ -318,10 +323,11 @@ class _Look:
     # ---- What held-back images say ----------------------------------------------------------------------------------
 
     def _sample(self) -> Indices:
-        """Training images that views are compared on."""
-        present = len(np.unique(self.labels))
-        images = min(len(self.labels), max(COMPARED, COMPARED_PER_CLASS * present))
-        return self.train[stratified_sample(self.labels, images, np.random.default_rng(self.seed))]
+        """Training images that views are compared on, those side by side that are held back together."""
+        labels = self.folds.labels
+        images = min(len(labels), max(COMPARED, COMPARED_PER_CLASS * len(np.unique(labels))))
+        chosen = self.train[stratified_sample(labels, images, np.random.default_rng(self.seed))]
+        return chosen[self.data.folds.take(chosen).order]
 
     def _judge(self, names: Sequence[str], candidates: Sequence[str], mirror: bool) -> dict[str, _Judged | None]:
         """Name of a geometry or an average -> how it does; None for all where nothing can be told apart."""
@@ -330,25 +336,31 @@ class _Look:
             ways[joined_name(names, False)] = [(name, False) for name in names]
         if mirror:
             ways[joined_name(names, True)] = [(name, mirrored) for mirrored in (False, True) for name in names]
-        labels = self.data.labels[self.compared]
-        if len(ways) == 1 or np.bincount(labels).max() < 2:
+        folds = self.data.folds.take(self.compared)
+        if len(ways) == 1 or not folds.measurable:
             return dict.fromkeys(ways)
         return {
-            name: self._score([self.passes.some(geometry, self.compared, mirrored=m) for geometry, m in seen], labels)
+            name: self._score([self.passes.some(geometry, self.compared, mirrored=m) for geometry, m in seen], folds)
             for name, seen in ways.items()
         }
 
-    def _score(self, tables: Sequence[FeatureTable], labels: Indices) -> _Judged:
+    def _score(self, tables: Sequence[FeatureTable], folds: Folds) -> _Judged | None:
         table = average_tables(tables)
-        with fitting_threads(len(labels)):
-            fit = fit_ridge(
+        with fitting_threads(len(folds)):
+            path = fit_ridge(
                 table.chunks,
-                labels,
+                folds.labels,
                 table.blocks,
                 classes=self.data.summary.num_classes,
-                weights=class_weights(labels, self.class_weight),
-            )
-        return _Judged(fit.path.right[fit.path.best], float(fit.path.squared_error[fit.path.best]))
+                weights=class_weights(folds.labels, self.class_weight),
+                folds=folds,
+            ).path
+        if not path.known:
+            return None
+        best = path.best
+        return _Judged(
+            path.right[best], path.counting, float(path.accuracy[best]), float(path.squared_error[best]), folds
+        )
 
     def _honest(
         self, names: tuple[str, ...], mirror: bool, scores: dict[str, _Judged | None]

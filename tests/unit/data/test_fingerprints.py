@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from transferkit.data import fingerprints
-from transferkit.data.fingerprints import array_digest, difference_hash, near_pairs, thumb
+from transferkit.data.fingerprints import array_digest, difference_hash, near_pairs, near_twins, thumb
 
 
 def blurred(seed: int, side: int = 128) -> Image.Image:
@@ -82,3 +82,9 @@ def test_array_digests_tell_shape_and_dtype_apart() -> None:
     different = [values, values.T, values.view(np.int8), values + 1]
     assert len({array_digest(array) for array in different}) == 4
     assert array_digest(np.asfortranarray(values)) == array_digest(values)
+
+
+def test_twins_are_found_in_every_split_the_smaller_index_first():
+    images = [blurred(1), blurred(2), recompressed(blurred(1)), blurred(3), blurred(2).resize((64, 64))]
+    hashes = np.array([difference_hash(image) for image in images], dtype=np.uint64)
+    assert near_twins(hashes, np.stack([thumb(image) for image in images])).tolist() == [[0, 2], [1, 4]]

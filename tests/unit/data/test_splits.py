@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.data import stratified_split
-from transferkit.data.splits import merged_groups
 from transferkit.errors import OptionError
 
 labels_of = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(lambda values: np.array(values, dtype=np.int64))
@@ -70,8 +69,3 @@ def test_the_seed_decides() -> None:
 def test_shares_that_leave_nothing(val: float, test: float, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         stratified_split(np.zeros(4, dtype=np.int64), np.arange(4), val=val, test=test, seed=0)
-
-
-def test_merged_groups_are_transitive() -> None:
-    people, pictures = np.array([1, 1, 2, 3, 4]), np.array([7, 8, 8, 9, 9])
-    assert merged_groups(people, pictures).tolist() == [0, 0, 0, 3, 3]

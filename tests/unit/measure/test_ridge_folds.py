@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from transferkit.measure import PENALTIES, fit_ridge, ridge, ridge_paths
+from transferkit import folds
+from transferkit.measure import PENALTIES, fit_ridge, ridge_paths
 
 
 def scaled(features, width):
@@ -16,9 +15,9 @@ def scaled(features, width):
     return centred / centred.std(axis=0) / np.sqrt(width)
 
 
-def refit_without(folds, known, labels, classes, penalty, weights):
+def refit_without(sets, known, labels, classes, penalty, weights):
     scores = np.empty((len(labels), classes))
-    for fold in folds:
+    for fold in sets:
         others = np.setdiff1d(np.arange(len(labels)), fold)
         model = Ridge(alpha=penalty).fit(known[others], np.eye(classes)[labels[others]], sample_weight=weights[others])
         scores[fold] = model.predict(known[fold])
@@ -41,33 +40,13 @@ def test_held_back_scores_equal_refitting_without_the_fold(width, weighted):
     fit = fit_ridge(
         lambda: [features], labels, {"s": slice(0, width)}, classes=3, weights=weights if weighted else None
     )
-    norms = ((features - mean) ** 2 / deviation**2 * weights[:, None]).sum(axis=1)
-    turn = np.array([np.count_nonzero(norms[labels == label] < norms[i]) for i, label in enumerate(labels)])
-    folds = [np.flatnonzero(turn == number) for number in range(turn.max() + 1)]
-    expected = refit_without(folds, known, labels, 3, fit.penalty, weights)
+    turn = np.array([np.count_nonzero(labels[:i] == label) for i, label in enumerate(labels)])
+    sets = [np.flatnonzero(turn == number) for number in range(turn.max() + 1)]
+    expected = refit_without(sets, known, labels, 3, fit.penalty, weights)
     np.testing.assert_allclose(fit.held_back, expected, atol=2e-3)
     path = ridge_paths(lambda: [features], labels, {"s": slice(0, width)}, classes=3, weights=weights)["s"]
     best = int(np.flatnonzero(path.penalties == fit.penalty)[0])
     np.testing.assert_array_equal(path.right[best], expected.argmax(axis=1) == labels)
-
-
-labelled = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
-
-
-@given(labels=labelled, size=st.integers(1, 8))
-def test_every_image_is_in_one_fold_that_holds_no_class_twice_and_no_more_than_allowed(labels, size):
-    folds = [fold for group in ridge._folds(labels, size, np.zeros(len(labels))).values() for fold in group]
-    assert sorted(np.concatenate(folds)) == list(range(len(labels)))
-    for fold in folds:
-        assert len(fold) <= size
-        assert len(set(labels[fold])) == len(fold)
-
-
-def test_large_classes_are_left_out_one_by_one_and_small_ones_never_all_at_once():
-    assert ridge._fold_size(np.repeat([0, 1], ridge.LARGE_CLASS), 2) == 1
-    assert ridge._fold_size(np.repeat([0, 1, 2], 5), 3) == 3
-    assert ridge._fold_size(np.arange(6), 6) == 3  # one image of each class: something must be left to learn from
-    assert ridge._fold_size(np.repeat(np.arange(1000), 5), 1000) == ridge.FOLD_SIZE
 
 
 def test_small_classes_without_any_signal_score_chance_where_single_images_score_below_it(monkeypatch):
@@ -83,5 +62,5 @@ def test_small_classes_without_any_signal_score_chance_where_single_images_score
         return np.mean(found)
 
     assert accuracy() == pytest.approx(0.25, abs=0.04)
-    monkeypatch.setattr(ridge, "LARGE_CLASS", 0)
+    monkeypatch.setattr(folds, "LARGE_CLASS", 0)
     assert accuracy() < 0.15

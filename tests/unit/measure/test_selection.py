@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 
 from tests.unit.measure.problems import chunked, least_squares, make_problem, refit_without_each, scaled
 from transferkit.errors import DataError
+from transferkit.folds import Folds
 from transferkit.measure import selection
 from transferkit.measure.ridge import fit_ridge
 from transferkit.measure.selection import PENALTIES, SHARES, select_features
@@ -69,7 +70,7 @@ def by_hand(features, labels, blocks, fitted, share, penalty):
 def test_scores_of_every_fold_equal_the_same_steps_taken_one_by_one(widths):
     features, labels, blocks = make_problem(5, images=36, widths=widths)
     chosen = choose(features, labels, blocks)
-    fold = selection._folds(labels, np.random.default_rng(0))
+    fold = Folds.alone(labels).deal(seed=0)
     for held in range(5):
         rest = fold == held
         scores = by_hand(features, labels, blocks, np.flatnonzero(~rest), chosen.share, chosen.penalty)
@@ -95,7 +96,7 @@ def test_labels_drawn_at_random_are_not_predicted():
         chosen = choose(features, labels, blocks)
         found.append(chosen.accuracy)
         # What the figure would be with the selection outside the folds: the test must be able to see that.
-        fold = selection._folds(labels, np.random.default_rng(seed))
+        fold = Folds.alone(labels).deal(seed=seed)
         known = scaled(features, blocks) * chosen.emphasis
         for held in range(5):
             fit = Ridge().fit(known[fold != held], np.eye(3)[labels[fold != held]])
@@ -120,7 +121,7 @@ def test_a_handful_of_images_gives_finite_numbers(images):
     chosen = choose(features, labels, blocks)
     assert np.isfinite(chosen.scores).all()
     assert chosen.kept >= 1
-    assert np.isfinite([chosen.gain, chosen.gain_error, chosen.squared_error]).all()
+    assert np.isfinite([chosen.gain, chosen.gain_error, chosen.squared_error]).all() == chosen.known == (images > 3)
 
 
 def test_constant_features_are_never_kept():

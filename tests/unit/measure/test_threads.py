@@ -4,7 +4,6 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from transferkit.measure import fitting_threads
-from transferkit.measure import threads as module
 from transferkit.measure.threads import SMALL
 
 
@@ -19,18 +18,10 @@ def test_few_images_get_one_thread():
     assert threads() == before
 
 
-@pytest.mark.parametrize(("all_threads", "crowded"), [(0.02, False), (0.5, True)])
-def test_many_images_get_all_threads_unless_these_get_in_each_others_way(monkeypatch, all_threads, crowded):
-    monkeypatch.setattr(module, "_seconds", lambda limit: 0.01 if limit == 1 else all_threads)
+def test_many_images_get_all_threads_whatever_the_load_of_the_machine():
     before = threads()
     with fitting_threads(SMALL + 1):
-        assert threads() == ([1] * len(before) if crowded else before)
-    assert threads() == before
-
-
-def test_the_trial_really_runs_and_leaves_the_threads_alone():
-    before = threads()
-    assert module._seconds(1) > 0
+        assert threads() == before
     assert threads() == before
 
 

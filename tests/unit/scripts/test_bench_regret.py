@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import bench_regret
 import numpy as np
 import pytest
-from bench_regret import Cell, Lesson, interval, regress, relative_costs, restore, score, shrink
+from regret import policies as ways
+from regret.cells import Cell, restore
+from regret.learning import Lesson, regress
+from regret.running import shrink
+from regret.scoring import interval, relative_costs, score
 
 from transferkit.data import open_data
 from transferkit.types import JOINED, SELECTED
@@ -75,9 +78,9 @@ CELLS = [
 def policies(monkeypatch):
     """Those that the toy cells have the heads for."""
     known = ("mode=evidence", "best constant", "always joined, ridge", "cross-validation of everything")
-    monkeypatch.setattr(bench_regret, "POLICIES", {name: bench_regret.POLICIES[name] for name in known})
-    monkeypatch.setattr(bench_regret, "_learned", {})
-    monkeypatch.setattr(bench_regret, "_constants", {})
+    monkeypatch.setattr(ways, "POLICIES", {name: ways.POLICIES[name] for name in known})
+    monkeypatch.setattr(ways, "_learned", {})
+    monkeypatch.setattr(ways, "_constants", {})
 
 
 def test_regret_is_what_the_best_strategy_has_more(policies):

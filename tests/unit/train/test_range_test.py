@@ -19,9 +19,10 @@ from tests.unit.train.test_tuning import make_task  # noqa: F401 - a fixture
 from tests.unit.train.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.data.loading import EpochSampler
 from transferkit.errors import OptionError
+from transferkit.folds import Fold
 from transferkit.nn import TransferModel, cut
 from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan
-from transferkit.train import Fold, Runner, fine_tune
+from transferkit.train import Runner, fine_tune
 from transferkit.train.module import CutBatch, TransferModule
 from transferkit.train.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
 from transferkit.train.recipe import MOMENTUM, Recipe

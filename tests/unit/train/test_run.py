@@ -25,7 +25,8 @@ from transferkit.train import run as run_module
 from transferkit.train.memory import CHECKPOINT, Memory
 from transferkit.train.module import CutBatch, TransferModule
 from transferkit.train.recipe import Recipe
-from transferkit.train.run import Runner, count_processes
+from transferkit.train.run import Runner
+from transferkit.train.trainer_options import OF_THE_RECIPE, count_processes
 
 N, HELD_BACK = 20, 10
 
@@ -444,7 +445,7 @@ def test_any_other_error_is_not_mistaken_for_memory(before_batch):
 # ---- Options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", run_module.OF_THE_RECIPE)
+@pytest.mark.parametrize("name", OF_THE_RECIPE)
 def test_what_the_recipe_sets_is_not_for_the_trainers_options(name):
     with pytest.raises(OptionError, match=f"trainer.{name}: these are set by the recipe"):
         count_processes(torch.device("cpu"), {name: 1})
@@ -520,7 +521,7 @@ def test_a_batch_must_be_enough_for_all_processes():
 
 
 def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(run_module, "_launched", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
+    monkeypatch.setattr(run_module, "launch_options", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
     runner = Runner(device=torch.device("cpu"), options={"devices": 1}, progress=False)
     with pytest.raises(OptionError, match="2 processes were started, but trainer.devices and .* ask for 1"):
         fit(None, runner=runner)

@@ -27,9 +27,10 @@ from tests.unit.train.training_toys import (
     trunk_names,
 )
 from transferkit.features import FeatureBank, frozen_pass
+from transferkit.folds import Fold, Folds
 from transferkit.nn import Blend, TransferModel, logits_of
 from transferkit.strategies import Plan
-from transferkit.train import Fold, Recipe, Runner, fine_tune, hold_back, tuning
+from transferkit.train import Recipe, Runner, fine_tune, tuning
 from transferkit.train import Task as TuningTask
 
 IMAGES = 30
@@ -71,7 +72,7 @@ def make_task(tmp_path):
             probe=PROBE,
             backbone=backbone,
             table=table,
-            labels=labels,
+            folds=Folds.alone(labels),
             classes=[f"class {number}" for number in range(CLASSES)],
             pooling="avg",
             feed=feed,
@@ -212,7 +213,7 @@ def test_a_last_training_that_diverges_returns_the_probe(make_task, keep, monkey
 def test_folds_choose_and_all_images_are_trained_on(make_task, keep):
     keep(0.5)
     task = make_task(epochs=3)
-    folds = hold_back(task.labels, np.arange(IMAGES), folds=2)
+    folds = task.folds.split(2)
     tuned = run(task, folds=folds, refit=True)
     record = tuned.record
     assert record.held_back == sum(len(fold.held_back) for fold in folds)
@@ -338,7 +339,7 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
     monkeypatch.setattr(Runner, "fit", fit)
     monkeypatch.setattr(tuning, "TELLING", enough)
     monkeypatch.setattr(tuning, "SEPARATED", separated)
-    folds = hold_back(draw_pictures()[1], np.arange(IMAGES), folds=2, seed=0)
+    folds = Folds.alone(draw_pictures()[1]).split(2)
     tuned = run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
     second = [("fold-1", 0.1), ("fold-1-faster", 0.3)] if both == 2 else [("fold-1", 0.3)]
     assert fits == [

@@ -117,3 +117,15 @@ def test_images_that_count_more_count_more():
     verdict = verify(fair, crowd, labels, weights)
     assert [verdict.candidates[place].accuracy for place in (0, -1)] == pytest.approx([4 / 6, 3 / 6])
     assert verdict.kept.accuracy >= 4 / 6
+
+
+def test_what_counts_by_class_is_judged_plainly_as_well():
+    labels = np.array([0, 0, 0, 1])
+    probe, tuned = np.eye(2)[[0, 0, 0, 0]], np.eye(2)[[0, 1, 1, 1]]
+    weights = np.array([2.0, 2.0, 2.0, 6.0])  # each class counts the same
+    weighted = verify(probe, tuned, labels, weights, shares=np.ones(4))
+    assert [(c.accuracy, c.plain_accuracy) for c in weighted.candidates[:: len(WEIGHTS) - 1]] == [
+        (pytest.approx(0.5), 0.75),
+        (pytest.approx(2 / 3), 0.5),
+    ]
+    assert verify(probe, tuned, labels).kept.plain_accuracy is None

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from transferkit.errors import OptionError, unknown_name
 from transferkit.measure.transferability._inputs import (
@@ -192,6 +191,8 @@ def parc(
         >>> parc(alike, np.array([0, 0, 1, 1])) > 0.7
         True
     """
+    from scipy.stats import rankdata
+
     wide, labels = check_features(features, labels)
     if max_images < 2:
         raise OptionError(f"max_images must be >= 2, got {max_images!r}.")

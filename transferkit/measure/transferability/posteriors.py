@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from transferkit.errors import OptionError
 from transferkit.measure.transferability._inputs import (
@@ -160,6 +158,9 @@ def nleep(
 
 def _posteriors(points: Floats, components: int, seed: int) -> Floats:
     """(N, M) probabilities of the components, whatever the order of the points."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     # The mixture's start draws points by position: sorted, the same points are drawn in whatever order they came.
     order = np.lexsort(points.T[::-1])
     mixture = GaussianMixture(components, covariance_type="diag", random_state=seed)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.errors import OptionError
+from transferkit.folds import Folds
 from transferkit.measure.knn import knn_accuracy
 from transferkit.measure.ridge import ridge_paths
 from transferkit.measure.transferability._inputs import check_features
@@ -15,18 +16,25 @@ from transferkit.measure.transferability._inputs import check_features
 __all__ = ["knn", "press"]
 
 
-def knn(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]], *, k: int = 5) -> float:
+def knn(
+    features: npt.NDArray[np.floating[Any]],
+    labels: npt.NDArray[np.integer[Any]],
+    *,
+    k: int = 5,
+    folds: Folds | None = None,
+) -> float:
     """Leave-one-out accuracy of a cosine-weighted vote of k nearest neighbours; higher is better.
 
-    Safe for N < D and constant features. A class with one image is never right.
+    Safe for N < D and constant features. The only image of a class does not count.
 
     Args:
         features: (N, D) float, one pooled vector per image; centred here.
         labels: (N,) int in [0, K); at least 2 classes present.
         k: Neighbours, >= 1; no more than N - 1 are used.
+        folds: Which images are held back together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1].
+        Accuracy in [0, 1]; NaN where no image can be held back without its class.
 
     Raises:
         DataError: Features or labels cannot be used.
@@ -46,21 +54,25 @@ def knn(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[
     wide, labels = check_features(features, labels)
     if k < 1:
         raise OptionError(f"k must be >= 1, got {k!r}.")
-    return knn_accuracy(wide.astype(np.float32), labels, k=k)
+    return knn_accuracy(wide.astype(np.float32), labels, k=k, folds=folds)
 
 
-def press(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
+def press(
+    features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]], *, folds: Folds | None = None
+) -> float:
     """Held-back accuracy of ridge regression on one-hot targets, its penalty chosen likewise; higher is better.
 
-    Exact: images are left out one by one where classes are large, else one of each class at a time. Safe for N < D and
-    constant features. A class with one image is hardly ever right.
+    Exact: groups of images are left out one by one where classes are large, else one of each class at a time. Safe for
+    N < D and constant features. The only image of a class does not count.
 
     Args:
         features: (N, D) float, one pooled vector per image; scaled to unit variance here.
         labels: (N,) int in [0, K); at least 2 classes present.
+        folds: Which images are held back together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1] at the penalty with the lowest held-back squared error.
+        Accuracy in [0, 1] at the penalty with the lowest held-back squared error; NaN where no image can be held back
+        without its class.
 
     Raises:
         DataError: Features or labels cannot be used.
@@ -81,5 +93,11 @@ def press(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.intege
     wide, labels = check_features(features, labels)
     narrow = wide.astype(np.float32)
     whole = {"features": slice(0, narrow.shape[1])}
-    path = ridge_paths(lambda: [narrow], labels, whole, classes=int(labels.max()) + 1)["features"]
+    # Without content to number images by, their features do: the order they come in must not matter.
+    folds = Folds.alone(labels).numbered(np.lexsort((narrow[:, 0], narrow.sum(axis=1)))) if folds is None else folds
+    order = folds.order
+    narrow, labels = narrow[order], labels[order]
+    path = ridge_paths(lambda: [narrow], labels, whole, classes=int(labels.max()) + 1, folds=folds.take(order))[
+        "features"
+    ]
     return float(path.accuracy[path.best])

@@ -90,11 +90,13 @@ def _describe_fine_tuning(decision: Decision, training: TrainingRecord | None) -
 
 
 def _write_option(option: Alternative, record: RunRecord) -> Option:
-    decision = record.decision
+    decision, expected = record.decision, format_percent(option.expected_accuracy)
+    if option is decision.expected and decision.expected_before is not None:
+        expected += f" (before fitting {format_percent(decision.expected_before.expected_accuracy)})"
     return Option(
         strategy=capitalise(name_strategy(option.strategy)),
         stage=name_stage(option.stage, record.evidence.backbone),
-        expected=format_percent(option.expected_accuracy),
+        expected=expected,
         interval=format_range(option.low, option.high),
         cost=format_seconds(option.cost_seconds),
         chosen=(option.strategy, option.stage) == (decision.strategy, decision.stage),

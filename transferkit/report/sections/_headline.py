@@ -18,7 +18,7 @@ from transferkit.report._words import (
 from transferkit.report.sections._kept import held_back_interval, name_held_back, name_kept
 from transferkit.report.sections._stages import chosen_probe
 from transferkit.report.sections._timings import total_seconds
-from transferkit.types import RunRecord, TrainingRecord
+from transferkit.types import Alternative, RunRecord, TrainingRecord
 
 __all__ = ["Headline", "write_headline"]
 
@@ -58,7 +58,7 @@ def write_headline(record: RunRecord) -> Headline:
             low=0.0,
             high=0.0,
             at=0.0,
-            caveat="There is neither a held-out split nor a probe of the chosen stage.",
+            caveat="There are no test images, and no training image could be held back from the fit.",
             sentence=sentence,
             facts=facts,
         )
@@ -88,6 +88,14 @@ def _describe_model(record: RunRecord) -> str:
     return f"{text}, averaged with {name_strategy('linear_probe')}." if kept == "average" else f"{text}."
 
 
+def _promised_accuracy(expected: Alternative, images: int) -> tuple[float, float, float, str, str]:
+    caveat = (
+        f"There is no held-out split: this was measured on {name_held_back(images)} and corrected for the choices made "
+        "on them."
+    )
+    return expected.expected_accuracy, expected.low, expected.high, "expected accuracy on new images", caveat
+
+
 def _held_back_accuracy(training: TrainingRecord) -> tuple[float, float, float, str, str]:
     low, high = held_back_interval(training.kept, training.held_back)
     subject = f"of the {name_held_back(training.held_back)} recognised"
@@ -105,18 +113,21 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
         if scores is not None:
             if record.is_disappointing(split) and record.decision.expected is not None:
                 expected = record.decision.expected
+                source = "held-back" if record.decision.held_back else "training"
                 caveat += (
-                    f" From the training images {format_range(expected.low, expected.high)} was expected: these differ."
+                    f" From the {source} images {format_range(expected.low, expected.high)} was expected: these differ."
                 )
             subject = f"of {plural(scores.images, f'{name_split(split)} image')} recognised"
             return scores.accuracy, scores.low, scores.high, subject, caveat
+    if record.decision.held_back and record.decision.expected is not None:
+        return _promised_accuracy(record.decision.expected, record.decision.held_back)
     if record.training is not None:
         return _held_back_accuracy(record.training)
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
-    if probe is None:
+    if probe is None or probe.accuracy is None:
         return None
     subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised while held back"
     caveat = (
         "There is no held-out split: this is what a linear classifier names right of the images held back from its fit."
     )
-    return probe.accuracy, probe.low, probe.high, subject, caveat
+    return (*probe.interval, subject, caveat)

@@ -13,6 +13,12 @@ from transferkit.types import JOINED, SELECTED, ProbeScore, RunRecord
 __all__ = ["Stages", "write_stages", "chosen_probe"]
 
 
+UNKNOWN = (
+    "Which stage classifies best is unknown: every class has one training image, or one group of images, so that none "
+    "can be held back. Add images of another group to each class."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
     """One representation on the plot of accuracies; positions in % of the width."""
@@ -46,10 +52,12 @@ class Stages:
 def write_stages(record: RunRecord) -> Stages:
     """The probes as rows of a plot: stages from stem to top, then all joined, selected, then the reference."""
     evidence, chosen = record.evidence, record.decision.stage
-    probes = evidence.probes
-    if not probes:
+    probes = [probe for probe in evidence.probes if probe.accuracy is not None]
+    if not evidence.probes:
         return Stages(sentence="No stage was probed in this run.", scale=None, rows=())
-    scale = fit_scale([share for probe in probes for share in (probe.low, probe.high)])
+    if not probes:
+        return Stages(sentence=UNKNOWN, scale=None, rows=())
+    scale = fit_scale([share for probe in probes for share in probe.interval[1:]])
     # A fine-tuned network reads a stage too, but what was measured of that stage when it was frozen was not chosen.
     tag = "read" if is_fine_tuning(record) else "chosen"
     rows = [_write_stage_row(probe, chosen, scale, tag) for probe in probes]
@@ -67,6 +75,7 @@ def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale, tag: str) -> 
         SELECTED: "selected features of all",
         "stage": probe.stage,
     }
+    accuracy, low, high = probe.interval
     return StageRow(
         name=names[kind],
         kind=kind,
@@ -74,11 +83,11 @@ def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale, tag: str) -> 
         tag=tag if is_chosen else "",
         method="k nearest neighbours" if kind == "knn" else "ridge classifier",
         dim=format_count(probe.dim),
-        value=format_percent(probe.accuracy),
-        interval=format_range(probe.low, probe.high),
-        at=scale.place(probe.accuracy),
-        low=scale.place(probe.low),
-        high=scale.place(probe.high),
+        value=format_percent(accuracy),
+        interval=format_range(low, high),
+        at=scale.place(accuracy),
+        low=scale.place(low),
+        high=scale.place(high),
         squared_error="" if probe.squared_error is None else format_number(probe.squared_error),
         penalty="" if probe.penalty is None else format_number(probe.penalty),
     )
@@ -89,14 +98,14 @@ def _describe_stages(probes: Sequence[ProbeScore]) -> str:
     joined, selected = chosen_probe(probes, JOINED), chosen_probe(probes, SELECTED)
     if not single:
         return ""
-    best, last = max(single, key=lambda probe: probe.accuracy), single[-1]
-    text = f"Of the single stages, {best.stage} classifies best: {format_percent(best.accuracy)}"
+    best, last = max(single, key=lambda probe: probe.interval[0]), single[-1]
+    text = f"Of the single stages, {best.stage} classifies best: {format_percent(best.interval[0])}"
     if best is not last:
-        text += f", against {format_percent(last.accuracy)} at {last.stage}"
+        text += f", against {format_percent(last.interval[0])} at {last.stage}"
     if joined is not None:
-        text += f". All stages joined reach {format_percent(joined.accuracy)}"
+        text += f". All stages joined reach {format_percent(joined.interval[0])}"
     if selected is not None:
-        text += f", the {format_count(selected.dim)} features selected of them {format_percent(selected.accuracy)}"
+        text += f", the {format_count(selected.dim)} features selected of them {format_percent(selected.interval[0])}"
     return text + "."
 
 

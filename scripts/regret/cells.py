@@ -1,0 +1,202 @@
+"""What was run: a cell is a task at one number of images per class and one draw of them, on one backbone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from regret.paths import CELLS, MODEL, SIZE
+from transferkit.decision import HELD_BACK, Situation, usual_folds, usual_passes
+from transferkit.decision.completion import independent_share
+from transferkit.decision.weighing import TUNED_SHARES
+from transferkit.pilots import Pilot
+from transferkit.serialise import from_json
+from transferkit.types import JOINED, Candidate, Evidence
+
+PACE = 0.002
+"""Seconds per image of the frozen pass: what costs are reckoned with, which no policy here heeds."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task at one number of images.
+
+    Args:
+        task: Its name.
+        family: Its name, or that of the task that it is a copy of.
+        evidence: As much of it as decisions need.
+        level: Images per class at most.
+        test_images: How many there are.
+        strategies: Linear heads: "<stage> <head>" -> what came of it.
+        tuned: Ways of fine-tuning: name -> what came of it.
+        model: The backbone's name.
+    """
+
+    task: str
+    family: str
+    evidence: Evidence
+    level: int
+    test_images: int
+    strategies: dict[str, dict[str, Any]]
+    tuned: dict[str, dict[str, Any]]
+    model: str = MODEL
+
+    @property
+    def per_class(self) -> float:
+        """Training images per class."""
+        return self.evidence.data.train_per_class
+
+    @property
+    def independent(self) -> float:
+        """Independent images that the training images are worth, as a share of them."""
+        return independent_share(self.evidence)
+
+    @property
+    def situation(self) -> Situation:
+        """What is known before anything but the joined probe was looked at."""
+        return Situation(
+            images=self.evidence.data.train_images,
+            classes=self.evidence.data.num_classes,
+            accuracy=self.evidence.probe(JOINED).interval[0],
+            similarity=self.evidence.similarity,
+        )
+
+    @property
+    def best(self) -> float:
+        """Test accuracy of the best strategy."""
+        return max(found["test"] for found in (*self.strategies.values(), *self.tuned.values()))
+
+    @property
+    def exhaustive(self) -> float:
+        """Seconds to do everything: each head of each representation once, and every way of fine-tuning."""
+        fitted = (found["seconds"] for name, found in self.strategies.items() if not name.endswith(" average"))
+        tuned = (found["seconds"] for found in self.tuned.values())
+        return self.evidence.seconds["selection"] + sum(fitted) + sum(tuned)
+
+    def kept(self, stage: str) -> str:
+        """The head that `adapt` keeps where the stage is decided and the head is not."""
+        return next(name for name, found in self.strategies.items() if found["kept"] and name.startswith(f"{stage} "))
+
+    def seconds(self, stage: str) -> float:
+        """To fit all heads on a representation."""
+        return max(found["seconds"] for name, found in self.strategies.items() if name.startswith(f"{stage} "))
+
+    def pilot(self, strategy: str) -> Pilot:
+        """What its trial says."""
+        found = self.tuned[strategy]
+        probe, kept = (
+            Candidate(name=name, weight=weight, accuracy=accuracy, log_loss=loss, gain_error=error)
+            for name, weight in (("probe", 0.0), ("kept", found["kept"]))
+            for accuracy, loss, error in [found["held_back"][str(weight)]]
+        )
+        return Pilot(kept, probe, self.held_back(strategy))
+
+    def held_back(self, strategy: str) -> int:
+        """Images that a way of fine-tuning was judged on; of runs that did not note it, those of its usual folds."""
+        images = self.evidence.data.train_images
+        usual = min(images, round(usual_folds(images) * HELD_BACK * images))
+        return int(self.tuned[strategy].get("held_back_images", usual))
+
+    def trial_seconds(self, strategy: str) -> float:
+        """Of all that it took, what went into the folds and not into the last fit on all images."""
+        found, images = self.tuned[strategy], self.evidence.data.train_images
+        best, epochs = found["epochs"]
+        trial = usual_passes(images) * epochs
+        return found["seconds"] * trial / (trial + best * (found["kept"] > 0))
+
+
+def read_cells() -> list[Cell]:
+    """All that were run, on all backbones; those where nothing could be held back tell nothing."""
+    tasks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("**/*.json"))]
+    return [
+        Cell(
+            task=task["task"],
+            family=task["copy_of"] or task["task"],
+            evidence=restore(task, cell),
+            level=cell["level"],
+            test_images=task["test_images"],
+            strategies=cell["strategies"],
+            tuned=cell.get("tuned", {}),
+            model=task["model"].partition(" at ")[0],
+        )
+        for task in tasks
+        for cell in task["cells"]
+        if all(score["accuracy"] is not None for score in cell["evidence"]["probes"])
+    ]
+
+
+def families_of(cells: Iterable[Cell]) -> list[str]:
+    """Their names; a task and its corrupted copies are one family."""
+    return sorted({cell.family for cell in cells})
+
+
+def without_family(cells: Iterable[Cell], family: str) -> list[Cell]:
+    """The cells of all other families."""
+    return [cell for cell in cells if cell.family != family]
+
+
+def with_only(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
+    """The cells in which these ways of fine-tuning were all run, as if there had been no others."""
+    wanted = set(names)
+    return [
+        replace(cell, tuned={name: found for name, found in cell.tuned.items() if name in wanted})
+        for cell in cells
+        if wanted <= set(cell.tuned)
+    ]
+
+
+def tuned_everywhere(cells: Sequence[Cell]) -> set[str]:
+    """The ways of fine-tuning that were run on every task, of one backbone."""
+    tasks = {cell.task: set[str]() for cell in cells}
+    for cell in cells:
+        tasks[cell.task] |= set(cell.tuned)
+    return set.intersection(*tasks.values())
+
+
+def as_weighed(cells: Sequence[Cell]) -> list[Cell]:
+    """Without what `adapt` does not weigh: it teaches nothing that is asked for."""
+    return [replace(cell, tuned={n: f for n, f in cell.tuned.items() if n in TUNED_SHARES}) for cell in cells]
+
+
+def restore(task: Mapping[str, Any], cell: Mapping[str, Any]) -> Evidence:
+    """As much of the evidence as decisions need."""
+    images, classes = cell["images"], task["classes"]
+    counts = [images // classes + (label < images % classes) for label in range(classes)]
+    plain = {
+        "backbone": {
+            "name": task["model"],
+            "source": "packaged",
+            "architecture": task["model"],
+            "preprocessing": {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
+            "pretrained": True,
+            "stages": [{"name": name, "channels": 1, "stride": None} for name in task["stages"]],
+        },
+        "data": {
+            "origin": task["task"],
+            "classes": [str(label) for label in range(classes)],
+            "counts": {"train": counts},
+            "train_groups": cell.get("train_groups", []),
+            "split_rule": "",
+        },
+        "pooling": "avg+max",
+        "image_size": SIZE,
+        "image_seconds": PACE,
+        **cell["evidence"],
+    }
+    return from_json(Evidence, plain)
+
+
+def task_means(cells: Sequence[Cell], values: Sequence[float]) -> dict[str, float]:
+    """Task -> mean of the values of its cells."""
+    found: dict[str, list[float]] = {}
+    for cell, value in zip(cells, values, strict=True):
+        found.setdefault(cell.task, []).append(value)
+    return {task: statistics.fmean(inside) for task, inside in found.items()}
+
+
+def by_task(cells: Sequence[Cell], values: Sequence[float]) -> float:
+    """Mean over tasks of the means over their cells."""
+    return statistics.fmean(task_means(cells, values).values())

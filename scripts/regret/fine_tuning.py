@@ -1,0 +1,91 @@
+"""Ways of fine-tuning in the first draw of every cell: what `bench_regret.py tune` does."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regret.paths import MODEL, SIZE, folder_of, load_model, write
+from regret.running import shrink
+from transferkit.data import Data, open_data
+from transferkit.deciding import conditions_for, give
+from transferkit.decision import complete
+from transferkit.features import FeatureBank
+from transferkit.fitting import fit_decision
+from transferkit.look import Looked, Options
+from transferkit.nn import logits_of
+from transferkit.survey import Survey, survey
+from transferkit.train import Recipe
+from transferkit.training import Training
+
+OPTIONS = Options(
+    image_size=SIZE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
+    test=0.2, strict=False, preprocessed=False, pooling="avg+max", class_weight="none", similarity=None, cache=None,
+    cache_limit=None, device="cpu", progress=False,
+)  # fmt: skip
+
+
+def tune(
+    tasks: Path,
+    cache: str | None,
+    only: str | None,
+    strategies: Sequence[str],
+    levels: Sequence[int],
+    model: str = MODEL,
+) -> None:
+    """Fine-tune in the first draw of every cell of some levels, level by level; the cells must have been run."""
+    backbone, bank = load_model(model), FeatureBank(cache)
+    for level in levels:
+        for path in sorted(folder_of(model).glob("*.json")):
+            task = json.loads(path.read_text(encoding="utf-8"))
+            if only is not None and task["task"] not in only.split(","):
+                continue
+            for cell in (cell for cell in task["cells"] if (cell["level"], cell["draw"]) == (level, 0)):
+                missing = [name for name in strategies if name not in cell.get("tuned", {})]
+                if not missing:
+                    continue
+                data = open_data(tasks / task["task"], progress=False)
+                small = shrink(data, level, 0)
+                found = survey(backbone, small, bank=bank, pooling="avg+max", progress=False)
+                for name in missing:
+                    cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, name)
+                    # Another process may have filled in other levels meanwhile.
+                    fresh = json.loads(path.read_text(encoding="utf-8"))
+                    same = next(c for c in fresh["cells"] if (c["level"], c["draw"]) == (level, 0))
+                    same.setdefault("tuned", {})[name] = cell["tuned"][name]
+                    write(path, fresh)
+                    print(task["task"], level, name, cell["tuned"][name], flush=True)
+
+
+def tune_cell(backbone: Any, data: Data, found: Survey, strategy: str) -> dict[str, Any]:
+    """What `adapt` with this strategy returns, on the test images; seconds are the processor's own."""
+    recipe, evidence = Recipe(), found.evidence
+    decision = complete(give(evidence, strategy=strategy, stage=None), evidence, conditions_for(evidence, recipe))
+    began = time.process_time()
+    fitted = fit_decision(
+        Looked(backbone, data, found, {}), decision, OPTIONS, head="auto", training=Training(recipe=recipe)
+    )
+    seconds = time.process_time() - began
+    assert fitted.training is not None
+    test = data.indices("test")
+    pictures = (data.pixels(int(index), backbone.spec.preprocessing) for index in test)
+    logits = logits_of(fitted.model, pictures, device=torch.device("cpu")).numpy()
+    return {
+        "test": round(float((logits.argmax(axis=1) == data.labels[test]).mean()), 5),
+        "kept": fitted.training.kept.weight,
+        "held_back": {
+            str(candidate.weight): [
+                round(value, 4) for value in (candidate.accuracy, candidate.log_loss, candidate.gain_error)
+            ]
+            for candidate in fitted.training.candidates
+        },
+        "held_back_images": fitted.training.held_back,
+        "epochs": [fitted.training.best_epoch + 1, recipe.fitted(len(found.train)).epochs],
+        "lr_factor": fitted.training.lr_factor,
+        "seconds": round(seconds, 1),
+    }

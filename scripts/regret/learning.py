@@ -1,0 +1,183 @@
+"""What the cells teach: the gain model and its calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import numpy as np
+
+from regret.calibrating import best_probe_of, calibrate
+from regret.cells import Cell, by_task
+from regret.paths import KNOWLEDGE, ROOT, SCRIPT
+from transferkit.decision import Belief, GainModel, weigh
+from transferkit.decision.gains import LEAST_LEFT
+from transferkit.decision.weighing import TUNED_SHARES
+from transferkit.serialise import to_json
+from transferkit.types import JOINED, SELECTED
+
+RIDGE = 0.01
+"""Penalty of the gain model's least squares, as a share of each covariate's own size."""
+
+
+DOUBTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Factors on the errors of measured gains to choose from; of equals the smallest."""
+
+
+LEAST_DIFFERING = 0.02
+"""Share of test images that a probe or what became of it alone names right, at least: no gain is known exactly."""
+
+
+FIRST_VARIANCE, ROUNDS = 0.04, 50
+"""Where the search for the variance of gains begins, and how long it goes on."""
+
+
+LEAST_VARIANCE = 0.02**2
+"""Of a gain around what is expected of it, in units of the spread: about a point on a middling task."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One strategy in one cell.
+
+    Args:
+        kind: "stage", "selected", or the name of a fine-tuning strategy, whose gain is that of what `adapt` returns.
+        covariates: As `Situation` makes them.
+        gain: The true one, on test images: of a probe in units of the spread, of fine-tuning as a share of errors.
+        noise: Variance of `gain` from the number of test images.
+    """
+
+    kind: str
+    task: str
+    covariates: tuple[float, ...]
+    gain: float
+    noise: float
+
+
+def lessons(cell: Cell) -> list[Lesson]:
+    """What a cell teaches of every strategy within reach of the joined probe."""
+    joined, situation = cell.evidence.probe(JOINED), cell.situation
+    base = cell.strategies[f"{JOINED} ridge"]["test"]
+    found = []
+    stages = [stage.name for stage in cell.evidence.backbone.stages]
+    for stage in (*stages, SELECTED):
+        score = cell.evidence.probe(stage)
+        assert score.gain_error is not None
+        measured = Belief(mean=score.interval[0] - joined.interval[0], error=score.gain_error)
+        if situation.within_reach(measured):
+            error = measured.error / situation.spread
+            found.append(
+                Lesson(
+                    kind=SELECTED if stage == SELECTED else "stage",
+                    task=cell.task,
+                    covariates=situation.covariates(
+                        stages.index(stage) / (len(stages) - 1) if stage in stages else 1.0
+                    ),
+                    gain=(cell.strategies[f"{stage} ridge"]["test"] - base) / situation.spread,
+                    noise=error**2 * situation.images / cell.test_images,
+                )
+            )
+    return found
+
+
+def tuning_lessons(cell: Cell, model: GainModel) -> list[Lesson]:
+    """The share of the best probe's errors that the ways of fine-tuning which are weighed took away.
+
+    Args:
+        cell: What was run.
+        model: Calibrated: the errors are those that are expected, as they will be when the share is applied.
+    """
+    probe = best_probe_of(weigh(cell.evidence, knowledge=model).options)
+    left = max(1 - probe.expected_accuracy, LEAST_LEFT)
+    found = []
+    for strategy in (name for name in cell.tuned if name in TUNED_SHARES):
+        outcome = cell.tuned[strategy]
+        gained = outcome["test"] - cell.strategies[cell.kept(probe.stage)]["test"]
+        differing = max(abs(gained), LEAST_DIFFERING)
+        found.append(
+            Lesson(
+                kind=strategy,
+                task=cell.task,
+                covariates=cell.situation.tuning_covariates,
+                gain=gained / left,
+                noise=differing / cell.test_images / left**2,
+            )
+        )
+    return found
+
+
+def learn(cells: Sequence[Cell]) -> GainModel:
+    """Least squares on the gains that the tasks really had, every task weighing the same.
+
+    In the order in which they are used: gains of probes over the joined one, the doubt about measured gains, how far
+    held-back accuracies are from the truth, and what fine-tuning gains over probes that are honestly expected.
+    """
+    model = with_gains(GainModel(coefficients={}, spread={}), [lesson for cell in cells for lesson in lessons(cell)])
+
+    def lost(doubt: float) -> float:
+        stages = [weigh(cell.evidence, knowledge=replace(model, doubt=doubt)).stage for cell in cells]
+        return by_task(
+            cells, [-cell.strategies[f"{stage} ridge"]["test"] for cell, stage in zip(cells, stages, strict=True)]
+        )
+
+    model = replace(model, doubt=min(DOUBTS, key=lost))
+    model = replace(model, calibration=calibrate(cells, model))
+    return with_gains(model, [lesson for cell in cells for lesson in tuning_lessons(cell, model)])
+
+
+def with_gains(model: GainModel, taught: Sequence[Lesson]) -> GainModel:
+    """The model with what lessons say of their kinds."""
+    fits = {
+        kind: regress([lesson for lesson in taught if lesson.kind == kind])
+        for kind in sorted({lesson.kind for lesson in taught})
+    }
+    return replace(
+        model,
+        coefficients={**model.coefficients, **{kind: weights for kind, (weights, _) in fits.items()}},
+        spread={**model.spread, **{kind: left for kind, (_, left) in fits.items()}},
+    )
+
+
+def weigh_tasks(seen: Sequence[Lesson]) -> np.ndarray:
+    """(N,) the same for every task, 1 in all."""
+    tasks = [lesson.task for lesson in seen]
+    weights = np.array([1 / tasks.count(task) for task in tasks])
+    return weights / weights.sum()
+
+
+def regress(seen: Sequence[Lesson]) -> tuple[tuple[float, ...], float]:
+    """Coefficients, and the standard deviation of what they leave unexplained beyond the noise of the test.
+
+    Lessons count by their precision, which depends on that deviation: both are brought into agreement (Paule & Mandel,
+    1982, with a weight for every task).
+    """
+    design = np.array([lesson.covariates for lesson in seen])
+    gains, noise = (np.array([getattr(lesson, name) for lesson in seen]) for name in ("gain", "noise"))
+    tasks, left = weigh_tasks(seen), FIRST_VARIANCE
+    for _ in range(ROUNDS):
+        weights = tasks / (noise + left)
+        weights = weights / weights.sum()
+        penalty = RIDGE * np.diag(weights @ design**2)
+        found = np.linalg.solve(design.T @ (weights[:, None] * design) + penalty, design.T @ (weights * gains))
+        left = max(float(weights @ ((gains - design @ found) ** 2 - noise)), LEAST_VARIANCE)
+    return tuple(round(float(weight), 4) for weight in found), round(float(np.sqrt(left)), 4)
+
+
+def write_knowledge(cells: Sequence[Cell]) -> None:
+    """Rewrite the gain model that ships with the package."""
+    model = learn(cells)
+    plain = {
+        "version": 2,
+        "script": SCRIPT,
+        "date": date.today().isoformat(),
+        "models": sorted({cell.model for cell in cells}),
+        "tasks": sorted({cell.task for cell in cells}),
+        "coefficients": {kind: model.coefficients[kind] for kind in sorted(model.coefficients)},
+        "spread": {kind: model.spread[kind] for kind in sorted(model.spread)},
+        "doubt": model.doubt,
+        "calibration": {kind: to_json(known) for kind, known in model.calibration.items()},
+    }
+    KNOWLEDGE.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    print(KNOWLEDGE.relative_to(ROOT))

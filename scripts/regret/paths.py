@@ -1,0 +1,49 @@
+"""Where the benchmark keeps what it measured, and which backbones it knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CELLS = ROOT / "benchmarks" / "regret"
+SCORES = ROOT / "benchmarks" / "regret.json"
+PROMISES = ROOT / "benchmarks" / "promises.json"
+KNOWLEDGE = ROOT / "transferkit" / "knowledge" / "gain_model.json"
+
+SCRIPT = "scripts/bench_regret.py"
+
+MODEL = "packaged/tf_efficientnet_lite0"
+"""The backbone whose cells lie in `CELLS` itself; those of others have a folder each in there."""
+
+SIZE = 96
+
+
+def folder_of(model: str) -> Path:
+    """Where the cells of a backbone are.
+
+    Example:
+        >>> folder_of(MODEL) == CELLS, folder_of("resnet50_half").name, folder_of("packaged/mobilenetv2_100").name
+        (True, 'resnet50_half', 'mobilenetv2_100')
+    """
+    return CELLS if model == MODEL else CELLS / model.rpartition("/")[2].replace(":", "_")
+
+
+def load_model(model: str) -> Any:
+    """A backbone by the name that transferkit knows it by, or one of `regret_backbones.py`."""
+    if "/" in model:
+        from transferkit.look import load_backbone
+
+        return load_backbone(model, image_size=SIZE)
+    import regret_backbones
+
+    return regret_backbones.load(model, SIZE)
+
+
+def write(path: Path, plain: Mapping[str, Any]) -> None:
+    """JSON in one line, never half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(plain, separators=(",", ":")) + "\n", encoding="utf-8")
+    partial.replace(path)
