@@ -21,26 +21,26 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from bench_regret import MODEL, OPTIONS, SIZE, levels_of, shrink, write
 
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
 from transferkit.features import FeatureBank, FeatureTable
-from transferkit.fitting import fit_decision
+from transferkit.fitting import plan_decision
 from transferkit.look import Looked, load_backbone
-from transferkit.nn import Backbone, Blend, TransferModel, logits_of
+from transferkit.nn import Backbone, Classifier, logits_of
 from transferkit.repro import environment
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import read_features, survey
-from transferkit.train import Recipe, choose_head, fit_heads
-from transferkit.training import Training
+from transferkit.train import Recipe, choose_head, fine_tune, fit_heads
+from transferkit.training import Training, Tuning
 from transferkit.types import JOINED, SELECTED, TOP, Decision, Preprocessing
 from transferkit.views import ask_views, choose_views, fixed_views
 
@@ -212,7 +212,7 @@ def tune(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int]
 
 
 def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) -> dict[str, Any]:
-    """Test accuracy of what is returned and of the network in it, with one view and with all that views=auto takes."""
+    """Test accuracy of the network, with one view and with all that views=auto takes; and its weight in what is kept."""
     found = survey(backbone, data, bank=bank, pooling=POOLING, views=ask_views(), progress=False)
     seen = backbone.prepared(found.evidence.backbone.preprocessing)
     recipe = Recipe()
@@ -222,23 +222,21 @@ def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) 
         strategy=strategy, stage=TOP, lr=start.lr, lr_scale=start.scale, norm="frozen", mode="given", reasons=("all",)
     )
     began = time.process_time()
-    fitted = fit_decision(
-        Looked(seen, data, found, {}), decision, OPTIONS, head="auto", training=Training(recipe=recipe)
-    )
-    seconds = time.process_time() - began
-    assert fitted.training is not None
-    kept, model = fitted.training.kept, fitted.model
-    network = None if kept.weight == 0 else model.parts[0] if isinstance(model, Blend) else model
+    looked = Looked(seen, data, found, {})
+    tuning = Tuning(looked, plan_decision(looked, decision), OPTIONS, "auto", Training(recipe=recipe))
+    judged = tuning.judged
+    # The network itself, whether or not the probe did better on held-back images.
+    alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))
+    network = fine_tune(judged.task, tuning._folds, tuning._runner, refit=True, judged=alone).model
     return {
         "views": [view.name for view in seen.spec.preprocessing.views],
-        "kept": kept.weight,
-        "returned": with_and_without(model, data),
-        "network": None if network is None else with_and_without(network, data),
-        "seconds": round(seconds, 1),
+        "kept": judged.verdict.kept.weight,
+        **with_and_without(network, data),
+        "seconds": round(time.process_time() - began, 1),
     }
 
 
-def with_and_without(model: TransferModel | Blend, data: Data) -> dict[str, float]:
+def with_and_without(model: Classifier, data: Data) -> dict[str, float]:
     """Test accuracy with one view, and with all."""
     preprocessing = model.preprocessing
     return {
@@ -247,7 +245,7 @@ def with_and_without(model: TransferModel | Blend, data: Data) -> dict[str, floa
     }
 
 
-def test_accuracy(model: TransferModel | Blend, data: Data, preprocessing: Preprocessing) -> float:
+def test_accuracy(model: Classifier, data: Data, preprocessing: Preprocessing) -> float:
     test = data.indices("test")
     pictures = (data.pixels(int(index), preprocessing) for index in test)
     named = logits_of(model, pictures, device=torch.device("cpu")).numpy().argmax(axis=1)
@@ -302,13 +300,10 @@ def gains(tasks: Mapping[str, Any], way: str, stage: str) -> dict[str, Any]:
 def tuned_gains(tasks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Points that views at prediction add, mean over the cells that were tuned."""
     cells = [cell for task in tasks for cell in task.get("tuned", {}).values()]
-    found: dict[str, Any] = {"cells": len(cells)}
-    for what in ("returned", "network"):
-        known = [cell[what] for cell in cells if cell[what] is not None]
-        if known:
-            each = [100 * (one["all views"] - one["one view"]) for one in known]
-            found[what] = {"mean": round(float(np.mean(each)), 3), "worst": round(min(each), 3), "cells": len(known)}
-    return found
+    if not cells:
+        return {"cells": 0}
+    each = [100 * (cell["all views"] - cell["one view"]) for cell in cells]
+    return {"cells": len(cells), "mean": round(statistics.mean(each), 3), "worst": round(min(each), 3)}
 
 
 def main() -> None:

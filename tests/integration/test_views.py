@@ -16,7 +16,7 @@ from tests.unit.nn.toy_networks import Pyramid
 from transferkit.data import decode, to_pixels
 from transferkit.errors import OptionError
 from transferkit.nn import Blend, TransferModel
-from transferkit.types import Preprocessing
+from transferkit.types import Preprocessing, ViewScore
 
 OWN = Preprocessing(
     size=32, mean=(0.4,) * 3, std=(0.3,) * 3, interpolation="bilinear", crop_pct=0.875, origin="as given by the caller"
@@ -175,12 +175,17 @@ def test_what_views_took_comes_out_of_the_budget(adapt, monkeypatch):
     from transferkit import api
 
     left = []
-    decide = api.decide
-    monkeypatch.setattr(api, "decide", lambda *a, budget=None, **o: left.append(budget) or decide(*a, **o))
-    spent = adapt(strategy="auto", budget=100.0).evidence.views.seconds
-    assert left == [pytest.approx(100 - spent, abs=0.06)]
+    choose = api.choose
+    monkeypatch.setattr(api, "choose", lambda *a, budget=None, **o: left.append(budget) or choose(*a, **o))
+    result = adapt(strategy="auto", budget=100.0)
+    assert left == [pytest.approx(100 - result.evidence.views.seconds, abs=0.06)]
+    tk.decide(result.evidence, budget=100.0)
+    assert left[1] == left[0]
     adapt(strategy="auto", budget=100.0, views=1, geometry="crop")
-    assert left[1] == 100.0
+    assert left[2] == 100.0
+    dear = replace(result.evidence.views, scores=(ViewScore(name="crop"), ViewScore(name="pad", seconds=1e4)))
+    tk.decide(replace(result.evidence, views=dear), budget=3.0)
+    assert left[3] == 1.5  # views never take more than half of what there is
 
 
 @pytest.mark.parametrize(
