@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_regret import MODEL, OPTIONS, SIZE, levels_of, shrink, write
+from regret.fine_tuning import OPTIONS
+from regret.paths import MODEL, SIZE, write
+from regret.running import levels_of, shrink
 
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
@@ -212,9 +214,9 @@ def tune(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int]
 
 
 def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) -> dict[str, Any]:
-    """Test accuracy of the network, with one view and with all that views=auto takes; and its weight in what is kept."""
+    """Test accuracy of the network with one view and with all that views=auto takes, and its weight in what is kept."""
     found = survey(backbone, data, bank=bank, pooling=POOLING, views=ask_views(), progress=False)
-    seen = backbone.prepared(found.evidence.backbone.preprocessing)
+    seen = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
     recipe = Recipe()
     size = recipe.fitted(len(found.train)).batch_size or 1
     start = starting_rate(seen.spec, optimizer=recipe.optimizer, batch_size=size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
-from transferkit.types import Preprocessing
+from transferkit.types import Finding, Preprocessing
 from transferkit.views import AskedViews, ask_views, refuse_for_tensors
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
@@ -140,8 +140,10 @@ def open_backbone(model: str | nn.Module, options: Options) -> Backbone:
 
 def open_images(data: Any, options: Options) -> Data:
     """The images behind whatever the person named, audited and split."""
+    given = options.preprocessing
     return open_data(
         data,
+        value_range=None if given is None else given.value_range,
         root=options.root,
         seed=options.seed,
         val=options.val,
@@ -150,6 +152,49 @@ def open_images(data: Any, options: Options) -> Data:
         preprocessed=options.preprocessed,
         progress=options.progress,
     )
+
+
+def fit_to_images(backbone: Backbone, data: Data) -> None:
+    """Note in the backbone what these images add to its preprocessing: the range of deep ones, or that all is prepared.
+
+    Raises:
+        DataError: Prepared tensors are of several shapes.
+        OptionError: They are of another size than was asked for.
+    """
+    preprocessing = data.fitted(backbone.spec.preprocessing)
+    backbone.spec = replace(backbone.spec, preprocessing=preprocessing)
+    own = backbone.spec.own_preprocessing
+    if own is not None and not preprocessing.prepared:
+        message = (
+            f"The preprocessing that was given normalises with mean {_three(preprocessing.mean)} and std "
+            f"{_three(preprocessing.std)}, the checkpoint was trained with mean {_three(own.mean)} and std "
+            f"{_three(own.std)}. Leave preprocessing out unless the weights are others than the published ones."
+        )
+        found = Finding(kind="preprocessing", severity="warning", message=message)
+        if found not in data.summary.findings:  # the same images may be looked at again
+            data.summary = replace(data.summary, findings=(*data.summary.findings, found))
+
+
+def _three(values: tuple[float, float, float]) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
+
+
+def prepared_side(data: Data, options: Options) -> int | None:
+    """Side in pixels that a backbone must be loaded for to take these images; None where they do not say.
+
+    Raises:
+        DataError: Prepared tensors are of several shapes.
+        OptionError: They are of another size than was asked for.
+    """
+    if not data.normalised:
+        return options.image_size
+    height, width = data.prepared_shape
+    if options.image_size not in (None, height, width):
+        raise OptionError(
+            f"image_size={options.image_size}, but the prepared tensors are {height} x {width} and are taken as they "
+            "are. Leave image_size out, or resize in the dataset."
+        )
+    return options.image_size or min(height, width)
 
 
 def open_source(options: Options) -> Data | None:
@@ -178,6 +223,10 @@ def look(
     """
     seconds: dict[str, float] = {}
     seed_everything(options.seed)
+    if options.preprocessed:  # the tensors say which size the backbone is loaded for
+        with timed(seconds, "audit data"):
+            data = open_images(data, options)
+            options = replace(options, image_size=prepared_side(data, options))
     with timed(seconds, "load backbone"):
         backbone = open_backbone(model, options)
         if check is not None:
@@ -185,6 +234,7 @@ def look(
     with timed(seconds, "audit data"):
         opened = open_images(data, options)
         source = open_source(options)
+    fit_to_images(backbone, opened)
     found = survey(
         backbone,
         opened,
@@ -201,5 +251,5 @@ def look(
         seconds=seconds,
         progress=options.progress,
     )
-    backbone = backbone.prepared(found.evidence.backbone.preprocessing)
+    backbone = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
     return Looked(backbone, opened, found, dict(found.evidence.seconds))

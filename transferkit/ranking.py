@@ -28,7 +28,7 @@ from transferkit.errors import (
 )
 from transferkit.features import FeatureTable
 from transferkit.folds import Folds
-from transferkit.look import Options, open_backbone, open_images
+from transferkit.look import Options, fit_to_images, open_backbone, open_images, prepared_side
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
 from transferkit.progress import announce
@@ -267,8 +267,9 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
     with timed(seconds, "load backbone"):
         # A named model knows how its images are prepared.
         own = dataclasses.replace(options, preprocessing=None) if isinstance(model, str) else options
-        backbone = open_backbone(model, own)
-    backbone = backbone.prepared(fixed_views(options.asked_views, backbone.spec.preprocessing, data))
+        backbone = open_backbone(model, dataclasses.replace(own, image_size=prepared_side(data, options)))
+        fit_to_images(backbone, data)
+    backbone = backbone.with_preprocessing(fixed_views(options.asked_views, backbone.spec.preprocessing, data))
     train = data.indices("train")
     folds = data.folds.take(train)
     with timed(seconds, "frozen pass"):

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import predictable_images, to_pixels
+from transferkit.data import DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
 from transferkit.errors import OptionError, RunFolderError, TransferkitError, unknown_name
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
@@ -128,26 +129,47 @@ class Result:
         """The K class names, in label order."""
         return self.model.classes
 
-    def predict(self, images: Any, *, device: str = "auto") -> Predictions:
+    def predict(self, images: Any, *, preprocessed: bool = False, device: str = "auto") -> Predictions:
         """Classify images.
 
         Args:
             images: One or many of: path, folder, PIL image, (H, W, 3) uint8 array, uint8 or [0, 1] float tensor, or a
-                stack of these. They go through the checkpoint's own preprocessing.
+                stack of these. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is
+                scaled by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W)
+                float tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
+            preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
-            DataError: If something is not an image.
+            DataError: If something is not an image, or not prepared as the model needs it.
+
+        Warns:
+            UserWarning: If deep images do not fit the range that the model was fitted with.
         """
         items: list[str] = []
+        deep = DeepImages(self.model.preprocessing.value_range)
 
-        def pictures() -> Iterator[npt.NDArray[np.uint8]]:
-            for item, image in predictable_images(images):
+        def inputs() -> Iterator[npt.NDArray[Any]]:
+            for item, image in self._named_inputs(images, deep, preprocessed=preprocessed):
                 items.append(item)
-                yield to_pixels(image, self.model.preprocessing)
+                yield image
 
-        logits = logits_of(self.model, pictures(), device=choose_device(device))
+        logits = logits_of(self.model, inputs(), device=choose_device(device))
+        if deep.note:
+            warnings.warn(deep.note, stacklevel=2)
         return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy())
+
+    def _named_inputs(
+        self, images: Any, deep: DeepImages, *, preprocessed: bool
+    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
+        wants = self.model.preprocessing
+        check_prepared(wants, preprocessed=preprocessed)
+        if wants.prepared:
+            yield from prepared_tensors(images, shape=wants.shape)
+            return
+        for item, image in predictable_images(images, deep=deep):
+            yield item, to_pixels(image, wants)
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""

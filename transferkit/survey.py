@@ -126,7 +126,7 @@ def survey(
         views = None
     own = backbone.spec.preprocessing
     if views is not None:
-        backbone = backbone.prepared(apply_views(own, views.start, [views.start], mirror=False))
+        backbone = backbone.with_preprocessing(apply_views(own, views.start, [views.start], mirror=False))
     run = partial(read, backbone)
     train = data.indices("train")
     sample = choose_sample(data.content_ids, train)
@@ -158,7 +158,7 @@ def survey(
                 class_weight=class_weight,
                 seed=seed,
             )
-    backbone, table = backbone.prepared(seen.preprocessing), seen.table
+    backbone, table = backbone.with_preprocessing(seen.preprocessing), seen.table
     folds = data.folds.take(train)
     probes, curves, selection = _measure(
         table.take(train),
@@ -264,7 +264,7 @@ def read_features(
             return data.pixels(int(rows[index]), view)
 
         return frozen_pass(
-            backbone.prepared(view),
+            backbone.with_preprocessing(view),
             read,
             data.content_ids[rows],
             bank=bank,

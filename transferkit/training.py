@@ -297,6 +297,10 @@ class Tuning:
         mixed = recipe.mixup > 0 or recipe.cutmix > 0
         if self.plan.adapters is not None or mixed or (self._augmentation.changes and not recipe.views):
             return None
+        shape = backbone.spec.preprocessing.shape
+        if shape is not None and shape[0] != shape[1]:
+            self._runner.notes.append("Nothing was cached: that needs square images.")
+            return None
         classes = self.looked.data.summary.classes
         model = TransferModel(backbone, stages=self.plan.stages, pooling=self.options.pooling, classes=classes)
         stage = FreezePlan(model, self._plan.phases).cut

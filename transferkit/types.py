@@ -80,6 +80,13 @@ def _share(owner: str, name: str, value: float) -> None:
     _require(math.isfinite(value) and 0 <= value <= 1, f"{owner}.{name} must be in [0, 1], got {value!r}.")
 
 
+def _check_range(value_range: tuple[float, float] | None) -> None:
+    if value_range is None:
+        return
+    fits = len(value_range) == 2 and all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]
+    _require(fits, f"Preprocessing.value_range must be (black, white), finite, black < white, got {value_range!r}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """One way from a whole picture to the square input.
@@ -112,6 +119,9 @@ class Preprocessing:
         mirrored: Whether the picture is flipped left to right after its geometry.
         views: Ways of seeing each picture that features, and predictions, are averaged over; empty: the geometry above
             alone. Networks are trained on that geometry, whatever the views.
+        value_range: (black, white) of images deeper than 8 bits, in stored units; None where there are none.
+        prepared: Whether images come as float tensors that were prepared outside: nothing of the above is done to them.
+        shape: (H, W) that prepared tensors have; None for pictures.
     """
 
     size: int
@@ -123,8 +133,12 @@ class Preprocessing:
     origin: str = ""
     mirrored: bool = False
     views: tuple[View, ...] = ()
+    value_range: tuple[float, float] | None = None
+    prepared: bool = False
+    shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        _check_range(self.value_range)
         _require(self.size >= 8, f"Preprocessing.size must be >= 8 pixels, got {self.size!r}.")
         _positive("Preprocessing", "crop_pct", self.crop_pct)
         _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
@@ -209,6 +223,7 @@ class BackboneSpec:
         norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
         batch_norm: Whether any layer normalises by batch statistics; filled in with the stages. None in records from
             before this was noted.
+        own_preprocessing: The checkpoint's own, where the caller gave another with another mean or std; else None.
     """
 
     name: str
@@ -232,6 +247,7 @@ class BackboneSpec:
     published_by: str = ""
     norm: str = ""
     batch_norm: bool | None = None
+    own_preprocessing: Preprocessing | None = None
 
     def find_stages(self, stage: str | int) -> tuple[str, ...]:
         """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.

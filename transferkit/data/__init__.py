@@ -2,6 +2,7 @@
 
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS, decode
+from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import same_pictures, to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
@@ -9,16 +10,19 @@ from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import PixelStore
 from transferkit.data.predictable import predictable_images
+from transferkit.data.prepared import check_prepared, prepared_tensors
 from transferkit.data.splits import stratified_split
 
 __all__ = [
     "MAX_PIXELS",
     "Augmentation",
     "Data",
+    "DeepImages",
     "EpochSampler",
     "Mixing",
     "Pictures",
     "PixelStore",
+    "check_prepared",
     "choose_flip",
     "choose_preset",
     "decode",
@@ -26,6 +30,7 @@ __all__ = [
     "make_loader",
     "open_data",
     "predictable_images",
+    "prepared_tensors",
     "same_pictures",
     "stratified_split",
     "to_pixels",

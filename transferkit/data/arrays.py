@@ -10,25 +10,35 @@ import torch
 from PIL import Image
 
 from transferkit.data.decode import to_rgb
+from transferkit.data.depth import DeepPixels, Range, fallback_range, sketch_values, to_8_bit
 from transferkit.errors import DataError
 
-__all__ = ["as_rgb", "as_tensor_values", "render"]
+__all__ = ["ACCEPTED", "IN_A_DATASET", "as_rgb", "as_tensor_values", "deep_values", "render"]
 
 _CHANNELS = (1, 3, 4)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _TOLERANCE = 1e-3
 """How far a float may leave [0, 1] by resampling before it counts as normalised."""
 
-ACCEPTED = "a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W) or a float tensor (3, H, W) in [0, 1]"
+ACCEPTED = (
+    "a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), a float tensor (3, H, W) in [0, 1], or deeper "
+    "values as an integer array (H, W) or (H, W, 3), or a float array (H, W)"
+)
+
+IN_A_DATASET = ", or pass preprocessed=True to have float tensors taken as they are."
+"""What else can be done with float tensors, where images are opened to be learnt from: the end of a sentence."""
 
 
-def as_rgb(value: Any, *, name: str) -> Image.Image:
+def as_rgb(value: Any, *, name: str, value_range: Range | None = None, remedy: str = IN_A_DATASET) -> Image.Image:
     """One picture as upright 8-bit RGB.
 
     Args:
         value: PIL image; (H, W) or (H, W, C) uint8 array; (H, W), (C, H, W) or (H, W, C) uint8 tensor; float tensor of
-            the same shapes in [0, 1]. C is 1, 3 or 4.
+            the same shapes in [0, 1], or array of three or four channels; bool in place of uint8. C is 1, 3 or 4. Or
+            what is deeper than 8 bits: any other integers (C is 1 or 3), a float array of one channel.
         name: What to call it in an error.
+        value_range: (black, white) of what is deeper than 8 bits, as in `decode`.
+        remedy: What else can be done with float tensors that leave [0, 1]: the end of a sentence.
 
     Raises:
         DataError: It is something else, or a float picture leaves [0, 1].
@@ -36,29 +46,72 @@ def as_rgb(value: Any, *, name: str) -> Image.Image:
     Example:
         >>> as_rgb(torch.ones(3, 2, 5), name="row 0").size
         (5, 2)
+        >>> as_rgb(np.full((2, 5), 1020, np.uint16), name="row 0", value_range=(1000, 1100)).getpixel((0, 0))
+        (51, 51, 51)
     """
     if isinstance(value, Image.Image):
-        return to_rgb(value, name=name)
-    if isinstance(value, torch.Tensor):
-        values = value.detach().cpu()
-        pixels = _eight_bit(values, name=name) if values.is_floating_point() else values.numpy()
-        return _from_uint8(pixels, channels_first=True, name=name)
-    if isinstance(value, np.ndarray):
-        return _from_uint8(value, channels_first=False, name=name)
-    raise DataError(f"{name}: expected {ACCEPTED}, got {type(value).__name__}.")
+        return to_rgb(value, name=name, value_range=value_range)
+    if (deep := deep_values(value, name=name)) is not None:
+        levels = to_8_bit(deep, value_range or fallback_range(sketch_values(deep)))
+        return _from_uint8(levels, channels_first=False, name=name)
+    is_tensor = isinstance(value, torch.Tensor)
+    if not is_tensor and not isinstance(value, np.ndarray):
+        raise DataError(f"{name}: expected {ACCEPTED}, got {type(value).__name__}.")
+    pixels: npt.NDArray[Any] = value.detach().cpu().float().numpy() if _is_float_tensor(value) else np.asarray(value)
+    if pixels.dtype.kind == "f":
+        pixels = _eight_bit(pixels, name=name, remedy=remedy)
+    elif pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    return _from_uint8(pixels, channels_first=is_tensor, name=name)
 
 
-def _eight_bit(values: torch.Tensor, *, name: str) -> npt.NDArray[Any]:
-    values = values.float()
-    low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
+def _is_float_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def deep_values(value: Any, *, name: str) -> DeepPixels | None:
+    """The values of an array or tensor that is deeper than 8 bits, (H, W) or (H, W, 3); None of any other.
+
+    Float tensors are never deep: in [0, 1] they are 8-bit pictures, elsewhere they may be normalised.
+    """
+    if not isinstance(value, (np.ndarray, torch.Tensor)) or _is_float_tensor(value):
+        return None
+    values = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
+    if kind not in "iuf" or values.dtype == np.uint8 or values.ndim not in (2, 3) or 0 in values.shape:
+        return None
+    if values.ndim == 3:
+        values = _channels_last(values, prefer_first=isinstance(value, torch.Tensor), name=name)
+        if values.shape[2] == 1:
+            values = values[:, :, 0]
+        elif kind == "f":
+            return None
+        elif values.shape[2] != 3:
+            raise DataError(f"{name}: expected 1 or 3 channels of {values.dtype} values, got shape {values.shape}.")
+    declared = (float(np.iinfo(values.dtype).min), float(np.iinfo(values.dtype).max)) if kind != "f" else None
+    words = {"u": "unsigned", "i": "signed", "f": "float"}[kind]
+    return DeepPixels(values, f"{bits}-bit {words}", declared if bits <= 16 else None)
+
+
+def _eight_bit(values: npt.NDArray[Any], *, name: str, remedy: str) -> npt.NDArray[np.uint8]:
+    """[0, 1] -> 0..255."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # NaN fails as well
         raise DataError(
             f"{name}: float values in [{low:.3g}, {high:.3g}], expected [0, 1]. Images must not be normalised "
-            "beforehand, because the checkpoint's own preprocessing is applied. Return PIL images or tensors in "
-            "[0, 1], or pass preprocessed=True to have float tensors taken as they are."
+            f"beforehand, because the checkpoint's own preprocessing is applied. {_way_back(low, high)}{remedy}"
         )
-    pixels: npt.NDArray[Any] = values.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
-    return pixels
+    levels: npt.NDArray[np.uint8] = np.rint(np.clip(values.astype(np.float32), 0, 1) * np.float32(255)).astype(np.uint8)
+    return levels
+
+
+def _way_back(low: float, high: float) -> str:
+    """How values outside [0, 1] most likely came about, and what brings them back."""
+    if low >= 0 and high <= 255:
+        return "These look like grey levels from 0 to 255: divide by 255, or give them as uint8"
+    if low >= -1 - _TOLERANCE and high <= 1 + _TOLERANCE:
+        return "These look scaled to [-1, 1]: give (x + 1) / 2, or the images before that step"
+    return "Give PIL images or tensors in [0, 1], as they are before Normalize"
 
 
 def _from_uint8(pixels: npt.NDArray[Any], *, channels_first: bool, name: str) -> Image.Image:
@@ -95,7 +148,8 @@ def as_tensor_values(value: Any, *, name: str) -> npt.NDArray[np.float32]:
         DataError: It is anything but such a tensor, or not finite.
     """
     if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 3 and value.shape[0] == 3):
-        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        is_array = isinstance(value, (torch.Tensor, np.ndarray))
+        got = f"{value.dtype} {tuple(value.shape)}" if is_array else type(value).__name__
         raise DataError(f"{name}: preprocessed=True expects float tensors (3, H, W), got {got}.")
     values: npt.NDArray[np.float32] = value.detach().cpu().to(torch.float32).numpy()
     if not np.isfinite(values).all():

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.data.decode import FAULTS
+from transferkit.data.depth import Range
 from transferkit.data.fingerprints import digest, near_pairs, near_twins
 from transferkit.data.inventory import NO_LABEL, SPLITS, Inventory
+from transferkit.data.ranges import find_losses, find_range
 from transferkit.data.splits import stratified_split
 from transferkit.errors import DataError, list_problems
 from transferkit.folds import connected_groups
@@ -52,15 +54,19 @@ class Verdict:
         rows: (M,) int64, the usable rows of the inventory, in its order.
         splits: (M,) split names.
         groups: (M,) int64; images of equal value are never parted.
+        value_range: (black, white) of those deeper than 8 bits; None if there are none.
     """
 
     summary: DataSummary
     rows: Ints
     splits: Names
     groups: Ints
+    value_range: Range | None = None
 
 
-def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: bool) -> Verdict:
+def audit(
+    inventory: Inventory, *, val: float, test: float, seed: int, strict: bool, value_range: Range | None = None
+) -> Verdict:
     """Judge an inventory.
 
     Args:
@@ -69,6 +75,7 @@ def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: b
         test: Share to hold back for testing where there are no splits at all.
         seed: Draws which.
         strict: Whether an unusable image is an error.
+        value_range: (black, white) of images deeper than 8 bits, if the person says; None measures it.
 
     Raises:
         DataError: One message with all the errors found, a line each.
@@ -93,10 +100,12 @@ def audit(inventory: Inventory, *, val: float, test: float, seed: int, strict: b
     splits = _drawn(inventory, groups, rows, val=val, test=test, seed=seed)
     findings += _class_findings(inventory, rows, splits, groups)
     findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
-    findings += _conversions(inventory, rows)
+    names, looks = [inventory.names[row] for row in rows], [inventory.inspections[row] for row in rows]
+    grey = find_range(names, looks, splits.tolist(), given=value_range)
+    findings += [*_conversions(inventory, rows), *find_losses(names, looks), *grey.findings]
     rule = _split_rule(inventory, splits, val=val, test=test, seed=seed)
     summary = _summary(inventory, ids, rows, splits, groups, findings, rule)
-    return Verdict(summary=summary, rows=rows, splits=splits, groups=groups)
+    return Verdict(summary=summary, rows=rows, splits=splits, groups=groups, value_range=grey.value_range)
 
 
 def _raise_errors(findings: Iterable[Finding], origin: str) -> None:
@@ -122,7 +131,11 @@ def _faults(inventory: Inventory, *, strict: bool) -> list[Finding]:
             by_kind[look.fault].append(name)
     findings = []
     for kind, names in sorted(by_kind.items()):
-        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}): {_some(names)}."
+        detail = next(
+            (f"; the first is {look.detail}" for look in inventory.inspections if look.fault == kind and look.detail),
+            "",
+        )
+        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}{detail}): {_some(names)}."
         message += f" Remedy: {_REMEDIES[kind]}." if strict else f" Set aside; to mend it, {_REMEDIES[kind]}."
         severity = "error" if strict else "set_aside"
         findings.append(Finding(kind=kind, severity=severity, message=message, items=tuple(names)))  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,20 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from transferkit.data.arrays import as_rgb, as_tensor_values, render
-from transferkit.data.decode import ImageError, traits
+from transferkit.data.arrays import as_rgb, as_tensor_values, deep_values, render
+from transferkit.data.decode import (
+    ImageError,
+    dropped_bands,
+    flatten,
+    late_traits,
+    load_deep,
+    traits,
+)
+from transferkit.data.depth import DeepPixels, Range, own_range, sketch_values
 from transferkit.data.fingerprints import array_digest, digest
 from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory, split_name
+from transferkit.data.outside import outside_steps, tell_clipping, tell_steps
 from transferkit.errors import DataError, unknown_name
 from transferkit.progress import track
 from transferkit.types import Finding
@@ -56,23 +65,45 @@ class DatasetReader:
             raise DataError(f"{self.names[row]}: expected a pair (image, label), got {_described(item)}.")
         return item[0], item[1]
 
-    def image(self, row: int) -> Image.Image:
-        """Row -> upright RGB picture; of a preprocessed tensor, a rendering for people."""
-        return self.digested(row, self.pair(row)[0])[1]
+    def image(self, row: int, value_range: Range | None = None) -> Image.Image:
+        """Row -> upright RGB picture, `value_range` as in `decode`; of a prepared tensor, a rendering for people."""
+        value = self.pair(row)[0]
+        if self.preprocessed:
+            return render(as_tensor_values(value, name=self.names[row]))
+        return as_rgb(value, name=self.names[row], value_range=value_range)
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
         """Row -> (3, H, W) float32, as the dataset yields it."""
         return as_tensor_values(self.pair(row)[0], name=self.names[row])
 
-    def digested(self, row: int, value: Any) -> tuple[bytes, Image.Image]:
-        """The name of an image's content, and its picture."""
+    def seen(self, row: int, value: Any) -> _Seen:
+        """What an image is: the name of its content, a picture, and its values if they are deeper than 8 bits."""
+        name = self.names[row]
         if self.preprocessed:
-            values = as_tensor_values(value, name=self.names[row])
-            return array_digest(values), render(values)
+            values = as_tensor_values(value, name=name)
+            return _Seen(array_digest(values), render(values))
         if isinstance(value, Image.Image) and value.width * value.height > self.max_pixels:
-            raise ImageError("oversized", self.names[row], f"{value.width} x {value.height}")
-        picture = as_rgb(value, name=self.names[row])
-        return array_digest(np.asarray(picture)), picture
+            raise ImageError("oversized", name, f"{value.width} x {value.height}")
+        is_picture = isinstance(value, Image.Image)
+        deep = load_deep(value, name=name) if is_picture else deep_values(value, name=name)
+        if deep is None:
+            picture = as_rgb(value, name=name)
+            return _Seen(array_digest(np.asarray(picture)), picture)
+        shown = own_range(sketch_values(deep))
+        picture = (
+            flatten(value, deep, name=name, value_range=shown)
+            if is_picture
+            else as_rgb(value, name=name, value_range=shown)
+        )
+        named = array_digest(deep.values) + array_digest(np.asarray(picture))
+        return _Seen(digest(named), picture, deep)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    content_id: bytes
+    picture: Image.Image
+    deep: DeepPixels | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +145,8 @@ def take_datasets(
     rows = range(len(reader.rows))
     looks = [_look(reader, row) for row in track(rows, "checking images", enabled=progress)]
     labels, classes, findings = _labelled(looks, reader)
+    steps = tuple(dict.fromkeys(step for dataset in named.values() for step in outside_steps(dataset)))
+    outside = [*tell_steps(steps, prepared=preprocessed), *tell_clipping(list(named.values()))]
     return Inventory(
         origin=origin,
         classes=classes,
@@ -122,7 +155,8 @@ def take_datasets(
         splits=np.array([part for part, _ in reader.rows], dtype="<U5"),
         inspections=tuple(look.inspection for look in looks),
         reader=reader,
-        findings=(*findings, *_drawn_at_random(reader, looks)),
+        findings=(*findings, *_drawn_at_random(reader, looks), *outside),
+        outside=steps,
     )
 
 
@@ -162,14 +196,27 @@ def _look(reader: DatasetReader, row: int) -> _Look:
     value = label = None
     try:
         value, label = reader.pair(row)
-        found = traits(value) if isinstance(value, Image.Image) and not reader.preprocessed else ()
-        content_id, picture = reader.digested(row, value)
+        is_picture = isinstance(value, Image.Image) and not reader.preprocessed
+        found, dropped = (traits(value), dropped_bands(value)) if is_picture else ((), 0)
+        seen = reader.seen(row, value)
+        found = late_traits(value, found) if is_picture else found
     except (ImageError, OSError) as error:  # OSError: what a dataset's own loader raises for a bad file
         if isinstance(value, Image.Image):
             value.close()  # a lazily opened file that nobody will read to its end
         fault = error.kind if isinstance(error, ImageError) else "unreadable"
         return _Look(Inspection(content_id=digest(reader.names[row].encode()), fault=fault), label)
-    return _Look(inspect_picture(picture, content_id=content_id, found=found), label)
+    look = inspect_picture(seen.picture, content_id=seen.content_id, found=found, deep=seen.deep)
+    if is_picture:
+        look = replace(look, dropped=dropped, frames=_frames(value), format=value.format or "")
+    return _Look(look, label)
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames that an image has as the dataset opened it."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # the file may be closed, or damaged behind the first frame
+        return 1
 
 
 def _labelled(
@@ -232,7 +279,7 @@ def _drawn_at_random(reader: DatasetReader, looks: Sequence[_Look]) -> list[Find
     changed = [
         reader.names[row]
         for row in again
-        if reader.digested(row, reader.pair(row)[0])[0] != looks[row].inspection.content_id
+        if reader.seen(row, reader.pair(row)[0]).content_id != looks[row].inspection.content_id
     ]
     if not changed:
         return []

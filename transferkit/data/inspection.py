@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,10 +13,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from transferkit.data.decode import ImageError, open_header, read_bytes, to_grey, traits
+from transferkit.data.decode import (
+    ImageError,
+    count_frames,
+    dropped_bands,
+    flatten,
+    late_traits,
+    load_deep,
+    may_be_deep,
+    open_header,
+    read_bytes,
+    to_grey,
+    traits,
+)
+from transferkit.data.depth import DeepPixels, ValueSketch, own_range, sketch_values
 from transferkit.data.fingerprints import THUMB_SIDE, difference_hash, digest, thumb
 
 __all__ = ["Inspection", "in_threads", "inspect_file", "inspect_picture"]
+
+SEVERAL_FRAMES = ("TIFF", "GIF", "WEBP", "PNG", "MPO", "AVIF")
+"""Formats, in Pillow's words, of which a file may hold more than one image of a size."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,19 +48,29 @@ class Inspection:
     Args:
         content_id: 32 ASCII characters that name the content.
         fault: A key of `decode.FAULTS`, or "" if the image is usable.
+        detail: What is known of the fault beyond its kind.
         width, height: In pixels, as stored.
         traits: What has to be converted, as phrases.
         hash: 64-bit difference hash.
         thumb: (256,) uint8 grey levels.
+        sketch: Of the values of an image that is deeper than 8 bits; None for any other.
+        frames: Of an animation, or pages; the first is what is read.
+        dropped: Bands that the file has and nobody reads.
+        format: Of the file, in Pillow's words; "" if it came without one.
     """
 
     content_id: bytes
     fault: str = ""
+    detail: str = ""
     width: int = 0
     height: int = 0
     traits: tuple[str, ...] = ()
     hash: int = 0
     thumb: npt.NDArray[np.uint8] = field(default_factory=lambda: _NO_THUMB)
+    sketch: ValueSketch | None = None
+    frames: int = 1
+    dropped: int = 0
+    format: str = ""
 
 
 def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
@@ -64,16 +90,37 @@ def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
     content_id = digest(encoded)
     try:
         image = open_header(encoded, name=str(path), max_pixels=max_pixels)
-        (width, height), found = image.size, traits(image)  # before the draft, which changes both
-        grey = to_grey(image, name=str(path))
+        look = inspect_image(image, content_id=content_id, name=str(path))
     except ImageError as error:
-        return Inspection(content_id=content_id, fault=error.kind)
-    return _fingerprinted(grey, content_id=content_id, size=(width, height), found=found)
+        return Inspection(content_id=content_id, fault=error.kind, detail=error.detail)
+    if look.format not in SEVERAL_FRAMES:
+        return look
+    return replace(look, frames=count_frames(encoded, name=str(path), max_pixels=max_pixels))
 
 
-def inspect_picture(picture: Image.Image, *, content_id: bytes, found: tuple[str, ...] = ()) -> Inspection:
-    """The inspection of a decoded RGB picture."""
-    return _fingerprinted(picture.convert("L"), content_id=content_id, size=picture.size, found=found)
+def inspect_image(image: Image.Image, *, content_id: bytes, name: str) -> Inspection:
+    """The inspection of an opened PIL image, of any mode, loaded or not.
+
+    Raises:
+        ImageError: Pixels are missing, or cannot be converted.
+    """
+    size, found, dropped = image.size, traits(image), dropped_bands(image)  # before a draft, which changes all
+    deep = load_deep(image, name=name) if may_be_deep(image) else None
+    sketch = None if deep is None else sketch_values(deep)
+    if sketch is None:
+        grey = to_grey(image, name=name)
+    else:
+        grey = flatten(image, deep, name=name, value_range=own_range(sketch)).convert("L")
+    look = _fingerprinted(grey, content_id=content_id, size=size, found=late_traits(image, found))
+    return replace(look, sketch=sketch, dropped=dropped, format=image.format or "")
+
+
+def inspect_picture(
+    picture: Image.Image, *, content_id: bytes, found: tuple[str, ...] = (), deep: DeepPixels | None = None
+) -> Inspection:
+    """The inspection of a decoded RGB picture, and of the deeper values that it was made of."""
+    look = _fingerprinted(picture.convert("L"), content_id=content_id, size=picture.size, found=found)
+    return look if deep is None else replace(look, sketch=sketch_values(deep))
 
 
 def _fingerprinted(

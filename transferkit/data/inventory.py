@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from transferkit.data.decode import decode
+from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection, in_threads, inspect_file
 from transferkit.progress import track
 from transferkit.types import Finding
@@ -35,8 +36,8 @@ class Reader(Protocol):
 
     thread_safe: bool
 
-    def image(self, row: int) -> Image.Image:
-        """Row -> upright RGB picture."""
+    def image(self, row: int, value_range: Range | None = None) -> Image.Image:
+        """Row -> upright RGB picture; `value_range` as in `decode`."""
         ...
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
@@ -58,6 +59,7 @@ class Inventory:
         reader: How to get at the images.
         groups: (N,) int64; rows of equal value belong together. None if nothing is known.
         findings: What the listing noticed.
+        outside: Steps that the source puts its images through before anybody sees them.
     """
 
     origin: str
@@ -69,6 +71,7 @@ class Inventory:
     reader: Reader
     groups: npt.NDArray[np.int64] | None = None
     findings: tuple[Finding, ...] = ()
+    outside: tuple[str, ...] = ()
 
     @property
     def official(self) -> bool:
@@ -90,9 +93,9 @@ class FileReader:
         self.paths = tuple(paths)
         self.max_pixels = max_pixels
 
-    def image(self, row: int) -> Image.Image:
-        """Row -> upright RGB picture."""
-        return decode(self.paths[row], max_pixels=self.max_pixels)
+    def image(self, row: int, value_range: Range | None = None) -> Image.Image:
+        """Row -> upright RGB picture; `value_range` as in `decode`."""
+        return decode(self.paths[row], max_pixels=self.max_pixels, value_range=value_range)
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
         """Files are never preprocessed."""

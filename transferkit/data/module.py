@@ -92,7 +92,7 @@ class TransferDataModule(pl.LightningDataModule):
             raise OptionError(f"batch_size must be >= 1, got {batch_size!r}.")
         choose_preset(augment, images=0)
         Mixing(classes=2, mixup=mixup, cutmix=cutmix)
-        self.preprocessing = preprocessing.primary  # views are for features and predictions
+        self._preprocessing = preprocessing.primary  # views are for features and predictions
         self.batch_size = batch_size
         self.augment, self.flip, self.mixup, self.cutmix = augment, flip, mixup, cutmix
         self.balanced, self.drop_last = balanced, drop_last
@@ -118,6 +118,11 @@ class TransferDataModule(pl.LightningDataModule):
         if isinstance(self._source, Data):
             return self._source
         return open_data(self._source, seed=self.seed, progress=self.progress, **self._options)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The checkpoint's own; once the images are open, with what they add to it (`Data.fitted`)."""
+        return self.data.fitted(self._preprocessing) if "data" in vars(self) else self._preprocessing
 
     @property
     def classes(self) -> tuple[str, ...]:

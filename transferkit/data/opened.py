@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from PIL import Image
 from transferkit.data.audit import Verdict, audit
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
 from transferkit.data.decode import MAX_PIXELS
+from transferkit.data.depth import Range
 from transferkit.data.folders import LAYOUTS, take_folder
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
+from transferkit.data.prepared import check_prepared
 from transferkit.data.splits import check_shares
 from transferkit.errors import DataError, OptionError
 from transferkit.folds import Folds
@@ -45,6 +49,7 @@ class Data:
         groups: (N,) int64; images of equal value must not be parted: equal or nearly equal content, or one group of the
             person's.
         normalised: Whether `pixels` returns float32 tensors that are normalised already.
+        value_range: (black, white) of the images deeper than 8 bits, in stored units; None if there are none.
         thread_safe: Whether images may be read from several threads at once.
     """
 
@@ -59,6 +64,10 @@ class Data:
         )
         self.groups: npt.NDArray[np.int64] = verdict.groups
         self.normalised = normalised
+        self.value_range: Range | None = None if normalised else verdict.value_range
+        self._outside = inventory.outside
+        looks = [inventory.inspections[row] for row in rows]
+        self._shapes = [(look.height, look.width) for look in looks] if normalised else []
         self.thread_safe = inventory.reader.thread_safe
         self._sizes = np.array([(look.width, look.height) for look in inventory.inspections], dtype=np.int64)
         self._reader: Reader = inventory.reader
@@ -97,7 +106,56 @@ class Data:
         Raises:
             DataError: It was changed or removed since the audit.
         """
-        return self._reader.image(int(self._rows[index]))
+        return self._reader.image(int(self._rows[index]), self.value_range)
+
+    def fitted(self, preprocessing: Preprocessing) -> Preprocessing:
+        """A checkpoint's preprocessing as it holds for these images: what a model made of them must keep.
+
+        Returns:
+            With the range of deep images, if it has none yet; of prepared tensors, that they are prepared, and their
+            shape.
+
+        Raises:
+            DataError: Prepared tensors are of several shapes, or of another than
+                the model was fitted on; or these are pictures and the model needs tensors.
+
+        Example:
+            >>> half = (0.5, 0.5, 0.5)
+            >>> plain = Preprocessing(size=8, mean=half, std=half, interpolation="bilinear")
+            >>> open_data("builtin/digits").fitted(plain) == plain
+            True
+        """
+        if not self.normalised:
+            if preprocessing.prepared:
+                check_prepared(preprocessing, preprocessed=False)
+            if self.value_range is None or preprocessing.value_range is not None:
+                return preprocessing
+            return replace(preprocessing, value_range=self.value_range)
+        if preprocessing.shape not in (None, self.prepared_shape):
+            raise DataError(
+                f"The tensors have shape {self.prepared_shape}, and the model was fitted on {preprocessing.shape}. "
+                "Prepare them with the transform that was used then."
+            )
+        how = f": {'; '.join(self._outside)}" if self._outside else ""
+        return replace(
+            preprocessing, prepared=True, shape=self.prepared_shape, origin=f"the tensors came prepared{how}"
+        )
+
+    @property
+    def prepared_shape(self) -> tuple[int, int]:
+        """(H, W) of prepared tensors.
+
+        Raises:
+            DataError: They are of several shapes.
+        """
+        counts = Counter(self._shapes)
+        if len(counts) > 1:
+            told = "; ".join(
+                f"{number} of (3, {height}, {width}), e.g. {self.items[self._shapes.index((height, width))]}"
+                for (height, width), number in counts.most_common(3)
+            )
+            raise DataError(f"Prepared tensors must all have one shape, got {told}. Resize them in the dataset.")
+        return next(iter(counts))
 
     def pixels(self, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
         """The image as the checkpoint wants it, but for normalisation.
@@ -115,7 +173,8 @@ class Data:
         """
         if self.normalised:
             return self._reader.tensor(int(self._rows[index]))
-        return to_pixels(self.image(index), preprocessing)
+        value_range = preprocessing.value_range or self.value_range
+        return to_pixels(self._reader.image(int(self._rows[index]), value_range), preprocessing)
 
     def thumbnail(self, index: int, side: int = 96) -> Picture:
         """A JPEG whose long side is `side` pixels, for people."""
@@ -139,6 +198,7 @@ def open_data(
     preprocessed: bool = False,
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
 ) -> Data:
     """Open labelled images from any source, audited before any work.
 
@@ -159,6 +219,8 @@ def open_data(
         preprocessed: Whether a dataset's float tensors are to be taken as they are.
         progress: Whether to show a bar, if on a terminal.
         max_pixels: Width times height above which an image is not decoded.
+        value_range: (black, white) of images deeper than 8 bits, in stored units; None measures it on the training
+            images.
 
     Returns:
         The usable images, with a summary that holds all findings.
@@ -182,7 +244,8 @@ def open_data(
     inventory = _take(
         data, root=root, columns=columns, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress
     )
-    return Data(inventory, audit(inventory, val=val, test=test, seed=seed, strict=strict), normalised=preprocessed)
+    verdict = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
+    return Data(inventory, verdict, normalised=preprocessed)
 
 
 def _take(

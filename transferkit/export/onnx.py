@@ -17,6 +17,10 @@ from transferkit.types import Preprocessing
 __all__ = ["export_onnx", "input_geometries"]
 
 
+IN_PICTURES, IN_TENSORS = "pixels", "tensors"
+"""Name of the input: uint8 pictures that the file normalises, or tensors that were prepared outside."""
+
+
 class _PixelsToProbabilities(nn.Module):
     """Views that only differ by mirroring are made here, from one picture per geometry."""
 
@@ -52,10 +56,12 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         path: The file to write; a batch may have any size.
 
     Returns:
-        The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says. Where predictions are
-        averaged over views of several geometries (N, G, 3, S, S): each image G times, in the order of the metadata's
-        "geometries"; mirror images and the mean are made inside. Output "probabilities": (N, K) float32. Metadata
-        "classes", "preprocessing" and "geometries" are JSON.
+        The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says, deeper images scaled by
+        its value_range. Where predictions are averaged over views of several geometries (N, G, 3, S, S): each image G
+        times, in the order of the metadata's "geometries"; mirror images and the mean are made inside. Of a model that
+        was fitted on prepared tensors, input "tensors": (N, 3, H, W) float32, taken as they are. Output
+        "probabilities": (N, K) float32. Metadata "classes", "preprocessing" and "geometries" are JSON, "input" is a
+        sentence.
 
     Raises:
         MissingDependencyError: If the ONNX packages are not installed.
@@ -68,9 +74,10 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             "Exporting to ONNX needs two more packages: pip install 'transferkit[onnx]'"
         ) from error
     path = Path(path)
-    side, geometries = model.preprocessing.size, input_geometries(model.preprocessing)
+    wants, geometries = model.preprocessing, input_geometries(model.preprocessing)
+    height, width = wants.shape or (wants.size, wants.size)
     views = () if len(geometries) == 1 else (len(geometries),)
-    example = torch.zeros(2, *views, 3, side, side, dtype=torch.uint8)
+    example = torch.zeros(2, *views, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.onnx.export(
@@ -78,7 +85,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             (example,),
             dynamo=True,
             verbose=False,
-            input_names=["pixels"],
+            input_names=[IN_TENSORS if wants.prepared else IN_PICTURES],
             output_names=["probabilities"],
             dynamic_shapes=({0: torch.export.Dim("images")},),
         )
@@ -86,11 +93,30 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
     proto = program.model_proto
     metadata = {
         "classes": list(model.classes),
-        "preprocessing": asdict(model.preprocessing),
+        "preprocessing": asdict(wants),
         "geometries": [asdict(geometry) for geometry in geometries],
     }
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
+    proto.metadata_props.add(key="input", value=_say_input(wants))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(proto, str(path))
     return path
+
+
+def _say_input(wants: Preprocessing) -> str:
+    """What the input must be, in a sentence."""
+    height, width = wants.shape or (wants.size, wants.size)
+    if wants.prepared:
+        return f"float32 (N, 3, {height}, {width}), prepared outside as the training tensors were; not normalised here"
+    deep = ""
+    if wants.value_range is not None:
+        black, white = wants.value_range
+        deep = f", images deeper than 8 bits scaled so that {black:g} is 0 and {white:g} is 255"
+    count = len(input_geometries(wants))
+    if count > 1:
+        return (
+            f"uint8 (N, {count}, 3, {height}, {width}), RGB, each image once for each of the geometries, resized and "
+            f"cropped as it says{deep}; normalised, mirrored and averaged here"
+        )
+    return f"uint8 (N, 3, {height}, {width}), RGB, resized and cropped as preprocessing says{deep}; normalised here"

@@ -101,8 +101,9 @@ def origin_of(backbone: Backbone, part: nn.Module) -> dict[str, object]:
     preprocessing = asdict(backbone.spec.preprocessing.primary)
     for silent in ("origin", "views"):
         preprocessing.pop(silent)
-    if not preprocessing["mirrored"]:  # older shelves, which know of no mirror images, keep their names
-        preprocessing.pop("mirrored")
+    for name in ("value_range", "prepared", "shape", "mirrored"):  # rows from before they were known stay valid
+        if not preprocessing[name]:
+            preprocessing.pop(name)
     return {
         "architecture": backbone.spec.architecture,
         "layers": _layers_digest(part),

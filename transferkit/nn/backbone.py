@@ -264,7 +264,7 @@ class Backbone(nn.Module):
         found = running_moments(self.trunk, self.moment_taps)
         return {stage: (mean.numpy(), variance.numpy()) for stage, (mean, variance) in found.items()}
 
-    def prepared(self, preprocessing: Preprocessing) -> Backbone:
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Backbone:
         """The same backbone (weights shared) for pictures that are prepared in another way, at the same size."""
         if preprocessing == self.spec.preprocessing:
             return self

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from transferkit.errors import OptionError
 from transferkit.nn.backbone import Backbone
 from transferkit.types import Preprocessing
 
@@ -94,6 +95,9 @@ def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
         pixels: (N, 3, H, W) or (N, V, 3, H, W) uint8, or float that needs nothing more.
         preprocessing: Gives mean and std, in [0, 1].
 
+    Raises:
+        OptionError: Pictures for a model that was fitted on prepared tensors.
+
     Example:
         >>> plain = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), plain).flatten().tolist()
@@ -101,6 +105,11 @@ def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
     """
     if pixels.is_floating_point():
         return pixels
+    if preprocessing.prepared:
+        raise OptionError(
+            "This model was fitted on tensors that were prepared outside, so it cannot normalise pictures: give it "
+            "float tensors (N, 3, H, W) that were prepared in the same way."
+        )
     std = torch.tensor(preprocessing.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
     return pixels.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from transferkit.train.schedule import PhasedSchedule
 from transferkit.train.sharding import Shards, fill_state
 from transferkit.train.targets import TargetScale
 from transferkit.train.trainer_options import check_sharding
-from transferkit.types import JOINED, TOP
+from transferkit.types import JOINED, TOP, Preprocessing
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -204,8 +205,19 @@ class TransferModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the trainer's strategy, and note the precision, which the trainer may change next."""
         check_sharding(self.trainer.strategy)
+        self._take_preprocessing()
         self._take_own_dtype()
         self._own_dtype = self.dtype  # type: ignore[assignment, unused-ignore]
+
+    def _take_preprocessing(self) -> None:
+        """Keep with the model how a `TransferDataModule` prepares its images, the range of deep ones included."""
+        found = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        if isinstance(found, Preprocessing):
+            spec = self.model.backbone.spec
+            kept = replace(
+                spec.preprocessing, value_range=found.value_range, prepared=found.prepared, shape=found.shape
+            )
+            self.model.backbone.spec = replace(spec, preprocessing=kept)
 
     def configure_model(self) -> None:
         """Share the weights out among the processes, if that is what the trainer's strategy is about."""

@@ -178,7 +178,7 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
         np.zeros_like(tuned) if diverged else tuned,
         labels,
         counting if weights is None else counting * weights[labels],
-        shares=None if weights is None else counting,
+        None if weights is None else counting,
     )
     if diverged:  # zeros say nothing; where the probe is bad enough, even that would do better
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")

@@ -39,7 +39,6 @@ def verify(
     tuned: Array,
     labels: npt.NDArray[np.int64],
     weights: Array | None = None,
-    *,
     shares: Array | None = None,
 ) -> Verdict:
     """Compare both, and averages of their calibrated logits, on images that neither was fitted to.

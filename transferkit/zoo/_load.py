@@ -156,7 +156,14 @@ def _spec_of(recipe: Recipe, network: nn.Module, given: Preprocessing | None, *,
         pretrained=True,
         num_classes=recipe.num_classes,
         fixed_size=fixed_size,
+        own_preprocessing=stated if given is not None and _differs(given, stated) else None,
     )
+
+
+def _differs(given: Preprocessing, stated: Preprocessing) -> bool:
+    """Whether pixels would be normalised otherwise than the checkpoint was trained with."""
+    pairs = zip((*given.mean, *given.std), (*stated.mean, *stated.std), strict=True)
+    return any(abs(mine - theirs) > 1e-3 for mine, theirs in pairs)
 
 
 def _resamples_positions(network: nn.Module) -> bool:

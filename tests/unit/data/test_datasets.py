@@ -183,7 +183,7 @@ IMAGES = [noise(0), noise(1)]
         (Pairs(IMAGES, [torch.zeros(5), torch.zeros(5)]), r"got Tensor of shape \(5,\)"),
         (Pairs(IMAGES, [0, 2], ["a", "b"]), "label 2 is outside the 2 names"),
         (Pairs(["a.png", "b.png"], [0, 1]), "expected a PIL image, .* got str"),
-        (Pairs([np.zeros((4, 4, 3))] * 2, [0, 1]), "got float64 values"),
+        (Pairs([np.zeros((4, 4, 3), complex)] * 2, [0, 1]), "got complex128 values"),
         (Pairs([np.zeros((7, 4, 5), np.uint8)] * 2, [0, 1]), r"expected 1, 3 or 4 channels .* got shape \(7, 4, 5\)"),
         ({"test": pairs(4)}, "There is no training dataset; splits given: test"),
         ({"train": pairs(4), "tset": pairs(4)}, "Unknown split 'tset'. Closest known: test"),

@@ -36,7 +36,7 @@ def test_views_lie_apart_and_what_averages_them_makes_no_difference(backbone, tm
     several = replace(own, views=(PAD, MIRRORED))
 
     def folder(preprocessing):
-        return open_shelves(bank, backbone.prepared(preprocessing), pooling="avg").features.folder
+        return open_shelves(bank, backbone.with_preprocessing(preprocessing), pooling="avg").features.folder
 
     pad, mirrored = (folder(view) for view in several.each_view)
     assert len({folder(own), pad, mirrored}) == 3
@@ -48,7 +48,7 @@ def test_the_pass_over_several_views_averages_them_and_fills_the_shelf_of_each(b
     data = open_data({"train": colours}, progress=False)
     own = backbone.spec.preprocessing
     crop = View(name="crop", crop_mode=own.crop_mode, crop_pct=own.crop_pct)
-    several = backbone.prepared(replace(own, views=(crop, PAD, MIRRORED)))
+    several = backbone.with_preprocessing(replace(own, views=(crop, PAD, MIRRORED)))
 
     def read(network, **options):
         return read_features(network, data, bank=FeatureBank(tmp_path), pooling="avg+max", progress=False, **options)

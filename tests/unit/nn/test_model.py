@@ -105,8 +105,8 @@ def test_views_of_an_image_run_together_and_memory_does_not_grow_with_them(model
 
 
 def test_a_backbone_prepared_otherwise_is_the_same_network(backbone):
-    other = backbone.prepared(replace(backbone.spec.preprocessing, crop_mode="squash", mirrored=True))
+    other = backbone.with_preprocessing(replace(backbone.spec.preprocessing, crop_mode="squash", mirrored=True))
     assert other.spec.preprocessing.crop_mode == "squash"
     assert backbone.spec.preprocessing.crop_mode == "center"
     assert other.trunk is backbone.trunk
-    assert backbone.prepared(backbone.spec.preprocessing) is backbone
+    assert backbone.with_preprocessing(backbone.spec.preprocessing) is backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transferkit.report._words import format_count, format_number, format_percent, list_facts
-from transferkit.types import BackboneSpec, Evidence, RunRecord
+from transferkit.types import BackboneSpec, Evidence, Preprocessing, RunRecord
 
 __all__ = ["Origins", "write_origins"]
 
@@ -52,15 +52,29 @@ def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
     facts += [
         ("License", spec.license or "not known"),
         ("Input", f"{evidence.image_size} px" + (", the only size it accepts" if spec.fixed_size else "")),
-        ("Resize", f"{prep.interpolation}, {prep.crop_mode}, keeps {format_percent(prep.crop_pct)} of the side"),
-        *([("Views", ", ".join(view.name for view in prep.views))] if prep.views else []),
-        ("Mean", ", ".join(format_number(value) for value in prep.mean)),
-        ("Standard deviation", ", ".join(format_number(value) for value in prep.std)),
+        *_describe_preprocessing(prep),
         ("Preprocessing from", prep.origin or "not recorded"),
         ("Pooling", evidence.pooling),
     ]
     if evidence.similarity is not None:
         facts.append(("Similarity of the data to its training data", f"{format_number(evidence.similarity)} of 1"))
+    return facts
+
+
+def _describe_preprocessing(prep: Preprocessing) -> list[tuple[str, str]]:
+    if prep.prepared:
+        height, width = prep.shape or (prep.size, prep.size)
+        return [("Preprocessing", f"none: float tensors (3, {height}, {width}), prepared outside")]
+    facts = [
+        ("Resize", f"{prep.interpolation}, {prep.crop_mode}, keeps {format_percent(prep.crop_pct)} of the side"),
+        ("Mean", ", ".join(format_number(value) for value in prep.mean)),
+        ("Standard deviation", ", ".join(format_number(value) for value in prep.std)),
+    ]
+    if prep.views:
+        facts.insert(1, ("Views", ", ".join(view.name for view in prep.views)))
+    if prep.value_range is not None:
+        black, white = (format_number(value) for value in prep.value_range)
+        facts.append(("Images deeper than 8 bits", f"black is {black}, white is {white}"))
     return facts
 
 
