@@ -155,7 +155,7 @@ def rank(
     ranked = _order(rows, prior, opened.folds.take(opened.indices("train")), seed)
     return Ranking(
         models=ranked,
-        reasons=(*_explain(ranked, prior, images), _explain_views(options.asked_views)),
+        reasons=tuple(_explain(ranked, prior, images, options.asked_views)),
         data=opened.summary,
         prior=prior,
         left_out=tuple(left_out),
@@ -396,8 +396,8 @@ def _row(measured: _Measured, known: Sequence[float], found: RankIntervals, at: 
     )
 
 
-def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator[str]:
-    """Who is first, how sure that is, and what the prior alone would have said."""
+def _explain(models: Sequence[RankedModel], prior: str, images: int, asked: AskedViews) -> Iterator[str]:
+    """Who is first, how sure that is, what the prior alone would have said, and in which views that was seen."""
     first = models[0]
     yield (
         f"{first.name} is first: a linear classifier on all its stages joined classifies "
@@ -417,6 +417,7 @@ def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator
         favoured = min(models, key=lambda row: row.prior_rank)
         agrees = "agrees" if favoured is first else f"would have taken {favoured.name}"
         yield f"The prior, {prior} alone without any of your images, {agrees}."
+    yield _explain_views(asked)
     random = [row.name for row in models if not row.pretrained]
     if random:
         yield f"The weights of {', '.join(random)} are random: nothing was transferred there."
