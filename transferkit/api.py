@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
-from transferkit.data import Data
+from transferkit.data import MAX_PIXELS, Data
 from transferkit.deciding import ask, conditions_for, give
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
 from transferkit.errors import OptionError, RunFolderError, unknown_name
@@ -66,8 +66,10 @@ def analyze(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
-    test: float = 0.2,
+    test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
     geometry: str = "auto",
@@ -89,8 +91,11 @@ def analyze(
         batch_size: Images at once in the pass; None fits it to the machine.
         seed: Draws the splits and the k-NN sample.
         root: Folder that a manifest's paths start from.
-        val, test: Shares to hold back where the data has no such split.
-        strict: Unusable images are an error instead of being set aside.
+        columns: "path", "label", "split", "group" -> what a manifest calls it, where it differs.
+        max_pixels: Width times height above which an image is not decoded.
+        val, test: Shares of the training images to hold back where the data has no such split. For `test`, None is 0.2
+            where there are no splits at all, and nothing where there are.
+        strict: Images that cannot be used are an error instead of being set aside.
         preprocessed: The dataset's float tensors are taken as they are.
         geometry: How a single view shows a picture, which is what networks are trained on: "crop" (the checkpoint's
             own), "full" (the largest centre square), "squash" (all of it, squeezed), "pad" (all of it, with borders).
@@ -126,6 +131,8 @@ def analyze(
         pretrained=pretrained,
         preprocessing=preprocessing,
         root=root,
+        columns=columns,
+        max_pixels=max_pixels,
         val=val,
         test=test,
         strict=strict,
@@ -220,8 +227,10 @@ def adapt(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
-    test: float = 0.2,
+    test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
     geometry: str = "auto",
@@ -289,6 +298,8 @@ def adapt(
         pretrained=pretrained,
         preprocessing=preprocessing,
         root=root,
+        columns=columns,
+        max_pixels=max_pixels,
         val=val,
         test=test,
         strict=strict,

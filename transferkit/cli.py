@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from transferkit.result import Result
-    from transferkit.types import Evidence, ProbeScore, Ranking, TrainingRecord
+    from transferkit.types import DataSummary, Evidence, ProbeScore, Ranking, TrainingRecord
 
 __all__ = ["main"]
 
@@ -56,10 +56,13 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   transferkit adapt model=torchvision/resnet18 checkpoint=my.pth data=folder data.root=DIR
 
   model=NAME            packaged/..., timm/..., torchvision/... (transferkit zoo lists them)
-  checkpoint=FILE       your weights for that architecture
+  checkpoint=FILE       your weights for that architecture, or the folder of a finished run of it
   data=digits|folder|manifest, data.root=DIR, data.path=FILE
-  data.test=0.2         share held back for the test, where the data has no test split
-  data.strict=true      an unusable image is an error instead of being set aside
+  data.test=0.2         share of train held back for the test, where the data has no test split; as it is, only where
+                        it has no splits at all
+  data.strict=true      what would be set aside is an error; data.max_pixels=N: larger images are set aside
+  data.columns.label=NAME   what a manifest calls the column; also .path, .split, .group; data.root=DIR: where its
+                        paths start
   image_size=N          side in pixels; smaller is faster
   geometry=auto         or crop (the checkpoint's own), full, squash, pad: how one view shows a picture
   views=auto            or 1, or crop+squash+pad[+mirror]: features and predictions are averaged over these; a pass each
@@ -253,7 +256,16 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 NUMBERS = ("similarity", "cache_limit", "budget", "data.val", "data.test", "train.lr_scale")
-WHOLE_NUMBERS = ("image_size", "batch_size", "seed", "train.epochs", "train.batch_size", "train.folds", "train.views")
+WHOLE_NUMBERS = (
+    "image_size",
+    "batch_size",
+    "seed",
+    "data.max_pixels",
+    "train.epochs",
+    "train.batch_size",
+    "train.folds",
+    "train.views",
+)
 
 
 def _check_numbers(composed: DictConfig) -> None:
@@ -297,7 +309,10 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 def _data_keys() -> set[str]:
     from omegaconf import OmegaConf
 
-    return {str(key) for path in (_config_folder() / "data").glob("*.yaml") for key in OmegaConf.load(path)}
+    loaded = [OmegaConf.to_container(OmegaConf.load(path)) for path in (_config_folder() / "data").glob("*.yaml")]
+    groups = [group for group in loaded if isinstance(group, dict)]
+    columns = {f"columns.{name}" for group in groups for name in group.get("columns", {})}
+    return columns | {str(key) for group in groups for key in group}
 
 
 def _guarded(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -352,6 +367,8 @@ def _data_arguments(settings: DictConfig) -> dict[str, Any]:
     return {
         "data": data.source if place is None else data[place],
         "root": data.get("root") if data.source == "manifest" else None,
+        "columns": {str(key): str(name) for key, name in data.get("columns", {}).items() if name is not None} or None,
+        **({} if data.max_pixels is None else {"max_pixels": data.max_pixels}),
         "val": data.val,
         "test": data.test,
         "strict": data.strict,
@@ -437,7 +454,12 @@ def _nearness(evidence: Evidence) -> list[str]:
 
 
 def _summary(result: Result, out: Path) -> list[str]:
-    lines = [*_warnings(result.evidence), *result.decision.reasons, *_training_lines(result.record.training), ""]
+    lines = [
+        *_data_lines(result.evidence.data, "report.html"),
+        *result.decision.reasons,
+        *_training_lines(result.record.training),
+        "",
+    ]
     for split, metrics in result.metrics.items():
         lines.append(
             f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
@@ -464,9 +486,17 @@ def _training_lines(training: TrainingRecord | None) -> list[str]:
     return [training.how, *training.notes, "What was trained:", *table]
 
 
-def _warnings(evidence: Evidence) -> list[str]:
-    told = [finding for finding in evidence.data.findings if finding.severity in ("set_aside", "warning")]
-    return [list_problems("The audit found:", [finding.message for finding in told]), ""] if told else []
+def _data_lines(data: DataSummary, file: str) -> list[str]:
+    """What the data is, how it came to be split, and what the audit found; the rest of that is in a file."""
+    counts = ", ".join(f"{data.size(split):,} {split}" for split in data.counts)
+    lines = [f"{data.origin}: {data.num_classes} classes, {counts}. {data.split_rule}"]
+    # Why nothing will be measured on test images is told even to those who asked for it.
+    told = [one for one in data.findings if one.severity in ("set_aside", "warning") or one.kind == "no_test_split"]
+    if told:
+        lines.append(list_problems("The audit found:", [finding.message for finding in told]))
+    if more := len(data.findings) - len(told):
+        lines.append(f"{more} more {'note' if more == 1 else 'notes'} on the data: see {file} in the run's folder.")
+    return [*lines, ""]
 
 
 def _analyze(settings: DictConfig) -> None:
@@ -483,7 +513,7 @@ def _analyze(settings: DictConfig) -> None:
     out = _output_folder() / "evidence.json"
     out.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
     rows = [(score.stage, score.method, str(score.dim), *_accuracy_cells(score)) for score in evidence.probes]
-    for line in _warnings(evidence):
+    for line in _data_lines(evidence.data, "evidence.json"):
         print(line)
     _print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
     print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
@@ -537,6 +567,8 @@ def _rank(settings: DictConfig) -> None:
     plain = {"schema": 1, "ranking": to_json(ranking)}
     (out / "ranking.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
     (out / "ranking.html").write_text(render_ranking(ranking), encoding="utf-8")
+    for line in _data_lines(ranking.data, "ranking.json"):
+        print(line)
     _print_ranking(ranking)
     for line in ranking.reasons:
         log.info(line)

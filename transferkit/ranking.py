@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.special import softmax
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import Data
+from transferkit.data import MAX_PIXELS, Data
 from transferkit.errors import (
     BackboneError,
     DataError,
@@ -70,8 +68,10 @@ def rank(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
-    test: float = 0.2,
+    test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
     geometry: str = "auto",
@@ -125,6 +125,8 @@ def rank(
         pretrained=pretrained,
         preprocessing=preprocessing,
         root=root,
+        columns=columns,
+        max_pixels=max_pixels,
         val=val,
         test=test,
         strict=strict,
@@ -349,12 +351,8 @@ def _lacks_classifier(backbone: Backbone) -> str:
 
 def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """(N, Z) what the classifier that the backbone came with makes of its top stage."""
-    assert backbone.head is not None
-    # The averages come first, whatever the pooling, and they are what the classifier reads.
-    average = torch.from_numpy(features[:, : backbone.stages[-1].channels])
-    with torch.no_grad():
-        logits = backbone.head(average).numpy()
-    return np.asarray(softmax(logits.astype(np.float64), axis=1), dtype=np.float64)
+    # The averages come first, whatever the pooling.
+    return backbone.source_probabilities(features[:, : backbone.stages[-1].channels])
 
 
 def _order(rows: Sequence[_Measured], prior: str, folds: Folds, seed: int) -> tuple[RankedModel, ...]:

@@ -137,7 +137,7 @@ def survey(
         looked = None if source is None else _look_at_source(run, source)
     pace = _pace(backbone, done.computed, spent["frozen pass"])
     with timed(spent, "similarity"):
-        target = None if done.moments is None else Side(done.moments, done.table.take(sample), data.labels[sample])
+        target = Side(done.moments, done.table.take(sample), data.labels[sample])
         detail = measure_similarity(backbone, target, source=looked, given=similarity)
     if views is None:
         primary = run(data, preprocessing=own.primary).table if own.views else done.table

@@ -70,6 +70,31 @@ def test_views_are_typed_as_a_list_or_joined(at, stripes, capsys, typed):
     assert "averaged over 2 views of each image: crop, pad" in capsys.readouterr().out
 
 
+def test_the_folder_of_the_data_may_be_where_one_works(stripes, monkeypatch, capsys):
+    monkeypatch.chdir(stripes)
+    for out in ([], ["out=."]):
+        main(["analyze", "data=folder", "data.root=.", *out, "image_size=32", "progress=false"])
+        said = capsys.readouterr().out
+        assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, kept as they are: train, test." in said
+    assert "1 more note on the data: see evidence.json in the run's folder." in said  # runs/ was skipped
+
+
+def test_no_test_images_are_told_and_columns_can_be_named(at, stripes, capsys):
+    shutil.rmtree(stripes / "test")
+    rows = [f"{path},{path.parent.name}" for path in sorted(stripes.rglob("*.png"))]
+    (at / "m.csv").write_text("\n".join(["file,kind,split", *(f"{row},train" for row in rows)]), encoding="utf-8")
+    said = fails(capsys, "analyze", "data=manifest", "data.path=m.csv", "image_size=32", "progress=false")
+    assert "data.columns.path=file" in said
+    columns = ["data.columns.path=file", "data.columns.label=kind"]
+    main(["analyze", "data=manifest", "data.path=m.csv", *columns, "image_size=32", "progress=false"])
+    said = capsys.readouterr().out
+    assert "hold no test images, so no accuracy on test images will be reported" in said
+    assert "pass test=0.2 (command line: data.test=0.2)" in said
+    assert "Unknown setting 'data.columns.lable'. Closest known: data.columns.label" in fails(
+        capsys, "analyze", "data=manifest", "data.path=m.csv", "data.columns.lable=kind"
+    )
+
+
 def test_adapt_then_predict_then_export(at, stripes, capsys):
     main(["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK])
     said = capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,10 @@ from transferkit.data.inspection import Inspection, in_threads, inspect_file
 from transferkit.progress import track
 from transferkit.types import Finding
 
-__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Reader", "split_name", "take_files"]
+__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "take_files"]
+
+Kind = Literal["folder", "manifest", "dataset"]
+"""What a person has to change where something is wrong."""
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = ""
@@ -51,6 +54,7 @@ class Inventory:
 
     Args:
         origin: Where it came from, for people.
+        kind: What it is.
         classes: K class names in label order, classes without an image included.
         names: N names for people.
         labels: (N,) int64 in [0, K), or `NO_LABEL`.
@@ -59,10 +63,12 @@ class Inventory:
         reader: How to get at the images.
         groups: (N,) int64; rows of equal value belong together. None if nothing is known.
         findings: What the listing noticed.
+        note: A sentence on how splits and classes were read, if that is not plain; else "".
         outside: Steps that the source puts its images through before anybody sees them.
     """
 
     origin: str
+    kind: Kind
     classes: tuple[str, ...]
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
@@ -71,6 +77,7 @@ class Inventory:
     reader: Reader
     groups: npt.NDArray[np.int64] | None = None
     findings: tuple[Finding, ...] = ()
+    note: str = ""
     outside: tuple[str, ...] = ()
 
     @property
@@ -104,6 +111,7 @@ class FileReader:
 
 def take_files(
     *,
+    kind: Kind,
     origin: str,
     paths: Sequence[Path],
     names: Sequence[str],
@@ -114,10 +122,12 @@ def take_files(
     findings: Sequence[Finding],
     max_pixels: int,
     progress: bool,
+    note: str = "",
 ) -> Inventory:
     """The inventory of image files: every file is read once, in threads.
 
     Args:
+        kind: What listed them.
         origin: Where they came from, for people.
         paths, names, class_names, splits: One per file.
         classes: All class names, in label order.
@@ -125,11 +135,13 @@ def take_files(
         findings: What the listing noticed.
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
+        note: How splits and classes were read, if that is not plain.
     """
     looks = in_threads(lambda path: inspect_file(path, max_pixels=max_pixels), list(paths))
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(
         origin=origin,
+        kind=kind,
         classes=tuple(classes),
         names=tuple(names),
         labels=np.array([index_of[name] for name in class_names], dtype=np.int64),
@@ -138,6 +150,7 @@ def take_files(
         reader=FileReader(paths, max_pixels=max_pixels),
         groups=None if groups is None else np.unique(np.array(groups), return_inverse=True)[1].astype(np.int64),
         findings=tuple(findings),
+        note=note,
     )
 
 
