@@ -35,20 +35,21 @@ LAYERS: dict[str, frozenset[str]] = {
     "report": frozenset(),
     "export": frozenset({"nn"}),
     "domain": frozenset({"nn", "measure", "features"}),
-    "survey": frozenset({"nn", "data", "measure", "features", "train", "domain"}),
+    "mirror": frozenset({"data", "features", "strategies", "train"}),
+    "views": frozenset({"data", "measure", "features", "train", "mirror"}),
+    "survey": frozenset({"nn", "data", "measure", "features", "train", "domain", "views"}),
     "evaluation": frozenset({"data", "nn", "measure"}),
     "result": frozenset({"zoo", "data", "nn", "features", "report", "export", "evaluation"}),
 }
 LAYERS["deciding"] = frozenset({"zoo", "nn", "decision", "strategies", "train"})
 LAYERS["pilots"] = frozenset({"decision"})
-LAYERS["mirror"] = frozenset({"data", "features", "strategies", "train", "look"})
 LAYERS["training"] = frozenset(
     {"data", "nn", "features", "decision", "strategies", "train", "survey", "look", "mirror"}
 )
 LAYERS["normalising"] = frozenset({"data", "nn", "survey", "look"})
 LAYERS["fitting"] = frozenset({"nn", "decision", "strategies", "train", "survey", "look", "training"})
-LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey"})
-LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look"})
+LAYERS["look"] = frozenset({"zoo", "data", "nn", "features", "train", "survey", "views"})
+LAYERS["ranking"] = frozenset({"zoo", "data", "nn", "measure", "features", "survey", "look", "views"})
 LAYERS["api"] = frozenset(LAYERS)
 LAYERS["cli"] = frozenset(LAYERS)
 """Part of the package -> the parts it may import, besides the base and itself."""

@@ -68,6 +68,8 @@ def analyze(
     test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
     pooling: str = "avg+max",
     class_weight: str = "none",
     similarity: float | None = None,
@@ -91,6 +93,13 @@ def analyze(
             where there are no splits at all, and nothing where there are.
         strict: Images that cannot be used are an error instead of being set aside.
         preprocessed: The dataset's float tensors are taken as they are.
+        geometry: How a single view shows a picture, which is what networks are trained on: "crop" (the checkpoint's
+            own), "full" (the largest centre square), "squash" (all of it, squeezed), "pad" (all of it, with borders).
+            "auto" compares them on held-back images and keeps the crop unless another is clearly better.
+        views: Geometries whose features, and whose predictions, are averaged: "crop+squash+pad", with "+mirror" for the
+            mirror image of each as well. 1: the geometry alone. "auto": crop, squash and pad, their mirror images where
+            a test on held-back images finds mirroring safe, as far as their passes take no more than 60 seconds. A view
+            costs a pass over the images, and one with every prediction.
         pooling: "avg" or "avg+max" of each stage's grid.
         class_weight: "none"; "balanced": every class weighs the same; "auto": balanced if one has twice the images of
             another.
@@ -124,6 +133,8 @@ def analyze(
         test=test,
         strict=strict,
         preprocessed=preprocessed,
+        geometry=geometry,
+        views=views,
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
@@ -184,7 +195,7 @@ def decide(
         on_gpus=chosen.type == "cuda",
     )
     if strategy == "auto":
-        choice = choose(evidence, mode=mode, budget=budget)
+        choice = choose(evidence, mode=mode, budget=_left(budget, evidence))
     else:
         choice = give(evidence, strategy=strategy, stage=stage, tune=tune)
     return complete(choice, evidence, conditions)
@@ -220,6 +231,8 @@ def adapt(
     test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
     pooling: str = "avg+max",
     class_weight: str = "none",
     similarity: float | None = None,
@@ -244,8 +257,9 @@ def adapt(
         norm: What becomes of batch normalisation while a network is fine-tuned: "frozen" or "keep" (it goes on
             measuring its statistics), or a kind in `transferkit.nn.norm.NORM_KINDS` ("group", "renorm", ...) to swap it
             for, which is refused where the features lose by it; "auto" decides.
-        budget: Seconds that may go into what comes after the frozen pass: for "evidence" a limit on the cost of the
-            strategy, for "search" on that of all trials as well. None sets no limit. Where a strategy is named, or the
+        budget: Seconds that may go into what comes after the first frozen pass: further views, which take half of it at
+            most, then for "evidence" a limit on the cost of the strategy, for "search" on that of all trials as well.
+            None sets no limit. Where a strategy is named, or the
             rule decides, nothing is chosen by its cost, and a budget is refused.
         out: Folder for model, result and report; None writes nothing (`Result.save` does it later).
         head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
@@ -293,6 +307,8 @@ def adapt(
         test=test,
         strict=strict,
         preprocessed=preprocessed,
+        geometry=geometry,
+        views=views,
         pooling=pooling,
         class_weight=class_weight,
         similarity=similarity,
@@ -301,6 +317,7 @@ def adapt(
         cache_limit=cache_limit,
         device=device,
         progress=progress,
+        budget=budget,
     )
     asked = None if strategy == "auto" else partial(_ask_backbone, strategy=strategy, stage=stage, tune=tune)
     looked = look(model, data, options, check=asked)
@@ -320,13 +337,14 @@ def adapt(
     trials = _Trials(looked, options, head, training, conditions, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
+    left = _left(budget, evidence)
     with timed(seconds, "decide"):
         if strategy != "auto":
             choice = give(evidence, strategy=strategy, stage=stage, tune=tune)
         elif mode == "search":
-            choice = search(evidence, trials.begin, budget=budget, progress=progress)
+            choice = search(evidence, trials.begin, budget=left, progress=progress)
         else:
-            choice = agreed(choose(evidence, mode=mode, budget=budget))
+            choice = agreed(choose(evidence, mode=mode, budget=left))
         decision = complete(choice, evidence, conditions)
         looked, decision = _swapped(looked, decision, options)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
@@ -547,6 +565,13 @@ def _check_clocks(processes: int) -> None:
             "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "
             "budget out."
         )
+
+
+def _left(budget: float | None, evidence: Evidence) -> float | None:
+    """What further views have left of a budget, in seconds, as people read it; half of it is not theirs to take."""
+    if budget is None or evidence.views is None or evidence.views.seconds == 0:
+        return budget
+    return float(f"{budget - min(evidence.views.seconds, budget / 2):.3g}")
 
 
 def _swapped(looked: Looked, decision: Decision, options: Options) -> tuple[Looked, Decision]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
 from transferkit.types import Finding, Preprocessing, check_image_size
+from transferkit.views import AskedViews, ask_views, refuse_for_tensors
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
@@ -81,6 +82,9 @@ class Options:
     device: str
     progress: bool
     source: Any = None
+    geometry: str = "auto"
+    views: str | int | Sequence[str] = "auto"
+    budget: float | None = None
     columns: Mapping[str, str] | None = None
     max_pixels: int = MAX_PIXELS
 
@@ -99,6 +103,14 @@ class Options:
             if value not in known:
                 raise OptionError(unknown_name(name, value, known))
         choose_device(self.device)
+        asked = self.asked_views  # raises where that is no way of seeing anything
+        if self.preprocessed:
+            refuse_for_tensors(asked)
+
+    @property
+    def asked_views(self) -> AskedViews:
+        """What geometry and views ask for."""
+        return ask_views(self.geometry, self.views)
 
     @cached_property
     def bank(self) -> FeatureBank:
@@ -248,8 +260,11 @@ def look(
         class_weight=options.class_weight,
         similarity=options.similarity,
         source=source,
+        views=options.asked_views,
+        budget=options.budget,
         seed=options.seed,
         seconds=seconds,
         progress=options.progress,
     )
+    backbone = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
     return Looked(backbone, opened, found, dict(found.evidence.seconds))

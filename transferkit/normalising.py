@@ -90,7 +90,7 @@ def swap_backbone(looked: Looked, kind: str) -> Backbone:
 
 def _images(looked: Looked) -> torch.Tensor:
     """(N, 3, S, S) training images, evenly spread, in any order: parts of them are to hold all classes."""
-    train, preprocessing = looked.survey.train, looked.backbone.spec.preprocessing
+    train, preprocessing = looked.survey.train, looked.backbone.spec.preprocessing.primary
     chosen = train[np.linspace(0, len(train) - 1, _how_many(len(train), preprocessing.size)).round().astype(int)]
     order = np.random.default_rng(0).permutation(chosen)
     pixels = np.stack([looked.data.pixels(int(index), preprocessing) for index in order])

@@ -43,6 +43,7 @@ from transferkit.types import (
     RankedModel,
     Ranking,
 )
+from transferkit.views import AskedViews, fixed_views, refuse_for_tensors
 
 __all__ = ["rank"]
 
@@ -73,6 +74,8 @@ def rank(
     test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
     pooling: str = "avg+max",
     class_weight: str = "none",
     cache: str | Path | None = None,
@@ -93,6 +96,7 @@ def rank(
         data: As for `analyze`, and so are all arguments not named here; it is opened and audited once for all.
         image_size: Side in pixels for all models; None takes each checkpoint's own.
         preprocessing: For the modules among `models`; named models know theirs.
+        geometry, views: As for `analyze`, the same for all models; "auto" is each checkpoint's own crop here, one view.
         seed: Draws the splits, the resamples, and the images that the measures see.
         command: What to quote as the way to run this again; None composes the Python call.
 
@@ -128,6 +132,8 @@ def rank(
         test=test,
         strict=strict,
         preprocessed=preprocessed,
+        geometry=geometry,
+        views=views,
         pooling=pooling,
         class_weight=class_weight,
         similarity=None,
@@ -139,6 +145,8 @@ def rank(
     start = time.perf_counter()
     named = _name_all(models, pretrained=pretrained)
     opened = open_images(data, options)
+    if opened.normalised:
+        refuse_for_tensors(options.asked_views)
     if not opened.folds.take(opened.indices("train")).measurable:
         raise DataError(
             "Backbones are ranked by held-back accuracy, and no training image can be held back: every class has one "
@@ -150,7 +158,7 @@ def rank(
     ranked = _order(rows, prior, opened.folds.take(opened.indices("train")), seed)
     return Ranking(
         models=ranked,
-        reasons=tuple(_explain(ranked, prior, images)),
+        reasons=tuple(_explain(ranked, prior, images, options.asked_views)),
         data=opened.summary,
         prior=prior,
         left_out=tuple(left_out),
@@ -256,6 +264,7 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
         own = dataclasses.replace(options, preprocessing=None) if isinstance(model, str) else options
         backbone = open_backbone(model, dataclasses.replace(own, image_size=prepared_side(data, options)))
         fit_to_images(backbone, data)
+    backbone = backbone.with_preprocessing(fixed_views(options.asked_views, backbone.spec.preprocessing, data))
     train = data.indices("train")
     folds = data.folds.take(train)
     with timed(seconds, "frozen pass"):
@@ -378,8 +387,8 @@ def _row(measured: _Measured, known: Sequence[float], found: RankIntervals, at: 
     )
 
 
-def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator[str]:
-    """Who is first, how sure that is, and what the prior alone would have said."""
+def _explain(models: Sequence[RankedModel], prior: str, images: int, asked: AskedViews) -> Iterator[str]:
+    """Who is first, how sure that is, what the prior alone would have said, and in which views that was seen."""
     first = models[0]
     yield (
         f"{first.name} is first: a linear classifier on all its stages joined classifies "
@@ -399,9 +408,21 @@ def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator
         favoured = min(models, key=lambda row: row.prior_rank)
         agrees = "agrees" if favoured is first else f"would have taken {favoured.name}"
         yield f"The prior, {prior} alone without any of your images, {agrees}."
+    yield _explain_views(asked)
     random = [row.name for row in models if not row.pretrained]
     if random:
         yield f"The weights of {', '.join(random)} are random: nothing was transferred there."
+
+
+def _explain_views(asked: AskedViews) -> str:
+    """How the images were seen, the same for all models."""
+    seen = "+".join([*(asked.views or (asked.start,)), *(["mirror"] if asked.mirror else [])])
+    if asked.plain:
+        return (
+            "All models saw the images in one view, each checkpoint's own crop, since a view costs a pass with every "
+            "model; views=crop+squash+pad averages three."
+        )
+    return f"All models saw the images in the same way: {seen}."
 
 
 def _percent(share: float) -> str:

@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from transferkit.data import Data
 from transferkit.domain import Side, choose_sample, measure_similarity
-from transferkit.features import FeatureBank, FeatureTable, FrozenPass, frozen_pass, image_seconds
+from transferkit.features import (
+    FeatureBank,
+    FeatureTable,
+    FrozenPass,
+    average_tables,
+    choose_device,
+    frozen_pass,
+    image_seconds,
+)
 from transferkit.folds import Folds
 from transferkit.intervals import wilson_interval
 from transferkit.measure import (
@@ -27,8 +35,10 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.nn import Backbone
+from transferkit.processes import connect, neighbours
 from transferkit.train import class_weights
-from transferkit.types import JOINED, SELECTED, TOP, CurvePoint, Evidence, ProbeScore
+from transferkit.types import JOINED, SELECTED, TOP, CurvePoint, Evidence, Preprocessing, ProbeScore
+from transferkit.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
 __all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]
 
@@ -53,7 +63,8 @@ class Survey:
 
     Args:
         evidence: The measurements.
-        table: One row of features per image of the data.
+        table: One row of features per image of the data, averaged over its views.
+        primary: The same in the geometry that networks are trained on, a single view.
         folds: Labels of the N training images, and which of them are held back together.
         train: (N,) indices of the training images in the data.
         selection: How the features of all stages joined were weighted, and which were left out.
@@ -61,6 +72,7 @@ class Survey:
 
     evidence: Evidence
     table: FeatureTable
+    primary: FeatureTable
     folds: Folds
     train: npt.NDArray[np.int64]
     selection: Selection
@@ -82,6 +94,8 @@ def survey(
     class_weight: str = "none",
     similarity: float | None = None,
     source: Data | None = None,
+    views: AskedViews | None = None,
+    budget: float | None = None,
     seed: int = 0,
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
@@ -96,19 +110,20 @@ def survey(
         class_weight: "none" or "balanced", for the probes.
         similarity: If it is known from elsewhere; it wins over what is measured.
         source: Images of the kind that the backbone was trained on, if the person has some.
+        views: Geometry and views that are wanted; None takes those of the backbone's preprocessing as they are.
+        budget: Seconds that all that follows the first pass may take, for what is left open there.
         seed: Of the k-NN subsample.
         seconds: Phases that came before, to be listed with these.
     """
     spent = dict(seconds or {})
-    run = partial(
-        read_features,
-        backbone,
-        bank=bank,
-        pooling=pooling,
-        device=device,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    read = partial(read_features, bank=bank, pooling=pooling, device=device, batch_size=batch_size, progress=progress)
+    if views is not None and data.normalised:
+        refuse_for_tensors(views)
+        views = None
+    own = backbone.spec.preprocessing
+    if views is not None:
+        backbone = backbone.with_preprocessing(apply_views(own, views.start, [views.start], mirror=False))
+    run = partial(read, backbone)
     train = data.indices("train")
     sample = choose_sample(data.content_ids, train)
     # Without memory of a source and without source images there is nothing to compare moments with.
@@ -116,14 +131,33 @@ def survey(
     with timed(spent, "frozen pass"):
         done = run(data, sample=sample if comparable else None)
         looked = None if source is None else _look_at_source(run, source)
-    table = done.table
     with timed(spent, "pace"):
         pace = _pace(backbone, data, pooling, device)
     with timed(spent, "similarity"):
-        target = Side(done.moments, table.take(sample), data.labels[sample])
+        target = Side(done.moments, done.table.take(sample), data.labels[sample])
         detail = measure_similarity(backbone, target, source=looked, given=similarity)
+    if views is None:
+        primary = run(data, preprocessing=own.primary).table if own.views else done.table
+        seen = Chosen(own, done.table, primary, None)
+    else:
+        if neighbours()[1] > 1:
+            connect(choose_device(device))  # each has a clock of its own, and they must decide alike
+        with timed(spent, "views"):
+            seen = choose_views(
+                views,
+                own,
+                data,
+                partial(run, data),
+                first=done,
+                first_seconds=spent["frozen pass"],
+                image_seconds=pace,
+                budget=budget,
+                class_weight=class_weight,
+                seed=seed,
+            )
+    backbone, table = backbone.with_preprocessing(seen.preprocessing), seen.table
     folds = data.folds.take(train)
-    probes, curves, chosen = _measure(
+    probes, curves, selection = _measure(
         table.take(train),
         folds,
         classes=data.summary.num_classes,
@@ -143,8 +177,9 @@ def survey(
         images_computed=done.computed,
         image_seconds=pace,
         curves=curves,
+        views=seen.comparison,
     )
-    return Survey(evidence, table, folds, train, chosen)
+    return Survey(evidence, table, seen.primary, folds, train, selection)
 
 
 def _pace(backbone: Backbone, data: Data, pooling: str, device: str) -> float:
@@ -194,29 +229,45 @@ def read_features(
     pooling: str,
     device: str = "auto",
     batch_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
     among: npt.NDArray[np.int64] | None = None,
     sample: npt.NDArray[np.int64] | None = None,
     progress: bool = True,
 ) -> FrozenPass:
-    """The frozen pass over all images of the data, or those `among`; `sample` as for `frozen_pass`."""
-    preprocessing = backbone.spec.preprocessing
+    """The frozen pass over all images of the data, or those `among`; `sample` as for `frozen_pass`.
+
+    With several views a pass each: features are their mean, moments those of the first view, and an image counts as
+    computed if it was for any of them.
+
+    Args:
+        backbone, data: What runs over what.
+        bank, pooling, device, batch_size, sample, progress: As for `frozen_pass`.
+        preprocessing: How to see the images; None takes the backbone's.
+        among: Indices of the images that are wanted; None: all.
+    """
+    wanted = backbone.spec.preprocessing if preprocessing is None else preprocessing
     rows = np.arange(len(data)) if among is None else among
 
-    def read(index: int) -> npt.NDArray[Any]:
-        return data.pixels(int(rows[index]), preprocessing)
+    def run(view: Preprocessing, sample: npt.NDArray[np.int64] | None) -> FrozenPass:
+        def read(index: int) -> npt.NDArray[Any]:
+            return data.pixels(int(rows[index]), view)
 
-    return frozen_pass(
-        backbone,
-        read,
-        data.content_ids[rows],
-        bank=bank,
-        pooling=pooling,
-        device=device,
-        batch_size=batch_size,
-        sample=sample,
-        workers=None if data.thread_safe else 1,
-        progress=progress,
-    )
+        return frozen_pass(
+            backbone.with_preprocessing(view),
+            read,
+            data.content_ids[rows],
+            bank=bank,
+            pooling=pooling,
+            device=device,
+            batch_size=batch_size,
+            sample=sample,
+            workers=None if data.thread_safe else 1,
+            progress=progress,
+        )
+
+    done = [run(view, None if number else sample) for number, view in enumerate(wanted.each_view)]
+    table = average_tables([one.table for one in done])
+    return FrozenPass(table, done[0].moments, max(one.computed for one in done))
 
 
 def probe_stages(

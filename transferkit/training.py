@@ -23,10 +23,10 @@ from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
 from transferkit.decision import ENOUGH, best_probe
 from transferkit.errors import CacheError, RunFolderError
-from transferkit.features import ActivationTable, activation_bytes, cache_activations, choose_device
+from transferkit.features import ActivationTable, FeatureTable, activation_bytes, cache_activations, choose_device
 from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
-from transferkit.mirror import mirroring_is_safe
+from transferkit.mirror import check_mirroring
 from transferkit.nn import CutError, Tail, TransferModel, cut
 from transferkit.paths import mark_folder
 from transferkit.processes import is_first
@@ -34,7 +34,7 @@ from transferkit.progress import announce
 from transferkit.repro import draw_seed, environment
 from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES, Plan
-from transferkit.survey import timed
+from transferkit.survey import read_features, timed
 from transferkit.train import Recipe
 from transferkit.types import Decision
 
@@ -191,6 +191,7 @@ class Tuning:
             probe=STRATEGIES["linear_probe"](as_probe, stages),
             backbone=looked.backbone,
             table=looked.survey.table.take(self._rows),
+            start=looked.survey.primary.take(self._rows),
             folds=self._known,
             classes=looked.data.summary.classes,
             pooling=self.options.pooling,
@@ -209,15 +210,37 @@ class Tuning:
     def _augmentation(self) -> Augmentation:
         recipe = self._recipe
         preset = choose_preset(recipe.augment, images=len(self._rows), epochs=recipe.epochs)
-        preprocessing = self.looked.backbone.spec.preprocessing
+        preprocessing = self.looked.backbone.spec.preprocessing.primary
         return Augmentation(preset=preset, preprocessing=preprocessing, flip=self._may_flip(preset))
 
     def _may_flip(self, preset: str) -> bool:
         if self._recipe.flip is not None or preset == "none":
             return bool(self._recipe.flip)
-        safe, told = mirroring_is_safe(self.looked, self.options, self._rows, self._folds[0])
-        self._runner.notes.append(told)
-        return safe
+        check = check_mirroring(
+            self.looked.survey.primary.take(self._rows),
+            self._known,
+            self._mirrored,
+            classes=self.looked.data.summary.num_classes,
+            folds=self._folds[:1],
+            seed=self.options.seed,
+        )
+        self._runner.notes.append(f"Images {'are' if check.safe else 'are not'} mirrored in training: {check}.")
+        return check.safe
+
+    def _mirrored(self, positions: npt.NDArray[np.int64]) -> FeatureTable:
+        """Features of the mirror images of these of the images at hand."""
+        looked, options = self.looked, self.options
+        return read_features(
+            looked.backbone,
+            looked.data,
+            bank=options.bank,
+            pooling=options.pooling,
+            device=options.device,
+            batch_size=options.batch_size,
+            preprocessing=replace(looked.backbone.spec.preprocessing.primary, mirrored=True),
+            among=self._rows[positions],
+            progress=False,
+        ).table
 
     @cached_property
     def _store(self) -> PixelStore:

@@ -48,6 +48,9 @@ __all__ = [
     "StageDistance",
     "StageSpec",
     "TrainingRecord",
+    "View",
+    "ViewComparison",
+    "ViewScore",
     "check_image_size",
 ]
 
@@ -104,6 +107,22 @@ def _check_range(value_range: tuple[float, float] | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class View:
+    """One way from a whole picture to the square input.
+
+    Args:
+        name: For people: "crop", "full", "squash" or "pad", with "+mirror" where it is mirrored.
+        crop_mode, crop_pct: As in `Preprocessing`.
+        mirrored: Flipped left to right afterwards.
+    """
+
+    name: str
+    crop_mode: CropMode
+    crop_pct: float = 1.0
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How a checkpoint wants its images: geometry, then normalisation.
 
@@ -116,6 +135,9 @@ class Preprocessing:
         crop_mode: "center" resizes the short side to `size / crop_pct` and crops the centre; "squash" resizes both
             sides without keeping the aspect; "border" resizes the long side to `size` and pads.
         origin: Where these values come from, as a phrase for people.
+        mirrored: Whether the picture is flipped left to right after its geometry.
+        views: Ways of seeing each picture that features, and predictions, are averaged over; empty: the geometry above
+            alone. Networks are trained on that geometry, whatever the views.
         value_range: (black, white) of images deeper than 8 bits, in stored units; None where there are none.
         prepared: Whether images come as float tensors that were prepared outside: nothing of the above is done to them.
         shape: (H, W) that prepared tensors have; None for pictures.
@@ -128,6 +150,8 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: CropMode = "center"
     origin: str = ""
+    mirrored: bool = False
+    views: tuple[View, ...] = ()
     value_range: tuple[float, float] | None = None
     prepared: bool = False
     shape: tuple[int, int] | None = None
@@ -139,11 +163,35 @@ class Preprocessing:
         _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
         for value in self.std:
             _positive("Preprocessing", "std", value)
+        names = [view.name for view in self.views]
+        _require(len(set(names)) == len(names), f"Preprocessing.views must differ in name, got {', '.join(names)}.")
 
     @property
     def resize_side(self) -> int:
         """Side in pixels before the crop: floor(size / crop_pct), timm's rule, robust to rounding of crop_pct."""
         return math.floor(self.size / self.crop_pct + 1e-6)
+
+    @property
+    def primary(self) -> Preprocessing:
+        """The same with one view: its own geometry."""
+        return replace(self, views=()) if self.views else self
+
+    @property
+    def each_view(self) -> tuple[Preprocessing, ...]:
+        """One preprocessing per view, in order, each without further views.
+
+        Example:
+            >>> plain = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+            >>> pad = View(name="pad", crop_mode="border")
+            >>> both = replace(plain, views=(View(name="full", crop_mode="center"), pad))
+            >>> [view.crop_mode for view in both.each_view], plain.each_view == (plain,)
+            (['center', 'border'], True)
+        """
+        return tuple(self.seen_as(view) for view in self.views) or (self,)
+
+    def seen_as(self, view: View) -> Preprocessing:
+        """The same with this one view."""
+        return replace(self, crop_mode=view.crop_mode, crop_pct=view.crop_pct, mirrored=view.mirrored, views=())
 
     def at(self, size: int | None) -> Preprocessing:
         """The same preprocessing for another input side; None changes nothing."""
@@ -451,6 +499,62 @@ class SimilarityDetail:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewScore:
+    """How well images are classified when they are seen in one way, or on average over several.
+
+    Args:
+        name: A view, or several joined by "+": the average of their features.
+        accuracy: Held-back accuracy of the joined probe on `ViewComparison.images` training images, in [0, 1]; None
+            where it was not measured.
+        squared_error: Held-back squared error per image of that probe, >= 0.
+        gain, gain_error: Accuracy beyond that of the first row, and its standard error, image by image.
+        seconds: Of the passes over the images, those whose features were in the bank already left out; None for an
+            average, whose passes are those of its views.
+        computed: Images that the backbone ran over for it.
+        used: Whether the features in use are these.
+    """
+
+    name: str
+    accuracy: float | None = None
+    squared_error: float | None = None
+    gain: float | None = None
+    gain_error: float | None = None
+    seconds: float | None = None
+    computed: int = 0
+    used: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accuracy is not None:
+            _share("ViewScore", "accuracy", self.accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewComparison:
+    """Ways of seeing the images that were compared, and which are in use.
+
+    Args:
+        geometry: Name of the geometry of single-view work: what networks are trained on.
+        views: Names of the views that features and predictions are averaged over; one name: nothing is averaged.
+        scores: The checkpoint's own crop (or what stands for it) first, then the other geometries, then averages.
+        images: Training images that the scores rest on; 0 if nothing was compared.
+        image_seconds: Seconds that one view of one image takes in the frozen pass; None if not known.
+        reasons: Sentences with the numbers in them.
+    """
+
+    geometry: str
+    views: tuple[str, ...]
+    scores: tuple[ViewScore, ...] = ()
+    images: int = 0
+    image_seconds: float | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """What all views but the first took, in seconds."""
+        return sum(score.seconds or 0.0 for score in self.scores[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What one frozen pass over the data measured.
 
@@ -468,6 +572,8 @@ class Evidence:
         image_seconds: Seconds that one image takes in the frozen pass on the device in use, decoding left out; None if
             that was not measured.
         curves: Accuracy by number of training images, a stage after the other, each from few images to all.
+        views: Which views of the images the features are averaged over, and how geometries compare; None: the
+            checkpoint's own crop, and nothing was compared.
     """
 
     backbone: BackboneSpec
@@ -481,6 +587,7 @@ class Evidence:
     image_seconds: float | None = None
     similarity_detail: SimilarityDetail | None = None
     curves: tuple[CurvePoint, ...] = ()
+    views: ViewComparison | None = None
 
     def __post_init__(self) -> None:
         if self.similarity is not None:

@@ -50,6 +50,27 @@ def test_words_where_numbers_belong_are_told_all_at_once(at, stripes, capsys):
     assert not list(at.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("views=crop+pda", "Unknown view 'pda'. Closest known: pad."),
+        ("geometry=[crop,pad]", "Several are averaged with views=, as in views=crop+pad."),
+        ("views=null", "views must be auto, 1, or names joined by +, got None."),
+    ],
+)
+def test_views_that_there_are_not_are_refused_before_any_folder(at, stripes, capsys, typed, said):
+    assert said in fails(capsys, "adapt", "data=folder", f"data.root={stripes}", typed)
+    assert not list(at.iterdir())
+
+
+@pytest.mark.parametrize("typed", ["views=[PAD,crop]", "views=Pad + crop"])
+def test_views_are_typed_as_a_list_or_joined(at, stripes, capsys, typed):
+    main(["analyze", "data=folder", f"data.root={stripes}", "out=run", typed, "geometry=PAD", *QUICK[:2]])
+    views = json.loads((at / "run" / "evidence.json").read_text(encoding="utf-8"))["evidence"]["views"]
+    assert (views["geometry"], views["views"]) == ("pad", ["crop", "pad"])
+    assert "averaged over 2 views of each image: crop, pad" in capsys.readouterr().out
+
+
 def test_the_folder_of_the_data_may_be_where_one_works(stripes, monkeypatch, capsys):
     monkeypatch.chdir(stripes)
     for out in ([], ["out=."]):

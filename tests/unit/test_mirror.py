@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.conftest import PACKAGED
 from transferkit.look import Options, look
-from transferkit.mirror import mirroring_is_safe
+from transferkit.mirror import check_mirroring
+from transferkit.survey import read_features
 
 SIDE = 32
 
@@ -28,7 +31,7 @@ def pictures(slopes: tuple[tuple[int, int], ...], *, each: int = 150):
 OPTIONS = Options(
     image_size=SIDE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
     test=0.0, strict=False, preprocessed=False, pooling="avg+max", class_weight="none", similarity=None, cache=None,
-    cache_limit=None, device="cpu", progress=False,
+    cache_limit=None, device="cpu", progress=False, geometry="crop", views=1,
 )  # fmt: skip
 
 
@@ -36,8 +39,25 @@ OPTIONS = Options(
 def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(slopes, safe):
     looked = look(PACKAGED, {"train": pictures(slopes)}, OPTIONS)
     rows = looked.data.indices("train")
-    (fold,) = looked.data.folds.take(rows).split()
-    found, told = mirroring_is_safe(looked, OPTIONS, rows, fold)
-    assert found == safe
-    assert f"Images {'are' if safe else 'are not'} mirrored" in told
-    assert "of 60 held-back images" in told
+    preprocessing = looked.backbone.spec.preprocessing
+
+    def mirrored(positions):
+        seen = replace(preprocessing, mirrored=True)
+        done = read_features(
+            looked.backbone,
+            looked.data,
+            bank=OPTIONS.bank,
+            pooling="avg+max",
+            preprocessing=seen,
+            among=rows[positions],
+        )
+        assert done.computed == len(positions)  # a shelf of their own: nothing was taken for what it is not
+        return done.table
+
+    known = looked.data.folds.take(rows)
+    check = check_mirroring(looked.survey.primary, known, mirrored, classes=2, folds=known.split(2))
+    assert check.safe == safe
+    assert check.images == 120  # a fifth of the images in each of two folds
+    assert check.right > 110
+    assert (check.right_mirrored > 100) == safe
+    assert "on 120 images" in str(check)

@@ -39,14 +39,14 @@ def data_arguments(settings: DictConfig) -> dict[str, Any]:
 
 
 SHARED = (
-    "model", "checkpoint", "pretrained", "image_size", "similarity", "source", "pooling", "class_weight", "cache",
-    "cache_limit", "device", "batch_size", "seed", "progress",
+    "model", "checkpoint", "pretrained", "image_size", "geometry", "views", "similarity", "source", "pooling",
+    "class_weight", "cache", "cache_limit", "device", "batch_size", "seed", "progress",
 )  # fmt: skip
 
 
 def shared_arguments(settings: DictConfig) -> dict[str, Any]:
     """The arguments that `adapt` and `analyze` share."""
-    return {**{key: settings[key] for key in SHARED}, **data_arguments(settings)}
+    return {**{key: plain(settings[key]) for key in SHARED}, **data_arguments(settings)}
 
 
 def _arguments(settings: DictConfig, out: Path) -> dict[str, Any]:

@@ -39,6 +39,8 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   data.columns.label=NAME   what a manifest calls the column; also .path, .split, .group; data.root=DIR: where its
                         paths start
   image_size=N          side in pixels; smaller is faster
+  geometry=auto         or crop (the checkpoint's own), full, squash, pad: how one view shows a picture
+  views=auto            or 1, or crop+squash+pad[+mirror]: features and predictions are averaged over these; a pass each
   strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
                         surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
                         stages; selected: their useful features)
@@ -75,6 +77,7 @@ the training images; prints ranks with their intervals, costs and measures; leav
 
   models=[NAME,...]     as for adapt's model; a name with * stands for what it matches and is on this machine
   image_size=N          for all of them; without it each runs at its checkpoint's own
+  geometry=..., views=...   as for adapt; auto is one view here, each checkpoint's own crop
   data=..., data.root=DIR, data.path=FILE, pretrained, pooling, class_weight, cache=DIR, cache_limit=GB,
   device=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
 
@@ -112,7 +115,9 @@ transferkit export run=DIR [key=value ...]: a finished run for other programs.
 
   run=DIR         the folder that adapt wrote
   out=FILE        default: DIR/model.onnx
-  format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities
+  format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities; where predictions are averaged over
+                  several geometries (N, G, 3, S, S): the metadata's "geometries" say which; mirror images and the
+                  mean are made inside
 """,
     "zoo": """\
 transferkit zoo [key=value ...]: which backbones there are.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.cli.adapting import SHARED, audit_lines, data_arguments, deciding_arguments, shared_arguments
+from transferkit.cli.composition import plain
 from transferkit.cli.jobs import Job, command_line, current_command, output_folder
 from transferkit.cli.tables import print_table
 from transferkit.errors import OptionError, RunFolderError, list_problems
@@ -125,7 +126,7 @@ def _accuracy_cells(score: ProbeScore) -> tuple[str, str]:
 
 
 def _rank_arguments(settings: DictConfig) -> dict[str, Any]:
-    return {**{key: settings[key] for key in RANK_ARGUMENTS}, **data_arguments(settings)}
+    return {**{key: plain(settings[key]) for key in RANK_ARGUMENTS}, **data_arguments(settings)}
 
 
 def _rank(settings: DictConfig) -> float | None:

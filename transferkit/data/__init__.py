@@ -3,7 +3,7 @@
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS, decode
 from transferkit.data.deep_images import DeepImages
-from transferkit.data.geometry import to_pixels
+from transferkit.data.geometry import same_pictures, to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
@@ -32,6 +32,7 @@ __all__ = [
     "open_data",
     "predictable_images",
     "prepared_tensors",
+    "same_pictures",
     "stratified_split",
     "to_pixels",
 ]

@@ -97,7 +97,7 @@ class TransferDataModule(pl.LightningDataModule):
             raise OptionError(f"batch_size must be >= 1, got {batch_size!r}.")
         choose_preset(augment, images=0)
         Mixing(classes=2, mixup=mixup, cutmix=cutmix)
-        self._preprocessing = preprocessing
+        self._preprocessing = preprocessing.primary  # views are for features and predictions
         self.batch_size = batch_size
         self.augment, self.flip, self.mixup, self.cutmix = augment, flip, mixup, cutmix
         self.balanced, self.drop_last = balanced, drop_last

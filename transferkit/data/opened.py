@@ -72,6 +72,7 @@ class Data:
         looks = [inventory.inspections[row] for row in rows]
         self._shapes = [(look.height, look.width) for look in looks] if normalised else []
         self.thread_safe = inventory.reader.thread_safe
+        self._sizes = np.array([(look.width, look.height) for look in inventory.inspections], dtype=np.int64)
         self._reader: Reader = inventory.reader
         self._rows = rows
 
@@ -81,6 +82,12 @@ class Data:
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.summary.size(split)} {split}" for split in self.summary.counts)
         return f"Data({self.summary.origin}: {self.summary.num_classes} classes, {counts})"
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N, 2) width and height in pixels, as stored."""
+        found: npt.NDArray[np.int64] = self._sizes[self._rows]
+        return found
 
     @property
     def copies(self) -> npt.NDArray[np.int64]:
@@ -161,7 +168,8 @@ class Data:
             preprocessing: The checkpoint's own.
 
         Returns:
-            (3, S, S) uint8, resized and cropped. If `normalised`: (3, H, W) float32, taken as it is.
+            (3, S, S) uint8, resized and cropped; (V, 3, S, S) where the preprocessing has V views. If `normalised`:
+            (3, H, W) float32, taken as it is.
 
         Raises:
             DataError: The image was changed or removed since the audit.

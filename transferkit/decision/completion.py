@@ -135,11 +135,13 @@ def complete(choice: Choice, evidence: Evidence, conditions: Conditions | None =
     """
     conditions = Conditions() if conditions is None else conditions
     chosen = {field.name: getattr(choice, field.name) for field in fields(Choice)}
+    if evidence.views is not None:
+        chosen["reasons"] = (*choice.reasons, *evidence.views.reasons)
     if choice.strategy == CLOSED_FORM:
         return Decision(**chosen, lr=0.0, lr_scale=0.0, norm="frozen")
     lr, scale, why_lr = _rate(evidence, conditions)
     norm, why_norm = settle_norm(evidence, conditions)
-    chosen["reasons"] = (*choice.reasons, why_lr, why_norm)
+    chosen["reasons"] = (*chosen["reasons"], why_lr, why_norm)
     return Decision(**chosen, lr=lr, lr_scale=scale, norm=norm)
 
 

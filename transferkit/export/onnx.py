@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from transferkit.errors import MissingDependencyError
 from transferkit.nn import Classifier
 from transferkit.types import Preprocessing
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "input_geometries"]
 
 
 IN_PICTURES, IN_TENSORS = "pixels", "tensors"
@@ -22,12 +22,30 @@ IN_PICTURES, IN_TENSORS = "pixels", "tensors"
 
 
 class _PixelsToProbabilities(nn.Module):
+    """Views that only differ by mirroring are made here, from one picture per geometry."""
+
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
+        self.geometries = input_geometries(model.preprocessing)
+        self.seen = [
+            (self.geometries.index(replace(view, mirrored=False)), view.mirrored)
+            for view in model.preprocessing.each_view
+        ]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.model(self.model.normalise(pixels)), dim=1)
+        return torch.softmax(self.model(self._views(self.model.normalise(pixels))), dim=1)
+
+    def _views(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.model.preprocessing.views:
+            return images.flip(-1) if self.seen[0][1] else images
+        each = images.unsqueeze(1) if len(self.geometries) == 1 else images
+        return torch.stack([each[:, at].flip(-1) if mirrored else each[:, at] for at, mirrored in self.seen], dim=1)
+
+
+def input_geometries(preprocessing: Preprocessing) -> tuple[Preprocessing, ...]:
+    """The geometries that an exported model wants each image in, in order; it makes mirror images itself."""
+    return tuple(dict.fromkeys(replace(view, mirrored=False) for view in preprocessing.each_view))
 
 
 def export_onnx(model: Classifier, path: str | Path) -> Path:
@@ -39,8 +57,10 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
 
     Returns:
         The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says, deeper images scaled by
-        its value_range; of a model that was fitted on prepared tensors, input "tensors": (N, 3, H, W) float32, taken as
-        they are. Output "probabilities": (N, K) float32. Metadata "classes" and "preprocessing" are JSON, "input" is a
+        its value_range. Where predictions are averaged over views of several geometries (N, G, 3, S, S): each image G
+        times, in the order of the metadata's "geometries"; mirror images and the mean are made inside. Of a model that
+        was fitted on prepared tensors, input "tensors": (N, 3, H, W) float32, taken as they are. Output
+        "probabilities": (N, K) float32. Metadata "classes", "preprocessing" and "geometries" are JSON, "input" is a
         sentence.
 
     Raises:
@@ -54,9 +74,10 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             "Exporting to ONNX needs two more packages: pip install 'transferkit[onnx]'"
         ) from error
     path = Path(path)
-    wants = model.preprocessing
+    wants, geometries = model.preprocessing, input_geometries(model.preprocessing)
     height, width = wants.shape or (wants.size, wants.size)
-    example = torch.zeros(2, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
+    views = () if len(geometries) == 1 else (len(geometries),)
+    example = torch.zeros(2, *views, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.onnx.export(
@@ -70,7 +91,12 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         )
     assert program is not None
     proto = program.model_proto
-    for key, value in (("classes", list(model.classes)), ("preprocessing", asdict(wants))):
+    metadata = {
+        "classes": list(model.classes),
+        "preprocessing": asdict(wants),
+        "geometries": [asdict(geometry) for geometry in geometries],
+    }
+    for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     proto.metadata_props.add(key="input", value=_say_input(wants))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,4 +113,10 @@ def _say_input(wants: Preprocessing) -> str:
     if wants.value_range is not None:
         black, white = wants.value_range
         deep = f", images deeper than 8 bits scaled so that {black:g} is 0 and {white:g} is 255"
+    count = len(input_geometries(wants))
+    if count > 1:
+        return (
+            f"uint8 (N, {count}, 3, {height}, {width}), RGB, each image once for each of the geometries, resized and "
+            f"cropped as it says{deep}; normalised, mirrored and averaged here"
+        )
     return f"uint8 (N, 3, {height}, {width}), RGB, resized and cropped as preprocessing says{deep}; normalised here"

@@ -112,9 +112,10 @@ def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict
 
     The code that runs has no name; `imprints` tell it.
     """
-    preprocessing = asdict(backbone.spec.preprocessing)
-    preprocessing.pop("origin")
-    for name in ("value_range", "prepared", "shape"):  # rows from before they were known stay valid
+    preprocessing = asdict(backbone.spec.preprocessing.primary)
+    for silent in ("origin", "views"):
+        preprocessing.pop(silent)
+    for name in ("value_range", "prepared", "shape", "mirrored"):  # rows from before they were known stay valid
         if not preprocessing[name]:
             preprocessing.pop(name)
     return {

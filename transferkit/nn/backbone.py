@@ -21,7 +21,7 @@ from transferkit.nn.moments import MomentTap, discover_moment_taps, record_momen
 from transferkit.nn.norm.source import is_batch_norm
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, count_parameters, discover_taps, evaluating, explaining, record_taps
-from transferkit.types import JOINED, BackboneSpec, StageSpec
+from transferkit.types import JOINED, BackboneSpec, Preprocessing, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
 
@@ -314,6 +314,14 @@ class Backbone(nn.Module):
         batch normalisation; empty if it has none."""
         found = running_moments(self.trunk, self.moment_taps)
         return {stage: (mean.numpy(), variance.numpy()) for stage, (mean, variance) in found.items()}
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Backbone:
+        """The same backbone (weights shared) for pictures that are prepared in another way, at the same size."""
+        if preprocessing == self.spec.preprocessing:
+            return self
+        other = copy.copy(self)
+        other.spec = replace(self.spec, preprocessing=preprocessing)
+        return other
 
     def source_probabilities(self, averages: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """What the classifier that the backbone came with makes of some images.

@@ -88,7 +88,7 @@ class Blend(nn.Module):
         OptionError: If their classes or preprocessing differ, or there are none.
 
     Shape:
-        (N, 3, H, W) float, normalised -> (N, K) logits.
+        (N, 3, H, W) float, normalised -> (N, K) logits. (N, V, 3, H, W), V views of each image -> (N, K), their mean.
     """
 
     def __init__(self, members: Sequence[TransferModel]) -> None:
@@ -111,11 +111,11 @@ class Blend(nn.Module):
         return self.parts[0].preprocessing
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
+        """(..., 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
         return normalise(pixels, self.preprocessing)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) float, normalised -> (N, K) logits."""
+        """(N, 3, H, W) float, normalised, or (N, V, 3, H, W) -> (N, K) logits, the mean over the views."""
         logits = self.parts[0](images)
         for member in self.parts[1:]:
             logits = logits + member(images)

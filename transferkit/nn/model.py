@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,7 +11,10 @@ from transferkit.errors import OptionError
 from transferkit.nn.backbone import Backbone
 from transferkit.types import Preprocessing
 
-__all__ = ["TransferModel"]
+__all__ = ["TransferModel", "mean_over_views", "normalise"]
+
+PICTURE_AXES = 4
+"""Axes of a batch of pictures; a batch of views has one more, behind the first."""
 
 
 class TransferModel(nn.Module):
@@ -29,7 +32,7 @@ class TransferModel(nn.Module):
         classes: The class names.
 
     Shape:
-        (N, 3, H, W) float, normalised -> (N, K) logits.
+        (N, 3, H, W) float, normalised -> (N, K) logits. (N, V, 3, H, W), V views of each image -> (N, K), their mean.
     """
 
     def __init__(self, backbone: Backbone, *, stages: Sequence[str], pooling: str, classes: Sequence[str]) -> None:
@@ -49,11 +52,11 @@ class TransferModel(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The backbone's own: size, crop, mean and std."""
+        """The backbone's own: size, crop, mean, std, and the views that predictions are averaged over."""
         return self.backbone.spec.preprocessing
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
+        """(..., 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
         return normalise(pixels, self.preprocessing)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -62,16 +65,34 @@ class TransferModel(nn.Module):
         return torch.cat([pooled[name] for name in self.stages], dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) float, normalised -> (N, K) logits."""
-        logits: torch.Tensor = self.classifier(self.features(images))
-        return logits
+        """(N, 3, H, W) float, normalised, or (N, V, 3, H, W) -> (N, K) logits, the mean over the views."""
+        return mean_over_views(lambda pictures: self.classifier(self.features(pictures)), images)
+
+
+def mean_over_views(classify: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """(N, K) logits of images that are seen in one way or in several; those of the views are averaged.
+
+    Args:
+        classify: (M, 3, H, W) -> (M, K).
+        images: (N, 3, H, W), or (N, V, 3, H, W) with V views of each image.
+
+    Example:
+        >>> pictures = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(2, 2, 1, 1, 1)
+        >>> mean_over_views(lambda images: images.flatten(1), pictures).tolist()
+        [[2.0], [6.0]]
+    """
+    if images.ndim == PICTURE_AXES:
+        return classify(images)
+    # A reshape from the front, not unflatten: N must stay free when the model is exported.
+    logits = classify(images.flatten(0, 1))
+    return logits.reshape(-1, images.shape[1], logits.shape[-1]).mean(dim=1)
 
 
 def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """(x / 255 - mean) / std in one multiply and one add per value; float input is taken as normalised already.
 
     Args:
-        pixels: (N, 3, H, W) uint8, or float that needs nothing more.
+        pixels: (N, 3, H, W) or (N, V, 3, H, W) uint8, or float that needs nothing more.
         preprocessing: Gives mean and std, in [0, 1].
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.nn.heads import Blend
-from transferkit.nn.model import TransferModel
+from transferkit.nn.model import TransferModel, mean_over_views
 
 __all__ = ["Classifier", "in_halves", "is_out_of_memory", "logits_of"]
 
@@ -18,8 +19,11 @@ Classifier = TransferModel | Blend
 """What a person keeps: one network, or several whose logits are added."""
 
 BATCH = 32
-"""Fixed, because another batch size can change the last bit of a convolution: predictions are bit-equal after a round
-trip through a run folder."""
+"""Pictures that run at once, each view of an image counting as one. Fixed, because another batch size can change the
+last bit of a convolution: predictions are bit-equal after a round trip through a run folder."""
+
+PICTURE = 3
+"""Axes of one picture; views of it have one more in front."""
 
 EXHAUSTED = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 """What CUDA and MPS, the CPU, and cuBLAS say when memory runs out."""
@@ -30,7 +34,8 @@ def logits_of(model: Classifier, pictures: Iterable[npt.NDArray[Any]], *, device
 
     Args:
         model: Put on the device and into evaluation mode, where it stays.
-        pictures: N of (3, S, S), uint8 or float32 that is normalised already.
+        pictures: N of (3, S, S), or of (V, 3, S, S) with the views that are averaged; uint8, or float32 that is
+            normalised already.
         device: Where to compute.
     """
     # The same memory layout however the model came to be: another one can change the last bit.
@@ -42,8 +47,11 @@ def logits_of(model: Classifier, pictures: Iterable[npt.NDArray[Any]], *, device
 def _logits(model: Classifier, stack: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     def run(part: slice) -> torch.Tensor:
         images = model.normalise(torch.from_numpy(stack[part]).to(device))
+        return mean_over_views(classify, images).float().cpu()
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(images.contiguous(memory_format=torch.channels_last))
-        return logits.float().cpu()
+        return logits
 
     with torch.no_grad():
         return in_halves(run, len(stack))
@@ -97,7 +105,8 @@ def _stacks(pictures: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
     batch: list[npt.NDArray[Any]] = []
     for picture in pictures:
         batch.append(picture)
-        if len(batch) == BATCH:
+        # An image's views run together; memory does not grow with their number.
+        if len(batch) >= max(1, BATCH // math.prod(picture.shape[:-PICTURE])):
             yield np.stack(batch)
             batch = []
     if batch:

@@ -81,6 +81,8 @@ class Task:
         head, class_weight: As for `fit_closed_form`.
         selection: Of the features of all training images, if they were selected before.
         seed: Of everything that is drawn.
+        start: Rows of the pictures that the network is trained on, for its head to begin with, where `table` holds the
+            mean over several views; None takes `table`.
     """
 
     plan: Plan
@@ -97,6 +99,12 @@ class Task:
     class_weight: str = "none"
     selection: Selection | None = None
     seed: int = 0
+    start: FeatureTable | None = None
+
+    @property
+    def seen(self) -> FeatureTable:
+        """Rows of the pictures that the network is trained on."""
+        return self.table if self.start is None else self.start
 
     @property
     def labels(self) -> Indices:
@@ -280,15 +288,15 @@ def _batches(task: Task, positions: Indices) -> Callable[[int], Iterable[Any]]:
 
 def _probe_logits(task: Task, fold: Fold) -> npt.NDArray[np.floating]:
     """(M, K) of the held-back images, by the probe of the others."""
-    head = _solve(task, task.probe, fold.train)
+    head = _solve(task, task.table, task.probe, fold.train)
     return task.table.take(fold.held_back).load(task.probe.stages) @ head.weight.T + head.bias
 
 
-def _solve(task: Task, plan: Plan, positions: Indices) -> HeadFit:
+def _solve(task: Task, table: FeatureTable, plan: Plan, positions: Indices) -> HeadFit:
     """The head that a plan's features allow, fitted to some of the images."""
     fits = fit_heads(
         plan,
-        task.table.take(positions),
+        table.take(positions),
         task.labels[positions],
         classes=len(task.classes),
         head=task.head,
@@ -303,7 +311,7 @@ def _module(task: Task, positions: Indices) -> TransferModule:
     """A fresh network, its head where the plan starts it."""
     backbone = copy.deepcopy(task.backbone).without_head()
     model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
-    features = task.table.take(positions).load(task.plan.stages)
+    features = task.seen.take(positions).load(task.plan.stages)
     _start(task, model.linear, positions)
     weights = _class_weights(task, task.labels[positions])
     module = TransferModule(
@@ -329,7 +337,7 @@ def _start(task: Task, linear: torch.nn.Linear, positions: Indices) -> None:
             linear.weight.zero_()
             linear.bias.zero_()
             return
-        head = _solve(task, task.plan, positions)
+        head = _solve(task, task.seen, task.plan, positions)
         linear.weight.copy_(torch.from_numpy(head.weight))
         linear.bias.copy_(torch.from_numpy(head.bias))
 

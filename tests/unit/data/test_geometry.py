@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from timm.data import create_transform
 from torchvision import transforms
 
 from transferkit.data import to_pixels
-from transferkit.types import CropMode, Interpolation, Preprocessing
+from transferkit.errors import OptionError
+from transferkit.types import CropMode, Interpolation, Preprocessing, View
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -91,3 +93,37 @@ def test_the_answer_is_contiguous_and_can_be_written() -> None:
     pixels = to_pixels(picture(20, 20), wanted(16, 1.0))
     pixels[0, 0, 0] = 7
     assert pixels.flags["C_CONTIGUOUS"]
+
+
+def seen(name: str, crop_mode: CropMode, crop_pct: float = 1.0, *, mirrored: bool = False) -> View:
+    return View(name=name, crop_mode=crop_mode, crop_pct=crop_pct, mirrored=mirrored)
+
+
+VIEWS = (
+    seen("crop", "center", 0.875),
+    seen("pad", "border"),
+    seen("crop+mirror", "center", 0.875, mirrored=True),
+    seen("squash+mirror", "squash", mirrored=True),
+)
+
+
+@pytest.mark.parametrize("size", [(70, 41), (41, 70), (33, 33)])
+def test_views_are_the_pictures_of_each_alone_in_their_order(size: tuple[int, int]) -> None:
+    several = replace(wanted(32, 1.0, "squash"), views=VIEWS)
+    stack = to_pixels(picture(*size), several)
+    assert (stack.shape, stack.dtype) == ((4, 3, 32, 32), np.uint8)
+    for view, found in zip(VIEWS, stack, strict=True):
+        alone = to_pixels(picture(*size), wanted(32, view.crop_pct, view.crop_mode))
+        assert np.array_equal(found, alone[..., ::-1] if view.mirrored else alone)
+
+
+def test_a_mirrored_picture_is_flipped_after_its_geometry() -> None:
+    plain, mirrored = wanted(32, 0.875), replace(wanted(32, 0.875), mirrored=True)
+    flipped = to_pixels(picture(70, 41), mirrored)
+    assert np.array_equal(flipped[..., ::-1], to_pixels(picture(70, 41), plain))
+    assert flipped.flags["C_CONTIGUOUS"]
+
+
+def test_views_of_one_name_are_refused() -> None:
+    with pytest.raises(OptionError, match="views must differ in name, got pad, pad"):
+        replace(wanted(32, 1.0), views=(VIEWS[1], VIEWS[1]))

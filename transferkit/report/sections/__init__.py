@@ -19,6 +19,7 @@ from transferkit.report.sections._similarity import Similarity, write_similarity
 from transferkit.report.sections._stages import Stages, write_stages
 from transferkit.report.sections._timings import Timings, write_timings
 from transferkit.report.sections._training import Training, write_training
+from transferkit.report.sections._views import Views, write_views
 from transferkit.types import RunRecord
 
 __all__ = ["Report", "write_report"]
@@ -33,6 +34,7 @@ class Report:
     headline: Headline
     choice: Choice
     stages: Stages
+    views: Views | None
     similarity: Similarity | None
     data: Data
     training: Training | None
@@ -54,6 +56,7 @@ def write_report(record: RunRecord) -> Report:
         headline=write_headline(record),
         choice=write_choice(record),
         stages=write_stages(record),
+        views=write_views(evidence.views),
         similarity=write_similarity(evidence.similarity_detail),
         data=write_data(evidence.data, record.samples),
         training=write_training(record.training),

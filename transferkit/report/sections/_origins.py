@@ -70,6 +70,8 @@ def _describe_preprocessing(prep: Preprocessing) -> list[tuple[str, str]]:
         ("Mean", ", ".join(format_number(value) for value in prep.mean)),
         ("Standard deviation", ", ".join(format_number(value) for value in prep.std)),
     ]
+    if prep.views:
+        facts.insert(1, ("Views", ", ".join(view.name for view in prep.views)))
     if prep.value_range is not None:
         black, white = (format_number(value) for value in prep.value_range)
         facts.append(("Images deeper than 8 bits", f"black is {black}, white is {white}"))

@@ -40,9 +40,11 @@ def write_timings(record: RunRecord) -> Timings:
 
 
 def _describe_pass(record: RunRecord) -> str:
-    computed = record.evidence.images_computed
-    if computed:
-        said = f"The backbone ran over {plural(computed, 'image')}; other features came from the cache."
+    computed, views = record.evidence.images_computed, record.evidence.views
+    further = 0 if views is None else sum(score.computed for score in views.scores[1:])
+    if computed or further:
+        more = f", and {plural(further, 'time')} more for further views" if further else ""
+        said = f"The backbone ran over {plural(computed, 'image')}{more}; other features came from the cache."
     else:
         said = "The backbone did not have to run: all features came from the cache."
     if record.training is None or not record.training.epochs:

@@ -1,0 +1,333 @@
+"""What geometry and views are worth: test accuracy of probes and of fine-tuned networks, and what a view costs.
+
+    python scripts/make_tasks.py --out tasks [--hand-signs hand_signs.tar]
+    python scripts/bench_views.py run --tasks tasks       # probes: one geometry, averages, what views=auto takes
+    python scripts/bench_views.py tune --tasks tasks      # a fine-tuned network's gain from views at prediction: hours
+    python scripts/bench_views.py score                   # the tables, from benchmarks/views.json; seconds
+
+`run` and `tune` take up where they were stopped: benchmarks/views.json is rewritten after each cell. A cell is a task
+at one number of images per class and one draw of them, as in scripts/bench_regret.py. In it the head that `adapt` would
+keep is fitted to the features of each way of seeing the images, on all stages joined and on the selected features, and
+tested on the task's own test images. "auto" is what views=auto chooses by the training images alone; mirror images are
+in it only where its test on held-back images found them safe. Gains are over the checkpoint's own crop, in points;
+means are over tasks, within a task over its cells. Seconds per view are those of the pass that filled the bank, so
+they are known only where `run` begins with an empty one (--cache DIR).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from regret.fine_tuning import OPTIONS
+from regret.paths import MODEL, SIZE, write
+from regret.running import levels_of, shrink
+
+from transferkit.data import Data, open_data
+from transferkit.decision import starting_rate
+from transferkit.features import FeatureBank, FeatureTable
+from transferkit.fitting import plan_decision
+from transferkit.look import Looked, load_backbone
+from transferkit.nn import Backbone, Classifier, logits_of
+from transferkit.repro import environment
+from transferkit.strategies import STRATEGIES
+from transferkit.survey import read_features, survey
+from transferkit.train import Recipe, choose_head, fine_tune, fit_heads
+from transferkit.training import Training, Tuning
+from transferkit.types import JOINED, SELECTED, TOP, Decision, Preprocessing
+from transferkit.views import ask_views, choose_views, fixed_views
+
+FOUND = Path(__file__).parents[1] / "benchmarks" / "views.json"
+POOLING = "avg+max"
+WAYS = (
+    "crop", "full", "squash", "pad", "crop+mirror", "squash+mirror", "crop+squash", "crop+squash+pad",
+    "crop+squash+pad+mirror",
+)  # fmt: skip
+LEVELS = (5, 20)
+BUDGETS = (None, 60.0, 10.0, 2.0)
+STRATEGY = "few_layers"
+
+
+def seen_as(way: str, own: Preprocessing, data: Data) -> Preprocessing:
+    """The preprocessing of one of the ways; geometries that show the same of these images are run once."""
+    return fixed_views(ask_views(views=way), own, data)
+
+
+def time_passes(backbone: Backbone, data: Data, read: Callable[..., Any]) -> dict[str, float]:
+    """View -> seconds per image, of the views whose features were not in the bank."""
+    own, seconds = backbone.spec.preprocessing, {}
+    for view in seen_as("crop+full+squash+pad+mirror", own, data).each_view:
+        start = time.perf_counter()
+        done = read(backbone, data, preprocessing=view)
+        if done.computed == len(data):
+            name = f"{view.crop_mode} {view.crop_pct:g}{' mirrored' if view.mirrored else ''}"
+            seconds[name] = round((time.perf_counter() - start) / done.computed, 6)
+    return seconds
+
+
+def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
+    """The head that `adapt` keeps: held-back and test accuracy."""
+    decision = Decision(
+        strategy="linear_probe", stage=stage, lr=0, lr_scale=0, norm="frozen", mode="given", reasons=("exhaustive",)
+    )
+    plan = STRATEGIES["linear_probe"](decision, list(table.blocks))
+    train, test = data.indices("train"), data.indices("test")
+    folds = data.folds.take(train)
+    fits = fit_heads(plan, table.take(train), folds.labels, classes=data.summary.num_classes, folds=folds)
+    head = choose_head(fits)
+    named = (table.take(test).load(plan.stages) @ head.weight.T + head.bias).argmax(axis=1)
+    return {
+        "held_back": round(float(head.accuracy), 4),
+        "test": round(float((named == data.labels[test]).mean()), 5),
+    }
+
+
+def run_cell(backbone: Backbone, data: Data, read: Callable[..., Any], pace: float) -> dict[str, Any]:
+    """Every way of seeing one draw of the training images, and what is chosen where it is left open."""
+    own = backbone.spec.preprocessing
+    tables: dict[Preprocessing, dict[str, dict[str, float]]] = {}
+    ways, seen = {}, {}
+    for way in WAYS:
+        seen[way] = seen_as(way, own, data)
+        if seen[way] not in tables:
+            table = read(backbone, data, preprocessing=seen[way]).table
+            tables[seen[way]] = {stage: fit(table, data, stage) for stage in (JOINED, SELECTED)}
+        ways[way] = tables[seen[way]]
+    chosen = {str(budget): choose(backbone, data, read, pace, budget) for budget in BUDGETS}
+    auto = [what.pop("fitted") for what in chosen.values()][BUDGETS.index(None)]
+    return {
+        "images": len(data.indices("train")),
+        "ways": {**ways, "auto": auto},
+        "auto": chosen,
+        "geometry": geometry(backbone, data, read, pace),
+    }
+
+
+def choose(
+    backbone: Backbone, data: Data, read: Callable[..., Any], pace: float, budget: float | None
+) -> dict[str, Any]:
+    """What views=auto takes at this budget, and how it does without one."""
+    found = _choose(backbone, data, read, pace, budget, ask_views())
+    fitted = {stage: fit(found.table, data, stage) for stage in (JOINED, SELECTED)} if budget is None else {}
+    assert found.comparison is not None
+    return {"views": list(found.comparison.views), "geometry": found.comparison.geometry, "fitted": fitted}
+
+
+def geometry(backbone: Backbone, data: Data, read: Callable[..., Any], pace: float) -> dict[str, Any]:
+    """What geometry=auto takes with views=1, and how it does."""
+    found = _choose(backbone, data, read, pace, None, ask_views(views=1))
+    assert found.comparison is not None
+    return {
+        "chosen": found.comparison.geometry,
+        **{stage: fit(found.table, data, stage) for stage in (JOINED, SELECTED)},
+    }
+
+
+def _choose(
+    backbone: Backbone, data: Data, read: Callable[..., Any], pace: float, budget: float | None, asked: Any
+) -> Any:
+    own = backbone.spec.preprocessing
+    return choose_views(
+        asked,
+        own,
+        data,
+        partial(read, backbone, data),
+        first=read(backbone, data, preprocessing=own),
+        first_seconds=pace * len(data),
+        image_seconds=pace,
+        budget=budget,
+    )
+
+
+def opened(path: Path) -> dict[str, Any]:
+    """What was found so far."""
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return known
+    return {
+        "script": "scripts/bench_views.py",
+        "date": date.today().isoformat(),
+        "machine": environment(seed=0, device="cpu"),
+        "model": f"{MODEL} at {SIZE} px",
+        "tasks": {},
+    }
+
+
+def run(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int], out: Path) -> None:
+    """Fill in what is missing, a cell at a time."""
+    backbone, found = load_backbone(MODEL, image_size=SIZE), opened(out)
+    read = partial(read_features, bank=FeatureBank(cache), pooling=POOLING, progress=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for folder in chosen_tasks(tasks, only):
+        content = json.loads((folder / "task.json").read_text(encoding="utf-8"))["content"]
+        task = found["tasks"].get(folder.name)
+        data = open_data(folder, progress=False)
+        if task is None or task["content"] != content:
+            seconds = time_passes(backbone, data, read)
+            task = found["tasks"][folder.name] = {"content": content, "seconds per image": seconds, "cells": {}}
+        pace = statistics.median(task["seconds per image"].values()) if task["seconds per image"] else 0.005
+        for level, number in levels_of(data.labels[data.indices("train")]):
+            if level not in levels or f"{level} {number}" in task["cells"]:
+                continue
+            task["cells"][f"{level} {number}"] = run_cell(backbone, shrink(data, level, number), read, pace)
+            write(out, found)
+            print(folder.name, level, number, figures(task["cells"][f"{level} {number}"]), flush=True)
+
+
+def figures(cell: Mapping[str, Any]) -> str:
+    return ", ".join(f"{way} {100 * cell['ways'][way][SELECTED]['test']:.1f}" for way in cell["ways"])
+
+
+def chosen_tasks(tasks: Path, only: str | None) -> list[Path]:
+    """Folders of the tasks, those named in `only` if any are."""
+    names = None if only is None else only.split(",")
+    return [path.parent for path in sorted(tasks.glob("*/task.json")) if names is None or path.parent.name in names]
+
+
+# ---- Fine-tuned networks ---------------------------------------------------------------------------------------------
+
+
+def tune(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int], out: Path, strategy: str) -> None:
+    """A network fine-tuned on one view of the first draw of each level, predicting with one view and with all."""
+    backbone, found, bank = load_backbone(MODEL, image_size=SIZE), opened(out), FeatureBank(cache)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for folder in chosen_tasks(tasks, only):
+        content = json.loads((folder / "task.json").read_text(encoding="utf-8"))["content"]
+        task = found["tasks"].setdefault(folder.name, {"content": content, "seconds per image": {}, "cells": {}})
+        data = open_data(folder, progress=False)
+        for level, number in levels_of(data.labels[data.indices("train")]):
+            tuned = task.setdefault("tuned", {})
+            if number or level not in levels or f"{level} {strategy}" in tuned:
+                continue
+            tuned[f"{level} {strategy}"] = tune_cell(backbone, shrink(data, level, 0), bank, strategy)
+            write(out, found)
+            print(folder.name, level, tuned[f"{level} {strategy}"], flush=True)
+
+
+def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) -> dict[str, Any]:
+    """Test accuracy of the network with one view and with all that views=auto takes, and its weight in what is kept."""
+    found = survey(backbone, data, bank=bank, pooling=POOLING, views=ask_views(), progress=False)
+    seen = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
+    recipe = Recipe()
+    size = recipe.fitted(len(found.train)).batch_size or 1
+    start = starting_rate(seen.spec, optimizer=recipe.optimizer, batch_size=size)
+    decision = Decision(
+        strategy=strategy, stage=TOP, lr=start.lr, lr_scale=start.scale, norm="frozen", mode="given", reasons=("all",)
+    )
+    began = time.process_time()
+    looked = Looked(seen, data, found, {})
+    tuning = Tuning(looked, plan_decision(looked, decision), OPTIONS, "auto", Training(recipe=recipe))
+    judged = tuning.judged
+    # The network itself, whether or not the probe did better on held-back images.
+    alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))
+    network = fine_tune(judged.task, tuning._folds, tuning._runner, refit=True, judged=alone).model
+    return {
+        "views": [view.name for view in seen.spec.preprocessing.views],
+        "kept": judged.verdict.kept.weight,
+        **with_and_without(network, data),
+        "seconds": round(time.process_time() - began, 1),
+    }
+
+
+def with_and_without(model: Classifier, data: Data) -> dict[str, float]:
+    """Test accuracy with one view, and with all."""
+    preprocessing = model.preprocessing
+    return {
+        "one view": test_accuracy(model, data, preprocessing.primary),
+        "all views": test_accuracy(model, data, preprocessing),
+    }
+
+
+def test_accuracy(model: Classifier, data: Data, preprocessing: Preprocessing) -> float:
+    test = data.indices("test")
+    pictures = (data.pixels(int(index), preprocessing) for index in test)
+    named = logits_of(model, pictures, device=torch.device("cpu")).numpy().argmax(axis=1)
+    return round(float((named == data.labels[test]).mean()), 5)
+
+
+# ---- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def score(out: Path) -> None:
+    """Write the tables into what was found, and print them."""
+    found = opened(out)
+    tasks = {name: task for name, task in found["tasks"].items() if task["cells"]}
+    found["tables"] = {
+        "gain of probes": {
+            stage: {way: gains(tasks, way, stage) for way in (*WAYS, "auto", "geometry")}
+            for stage in (JOINED, SELECTED)
+        },
+        "seconds per image and view": {
+            name: task["seconds per image"] for name, task in tasks.items() if task["seconds per image"]
+        },
+        "views=auto": {
+            name: {key: cell["auto"] for key, cell in task["cells"].items()} for name, task in tasks.items()
+        },
+        "gain of networks": tuned_gains(found["tasks"].values()),
+    }
+    write(out, found)
+    for stage, table in found["tables"]["gain of probes"].items():
+        print(f"\n{stage}: gain over the checkpoint's own crop, points, mean over {len(tasks)} tasks")
+        for way, row in table.items():
+            print(f"  {way:24} {row['mean']:+.2f}, worst task {row['worst']:+.2f} ({row['worst task']})")
+    print("\nnetworks, prediction with all views against one:", found["tables"]["gain of networks"])
+
+
+def gains(tasks: Mapping[str, Any], way: str, stage: str) -> dict[str, Any]:
+    """Mean over tasks, and the worst of them."""
+    each = {}
+    for name, task in tasks.items():
+        cells = task["cells"].values()
+        pairs = [((cell["geometry"] if way == "geometry" else cell["ways"][way])[stage]["test"],
+                  cell["ways"]["crop"][stage]["test"]) for cell in cells]  # fmt: skip
+        each[name] = 100 * statistics.mean(after - before for after, before in pairs)
+    worst = min(each, key=lambda name: each[name])
+    return {
+        "mean": round(statistics.mean(each.values()), 3),
+        "worst": round(each[worst], 3),
+        "worst task": worst,
+        "tasks": {name: round(gain, 3) for name, gain in each.items()},
+    }
+
+
+def tuned_gains(tasks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Points that views at prediction add, mean over the cells that were tuned."""
+    cells = [cell for task in tasks for cell in task.get("tuned", {}).values()]
+    if not cells:
+        return {"cells": 0}
+    each = [100 * (cell["all views"] - cell["one view"]) for cell in cells]
+    return {"cells": len(cells), "mean": round(statistics.mean(each), 3), "worst": round(min(each), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "tune", "score"))
+    parser.add_argument("--tasks", type=Path, help="folder that scripts/make_tasks.py wrote")
+    parser.add_argument("--cache", help="folder of the feature bank")
+    parser.add_argument("--only", help="names of tasks, with commas between them")
+    parser.add_argument("--levels", type=int, nargs="+", default=list(LEVELS), help="images per class")
+    parser.add_argument("--strategy", default=STRATEGY, help="of tune")
+    parser.add_argument("--out", type=Path, default=FOUND)
+    options = parser.parse_args()
+    if options.what == "score":
+        score(options.out)
+        return
+    if options.tasks is None:
+        parser.error("--tasks DIR is needed: the folder that scripts/make_tasks.py wrote.")
+    if options.what == "run":
+        run(options.tasks, options.cache, options.only, options.levels, options.out)
+    else:
+        tune(options.tasks, options.cache, options.only, options.levels, options.out, options.strategy)
+
+
+if __name__ == "__main__":
+    main()

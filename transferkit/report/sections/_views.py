@@ -1,0 +1,75 @@
+"""How the images were seen: geometries compared, and the views that are averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transferkit.report._words import format_percent, format_seconds, plural
+from transferkit.types import ViewComparison, ViewScore
+
+__all__ = ["Views", "write_views"]
+
+GEOMETRIES = {
+    "crop": "the checkpoint's own crop",
+    "full": "the largest centre square",
+    "squash": "the whole picture, squeezed",
+    "pad": "the whole picture, with borders",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRow:
+    """One view, or the mean over several; an empty string where nothing is known."""
+
+    name: str
+    what: str
+    accuracy: str
+    gain: str
+    seconds: str
+    used: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The comparison of ways to see the images."""
+
+    sentence: str
+    rows: tuple[ViewRow, ...]
+    caption: str
+
+
+def write_views(found: ViewComparison | None) -> Views | None:
+    """What was compared; None if the checkpoint's own crop was taken without a word."""
+    if found is None:
+        return None
+    if len(found.views) > 1:
+        sentence = (
+            f"Features and predictions are averaged over {len(found.views)} views of each image: "
+            f"{', '.join(found.views)}. What is fine-tuned is trained on {found.geometry}."
+        )
+    else:
+        sentence = f"Each image is seen in one view: {found.geometry}, {GEOMETRIES.get(found.geometry, '')}."
+    measured = f"Accuracy of a ridge classifier on all stages joined, on {plural(found.images, 'training image')}, "
+    measured += "each held back from the fit; beside it the gain over the first row and its standard error."
+    return Views(
+        sentence=sentence,
+        rows=tuple(map(_write_row, found.scores)),
+        caption=measured if found.images else "Nothing was compared.",
+    )
+
+
+def _write_row(score: ViewScore) -> ViewRow:
+    gain = ""
+    if score.gain and score.gain_error is not None:
+        gain = f"{100 * score.gain:+.1f} ± {100 * score.gain_error:.1f}"
+    seconds = ""
+    if score.seconds is not None:
+        seconds = format_seconds(score.seconds) if score.computed else "from the cache"
+    return ViewRow(
+        name=score.name,
+        what=GEOMETRIES.get(score.name, "the mean" if score.seconds is None else "mirrored"),
+        accuracy="" if score.accuracy is None else format_percent(score.accuracy),
+        gain=gain,
+        seconds=seconds,
+        used=score.used,
+    )
