@@ -6,8 +6,14 @@
 Measures the distance of every task from what three packaged backbones were trained on, at 96 px, from its first 50,
 200 and 1000 training images, and of a few tasks at other sizes. The scale is set so that the tasks in `NEAR` come out
 at 0.75 and those in `FAR` at 0.25 (geometric means over tasks and backbones), so that 0.5 is the middle between
-photographs on the one side and letters, scanned digits and silhouettes on the other. --write keeps it in
-transferkit/knowledge/similarity.json, and all numbers in benchmarks/similarity.json. About 15 minutes of two cores.
+photographs on the one side and letters, scanned digits and silhouettes on the other.
+
+The same backbones have the classifier that they were trained with. A second scale goes from the share of its classes
+that it tells apart among a task's images (of as many as there are) to that similarity, for backbones without batch
+normalisation; its scatter is that of families of tasks (copies and parts of one set of pictures) left out of the fit.
+
+--write keeps both in transferkit/knowledge/similarity.json, and all numbers in benchmarks/similarity.json. About 15
+minutes of two cores.
 """
 
 from __future__ import annotations
@@ -23,14 +29,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import spearmanr
 
 from transferkit import load_backbone
 from transferkit.data import Data, open_data
 from transferkit.domain import TWO_SIDED, choose_sample
 from transferkit.features import FeatureBank, frozen_pass
-from transferkit.measure import ChannelMoments, Nearness, Scale, fit_scale, measure_nearness
+from transferkit.measure import (
+    ChannelMoments,
+    HeadInformation,
+    Nearness,
+    Scale,
+    fit_head_scale,
+    fit_scale,
+    measure_head_information,
+    measure_nearness,
+)
 from transferkit.nn import Backbone
 from transferkit.repro import environment
+from transferkit.types import TOP
 
 REPOSITORY = Path(__file__).parents[1]
 MODELS = tuple(f"packaged/tf_efficientnet_lite{number}" for number in (0, 1, 2))
@@ -58,6 +75,12 @@ class Measured:
     size: int
     images: int
     found: Nearness
+    answers: HeadInformation
+
+    @property
+    def family(self) -> str:
+        """What the task is a copy or a part of."""
+        return self.task.partition("_")[0]
 
     def describe(self, scale: Scale) -> dict[str, Any]:
         margin = TWO_SIDED * self.found.error
@@ -72,11 +95,17 @@ class Measured:
             "distance": round(self.found.distance, 6),
             "error": round(self.found.error, 6),
             "stages": [round(stage.distance, 5) for stage in self.found.stages],
+            "head_share": round(self.answers.share, 5),
+            "head_share_error": round(self.answers.error, 5),
+            "head_confidence": round(self.answers.confidence, 4),
         }
 
 
-def read_moments(backbone: Backbone, data: Data, bank: FeatureBank, most: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Stage -> rows of the moments of at most so many training images, in the order in which samples grow."""
+def read_rows(
+    backbone: Backbone, data: Data, bank: FeatureBank, most: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]:
+    """Of at most so many training images, in the order in which samples grow: stage -> rows of the moments, and what
+    the backbone's own classifier makes of them."""
     among = choose_sample(data.content_ids, data.indices("train"), size=most)
 
     def read(index: int) -> npt.NDArray[Any]:
@@ -86,13 +115,14 @@ def read_moments(backbone: Backbone, data: Data, bank: FeatureBank, most: int) -
         backbone, read, data.content_ids[among], bank=bank, sample=np.arange(len(among)), pooling="avg", progress=False
     )
     assert done.moments is not None
-    return {stage: done.moments.load([stage]) for stage in done.moments.blocks}
+    moments = {stage: done.moments.load([stage]) for stage in done.moments.blocks}
+    return moments, backbone.source_probabilities(done.table.load([TOP]))
 
 
 def measure_task(backbone: Backbone, folder: Path, bank: FeatureBank, counts: tuple[int, ...]) -> list[Measured]:
     """One row per number of images; the last is all of them where there are fewer."""
     data = open_data(folder, progress=False)
-    rows = read_moments(backbone, data, bank, max(counts))
+    rows, answers = read_rows(backbone, data, bank, max(counts))
     source = {stage: ChannelMoments(*moments) for stage, moments in backbone.source_moments().items()}
     there = len(next(iter(rows.values())))
     return [
@@ -102,6 +132,7 @@ def measure_task(backbone: Backbone, folder: Path, bank: FeatureBank, counts: tu
             backbone.spec.preprocessing.size,
             count,
             measure_nearness(source, {stage: part[:count] for stage, part in rows.items()}),
+            measure_head_information(answers[:count]),
         )
         for count in sorted({min(count, there) for count in counts})
     ]
@@ -122,18 +153,43 @@ def measure_all(folders: list[Path], bank: FeatureBank) -> list[Measured]:
     return measured
 
 
+def largest(measured: list[Measured]) -> list[Measured]:
+    """Each task on each backbone at the common size, from as many images as there are."""
+    rows = {(row.task, row.model): row for row in measured if row.size == SIZE}  # numbers of images ascend
+    return list(rows.values())
+
+
 def anchor(measured: list[Measured], tasks: tuple[str, ...]) -> float:
     """Geometric mean of the distances of some tasks over the backbones, each from as many images as there are."""
-    largest: dict[tuple[str, str], Measured] = {}
-    for row in measured:  # numbers of images ascend
-        if row.task in tasks and row.size == SIZE:
-            largest[row.task, row.model] = row
-    missing = set(tasks) - {task for task, _ in largest}
+    rows = [row for row in largest(measured) if row.task in tasks]
+    missing = set(tasks) - {row.task for row in rows}
     if missing:
         raise SystemExit(
             f"The scale needs the tasks {', '.join(sorted(missing))}; make them with scripts/make_tasks.py."
         )
-    return float(np.exp(np.mean([np.log(row.found.distance) for row in largest.values()])))
+    return float(np.exp(np.mean([np.log(row.found.distance) for row in rows])))
+
+
+def calibrate_head(measured: list[Measured], scale: Scale) -> dict[str, Any]:
+    """The scale of a classifier's answers; how confidence alone goes with the similarity stands beside it."""
+    rows = largest(measured)
+    similarities = np.array([scale.similarity(row.found.distance) for row in rows])
+    shares = np.array([row.answers.share for row in rows])
+    fitted = fit_head_scale(shares, similarities, [row.family for row in rows])
+    told = np.array([fitted.similarity(share) for share in shares])
+    ends = np.array([fitted.interval(row.answers.share, row.answers.error) for row in rows])
+    return {
+        "middle": round(fitted.middle, 5),
+        "steepness": round(fitted.steepness, 4),
+        "scatter": round(fitted.scatter, 4),
+        "tasks": len({row.task for row in rows}),
+        "rank_correlation": round(float(spearmanr(shares, similarities)[0]), 3),
+        "rank_correlation_of_confidence": round(
+            float(spearmanr([row.answers.confidence for row in rows], similarities)[0]), 3
+        ),
+        "mean_difference": round(float(np.abs(told - similarities).mean()), 3),
+        "inside_interval": round(float(((ends[:, 0] <= similarities) & (similarities <= ends[:, 1])).mean()), 3),
+    }
 
 
 def show(measured: list[Measured], scale: Scale) -> None:
@@ -157,6 +213,7 @@ def main() -> None:
     near, far = anchor(measured, NEAR), anchor(measured, FAR)
     scale = fit_scale(near, far)
     show(measured, scale)
+    head = calibrate_head(measured, scale)
     origin = {"version": 1, "script": "scripts/calibrate_similarity.py", "date": date.today().isoformat()}
     kept = {
         **origin,
@@ -166,6 +223,7 @@ def main() -> None:
         "far": {"tasks": list(FAR), "distance": round(far, 5)},
         "models": list(MODELS),
         "image_size": SIZE,
+        "head": head,
     }
     print(json.dumps(kept, indent=1))
     if options.write:

@@ -17,7 +17,7 @@ PACKAGE = "transferkit"
 BASE = frozenset(
     {
         *("types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"),
-        *("processes", "folds", "lazy", "cache_folder"),
+        *("processes", "folds", "lazy", "cache_folder", "paths"),
     }
 )
 """Seen by everyone, and seeing only each other."""
@@ -36,7 +36,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "export": frozenset({"nn"}),
     "domain": frozenset({"nn", "measure", "features"}),
     "survey": frozenset({"nn", "data", "measure", "features", "train", "domain"}),
-    "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
+    "evaluation": frozenset({"data", "nn", "measure"}),
+    "result": frozenset({"zoo", "data", "nn", "features", "report", "export", "evaluation"}),
 }
 LAYERS["deciding"] = frozenset({"zoo", "nn", "decision", "strategies", "train"})
 LAYERS["pilots"] = frozenset({"decision"})
@@ -202,7 +203,7 @@ def test_no_file_or_folder_says_nothing_by_its_name():
         ("nn/stages.py", "import torchvision.models.resnet", "zoo only"),
         ("api.py", "from omegaconf import OmegaConf", "cli only"),
         ("api.py", "import hydra", "cli only"),
-        ("cli.py", "import optuna", "tune only"),
+        ("cli/jobs.py", "import optuna", "tune only"),
         ("__init__.py", "from transferkit.api import adapt", "is not lazy"),
         ("__init__.py", "if True:\n    import transferkit.types", "is not lazy"),
         ("__init__.py", "from transferkit.errors import attach", "is not lazy"),
@@ -220,7 +221,7 @@ def test_a_forbidden_import_is_found(path, snippet, problem):
         ("zoo/_timm.py", "def load():\n    import timm\n    from torchvision import models"),
         ("data/geometry.py", "from torchvision import transforms\nimport torchvision"),
         ("api.py", "from transferkit import zoo\nfrom transferkit.nn import Backbone"),
-        ("cli.py", "import hydra\nfrom transferkit.api import adapt"),
+        ("cli/jobs.py", "import hydra\nfrom transferkit.api import adapt"),
         ("registry.py", "from transferkit.errors import OptionError"),
         ("__init__.py", "from transferkit.lazy import attach"),
         ("__init__.py", "def __getattr__(name):\n    from transferkit import api"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from transferkit.paths import expand
+
 __all__ = ["default_folder"]
 
 
 def default_folder() -> Path:
     """`$TRANSFERKIT_CACHE`, else the user's cache folder."""
     if given := os.environ.get("TRANSFERKIT_CACHE"):
-        return Path(given).expanduser()
+        return expand(given)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "transferkit"
+    return expand(base) / "transferkit"

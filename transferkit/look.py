@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import Data, open_data
+from transferkit.data import MAX_PIXELS, Data, open_data
 from transferkit.errors import OptionError, unknown_name
 from transferkit.features import FeatureBank, choose_device
 from transferkit.features.bank import DEFAULT_LIMIT
@@ -19,7 +19,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
-from transferkit.types import Finding, Preprocessing
+from transferkit.types import Finding, Preprocessing, check_image_size
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
 
@@ -37,7 +37,8 @@ def load_backbone(
     Args:
         model: "timm/<name>[.<tag>]", "torchvision/<name>[:<weights>]", "packaged/<name>", or an `nn.Module`.
         image_size: Side of the input in pixels; None takes the checkpoint's own.
-        checkpoint: A weights file for that architecture, instead of the published ones.
+        checkpoint: A weights file for that architecture, or the folder of a finished run, instead of the published
+            weights. Its classifier may have any number of classes, or be missing.
         pretrained: False gives random weights, and says so in the spec.
         preprocessing: Needed for a module of your own: how its images were prepared.
 
@@ -46,8 +47,11 @@ def load_backbone(
         HubError: If its weights cannot be fetched.
         CheckpointError: If the weights file does not fit.
     """
+    check_image_size(image_size)
     network, spec = zoo.load(model, checkpoint=checkpoint, pretrained=pretrained, preprocessing=preprocessing)
-    return Backbone(network, spec, size=image_size)
+    backbone = Backbone(network, spec, size=image_size)
+    # Without a classifier in the file, the one that the architecture comes with is random.
+    return backbone.without_head() if checkpoint is not None and not spec.num_classes else backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class Options:
     preprocessing: Preprocessing | None
     root: str | Path | None
     val: float
-    test: float
+    test: float | None
     strict: bool
     preprocessed: bool
     pooling: str
@@ -77,8 +81,11 @@ class Options:
     device: str
     progress: bool
     source: Any = None
+    columns: Mapping[str, str] | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
+        check_image_size(self.image_size)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(
                 f"batch_size must be >= 1, got {self.batch_size!r}; leave it out to fit it to the machine."
@@ -134,6 +141,8 @@ def open_images(data: Any, options: Options) -> Data:
         data,
         value_range=None if given is None else given.value_range,
         root=options.root,
+        columns=options.columns,
+        max_pixels=options.max_pixels,
         seed=options.seed,
         val=options.val,
         test=options.test,
@@ -189,12 +198,14 @@ def prepared_side(data: Data, options: Options) -> int | None:
 
 def open_source(options: Options) -> Data | None:
     """The source images, if the person has some; they are only looked at, so none is held back."""
+    # Its columns may be called otherwise than those of `data`, so columns= is not for it.
     if options.source is None:
         return None
     return open_data(
         options.source,
         seed=options.seed,
         test=0.0,
+        max_pixels=options.max_pixels,
         strict=options.strict,
         preprocessed=options.preprocessed and not isinstance(options.source, (str, Path)),
         progress=options.progress,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.special import softmax
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import Data
+from transferkit.data import MAX_PIXELS, Data
 from transferkit.errors import (
     BackboneError,
     DataError,
@@ -32,7 +30,7 @@ from transferkit.look import Options, fit_to_images, open_backbone, open_images,
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
 from transferkit.progress import announce
-from transferkit.repro import seed_everything
+from transferkit.repro import quote_call, seed_everything
 from transferkit.survey import probe_stages, read_features, timed
 from transferkit.types import (
     JOINED,
@@ -69,8 +67,10 @@ def rank(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
-    test: float = 0.2,
+    test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
     pooling: str = "avg+max",
@@ -113,6 +113,7 @@ def rank(
         >>> found.best.name, found.best.rank_low, found.best.rank_high  # doctest: +SKIP
         ('packaged/tf_efficientnet_lite1', 1, 2)
     """
+    given = dict(locals())
     options = Options(
         image_size=image_size,
         batch_size=batch_size,
@@ -121,6 +122,8 @@ def rank(
         pretrained=pretrained,
         preprocessing=preprocessing,
         root=root,
+        columns=columns,
+        max_pixels=max_pixels,
         val=val,
         test=test,
         strict=strict,
@@ -157,7 +160,7 @@ def rank(
         pooling=pooling,
         seed=seed,
         seconds=time.perf_counter() - start,
-        command=command or _call(named, data, image_size=image_size, seed=seed),
+        command=command or quote_call(rank, given),
     )
 
 
@@ -332,12 +335,8 @@ def _lacks_classifier(backbone: Backbone) -> str:
 
 def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """(N, Z) what the classifier that the backbone came with makes of its top stage."""
-    assert backbone.head is not None
-    # The averages come first, whatever the pooling, and they are what the classifier reads.
-    average = torch.from_numpy(features[:, : backbone.stages[-1].channels])
-    with torch.no_grad():
-        logits = backbone.head(average).numpy()
-    return np.asarray(softmax(logits.astype(np.float64), axis=1), dtype=np.float64)
+    # The averages come first, whatever the pooling.
+    return backbone.source_probabilities(features[:, : backbone.stages[-1].channels])
 
 
 def _order(rows: Sequence[_Measured], prior: str, folds: Folds, seed: int) -> tuple[RankedModel, ...]:
@@ -407,10 +406,3 @@ def _explain(models: Sequence[RankedModel], prior: str, images: int) -> Iterator
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _call(named: dict[str, str | nn.Module], data: Any, **options: object) -> str:
-    models = [repr(model) if isinstance(model, str) else f"<{name}>" for name, model in named.items()]
-    what = repr(str(data)) if isinstance(data, (str, Path)) else f"<{type(data).__name__}>"
-    said = [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    return f"transferkit.rank({', '.join(['[' + ', '.join(models) + ']', what, *said])})"

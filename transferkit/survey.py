@@ -120,7 +120,7 @@ def survey(
     with timed(spent, "pace"):
         pace = _pace(backbone, data, pooling, device)
     with timed(spent, "similarity"):
-        target = None if done.moments is None else Side(done.moments, table.take(sample), data.labels[sample])
+        target = Side(done.moments, table.take(sample), data.labels[sample])
         detail = measure_similarity(backbone, target, source=looked, given=similarity)
     folds = data.folds.take(train)
     probes, curves, chosen = _measure(

@@ -48,6 +48,7 @@ __all__ = [
     "StageDistance",
     "StageSpec",
     "TrainingRecord",
+    "check_image_size",
 ]
 
 TOP = "top"
@@ -64,6 +65,10 @@ CropMode = Literal["center", "squash", "border"]
 Severity = Literal["error", "set_aside", "warning", "info"]
 
 
+_SMALLEST = 8
+"""Side in pixels under which an image tells nothing."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise OptionError(message)
@@ -71,6 +76,20 @@ def _require(condition: bool, message: str) -> None:
 
 def _positive(owner: str, name: str, value: float) -> None:
     _require(math.isfinite(value) and value > 0, f"{owner}.{name} must be finite and > 0, got {value!r}.")
+
+
+def check_image_size(size: object) -> None:
+    """Raise `OptionError` unless a side in pixels is None or a whole number that a network can take.
+
+    Example:
+        >>> check_image_size(96)
+    """
+    if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= _SMALLEST):
+        return
+    expected = f"image_size is the side of a square in pixels, a whole number of {_SMALLEST} or more"
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        raise OptionError(f"{expected}, got {size!r}. Give one number: image_size={size[0]}.")
+    raise OptionError(f"{expected}, got {size!r}. For example image_size=96; None takes the checkpoint's own.")
 
 
 def _share(owner: str, name: str, value: float) -> None:
@@ -115,7 +134,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _check_range(self.value_range)
-        _require(self.size >= 8, f"Preprocessing.size must be >= 8 pixels, got {self.size!r}.")
+        _require(self.size >= _SMALLEST, f"Preprocessing.size must be >= {_SMALLEST} pixels, got {self.size!r}.")
         _positive("Preprocessing", "crop_pct", self.crop_pct)
         _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
         for value in self.std:
@@ -128,6 +147,7 @@ class Preprocessing:
 
     def at(self, size: int | None) -> Preprocessing:
         """The same preprocessing for another input side; None changes nothing."""
+        check_image_size(size)
         if size is None or size == self.size:
             return self
         return replace(self, size=size, origin=f"{self.origin}; size {self.size} -> {size} on request")
@@ -405,7 +425,8 @@ class SimilarityDetail:
     Args:
         value: In [0, 1]; 1 is just like what the backbone was trained on. None if it is not known.
         low, high: 95 % interval of it over samples of images; None unless measured.
-        origin: "norm statistics" (of the backbone), "source images", "given" (by the person) or "unknown".
+        origin: "norm statistics" (of the backbone), "head confidence" (the answers of the classifier it came with),
+            "source images", "given" (by the person) or "unknown".
         note: A sentence for people: what it was measured on, or why it was not.
         images: Training images it was measured on.
         source_images: Images of the source that were looked at; 0 if there were none.
@@ -753,6 +774,12 @@ class RunRecord:
         held_out: The answers behind the pictures below; the test split if there is one, else validation.
         samples: Class name -> a few training pictures.
         mistakes: Worst first.
+        settings: Argument of `adapt` -> value: what to open the same images with, and to tell whether another run is
+            the same; empty where it was not recorded.
+        held_back_accuracy: Of the returned model on images held back from its fit, the test images not among them, in
+            [0, 1]: what runs of a sweep are compared by.
+        trained_on: The least content digests of the training images, as many as tell reliably whether other images
+            are among them.
     """
 
     evidence: Evidence
@@ -765,6 +792,14 @@ class RunRecord:
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    held_back_accuracy: float | None = None
+    trained_on: tuple[str, ...] = ()
+
+    @property
+    def untested_images(self) -> int:
+        """Images of the test split, if it was not scored yet; else 0."""
+        return 0 if "test" in self.metrics else self.evidence.data.size("test")
 
     def is_disappointing(self, split: str) -> bool:
         """Whether a split's accuracy lies below what was expected, interval below interval."""

@@ -50,13 +50,38 @@ def test_words_where_numbers_belong_are_told_all_at_once(at, stripes, capsys):
     assert not list(at.iterdir())
 
 
+def test_the_folder_of_the_data_may_be_where_one_works(stripes, monkeypatch, capsys):
+    monkeypatch.chdir(stripes)
+    for out in ([], ["out=."]):
+        main(["analyze", "data=folder", "data.root=.", *out, "image_size=32", "progress=false"])
+        said = capsys.readouterr().out
+        assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, kept as they are: train, test." in said
+    assert "1 more note on the data: see evidence.json in the run's folder." in said  # runs/ was skipped
+
+
+def test_no_test_images_are_told_and_columns_can_be_named(at, stripes, capsys):
+    shutil.rmtree(stripes / "test")
+    rows = [f"{path},{path.parent.name}" for path in sorted(stripes.rglob("*.png"))]
+    (at / "m.csv").write_text("\n".join(["file,kind,split", *(f"{row},train" for row in rows)]), encoding="utf-8")
+    said = fails(capsys, "analyze", "data=manifest", "data.path=m.csv", "image_size=32", "progress=false")
+    assert "data.columns.path=file" in said
+    columns = ["data.columns.path=file", "data.columns.label=kind"]
+    main(["analyze", "data=manifest", "data.path=m.csv", *columns, "image_size=32", "progress=false"])
+    said = capsys.readouterr().out
+    assert "hold no test images, so no accuracy on test images will be reported" in said
+    assert "pass test=0.2 (command line: data.test=0.2)" in said
+    assert "Unknown setting 'data.columns.lable'. Closest known: data.columns.label" in fails(
+        capsys, "analyze", "data=manifest", "data.path=m.csv", "data.columns.lable=kind"
+    )
+
+
 def test_adapt_then_predict_then_export(at, stripes, capsys):
     main(["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK])
     said = capsys.readouterr().out
     assert "test accuracy 100.0 %" in said
     assert "report: run/report.html" in said.replace(f"{at}/", "")
     assert {path.name for path in (at / "run").iterdir()} == {
-        ".hydra", "log.txt", "model.safetensors", "report.html", "result.json",
+        ".hydra", ".transferkit", "log.txt", "model.safetensors", "report.html", "result.json",
     }  # fmt: skip
     recorded = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))
     assert recorded["command"].startswith("transferkit adapt data=folder")
@@ -158,6 +183,18 @@ def test_a_manifest(at, stripes, capsys):
     (at / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
     main(["adapt", "data=manifest", "data.path=labels.csv", "data.test=0.25", "out=run", *QUICK])
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_notes_of_the_audit_are_counted_in_one_line(at, stripes, capsys):
+    from PIL import Image
+
+    for file in sorted((stripes / "train" / "down").iterdir())[:5]:
+        Image.open(file).convert("L").save(file)
+    (stripes / "train" / "down" / "notes.txt").write_text("mine", encoding="utf-8")
+    main(["analyze", f"data.root={stripes}", "out=look", *QUICK[:2]])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The audit also noted: ")]
+    assert "5 greyscale" in line
+    assert "1 file" in line
 
 
 def test_a_sweep_leaves_a_folder_per_value(at, stripes):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import transferkit as tk
 from transferkit import types
 from transferkit.errors import OptionError
 from transferkit.types import (
@@ -22,6 +23,7 @@ from transferkit.types import (
     Metrics,
     Preprocessing,
     ProbeScore,
+    check_image_size,
 )
 
 PLAIN = Preprocessing(size=224, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.875, origin="here")
@@ -173,3 +175,30 @@ def test_a_measure_has_a_finite_value_or_a_reason():
     for value, reason in ((None, ""), (float("nan"), ""), (0.5, "It failed.")):
         with pytest.raises(OptionError, match="MeasureScore 'gbc' needs a finite value or a reason"):
             MeasureScore(measure="gbc", stage="top", value=value, seconds=0.0, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("96", "a whole number of 8 or more, got '96'. For example image_size=96"),
+        ([96, 96], r"got \[96, 96\]. Give one number: image_size=96."),
+        ((64, 48), r"got \(64, 48\). For example"),
+        (96.0, "got 96.0"),
+        (True, "got True"),
+        (7, "got 7"),
+        (-96, "got -96"),
+    ],
+)
+def test_an_image_size_that_is_none_is_said_before_any_work(size, message):
+    for verb in (tk.adapt, tk.analyze):
+        with pytest.raises(OptionError, match=message):
+            verb("packaged/tf_efficientnet_lite0", "nowhere", image_size=size)
+    with pytest.raises(OptionError, match=message):
+        tk.rank("packaged/*", "nowhere", image_size=size)
+    with pytest.raises(OptionError, match=message):
+        tk.load_backbone("packaged/tf_efficientnet_lite0", image_size=size)
+
+
+def test_a_numpy_integer_is_an_image_size():
+    check_image_size(np.int64(96))
+    check_image_size(None)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.data.decode import FAULTS
+from transferkit.data.class_names import alike_names
+from transferkit.data.decode import FAULTS, heic_hint
 from transferkit.data.depth import Range
 from transferkit.data.fingerprints import digest, near_pairs, near_twins
-from transferkit.data.inventory import NO_LABEL, SPLITS, Inventory
+from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory
+from transferkit.data.label_findings import describe_many_labels, label_findings
 from transferkit.data.ranges import find_losses, find_range
+from transferkit.data.split_findings import DEFAULT_TEST, Shares, split_findings, split_rule
 from transferkit.data.splits import stratified_split
 from transferkit.errors import DataError, list_problems
 from transferkit.folds import connected_groups
@@ -34,12 +37,24 @@ _LATER = {"train": ("val", "test"), "val": ("test",)}
 """Split -> the splits whose images it must not hold; the later one is never touched."""
 
 _REMEDIES = {
-    "missing": "correct the manifest",
     "zero_byte": "fetch them again or remove them",
     "unreadable": "convert them to JPEG or PNG, or remove them",
     "truncated": "fetch them again or remove them",
-    "oversized": "shrink them, or raise max_pixels",
 }
+"""Fault of a file -> what to do."""
+
+_MISSING = {
+    "folder": "they are links that lead nowhere: bring the files back, or remove the links",
+    "manifest": "correct the paths in the manifest, or remove its rows",
+}
+"""Kind of source -> what to do where a file is not there."""
+
+_OWN_SPLITS = {
+    "folder": "sort the images into train/<class>/ and test/<class>/",
+    "manifest": "say in a column split which images are for what",
+    "dataset": 'give {"train": ..., "test": ...}',
+}
+"""Kind of source -> how a person brings splits."""
 
 Ints = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
@@ -65,16 +80,24 @@ class Verdict:
 
 
 def audit(
-    inventory: Inventory, *, val: float, test: float, seed: int, strict: bool, value_range: Range | None = None
+    inventory: Inventory,
+    *,
+    val: float,
+    test: float | None,
+    seed: int,
+    strict: bool,
+    value_range: Range | None = None,
 ) -> Verdict:
     """Judge an inventory.
 
     Args:
         inventory: The rows, looked at.
         val: Share of training images to hold back for validation where there is no validation split.
-        test: Share to hold back for testing where there are no splits at all.
+        test: Share to hold back for testing where there is no test split; None: `DEFAULT_TEST` where there are no
+        splits
+            at all, else nothing.
         seed: Draws which.
-        strict: Whether an unusable image is an error.
+        strict: Whether an image that is set aside is an error.
         value_range: (black, white) of images deeper than 8 bits, if the person says; None measures it.
 
     Raises:
@@ -83,27 +106,33 @@ def audit(
     Returns:
         The verdict.
     """
-    findings = [*inventory.findings, *_faults(inventory, strict=strict)]
+    shares = Shares(val=val, test=test)
+    findings = [*inventory.findings, *_faults(inventory)]
+    if strict:
+        findings = [_as_error(finding) for finding in findings]
     ids = np.array([look.content_id for look in inventory.inspections], dtype="S32")
     usable = np.array([not look.fault for look in inventory.inspections], dtype=bool) & (inventory.labels != NO_LABEL)
     findings += _unusable_classes(inventory, usable)
     findings += _label_conflicts(inventory, ids, usable)
+    leaking = np.zeros(len(ids), dtype=bool)
     if inventory.official:
         leaks, leaking = _leaks(inventory, ids, usable)
         findings += leaks
         usable &= ~leaking
     rows = np.flatnonzero(usable)
-    findings += [*_untrained(inventory, rows), *_too_few_to_split(inventory, rows, test=test, val=val)]
+    findings += [*_untrained(inventory, ids, rows, leaking), *_too_few_to_split(inventory, rows, shares)]
     _raise_errors(findings, inventory.origin)
     groups, twins = _groups(inventory, ids, rows)
     findings += twins
-    splits = _drawn(inventory, groups, rows, val=val, test=test, seed=seed)
+    splits = _drawn(inventory, rows, groups, shares, seed=seed)
+    findings += label_findings(inventory, np.bincount(inventory.labels[rows], minlength=len(inventory.classes)))
+    findings += split_findings(inventory, rows, splits, groups, shares=shares)
     findings += _class_findings(inventory, rows, splits, groups)
     findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
     names, looks = [inventory.names[row] for row in rows], [inventory.inspections[row] for row in rows]
     grey = find_range(names, looks, splits.tolist(), given=value_range)
     findings += [*_conversions(inventory, rows), *find_losses(names, looks), *grey.findings]
-    rule = _split_rule(inventory, splits, val=val, test=test, seed=seed)
+    rule = split_rule(inventory, rows, splits, shares=shares, seed=seed)
     summary = _summary(inventory, ids, rows, splits, groups, findings, rule)
     return Verdict(summary=summary, rows=rows, splits=splits, groups=groups, value_range=grey.value_range)
 
@@ -124,37 +153,68 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _faults(inventory: Inventory, *, strict: bool) -> list[Finding]:
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    for name, look in zip(inventory.names, inventory.inspections, strict=True):
+def _faults(inventory: Inventory) -> list[Finding]:
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for row, look in enumerate(inventory.inspections):
         if look.fault:
-            by_kind[look.fault].append(name)
+            by_kind[look.fault].append(row)
     findings = []
-    for kind, names in sorted(by_kind.items()):
-        detail = next(
-            (f"; the first is {look.detail}" for look in inventory.inspections if look.fault == kind and look.detail),
-            "",
-        )
-        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}{detail}): {_some(names)}."
-        message += f" Remedy: {_REMEDIES[kind]}." if strict else f" Set aside; to mend it, {_REMEDIES[kind]}."
-        severity = "error" if strict else "set_aside"
-        findings.append(Finding(kind=kind, severity=severity, message=message, items=tuple(names)))  # type: ignore[arg-type]
+    for kind, rows in sorted(by_kind.items()):
+        names = tuple(inventory.names[row] for row in rows)
+        message = f"{_count(len(names), 'image')} cannot be used ({FAULTS[kind]}{_detail(inventory, rows)}): "
+        message += f"{_some(names)}. Remedy: {_remedy(inventory, kind, rows)}."
+        findings.append(Finding(kind=kind, severity="set_aside", message=message, items=names))
     return findings
+
+
+def _detail(inventory: Inventory, rows: Sequence[int]) -> str:
+    """What is known of the first faulty image of which more is known than its fault; HEIC has a remedy instead."""
+    known = (inventory.inspections[row].detail for row in rows if not heic_hint(inventory.names[row]))
+    return next((f"; the first is {detail}" for detail in known if detail), "")
+
+
+def _remedy(inventory: Inventory, fault: str, rows: Sequence[int]) -> str:
+    if fault == "oversized":
+        needed = max(inventory.inspections[row].width * inventory.inspections[row].height for row in rows)
+        more = f", or pass max_pixels={needed} (command line: data.max_pixels={needed})" if needed else ""
+        return f"shrink them{more}"
+    if inventory.kind == "dataset":
+        return "mend the files that the dataset reads, or leave them out of it"
+    if fault == "missing":
+        return _MISSING[inventory.kind]
+    hints = sorted({hint for row in rows if fault == "unreadable" and (hint := heic_hint(inventory.names[row]))})
+    return "; ".join([_REMEDIES[fault], *hints])
+
+
+def _as_error(finding: Finding) -> Finding:
+    """What would be set aside, where that is not allowed."""
+    return replace(finding, severity="error") if finding.severity == "set_aside" else finding
 
 
 def _unusable_classes(inventory: Inventory, usable: npt.NDArray[np.bool_]) -> list[Finding]:
     findings = []
     if len(inventory.classes) < 2:
         message = f"There is only one class, {_quoted(inventory.classes)}; 2 are needed to tell apart. "
-        message += "Add another class, or check that the classes are the folders directly below."
+        message += {
+            "folder": "Add another class, or check that the classes are the folders directly below.",
+            "manifest": "Add images of another class, or check that the column label holds the classes.",
+            "dataset": "Add images of another class, or check what the dataset gives as label.",
+        }[inventory.kind]
         findings.append(Finding(kind="one_class", severity="error", message=message, items=inventory.classes))
     listed = np.bincount(inventory.labels[inventory.labels != NO_LABEL], minlength=len(inventory.classes))
     left = np.bincount(inventory.labels[usable], minlength=len(inventory.classes))
-    for index, name in enumerate(inventory.classes):
-        if left[index] == 0:
-            why = f"no usable image, {listed[index]} set aside" if listed[index] else "it has no image"
-            message = f"Class {name!r} is empty: {why}. Add images, or remove the class."
-            findings.append(Finding(kind="empty_class", severity="error", message=message, items=(name,)))
+    empty = np.flatnonzero(left == 0)
+    if len(empty) > _SHOWN:
+        names = tuple(inventory.classes[index] for index in empty)
+        message = (
+            f"{len(names)} of {len(left)} classes have no usable image ({_some(names)}). Add images, or remove them."
+        )
+        return [*findings, Finding(kind="empty_class", severity="error", message=message, items=names)]
+    for index in empty:
+        name = inventory.classes[index]
+        why = f"no usable image, {listed[index]} set aside" if listed[index] else "it has no image"
+        message = f"Class {name!r} is empty: {why}. Add images, or remove the class."
+        findings.append(Finding(kind="empty_class", severity="error", message=message, items=(name,)))
     return findings
 
 
@@ -207,41 +267,85 @@ def _leaks(
     return findings, leaking
 
 
-def _untrained(inventory: Inventory, rows: Ints) -> list[Finding]:
+def _untrained(
+    inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, leaking: npt.NDArray[np.bool_]
+) -> list[Finding]:
+    """Errors for classes that are held back and not trained on, first those whose training images were copies."""
     if not inventory.official:
         return []
     counts = _counts(inventory, rows, inventory.splits[rows])
-    held = np.sum([counts[split] for split in SPLITS[1:] if split in counts], axis=0)
+    trained = np.array(counts["train"])
+    held = np.sum([counts[split] for split in SPLITS[1:] if split in counts], axis=0) + np.zeros_like(trained)
+    copies = leaking & (inventory.splits == "train")
+    copied = np.bincount(inventory.labels[copies], minlength=len(trained)) * (trained == 0)
+    trained_names = [name for name, count in zip(inventory.classes, trained, strict=True) if count]
     return [
-        Finding(
-            kind="untrained_class",
-            severity="error",
-            message=f"Class {name!r} has {_count(int(kept), 'held-back image')} but none in train. "
-            "Add training images of it, or remove it.",
-            items=(name,),
-        )
-        for name, trained, kept in zip(
-            inventory.classes, counts["train"], held + np.zeros(len(counts["train"])), strict=True
-        )
-        if trained == 0 and kept > 0
+        *_all_copies(inventory, ids, copies & (copied > 0)[inventory.labels]),
+        *(
+            Finding(
+                kind="untrained_class",
+                severity="error",
+                message=f"Class {name!r} has {_count(int(kept), 'held-back image')} but none in train. "
+                + (_same_class(name, trained_names) or "Add training images of it, or remove it."),
+                items=(name,),
+            )
+            for name, count, kept, same in zip(inventory.classes, trained, held, copied, strict=True)
+            if count == 0 and kept > 0 and same == 0
+        ),
     ]
 
 
-def _too_few_to_split(inventory: Inventory, rows: Ints, *, val: float, test: float) -> list[Finding]:
-    if inventory.official or (test == 0 and val == 0):
+def _all_copies(inventory: Inventory, ids: npt.NDArray[np.bytes_], copies: npt.NDArray[np.bool_]) -> list[Finding]:
+    """The error for classes all of whose training images are held-back images as well."""
+    if not copies.any():
+        return []
+    names = tuple(inventory.classes[label] for label in np.unique(inventory.labels[copies]))
+    theirs = np.isin(ids, ids[copies])
+    where = [split for split in SPLITS[1:] if (theirs & (inventory.splits == split)).any()]
+    places = " and ".join(where)
+    remedy = {
+        "folder": f"Remove the copies from {places}/, or delete {places}/",
+        "manifest": "Correct the column split, or keep the rows of train only",
+        "dataset": "Give datasets that have no image in common, or the training dataset only",
+    }[inventory.kind]
+    message = (
+        f"All training images of {_count(len(names), 'class')} ({_some(names)}) are also in {places}, exactly: "
+        f"{_count(int(copies.sum()), 'image')}. Is {places} a copy of train? {remedy} and hold images of train back "
+        f"with test={DEFAULT_TEST} (command line: data.test={DEFAULT_TEST})."
+    )
+    return [Finding(kind="untrained_class", severity="error", message=message, items=names)]
+
+
+def _same_class(name: str, trained: Sequence[str]) -> str:
+    """The question whether a class that is held back only is one of train's, written in another way."""
+    same = next((other for other in trained if alike_names([name, other])), None)
+    return "" if same is None else f"If it is {same!r}, which train has, give it that name."
+
+
+def _too_few_to_split(inventory: Inventory, rows: Ints, shares: Shares) -> list[Finding]:
+    drawn = shares.drawn(inventory.splits[rows], official=inventory.official)
+    if inventory.official or not drawn:
         return []
     counts = np.bincount(inventory.labels[rows], minlength=len(inventory.classes))
-    purpose = "testing" if test > 0 else "validation"
+    purpose = "testing" if "test" in drawn else "validation"
+    single = tuple(inventory.classes[index] for index in np.flatnonzero(counts == 1))
+    remedy = (
+        f"Add images, remove the class, bring your own splits ({_OWN_SPLITS[inventory.kind]}), or hold nothing back: "
+    )
+    remedy += "test=0 (command line: data.test=0)." if "test" in drawn else "val=0 (command line: data.val=0)."
+    needed = f"2 are needed to hold one back for {purpose}."
+    if len(single) > _SHOWN:
+        message = f"{len(single)} of {len(counts)} classes have 1 image ({_some(single)}); {needed} "
+        message += describe_many_labels(inventory, counts) or remedy
+        return [Finding(kind="small_class", severity="error", message=message, items=single)]
     return [
         Finding(
             kind="small_class",
             severity="error",
-            message=f"Class {name!r} has 1 image; 2 are needed to hold one back for {purpose}. "
-            "Add images, remove the class, or bring your own splits.",
+            message=f"Class {name!r} has 1 image; {needed} {remedy}",
             items=(name,),
         )
-        for name, count in zip(inventory.classes, counts, strict=True)
-        if count == 1
+        for name in single
     ]
 
 
@@ -293,32 +397,15 @@ def _common_findings(alike: Ints, common: Ints) -> list[Finding]:
     return [Finding(kind="look_alikes", severity="warning", message=message)]
 
 
-def _drawn(inventory: Inventory, groups: Ints, rows: Ints, *, val: float, test: float, seed: int) -> Names:
-    """(M,) split names: the source's own where it has them, else drawn."""
+def _drawn(inventory: Inventory, rows: Ints, groups: Ints, shares: Shares, *, seed: int) -> Names:
+    """(M,) split names: the source's own where it has them, else drawn from the images for training."""
     splits = inventory.splits[rows].copy()
-    drawable = np.arange(len(rows))
-    if inventory.official:
-        if val == 0 or (splits == "val").any():
-            return splits
-        drawable, test = np.flatnonzero(splits == "train"), 0.0
-    labels = inventory.labels[rows[drawable]]
-    splits[drawable] = stratified_split(labels, groups[drawable], val=val, test=test, seed=seed)
+    wanted = {"val": 0.0, "test": 0.0, **shares.drawn(splits, official=inventory.official)}
+    if inventory.official and not any(wanted.values()):
+        return splits
+    pool = np.flatnonzero(splits == ("train" if inventory.official else UNSPLIT))
+    splits[pool] = stratified_split(inventory.labels[rows[pool]], groups[pool], **wanted, seed=seed)
     return splits
-
-
-def _split_rule(inventory: Inventory, splits: Names, *, val: float, test: float, seed: int) -> str:
-    present = [split for split in SPLITS if (splits == split).any()]
-    together = "identical images stay together" if inventory.groups is None else "groups and identical images do too"
-    if not inventory.official:
-        held = [f"{share:.0%} {split}" for split, share in (("val", val), ("test", test)) if share > 0]
-        if not held:
-            return "No split: every image is in train."
-        return f"Split by us, class by class, with seed {seed}: {', '.join(held)}, the rest train; {together}."
-    own = [split for split in SPLITS if (inventory.splits == split).any()]
-    rule = f"The data's own splits, kept as they are: {', '.join(own)}."
-    if "val" in present and "val" not in own:
-        rule += f" Of train, {val:.0%} of each class is held back as val with seed {seed}; {together}."
-    return rule
 
 
 def _class_findings(inventory: Inventory, rows: Ints, splits: Names, groups: Ints) -> list[Finding]:
@@ -340,7 +427,8 @@ def _class_findings(inventory: Inventory, rows: Ints, splits: Names, groups: Int
         )
         findings.append(Finding(kind="unmeasured_class", severity="warning", message=message, items=lone))
     if "test" in counts:
-        findings += _untested(names[(train > 0) & (np.array(counts["test"]) == 0)])
+        untested = np.flatnonzero((train > 0) & (np.array(counts["test"]) == 0))
+        findings += _untested(names[untested], of_one_group=_of_one_group(inventory.labels[rows], groups, untested))
     if train.max() > _IMBALANCE * train.min():
         most, least = names[train.argmax()], names[train.argmin()]
         message = (
@@ -351,11 +439,19 @@ def _class_findings(inventory: Inventory, rows: Ints, splits: Names, groups: Int
     return findings
 
 
-def _untested(names: npt.NDArray[np.object_]) -> list[Finding]:
+def _of_one_group(labels: Ints, groups: Ints, classes: Ints) -> bool:
+    """Whether each of the classes has two images or more, all of one group."""
+    members = [groups[labels == label] for label in classes]
+    return all(len(group) > 1 and len(np.unique(group)) == 1 for group in members)
+
+
+def _untested(names: npt.NDArray[np.object_], *, of_one_group: bool) -> list[Finding]:
     absent = tuple(str(name) for name in names)
     if not absent:
         return []
     message = f"No test image, so nothing is measured on: {_count(len(absent), 'class')} ({_some(absent)})."
+    if of_one_group:
+        message += " All images of such a class are of one group, and groups stay together."
     return [Finding(kind="untested_class", severity="warning", message=message, items=absent)]
 
 

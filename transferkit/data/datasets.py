@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
@@ -25,7 +25,8 @@ from transferkit.data.decode import (
 from transferkit.data.depth import DeepPixels, Range, own_range, sketch_values
 from transferkit.data.fingerprints import array_digest, digest
 from transferkit.data.inspection import Inspection, inspect_picture
-from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory, split_name
+from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name
+from transferkit.data.labels import UNREAD, class_names, read_labels
 from transferkit.data.outside import outside_steps, tell_clipping, tell_steps
 from transferkit.errors import DataError, unknown_name
 from transferkit.progress import track
@@ -83,7 +84,7 @@ class DatasetReader:
             values = as_tensor_values(value, name=name)
             return _Seen(array_digest(values), render(values))
         if isinstance(value, Image.Image) and value.width * value.height > self.max_pixels:
-            raise ImageError("oversized", name, f"{value.width} x {value.height}")
+            raise ImageError("oversized", name, f"{value.width} x {value.height}", size=value.size)
         is_picture = isinstance(value, Image.Image)
         deep = load_deep(value, name=name) if is_picture else deep_values(value, name=name)
         if deep is None:
@@ -144,18 +145,22 @@ def take_datasets(
     reader = DatasetReader(named, preprocessed=preprocessed, max_pixels=max_pixels)
     rows = range(len(reader.rows))
     looks = [_look(reader, row) for row in track(rows, "checking images", enabled=progress)]
-    labels, classes, findings = _labelled(looks, reader)
+    announced = {split: class_names(dataset) for split, dataset in named.items()}
+    found = read_labels(
+        [look.label for look in looks], [announced[part] for part, _ in reader.rows], announced, where=reader.names
+    )
     steps = tuple(dict.fromkeys(step for dataset in named.values() for step in outside_steps(dataset)))
     outside = [*tell_steps(steps, prepared=preprocessed), *tell_clipping(list(named.values()))]
     return Inventory(
+        kind="dataset",
         origin=origin,
-        classes=classes,
+        classes=found.classes,
         names=reader.names,
-        labels=labels,
+        labels=found.labels,
         splits=np.array([part for part, _ in reader.rows], dtype="<U5"),
         inspections=tuple(look.inspection for look in looks),
         reader=reader,
-        findings=(*findings, *_drawn_at_random(reader, looks), *outside),
+        findings=(*found.findings, *_drawn_at_random(reader, looks), *outside),
         outside=steps,
     )
 
@@ -193,7 +198,7 @@ def is_dataset(value: Any) -> bool:
 
 
 def _look(reader: DatasetReader, row: int) -> _Look:
-    value = label = None
+    value, label = None, UNREAD
     try:
         value, label = reader.pair(row)
         is_picture = isinstance(value, Image.Image) and not reader.preprocessed
@@ -203,8 +208,9 @@ def _look(reader: DatasetReader, row: int) -> _Look:
     except (ImageError, OSError) as error:  # OSError: what a dataset's own loader raises for a bad file
         if isinstance(value, Image.Image):
             value.close()  # a lazily opened file that nobody will read to its end
-        fault = error.kind if isinstance(error, ImageError) else "unreadable"
-        return _Look(Inspection(content_id=digest(reader.names[row].encode()), fault=fault), label)
+        fault, (width, height) = (error.kind, error.size) if isinstance(error, ImageError) else ("unreadable", (0, 0))
+        content_id = digest(reader.names[row].encode())
+        return _Look(Inspection(content_id=content_id, fault=fault, width=width, height=height), label)
     look = inspect_picture(seen.picture, content_id=seen.content_id, found=found, deep=seen.deep)
     if is_picture:
         look = replace(look, dropped=dropped, frames=_frames(value), format=value.format or "")
@@ -217,59 +223,6 @@ def _frames(image: Image.Image) -> int:
         return int(getattr(image, "n_frames", 1))
     except Exception:  # the file may be closed, or damaged behind the first frame
         return 1
-
-
-def _labelled(
-    looks: Sequence[_Look], reader: DatasetReader
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...], list[Finding]]:
-    """Labels (N,), the names of the classes that occur, and a finding if some that were announced do not."""
-    announced = {part: _class_names(dataset) for part, dataset in reader.parts.items()}
-    names = [
-        None if look.label is None else _label_name(look.label, announced[part], where)
-        for look, (part, _), where in zip(looks, reader.rows, reader.names, strict=True)
-    ]
-    present = {name for name in names if name is not None}
-    order = dict.fromkeys(name for classes in announced.values() for name in classes)
-    classes = [name for name in order if name in present] + sorted(present - set(order), key=_numbers_first)
-    index_of = {name: index for index, name in enumerate(classes)}
-    labels = np.array([NO_LABEL if name is None else index_of[name] for name in names], dtype=np.int64)
-    return labels, tuple(classes), _absent([name for name in order if name not in present])
-
-
-def _absent(names: Sequence[str]) -> list[Finding]:
-    if not names:
-        return []
-    message = f"{len(names)} classes that the dataset announces have no image and are left out: {', '.join(names[:5])}."
-    return [Finding(kind="unused_class", severity="info", message=message, items=tuple(names))]
-
-
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    """What `.classes` says, through any number of Subsets; empty if nothing does. Repeated names are told apart."""
-    classes = getattr(dataset, "classes", None)
-    if classes is None:
-        inner = getattr(dataset, "dataset", None)
-        return () if inner is None else _class_names(inner)
-    names = [", ".join(entry) if isinstance(entry, (tuple, list)) else str(entry) for entry in classes]
-    return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
-
-
-def _label_name(label: Any, classes: Sequence[str], where: str) -> str:
-    if isinstance(label, str):
-        return label
-    if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim == 0:
-        label = label.item()
-    if not isinstance(label, (int, np.integer)):
-        raise DataError(
-            f"{where}: expected one class index or class name as label, got {_described(label)}. "
-            "For several labels an image, or numbers, train transferkit.TransferModule(..., task=...) in a Trainer."
-        )
-    if classes and not 0 <= label < len(classes):
-        raise DataError(f"{where}: label {int(label)} is outside the {len(classes)} names in the dataset's .classes.")
-    return classes[int(label)] if classes else str(int(label))
-
-
-def _numbers_first(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdecimal() else (sys.maxsize, name)
 
 
 def _drawn_at_random(reader: DatasetReader, looks: Sequence[_Look]) -> list[Finding]:
@@ -334,16 +287,18 @@ def module_datasets(module: Any) -> dict[str, Any]:
     """Split name -> dataset behind a LightningDataModule's loaders, after its own preparation.
 
     Args:
-        module: A LightningDataModule; `prepare_data` and `setup` are called.
+        module: A LightningDataModule; `prepare_data` and `setup` are called, the latter for each stage if it takes one.
 
     Raises:
         DataError: It has no training loader, or a loader that does not stand for one dataset.
     """
     module.prepare_data()
-    module.setup("fit")
+    takes_stage = bool(inspect.signature(module.setup).parameters)
+    module.setup(*(["fit"] if takes_stage else []))
     found = {split: _behind_loader(module, split) for split in ("train", "val") if _has_loader(module, split)}
     if _has_loader(module, "test"):
-        module.setup("test")
+        if takes_stage:
+            module.setup("test")
         found["test"] = _behind_loader(module, "test")
     if "train" not in found:
         raise DataError(f"{type(module).__name__} has no train_dataloader.")

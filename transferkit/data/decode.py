@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,11 +25,14 @@ from transferkit.errors import DataError
 __all__ = [
     "FAULTS",
     "MAX_PIXELS",
+    "TGA_EXTENSIONS",
     "ImageError",
+    "can_identify",
     "count_frames",
     "decode",
     "dropped_bands",
     "flatten",
+    "heic_hint",
     "late_traits",
     "load_deep",
     "may_be_deep",
@@ -40,8 +45,14 @@ __all__ = [
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a gigabyte of RGB."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "HEIF")
-"""Photographic formats only: Pillow would hand a file that holds PostScript to Ghostscript, whatever its name says."""
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "HEIF"),
+    *("QOI", "DDS", "SGI", "SUN", "PCX", "TGA"),
+)
+"""Pictures only: Pillow would hand a file that holds PostScript to Ghostscript, whatever its name says."""
+
+TGA_EXTENSIONS = frozenset({".tga", ".icb", ".vda", ".vst"})
+"""TGA has no mark of its own in its first bytes: only a file of this name is tried as one."""
 
 FAULTS = {
     "missing": "there is no such file",
@@ -78,12 +89,14 @@ class ImageError(DataError):
         kind: A key of `FAULTS`.
         name: The file, for people.
         detail: What is known beyond the kind.
+        size: Width and height in pixels, if they are known.
     """
 
-    def __init__(self, kind: str, name: str, detail: str = "") -> None:
+    def __init__(self, kind: str, name: str, detail: str = "", *, size: tuple[int, int] = (0, 0)) -> None:
         super().__init__(f"{name}: {FAULTS[kind]}{f' ({detail})' if detail else ''}.")
         self.kind = kind
         self.detail = detail
+        self.size = size
 
 
 def decode(
@@ -137,29 +150,75 @@ def open_header(encoded: bytes, *, name: str, max_pixels: int) -> Image.Image:
         raise ImageError("zero_byte", name)
     image = _identify(encoded, name)
     if image is None:
-        raise ImageError("unreadable", name, _unusual_tiff(encoded))
+        raise ImageError("unreadable", name, heic_hint(name) or _unusual_tiff(encoded))
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError("oversized", name, f"{width} x {height}, max_pixels is {max_pixels:,}")
+        raise ImageError("oversized", name, f"{width} x {height}, max_pixels is {max_pixels:,}", size=image.size)
     return image
 
 
 def _identify(encoded: bytes, name: str) -> Image.Image | None:
     # Not Image.open: it warns about large images, and a warning cannot be silenced for one thread only.
-    for load_plugins in (Image.preinit, Image.init):
+    for load_plugins in (Image.preinit, Image.init, _load_heif):
         load_plugins()
         for format_name in FORMATS:
+            if format_name == "TGA" and Path(name).suffix.lower() not in TGA_EXTENSIONS:
+                continue
             image = _open_as(format_name, encoded, name) if format_name in Image.OPEN else None
             if image is not None:
                 return image
     return None
 
 
+def _load_heif() -> None:
+    """Let Pillow read HEIC, where pillow-heif is installed."""
+    if "HEIF" not in Image.OPEN:
+        with suppress(ImportError):
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
+
+
+def heic_hint(name: str) -> str:
+    """What to install, if a file's name says HEIC and nothing here can read that; else ""."""
+    if Path(name).suffix.lower() not in (".heic", ".heif", ".hif") or find_spec("pillow_heif") is not None:
+        return ""
+    return "HEIC images need pillow-heif: pip install pillow-heif"
+
+
+def can_identify(path: Path) -> bool:
+    """Whether a file's content is an image of one of `FORMATS`, whatever the name says; damaged ones may not be."""
+    try:
+        with path.open("rb") as file:
+            if not _magic(file.read(16)):
+                return False
+        return _identify(path.read_bytes(), str(path)) is not None
+    except (ImageError, OSError):
+        return False
+
+
+def _magic(first: bytes) -> bool:
+    """Whether the first bytes are those of an image, so that large files of other kinds are not read to their end."""
+    Image.init()
+    _load_heif()
+    known = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
+    return any(accept is not None and _accepts(accept, first) for accept in known)
+
+
+def _accepts(accept: Callable[[bytes], bool | str], first: bytes) -> bool:
+    try:
+        return accept(first) is True  # a text says that the format cannot be read here
+    except (IndexError, struct.error):  # fewer bytes than the format's own mark
+        return False
+
+
 def _open_as(format_name: str, encoded: bytes, name: str) -> Image.Image | None:
     factory, accept = Image.OPEN[format_name]
-    if accept is not None and accept(encoded[:16]) is not True:
+    if accept is not None and not _accepts(accept, encoded[:16]):
         return None
     try:
+        if accept is not None and accept(encoded[:16]) is not True:
+            return None
         return factory(io.BytesIO(encoded), "")
     except (SyntaxError, IndexError, TypeError, struct.error):
         return None  # Pillow's sign for "not this format after all"

@@ -36,6 +36,9 @@ TAIL = 0.001
 OUTLYING = 0.01
 """Share of the images at either end whose low or high may lie outside the range."""
 
+ODD, FEWEST_IMAGES = 0.05, 8
+"""The same where they lie far from all others, and the number of images from which that can be told."""
+
 SPARED = 2.0
 """Nothing is clipped while the extremes span no more than this many times what the quantiles span."""
 
@@ -193,8 +196,7 @@ def choose_range(sketches: Sequence[ValueSketch]) -> Range | None:
     if not seen:
         return None
     quantiles = np.array([sketch.quantiles for sketch in seen])
-    low = float(np.quantile(quantiles[:, 1], OUTLYING, method="lower"))
-    high = float(np.quantile(quantiles[:, 2], 1 - OUTLYING, method="higher"))
+    low, high = _without_odd_images(np.sort(quantiles[:, 1]), np.sort(quantiles[:, 2]))
     least, most = float(quantiles[:, 0].min()), float(quantiles[:, 3].max())
     if most - least <= SPARED * (high - low):
         low, high = least, most
@@ -202,6 +204,20 @@ def choose_range(sketches: Sequence[ValueSketch]) -> Range | None:
         if black <= low and high <= white and (high - low >= HALF_USED * (white - black) or high == low):
             return black, white
     return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _without_odd_images(lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64]) -> Range:
+    """Low and high of all images but the outermost; sorted (N,) lows and highs of each.
+
+    `OUTLYING` of them are left out anyway. Up to `ODD` are if the others span `LONE` times less: one broken image must
+    not leave the others a handful of grey levels.
+    """
+    images = len(lows)
+    few, more = math.floor(OUTLYING * images), math.ceil(ODD * images) if images >= FEWEST_IMAGES else 0
+    (low, high), (inner_low, inner_high) = ((float(lows[n]), float(highs[-1 - n])) for n in (few, more))
+    if inner_high > inner_low and high - low >= LONE * (inner_high - inner_low):
+        return inner_low, inner_high
+    return low, high
 
 
 def _customary(sketches: Sequence[ValueSketch]) -> Iterator[Range]:

@@ -1,29 +1,21 @@
-"""Image folders: `ROOT/{train,val,test}/<class>/*` or `ROOT/<class>/*`."""
+"""Image folders, listed: which files are images, of which class and split. How the folders are read is in `layouts`."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name, take_files
+from transferkit.data.class_names import NaturalKey, natural_key, normal_name, order_names
+from transferkit.data.formats import is_image
+from transferkit.data.inventory import Inventory, take_files
+from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
 from transferkit.errors import DataError
 from transferkit.types import Finding
 
-__all__ = ["image_files", "is_hidden", "natural_key", "take_folder"]
+__all__ = ["image_files", "take_folder"]
 
-LAYOUTS = "Expected ROOT/{train,val,test}/<class>/* or ROOT/<class>/*, with one folder of images per class."
-
-_EXTENSIONS = frozenset(
-    f".{extension}"
-    for extension in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "bmp", "dib", "tif", "tiff", "webp", "avif"),
-        *("heic", "heif", "ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpx", "ico"),
-    )
-)
-_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
+_SHOWN = 5
 
 
 @dataclass
@@ -32,7 +24,8 @@ class _Listing:
     class_names: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
-    others: list[Path] = field(default_factory=list)
+    no_images: list[Path] = field(default_factory=list)
+    deeper: list[Path] = field(default_factory=list)
 
 
 def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
@@ -45,119 +38,113 @@ def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | No
         cache: As in `take_files`.
 
     Raises:
-        DataError: It does not exist, is empty, or has neither layout.
+        DataError: It does not exist, is empty, or has a layout that is not known, or can be read in two ways.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {str(root)!r}. {LAYOUTS}")
-    listing, ignored = _list(root)
-    if not listing.classes:
+    layout = recognise(root)
+    if not layout.class_folders:
         raise DataError(f"Folder {str(root)!r} holds no class folders. {LAYOUTS}{_deeper_hint(root)}")
+    listing = _Listing()
+    for class_folder in layout.class_folders:
+        _list_class(class_folder, listing)
     if not listing.paths:
         raise DataError(f"Folder {str(root)!r} holds class folders but no image. {LAYOUTS}")
     return take_files(
+        kind="folder",
         origin=f"folder {root}",
         paths=listing.paths,
         names=[path.relative_to(root).as_posix() for path in listing.paths],
         class_names=listing.class_names,
-        classes=sorted(listing.classes),
+        classes=order_names(listing.classes),
         splits=listing.splits,
         groups=None,
-        findings=_findings(root, listing, ignored),
+        note=layout.note,
+        findings=[*layout.findings, *_no_images(root, listing), *_beside(root, layout), *_deeper(root, listing)],
         max_pixels=max_pixels,
         progress=progress,
         cache=cache,
     )
 
 
-def _list(root: Path) -> tuple[_Listing, list[Path]]:
-    """What the folder holds, and the folders beside the official splits, which are ignored."""
-    listing = _Listing()
-    folders = _subfolders(root)
-    official = [folder for folder in folders if split_name(folder.name)]
-    if not official:
-        _list_classes(root, UNSPLIT, listing)
-        return listing, []
-    found = {split_name(folder.name) for folder in official}
-    if "train" not in found:
-        names = ", ".join(f"{folder.name}/" for folder in folders)
-        raise DataError(
-            f"Folder {str(root)!r} holds {names} but no train/. {LAYOUTS} "
-            "Move the training classes into train/, or list the images in a manifest."
-        )
-    for split in SPLITS:
-        for folder in official:
-            if split_name(folder.name) == split:
-                _list_classes(folder, split, listing)
-    return listing, [folder for folder in folders if folder not in official]
+def _list_class(folder: ClassFolder, listing: _Listing) -> None:
+    name = normal_name(folder.name)
+    listing.classes.add(name)
+    found = sorted(files_under(folder.path), key=_by_name)
+    images = [path for path in found if is_image(path)]
+    listing.paths += images
+    listing.class_names += [name] * len(images)
+    listing.splits += [folder.split] * len(images)
+    taken = set(images)
+    listing.no_images += [path for path in found if path not in taken]
+    below = {path.relative_to(folder.path).parts[0] for path in images if path.parent != folder.path}
+    listing.deeper += [folder.path / inside for inside in sorted(below, key=natural_key)]
 
 
-def _list_classes(folder: Path, split: str, listing: _Listing) -> None:
-    listing.others += [path for path in _visible(folder) if path.is_file()]
-    for class_folder in _subfolders(folder):
-        listing.classes.add(class_folder.name)
-        for path in sorted(_files_under(class_folder), key=natural_key):
-            if path.suffix.lower() in _EXTENSIONS:
-                listing.paths.append(path)
-                listing.class_names.append(class_folder.name)
-                listing.splits.append(split)
-            else:
-                listing.others.append(path)
+def _by_name(path: Path) -> NaturalKey:
+    return natural_key(path.as_posix())
 
 
-def _findings(root: Path, listing: _Listing, ignored: list[Path]) -> list[Finding]:
+def _no_images(root: Path, listing: _Listing) -> list[Finding]:
+    """Files in class folders that are no images: set aside, so an error where the audit is strict."""
+    if not listing.no_images:
+        return []
+    names = _relative(listing.no_images, root)
+    kinds = Counter(path.suffix.lower() or "no extension" for path in listing.no_images).most_common(_SHOWN)
+    counted = ", ".join(f"{count} {extension}" for extension, count in kinds)
+    message = (
+        f"Files in class folders that are not images are left out: {len(names)} ({counted}; {_some(names)}). If they "
+        "are images, convert them to JPEG or PNG; else move them out of the class folders."
+    )
+    return [Finding(kind="not_an_image", severity="set_aside", message=message, items=names)]
+
+
+def _beside(root: Path, layout: Layout) -> list[Finding]:
+    """Files beside the class folders: images among them have no class, and that is worth a warning."""
+    files = [path for folder in layout.beside for path in files_in(folder)]
+    images = [path for path in files if is_image(path)]
     findings = []
-    if listing.others:
-        names = tuple(path.relative_to(root).as_posix() for path in listing.others)
-        message = f"{len(names)} files are not images in a class folder (by place or extension) and are ignored."
-        findings.append(Finding(kind="not_an_image", severity="info", message=message, items=names))
-    if ignored:
-        names = tuple(folder.name for folder in ignored)
-        message = f"{len(names)} folders beside train/ are no split and are ignored: {', '.join(names[:5])}."
-        findings.append(Finding(kind="ignored_folder", severity="info", message=message, items=names))
+    if images:
+        names = _relative(images, root)
+        message = (
+            f"Images beside the class folders have no class and are left out: {len(names)} ({_some(names)}). Move them "
+            "into the folder of their class."
+        )
+        findings.append(Finding(kind="no_class", severity="set_aside", message=message, items=names))
+    taken = set(images)
+    if others := [path for path in files if path not in taken]:
+        message = f"Files beside the class folders are not read: {len(others)}."
+        found = Finding(kind="stray_file", severity="info", message=message, items=_relative(others, root))
+        findings.append(found)
     return findings
 
 
+def _deeper(root: Path, listing: _Listing) -> list[Finding]:
+    """The warning that folders below a class folder are read as one class."""
+    if not listing.deeper:
+        return []
+    names = _relative(listing.deeper, root)
+    message = (
+        f"Folders below class folders are no classes of their own; their images count for the class: {len(names)} "
+        f"({_some(names)}). If they are the classes, move them up, beside the other class folders."
+    )
+    return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
+
+
+def _relative(paths: list[Path], root: Path) -> tuple[str, ...]:
+    return tuple(path.relative_to(root).as_posix() for path in paths)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
 def _deeper_hint(root: Path) -> str:
-    images = sum(1 for path in _visible(root) if path.suffix.lower() in _EXTENSIONS)
+    images = sum(is_image(path) for path in files_in(root))
     return f" {images} images lie directly in it: move them into a folder per class." if images else ""
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files under a folder, by extension, in natural order."""
-    return sorted((path for path in _files_under(folder) if path.suffix.lower() in _EXTENSIONS), key=natural_key)
-
-
-def _files_under(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        yield from (Path(place, name) for name in files if not is_hidden(name))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted((path for path in _visible(folder) if path.is_dir()), key=lambda path: path.name)
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if not is_hidden(path.name)), key=natural_key)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's business and not a person's."""
-    return name.startswith(".") or name.lower() in _SYSTEM_FILES
-
-
-def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], str]:
-    """Sort key by which "img2" comes before "img10"; the same on every file system.
-
-    Example:
-        >>> [path.name for path in sorted([Path("b"), Path("a10"), Path("a2")], key=natural_key)]
-        ['a2', 'a10', 'b']
-    """
-    text = path.as_posix()
-    parts = re.split(r"([0-9]+)", text)
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts), text
+    """All images under a folder, in natural order; files that are none are passed over."""
+    return sorted((path for path in files_under(folder) if is_image(path)), key=_by_name)

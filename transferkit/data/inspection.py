@@ -92,7 +92,8 @@ def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
         image = open_header(encoded, name=str(path), max_pixels=max_pixels)
         look = inspect_image(image, content_id=content_id, name=str(path))
     except ImageError as error:
-        return Inspection(content_id=content_id, fault=error.kind, detail=error.detail)
+        width, height = error.size
+        return Inspection(content_id=content_id, fault=error.kind, detail=error.detail, width=width, height=height)
     if look.format not in SEVERAL_FRAMES:
         return look
     return replace(look, frames=count_frames(encoded, name=str(path), max_pixels=max_pixels))

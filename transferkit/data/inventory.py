@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,10 @@ from transferkit.data.inspection import Inspection
 from transferkit.progress import track
 from transferkit.types import Finding
 
-__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Reader", "split_name", "take_files"]
+__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "take_files"]
+
+Kind = Literal["folder", "manifest", "dataset"]
+"""What a person has to change where something is wrong."""
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = ""
@@ -52,6 +55,7 @@ class Inventory:
 
     Args:
         origin: Where it came from, for people.
+        kind: What it is.
         classes: K class names in label order, classes without an image included.
         names: N names for people.
         labels: (N,) int64 in [0, K), or `NO_LABEL`.
@@ -60,10 +64,12 @@ class Inventory:
         reader: How to get at the images.
         groups: (N,) int64; rows of equal value belong together. None if nothing is known.
         findings: What the listing noticed.
+        note: A sentence on how splits and classes were read, if that is not plain; else "".
         outside: Steps that the source puts its images through before anybody sees them.
     """
 
     origin: str
+    kind: Kind
     classes: tuple[str, ...]
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
@@ -72,6 +78,7 @@ class Inventory:
     reader: Reader
     groups: npt.NDArray[np.int64] | None = None
     findings: tuple[Finding, ...] = ()
+    note: str = ""
     outside: tuple[str, ...] = ()
 
     @property
@@ -105,6 +112,7 @@ class FileReader:
 
 def take_files(
     *,
+    kind: Kind,
     origin: str,
     paths: Sequence[Path],
     names: Sequence[str],
@@ -115,11 +123,13 @@ def take_files(
     findings: Sequence[Finding],
     max_pixels: int,
     progress: bool,
+    note: str = "",
     cache: Path | None = None,
 ) -> Inventory:
     """The inventory of image files: every file is read once, in threads, or remembered from an earlier audit.
 
     Args:
+        kind: What listed them.
         origin: Where they came from, for people.
         paths, names, class_names, splits: One per file.
         classes: All class names, in label order.
@@ -127,6 +137,7 @@ def take_files(
         findings: What the listing noticed.
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
+        note: How splits and classes were read, if that is not plain.
         cache: Folder where it is remembered; None takes `default_folder()`.
     """
     from transferkit.data.remembered import inspect_files
@@ -135,6 +146,7 @@ def take_files(
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(
         origin=origin,
+        kind=kind,
         classes=tuple(classes),
         names=tuple(names),
         labels=np.array([index_of[name] for name in class_names], dtype=np.int64),
@@ -143,6 +155,7 @@ def take_files(
         reader=FileReader(paths, max_pixels=max_pixels),
         groups=None if groups is None else np.unique(np.array(groups), return_inverse=True)[1].astype(np.int64),
         findings=tuple(findings),
+        note=note,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from transferkit.data.augmentation import Augmentation, choose_preset
+from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.loading import Batch, EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip
 from transferkit.data.mixing import Mixing
@@ -44,11 +45,13 @@ class TransferDataModule(pl.LightningDataModule):
         balanced: Whether every class makes up the same share of an epoch.
         drop_last: Whether to leave out a last batch that is not full.
         val: Share of the training images to hold back where there is no validation split, in [0, 1).
-        test: Share of the images to hold back for testing where there are no splits at all, in [0, 1).
+        test: Share of the training images to hold back where there is no test split, in [0, 1); None: 0.2 where there
+        are
+            no splits at all, else nothing.
         seed: Draws the splits, the order and the augmentation.
         workers: Processes that prepare batches; None fits them to the machine.
         limit: Bytes of decoded pictures of a split to keep in memory; beyond, they go to a temporary file.
-        root, columns, strict, preprocessed, cache: As for `transferkit.data.open_data`.
+        root, columns, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
         progress: Whether to show bars, if on a terminal.
 
     Raises:
@@ -77,7 +80,7 @@ class TransferDataModule(pl.LightningDataModule):
         balanced: bool = False,
         drop_last: bool = False,
         val: float = 0.2,
-        test: float = 0.2,
+        test: float | None = None,
         seed: int = 0,
         workers: int | None = None,
         limit: int = MEMORY_LIMIT,
@@ -85,6 +88,7 @@ class TransferDataModule(pl.LightningDataModule):
         columns: Mapping[str, str] | None = None,
         strict: bool = False,
         preprocessed: bool = False,
+        max_pixels: int = MAX_PIXELS,
         cache: str | Path | None = None,
         progress: bool = True,
     ) -> None:
@@ -106,6 +110,7 @@ class TransferDataModule(pl.LightningDataModule):
             "columns": columns,
             "strict": strict,
             "preprocessed": preprocessed,
+            "max_pixels": max_pixels,
             "cache": cache,
         }
         self._pictures: dict[str, Pictures] = {}

@@ -17,17 +17,20 @@ from transferkit.data.audit import Verdict, audit
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
 from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.depth import Range
-from transferkit.data.folders import LAYOUTS, take_folder
+from transferkit.data.folders import take_folder
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
+from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
 from transferkit.data.prepared import check_prepared
+from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.errors import DataError, OptionError
 from transferkit.folds import Folds
+from transferkit.paths import expand
 from transferkit.types import DataSummary, Picture, Preprocessing
 
-__all__ = ["Data", "open_data"]
+__all__ = ["Data", "check_place", "open_data"]
 
 _JPEG_QUALITY = 85
 
@@ -185,7 +188,7 @@ def open_data(
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     val: float = 0.0,
-    test: float = 0.2,
+    test: float | None = None,
     strict: bool = False,
     preprocessed: bool = False,
     progress: bool = True,
@@ -199,16 +202,19 @@ def open_data(
     stay together.
 
     Args:
-        data: A folder (`ROOT/{train,val,test}/<class>/*` or `ROOT/<class>/*`); a CSV, TSV or Parquet manifest with
-            columns path, label and maybe split and group; a map-style dataset of (image, label), or a mapping from
-            split name to such datasets; a LightningDataModule; or "builtin/digits". What is opened already, also
-            inside a `TransferDataModule`, stays as it is, and the other arguments are not looked at.
+        data: A folder (`ROOT/{train,val,test}/<class>/*`, `ROOT/<class>/{train,val,test}/*` or `ROOT/<class>/*`); a
+            CSV, TSV or Parquet manifest with columns path, label and maybe split and group; a map-style dataset of
+            (image, label), or a mapping from split name to such datasets; a LightningDataModule; or "builtin/digits".
+            What is opened already, also inside a `TransferDataModule`, stays as it is, and the other arguments are not
+            looked at.
         root: Folder that a manifest's relative paths start from; None: the manifest's own.
         columns: "path", "label", "split", "group" -> what the manifest calls it, where it differs.
         seed: Draws the splits.
         val: Share of the training images to hold back for validation where there is no validation split, in [0, 1).
-        test: Share of the images to hold back for testing where there are no splits at all, in [0, 1).
-        strict: Whether an unusable image is an error; else it is set aside, and the summary says so.
+        test: Share of the training images to hold back for testing where there is no test split, in [0, 1). None: 0.2
+            where there are no splits at all; nothing, and a warning, where there are splits but no test images.
+        strict: Whether an image that cannot be used, or a file in a class folder that is none, is an error; else it is
+            set aside, and the summary says so.
         preprocessed: Whether a dataset's float tensors are to be taken as they are.
         progress: Whether to show a bar, if on a terminal.
         max_pixels: Width times height above which an image is not decoded.
@@ -232,7 +238,9 @@ def open_data(
         >>> digits.image(0).size
         (8, 8)
     """
-    check_shares(val=val, test=test)
+    check_shares(val=val, test=DEFAULT_TEST if test is None else test)
+    if max_pixels < 1:
+        raise OptionError(f"max_pixels is a number of pixels and must be >= 1, got {max_pixels!r}.")
     opened = getattr(data, "data", data)
     if isinstance(opened, Data):  # a TransferDataModule has opened its images already
         return opened
@@ -243,10 +251,27 @@ def open_data(
         preprocessed=preprocessed,
         max_pixels=max_pixels,
         progress=progress,
-        cache=None if cache is None else Path(cache).expanduser(),
+        cache=None if cache is None else expand(cache),
     )
     verdict = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
     return Data(inventory, verdict, normalised=preprocessed)
+
+
+def check_place(data: Any) -> None:
+    """Whether there is anything where a path points; other kinds of data are not looked at.
+
+    Raises:
+        DataError: There is nothing.
+
+    Example:
+        >>> check_place("builtin/digits")
+    """
+    if not isinstance(data, (str, Path)) or expand(data).exists():
+        return
+    if isinstance(data, str) and data.startswith("builtin"):
+        return
+    what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
+    raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
 
 
 def _take(
@@ -279,9 +304,9 @@ def _take_named(
     progress: bool,
     cache: Path | None,
 ) -> Inventory:
-    path = Path(data).expanduser()
+    path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
-        base = None if root is None else Path(root).expanduser()
+        base = None if root is None else expand(root)
         return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")

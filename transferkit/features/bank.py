@@ -34,6 +34,7 @@ import torch
 from transferkit.cache_folder import default_folder
 from transferkit.errors import CacheError
 from transferkit.features.leases import STALE, Lease, age, is_abandoned, is_leased, name_file
+from transferkit.paths import expand
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -620,7 +621,7 @@ class FeatureBank:
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = DEFAULT_LIMIT) -> None:
-        self.folder = default_folder() if folder is None else Path(folder).expanduser()
+        self.folder = default_folder() if folder is None else expand(folder)
         self.limit = limit
         self._leases: dict[str, Lease] = {}
 

@@ -1,6 +1,12 @@
 """Numbers about features: arrays in, numbers out; no network, no file, no torch."""
 
 from transferkit.measure.curves import learning_curves, stratified_sample
+from transferkit.measure.head_information import (
+    HeadInformation,
+    HeadScale,
+    fit_head_scale,
+    measure_head_information,
+)
 from transferkit.measure.knn import knn_accuracy, knn_hits
 from transferkit.measure.logistic import LogisticHead, fit_logistic
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
@@ -29,6 +35,8 @@ __all__ = [
     "RESAMPLES",
     "ChannelMoments",
     "Chunks",
+    "HeadInformation",
+    "HeadScale",
     "LogisticHead",
     "Measure",
     "Nearness",
@@ -45,6 +53,7 @@ __all__ = [
     "channel_w2",
     "class_mean_similarity",
     "emd_of_class_means",
+    "fit_head_scale",
     "fit_logistic",
     "fit_ridge",
     "fit_scale",
@@ -56,6 +65,7 @@ __all__ = [
     "learning_curves",
     "linear_cka",
     "log_loss",
+    "measure_head_information",
     "measure_nearness",
     "mmd",
     "proxy_a_distance",

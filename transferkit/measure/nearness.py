@@ -24,7 +24,7 @@ from transferkit.measure.similarity import (
 )
 from transferkit.types import StageDistance
 
-__all__ = ["Nearness", "Scale", "fit_scale", "measure_nearness"]
+__all__ = ["GROUPS", "Nearness", "Scale", "fit_scale", "measure_nearness", "remove_bias"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -228,14 +228,23 @@ def _jackknife(sides: tuple[_Known | _Sampled, _Known | _Sampled], alive: Mappin
             left = side.moments(without=group)
             parts.append(_distances(left, target, alive) if number == 0 else _distances(source, left, alive))
         if parts:
-            found, squared = _delete_groups(full, np.array(parts), side.shares)
+            found, squared = remove_bias(full, np.array(parts), side.shares)
             value += found - full
             variance += squared
     return value, np.sqrt(variance)
 
 
-def _delete_groups(full: Array, left_out: Array, shares: Array) -> tuple[Array, Array]:
-    """Value free of bias and its variance, from the value of all rows and those without each of G groups of rows."""
+def remove_bias(full: Array, left_out: Array, shares: Array) -> tuple[Array, Array]:
+    """The delete-a-group jackknife: a value free of bias, and its variance.
+
+    Args:
+        full: Value of all rows, of any shape.
+        left_out: (G, ...) values without each of G groups of rows.
+        shares: (G,) share of the rows in each group.
+
+    References:
+        Busing et al., Statistics and Computing 1999.
+    """
     weight = (1 / shares).reshape(-1, *[1] * full.ndim)  # Busing's h: n over the rows in the group
     value = len(shares) * full - ((1 - 1 / weight) * left_out).sum(axis=0)
     pseudo = weight * full - (weight - 1) * left_out

@@ -315,6 +315,25 @@ class Backbone(nn.Module):
         found = running_moments(self.trunk, self.moment_taps)
         return {stage: (mean.numpy(), variance.numpy()) for stage, (mean, variance) in found.items()}
 
+    def source_probabilities(self, averages: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """What the classifier that the backbone came with makes of some images.
+
+        Args:
+            averages: (N, C) of the top stage, which is what it reads.
+
+        Returns:
+            (N, Z), rows sum to 1.
+
+        Raises:
+            BackboneError: If the backbone has no classifier of its own.
+        """
+        if self.head is None:
+            raise BackboneError(f"{self.spec.name} has no classifier of its own.")
+        device = next(self.head.parameters()).device
+        with torch.no_grad():
+            logits = self.head(torch.tensor(averages, device=device))
+            return np.asarray(torch.softmax(logits.double(), dim=1).cpu().numpy())
+
     def without_head(self) -> Backbone:
         """The same backbone (weights shared) without the classifier it came with."""
         bare = copy.copy(self)

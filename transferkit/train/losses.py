@@ -20,6 +20,9 @@ from transferkit.errors import CheckpointError, DataError, OptionError, unknown_
 from transferkit.registry import Registry
 from transferkit.train.sharding import add_up, is_sharded, local, placed, whole
 from transferkit.train.targets import (
+    check_batch_classes,
+    check_batch_labels,
+    check_batch_numbers,
     check_classes,
     check_labels,
     check_numbers,
@@ -53,6 +56,12 @@ class Loss(Protocol):
     ) -> Tensor: ...
 
 
+class BatchCheck(Protocol):
+    """Targets of a batch, and the number of outputs -> nothing, or a `DataError`; `values`: whether to read values."""
+
+    def __call__(self, targets: Tensor, outputs: int, *, values: bool = True) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A kind of target.
@@ -62,6 +71,7 @@ class Task:
         metric: What `score` measures, for people.
         score: Outputs of N held-back images and their targets -> how good they are; higher is better.
         check: All targets and the names of the K outputs -> nothing, or a `DataError` with all that is wrong.
+        check_batch: Targets of a batch and K -> nothing, or a `DataError` that says what they should be.
         weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.
     """
 
@@ -69,6 +79,7 @@ class Task:
     metric: str
     score: Callable[[Array, Array], float]
     check: Callable[[Array, Sequence[str]], None]
+    check_batch: BatchCheck
     weigh: Callable[[Array, int, str], npt.NDArray[np.float64] | None]
 
 
@@ -198,7 +209,14 @@ def _r2(outputs: Array, targets: Array) -> float:
 
 
 TASKS.register("single_label")(
-    Task(loss=single_label_loss, metric="accuracy", score=_accuracy, check=check_classes, weigh=weigh_classes)
+    Task(
+        loss=single_label_loss,
+        metric="accuracy",
+        score=_accuracy,
+        check=check_classes,
+        check_batch=check_batch_classes,
+        weigh=weigh_classes,
+    )
 )
 TASKS.register("multi_label")(
     Task(
@@ -206,11 +224,19 @@ TASKS.register("multi_label")(
         metric="mean average precision",
         score=_mean_average_precision,
         check=check_labels,
+        check_batch=check_batch_labels,
         weigh=weigh_labels,
     )
 )
 TASKS.register("regression")(
-    Task(loss=regression_loss, metric="R2", score=_r2, check=check_numbers, weigh=weigh_numbers)
+    Task(
+        loss=regression_loss,
+        metric="R2",
+        score=_r2,
+        check=check_numbers,
+        check_batch=check_batch_numbers,
+        weigh=weigh_numbers,
+    )
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.errors import OptionError
+from transferkit.errors import DataError, OptionError
 from transferkit.frameworks import lightning
 from transferkit.measure import fit_temperature
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel, in_halves
@@ -358,9 +358,19 @@ class TransferModule(pl.LightningModule):
         # A trainer in half or double precision brings numbers to it, but cannot bring bytes.
         return normalised.to(next(self.model.parameters()).dtype)
 
+    def _targets(self, batch: Any) -> torch.Tensor:
+        """The targets of a batch, checked, in units of their spread over the training images if they are numbers."""
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], torch.Tensor):
+            raise DataError(f"Expected batches (images, targets) with tensors as targets, got {type(batch).__name__}.")
+        targets = batch[1]
+        # To read values on another device is to wait for it: one epoch shows all of them.
+        values = targets.device.type == "cpu" or self.current_epoch == 0
+        self.task.check_batch(targets, len(self.model.classes), values=values)
+        return self._scaled(targets)
+
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss, with all that is added to it."""
-        images, targets = batch[0], self._scaled(batch[1])
+        targets, images = self._targets(batch), batch[0]
         smoothing = 0.0 if self.task_name == "regression" else self.recipe.label_smoothing
         loss = self.task.loss(self(images), targets, smoothing=smoothing, weights=self.class_weights)
         if self.pull is not None:
@@ -407,7 +417,7 @@ class TransferModule(pl.LightningModule):
         self._keep(batch)
 
     def _keep(self, batch: Any) -> None:
-        images, targets = batch[0], self._scaled(batch[1])
+        targets, images = self._targets(batch), batch[0]
         if self._shards is None:
             outputs = in_halves(lambda part: self(_part(images, part)), len(targets))
         else:  # all processes must run the same passes

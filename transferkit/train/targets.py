@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from transferkit.errors import DataError, OptionError, list_problems
 from transferkit.train.weighting import choose_weighting, class_weights
 
 __all__ = [
     "TargetScale",
+    "check_batch_classes",
+    "check_batch_labels",
+    "check_batch_numbers",
     "check_classes",
     "check_labels",
     "check_numbers",
@@ -145,6 +149,76 @@ def _check_shape(targets: Array, names: Sequence[str], what: str) -> None:
             f"{what} with {len(names)} outputs needs targets (N, {len(names)}), numbers, N >= 1; "
             f"got {targets.shape} of {targets.dtype}."
         )
+
+
+def check_batch_classes(targets: torch.Tensor, outputs: int, *, values: bool = True) -> None:
+    """Whether the targets of a batch are (n,) integers in [0, K), or (n, K) shares of classes, as mixup gives them.
+
+    Args:
+        targets: As they come.
+        outputs: How many outputs the network has.
+        values: Whether to read the values, and not only shape and type.
+
+    Raises:
+        DataError: If not.
+    """
+    if targets.is_floating_point() and targets.ndim == 2 and targets.shape[1] == outputs:
+        return
+    expected = f"A batch of a single-label task with {outputs} classes has (n,) integers in [0, {outputs}) as targets"
+    if targets.is_floating_point() or targets.ndim != 1:
+        hint = "Give targets.long()" if targets.ndim == 1 else f"For shares of classes, give (n, {outputs}) floats"
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            hint = "Give targets.squeeze(1).long()"
+        raise DataError(
+            f"{expected}, got {_describe(targets)}. {hint}; for numbers to predict use task='regression', for several "
+            "labels an image task='multi_label'."
+        )
+    if values and len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < outputs):
+        raise DataError(
+            f"{expected}, got labels from {int(targets.min())} to {int(targets.max())}. Number the classes from 0, or "
+            "name all of them in classes=."
+        )
+
+
+def check_batch_labels(targets: torch.Tensor, outputs: int, *, values: bool = True) -> None:
+    """Whether the targets of a batch are (n, K) in [0, 1].
+
+    Args:
+        targets: As they come.
+        outputs: How many outputs the network has.
+        values: Whether to read the values, and not only shape and type.
+
+    Raises:
+        DataError: If not.
+    """
+    expected = f"A batch of a multi-label task with {outputs} labels has (n, {outputs}) values in [0, 1] as targets"
+    if targets.ndim != 2 or targets.shape[1] != outputs:
+        raise DataError(f"{expected}, got {_describe(targets)}. For one label an image use task='single_label'.")
+    if values and len(targets) and not (float(targets.min()) >= 0 and float(targets.max()) <= 1):
+        raise DataError(f"{expected}, got values from {float(targets.min()):g} to {float(targets.max()):g}.")
+
+
+def check_batch_numbers(targets: torch.Tensor, outputs: int, *, values: bool = True) -> None:
+    """Whether the targets of a batch are (n, R) finite numbers, or (n,) for R = 1.
+
+    Args:
+        targets: As they come.
+        outputs: How many outputs the network has.
+        values: Whether to read the values, and not only shape and type.
+
+    Raises:
+        DataError: If not.
+    """
+    expected = f"A batch of a regression with {outputs} outputs has (n, {outputs}) finite numbers as targets"
+    columns = targets.shape[1] if targets.ndim == 2 else 1
+    if targets.ndim not in (1, 2) or columns != outputs:
+        raise DataError(f"{expected}, got {_describe(targets)}. classes= names one output for each number of an image.")
+    if values and not bool(torch.isfinite(targets).all()):
+        raise DataError(f"{expected}, got some that are not finite. Leave out the images without a number.")
+
+
+def _describe(targets: torch.Tensor) -> str:
+    return f"{tuple(targets.shape)} of {str(targets.dtype).removeprefix('torch.')}"
 
 
 def _some(values: Iterable[Any]) -> str:

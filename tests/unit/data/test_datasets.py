@@ -81,7 +81,7 @@ def test_an_announced_class_without_images_is_left_out() -> None:
 
 
 def test_a_mapping_brings_its_own_splits() -> None:
-    data = open_data({"validation": pairs(4, 100), "train": pairs(12)}, test=0.5)
+    data = open_data({"validation": pairs(4, 100), "train": pairs(12)})
     assert data.summary.counts == {"train": (6, 6), "val": (2, 2)}
     assert data.items[12] == "val[0]"
 
@@ -180,7 +180,7 @@ IMAGES = [noise(0), noise(1)]
         (Rows(IMAGES, [0, 1]), r"image\[0\]: expected a pair \(image, label\), got dict"),
         (Pairs([], []), r"The dataset \(Pairs\) is empty"),
         (Pairs(IMAGES, [0.5, 1]), "expected one class index or class name as label, got float"),
-        (Pairs(IMAGES, [torch.zeros(5), torch.zeros(5)]), r"got Tensor of shape \(5,\)"),
+        (Pairs(IMAGES, [torch.zeros(5), torch.zeros(5)]), r"or a one-hot vector, got 5 values \(0.0, 0.0"),
         (Pairs(IMAGES, [0, 2], ["a", "b"]), "label 2 is outside the 2 names"),
         (Pairs(["a.png", "b.png"], [0, 1]), "expected a PIL image, .* got str"),
         (Pairs([np.zeros((4, 4, 3), complex)] * 2, [0, 1]), "got complex128 values"),

@@ -109,6 +109,14 @@ def test_a_few_hot_pixels_and_a_few_odd_images_do_not_stretch_the_range() -> Non
     assert (range_of(*images, rng.normal(90_000, 10, (20, 20))) or (0, 0))[1] < 1100
 
 
+@pytest.mark.parametrize("images", [10, 24])
+def test_one_broken_image_does_not_take_the_levels_of_all_others(images: int) -> None:
+    good = [ramp(1000, 1100 + number, np.uint16) for number in range(images)]
+    assert range_of(*good, ramp(0, 65535, np.uint16)) == pytest.approx((1000, 1100 + images), abs=5)
+    # Several of that kind are no accident.
+    assert range_of(*good, *[ramp(0, 65535, np.uint16)] * 3) == (0, 65535)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([1000, 1020, 1100], [0, 51, 255]), ([900, 1200], [0, 255]), ([np.nan, np.inf, -np.inf], [0, 255, 0])],

@@ -106,7 +106,7 @@ def test_a_missing_file_is_set_aside(tmp_path: Path, rows: Rows) -> None:
 
 
 def test_a_wrong_root_is_one_clear_error(tmp_path: Path, rows: Rows) -> None:
-    with pytest.raises(DataError, match=r"None of the 12 files .* exists; .* pass root= if that is wrong"):
+    with pytest.raises(DataError, match=r"None of the 12 files .* exists; .* pass root=DIR if that is wrong"):
         open_data(table(tmp_path / "m.csv", ("path", "label"), rows), root=tmp_path / "nowhere")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from transferkit.errors import OptionError
 from transferkit.measure import ChannelMoments, Scale, channel_hellinger, fit_scale, measure_nearness
-from transferkit.measure.nearness import _delete_groups
+from transferkit.measure.nearness import remove_bias
 
 CHANNELS = 40
 POSITIONS = 9
@@ -123,14 +123,14 @@ def test_leaving_out_one_by_one_makes_the_variance_unbiased():
     # The identity that the jackknife was found by (Quenouille): of the plug-in variance it makes the one over n - 1.
     values = np.random.default_rng(0).normal(size=17)
     left_out = np.array([np.var(np.delete(values, i)) for i in range(17)])
-    found, _ = _delete_groups(np.array(np.var(values)), left_out, np.full(17, 1 / 17))
+    found, _ = remove_bias(np.array(np.var(values)), left_out, np.full(17, 1 / 17))
     assert found == pytest.approx(np.var(values, ddof=1))
 
 
 def test_leaving_out_groups_of_a_mean_gives_its_standard_error():
     values = np.random.default_rng(0).normal(size=(600,))
     left_out = np.array([np.delete(values, np.arange(i, i + 6)).mean() for i in range(0, 600, 6)])
-    found, variance = _delete_groups(np.array(values.mean()), left_out, np.full(100, 0.01))
+    found, variance = remove_bias(np.array(values.mean()), left_out, np.full(100, 0.01))
     assert found == pytest.approx(values.mean())
     assert variance == pytest.approx(np.var(values) / 600, rel=0.3)
 

@@ -36,6 +36,14 @@ def test_what_is_not_known_is_said_without_a_plot():
     assert write_similarity(None) is None
 
 
+def test_an_estimate_from_a_classifier_is_called_one_and_needs_no_plot():
+    section = write_similarity(replace(MEASURED, origin="head confidence", note="It is rough.", stages=()))
+    assert "0.70 to 0.74), estimated from what the backbone's own classifier answers to 347 training images." in (
+        section.sentence
+    )
+    assert (section.note, section.scale, section.rows) == ("It is rough.", None, ())
+
+
 def test_other_measures_have_names_for_people():
     section = write_similarity(replace(MEASURED, others={"mmd": 0.0123, "brand_new": 2.0}))
     assert section.others == (

@@ -125,6 +125,65 @@ def test_images_are_counted_whatever_form_they_come_in():
     assert count_images(CutBatch(torch.zeros(5, 2), {"a": torch.zeros(5, 1)})) == 5
 
 
+Y = torch.tensor([0, 1, 2, 1])
+BAD_TARGETS = [
+    (
+        "single_label",
+        Y.float(),
+        r"has \(n,\) integers in \[0, 3\) as targets, got \(4,\) of float32. Give targets.long",
+    ),
+    ("single_label", Y[:, None], r"got \(4, 1\) of int64. Give targets.squeeze\(1\).long\(\)"),
+    ("single_label", Y[:, None].float(), r"got \(4, 1\) of float32. Give targets.squeeze\(1\).long\(\)"),
+    ("single_label", Y + 1, r"got labels from 1 to 3. Number the classes from 0, or name all of them in classes="),
+    ("single_label", Y - 1, "got labels from -1 to 1"),
+    ("single_label", F.one_hot(Y, 4).float(), r"For shares of classes, give \(n, 3\) floats; for numbers .*regression"),
+    ("multi_label", Y, r"has \(n, 3\) values in \[0, 1\] as targets, got \(4,\) of int64. For one label an image use"),
+    ("multi_label", 2 * F.one_hot(Y, 3), "got values from 0 to 2"),
+    ("regression", Y.float(), r"has \(n, 3\) finite numbers as targets, got \(4,\)"),
+    ("regression", torch.full((4, 3), torch.nan), "got some that are not finite"),
+]
+
+
+@pytest.mark.parametrize(("task", "targets", "message"), BAD_TARGETS)
+def test_targets_of_a_batch_are_checked_in_words(task, targets, message):
+    batches = [(images[:4], targets) for images, _ in draw(2)]
+    module = TransferModule(make_backbone(), "lp_ft", classes=3, lr=1e-2, task=task)
+    for use in ("fit", "validate"):
+        with quiet(), pytest.raises(DataError, match=message):
+            getattr(make_trainer(1), use)(module, loader(batches))
+
+
+def test_batches_without_targets_are_named():
+    with (
+        quiet(),
+        pytest.raises(DataError, match="Expected batches .images, targets. with tensors as targets, got Tensor"),
+    ):
+        make_trainer(1).fit(
+            TransferModule(make_backbone(), "lp_ft", classes=3, lr=1e-2), loader([images for images, _ in draw(2)])
+        )
+
+
+def test_truth_values_and_shares_of_classes_are_targets():
+    for targets in (torch.tensor([True, False, True, True]), torch.full((4, 2), 0.5), Y.clamp(max=1).to(torch.uint8)):
+        module = TransferModule(make_backbone(), "lp_ft", classes=2, lr=1e-2)
+        with quiet():
+            make_trainer(1).fit(module, loader([(images[:4], targets) for images, _ in draw(2)]))
+
+
+def test_a_checkpoint_is_loaded_with_what_the_module_was_made_of(tmp_path):
+    options = {"strategy": "lp_ft", "classes": ["a", "b", "c"], "lr": 1e-2}
+    module = TransferModule(make_backbone(), **options)
+    trainer = make_trainer(2)
+    with quiet():
+        trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    again = TransferModule.load_from_checkpoint(
+        tmp_path / "own.ckpt", network=make_backbone(seed=9), weights_only=False, **options
+    )
+    before, after = module.finish().state_dict(), again.finish().state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_what_has_nothing_to_train_or_no_classes_is_refused():
     with pytest.raises(OptionError, match="linear_probe learns nothing by gradient; transferkit.adapt solves"):
         TransferModule(make_backbone(), "linear_probe", lr=0.0, classes=2)

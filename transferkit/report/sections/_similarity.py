@@ -19,6 +19,9 @@ OTHERS = {
     "class_mean_similarity": "Similarity of class means after Cui et al. (1: alike)",
 }
 
+BY_HEAD = "head confidence"
+"""Origin of a similarity that was estimated from a classifier's answers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceRow:
@@ -70,7 +73,12 @@ def _describe(detail: SimilarityDetail) -> str:
     if detail.low is not None and detail.high is not None:
         said += f" (95 % interval {detail.low:.2f} to {detail.high:.2f})"
     if detail.images:
-        said += f", measured on {plural(detail.images, 'training image')}"
+        images = plural(detail.images, "training image")
+        said += (
+            f", estimated from what the backbone's own classifier answers to {images}"
+            if detail.origin == BY_HEAD
+            else f", measured on {images}"
+        )
     return (
         f"{said}. 1 is just like what the backbone was trained on; 0.5 is the middle between photographs on the one "
         "side and scanned digits, letters and silhouettes on the other."

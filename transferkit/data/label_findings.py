@@ -1,0 +1,88 @@
+"""What labels look like: classes that may be one class spelled twice, numbers to predict, missing values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.data.class_names import alike_names, are_numbers
+from transferkit.data.inventory import Inventory
+from transferkit.types import Finding
+
+__all__ = ["describe_many_labels", "label_findings"]
+
+_MANY = 20
+"""Distinct labels from which on one may ask whether they are classes."""
+
+_IMAGES_PER_NUMBER = 3
+"""Images per label under which whole numbers look like measurements and not like classes."""
+
+_SHOWN = 5
+
+_MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?"})
+
+REGRESSION = (
+    'transferkit.adapt learns classes. To predict numbers, train transferkit.TransferModule(..., task="regression") in '
+    "a "
+    "Lightning Trainer (docs/fine-tuning.md)"
+)
+
+
+def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[Finding]:
+    """Warnings about what the classes are called.
+
+    Args:
+        inventory: The source.
+        counts: (K,) images per class.
+    """
+    findings = _alike(inventory.classes, counts)
+    if inventory.kind == "folder":
+        return findings
+    if missing := [k for k, name in enumerate(inventory.classes) if name.casefold() in _MISSING_WORDS]:
+        told = ", ".join(f"{inventory.classes[k]!r} ({counts[k]} images)" for k in missing)
+        message = (
+            f"Taken as classes, though they look like missing labels: {told}. If they are, leave these images out."
+        )
+        names = tuple(inventory.classes[k] for k in missing)
+        findings.append(Finding(kind="missing_label_as_class", severity="warning", message=message, items=names))
+    if look_like_numbers(inventory.classes, counts):
+        message = f"The {len(inventory.classes)} labels look like measurements, not like classes. {REGRESSION}."
+        findings.append(Finding(kind="numeric_labels", severity="warning", message=message))
+    return findings
+
+
+def look_like_numbers(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> bool:
+    """Whether labels are numbers to predict, not classes: many, all numbers, with few images each or decimals."""
+    if len(classes) < _MANY or not are_numbers(classes):
+        return False
+    return counts.sum() < _IMAGES_PER_NUMBER * len(classes) or any("." in name.rstrip("0.") for name in classes)
+
+
+def describe_many_labels(inventory: Inventory, counts: npt.NDArray[np.int64]) -> str:
+    """What may be behind many classes of one image each; "" if nothing is known."""
+    if inventory.kind == "folder":
+        return ""
+    if look_like_numbers(inventory.classes, counts):
+        return f"The labels look like measurements, not like classes. {REGRESSION}."
+    if 2 * len(inventory.classes) > counts.sum() and inventory.kind == "manifest":
+        return (
+            "Nearly every image has a label of its own: if the classes are in another column, name it with "
+            "columns={'label': 'NAME'} (command line: data.columns.label=NAME)."
+        )
+    return ""
+
+
+def _alike(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> list[Finding]:
+    pairs = alike_names(classes)
+    if not pairs:
+        return []
+    number = {name: int(count) for name, count in zip(classes, counts, strict=True)}
+    items = tuple(" / ".join(f"{name!r} ({number[name]})" for name in same) for same in pairs)
+    more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    message = (
+        f"Classes whose names differ only in case, spacing or the form of a number: {', '.join(items[:_SHOWN])}{more}. "
+        "If they are one class, give it one name."
+    )
+    return [Finding(kind="alike_classes", severity="warning", message=message, items=items)]

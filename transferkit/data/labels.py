@@ -1,0 +1,238 @@
+"""What datasets say about classes: their names, in whatever form, and the label of each item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from transferkit.data.class_names import normal_name, order_names
+from transferkit.data.inventory import NO_LABEL
+from transferkit.errors import DataError
+from transferkit.types import Finding
+
+__all__ = ["UNREAD", "Labels", "class_names", "read_labels"]
+
+UNREAD = object()
+"""In place of the label of an item that could not be read: there is a finding on it already."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Labels as class numbers.
+
+    Args:
+        labels: (N,) int64 in [0, K), or `NO_LABEL`.
+        classes: K names of classes that have an item.
+        findings: What was noticed.
+    """
+
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def read_labels(
+    values: Sequence[Any],
+    names: Sequence[Mapping[int, str]],
+    announced: Mapping[str, Mapping[int, str]],
+    *,
+    where: Sequence[str],
+) -> Labels:
+    """Whatever datasets give as labels, as class numbers.
+
+    Args:
+        values: N labels: a whole number, a name, a truth value, a one-hot vector, a tensor or array of one of these, or
+            None for an item without a label.
+        names: N times what the item's dataset announces.
+        announced: Split -> number of a class -> its name; empty if the dataset says nothing.
+        where: N names of the items, for people.
+
+    Raises:
+        DataError: A label is something else, or outside the classes that were announced.
+    """
+    found = [
+        None if value is UNREAD else _label_name(value, known, item)
+        for value, known, item in zip(values, names, where, strict=True)
+    ]
+    present = {name for name in found if name is not None}
+    order = dict.fromkeys(known[number] for known in announced.values() for number in sorted(known))
+    classes = [name for name in order if name in present] + order_names(present - set(order))
+    index_of = {name: index for index, name in enumerate(classes)}
+    unlabelled = [
+        item for item, name, value in zip(where, found, values, strict=True) if name is None and value is not UNREAD
+    ]
+    return Labels(
+        labels=np.array([NO_LABEL if name is None else index_of[name] for name in found], dtype=np.int64),
+        classes=tuple(classes),
+        findings=(*_unlabelled(unlabelled), *_absent([name for name in order if name not in present])),
+    )
+
+
+def _unlabelled(items: Sequence[str]) -> list[Finding]:
+    if not items:
+        return []
+    shown = ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+    message = (
+        f"Without a label, so left out: {len(items)} images ({shown}). Give them labels, or leave them out yourself."
+    )
+    return [Finding(kind="unlabelled", severity="set_aside", message=message, items=tuple(items))]
+
+
+def _absent(names: Sequence[str]) -> list[Finding]:
+    if not names:
+        return []
+    message = f"{len(names)} classes that the dataset announces have no image and are left out: {', '.join(names[:5])}."
+    return [Finding(kind="unused_class", severity="info", message=message, items=tuple(names))]
+
+
+# The label of one item
+
+
+def _label_name(label: Any, classes: Mapping[int, str], where: str) -> str | None:
+    """The class of an item by name; None if it has no label."""
+    label = _plain(label)
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        return None
+    if isinstance(label, bytes):
+        label = _decoded(label, where)
+    if isinstance(label, str):
+        return normal_name(str(label))
+    if isinstance(label, list):
+        label = _hot_index(label, classes, where)
+    if isinstance(label, bool) and not classes:
+        return str(label)
+    if not isinstance(label, int):
+        raise DataError(
+            f"{where}: expected one class index or class name as label, got {_described(label)}. For class numbers, "
+            "give int(label); for numbers to predict, or several labels an image, train "
+            "transferkit.TransferModule(..., "
+            'task="regression") or task="multi_label" in a Lightning Trainer (docs/fine-tuning.md).'
+        )
+    if classes and int(label) not in classes:
+        raise DataError(f"{where}: label {int(label)} is outside the {len(classes)} names in the dataset's .classes.")
+    return classes[int(label)] if classes else str(int(label))
+
+
+def _plain(label: Any) -> Any:
+    """Tensors, arrays and numpy's scalars as what Python has for them; a vector of one value as that value."""
+    if isinstance(label, torch.Tensor):
+        label = label.detach().cpu().numpy()
+    if isinstance(label, (np.ndarray, np.generic)):
+        label = label.tolist()
+    if isinstance(label, tuple):
+        label = list(label)
+    while isinstance(label, list) and len(label) == 1:
+        (label,) = label
+    return label
+
+
+def _decoded(label: bytes, where: str) -> str:
+    try:
+        return label.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: the label's bytes {label[:20]!r} are no UTF-8 text. Give names as str.") from None
+
+
+def _hot_index(label: list[Any], classes: Mapping[int, str], where: str) -> int:
+    """The class that a one-hot vector names."""
+    is_hot = all(isinstance(value, (int, float)) and value in (0, 1) for value in label) and sum(label) == 1
+    if not is_hot or (classes and len(label) != len(classes)):
+        wanted = f"a one-hot vector of {len(classes)} values" if classes else "a one-hot vector"
+        raise DataError(
+            f"{where}: expected one class index or class name as label, or {wanted}, got {_described(label)}. For "
+            "several "
+            'labels an image, train transferkit.TransferModule(..., task="multi_label") in a Lightning Trainer '
+            "(docs/fine-tuning.md)."
+        )
+    return label.index(1)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} values ({', '.join(map(str, value[:_SHOWN]))}{', ...' if len(value) > _SHOWN else ''})"
+    return f"{type(value).__name__} {value!r}"[:80]
+
+
+# The names that a dataset announces
+
+
+def class_names(dataset: Any) -> dict[int, str]:
+    """Number -> name of the classes, as a dataset's `.classes` or `.class_to_idx` says; {} if nothing does.
+
+    What Subset, random_split and ConcatDataset wrap is asked, to any depth.
+
+    Raises:
+        DataError: Names are in a form without an order, or datasets that are joined contradict each other.
+    """
+    for attribute in ("classes", "class_to_idx"):
+        told = getattr(dataset, attribute, None)
+        if told is not None and not isinstance(told, int) and not callable(told):  # an int is how many there are
+            return _told_apart(_numbered(told, f"{type(dataset).__name__}.{attribute}"))
+    if (inner := getattr(dataset, "dataset", None)) is not None:
+        return class_names(inner)
+    joined = getattr(dataset, "datasets", None)
+    return _agreed([class_names(part) for part in joined]) if isinstance(joined, (list, tuple)) else {}
+
+
+def _numbered(told: Any, where: str) -> dict[int, str]:
+    if isinstance(told, Mapping):
+        return _from_mapping(told, where)
+    if isinstance(told, (str, bytes, set, frozenset)):
+        raise DataError(
+            f"{where} is a {type(told).__name__}, which does not say which class has which number. Make it a list of "
+            "names, in order of their numbers."
+        )
+    try:
+        return {number: _named(entry) for number, entry in enumerate(told)}
+    except TypeError:
+        raise DataError(
+            f"{where} is {_described(told)}; expected a list of names, in order of their numbers."
+        ) from None
+
+
+def _from_mapping(told: Mapping[Any, Any], where: str) -> dict[int, str]:
+    """{name: number} or {number: name}."""
+    if all(_is_number(key) for key in told):
+        return {int(number): _named(name) for number, name in told.items()}
+    if not all(_is_number(value) for value in told.values()):
+        raise DataError(f"{where} is a dict of neither {{name: number}} nor {{number: name}}. Make it one of these.")
+    names: dict[int, list[str]] = {}
+    for name, number in told.items():
+        names.setdefault(int(number), []).append(_named(name))
+    return {number: ", ".join(same) for number, same in names.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _named(entry: Any) -> str:
+    return normal_name(", ".join(map(str, entry)) if isinstance(entry, (tuple, list)) else str(entry))
+
+
+def _told_apart(names: Mapping[int, str]) -> dict[int, str]:
+    """Names that occur twice, with their numbers."""
+    counted = list(names.values())
+    return {number: f"{name} ({number})" if counted.count(name) > 1 else name for number, name in names.items()}
+
+
+def _agreed(parts: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """The names of datasets that are joined: their labels are numbers, so a number must mean one class in all."""
+    names: dict[int, str] = {}
+    for part in parts:
+        for number, name in part.items():
+            if names.setdefault(number, name) != name:
+                raise DataError(
+                    f"Datasets that are joined in a ConcatDataset disagree: label {number} is {names[number]!r} in one "
+                    f"and {name!r} in another. Number the classes alike in all of them, or let the datasets give names "
+                    "as labels."
+                )
+    return names

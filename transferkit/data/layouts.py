@@ -1,0 +1,342 @@
+"""Which folders of an image folder are classes, and of which split: read from where the images lie.
+
+A folder may hold splits with classes in them, classes with splits in them, or classes only. Where the names say one
+thing and the places of the images another, the answer is an error that gives both readings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from transferkit.data.class_names import natural_key
+from transferkit.data.formats import is_image, is_system_name
+from transferkit.data.inventory import SPLITS, UNSPLIT, split_name
+from transferkit.data.own_output import is_own_file, is_own_folder
+from transferkit.errors import DataError
+from transferkit.types import Finding
+
+__all__ = ["LAYOUTS", "ClassFolder", "Layout", "files_in", "files_under", "recognise"]
+
+LAYOUTS = "Expected ROOT/{train,val,test}/<class>/* or ROOT/<class>/*, with one folder of images per class."
+
+BY_MANIFEST = (
+    "or list the images in a manifest with the columns path, label and split, and give that file as the data "
+    "(command line: data=manifest data.path=FILE.csv)"
+)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFolder:
+    """A folder of images of one class.
+
+    Args:
+        path: Where it is.
+        name: What it is called, as it is on disk.
+        split: "train", "val", "test" or `UNSPLIT`.
+    """
+
+    path: Path
+    name: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an image folder is laid out.
+
+    Args:
+        root: The folder that holds splits or classes; maybe one below the folder that was named.
+        class_folders: The folders of images, in order of split.
+        beside: Folders that hold class folders; images directly in them have no class.
+        note: A sentence for people, if the layout is an unusual one; else "".
+        findings: What was noticed.
+    """
+
+    root: Path
+    class_folders: tuple[ClassFolder, ...]
+    beside: tuple[Path, ...]
+    note: str = ""
+    findings: tuple[Finding, ...] = ()
+
+
+def recognise(root: Path) -> Layout:
+    """The layout of an image folder.
+
+    Args:
+        root: A folder that exists.
+
+    Raises:
+        DataError: It has no layout that is known, or one that can be read in two ways.
+    """
+    inner = _look_through(root)
+    folders = _data_folders(inner)
+    own = [folder for place in {root, inner} for folder in _folders_in(place) if _is_own(folder)]
+    splits = [folder for folder in folders if split_name(folder.name)]
+    others = [folder for folder in folders if folder not in splits]
+    layout = _splits(inner, splits, others) if splits else _classes(inner, folders)
+    note = f"The images lie in {inner.relative_to(root).as_posix()}/." if inner != root else ""
+    return replace(layout, note=f"{note} {layout.note}".strip(), findings=(*layout.findings, *_own_output(root, own)))
+
+
+# What lies where: folders of the system and of transferkit itself are never seen
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files directly in a folder, in natural order, but for the system's and our own."""
+    found = [path for path in folder.iterdir() if not is_system_name(path.name) and path.is_file()]
+    return sorted((path for path in found if not is_own_file(path)), key=lambda path: natural_key(path.name))
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """The files anywhere below a folder, but for the system's and our own; links are followed once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not is_system_name(name) and not _is_own(Path(place, name))]
+        paths = (Path(place, name) for name in files if not is_system_name(name))
+        yield from (path for path in paths if not is_own_file(path))
+
+
+def _is_own(folder: Path) -> bool:
+    return is_own_folder(folder, _holds_images)
+
+
+def _data_folders(folder: Path) -> list[Path]:
+    """The folders directly below, in natural order, but for the system's and our own."""
+    return [path for path in _folders_in(folder) if not _is_own(path)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not is_system_name(entry.name) and entry.is_dir()]
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether images lie directly in a folder."""
+    return any(is_image(path) for path in folder.iterdir() if not is_system_name(path.name) and path.is_file())
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether images lie anywhere below a folder."""
+    return any(is_image(path) for path in files_under(folder))
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds folders with images, and no images itself."""
+    return not _has_images(folder) and any(_holds_images(inside) for inside in _data_folders(folder))
+
+
+def _look_through(root: Path) -> Path:
+    """The folder that holds the data: the root, or the only folder in it, as zip files bring it along."""
+    while len(folders := _data_folders(root)) == 1 and not _has_images(root):
+        (inner,) = folders
+        if not _holds_classes(inner):
+            break
+        trains = [inside for inside in _data_folders(inner) if split_name(inside.name) == "train"]
+        if split_name(inner.name) and not any(_holds_classes(train) for train in trains):
+            break
+        root = inner
+    return root
+
+
+# Splits with classes in them
+
+
+def _splits(root: Path, splits: Sequence[Path], others: Sequence[Path]) -> Layout:
+    """The layout where some folders are called like splits."""
+    places = {folder: _without_repetition(folder) for folder in splits}
+    nested = [folder for folder in splits if any(_holds_images(inside) for inside in _data_folders(places[folder]))]
+    flat = [folder for folder in splits if folder not in nested and _has_images(places[folder])]
+    pictures = [folder for folder in others if _has_images(folder)]
+    if pictures and not nested:
+        return _named_like_splits(root, flat, [*splits, *others])
+    _check_train(root, splits, nested, flat, pictures)
+    class_folders, beside = [], [root]
+    findings = _unlabelled(root, {folder: places[folder] for folder in flat}) + _ignored(others)
+    for split in SPLITS:
+        same = [folder for folder in splits if split_name(folder.name) == split and folder not in flat]
+        findings += _read_together(split, same)
+        for place in (places[folder] for folder in same):
+            beside.append(place)
+            class_folders += [ClassFolder(path=path, name=path.name, split=split) for path in _data_folders(place)]
+    return Layout(root=root, class_folders=tuple(class_folders), beside=tuple(beside), findings=tuple(findings))
+
+
+def _without_repetition(folder: Path) -> Path:
+    """train/train/ where that is all there is in train/; else the folder itself."""
+    split = split_name(folder.name)
+    while len(inside := _data_folders(folder)) == 1 and split_name(inside[0].name) == split:
+        if _has_images(folder):
+            break
+        (folder,) = inside
+    return folder
+
+
+def _named_like_splits(root: Path, flat: Sequence[Path], folders: Sequence[Path]) -> Layout:
+    layout = _classes(root, sorted(folders, key=lambda folder: natural_key(folder.name)))
+    if not flat:
+        return layout
+    message = (
+        f"Taken as classes, not as splits: {_names(flat)}. The images lie directly in there, as in the other class "
+        "folders beside. If they are images without a class, move them elsewhere: transferkit predict run=DIR "
+        "images=... is for them."
+    )
+    found = Finding(kind="class_named_like_split", severity="warning", message=message, items=_item_names(flat))
+    return replace(layout, findings=(*layout.findings, found))
+
+
+def _check_train(
+    root: Path, splits: Sequence[Path], nested: Sequence[Path], flat: Sequence[Path], pictures: Sequence[Path]
+) -> None:
+    """Raise where there is no training split, or where other folders say that there are no splits at all."""
+    trains = [folder for folder in splits if split_name(folder.name) == "train"]
+    if not trains and pictures:
+        raise DataError(
+            f"Folder {str(root)!r} can be read in two ways: {_names(nested)} is a split and {_names(pictures)} are the "
+            f"training classes; or all of them are classes. For the first, move {_names(pictures)} into train/; for "
+            f"the second, move the images of {_names(nested)} out of the folders below; {BY_MANIFEST}."
+        )
+    if not trains:
+        raise DataError(
+            f"Folder {str(root)!r} holds {_names(splits)} but no train/. {LAYOUTS} "
+            f"Move the training classes into train/, {BY_MANIFEST}."
+        )
+    if all(folder in flat for folder in trains):
+        raise DataError(
+            f"Folder {str(root)!r}: images lie directly in {_names(flat)}, without class folders. Read as splits, "
+            f"these have no classes; read as classes, they have the names of splits. {LAYOUTS} Move the images into a "
+            f"folder per class, {BY_MANIFEST}."
+        )
+    if len(pictures) > 1 and all(folder in trains for folder in nested):
+        raise DataError(
+            f"Folder {str(root)!r} can be read in two ways: {_names(nested)} is the training split, and "
+            f"{_names(pictures)} are no part of it; or all of them are classes. For the first, move {_names(pictures)} "
+            f"elsewhere; for the second, move the images of {_names(nested)} out of the folders below; {BY_MANIFEST}."
+        )
+
+
+def _unlabelled(root: Path, flat: Mapping[Path, Path]) -> list[Finding]:
+    """A warning for each split folder whose images have no class; `flat` says where in it they lie."""
+    findings = []
+    for folder, place in flat.items():
+        count = sum(is_image(path) for path in files_in(place))
+        name = place.relative_to(root).as_posix()
+        message = (
+            f"{count} images lie directly in {name}/, without a class, so nothing can be measured on them; they are "
+            f"left out. For accuracies, put them into {folder.name}/<class>/; to have them classified by the finished "
+            f"model, use transferkit predict run=DIR images={place}."
+        )
+        findings.append(Finding(kind="unlabelled_split", severity="warning", message=message, items=(name,)))
+    return findings
+
+
+def _ignored(others: Sequence[Path]) -> list[Finding]:
+    filled = [folder for folder in others if _holds_images(folder)]
+    empty = [folder for folder in others if folder not in filled]
+    findings = []
+    if filled:
+        message = (
+            f"Left out, as they lie beside train/ and are no split: {_names(filled)}. They hold images; if they are "
+            "classes, move them into train/."
+        )
+        findings.append(Finding(kind="ignored_folder", severity="warning", message=message, items=_item_names(filled)))
+    if empty:
+        message = f"Not read, as they lie beside train/, are no split and hold no images: {_names(empty)}."
+        findings.append(Finding(kind="ignored_folder", severity="info", message=message, items=_item_names(empty)))
+    return findings
+
+
+def _read_together(split: str, folders: Sequence[Path]) -> list[Finding]:
+    if len(folders) < 2:
+        return []
+    message = f"{_names(folders)} all mean {split}, and are read together."
+    return [Finding(kind="split_twice", severity="warning", message=message, items=_item_names(folders))]
+
+
+def _own_output(root: Path, own: Sequence[Path]) -> list[Finding]:
+    if not own:
+        return []
+    items = tuple(folder.relative_to(root).as_posix() for folder in own)
+    message = f"Skipped, as they are output of transferkit itself: {_names(own)}."
+    return [Finding(kind="own_output", severity="info", message=message, items=items)]
+
+
+# Classes only, maybe with splits in them
+
+
+@dataclass
+class _Below:
+    """What lies in a class folder: folders called like splits, and whether there is anything else."""
+
+    splits: list[Path] = field(default_factory=list)
+    rest: bool = False
+
+
+def _classes(root: Path, folders: Sequence[Path]) -> Layout:
+    below = {folder: _look_below(folder) for folder in folders}
+    split = [folder for folder in folders if below[folder].splits]
+    whole = [folder for folder in folders if folder not in split and below[folder].rest]
+    if not split:
+        class_folders = [ClassFolder(path=folder, name=folder.name, split=UNSPLIT) for folder in folders]
+        return Layout(root=root, class_folders=tuple(class_folders), beside=(root,))
+    mixed = [folder for folder in split if below[folder].rest]
+    names = sorted({inside.name for folder in split for inside in below[folder].splits}, key=natural_key)
+    if whole or mixed:
+        raise DataError(
+            f"Folder {str(root)!r} can be read in two ways: {', '.join(names)} below {_names(split)} are splits of "
+            "these classes; or they only sort the images of a class, as other images lie in "
+            f"{_names([*mixed, *whole])}. For the first, move these images into such folders too; for the second, "
+            f"rename the folders that are called like splits; {BY_MANIFEST}."
+        )
+    return _split_below(root, folders, below)
+
+
+def _look_below(folder: Path) -> _Below:
+    found = _Below(rest=_has_images(folder))
+    for inside in _data_folders(folder):
+        if _holds_images(inside):
+            if split_name(inside.name):
+                found.splits.append(inside)
+            else:
+                found.rest = True
+    return found
+
+
+def _split_below(root: Path, folders: Sequence[Path], below: dict[Path, _Below]) -> Layout:
+    by_split: dict[str, list[ClassFolder]] = defaultdict(list)
+    for folder in folders:
+        for inside in below[folder].splits:
+            split = split_name(inside.name) or UNSPLIT
+            by_split[split].append(ClassFolder(path=inside, name=folder.name, split=split))
+    empty = [
+        ClassFolder(path=folder, name=folder.name, split="train") for folder in folders if not below[folder].splits
+    ]
+    if "train" not in by_split:
+        raise DataError(
+            f"Folder {str(root)!r} holds {', '.join(sorted(by_split))} below its classes, but no train. "
+            f"Expected ROOT/<class>/train/*. Rename them, {BY_MANIFEST}."
+        )
+    return Layout(
+        root=root,
+        class_folders=tuple(one for split in SPLITS for one in by_split[split]) + tuple(empty),
+        beside=(root, *folders),
+        note="The splits lie below the classes (ROOT/<class>/train/*).",
+    )
+
+
+def _names(folders: Iterable[Path]) -> str:
+    names = [f"{folder.name}/" for folder in folders]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _item_names(folders: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(folder.name for folder in folders)

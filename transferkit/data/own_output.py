@@ -1,0 +1,73 @@
+"""Folders and files that transferkit wrote itself: they may lie among the images and are no part of the data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from transferkit.data.formats import is_system_name
+from transferkit.paths import MARKER
+
+__all__ = ["is_own_file", "is_own_folder"]
+
+_RECORDS = {
+    "result.json": ("schema", "evidence"),
+    "evidence.json": ("schema", "evidence"),
+    "ranking.json": ("schema", "ranking"),
+}
+"""File of a finished run -> keys that it has."""
+
+_WRITTEN = frozenset(
+    {*_RECORDS, MARKER, "model.safetensors", "model.onnx", "report.html", "ranking.html", "log.txt", "multirun.yaml"}
+)
+_CHECKPOINTS = "training"
+
+
+def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
+    """Whether a folder is transferkit's own output: a run, several runs, their checkpoints, or a feature bank.
+
+    A run's folder with images in it is not: `out=` may have named the data's own folder.
+
+    Args:
+        folder: A folder that exists.
+        has_images: Tells whether there are images anywhere below a folder.
+    """
+    if _is_bank(folder):
+        return True
+    if _is_marked(folder) or _is_checkpoints(folder):
+        return not has_images(folder)
+    with os.scandir(folder) as entries:
+        # Links are not followed: one may lead back up.
+        inside = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    inside = [path for path in inside if not is_system_name(path.name)]
+    return bool(inside) and all(is_own_folder(path, has_images) for path in inside) and not has_images(folder)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a file is one that transferkit writes into a run's folder, and lies in one."""
+    return path.name in _WRITTEN and _is_marked(path.parent)
+
+
+def _is_marked(folder: Path) -> bool:
+    if (folder / MARKER).exists() or (folder / ".hydra").is_dir():
+        return True
+    return any(_has_keys(folder / name, keys) for name, keys in _RECORDS.items())
+
+
+def _has_keys(file: Path, keys: tuple[str, ...]) -> bool:
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(plain, dict) and all(key in plain for key in keys)
+
+
+def _is_bank(folder: Path) -> bool:
+    return any(folder.glob("v[0-9]*/*/meta.json"))
+
+
+def _is_checkpoints(folder: Path) -> bool:
+    """Whether it is the `training/` of a run, killed or finished."""
+    return folder.name == _CHECKPOINTS and (_is_marked(folder.parent) or any(folder.glob("*/identity.json")))

@@ -1,0 +1,197 @@
+"""Tables of text cells, read from CSV, TSV or Parquet files as people and their programs write them."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transferkit.errors import DataError, MissingDependencyError
+
+__all__ = ["TABLE_EXTENSIONS", "Table", "read_table"]
+
+TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
+_DELIMITERS = ",;\t|"  # the first of them where none occurs
+_SAMPLE = 2**16
+_SHOWN = 5
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, which begins with the same two bytes
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns of text.
+
+    Args:
+        columns: Name -> its cells, without space around them; "" where a value is missing. Of columns of one name the
+            first.
+        lines: Line of the file for each row, for people.
+        repeated: Names that occur more than once.
+        nested: Names of columns that hold lists or records; their cells are "".
+    """
+
+    columns: dict[str, list[str]]
+    lines: list[int]
+    repeated: frozenset[str] = frozenset()
+    nested: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+def read_table(file: Path) -> Table:
+    """A table from a file that exists.
+
+    Text may be in UTF-8 or UTF-16, with commas, semicolons, tabs or bars; lines without a cell, and lines beginning
+    with # above the header, are passed over.
+
+    Raises:
+        DataError: It cannot be read as a table, or has no rows.
+        MissingDependencyError: It is a Parquet file and pyarrow is not installed.
+    """
+    table = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_text(file)
+    if not len(table):
+        raise DataError(f"Manifest {str(file)!r} has no rows. Expected a header line, then one line per image.")
+    return table
+
+
+def _read_text(file: Path) -> Table:
+    text = _decode(file)
+    delimiter = _delimiter(file, text[:_SAMPLE].splitlines())
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        rows = [(line, row) for line, row in _numbered(reader) if any(row)]
+    except csv.Error as error:
+        raise DataError(
+            f"Manifest {str(file)!r} cannot be read as a table: {error}, near line {reader.line_num}. Every quotation "
+            "mark that opens a cell must be closed; one inside a cell is written twice."
+        ) from None
+    header, rows = _header(rows)
+    _check_rows(file, header, rows, delimiter)
+    places = {name: header.index(name) for name in header}
+    columns = {name: [row[place] for _, row in rows] for name, place in places.items()}
+    return Table(columns=columns, lines=[line for line, _ in rows], repeated=_repeated(header))
+
+
+def _repeated(names: Sequence[str]) -> frozenset[str]:
+    return frozenset(name for name, count in Counter(names).items() if count > 1)
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The number of the line that each row begins in, and its cells."""
+    line = 1
+    for row in reader:
+        yield line, [cell.strip() for cell in row]
+        line = reader.line_num + 1
+
+
+def _header(rows: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns and the rows below; a header may itself be the last of the comments."""
+    start = next((index for index, (_, row) in enumerate(rows) if not _is_comment(row)), len(rows))
+    header = rows[start][1] if start < len(rows) else []
+    if start and "path" not in [name.lower() for name in header]:
+        comment = [rows[start - 1][1][0].lstrip("#").strip(), *rows[start - 1][1][1:]]
+        if "path" in [name.lower() for name in comment]:
+            return comment, rows[start:]
+    return header, [(line, row) for line, row in rows[start + 1 :] if not (len(row) < len(header) and _is_comment(row))]
+
+
+def _is_comment(row: Sequence[str]) -> bool:
+    # A spreadsheet's own note on the delimiter is for the reader of the file as well.
+    return row[0].startswith("#") or row[0].lower().startswith("sep=")
+
+
+def _check_rows(file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], delimiter: str) -> None:
+    ragged = [str(line) for line, row in rows if len(row) != len(header)]
+    if ragged:
+        raise DataError(
+            f"Manifest {str(file)!r}: rows {', '.join(ragged[:_SHOWN])} do not have the header's {len(header)} cells. "
+            "Quote cells that contain the delimiter."
+        )
+    for line, row in rows:
+        if any("\n" in cell and delimiter in cell for cell in row):
+            raise DataError(
+                f"Manifest {str(file)!r}: a quotation mark in line {line} opens a cell that goes on over other lines. "
+                "Close it, or write a quotation mark inside a cell twice."
+            )
+
+
+def _decode(file: Path) -> str:
+    encoded = file.read_bytes()
+    encoding = next((name for mark, name in _MARKS if encoded.startswith(mark)), None) or _guess(encoded)
+    try:
+        text = encoded.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"Manifest {str(file)!r} is not UTF-8 ({error.reason}). Save it as UTF-8.") from None
+    if "\0" in text:
+        raise DataError(f"Manifest {str(file)!r} is not a text file. Expected a CSV or TSV table, saved as UTF-8.")
+    return text
+
+
+def _guess(encoded: bytes) -> str:
+    """UTF-8, or UTF-16 without its mark: every other byte of plain letters is zero there."""
+    first = encoded[:64]
+    if first and first[1::2].count(0) > len(first) // 3:
+        return "utf-16-le"
+    return "utf-16-be" if first and first[::2].count(0) > len(first) // 3 else "utf-8"
+
+
+def _delimiter(file: Path, lines: Sequence[str]) -> str:
+    header = next((line for line in lines if line.strip() and not _is_comment([line.lstrip()])), "")
+    if not header and lines:  # the header is a comment, and there is nothing else
+        header = lines[-1]
+    if file.suffix.lower() == ".tsv" and "\t" in header:
+        return "\t"
+    outside = "".join(header.split('"')[::2])
+    return max(_DELIMITERS, key=outside.count)
+
+
+def _read_parquet(file: Path) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingDependencyError(
+            "Reading a Parquet manifest needs pyarrow: pip install 'transferkit[parquet]'."
+        ) from None
+    try:
+        found = parquet.ParquetFile(file).read()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise DataError(
+            f"Manifest {str(file)!r} cannot be read as a Parquet file: {reason}. Write it again, or save the table as "
+            "CSV and call it .csv."
+        ) from None
+    names = found.column_names
+    nested = frozenset(field.name for field in found.schema if pyarrow.types.is_nested(field.type))
+    columns = {
+        name: [""] * found.num_rows
+        if name in nested
+        else [_cell(value) for value in found.column(names.index(name)).to_pylist()]
+        for name in names
+    }
+    lines = list(range(1, found.num_rows + 1))
+    return Table(columns=columns, lines=lines, repeated=_repeated(names), nested=nested)
+
+
+def _cell(value: Any) -> str:
+    """A value as text: "" for a missing one, "1" for 1.0, as a column of whole numbers with gaps has them."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()

@@ -1,0 +1,166 @@
+"""Where in a weights file the tensors of an architecture are, under whatever prefix, and whether all of them are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from transferkit.zoo._blueprint import COUNTER, Blueprint
+from transferkit.zoo._weights_file import Part, preference
+
+__all__ = ["Match", "Misfit", "count_classes", "find_misfit", "find_places", "is_same", "rank_of"]
+
+LEFT_OUT = re.compile(
+    r"(?:.*_)?(?:fc|fcs|head|heads|classifier|classifiers|clf|cls|linear|lin|dense|logits|output|mlp|proj|projection|"
+    r"projector|predictor|prediction|queue|loss|criterion|prototypes|aux\w*|AuxLogits)(?:_?\d+|_ptr|_head|_layer)?|"
+    r"decoder\w*|last_linear|last_layer|final\w*|mask_token|n_averaged|logit_scale|logit_bias"
+)
+"""Modules that stand on top of a trunk or serve its training only. Of no other may a network lack a counterpart: a
+register token or a normalisation layer that is left out without a word makes another network."""
+
+BLEND = re.compile(r"members\.(\d+)\.")
+"""What `adapt` returns where it averages: the network that it trained comes first, the frozen probe second."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """In which ways a file does not hold a network; false if it does.
+
+    Args:
+        missing, unexpected: Names of tensors.
+        shapes: Name, shape in the file, shape in the network.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    shapes: tuple[tuple[str, torch.Size, torch.Size], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where in a file a network may be.
+
+    Args:
+        part: The state dict.
+        prefix: What stands in front of the network's own names.
+        numbers: Child of the network -> its number, where the file numbers them (`nn.Sequential(*net.children())`).
+    """
+
+    part: Part
+    prefix: str
+    numbers: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, own: str) -> str:
+        """The name in the file of the network's tensor `own`."""
+        child, dot, rest = own.partition(".")
+        return f"{self.prefix}{self.numbers.get(child, child)}{dot}{rest}"
+
+    def find(self, own: str) -> torch.Tensor | None:
+        """The network's tensor `own`, if the file has it."""
+        return self.part.state.get(self.name(own))
+
+    def covered(self, names: Mapping[str, torch.Size]) -> int:
+        """How many of the network's tensors the file has in the right shape."""
+        found = ((self.find(name), shape) for name, shape in names.items())
+        return sum(tensor is not None and tensor.shape == shape for tensor, shape in found)
+
+    @property
+    def address(self) -> str:
+        """The keys and the prefix that lead to the network, dotted."""
+        return ".".join((*self.part.where, self.prefix))
+
+    def describe(self) -> str:
+        """The same for people."""
+        under = ".".join(self.part.where)
+        return " ".join(repr(word) for word in (under, self.prefix) if word) or "no prefix"
+
+
+def find_places(parts: Sequence[Part], blueprint: Blueprint) -> list[Match]:
+    """All places that hold something of the network, the likeliest first."""
+    wanted = blueprint.trunk or blueprint.head
+    places = [Match(part, prefix) for part in parts for prefix in _prefixes(part.state, wanted)]
+    if not any(match.covered(wanted) == len(wanted) for match in places):
+        numbers = {child: str(number) for number, child in enumerate(blueprint.children)}
+        numbered = {Match(parts[0], "", numbers).name(name): shape for name, shape in wanted.items()}
+        places += [Match(part, prefix, numbers) for part in parts for prefix in _prefixes(part.state, numbered)]
+    places = places or [Match(part, "") for part in parts]
+    return sorted(places, key=lambda at: (-at.covered(wanted), *rank_of(at, blueprint), len(at.prefix)))
+
+
+def _prefixes(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> list[str]:
+    """The prefixes under which most of the wanted names are found."""
+    named: Counter[str] = Counter()
+    for key in state:
+        start = 0
+        while start >= 0:
+            if key[start:] in wanted:
+                named[key[:start]] += 1
+            start = key.find(".", start) + 1 or -1
+    most = max(named.values(), default=0)
+    return [prefix for prefix, count in named.items() if 2 * count > most]
+
+
+def rank_of(match: Match, blueprint: Blueprint) -> tuple[int, int, int, int]:
+    """Lower is preferred: averages, a classifier that fits, the usual places."""
+    rank, place = preference(match.address)
+    member = BLEND.search(match.address)
+    return rank, -bool(count_classes(match, blueprint)), place, int(member[1]) if member else 0
+
+
+def is_same(one: Match, other: Match, blueprint: Blueprint) -> bool:
+    """Whether two places hold the same trunk."""
+    pairs = ((one.find(name), other.find(name)) for name in blueprint.trunk)
+    return all(mine is not None and theirs is not None and torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+def find_misfit(match: Match, blueprint: Blueprint) -> Misfit:
+    """What the file lacks of the trunk, and what it has that another architecture would need."""
+    found = {name: match.find(name) for name in blueprint.trunk}
+    missing = [name for name, tensor in found.items() if tensor is None]
+    if not blueprint.trunk and not count_classes(match, blueprint):
+        missing = list(blueprint.head)  # the classifier is all there is
+    return Misfit(
+        missing=tuple(missing),
+        unexpected=tuple(_unexpected(match, blueprint)),
+        shapes=tuple(
+            (name, tensor.shape, blueprint.trunk[name])
+            for name, tensor in found.items()
+            if tensor is not None and tensor.shape != blueprint.trunk[name]
+        ),
+    )
+
+
+def _unexpected(match: Match, blueprint: Blueprint) -> Iterator[str]:
+    """Names of tensors under the prefix that neither the network has nor a classifier or its training explains."""
+    known = {match.name(name) for name in (*blueprint.trunk, *blueprint.head)}
+    heads = tuple(match.name(path) for path in blueprint.head_paths)
+    tops = {match.name(top).removeprefix(match.prefix) for top in blueprint.tops}
+    last = max((int(top) for top in tops if top.isdigit()), default=0)
+    for key in match.part.state:
+        if key in known or not key.startswith(match.prefix) or key.startswith(heads) or key.endswith(COUNTER):
+            continue
+        own = key.removeprefix(match.prefix)
+        top = own.partition(".")[0]
+        behind = bool(match.numbers) and top.isdigit() and int(top) > last  # in an nn.Sequential, on top of the trunk
+        if top in tops or not (behind or LEFT_OUT.fullmatch(top)):
+            yield own
+
+
+def count_classes(match: Match, blueprint: Blueprint) -> int:
+    """Outputs of the classifier in the file; 0 if there is none, or none of the network's form."""
+    counts = set()
+    for name, shape in blueprint.head.items():
+        tensor = match.find(name)
+        own = shape[1:] if name in blueprint.counted else shape
+        if tensor is None or tensor.ndim != len(shape) or tensor.shape[len(shape) - len(own) :] != own:
+            return 0
+        if name in blueprint.counted:
+            counts.add(tensor.shape[0])
+    return counts.pop() if len(counts) == 1 else 0
