@@ -70,8 +70,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     found = run(arguments.images, arguments.rounds)
-    found |= {"date": date.today().isoformat(), "environment": environment(seed=0, device="cpu")}
-    text = json.dumps(found, indent=1)
+    origin = {
+        "script": "scripts/bench_audit.py",
+        "date": date.today().isoformat(),
+        "machine": environment(seed=0, device="cpu"),
+    }
+    text = json.dumps({**origin, **found}, indent=1)
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n", encoding="utf-8")
