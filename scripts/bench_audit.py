@@ -70,12 +70,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     found = run(arguments.images, arguments.rounds)
-    origin = {
-        "script": "scripts/bench_audit.py",
-        "date": date.today().isoformat(),
-        "machine": environment(seed=0, device="cpu"),
-    }
-    text = json.dumps({**origin, **found}, indent=1)
+    about = {"script": "scripts/bench_audit.py", "date": date.today().isoformat()}
+    found = {**about, "machine": environment(seed=0, device="cpu"), **found}
+    text = json.dumps(found, indent=1)
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n", encoding="utf-8")

@@ -351,7 +351,7 @@ def test_skipping_is_asked_for_in_python(run, mixed):
     result = tk.load(run)
     with pytest.raises(DataError, match="cut off"):
         result.predict(mixed)
-    answers = result.predict([mixed, "gone.png", np.zeros((4, 4), np.float64)], on_error="skip")
+    answers = result.predict([mixed, "gone.png", np.zeros(4, np.uint8)], on_error="skip")
     assert len(answers) == len(answers.labels) == 2
     assert [failure.position for failure in answers.failures] == [1, 3, 4]
     assert "gone.png" in answers.failures[1].item
