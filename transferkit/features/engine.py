@@ -584,7 +584,7 @@ def image_seconds(
 
     The same work is timed whatever the bank holds: batches of fixed images, of the size and on as many workers as in a
     pass, after one round to warm up. The fastest round counts. Costs half a second, or two rounds where these take
-    longer (ViT-L at 224 px on two cores: about ten seconds).
+    longer.
 
     Args:
         backbone: Run in evaluation mode and without gradients; left as it was.
