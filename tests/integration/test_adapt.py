@@ -46,6 +46,7 @@ def test_a_run_folder_holds_what_it_promises(result, tmp_path):
     html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "slant" in html
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".transferkit",
         "model.safetensors",
         "report.html",
         "result.json",
@@ -258,11 +259,9 @@ def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypat
 def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, tmp_path, monkeypatch):
     whole = fine_tune_stripes(stripes, out=tmp_path / "whole", train={"epochs": 3, "views": 0})
     begun = {"out": tmp_path / "run", "train": {"epochs": 3, "views": 0}}
-    plain = training.fine_tune
-    monkeypatch.setattr(training, "fine_tune", lambda *arguments, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr("transferkit.train.fine_tune", lambda *arguments, **options: 1 / 0)
         fine_tune_stripes(stripes, **begun)
-    monkeypatch.setattr(training, "fine_tune", plain)
     monkeypatch.setattr(training.Tuning, "_cached", None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
@@ -404,11 +403,11 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
     with pytest.raises(OptionError, match="device 'cuda:99' cannot be used"):
         tk.adapt(PACKAGED, stripes, device="cuda:99", progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.2'. Closest known: blocks.2"):
-        tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", stage="block.2", image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="linear_probe", stage="block.2", image_size=32, progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
-        tk.adapt(PACKAGED, "nowhere", strategy="surgical", tune=["block.5", "top"], image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="surgical", tune=["block.5", "top"], image_size=32, progress=False)
     with pytest.raises(OptionError, match=r"tune must be in \[1, 4\], got 5: .* up to 'blocks.2', the last one"):
-        tk.adapt(PACKAGED, "nowhere", strategy="few_layers", stage="blocks.2", tune=5, image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="few_layers", stage="blocks.2", tune=5, image_size=32, progress=False)
 
 
 def test_a_weight_that_is_not_finite_is_named(stripes):
