@@ -16,18 +16,8 @@ PACKAGE = "transferkit"
 
 BASE = frozenset(
     {
-        "types",
-        "errors",
-        "registry",
-        "repro",
-        "progress",
-        "serialise",
-        "intervals",
-        "frameworks",
-        "batches",
-        "processes",
-        "folds",
-        "lazy",
+        *("types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"),
+        *("processes", "folds", "lazy", "cache_folder", "paths"),
     }
 )
 """Seen by everyone, and seeing only each other."""
@@ -48,7 +38,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "mirror": frozenset({"data", "features", "strategies", "train"}),
     "views": frozenset({"data", "measure", "features", "train", "mirror"}),
     "survey": frozenset({"nn", "data", "measure", "features", "train", "domain", "views"}),
-    "result": frozenset({"zoo", "data", "nn", "features", "report", "export"}),
+    "evaluation": frozenset({"data", "nn", "measure"}),
+    "result": frozenset({"zoo", "data", "nn", "features", "report", "export", "evaluation"}),
 }
 LAYERS["deciding"] = frozenset({"zoo", "nn", "decision", "strategies", "train"})
 LAYERS["pilots"] = frozenset({"decision"})
@@ -213,7 +204,7 @@ def test_no_file_or_folder_says_nothing_by_its_name():
         ("nn/stages.py", "import torchvision.models.resnet", "zoo only"),
         ("api.py", "from omegaconf import OmegaConf", "cli only"),
         ("api.py", "import hydra", "cli only"),
-        ("cli.py", "import optuna", "tune only"),
+        ("cli/jobs.py", "import optuna", "tune only"),
         ("__init__.py", "from transferkit.api import adapt", "is not lazy"),
         ("__init__.py", "if True:\n    import transferkit.types", "is not lazy"),
         ("__init__.py", "from transferkit.errors import attach", "is not lazy"),
@@ -231,7 +222,7 @@ def test_a_forbidden_import_is_found(path, snippet, problem):
         ("zoo/_timm.py", "def load():\n    import timm\n    from torchvision import models"),
         ("data/geometry.py", "from torchvision import transforms\nimport torchvision"),
         ("api.py", "from transferkit import zoo\nfrom transferkit.nn import Backbone"),
-        ("cli.py", "import hydra\nfrom transferkit.api import adapt"),
+        ("cli/jobs.py", "import hydra\nfrom transferkit.api import adapt"),
         ("registry.py", "from transferkit.errors import OptionError"),
         ("__init__.py", "from transferkit.lazy import attach"),
         ("__init__.py", "def __getattr__(name):\n    from transferkit import api"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
-from transferkit.data import MAX_PIXELS, Data
+from transferkit.data import MAX_PIXELS, check_place
 from transferkit.deciding import ask, conditions_for, give
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
-from transferkit.errors import OptionError, RunFolderError, unknown_name
+from transferkit.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
+from transferkit.evaluation import pick_mistakes, pick_samples, sketch
 from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
 from transferkit.look import Looked, Options, load_backbone, look
@@ -24,10 +26,12 @@ from transferkit.measure import assess
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
 from transferkit.normalising import look_through
+from transferkit.paths import check_folder, expand
 from transferkit.pilots import Pilot, search
 from transferkit.processes import agreed, connect, is_first, neighbours
-from transferkit.repro import environment
-from transferkit.result import Predictions, Result, load
+from transferkit.progress import announce
+from transferkit.repro import describe_settings, environment, quote_call
+from transferkit.result import Predictions, Result, check_replaceable, load
 from transferkit.strategies import NORMS, STRATEGIES, check_tune
 from transferkit.survey import timed
 from transferkit.train import HEADS, Recipe, count_processes
@@ -38,8 +42,6 @@ from transferkit.types import (
     Decision,
     Evidence,
     HeldOut,
-    Mistake,
-    Picture,
     Preprocessing,
     RunRecord,
 )
@@ -47,12 +49,6 @@ from transferkit.types import (
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
 
 ADAPT_MODES = (*MODES, "search")
-
-MISTAKES_SHOWN = 24
-SAMPLES_SHOWN = 120
-"""Training pictures in the report, all classes together: a report stays near one megabyte."""
-
-SAMPLES_PER_CLASS = 6
 
 
 def analyze(
@@ -223,6 +219,8 @@ def adapt(
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     resume: bool | str = "auto",
+    overwrite: bool = False,
+    evaluate: bool | str = "auto",
     checkpoint: str | Path | None = None,
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
@@ -271,6 +269,10 @@ def adapt(
         trainer: Options for Lightning's trainer: {"precision": "bf16-mixed"}.
         resume: "auto" (or True): a run that was killed in `out` is taken up where it was, and ends with the same
             weights; False starts afresh.
+        overwrite: Whether a finished run of other settings that lies in `out` may be replaced; one of the same settings
+            always is.
+        evaluate: Whether the test images are scored, once, at the end; "auto" does. False leaves that to
+            `Result.evaluate`: whoever compares several runs does so by `RunRecord.held_back_accuracy`.
         command: What to quote in the report as the way to run this again; None composes the Python call.
 
     Returns:
@@ -284,9 +286,10 @@ def adapt(
         >>> result.metrics["test"].accuracy > 0.97  # doctest: +SKIP
         True
     """
-    recipe = train if isinstance(train, Recipe) else Recipe.named(train or {})
-    _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm, head=head, out=out, resume=resume)
-    _check_combinations(strategy=strategy, tune=tune, mode=mode, norm=norm, budget=budget, recipe=recipe)
+    given = dict(locals())
+    announce(check_adapt(given), enabled=progress)
+    recipe, out = _recipe(train), None if out is None else expand(out)
+    given["train"] = _said(recipe)
     processes = count_processes(choose_device(device), trainer or {})
     if budget is not None:
         _check_clocks(processes)
@@ -319,9 +322,7 @@ def adapt(
     asked = None if strategy == "auto" else partial(_ask_backbone, strategy=strategy, stage=stage, tune=tune)
     looked = look(model, data, options, check=asked)
     seconds = looked.seconds
-    training = Training(
-        recipe=recipe, trainer=trainer or {}, folder=None if out is None else Path(out), resume=resume is not False
-    )
+    training = Training(recipe=recipe, trainer=trainer or {}, folder=out, resume=resume is not False)
     evidence = looked.survey.evidence
     conditions = conditions_for(
         evidence,
@@ -356,40 +357,135 @@ def adapt(
         reasons=fitted.reasons,
     )
     with timed(seconds, "verify"):
-        held_out = _answers(fitted, looked, device)
+        held_out = _answers(fitted, looked, device, ("val",) if evaluate is False else ("val", "test"))
         metrics = {split: assess(answers) for split, answers in held_out.items()}
     with timed(seconds, "report pictures"):
         shown = held_out.get("test") or held_out.get("val")
-        samples, mistakes = _samples(looked.data, seed), _mistakes(looked.data, shown)
+        samples = pick_samples(looked.data, seed)
+        mistakes = pick_mistakes(looked.data, shown, looked.data.summary.classes)
     record = RunRecord(
         evidence=looked.survey.evidence,
         decision=decision,
         metrics=metrics,
         seconds={**seconds, "total": sum(seconds.values())},
         environment=environment(seed=seed, device=str(choose_device(device))),
-        command=command
-        or _call(
-            model,
-            data,
-            image_size=image_size,
-            seed=seed,
-            strategy=strategy,
-            stage=stage,
-            tune=tune,
-            mode=mode,
-            geometry=None if geometry == "auto" else geometry,
-            views=None if views == "auto" else views,
-        ),
+        command=command or quote_call(adapt, given),
         training=fitted.training,
         held_out=shown,
         samples=samples,
         mistakes=mistakes,
+        settings=describe_settings(adapt, given),
+        held_back_accuracy=fitted.held_back.accuracy,
+        trained_on=sketch(looked.data),
     )
     result = Result(fitted.model, record)
     if out is not None and is_first():
-        result.save(out)
+        result.save(out, overwrite=True)  # whether that is wanted was asked before the work
         training.clear()
     return result
+
+
+def _recipe(train: Recipe | Mapping[str, Any] | None) -> Recipe:
+    return train if isinstance(train, Recipe) else Recipe.named(train or {})
+
+
+def _said(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in recipe.said}
+
+
+def check_adapt(arguments: Mapping[str, Any]) -> str:
+    """Whether `adapt` can work with these arguments, as far as that is known before any work.
+
+    Args:
+        arguments: Name -> value; what is missing is as usual.
+
+    Returns:
+        What is to be said of a finished run that will be replaced; empty if there is none.
+
+    Raises:
+        TransferkitError: Something is wrong; all that is wrong is in the message.
+    """
+    usual = {name: parameter.default for name, parameter in inspect.signature(adapt).parameters.items()}
+    given = {**usual, **arguments}
+    check_arguments(given)
+    if given["out"] is None or not is_first():
+        return ""
+    settings = describe_settings(adapt, {**given, "train": _said(_recipe(given["train"]))})
+    return check_replaceable(expand(given["out"]), settings, overwrite=given["overwrite"])
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """What can be known to be wrong before any work, all at once.
+
+    Args:
+        arguments: Name -> value, of `adapt` or `analyze`.
+
+    Raises:
+        TransferkitError: Something is.
+    """
+    checks = (_check_how, _check_fitting, _check_trainer, _check_places)
+    problems = [error for error in (problem_of(partial(check, arguments)) for check in checks) if error is not None]
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise OptionError(list_problems("These settings cannot work:", map(str, problems)))
+
+
+def check_backbone(
+    model: str,
+    *,
+    image_size: int | None,
+    strategy: str,
+    stage: str | int | None,
+    tune: int | str | Sequence[str] | None,
+) -> None:
+    """Whether there is such a backbone with the stages that are asked for; its weights are not loaded.
+
+    Args:
+        model, image_size, strategy, stage, tune: As for `adapt`.
+
+    Raises:
+        TransferkitError: There is not.
+    """
+    backbone = _without_weights(model, image_size)
+    if strategy != "auto":
+        _ask_backbone(backbone, strategy=strategy, stage=stage, tune=tune)
+
+
+@lru_cache(maxsize=1)
+def _without_weights(model: str, image_size: int | None) -> Backbone:
+    return load_backbone(model, image_size=image_size, pretrained=False)
+
+
+def _check_how(arguments: Mapping[str, Any]) -> None:
+    options: dict[str, Any] = {field.name: arguments.get(field.name) for field in dataclasses.fields(Options)}
+    Options(**options)
+
+
+def _check_fitting(arguments: Mapping[str, Any]) -> None:
+    """The arguments of `adapt` that `analyze` has not."""
+    if "strategy" not in arguments:
+        return
+    asked = {name: arguments[name] for name in ("strategy", "stage", "mode", "norm", "head", "resume", "evaluate")}
+    _check_options(**asked)
+    combined = {name: arguments[name] for name in ("strategy", "tune", "mode", "norm", "budget")}
+    _check_combinations(**combined, recipe=_recipe(arguments["train"]))
+
+
+def _check_trainer(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("trainer"):
+        count_processes(choose_device(arguments["device"]), arguments["trainer"])
+
+
+def _check_places(arguments: Mapping[str, Any]) -> None:
+    """Paths that are to be read, and the one to be written to."""
+    if arguments.get("out") is not None:
+        check_folder(expand(arguments["out"]))
+    for data in (arguments["data"], arguments["source"]):
+        check_place(data)
+    checkpoint = arguments["checkpoint"]
+    if checkpoint is not None and not expand(checkpoint).exists():
+        raise CheckpointError(f"There is no file {str(checkpoint)!r}. checkpoint= takes the path of one weights file.")
 
 
 def _check_options(
@@ -399,12 +495,14 @@ def _check_options(
     mode: str,
     norm: str,
     head: str = "auto",
-    out: str | Path | None = None,
     resume: bool | str = "auto",
+    evaluate: bool | str = "auto",
 ) -> None:
     """What can be known to be wrong before any work."""
     if resume not in (True, False, "auto"):
         raise OptionError(f"resume must be auto or false, got {resume!r}.")
+    if evaluate not in (True, False, "auto"):
+        raise OptionError(f"evaluate must be auto, true or false, got {evaluate!r}.")
     if mode not in ADAPT_MODES:
         raise OptionError(unknown_name("mode", mode, ADAPT_MODES))
     if strategy != "auto" and strategy not in STRATEGIES:
@@ -420,8 +518,6 @@ def _check_options(
         )
     if head not in HEADS:
         raise OptionError(unknown_name("head", head, HEADS))
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        raise RunFolderError(f"{out} is a file, not a folder. Choose another place with out=DIR.")
 
 
 def _check_combinations(
@@ -523,10 +619,10 @@ def _ask_backbone(
     return ask(backbone.spec, strategy=strategy, stage=stage, tune=tune)
 
 
-def _answers(fitted: Outcome, looked: Looked, device: str) -> dict[str, HeldOut]:
+def _answers(fitted: Outcome, looked: Looked, device: str, splits: Sequence[str]) -> dict[str, HeldOut]:
     """Split name -> the model's probabilities there."""
     answers = {}
-    for split in ("val", "test"):
+    for split in splits:
         indices = looked.data.indices(split)
         if not len(indices):
             continue
@@ -552,45 +648,3 @@ def _scores(fitted: Outcome, looked: Looked, indices: npt.NDArray[np.int64], dev
     scores = logits_of(model, pictures, device=choose_device(device)).numpy()
     model.to("cpu")
     return scores
-
-
-def _samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
-    """A few training pictures of each class, no more than `SAMPLES_SHOWN` in all."""
-    rng = np.random.default_rng(seed)
-    train = data.indices("train")
-    classes = data.summary.classes
-    each = max(1, min(SAMPLES_PER_CLASS, SAMPLES_SHOWN // len(classes)))
-    shown = {}
-    for label, name in list(enumerate(classes))[:SAMPLES_SHOWN]:
-        members = train[data.labels[train] == label]
-        chosen = rng.permutation(members)[:each]
-        shown[name] = tuple(data.thumbnail(int(index)) for index in chosen)
-    return shown
-
-
-def _mistakes(data: Data, answers: HeldOut | None) -> tuple[Mistake, ...]:
-    """The mistakes made with the most confidence."""
-    if answers is None:
-        return ()
-    indices = data.indices(answers.split)
-    predicted = answers.probabilities.argmax(axis=1)
-    confidence = answers.probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != answers.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
-    classes = data.summary.classes
-    return tuple(
-        Mistake(
-            picture=data.thumbnail(int(indices[row])),
-            true=classes[answers.labels[row]],
-            predicted=classes[predicted[row]],
-            confidence=float(confidence[row]),
-        )
-        for row in worst
-    )
-
-
-def _call(model: str | nn.Module, data: Any, **options: object) -> str:
-    said = [repr(model) if isinstance(model, str) else f"<{type(model).__name__}>"]
-    said.append(repr(str(data)) if isinstance(data, (str, Path)) else f"<{type(data).__name__}>")
-    said += [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    return f"transferkit.adapt({', '.join(said)})"

@@ -7,7 +7,7 @@ leaves with exit code 2. Anything else that escapes is a bug and keeps its trace
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 __all__ = [
     "BackboneError",
@@ -20,6 +20,7 @@ __all__ = [
     "RunFolderError",
     "TransferkitError",
     "list_problems",
+    "problem_of",
     "unknown_name",
 ]
 
@@ -82,3 +83,17 @@ def list_problems(headline: str, problems: Iterable[str]) -> str:
         - class 'cat' is empty
     """
     return "\n".join([headline, *(f"- {problem}" for problem in problems)])
+
+
+def problem_of(check: Callable[[], object]) -> TransferkitError | None:
+    """What a check raises that a user can mend, so that several can be told at once; None if all is well.
+
+    Example:
+        >>> problem_of(lambda: None) is None
+        True
+    """
+    try:
+        check()
+    except TransferkitError as error:
+        return error
+    return None

@@ -25,12 +25,14 @@ class Outcome:
         reasons: Sentences with the held-back numbers.
         held_back: How it did on images that were held back from it.
         training: How it was fine-tuned; None for a closed form.
+        held_back_accuracy: Of the model on images held back from its fit, in [0, 1]; None where that is not known.
     """
 
     model: Classifier
     reasons: tuple[str, ...]
     held_back: HeldBack
     training: TrainingRecord | None = None
+    held_back_accuracy: float | None = None
 
     @property
     def is_probe(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ class Options:
         """What geometry and views ask for."""
         return ask_views(self.geometry, self.views)
 
-    @property
+    @cached_property
     def bank(self) -> FeatureBank:
-        """Where features are kept."""
+        """Where features are kept: one bank per run, which holds the shelves that the run uses."""
         limit = DEFAULT_LIMIT if self.cache_limit is None else int(self.cache_limit * 2**30)
         return FeatureBank(self.cache, limit=limit)
 
@@ -160,6 +161,7 @@ def open_images(data: Any, options: Options) -> Data:
         strict=options.strict,
         preprocessed=options.preprocessed,
         progress=options.progress,
+        cache=options.cache,
     )
 
 
@@ -219,6 +221,7 @@ def open_source(options: Options) -> Data | None:
         strict=options.strict,
         preprocessed=options.preprocessed and not isinstance(options.source, (str, Path)),
         progress=options.progress,
+        cache=options.cache,
     )
 
 
@@ -233,6 +236,7 @@ def look(
         check: Raises if the backbone cannot do what will be asked of it: a mistyped stage is met before the pass.
     """
     seconds: dict[str, float] = {}
+    bank = options.bank  # of the run's own options, which outlive those made below
     seed_everything(options.seed)
     if options.preprocessed:  # the tensors say which size the backbone is loaded for
         with timed(seconds, "audit data"):
@@ -249,7 +253,7 @@ def look(
     found = survey(
         backbone,
         opened,
-        bank=options.bank,
+        bank=bank,
         pooling=options.pooling,
         device=options.device,
         batch_size=options.batch_size,

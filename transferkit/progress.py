@@ -45,13 +45,13 @@ def announce(text: str, *, enabled: bool = True) -> None:
     """One line to standard error: which of several long steps comes now. Silent when not on a terminal.
 
     Args:
-        text: Shown as it is.
+        text: Shown as it is; an empty one not at all.
         enabled: False switches it off altogether.
 
     Example:
         >>> announce("model 1 of 3", enabled=False)
     """
-    if not (enabled and is_first()):
+    if not (text and enabled and is_first()):
         return
     from rich.console import Console
 

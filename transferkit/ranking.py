@@ -30,7 +30,7 @@ from transferkit.look import Options, fit_to_images, open_backbone, open_images,
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
 from transferkit.progress import announce
-from transferkit.repro import seed_everything
+from transferkit.repro import quote_call, seed_everything
 from transferkit.survey import probe_stages, read_features, timed
 from transferkit.types import (
     JOINED,
@@ -117,6 +117,7 @@ def rank(
         >>> found.best.name, found.best.rank_low, found.best.rank_high  # doctest: +SKIP
         ('packaged/tf_efficientnet_lite1', 1, 2)
     """
+    given = dict(locals())
     options = Options(
         image_size=image_size,
         batch_size=batch_size,
@@ -167,15 +168,7 @@ def rank(
         pooling=pooling,
         seed=seed,
         seconds=time.perf_counter() - start,
-        command=command
-        or _call(
-            named,
-            data,
-            image_size=image_size,
-            seed=seed,
-            geometry=None if geometry == "auto" else geometry,
-            views=None if views == "auto" else views,
-        ),
+        command=command or quote_call(rank, given),
     )
 
 
@@ -434,10 +427,3 @@ def _explain_views(asked: AskedViews) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _call(named: dict[str, str | nn.Module], data: Any, **options: object) -> str:
-    models = [repr(model) if isinstance(model, str) else f"<{name}>" for name, model in named.items()]
-    what = repr(str(data)) if isinstance(data, (str, Path)) else f"<{type(data).__name__}>"
-    said = [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    return f"transferkit.rank({', '.join(['[' + ', '.join(models) + ']', what, *said])})"

@@ -1,16 +1,35 @@
-"""What it takes to run a thing again: seeds, versions, machine."""
+"""What it takes to run a thing again: the call with its settings, seeds, versions, machine."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import os
 import platform
 import random
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["draw_seed", "environment", "seed_everything"]
+from transferkit.paths import expand
+from transferkit.serialise import to_json
+
+__all__ = ["describe_settings", "differing_settings", "draw_seed", "environment", "quote_call", "seed_everything"]
+
+ALWAYS_QUOTED = ("seed",)
+"""Arguments that a quoted call has even where they are as usual."""
+
+NOT_QUOTED = ("command",)
+
+NO_SETTINGS = frozenset({"command", "progress", "out", "overwrite", "resume", "evaluate", "cache", "cache_limit"})
+"""Arguments that change neither the model nor what is known about it."""
+
+PLACES = frozenset({"data", "root", "checkpoint", "source"})
+"""Arguments that may be paths, and are then compared as absolute ones."""
 
 PACKAGES = ("transferkit", "torch", "torchvision", "timm", "pytorch-lightning", "scikit-learn", "numpy", "pillow")
 
@@ -65,3 +84,112 @@ def draw_seed(*where: int | str) -> int:
     # A hash, because torch's generator reads only the low 32 bits of a seed, and nearby seeds should not be alike.
     digest = hashlib.blake2b("|".join(map(str, where)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """The Python call that does the same again: all arguments that are not as usual, and the seed.
+
+    What cannot be written down (a module, a dataset) stands in angle brackets, and a comment says so.
+
+    Args:
+        function: One of transferkit's public functions.
+        arguments: Name -> value, for every argument of it.
+
+    Example:
+        >>> def rank(models, data, *, image_size=None, seed=0): ...
+        >>> quote_call(rank, {"models": ["a", nn], "data": Path("d"), "image_size": 32, "seed": 0})  # doctest: +SKIP
+        "transferkit.rank(['a', <Linear>], 'd', image_size=32, seed=0)  # put your own object in the place of <Linear>"
+    """
+    parts: list[str] = []
+    stand_ins: dict[str, None] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = arguments[name]
+        if name in NOT_QUOTED or (name not in ALWAYS_QUOTED and _is_usual(value, parameter.default)):
+            continue
+        text = _expression(value, stand_ins)
+        parts.append(f"{name}={text}" if parameter.kind is parameter.KEYWORD_ONLY else text)
+    call = f"transferkit.{function.__name__}({', '.join(parts)})"
+    if not stand_ins:
+        return call
+    whose = "your own objects in the places" if len(stand_ins) > 1 else "your own object in the place"
+    return f"{call}  # put {whose} of {' and '.join(stand_ins)}"
+
+
+def _is_usual(value: Any, default: Any) -> bool:
+    if value is default or (isinstance(value, Mapping) and not value and default is None):
+        return True
+    return type(value) in (str, int, float, bool) and type(value) is type(default) and bool(value == default)
+
+
+def _expression(value: Any, stand_ins: dict[str, None]) -> str:
+    """Python for a value; what has none is named among the stand-ins."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Path):
+        return repr(str(value))
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        pairs = [f"{_expression(key, stand_ins)}: {_expression(inner, stand_ins)}" for key, inner in value.items()]
+        return f"{{{', '.join(pairs)}}}"
+    if type(value) in (list, tuple):
+        inner = [_expression(part, stand_ins) for part in value]
+        if isinstance(value, list):
+            return f"[{', '.join(inner)}]"
+        return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
+    if dataclasses.is_dataclass(value) and type(value).__module__ == "transferkit.types":
+        return f"transferkit.{type(value).__name__}({', '.join(_said(value, stand_ins))})"
+    named = f"<{type(value).__name__}>"
+    stand_ins[named] = None
+    return named
+
+
+def _said(record: Any, stand_ins: dict[str, None]) -> Iterator[str]:
+    """name=value for the fields of a dataclass that are not as usual."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if value != default:
+            yield f"{field.name}={_expression(value, stand_ins)}"
+
+
+def describe_settings(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> value, fit for JSON, of the arguments that say what a run is: two that agree in them are the same run.
+
+    Args:
+        function: Whose arguments they are.
+        arguments: Name -> value, for every argument of it.
+    """
+    names = [name for name in inspect.signature(function).parameters if name not in NO_SETTINGS]
+    return {name: _plain(arguments[name], place=name in PLACES) for name in names}
+
+
+def _plain(value: Any, *, place: bool = False) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (str, Path)):
+        there = place and expand(value).exists()
+        return os.path.abspath(expand(value)) if there else str(value)
+    if value is None or isinstance(value, (int, float, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()} or None
+    if type(value) in (list, tuple):
+        return [_plain(inner) for inner in value]
+    if dataclasses.is_dataclass(value) and type(value).__module__ == "transferkit.types":
+        return _plain(to_json(value))
+    return {STAND_IN: type(value).__name__}
+
+
+STAND_IN = "object"
+"""Key by which settings name the type of an object that cannot be written down."""
+
+
+def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two runs differ, among those that are known of both.
+
+    Example:
+        >>> differing_settings({"seed": 0, "stage": None}, {"seed": 1, "stage": None, "added later": 3})
+        ['seed']
+    """
+    return [name for name in one if name in other and one[name] != other[name]]

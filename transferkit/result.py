@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,55 @@ from torch import nn
 
 from transferkit import zoo
 from transferkit.data import DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
-from transferkit.errors import OptionError, RunFolderError, TransferkitError, unknown_name
+from transferkit.errors import (
+    DataError,
+    OptionError,
+    RunFolderError,
+    TransferkitError,
+    list_problems,
+    unknown_name,
+)
+from transferkit.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.nn.norm import swap_norm
+from transferkit.paths import check_file, check_folder, expand, mark_folder
 from transferkit.report import render
+from transferkit.repro import differing_settings
 from transferkit.serialise import from_json, to_json
 from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
 
-__all__ = ["Predictions", "Result", "load"]
+__all__ = ["FailedImage", "Predictions", "Result", "check_export", "check_replaceable", "load"]
 
 SCHEMA = 1
 """Version of `result.json`; raised when a reader of the old form would misread the new one."""
 
+ON_ERROR = ("raise", "skip")
+
+OPENING = ("root", "val", "test", "seed", "strict", "preprocessed")
+"""Settings of a run that its images were opened with."""
+
+SHOWN = 5
+"""Images named in an error, of those that could not be read."""
+
 PICTURES = frozenset({"held_out", "samples", "mistakes"})
 """Fields of a record that live in the report only."""
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that could not be read.
+
+    Args:
+        item: Its name.
+        reason: Why, in a sentence.
+        position: Its place among all images that were given, from 0.
+    """
+
+    item: str
+    reason: str
+    position: int
 
 
 @dataclass(frozen=True)
@@ -47,11 +80,13 @@ class Predictions:
         items: N names.
         classes: K class names.
         probabilities: (N, K) float32, rows sum to 1.
+        failures: Images that could not be read, in order; none of the N. Only `on_error="skip"` leaves any.
     """
 
     items: tuple[str, ...]
     classes: tuple[str, ...]
     probabilities: npt.NDArray[np.float32]
+    failures: tuple[FailedImage, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -68,26 +103,39 @@ class Predictions:
         return len(self.items)
 
     def to_csv(self) -> str:
-        """A header, then item, label, confidence and one column per class."""
+        """A header, then item, label, confidence and one column per class; where images failed, a column with why."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["item", "label", "confidence", *(f"p({name})" for name in self.classes)])
-        for item, label, row in zip(self.items, self.labels, self.probabilities, strict=True):
-            writer.writerow([item, label, f"{row.max():.6f}", *(f"{value:.6f}" for value in row)])
+        reasons = ["error"] if self.failures else []
+        writer.writerow(["item", "label", "confidence", *(f"p({name})" for name in self.classes), *reasons])
+        for row in self._rows():
+            if isinstance(row, FailedImage):
+                writer.writerow([row.item, "", "", *("" for _ in self.classes), row.reason])
+                continue
+            item, label, shares = row
+            figures = [f"{shares.max():.6f}", *(f"{value:.6f}" for value in shares)]
+            writer.writerow([item, label, *figures, *("" for _ in reasons)])
         return text.getvalue()
 
     def to_json(self) -> str:
-        """A list with an object per image."""
-        rows = [
-            {
-                "item": item,
-                "label": label,
-                "confidence": round(float(row.max()), 6),
-                "probabilities": {name: round(float(p), 6) for name, p in zip(self.classes, row, strict=True)},
-            }
-            for item, label, row in zip(self.items, self.labels, self.probabilities, strict=True)
-        ]
+        """A list with an object per image; of one that failed, its item and error."""
+        rows: list[dict[str, Any]] = []
+        for row in self._rows():
+            if isinstance(row, FailedImage):
+                rows.append({"item": row.item, "error": row.reason})
+                continue
+            item, label, shares = row
+            named = {name: round(float(p), 6) for name, p in zip(self.classes, shares, strict=True)}
+            confidence = round(float(shares.max()), 6)
+            rows.append({"item": item, "label": label, "confidence": confidence, "probabilities": named})
         return json.dumps(rows, indent=1, ensure_ascii=False)
+
+    def _rows(self) -> Iterator[FailedImage | tuple[str, str, npt.NDArray[np.float32]]]:
+        """Answers and failures in the order in which the images were given."""
+        answers = zip(self.items, self.labels, self.probabilities, strict=True)
+        failed = {failure.position: failure for failure in self.failures}
+        for position in range(len(self) + len(failed)):
+            yield failed[position] if position in failed else next(answers)
 
 
 class Result:
@@ -129,51 +177,137 @@ class Result:
         """The K class names, in label order."""
         return self.model.classes
 
-    def predict(self, images: Any, *, preprocessed: bool = False, device: str = "auto") -> Predictions:
+    def predict(
+        self, images: Any, *, on_error: str = "raise", preprocessed: bool = False, device: str = "auto"
+    ) -> Predictions:
         """Classify images.
 
         Args:
-            images: One or many of: path, folder, PIL image, (H, W, 3) uint8 array, uint8 or [0, 1] float tensor, or a
-                stack of these. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is
-                scaled by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W)
-                float tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
+            images: One or many of: path, folder, pattern ("photos/*.jpg", "photos/**/*.png"), PIL image, (H, W, 3)
+                uint8 array, uint8 or [0, 1] float tensor, a stack of these, a map-style dataset of images or (image,
+                label) pairs. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is scaled
+                by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W) float
+                tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
+            on_error: "raise" stops at the first image that cannot be read; "skip" goes on, and lists it among the
+                `failures`.
             preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
-            DataError: If something is not an image, or not prepared as the model needs it.
+            DataError: Something is not an image, or not prepared as the model needs it, or with "skip" no image could
+                be read.
 
         Warns:
             UserWarning: If deep images do not fit the range that the model was fitted with.
         """
+        if on_error not in ON_ERROR:
+            raise OptionError(unknown_name("on_error", on_error, ON_ERROR))
         items: list[str] = []
+        failures: list[FailedImage] = []
         deep = DeepImages(self.model.preprocessing.value_range)
 
         def inputs() -> Iterator[npt.NDArray[Any]]:
-            for item, image in self._named_inputs(images, deep, preprocessed=preprocessed):
+            named = self._named_inputs(images, deep, preprocessed=preprocessed, on_error=on_error)
+            for position, (item, image) in enumerate(named):
+                if isinstance(image, DataError):
+                    failures.append(FailedImage(item, str(image), position))
+                    continue
                 items.append(item)
                 yield image
 
         logits = logits_of(self.model, inputs(), device=choose_device(device))
+        if not items:
+            raise DataError(list_problems("No image could be read:", [failure.reason for failure in failures[:SHOWN]]))
         if deep.note:
             warnings.warn(deep.note, stacklevel=2)
-        return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy())
+        return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy(), tuple(failures))
 
     def _named_inputs(
-        self, images: Any, deep: DeepImages, *, preprocessed: bool
-    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        self, images: Any, deep: DeepImages, *, preprocessed: bool, on_error: str
+    ) -> Iterator[tuple[str, npt.NDArray[Any] | DataError]]:
         """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
         wants = self.model.preprocessing
         check_prepared(wants, preprocessed=preprocessed)
         if wants.prepared:
             yield from prepared_tensors(images, shape=wants.shape)
             return
-        for item, image in predictable_images(images, deep=deep):
-            yield item, to_pixels(image, wants)
+        for item, image in predictable_images(images, deep=deep, on_error=on_error):
+            yield item, image if isinstance(image, DataError) else to_pixels(image, wants)
+
+    def evaluate(
+        self,
+        data: Any = None,
+        *,
+        split: str = "test",
+        root: str | Path | None = None,
+        device: str = "auto",
+        progress: bool = True,
+    ) -> Metrics:
+        """Score the model on images that it was not trained on, and note it in `metrics` and the report.
+
+        A split is scored once: what is in `metrics` already is returned as it is, and stays when other data is given.
+
+        Args:
+            data: None opens the run's own images as they were opened for it. Else anything that `adapt` takes: of data
+                with splits that split is scored, of data without any all images.
+            split: "test" or "val".
+            root: Folder that a manifest's paths start from.
+            device: "auto", "cpu", "cuda", ...
+            progress: Show bars on a terminal.
+
+        Raises:
+            DataError: The images cannot be used, some were trained on, or a class is none of the model's.
+
+        Example:
+            >>> result = tk.adapt(model, "DIR", evaluate=False)  # doctest: +SKIP
+            >>> result.evaluate().accuracy  # doctest: +SKIP
+            0.978
+        """
+        settings = dict(self.record.settings)
+        if data is None and split in self.metrics:
+            return self.metrics[split]
+        named = settings.get("data") if data is None else data
+        if not isinstance(named, (str, Path)) and data is None:
+            raise DataError(
+                "The run does not name its images by a path. Pass them: evaluate(DATA), or transferkit evaluate "
+                "run=DIR data.root=DIR."
+            )
+        own: dict[str, Any] = {name: settings[name] for name in OPENING if name in settings}
+        is_other = isinstance(named, (str, Path)) and _absolute(named) != settings.get("data")
+        opening: dict[str, Any] = {name: own[name] for name in ("seed", "strict") if name in own}
+        if not isinstance(named, (str, Path)) and "preprocessed" in own:
+            opening["preprocessed"] = own["preprocessed"]
+        if root is not None:
+            opening["root"] = own["root"] = root
+        found = evaluate(
+            self.model,
+            named,
+            split=split,
+            trained_on=self.record.trained_on,
+            device=choose_device(device),
+            opening={**opening, "progress": progress},
+            own_opening={} if is_other or not own else {**own, "progress": progress},
+        )
+        if split not in self.metrics:
+            self._note(found, split)
+        return found.metrics
+
+    def _note(self, found: Evaluation, split: str) -> None:
+        """Let the record and the report say what came of a test."""
+        record = self.record
+        samples = pick_samples(found.data, int(record.settings.get("seed", 0))) if found.is_own else record.samples
+        self.record = replace(
+            record,
+            metrics={**record.metrics, split: found.metrics},
+            held_out=found.answers,
+            samples=record.samples or samples,
+            mistakes=pick_mistakes(found.data, found.answers, self.classes),
+        )
+        self._html = None
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
-        path = Path(path)
+        path = expand(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, lambda file: file.write_text(self._rendered(), encoding="utf-8"))
         return path
@@ -183,24 +317,30 @@ class Result:
             self._html = render(self.record)
         return self._html
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `model.safetensors`, `report.html` and `result.json` into a folder; returns it.
 
         Each file appears whole or not at all, `result.json` last.
 
+        Args:
+            folder: Where to.
+            overwrite: Whether a finished run of other settings that lies there may be replaced.
+
         Raises:
-            RunFolderError: If the folder cannot be written.
+            RunFolderError: If the folder cannot be written, or holds another run.
         """
         from safetensors.torch import save_file
 
-        folder = Path(folder)
+        folder = expand(folder)
+        check_folder(folder)
+        check_replaceable(folder, self.record.settings, overwrite=overwrite)
         weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
         plain = json.dumps(_described(self), indent=1, ensure_ascii=False)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            mark_folder(folder)
             _write(folder / "model.safetensors", lambda file: save_file(weights, file))
             self.report(folder / "report.html")
-            _write(folder / "result.json", lambda file: file.write_text(plain, encoding="utf-8"))
+            _write(folder / "result.json", lambda file: file.write_text(plain, "utf-8", "backslashreplace"))
         except OSError as error:
             raise RunFolderError(
                 f"The run folder {folder} cannot be written: {error.strerror or error}. Choose another with out=DIR."
@@ -210,15 +350,61 @@ class Result:
     def export(self, path: str | Path, *, format: str = "onnx") -> Path:
         """Write the model for other programs; returns the path.
 
+        Args:
+            path: The file, its extension that of the format.
+            format: "onnx".
+
         Raises:
-            OptionError: If the format is unknown.
+            OptionError: If the format is unknown, or the file has another's extension.
+            RunFolderError: If the file cannot be written.
         """
-        if format not in EXPORTS:
-            raise OptionError(unknown_name("export format", format, EXPORTS))
+        path = expand(path)
+        check_export(path, format)
         return EXPORTS[format](self.model.to("cpu"), path)
 
 
 EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_onnx}
+
+
+def check_export(path: Path, format: str) -> None:
+    """What can be known to be wrong before a model is exported.
+
+    Raises:
+        OptionError: If the format is unknown, or the file has another's extension.
+        RunFolderError: If the file cannot be written.
+    """
+    if format not in EXPORTS:
+        raise OptionError(unknown_name("export format", format, EXPORTS))
+    check_file(path, suffixes=(f".{format}",), example="model")
+
+
+def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> str:
+    """Whether a run with these settings may be written to a folder; the sentence to say if that replaces another.
+
+    Raises:
+        RunFolderError: The folder holds a finished run of other settings, and it may not be overwritten.
+    """
+    if not (folder / "result.json").is_file():
+        return ""
+    if overwrite:
+        return f"{folder} holds a finished run, which is replaced."
+    try:
+        recorded = _read_result(folder).get("settings", {})
+    except RunFolderError:
+        recorded = {}
+    differing = differing_settings(recorded, settings)
+    if not differing and bool(recorded) == bool(settings):
+        return f"{folder} holds a finished run of the same settings, which is replaced."
+    which = f" ({', '.join(differing)})" if differing else ""
+    raise RunFolderError(
+        f"{folder} holds a finished run of other settings{which}. Choose another place with out=DIR, or replace that "
+        "run with overwrite=true (overwrite=True in Python)."
+    )
+
+
+def _absolute(path: str | Path) -> str:
+    there = expand(path)
+    return os.path.abspath(there) if there.exists() else str(path)
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
@@ -272,7 +458,7 @@ def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(path)
+    folder = expand(path)
     plain = _read_result(folder)
     evidence = from_json(Evidence, plain["evidence"])
     record = RunRecord(
@@ -283,6 +469,9 @@ def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
         environment=plain["environment"],
         command=plain["command"],
         training=_read_training(plain),
+        settings=plain.get("settings") or {},
+        held_back_accuracy=plain.get("held_back_accuracy"),
+        trained_on=tuple(plain.get("trained_on") or ()),
     )
     try:
         weights = load_file(folder / "model.safetensors")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from transferkit.data import Data
 from transferkit.domain import Side, choose_sample, measure_similarity
@@ -22,6 +21,7 @@ from transferkit.features import (
     average_tables,
     choose_device,
     frozen_pass,
+    image_seconds,
 )
 from transferkit.folds import Folds
 from transferkit.intervals import wilson_interval
@@ -35,16 +35,12 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.nn import Backbone
-from transferkit.nn.stages import evaluating
 from transferkit.processes import connect, neighbours
 from transferkit.train import class_weights
 from transferkit.types import JOINED, SELECTED, TOP, CurvePoint, Evidence, Preprocessing, ProbeScore
 from transferkit.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
 __all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]
-
-PACED_IMAGES = 8
-"""Enough to tell what an image costs within a factor of two, which is what costs are told for."""
 
 NEIGHBOURS = 5
 NEIGHBOUR_IMAGES = 4096
@@ -135,7 +131,8 @@ def survey(
     with timed(spent, "frozen pass"):
         done = run(data, sample=sample if comparable else None)
         looked = None if source is None else _look_at_source(run, source)
-    pace = _pace(backbone, done.computed, spent["frozen pass"])
+    with timed(spent, "pace"):
+        pace = _pace(backbone, data, pooling, device)
     with timed(spent, "similarity"):
         target = Side(done.moments, done.table.take(sample), data.labels[sample])
         detail = measure_similarity(backbone, target, source=looked, given=similarity)
@@ -185,17 +182,9 @@ def survey(
     return Survey(evidence, table, seen.primary, folds, train, selection)
 
 
-def _pace(backbone: Backbone, computed: int, seconds: float) -> float:
-    """Seconds per image of the frozen pass; where the bank had nearly all of them, of one small batch now."""
-    if computed >= PACED_IMAGES:
-        return seconds / (computed * len(backbone.spec.preprocessing.each_view))
-    side = backbone.spec.preprocessing.size
-    device = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
-    images = torch.zeros(PACED_IMAGES, 3, side, side, device=device)
-    with evaluating(backbone), torch.no_grad():
-        start = time.perf_counter()
-        backbone(images)
-    return (time.perf_counter() - start) / PACED_IMAGES
+def _pace(backbone: Backbone, data: Data, pooling: str, device: str) -> float:
+    """Seconds per image of the frozen pass, decoding left out, whatever the bank holds."""
+    return image_seconds(backbone, pooling=pooling, device=device, workers=None if data.thread_safe else 1)
 
 
 def _measure(

@@ -28,6 +28,7 @@ from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
 from transferkit.mirror import check_mirroring
 from transferkit.nn import CutError, Tail, TransferModel, cut
+from transferkit.paths import mark_folder
 from transferkit.processes import is_first
 from transferkit.progress import announce
 from transferkit.repro import draw_seed, environment
@@ -405,6 +406,8 @@ class Tuning:
 
     def _prepare(self, folder: Path) -> None:
         identity = folder / "identity.json"
+        for ours in (folder.parents[1], folder.parent):  # the run's, then the one that all its fits are in
+            mark_folder(ours)
         folder.mkdir(parents=True, exist_ok=True)
         others = [path for path in folder.iterdir() if path != identity]
         if others and not identity.is_file():

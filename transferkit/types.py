@@ -569,7 +569,8 @@ class Evidence:
         similarity_detail: Where the similarity comes from; None if it was not looked at.
         seconds: Phase -> wall-clock seconds.
         images_computed: Images the backbone really ran over; the rest came from the bank.
-        image_seconds: Seconds that one image takes in the frozen pass on this machine; None if that was not measured.
+        image_seconds: Seconds that one image takes in the frozen pass on the device in use, decoding left out; None if
+            that was not measured.
         curves: Accuracy by number of training images, a stage after the other, each from few images to all.
         views: Which views of the images the features are averaged over, and how geometries compare; None: the
             checkpoint's own crop, and nothing was compared.
@@ -880,6 +881,12 @@ class RunRecord:
         held_out: The answers behind the pictures below; the test split if there is one, else validation.
         samples: Class name -> a few training pictures.
         mistakes: Worst first.
+        settings: Argument of `adapt` -> value: what to open the same images with, and to tell whether another run is
+            the same; empty where it was not recorded.
+        held_back_accuracy: Of the returned model on images held back from its fit, the test images not among them, in
+            [0, 1]: what runs of a sweep are compared by.
+        trained_on: The least content digests of the training images, as many as tell reliably whether other images
+            are among them.
     """
 
     evidence: Evidence
@@ -892,6 +899,14 @@ class RunRecord:
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    held_back_accuracy: float | None = None
+    trained_on: tuple[str, ...] = ()
+
+    @property
+    def untested_images(self) -> int:
+        """Images of the test split, if it was not scored yet; else 0."""
+        return 0 if "test" in self.metrics else self.evidence.data.size("test")
 
     def is_disappointing(self, split: str) -> bool:
         """Whether a split's accuracy lies below what was expected, interval below interval."""

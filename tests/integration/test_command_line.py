@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from transferkit.cli import HELP, VERBS, main
+from transferkit.data import remembered
 
 QUICK = ["image_size=32", "progress=false", "head=ridge"]
 REPOSITORY = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def test_the_folder_of_the_data_may_be_where_one_works(stripes, monkeypatch, cap
         main(["analyze", "data=folder", "data.root=.", *out, "image_size=32", "progress=false"])
         said = capsys.readouterr().out
         assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, kept as they are: train, test." in said
-    assert "1 more note on the data: see evidence.json in the run's folder." in said  # runs/ was skipped
+    assert "The audit also noted: " in said  # runs/ was skipped
 
 
 def test_no_test_images_are_told_and_columns_can_be_named(at, stripes, capsys):
@@ -101,7 +102,7 @@ def test_adapt_then_predict_then_export(at, stripes, capsys):
     assert "test accuracy 100.0 %" in said
     assert "report: run/report.html" in said.replace(f"{at}/", "")
     assert {path.name for path in (at / "run").iterdir()} == {
-        ".hydra", "log.txt", "model.safetensors", "report.html", "result.json",
+        ".hydra", ".transferkit", "log.txt", "model.safetensors", "report.html", "result.json",
     }  # fmt: skip
     recorded = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))
     assert recorded["command"].startswith("transferkit adapt data=folder")
@@ -131,8 +132,9 @@ def test_stages_to_train_and_a_share_of_the_rate(at, stripes, tune, stages):
     assert decision["lr_scale"] == 0.05
 
 
-def test_the_same_command_again_reads_the_bank(at, stripes, capsys):
+def test_the_same_command_again_reads_the_bank(at, stripes, capsys, monkeypatch):
     command = ["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK]
+    monkeypatch.setattr(remembered, "SETTLED", -(10**12))
     main(command)
     assert "36 of 36 images computed" in capsys.readouterr().out
     main(command)
@@ -140,6 +142,12 @@ def test_the_same_command_again_reads_the_bank(at, stripes, capsys):
     main(["cache"])
     said = capsys.readouterr().out
     assert "tf_efficientnet_lite0" in said
+    assert "audit: 36 image files remembered" in said
+    main(["cache", "clear=audit"])
+    main(["cache"])
+    said = capsys.readouterr().out
+    assert "tf_efficientnet_lite0" in said
+    assert "audit: 0 image files" in said
     main(["cache", "clear=true"])
     assert "MB freed" in capsys.readouterr().out
     main(["cache"])
@@ -196,6 +204,18 @@ def test_a_manifest(at, stripes, capsys):
     (at / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
     main(["adapt", "data=manifest", "data.path=labels.csv", "data.test=0.25", "out=run", *QUICK])
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_notes_of_the_audit_are_counted_in_one_line(at, stripes, capsys):
+    from PIL import Image
+
+    for file in sorted((stripes / "train" / "down").iterdir())[:5]:
+        Image.open(file).convert("L").save(file)
+    (stripes / "train" / "notes.txt").write_text("mine", encoding="utf-8")
+    main(["analyze", f"data.root={stripes}", "out=look", *QUICK[:2]])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The audit also noted: ")]
+    assert "5 greyscale" in line
+    assert "Files beside the class folders are not read: 1" in line
 
 
 def test_a_sweep_leaves_a_folder_per_value(at, stripes):
@@ -362,7 +382,7 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "train.lr_scale=tenth"], "train.lr_scale must be a number, got 'tenth'"),
         (["adapt", "train.lr=0.1", "train.lr_scale=0.1"], "leave one of them out"),
         (["adapt", "mode=evidnce", "image_size=32"], "Closest known: evidence"),
-        (["adapt", "image_size=4"], "size must be >= 8"),
+        (["adapt", "image_size=4"], "a whole number of 8 or more, got 4"),
         (["analyze", "similarity=2"], "similarity must be in [0, 1], got 2"),
         (["predict", "run=nowhere", "images=x.jpg"], "no finished run"),
         (["predict", "run=x"], "needs images="),

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import platform
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import transferkit as tk
 import transferkit.repro as repro
-from transferkit.repro import environment, seed_everything
+from transferkit.repro import describe_settings, differing_settings, environment, quote_call, seed_everything
+from transferkit.types import Preprocessing
 
 
 def draws() -> tuple[float, float, float]:
@@ -61,3 +64,50 @@ def test_environment_says_what_ran():
 def test_package_that_is_absent_is_said_to_be(monkeypatch):
     monkeypatch.setattr(repro, "PACKAGES", ("no-such-package-at-all",))
     assert environment(seed=0, device="cpu")["no-such-package-at-all"] == "not installed"
+
+
+def call(images, data, *, seed=0, preprocessing=None, train=None, tune=None, rate=None, command=None): ...
+
+
+def quoted(**arguments):
+    usual = {"images": "m", "data": "d", "seed": 0, "preprocessing": None, "train": None, "tune": None, "rate": None}
+    return quote_call(call, {**usual, "command": "x", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "'m', 'd', seed=0"),
+        ({"data": Path("a b")}, "'m', 'a b', seed=0"),
+        ({"seed": 3, "rate": np.float64(0.5)}, "'m', 'd', seed=3, rate=0.5"),
+        ({"tune": ("a",), "train": {"lr": None}}, "'m', 'd', seed=0, train={'lr': None}, tune=('a',)"),
+        ({"tune": ["a", "b"], "train": {}}, "'m', 'd', seed=0, tune=['a', 'b']"),
+        ({"tune": 0, "rate": False}, "'m', 'd', seed=0, tune=0, rate=False"),
+    ],
+)  # fmt: skip
+def test_a_call_holds_all_that_is_not_as_usual_and_the_seed(arguments, text):
+    assert quoted(**arguments) == f"transferkit.call({text})"
+
+
+def test_a_record_is_written_so_that_it_can_be_made_again():
+    plain = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear", crop_pct=0.5)
+    text = quoted(preprocessing=plain).partition("preprocessing=")[2].removesuffix(")")
+    assert eval(text, {"transferkit": tk}) == plain
+
+
+def test_objects_are_stand_ins_and_said_to_be():
+    said = quoted(images=[torch.nn.ReLU(), "m"], data=object())
+    assert said == (
+        "transferkit.call([<ReLU>, 'm'], <object>, seed=0)  # put your own objects in the places of <ReLU> and <object>"
+    )
+
+
+def test_settings_are_those_that_make_a_run_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    one = describe_settings(call, {"images": torch.nn.ReLU(), "data": "d", "seed": np.int64(1), "preprocessing": None,
+                                   "train": {}, "tune": ("a",), "rate": 1, "command": "x"})  # fmt: skip
+    assert json.loads(json.dumps(one)) == one
+    assert one == {"images": {"object": "ReLU"}, "data": str(tmp_path / "d"), "seed": 1, "preprocessing": None,
+                   "train": None, "tune": ["a"], "rate": 1}  # fmt: skip
+    assert differing_settings(one, {**one, "seed": 2, "new": 3, "tune": None}) == ["seed", "tune"]

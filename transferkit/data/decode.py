@@ -217,6 +217,8 @@ def _open_as(format_name: str, encoded: bytes, name: str) -> Image.Image | None:
     if accept is not None and not _accepts(accept, encoded[:16]):
         return None
     try:
+        if accept is not None and accept(encoded[:16]) is not True:
+            return None
         return factory(io.BytesIO(encoded), "")
     except (SyntaxError, IndexError, TypeError, struct.error):
         return None  # Pillow's sign for "not this format after all"

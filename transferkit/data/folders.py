@@ -28,13 +28,14 @@ class _Listing:
     deeper: list[Path] = field(default_factory=list)
 
 
-def take_folder(root: Path, *, max_pixels: int, progress: bool) -> Inventory:
+def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
     """The inventory of an image folder.
 
     Args:
         root: The folder.
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
+        cache: As in `take_files`.
 
     Raises:
         DataError: It does not exist, is empty, or has a layout that is not known, or can be read in two ways.
@@ -62,6 +63,7 @@ def take_folder(root: Path, *, max_pixels: int, progress: bool) -> Inventory:
         findings=[*layout.findings, *_no_images(root, listing), *_beside(root, layout), *_deeper(root, listing)],
         max_pixels=max_pixels,
         progress=progress,
+        cache=cache,
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from transferkit.cache_folder import default_folder
 from transferkit.data.decode import decode
 from transferkit.data.depth import Range
-from transferkit.data.inspection import Inspection, in_threads, inspect_file
+from transferkit.data.inspection import Inspection
 from transferkit.progress import track
 from transferkit.types import Finding
 
@@ -123,8 +124,9 @@ def take_files(
     max_pixels: int,
     progress: bool,
     note: str = "",
+    cache: Path | None = None,
 ) -> Inventory:
-    """The inventory of image files: every file is read once, in threads.
+    """The inventory of image files: every file is read once, in threads, or remembered from an earlier audit.
 
     Args:
         kind: What listed them.
@@ -136,8 +138,11 @@ def take_files(
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
         note: How splits and classes were read, if that is not plain.
+        cache: Folder where it is remembered; None takes `default_folder()`.
     """
-    looks = in_threads(lambda path: inspect_file(path, max_pixels=max_pixels), list(paths))
+    from transferkit.data.remembered import inspect_files
+
+    looks = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(
         origin=origin,

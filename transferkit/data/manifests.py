@@ -33,7 +33,13 @@ Columns = dict[str, list[str]]
 
 
 def take_manifest(
-    file: Path, *, root: Path | None, columns: Mapping[str, str] | None, max_pixels: int, progress: bool
+    file: Path,
+    *,
+    root: Path | None,
+    columns: Mapping[str, str] | None,
+    max_pixels: int,
+    progress: bool,
+    cache: Path | None = None,
 ) -> Inventory:
     """The inventory of a manifest.
 
@@ -43,6 +49,7 @@ def take_manifest(
         columns: Our column name -> the manifest's, where they differ.
         max_pixels: As in `decode`.
         progress: Whether to show a bar.
+        cache: As in `take_files`.
 
     Raises:
         DataError: Columns are missing, cells are empty or unknown, or no file is where the manifest says.
@@ -71,6 +78,7 @@ def take_manifest(
         findings=_straddling(splits, groups) if groups and "split" in chosen else [],
         max_pixels=max_pixels,
         progress=progress,
+        cache=cache,
     )
 
 

@@ -51,7 +51,7 @@ class TransferDataModule(pl.LightningDataModule):
         seed: Draws the splits, the order and the augmentation.
         workers: Processes that prepare batches; None fits them to the machine.
         limit: Bytes of decoded pictures of a split to keep in memory; beyond, they go to a temporary file.
-        root, columns, strict, preprocessed, max_pixels: As for `transferkit.data.open_data`.
+        root, columns, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
         progress: Whether to show bars, if on a terminal.
 
     Raises:
@@ -89,6 +89,7 @@ class TransferDataModule(pl.LightningDataModule):
         strict: bool = False,
         preprocessed: bool = False,
         max_pixels: int = MAX_PIXELS,
+        cache: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -110,6 +111,7 @@ class TransferDataModule(pl.LightningDataModule):
             "strict": strict,
             "preprocessed": preprocessed,
             "max_pixels": max_pixels,
+            "cache": cache,
         }
         self._pictures: dict[str, Pictures] = {}
 

@@ -27,9 +27,10 @@ from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.errors import DataError, OptionError
 from transferkit.folds import Folds
+from transferkit.paths import expand
 from transferkit.types import DataSummary, Picture, Preprocessing
 
-__all__ = ["Data", "open_data"]
+__all__ = ["Data", "check_place", "open_data"]
 
 _JPEG_QUALITY = 85
 
@@ -200,6 +201,7 @@ def open_data(
     preprocessed: bool = False,
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
+    cache: str | Path | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Data:
     """Open labelled images from any source, audited before any work.
@@ -224,6 +226,8 @@ def open_data(
         preprocessed: Whether a dataset's float tensors are to be taken as they are.
         progress: Whether to show a bar, if on a terminal.
         max_pixels: Width times height above which an image is not decoded.
+        cache: Folder where the audit remembers what it saw of image files, so that those that have not changed are not
+            read again; None takes `$TRANSFERKIT_CACHE` or the user's cache folder.
         value_range: (black, white) of images deeper than 8 bits, in stored units; None measures it on the training
             images.
 
@@ -249,10 +253,33 @@ def open_data(
     if isinstance(opened, Data):  # a TransferDataModule has opened its images already
         return opened
     inventory = _take(
-        data, root=root, columns=columns, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress
+        data,
+        root=root,
+        columns=columns,
+        preprocessed=preprocessed,
+        max_pixels=max_pixels,
+        progress=progress,
+        cache=None if cache is None else expand(cache),
     )
     verdict = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
     return Data(inventory, verdict, normalised=preprocessed)
+
+
+def check_place(data: Any) -> None:
+    """Whether there is anything where a path points; other kinds of data are not looked at.
+
+    Raises:
+        DataError: There is nothing.
+
+    Example:
+        >>> check_place("builtin/digits")
+    """
+    if not isinstance(data, (str, Path)) or expand(data).exists():
+        return
+    if isinstance(data, str) and data.startswith("builtin"):
+        return
+    what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
+    raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
 
 
 def _take(
@@ -263,12 +290,13 @@ def _take(
     preprocessed: bool,
     max_pixels: int,
     progress: bool,
+    cache: Path | None,
 ) -> Inventory:
     """The inventory of whatever `data` is."""
     if isinstance(data, (str, Path)):
         if preprocessed:
             raise OptionError("preprocessed=True is for datasets that yield float tensors; files hold pixels.")
-        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress)
+        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
@@ -276,12 +304,18 @@ def _take(
 
 
 def _take_named(
-    data: str | Path, *, root: str | Path | None, columns: Mapping[str, str] | None, max_pixels: int, progress: bool
+    data: str | Path,
+    *,
+    root: str | Path | None,
+    columns: Mapping[str, str] | None,
+    max_pixels: int,
+    progress: bool,
+    cache: Path | None,
 ) -> Inventory:
-    path = Path(data).expanduser()
+    path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
-        base = None if root is None else Path(root).expanduser()
-        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress)
+        base = None if root is None else expand(root)
+        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")
     if isinstance(data, str) and data.startswith("builtin") and not path.exists():
@@ -289,7 +323,7 @@ def _take_named(
     if path.is_file():
         known = ", ".join(MANIFEST_EXTENSIONS)
         raise DataError(f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}")
-    return take_folder(path, max_pixels=max_pixels, progress=progress)
+    return take_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:

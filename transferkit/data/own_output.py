@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transferkit.data.formats import is_system_name
+from transferkit.paths import MARKER
 
-__all__ = ["MARKER", "is_own_file", "is_own_folder"]
-
-MARKER = ".transferkit"
-"""Name of the empty file by which a folder is known as transferkit's from the first moment on."""
+__all__ = ["is_own_file", "is_own_folder"]
 
 _RECORDS = {
     "result.json": ("schema", "evidence"),

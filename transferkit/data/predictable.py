@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from transferkit.data.arrays import ACCEPTED, as_rgb, deep_values
+from transferkit.data.class_names import NaturalKey, natural_key
+from transferkit.data.datasets import is_dataset
 from transferkit.data.decode import MAX_PIXELS, flatten, load_deep, open_header, read_bytes
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.folders import image_files
+from transferkit.data.formats import is_image, is_system_name
 from transferkit.errors import DataError
+from transferkit.paths import expand
 
 __all__ = ["predictable_images"]
 
 _BATCH_AXES = 4
+_IMAGE_KEYS = ("image", "img", "pixel_values")
+"""Columns that data sets of dictionaries keep the picture in."""
 
 FROM_PICTURES = "; this model resizes and normalises images itself."
 """Why float tensors must not be normalised, where a model was fitted on pictures."""
 
 
 def predictable_images(
-    images: Any, *, max_pixels: int = MAX_PIXELS, deep: DeepImages | None = None
-) -> Iterator[tuple[str, Image.Image]]:
+    images: Any, *, max_pixels: int = MAX_PIXELS, deep: DeepImages | None = None, on_error: str = "raise"
+) -> Iterator[tuple[str, Image.Image | DataError]]:
     """Yield the pictures one by one, each with a name.
 
     Args:
-        images: One or many of: a path; a folder, searched through; a PIL image; a (H, W, C) uint8 array; a (C, H, W)
-            or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1]; deeper values, as `as_rgb` takes them;
-            batches (N, ...) of these.
+        images: One or many of: a path; a folder, searched through; a pattern such as "photos/**/*.jpg"; a PIL image; a
+            (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1]; deeper
+            values, as `as_rgb` takes them; batches (N, ...) of these; map-style datasets of any of them; pairs (image,
+            label), of which the label is left.
         max_pixels: As in `decode`.
         deep: How images deeper than 8 bits are scaled; None as for a model that was fitted on 8-bit images.
+        on_error: "raise", or "skip": what cannot be read is yielded as the error, and the next image follows.
 
     Yields:
         The file's path, or "image 0", "image 1", ... in order; and the upright RGB picture.
@@ -50,13 +61,30 @@ def predictable_images(
     count = 0
     for thing in _single(images):
         name = str(thing) if isinstance(thing, Path) else f"image {count}"
-        yield name, _picture(thing, deep, name=name, max_pixels=max_pixels)
+        if isinstance(thing, _Unreadable) and thing.name:
+            name = thing.name
+        try:
+            picture: Image.Image | DataError = _picture(thing, deep, name=name, max_pixels=max_pixels)
+        except DataError as error:
+            if on_error == "raise":
+                raise
+            picture = error
+        yield name, picture
         count += 1
     if count == 0:
         raise DataError("There is no image to predict: the list is empty.")
 
 
+class _Unreadable(NamedTuple):
+    """What was given in the place of an image, and why it is none."""
+
+    reason: str
+    name: str = ""
+
+
 def _picture(thing: Any, deep: DeepImages, *, name: str, max_pixels: int) -> Image.Image:
+    if isinstance(thing, _Unreadable):
+        raise DataError(thing.reason)
     if isinstance(thing, Path):
         thing = open_header(read_bytes(thing), name=name, max_pixels=max_pixels)
     if isinstance(thing, Image.Image):
@@ -69,23 +97,79 @@ def _picture(thing: Any, deep: DeepImages, *, name: str, max_pixels: int) -> Ima
 def _single(images: Any) -> Iterator[Any]:
     """Paths of files, and single pictures, however they were wrapped."""
     if isinstance(images, (str, Path)):
-        yield from _files(Path(images).expanduser())
+        yield from _files(expand(images))
     elif isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == _BATCH_AXES:
         yield from images
     elif isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
         yield images
+    elif isinstance(images, (tuple, list)) and len(images) == 2 and _is_label(images[1]):
+        yield from _single(images[0])
+    elif isinstance(images, Mapping) and (key := next((key for key in _IMAGE_KEYS if key in images), None)):
+        yield from _single(images[key])
+    elif isinstance(images, Dataset) and is_dataset(images):
+        yield from _items(images)
     elif isinstance(images, Iterable) and not isinstance(images, (bytes, Mapping)):
         for image in images:
             yield from _single(image)
+    elif is_dataset(images):
+        yield from _items(images)
     else:
-        raise DataError(f"Expected a path, a folder, {ACCEPTED}, or many of them, got {type(images).__name__}.")
+        yield _Unreadable(
+            f"Expected a path, a folder, {ACCEPTED}, a dataset, or many of them, got {type(images).__name__}."
+        )
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    found = image_files(path)
-    if not found:
-        raise DataError(f"Folder {str(path)!r} holds no image files.")
+def _is_label(value: Any) -> bool:
+    """Whether this is what stands beside an image in a pair, or beside images in a batch: never an image itself."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim <= 1
+    return value is None or isinstance(value, (int, float, np.generic))
+
+
+def _items(dataset: Any) -> Iterator[Any]:
+    """The images of a dataset, one an item; labels, whatever they are, are left."""
+    for index in range(len(dataset)):
+        try:
+            item = dataset[index]
+        except OSError as error:  # what a dataset's own loader raises for a bad file
+            yield _Unreadable(f"Item {index} of the dataset cannot be read: {error}.")
+            continue
+        yield from _single(item[0] if isinstance(item, (tuple, list)) and item else item)
+
+
+def _files(path: Path) -> Iterator[Path | _Unreadable]:
+    name, found = str(path), [path]
+    if os.path.isdir(path):
+        found, nothing = image_files(path), f"Folder {name!r} holds no image files."
+    elif glob.has_magic(name) and not os.path.lexists(path):
+        found, nothing = _matching(path), f"No image matches the pattern {name!r}."
     yield from found
+    if not found:
+        yield _Unreadable(nothing, name)
+
+
+def _matching(path: Path) -> list[Path]:
+    """Files that a pattern matches, and images in folders that it matches; each once, in natural order.
+
+    A pattern that ends in an extension takes what it matches, whatever that is; another one only images.
+    """
+    pattern, takes_all = os.path.join(*_escaped_parts(path)), "." in path.name
+    found: dict[Path, None] = {}
+    for match in sorted(map(Path, glob.iglob(pattern, recursive=True)), key=_by_name):
+        if match.is_dir():
+            found.update(dict.fromkeys(image_files(match)))
+        elif not is_system_name(match.name) and (takes_all or is_image(match)):
+            found[match] = None
+    return sorted(found, key=_by_name)
+
+
+def _by_name(path: Path) -> NaturalKey:
+    return natural_key(path.as_posix())
+
+
+def _escaped_parts(path: Path) -> Iterator[str]:
+    """Parts of a pattern, those of folders that are there taken by their letters: `set[1]/*.jpg`."""
+    there = Path()
+    for number, part in enumerate(path.parts):
+        there = there / part
+        yield glob.escape(part) if (number == 0 and path.is_absolute()) or os.path.lexists(there) else part

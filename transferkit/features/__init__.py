@@ -1,9 +1,10 @@
 """One frozen pass over the images, kept in a bank that every later question reads."""
 
+from transferkit.cache_folder import default_folder
 from transferkit.features.activations import ActivationTable, activation_bytes, cache_activations
 from transferkit.features.averaged import AveragedTable, average_tables
-from transferkit.features.bank import FeatureBank, FeatureTable, ShelfInfo, default_folder
-from transferkit.features.engine import FrozenPass, choose_device, frozen_pass
+from transferkit.features.bank import FeatureBank, FeatureTable, ShelfInfo
+from transferkit.features.engine import FrozenPass, choose_device, frozen_pass, image_seconds
 
 __all__ = [
     "ActivationTable",
@@ -18,4 +19,5 @@ __all__ = [
     "choose_device",
     "default_folder",
     "frozen_pass",
+    "image_seconds",
 ]

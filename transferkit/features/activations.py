@@ -17,7 +17,17 @@ import torch
 
 from transferkit.errors import CacheError, OptionError, unknown_name
 from transferkit.features.bank import DTYPES, FeatureBank, FeatureTable, RowOverflowError
-from transferkit.features.engine import Compute, Need, Read, fill_shelves, label_of, origin_of
+from transferkit.features.engine import (
+    Compute,
+    Need,
+    Read,
+    choose_device,
+    fill_shelves,
+    imprints,
+    label_of,
+    origin_of,
+)
+from transferkit.features.identity import closeness
 from transferkit.nn.pooling import pooled_width
 from transferkit.nn.tail import Tail
 
@@ -164,8 +174,21 @@ def cache_activations(
     widths = _pooled_widths(tail, stages, pooling)
     chosen = choose_dtype(tail, len(content_ids), dtype)
     overflow: RowOverflowError | None = None
+    place = choose_device(device)
+    found = _imprints(tail, widths, pooling, place)
     for kept in (chosen, "bfloat16") if dtype == "auto" and chosen == "float16" else (chosen,):
-        needs = _open_shelves(tail, content_ids, bank, widths=widths, pooling=pooling, dtype=kept)
+        origin = {**origin_of(tail.backbone, tail.prefix(), place), "cut": [tail.tap.path, list(tail.shape)]}
+        needs = _open_shelves(
+            tail,
+            content_ids,
+            bank,
+            origin=origin,
+            imprinted=found,
+            close=closeness(place),
+            widths=widths,
+            pooling=pooling,
+            dtype=kept,
+        )
         _check_room(tail, needs, bank, limit)
         try:
             computed = fill_shelves(
@@ -191,26 +214,42 @@ def cache_activations(
     ) from overflow
 
 
+def _imprints(
+    tail: Tail, widths: dict[str, int], pooling: str, device: torch.device
+) -> dict[str, npt.NDArray[np.float64]]:
+    expected = {ACTIVATIONS: math.prod(tail.shape), **({POOLED: sum(widths.values())} if widths else {})}
+    return imprints(tail.backbone, _up_to_cut(tail, list(widths), pooling), expected, device)
+
+
 def _open_shelves(
     tail: Tail,
     content_ids: npt.NDArray[np.bytes_],
     bank: FeatureBank,
     *,
+    origin: dict[str, object],
+    imprinted: Mapping[str, npt.NDArray[np.float64]],
+    close: float,
     widths: dict[str, int],
     pooling: str,
     dtype: str,
 ) -> dict[str, Need]:
     """Kind of rows -> its shelf and what that lacks. Pooled vectors lie apart: they stay float32."""
-    origin = {**origin_of(tail.backbone, tail.prefix()), "cut": [tail.tap.path, list(tail.shape)]}
     told = label_of(tail.backbone)
     length = math.prod(tail.shape)
     shelves = {
         ACTIVATIONS: bank.shelf(
-            {**origin, "pooling": f"{tail.stage} unpooled, {dtype}"}, {tail.stage: length}, about=told, dtype=dtype
+            {**origin, "pooling": f"{tail.stage} unpooled, {dtype}"},
+            {tail.stage: length},
+            about=told,
+            dtype=dtype,
+            imprint=imprinted[ACTIVATIONS],
+            close=close,
         )
     }
     if widths:
-        shelves[POOLED] = bank.shelf({**origin, "pooling": pooling}, widths, about=told)
+        shelves[POOLED] = bank.shelf(
+            {**origin, "pooling": pooling}, widths, about=told, imprint=imprinted[POOLED], close=close
+        )
     return {kind: Need(shelf, shelf.missing(content_ids)) for kind, shelf in shelves.items()}
 
 

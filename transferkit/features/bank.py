@@ -3,32 +3,38 @@
     FOLDER/v1/<shelf>/meta.json                  what the rows are: weights, preprocessing, pooling, columns
     FOLDER/v1/<shelf>/<segment>.ids              (n,) S32: content digest per row; its presence commits the segment
     FOLDER/v1/<shelf>/<segment>.rows             (n, D) float32, or what else the shelf keeps (`DTYPES`)
+    FOLDER/v1/<shelf>/<process>.lease            a run that uses the shelf, which is then not dropped for others
 
-A shelf is named by the digest of everything but the image; a row by the digest of the image. Segments are written
-under another name and renamed when complete, rows before ids, so that readers and other writers never see half of one
-and a killed run leaves only a file that the next run sweeps away.
+A shelf is named by the digest of everything but the image; a row by the digest of the image. Shelves of one name that
+differ in their imprint (what the network makes of fixed images) are numbered. Segments are written under another name
+and renamed when complete, rows before ids, so that readers and other writers never see half of one and a killed run
+leaves only a file that the next run sweeps away.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import itertools
 import json
 import os
 import shutil
-import socket
-import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.cache_folder import default_folder
 from transferkit.errors import CacheError
+from transferkit.features.leases import STALE, Lease, age, is_abandoned, is_leased, name_file
+from transferkit.paths import expand
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -39,7 +45,6 @@ __all__ = [
     "RowOverflowError",
     "Shelf",
     "ShelfInfo",
-    "default_folder",
 ]
 
 FORMAT = "v1"
@@ -59,10 +64,13 @@ SPARE = 64 * 2**20
 GRACE = 60
 """Seconds after which rows without ids cannot belong to a writer that is between its two renames."""
 
-STALE = 24 * 3600
-"""Seconds after which a half-written file is nobody's, even if its process cannot be asked."""
+CLOSE = 1e-4
+"""How far two imprints of the same network may lie apart, in units of their size. EfficientNet-Lite0's moves by 8e-6
+with the number of threads, the memory layout or the library of kernels; one channel of one stage that is 1 % larger
+moves it by 1e-2."""
 
 Ids = npt.NDArray[np.bytes_]
+Imprint = npt.NDArray[np.float64]
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -104,14 +112,6 @@ def _unpacked(rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     """Rows as they are kept -> float32."""
     kept = torch.from_numpy(rows)
     return (kept.view(torch.bfloat16) if dtype == "bfloat16" else kept).float().numpy()
-
-
-def default_folder() -> Path:
-    """`$TRANSFERKIT_CACHE`, else the user's cache folder."""
-    if given := os.environ.get("TRANSFERKIT_CACHE"):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "transferkit"
 
 
 @contextmanager
@@ -156,17 +156,21 @@ class FeatureTable:
         files: Segment files.
         blocks: Stage name -> its columns.
         dtype: What the rows are kept as; they are read as float32.
+        lease: Keeps the shelf from being dropped while the table lives.
     """
 
     def __init__(
         self,
         files: Sequence[Path],
-        segments: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.int64],
+        segments: npt.NDArray[np.integer],
+        rows: npt.NDArray[np.integer],
         blocks: Mapping[str, slice],
         dtype: str = "float32",
+        *,
+        lease: Lease | None = None,
     ) -> None:
         self._files = list(files)
+        self._lease = lease
         self._segments = segments
         self._rows = rows
         self.blocks = dict(blocks)
@@ -182,7 +186,9 @@ class FeatureTable:
 
     def take(self, indices: npt.NDArray[np.integer]) -> FeatureTable:
         """The same table for other rows, in the order given."""
-        return FeatureTable(self._files, self._segments[indices], self._rows[indices], self.blocks, self.dtype)
+        return FeatureTable(
+            self._files, self._segments[indices], self._rows[indices], self.blocks, self.dtype, lease=self._lease
+        )
 
     def select(self, stages: Sequence[str]) -> tuple[dict[str, slice], npt.NDArray[np.int64]]:
         """Stage -> its columns once only `stages` are read, and the columns of the table that these are."""
@@ -213,12 +219,15 @@ class FeatureTable:
     def _mapped(self, segment: int) -> npt.NDArray[Any]:
         """(n, D) as they are kept, on disk."""
         file = self._files[segment]
+        if self._lease is not None:
+            self._lease.renew()
         with _explained(file.parent):
             return np.memmap(file, dtype=DTYPES[self.dtype], mode="r").reshape(-1, self.width)
 
     def opened(self) -> OpenTable:
         """The same rows for random access."""
-        return OpenTable([self._mapped(at) for at in range(len(self._files))], self._segments, self._rows, self.dtype)
+        mapped = [self._mapped(at) for at in range(len(self._files))]
+        return OpenTable(mapped, self._segments, self._rows, self.dtype, lease=self._lease)
 
     def load(self, stages: Sequence[str]) -> npt.NDArray[np.float32]:
         """(N, D) float32 of some stages, in memory."""
@@ -239,16 +248,20 @@ class OpenTable:
         segments: (N,) index into `mapped`.
         rows: (N,) row inside the segment.
         dtype: What the rows are kept as.
+        lease: As for `FeatureTable`.
     """
 
     def __init__(
         self,
         mapped: Sequence[npt.NDArray[Any]],
-        segments: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.int64],
+        segments: npt.NDArray[np.integer],
+        rows: npt.NDArray[np.integer],
         dtype: str,
+        *,
+        lease: Lease | None = None,
     ) -> None:
         self._mapped = mapped
+        self._lease = lease
         self._segments = segments
         self._rows = rows
         self._dtype = dtype
@@ -258,6 +271,8 @@ class OpenTable:
 
     def read(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """(n, D) float32 of the rows at these positions, in this order."""
+        if self._lease is not None:
+            self._lease.renew()
         segments, rows = self._segments[indices], self._rows[indices]
         present = np.unique(segments)
         if len(present) == 1:
@@ -269,6 +284,60 @@ class OpenTable:
         return read
 
 
+class _Index(NamedTuple):
+    """Where every row of a shelf is, in the order of the ids; of equal ids the first one written down comes first.
+
+    Args:
+        files: Segment files.
+        ids: (N,) sorted.
+        segments: (N,) int32 index into `files`.
+        rows: (N,) int32 row inside the segment.
+    """
+
+    files: list[Path]
+    ids: Ids
+    segments: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
+
+    def find(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """(n,) place of each id in the index, and (n,) whether it is there at all.
+
+        Looked up in sorted order: places far apart in memory would take ten times as long.
+        """
+        order = np.argsort(ids, kind="stable")
+        place = np.empty(len(ids), dtype=np.int64)
+        place[order] = np.searchsorted(self.ids, ids[order])
+        found = place < len(self.ids)
+        found[found] = self.ids[place[found]] == ids[found]
+        return place, found
+
+
+def _whole_segments(folder: Path, row_bytes: int) -> list[Path]:
+    """Rows files that have as many rows as ids; others are passed over."""
+    whole = []
+    for listing in sorted(folder.glob("*.ids")):
+        rows = listing.with_suffix(".rows")
+        with suppress(FileNotFoundError):  # cleared meanwhile
+            if rows.stat().st_size * 32 == listing.stat().st_size * row_bytes:
+                whole.append(rows)
+    return whole
+
+
+def _read_index(segments: Sequence[Path]) -> _Index:
+    """The index of these segments. At a million rows: a second, and 118 MB of which a third stays."""
+    files, parts = [], []
+    for rows in segments:
+        with suppress(FileNotFoundError):  # cleared meanwhile
+            parts.append(np.fromfile(rows.with_suffix(".ids"), dtype="S32"))
+            files.append(rows)
+    lengths = [len(part) for part in parts]
+    ids = np.concatenate(parts) if parts else np.empty(0, dtype="S32")
+    order = np.argsort(ids, kind="stable")
+    within = np.repeat(np.arange(len(files), dtype=np.int32), lengths)[order]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return _Index(files, ids[order], within, (order - starts[within]).astype(np.int32))
+
+
 class Shelf:
     """The rows of one backbone, preprocessing and pooling.
 
@@ -276,13 +345,19 @@ class Shelf:
         folder: Where its files are.
         blocks: Stage name -> its columns.
         dtype: What its rows are kept as: one of `DTYPES`.
+        lease: The run's hold on it, kept by whoever opened the shelf; tables keep it as well.
     """
 
-    def __init__(self, folder: Path, blocks: Mapping[str, slice], dtype: str = "float32") -> None:
+    def __init__(
+        self, folder: Path, blocks: Mapping[str, slice], dtype: str = "float32", *, lease: Lease | None = None
+    ) -> None:
         self.folder = folder
         self.blocks = dict(blocks)
         self.dtype = dtype
         self.width = max(block.stop for block in blocks.values())
+        self._lease = None if lease is None else weakref.ref(lease)
+        self._seen: set[Path] = set()
+        self._read: _Index | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -295,50 +370,54 @@ class Shelf:
         changes = [0.0]
         for path in self.folder.glob("*"):
             with suppress(FileNotFoundError):  # renamed meanwhile
-                changes.append(path.stat().st_mtime)
+                if path.suffix != ".lease":
+                    changes.append(path.stat().st_mtime)
         return max(changes)
 
-    def _index(self) -> tuple[list[Path], Ids, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        files, ids = [], []
-        for listing in sorted(self.folder.glob("*.ids")):
-            rows = listing.with_suffix(".rows")
-            with suppress(FileNotFoundError):  # cleared meanwhile
-                found = np.fromfile(listing, dtype="S32")
-                if rows.stat().st_size == len(found) * self.row_bytes:
-                    files.append(rows)
-                    ids.append(found)
-        lengths = [len(found) for found in ids]
-        every = np.concatenate(ids) if ids else np.empty(0, dtype="S32")
-        segment = np.repeat(np.arange(len(files)), lengths)
-        row = np.concatenate([np.arange(length) for length in lengths]) if lengths else np.empty(0, dtype=np.int64)
-        return files, every, segment, row
+    def _index(self) -> _Index:
+        """The index of what is here now; read again only where segments came or went."""
+        segments = _whole_segments(self.folder, self.row_bytes)
+        self._seen.update(segments)
+        if self._read is None or self._read.files != segments:
+            self._read = _read_index(segments)
+        return self._read
 
     def missing(self, ids: Ids) -> npt.NDArray[np.int64]:
         """Positions in `ids` of images that are not here yet; of equal ones only the first."""
         unique, first = np.unique(ids, return_index=True)
         with _explained(self.folder):
-            return np.sort(first[~np.isin(unique, self._index()[1])])
+            return np.sort(first[~self._index().find(unique)[1]])
 
     def table(self, ids: Ids) -> FeatureTable:
         """The rows of these images, in this order.
 
         Raises:
-            CacheError: If some are not here (another process cleared the bank meanwhile).
+            CacheError: If some are not here: they were never written, or another process cleared the bank meanwhile.
         """
         with _explained(self.folder):
-            files, every, segment, row = self._index()
-            order = np.argsort(every, kind="stable")
-            place = np.searchsorted(every[order], ids)
-            found = place < len(every)
-            found[found] = every[order[place[found]]] == ids[found]
+            index = self._index()
+            place, found = index.find(ids)
             if not found.all():
-                raise CacheError(
-                    f"{int((~found).sum())} of {len(ids)} images are no longer in the feature bank at {self.folder}; "
-                    "was it cleared meanwhile? Run again."
-                )
-            at = order[place]
+                raise self._lost(int((~found).sum()), len(ids))
             (self.folder / "meta.json").touch()
-            return FeatureTable(files, segment[at], row[at], self.blocks, self.dtype)
+            rows, lease = index.rows[place], self._held()
+            return FeatureTable(index.files, index.segments[place], rows, self.blocks, self.dtype, lease=lease)
+
+    def _held(self) -> Lease:
+        """The lease of whoever opened the shelf, or a new one where that run is over."""
+        lease = None if self._lease is None else self._lease()
+        return Lease(self.folder) if lease is None or not lease.exists else lease
+
+    def _lost(self, lost: int, of: int) -> CacheError:
+        if all(path.exists() for path in self._seen):
+            return CacheError(
+                f"{lost} of {of} images are not in the feature bank at {self.folder}: nobody has computed them, and "
+                "nothing was removed."
+            )
+        return CacheError(
+            f"{lost} of {of} images are no longer in the feature bank at {self.folder}; was it cleared meanwhile? "
+            "Run again."
+        )
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
@@ -347,7 +426,7 @@ class Shelf:
         After an exception the segment in hand is removed and those committed before stay.
         """
         _sweep(self.folder)
-        writer = Writer(self.folder, self.dtype)
+        writer = Writer(self.folder, self.width, self.dtype, seen=self._seen)
         try:
             yield writer  # outside `_explained`: an OSError raised in the block need not be the bank's
             writer.commit()
@@ -356,9 +435,20 @@ class Shelf:
 
 
 class Writer:
-    def __init__(self, folder: Path, dtype: str) -> None:
+    """Appends rows to a shelf.
+
+    Args:
+        folder: The shelf's.
+        width: D, numbers per row.
+        dtype: What rows are kept as.
+        seen: Takes down the segments that are committed.
+    """
+
+    def __init__(self, folder: Path, width: int, dtype: str, *, seen: set[Path]) -> None:
         self._folder = folder
+        self._width = width
         self._dtype = dtype
+        self._seen = seen
         self._partial: Path | None = None
         self._ids: list[Ids] = []
         self._bytes = 0
@@ -369,14 +459,16 @@ class Writer:
         Written with ordinary writes, never through a mapping: a full disk must raise, not kill the process.
 
         Raises:
+            ValueError: If there are more or fewer rows than ids, or they are wider or narrower than the shelf's.
             RowOverflowError: If a value is beyond what the shelf can keep; nothing of these rows is written then.
         """
+        if rows.shape != (len(ids), self._width):
+            raise ValueError(f"Expected rows of shape {(len(ids), self._width)} for {len(ids)} ids, got {rows.shape}.")
         packed = _packed(rows, self._dtype)
         with _explained(self._folder):
             mode = "r+b"  # not "ab": a file that was cleared meanwhile must not come back without its first rows
             if self._partial is None:
-                name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.partial"
-                self._partial, mode = self._folder / name, "xb"
+                self._partial, mode = self._folder / name_file("partial"), "xb"
             with self._partial.open(mode) as file:
                 file.seek(0, os.SEEK_END)
                 file.write(packed.data)
@@ -406,6 +498,7 @@ class Writer:
                 listing.unlink(missing_ok=True)
                 if not ids.exists():
                     rows.unlink(missing_ok=True)
+        self._seen.add(rows)
         self._partial, self._ids, self._bytes = None, [], 0
 
     def discard(self) -> None:
@@ -415,39 +508,21 @@ class Writer:
                 self._partial.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    if os.name == "nt":
-        return True  # os.kill(pid, 0) would send it a Ctrl-C; `STALE` has to do
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _abandoned(partial: Path) -> bool:
-    """Whether the process of this machine that the file is named after is dead."""
-    host, _, pid = partial.stem.rpartition("-")[0].rpartition("-")
-    return host == socket.gethostname() and pid.isdigit() and not _alive(int(pid))
-
-
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
-
-
 def _sweep(folder: Path) -> None:
     """Remove what killed runs left half-written, as far as that is allowed."""
     for pattern in ("*.partial", "*.ids-partial", "*.tmp"):
         for path in folder.glob(pattern):
             with suppress(OSError):  # another process sweeps as well, or the file is another person's
-                if _abandoned(path) or _age(path) > STALE:
+                if is_abandoned(path) or age(path) > STALE:
                     path.unlink()
+    for path in folder.glob("*.lease"):
+        with suppress(OSError):
+            if is_abandoned(path):  # a run that lives may hold a shelf for weeks
+                path.unlink()
     for path in folder.glob("*.rows"):
         with suppress(OSError):
             # Killed between two renames. The age is asked first: ids that are to come are there within the grace.
-            if _age(path) > GRACE and not path.with_suffix(".ids").exists():
+            if age(path) > GRACE and not path.with_suffix(".ids").exists():
                 path.unlink()
 
 
@@ -467,6 +542,48 @@ def _read_meta(folder: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return described if isinstance(described, dict) else {}
+
+
+def _write_meta(folder: Path, meta: Mapping[str, object], *, replace: bool) -> bool:
+    """Write what the shelf is, in one go; without `replace`, False where somebody has done so already."""
+    partial, target = folder / f"meta-{uuid.uuid4().hex}.tmp", folder / "meta.json"
+    try:
+        partial.write_text(json.dumps(meta, indent=1, sort_keys=True, default=str), encoding="utf-8")
+        if not replace and hasattr(os, "link"):
+            try:
+                os.link(partial, target)
+                return True
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links: the check below leaves a gap of a moment
+                if target.exists():
+                    return False
+        partial.replace(target)
+        return True
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_imprint(folder: Path) -> Imprint | None:
+    """(M, W); None if the shelf has none that can be read."""
+    meta = _read_meta(folder)
+    try:
+        flat = np.frombuffer(base64.b64decode(str(meta["imprint"]), validate=True), dtype="<f8")
+        return flat.reshape(int(str(meta["imprint_rows"])), -1)
+    except (KeyError, ValueError):
+        return None
+
+
+def _is_close(kept: Imprint | None, imprint: Imprint, close: float) -> bool:
+    """Whether two imprints are of one network: all rows equal but for rounding, each in units of its own size."""
+    if kept is None or kept.shape != imprint.shape:
+        return False
+    finite = np.isfinite(kept)
+    if not np.array_equal(np.where(finite, 0, kept), np.where(np.isfinite(imprint), 0, imprint), equal_nan=True):
+        return False
+    difference = np.abs(np.where(finite, kept, 0) - np.where(finite, imprint, 0))
+    size = np.sqrt(np.mean(np.square(np.where(finite, kept, 0)), axis=1, keepdims=True))
+    return bool(np.all(difference <= close * size))
 
 
 def _describe(folder: Path) -> ShelfInfo:
@@ -490,6 +607,9 @@ class FeatureBank:
         folder: Where; None takes `default_folder()`. Made when first written to.
         limit: Bytes the whole bank may take.
 
+    Shelves that were opened through a bank are held for as long as it lives (a run has one bank), and those that a
+    table reads from for as long as that lives: they are not dropped to make room for others.
+
     Example:
         >>> import tempfile
         >>> bank = FeatureBank(tempfile.mkdtemp())
@@ -501,8 +621,9 @@ class FeatureBank:
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = DEFAULT_LIMIT) -> None:
-        self.folder = default_folder() if folder is None else Path(folder).expanduser()
+        self.folder = default_folder() if folder is None else expand(folder)
         self.limit = limit
+        self._leases: dict[str, Lease] = {}
 
     @property
     def _root(self) -> Path:
@@ -515,6 +636,8 @@ class FeatureBank:
         *,
         about: Mapping[str, object] | None = None,
         dtype: str = "float32",
+        imprint: Imprint | None = None,
+        close: float = CLOSE,
     ) -> Shelf:
         """The shelf for everything that fixes a row but the image itself.
 
@@ -523,6 +646,9 @@ class FeatureBank:
             widths: Stage name -> width; rows hold the stages in this order.
             about: Kept with it for people; the same rows under another name are the same shelf.
             dtype: What rows are kept as: one of `DTYPES`. Rows of another dtype lie on another shelf.
+            imprint: (M, W) what makes the rows, told by what it makes of fixed inputs. Shelves of one description whose
+                imprints are not close to each other are different shelves.
+            close: How far imprints may lie apart, in units of their size, and still be of one shelf.
 
         Raises:
             CacheError: If the folder cannot be made or written.
@@ -532,38 +658,63 @@ class FeatureBank:
             name: slice(int(stop) - width, int(stop)) for (name, width), stop in zip(widths.items(), stops, strict=True)
         }
         fixed = {**description, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
-        if dtype != "float32":  # older shelves, which know of nothing else, keep their names
+        if dtype != "float32":
             fixed["dtype"] = dtype
-        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True, default=str).encode(), digest_size=12)
-        folder = self._root / digest.hexdigest()
-        text = json.dumps({**(about or {}), **fixed}, indent=1, sort_keys=True, default=str)
+        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+        meta = {**(about or {}), **fixed}
         with _explained(self.folder):
+            if imprint is None:
+                folder = self._root / digest
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_meta(folder, meta, replace=True)
+            else:
+                folder = self._find_variant(digest, meta, imprint, close)
+            return Shelf(folder, blocks, dtype, lease=self._hold(folder))
+
+    def _find_variant(self, digest: str, meta: Mapping[str, object], imprint: Imprint, close: float) -> Path:
+        """The folder of the shelf with this imprint; a new one if there is none.
+
+        Processes that come at the same time meet at the same one: whoever writes its meta.json first has made it.
+        """
+        for folder in sorted(self._root.glob(f"{digest}-*")):
+            if _is_close(_read_imprint(folder), imprint, close):
+                os.utime(folder / "meta.json")
+                return folder
+        text = base64.b64encode(np.ascontiguousarray(imprint, dtype="<f8").tobytes()).decode()
+        for number in itertools.count():
+            folder = self._root / f"{digest}-{number}"
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f"meta-{uuid.uuid4().hex}.tmp"
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(folder / "meta.json")
-            finally:
-                partial.unlink(missing_ok=True)
-        return Shelf(folder, blocks, dtype)
+            if _write_meta(folder, {**meta, "imprint": text, "imprint_rows": len(imprint)}, replace=False):
+                return folder
+            if _is_close(_read_imprint(folder), imprint, close):
+                return folder
+        raise AssertionError("itertools.count ended")
+
+    def _hold(self, folder: Path) -> Lease:
+        lease = self._leases.get(folder.name)
+        if lease is None or not lease.exists:
+            lease = self._leases[folder.name] = Lease(folder)
+        return lease
 
     def make_room(self, *needs: tuple[Shelf, int]) -> None:
         """See to it that for each shelf so many more rows fit: under the limit, and on the disk.
 
+        The shelves used least recently are dropped for that, but none that a run holds, this one or another.
+
         Raises:
-            CacheError: If they cannot, even with all other shelves gone.
+            CacheError: If they cannot, even with all shelves gone that nobody holds.
         """
         needed = sum(rows * (shelf.row_bytes + 32) for shelf, rows in needs)
         images = max(rows for _, rows in needs)
         own = {shelf.folder.name for shelf, _ in needs}
         with _explained(self.folder):
-            others = [info for info in self.list_shelves() if info.name not in own]
-            spendable = sum(info.size for info in others)
+            free_to_go = [info for info in self.list_shelves() if info.name not in own and not self._is_held(info)]
+            spendable = sum(info.size for info in free_to_go)
             over = _size(self._root) + needed - self.limit
             free = shutil.disk_usage(self.folder).free - SPARE
         if over > spendable:
             raise CacheError(
-                f"The features of {images} more images bring this backbone's to "
+                f"The features of {images} more images bring those in use, by this run or by others that go on, to "
                 f"{(over + self.limit - spendable) / 2**20:,.0f} MB, which is over the feature bank's "
                 f"limit of {self.limit / 2**20:,.0f} MB. Raise it with cache_limit=GIGABYTES."
             )
@@ -574,9 +725,12 @@ class FeatureBank:
                 "folder with cache=DIR."
             )
         short = max(over, needed - free)
-        for info in sorted(others, key=lambda info: info.last_used):
-            if short > 0:
+        for info in sorted(free_to_go, key=lambda info: info.last_used):
+            if short > 0 and not self._is_held(info):  # asked again: somebody may have come meanwhile
                 short -= self.clear(info.name)
+
+    def _is_held(self, info: ShelfInfo) -> bool:
+        return is_leased(self._root / info.name)
 
     def list_shelves(self) -> list[ShelfInfo]:
         """What is in the bank, most recently used first."""

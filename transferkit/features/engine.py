@@ -24,8 +24,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, CacheError, OptionError
+from transferkit.errors import BackboneError, CacheError, OptionError, TransferkitError
 from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
+from transferkit.features.identity import IMPRINT_IMAGES, circumstances, closeness, imprint_of, probe_images, same_draws
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating
@@ -41,11 +42,13 @@ __all__ = [
     "choose_device",
     "fill_shelves",
     "frozen_pass",
+    "image_seconds",
+    "imprints",
     "open_shelves",
     "origin_of",
 ]
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised whenever the same image and weights would give other features than before."""
 
 CPU_PIXELS = 160_000
@@ -60,6 +63,14 @@ PATIENCE = 300.0
 
 PAUSE = 0.2
 """Seconds between two looks into the bank."""
+
+FEATURES = frozenset({"features"})
+
+PACE_ROUNDS = 5
+"""Rounds that are timed at most; the fastest counts: what else a shared machine does only adds to the others."""
+
+PACE_SECONDS = 0.3
+"""Seconds after which no further round begins."""
 
 Read = Callable[[int], npt.NDArray[Any]]
 
@@ -96,8 +107,11 @@ class Shelves(NamedTuple):
     moments: Shelf | None
 
 
-def origin_of(backbone: Backbone, part: nn.Module) -> dict[str, object]:
-    """What fixes the rows that a part of this backbone gives, but for the image: not what the backbone is called."""
+def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict[str, object]:
+    """What fixes the rows that a part of this backbone gives, but for the image: not what the backbone is called.
+
+    The code that runs has no name; `imprints` tell it.
+    """
     preprocessing = asdict(backbone.spec.preprocessing.primary)
     for silent in ("origin", "views"):
         preprocessing.pop(silent)
@@ -110,7 +124,74 @@ def origin_of(backbone: Backbone, part: nn.Module) -> dict[str, object]:
         "weights": weights_digest(part),
         "preprocessing": preprocessing,
         "engine": ENGINE_VERSION,
+        **circumstances(device),
     }
+
+
+def imprints(
+    backbone: Backbone, compute: Compute, widths: Mapping[str, int], device: torch.device
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Kind of rows -> its imprint: what this network makes of fixed images now, on this device.
+
+    Costs one forward pass of two images.
+
+    Args:
+        backbone: Run in evaluation mode and without gradients; left as it was.
+        compute: Makes rows of a batch, with this backbone.
+        widths: Kind of rows -> D that they should have.
+        device: Where.
+
+    Raises:
+        BackboneError: If the network cannot take images of the size in use, or does not give a row for each.
+    """
+    pixels = _probe(backbone, IMPRINT_IMAGES)
+    with _placed(backbone, device) as placed, same_draws(device):
+        found = _Pass(placed, device, compute).parts(pixels, frozenset(widths))
+    for kind, width in widths.items():
+        _check_shape(backbone, {name: tuple(part.shape) for name, part in found[kind].items()}, len(pixels), width)
+    return {kind: imprint_of(found[kind]) for kind in widths}
+
+
+def _probe(backbone: Backbone, count: int) -> npt.NDArray[Any]:
+    """Fixed images as this backbone is given them: uint8 pictures, or float32 tensors that are prepared already."""
+    wanted = backbone.spec.preprocessing
+    height, width = wanted.shape or (wanted.size, wanted.size)
+    pictures = probe_images(height, width, count)
+    return pictures.astype(np.float32) / 127.5 - 1 if wanted.prepared else pictures
+
+
+def _check_shape(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]], images: int, width: int) -> None:
+    """See to it that there is one row per image, as wide as the stages were when the network was traced."""
+    rows = all(len(shape) == 2 and shape[0] == images for shape in shapes.values())
+    if rows and sum(shape[1] for shape in shapes.values()) == width:
+        return
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    expected = f"{images} rows of {width} numbers for {images} images"
+    raise _misfit(backbone, f"expected {expected}, got the shapes {listed}")
+
+
+def _misfit(backbone: Backbone, told: str, shape: tuple[int, ...] | None = None) -> BackboneError:
+    """The error for a network that does not cope with the images: what it did, and what it copes with."""
+    spec = backbone.spec
+    size, native = spec.preprocessing.size, spec.native_size
+    if spec.preprocessing.prepared or shape not in (None, (3, size, size)):  # which image_size does not reach
+        return BackboneError(
+            f"{spec.name} failed on images of shape {shape or spec.preprocessing.shape}: {told}. It works on "
+            f"(3, {native}, {native}): prepare them like that."
+        )
+    if size != native:
+        return BackboneError(
+            f"{spec.name} does not work on images of {size} px: {told}. It works at its native {native} px: leave "
+            f"image_size out, or set image_size={native}."
+        )
+    return BackboneError(f"{spec.name} failed on images of {size} px, the size that it is made for: {told}.")
+
+
+def _told(error: Exception) -> str:
+    """An exception in one line: its first, or the last one where a traceback comes before it, as in TorchScript."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a word"]
+    said = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    return f"{type(error).__name__}: {said.rstrip('.')}"
 
 
 def label_of(backbone: Backbone) -> dict[str, object]:
@@ -118,15 +199,27 @@ def label_of(backbone: Backbone) -> dict[str, object]:
     return {"backbone": backbone.spec.name, "image_size": backbone.spec.preprocessing.size}
 
 
-def open_shelves(bank: FeatureBank, backbone: Backbone, *, pooling: str, moments: bool = False) -> Shelves:
-    """Where the rows of this backbone are kept: named by what makes them."""
-    origin = origin_of(backbone, backbone.trunk)
-    places = {tap.stage: [tap.path, tap.layout] for tap in backbone.moment_taps}
-    features = bank.shelf({**origin, "pooling": pooling}, backbone.widths(pooling), about=label_of(backbone))
-    if not moments:
-        return Shelves(features, None)
-    apart = {**origin, "pooling": "moments", "places": places}
-    return Shelves(features, bank.shelf(apart, backbone.moment_widths(), about=label_of(backbone)))
+def open_shelves(
+    bank: FeatureBank, backbone: Backbone, *, pooling: str, moments: bool = False, device: torch.device
+) -> Shelves:
+    """Where the rows of this backbone are kept: named by what makes them.
+
+    Costs one forward pass of two images, see `imprints`.
+    """
+    origin = origin_of(backbone, backbone.trunk, device)
+    widths = {"features": backbone.widths(pooling)}
+    about = {"features": {**origin, "pooling": pooling}}
+    if moments:
+        places = {tap.stage: [tap.path, tap.layout] for tap in backbone.moment_taps}
+        widths["moments"] = backbone.moment_widths()
+        about["moments"] = {**origin, "pooling": "moments", "places": places}
+    compute = _features_and_moments(backbone, pooling)
+    found = imprints(backbone, compute, {kind: sum(parts.values()) for kind, parts in widths.items()}, device)
+    shelves = {
+        kind: bank.shelf(about[kind], parts, about=label_of(backbone), imprint=found[kind], close=closeness(device))
+        for kind, parts in widths.items()
+    }
+    return Shelves(shelves["features"], shelves.get("moments"))
 
 
 def _layers_digest(trunk: nn.Module) -> str:
@@ -213,15 +306,8 @@ class _Pass:
 
     def rows(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
         """(n, 3, H, W) uint8 or normalised float32 -> rows of the kinds wanted."""
-        try:
-            parts, rows = self._run(pixels, wanted)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise BackboneError(
-                f"{self._backbone.spec.name} failed on images of shape {pixels.shape[1:]}: {error}. "
-                "Try another image_size."
-            ) from error
+        parts = self.parts(pixels, wanted)
+        rows = {kind: _joined(parts[kind]) for kind in parts if kind in wanted}
         for kind, found in rows.items():
             if not np.isfinite(found).all():
                 broken = next(name for name, part in parts[kind].items() if not bool(torch.isfinite(part).all()))
@@ -231,15 +317,22 @@ class _Pass:
                 )
         return rows
 
-    def _run(
-        self, pixels: npt.NDArray[Any], wanted: frozenset[str]
-    ) -> tuple[Mapping[str, Mapping[str, torch.Tensor]], _Rows]:
-        stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
-        # no_grad, not inference_mode: what is cached may be trained on later.
-        with torch.no_grad():
-            images = normalise(stack, self._backbone.spec.preprocessing).contiguous(memory_format=torch.channels_last)
-            parts = self._compute(images, wanted)
-            return parts, {kind: _joined(parts[kind]) for kind in parts if kind in wanted}
+    def parts(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """The same, stage by stage and still on the device.
+
+        Raises:
+            BackboneError: If the network cannot take the images.
+        """
+        try:
+            stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+            # no_grad, not inference_mode: what is cached may be trained on later. And float32, whatever is around it.
+            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                images = normalise(stack, self._backbone.spec.preprocessing)
+                return self._compute(images.contiguous(memory_format=torch.channels_last), wanted)
+        except (torch.OutOfMemoryError, TransferkitError):
+            raise
+        except Exception as error:
+            raise _misfit(self._backbone, f"it raised {_told(error)}", tuple(pixels.shape[1:])) from error
 
     def rows_within_memory(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
         """The same, in halves for as long as the device runs out of memory.
@@ -324,7 +417,8 @@ def frozen_pass(
         CacheError: If the bank cannot be written.
         BackboneError: If a feature is not finite, or the network cannot take these images.
     """
-    shelves = open_shelves(bank, backbone, pooling=pooling, moments=sample is not None)
+    chosen = choose_device(device)
+    shelves = open_shelves(bank, backbone, pooling=pooling, moments=sample is not None, device=chosen)
     missing, unmeasured = _missing(shelves, content_ids, sample)
     needs = {"features": Need(shelves.features, missing)}
     if shelves.moments is not None:
@@ -366,6 +460,11 @@ def _missing(
     _, first, inverse = np.unique(content_ids, return_index=True, return_inverse=True)
     unmeasured = sample[shelves.moments.missing(content_ids[sample])]
     return missing, np.sort(first[inverse.reshape(-1)[unmeasured]])
+
+
+def _usual_workers() -> int:
+    """One per core, where several processes share the machine of its share."""
+    return max(1, (os.cpu_count() or 1) // neighbours()[1])
 
 
 def _fitting_batch(backbone: Backbone, device: torch.device) -> int:
@@ -410,7 +509,7 @@ def fill_shelves(
     bank.make_room(*((need.shelf, len(need.positions)) for need in needs.values()))
     mine = _shared_out(needs)
     batches = _batches(mine, _fitting_batch(backbone, chosen) if batch_size is None else batch_size)
-    workers = max(1, (os.cpu_count() or 1) // neighbours()[1]) if workers is None else workers
+    workers = _usual_workers() if workers is None else workers
     with (
         _placed(backbone, chosen) as placed,
         _worker_pool(workers, chosen) as pool,
@@ -420,6 +519,7 @@ def fill_shelves(
         results = _run_all(_Pass(placed, chosen, compute), read, batches, pool, workers, on_cpu=chosen.type == "cpu")
         for batch, rows in zip(steps, results, strict=True):
             for kind in batch.wanted:
+                _check_shape(backbone, {kind: rows[kind].shape}, len(batch.positions), needs[kind].shelf.width)
                 writers[kind].append(content_ids[batch.positions], rows[kind])
     _await_others(needs, content_ids)
     return len(np.unique(np.concatenate([need.positions for need in needs.values()])))
@@ -475,3 +575,43 @@ def _run_all(
 
     for batch, result in zip(batches, _ordered(pool, work, batches, ahead=2 * workers), strict=True):
         yield result if on_cpu else frozen.rows_within_memory(result, batch.wanted)
+
+
+def image_seconds(
+    backbone: Backbone, *, pooling: str = "avg+max", device: str = "auto", workers: int | None = None
+) -> float:
+    """Seconds that an image takes in the frozen pass on this machine, all workers together; decoding left out.
+
+    The same work is timed whatever the bank holds: batches of fixed images, of the size and on as many workers as in a
+    pass, after one round to warm up. The fastest round counts. Costs half a second, or two rounds where these take
+    longer.
+
+    Args:
+        backbone: Run in evaluation mode and without gradients; left as it was.
+        pooling: "avg" or "avg+max".
+        device: "auto", "cpu", "cuda", ...
+        workers: Threads; None takes one per core.
+
+    Returns:
+        Seconds, > 0.
+    """
+    chosen = choose_device(device)
+    on_cpu = chosen.type == "cpu"
+    pixels = _probe(backbone, _fitting_batch(backbone, chosen))
+    workers = (_usual_workers() if workers is None else workers) if on_cpu else 1
+    with _placed(backbone, chosen) as placed, _worker_pool(workers, chosen) as pool:
+        frozen = _Pass(placed, chosen, _features_and_moments(backbone, pooling))
+
+        def round_of_batches() -> float:
+            began = time.perf_counter()
+            if on_cpu:
+                list(pool.map(lambda _: frozen.rows(pixels, FEATURES), range(workers)))
+            else:
+                frozen.rows_within_memory(pixels, FEATURES)
+            return time.perf_counter() - began
+
+        round_of_batches()  # threads, memory and kernels are there from now on
+        seconds = [round_of_batches()]
+        while len(seconds) < PACE_ROUNDS and sum(seconds) < PACE_SECONDS:
+            seconds.append(round_of_batches())
+    return min(seconds) / (workers * len(pixels))

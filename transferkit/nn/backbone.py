@@ -111,13 +111,23 @@ def _ask_for_head(network: Any, images: torch.Tensor) -> tuple[nn.Module, nn.Mod
         return network, classifier if torch.allclose(classifier(network(images)), logits, atol=1e-3) else None
 
 
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise BackboneError(
+            f"The network cannot be copied, and it is a copy that is worked on: {type(error).__name__}: {error}. "
+            "Replace what cannot be copied (a scripted function by the plain one, a generator, an open file)."
+        ) from error
+
+
 def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module | None]:
     """A copy of the network without its classifier, and that classifier if it maps (N, D) to (N, classes).
 
     Networks that know how to drop their classifier (`reset_classifier`, as timm's do) are asked to; of others the
     last layer to run is replaced by the identity if it is linear.
     """
-    network = copy.deepcopy(network)
+    network = _copied(network)
     images = torch.zeros(2, 3, size, size)
     if hasattr(network, "reset_classifier") and hasattr(network, "get_classifier"):
         return _ask_for_head(network, images)
@@ -130,6 +140,45 @@ def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module |
     with evaluating(network), torch.no_grad():
         needs_pooling = network(images).ndim != 2
     return (_Pooled(network) if needs_pooling else network), head
+
+
+def _refuse_scripts(network: nn.Module) -> None:
+    """A TorchScript module lets nobody watch its layers, so no stage could be read.
+
+    Raises:
+        BackboneError: If the network is one or holds one.
+    """
+    script = next(
+        (path for path, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)), None
+    )
+    if script is not None:
+        where = f"its module {script!r} is one" if script else "this is one"
+        raise BackboneError(
+            f"A TorchScript module does not show its layers, and {where}. Pass the nn.Module that it was made from; "
+            "its weights are the same: module.load_state_dict(scripted.state_dict())."
+        )
+
+
+def _accept_channels_last(trunk: nn.Module, *, size: int) -> None:
+    """Make a network that wants its tensors contiguous (`view` after a convolution) take images in channels_last, in
+    which convolutions are fast: its layers hand on contiguous ones."""
+    images = torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    try:
+        with evaluating(trunk), torch.no_grad():
+            trunk(images)
+    except RuntimeError:  # of another kind as well: then this changes nothing, and whoever runs the network explains it
+        trunk.register_forward_pre_hook(_contiguous_inputs)
+        for module in trunk.modules():
+            if not list(module.children()):
+                module.register_forward_hook(_contiguous_output)
+
+
+def _contiguous_inputs(_module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in inputs)
+
+
+def _contiguous_output(_module: nn.Module, _inputs: object, output: object) -> object:
+    return output.contiguous() if isinstance(output, torch.Tensor) else output
 
 
 class Backbone(nn.Module):
@@ -163,10 +212,12 @@ class Backbone(nn.Module):
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, *, size: int | None = None) -> None:
         super().__init__()
+        _refuse_scripts(network)
         spec = spec.at(size)
         network, traced = _fit_size(network, spec)
         self.trunk, self.head = split_head(network, size=traced)
         self.trunk.eval()
+        _accept_channels_last(self.trunk, size=traced)
         self._traced = traced
         self.taps: tuple[Tap, ...] = discover_taps(self.trunk, size=traced)
         self._owner = record_taps(self.trunk, self.taps)

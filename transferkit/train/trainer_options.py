@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -178,6 +178,22 @@ def with_sharding(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "strategy": strategy}
 
 
+_SHOWN: set[str] = set()
+"""Warnings that were shown in this process: every fit brings the same ones."""
+
+
+def _shown_once(show: Callable[..., None]) -> Callable[..., None]:
+    """How to show a warning, but for one that was shown already; `catch_warnings` makes Python forget that."""
+
+    def show_new(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        said = f"{category.__name__}: {message}"
+        if said not in _SHOWN:
+            _SHOWN.add(said)
+            show(message, category, *where, **more)
+
+    return show_new
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without Lightning's words about devices and workers."""
@@ -190,6 +206,7 @@ def quietly() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in QUIET:
                 warnings.filterwarnings("ignore", message)
+            warnings.showwarning = _shown_once(warnings.showwarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

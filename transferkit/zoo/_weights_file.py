@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from transferkit.errors import CheckpointError
+from transferkit.paths import expand
 
 __all__ = ["CONTAINERS", "WRAPPED", "Part", "find_file", "preference", "read_parts", "read_state"]
 
@@ -74,7 +75,7 @@ def find_file(path: str | Path) -> Path:
     Raises:
         CheckpointError: If there is no such file.
     """
-    given = Path(path)
+    given = expand(path)
     if given.is_file():
         return given
     if given.is_dir():

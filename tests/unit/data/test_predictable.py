@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from tests.unit.data.pictures import Writer, noise
 from transferkit.data import predictable_images
@@ -75,4 +76,83 @@ def test_what_is_no_picture_is_refused(images: Any, message: str) -> None:
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image files"):
+        list(predictable_images(tmp_path))
+
+
+class Listed:
+    """A map-style dataset that is no torch Dataset: what it was given, one by one."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        if isinstance(self.items[index], Exception):
+            raise self.items[index]
+        return self.items[index]
+
+
+class Streamed(IterableDataset):
+    """Pairs, one after the other."""
+
+    def __iter__(self) -> Any:
+        yield from [(CHW, 0), (CHW, 1)]
+
+
+PAIRS = TensorDataset(torch.stack([CHW, CHW, CHW]), torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("images", "count"),
+    [
+        (PAIRS, 3),
+        (Subset(PAIRS, [0, 2]), 2),
+        (DataLoader(PAIRS, batch_size=2), 3),
+        (Streamed(), 2),
+        (Listed((noise(1), "cat"), (ONE, None), [CHW, torch.tensor(1)], CHW / 255), 4),
+        (Listed({"image": noise(1), "label": 3}, {"img": ONE}), 2),
+        ([(noise(1), 0), (ONE, np.int64(3))], 2),
+        (TensorDataset(torch.stack([CHW, CHW])), 2),
+    ],
+    ids=["pairs", "subset", "loader", "stream", "mixed", "dicts", "list of pairs", "images alone"],
+)
+def test_of_datasets_the_images_are_taken_and_the_labels_left(images: Any, count: int) -> None:
+    found = list(predictable_images(images))
+    assert [name for name, _ in found] == [f"image {index}" for index in range(count)]
+    assert all(np.array_equal(np.asarray(image), ONE) for _, image in found)
+
+
+def test_what_a_dataset_cannot_read_is_passed_over_when_asked() -> None:
+    images = Listed(ONE, OSError("truncated"), (3, 0), CHW)
+    with pytest.raises(DataError, match="Item 1 of the dataset cannot be read: truncated"):
+        list(predictable_images(images))
+    found = list(predictable_images(images, on_error="skip"))
+    assert [isinstance(image, DataError) for _, image in found] == [False, True, True, False]
+
+
+def test_patterns_and_names_that_look_like_them(write: Writer, tmp_path: Path) -> None:
+    for name in ("set[1]/a.png", "set[1]/b10.png", "set[1]/b2.png", "set[1]/deep/c.jpg", "x*.png"):
+        write(name)
+    base = tmp_path / "images"
+    (base / "set[1]" / "notes.txt").write_text("x")
+    (base / "set[1]" / ".hidden.png").write_text("x")
+
+    def names(pattern: str, **options: Any) -> list[str]:
+        return [Path(name).name for name, _ in predictable_images(str(base / pattern), **options)]
+
+    assert names("set[1]/*.png") == ["a.png", "b2.png", "b10.png"]
+    assert names("set[1]/*") == ["a.png", "b2.png", "b10.png", "c.jpg"]
+    assert names("**/*.jpg") == names("set[1]/dee?") == ["c.jpg"]
+    assert sorted(names("**")) == ["a.png", "b10.png", "b2.png", "c.jpg", "x*.png"]
+    assert names("x*.png") == ["x*.png"]
+    assert names("*/*.txt", on_error="skip") == ["notes.txt"]
+    with pytest.raises(DataError, match="No image matches the pattern"):
+        names("*.webp")
+
+
+def test_a_file_of_two_bytes_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"xx")
+    with pytest.raises(DataError, match="not an image that can be read"):
         list(predictable_images(tmp_path))

@@ -13,7 +13,8 @@ from PIL import Image
 
 import transferkit as tk
 from tests.unit.data.pictures import Writer, noise
-from transferkit.cli import _config_folder, _data_arguments
+from transferkit.cli.adapting import data_arguments
+from transferkit.cli.composition import config_folder
 from transferkit.data import open_data
 from transferkit.errors import DataError, OptionError, TransferkitError
 
@@ -25,9 +26,9 @@ def typed(message: str, source: str, place: Path) -> dict[str, Any]:
     settings = [f"data.{key}={value}" for key, value in _SETTING.findall(message)]
     assert settings, message
     where = "root" if source == "folder" else "path"
-    with initialize_config_dir(str(_config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
         composed = compose("config", overrides=[f"data={source}", f"data.{where}='{place}'", *settings])
-    return _data_arguments(composed)
+    return data_arguments(composed)
 
 
 def complaint(data: Any, **options: Any) -> str:

@@ -50,7 +50,7 @@ def load_all(shelf: Shelf, ids: Ids) -> npt.NDArray[np.float32]:
 
 def list_files(folder: Path) -> set[str]:
     """What lies in the folder, told by suffix; a bank at rest has nothing but .rows, .ids and meta.json."""
-    return {path.suffix for path in folder.rglob("*") if path.is_file()}
+    return {path.suffix for path in folder.rglob("*") if path.is_file()} - {".lease"}
 
 
 AT_REST = {".rows", ".ids", ".json"}

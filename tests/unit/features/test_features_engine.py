@@ -38,6 +38,7 @@ from transferkit.nn import Backbone
 from transferkit.nn.model import normalise
 
 STAGES = ["0", "1", "top"]
+CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -159,12 +160,18 @@ def test_only_missing_images_are_read(bank: FeatureBank) -> None:
     np.testing.assert_allclose(rows, pool_by_hand(make_network(), images, pooling="avg+max"), **CLOSE)
 
 
-def test_a_full_bank_needs_neither_images_nor_the_network(bank: FeatureBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, backbone = name_images(*range(5)), make_backbone()
+def test_a_full_bank_needs_no_images_and_of_the_network_two_to_know_it_by(
+    bank: FeatureBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, backbone, seen = name_images(*range(5)), make_backbone(), []
     expected, _ = run(bank, Reader(draw_images(5)), ids, backbone=backbone)
-    monkeypatch.setattr(Backbone, "pooled_stages", None)
+    real = Backbone.pooled_stages
+    monkeypatch.setattr(
+        Backbone, "pooled_stages", lambda b, images, **how: seen.append(len(images)) or real(b, images, **how)
+    )
     rows, computed = run(bank, lambda _: pytest.fail("read"), ids, backbone=backbone)
     assert computed == 0
+    assert seen == [2]
     np.testing.assert_array_equal(rows, expected)
 
 
@@ -192,7 +199,8 @@ def test_damaged_rows_are_computed_again(bank: FeatureBank) -> None:
 
 
 def _keys(bank: FeatureBank, *backbones: Backbone, pooling: str = "avg") -> list[str]:
-    return [open_shelves(bank, backbone, pooling=pooling).features.folder.name for backbone in backbones]
+    opened = [open_shelves(bank, backbone, pooling=pooling, device=CPU) for backbone in backbones]
+    return [shelves.features.folder.name for shelves in opened]
 
 
 def test_the_key_ignores_what_things_are_called(bank: FeatureBank) -> None:
@@ -203,7 +211,7 @@ def test_the_key_ignores_what_things_are_called(bank: FeatureBank) -> None:
 
 
 def test_the_shelf_names_its_backbone_for_people(bank: FeatureBank) -> None:
-    open_shelves(bank, make_backbone(name="packaged/x"), pooling="avg")
+    open_shelves(bank, make_backbone(name="packaged/x"), pooling="avg", device=CPU)
     (info,) = bank.list_shelves()
     assert (info.backbone, info.image_size, info.pooling) == ("packaged/x", SIDE, "avg")
 
@@ -330,7 +338,7 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_stage(bank: Fe
 
 def test_a_network_that_cannot_take_the_images_is_an_error_that_says_so(bank: FeatureBank) -> None:
     grey = draw_images(2)[:, :1]
-    with pytest.raises(BackboneError, match=r"toy failed on images of shape \(1, 32, 32\): .*Try another image_size"):
+    with pytest.raises(BackboneError, match=r"toy failed on images of shape \(1, 32, 32\): it .*on \(3, 32, 32\)"):
         run(bank, Reader(grey), name_images(0, 1), backbone=make_backbone())
 
 

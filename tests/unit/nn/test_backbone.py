@@ -326,3 +326,53 @@ def test_backbone_doubles_as_a_training_module():
     loss.backward()
     assert backbone.trunk.stem[0].weight.grad is not None
     assert backbone.trunk.last[0].weight.grad is None
+
+
+# Networks that want something of their tensors
+
+
+class Views(nn.Module):
+    """Flattens as tutorials do: `view` needs contiguous memory."""
+
+    def __init__(self, *, pieces: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU())
+        self.pieces = pieces
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.pieces:
+            images = images.view(-1, 3, 32, 32)
+        return self.stem(images).view(-1, 6 * 64)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_network_that_views_its_tensors_runs_in_channels_last(pieces):
+    spec = spec_of(32)
+    network = Views(pieces=pieces)
+    images = torch.randn(3, 3, 32, 32)
+    expected = network(images)
+    backbone = Backbone(network, spec).to(memory_format=torch.channels_last)
+    found = backbone(images.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(copy.deepcopy(backbone)(images.contiguous(memory_format=torch.channels_last)), found)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_torchscript_is_refused_with_a_way_out_that_works(inside):
+    network = Views()
+    traced = torch.jit.trace(network.eval(), torch.zeros(2, 3, 32, 32))
+    spec = spec_of(32)
+    with pytest.raises(BackboneError, match=r"A TorchScript module does not show its layers.*load_state_dict"):
+        Backbone(nn.Sequential(traced) if inside else traced, spec)
+    again = Views()
+    again.load_state_dict(traced.state_dict())
+    assert Backbone(again, spec).spec.weights_id == Backbone(network, spec).spec.weights_id
+
+
+def test_a_network_that_cannot_be_copied_says_so():
+    network = Views()
+    network.lines = (line for line in "abc")
+    spec = spec_of(32)
+    with pytest.raises(BackboneError, match="cannot be copied.*generator"):
+        Backbone(network, spec)

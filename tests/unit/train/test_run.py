@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from transferkit.batches import batches
 from transferkit.errors import OptionError, RunFolderError
 from transferkit.train import memory as memory_module
 from transferkit.train import run as run_module
+from transferkit.train import trainer_options
 from transferkit.train.memory import CHECKPOINT, Memory
 from transferkit.train.module import CutBatch, TransferModule
 from transferkit.train.recipe import Recipe
@@ -533,3 +535,15 @@ def test_curves_of_a_fit_are_kept_as_a_table(tmp_path):
     assert "val_loss" in header.split(",")
     assert len(rows) >= len(memory.epochs)
     assert json.dumps([epoch.number for epoch in memory.epochs]) == "[0, 1, 2, 3, 4, 5]"
+
+
+def test_the_same_warning_is_shown_once_however_many_fits_bring_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(trainer_options, "_SHOWN", set())
+    for text in ("rates fall", "rates fall", "rates rise", "rates fall"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_, **__: shown.append(str(message))
+            with trainer_options.quietly():
+                warnings.warn(text, stacklevel=1)
+    assert shown == ["rates fall", "rates rise"]

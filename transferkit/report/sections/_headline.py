@@ -22,6 +22,8 @@ from transferkit.types import Alternative, RunRecord, TrainingRecord
 
 __all__ = ["Headline", "write_headline"]
 
+CHOSEN_ON = "Choices were made on these images: expect a little less on new ones."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
@@ -88,18 +90,25 @@ def _describe_model(record: RunRecord) -> str:
     return f"{text}, averaged with {name_strategy('linear_probe')}." if kept == "average" else f"{text}."
 
 
-def _promised_accuracy(expected: Alternative, images: int) -> tuple[float, float, float, str, str]:
+def _missing_test(record: RunRecord, otherwise: str) -> str:
+    """Why there is no test accuracy to head the page with."""
+    if not record.untested_images:
+        return otherwise
+    return f"The {plural(record.untested_images, 'test image')} were not scored yet."
+
+
+def _promised_accuracy(record: RunRecord, expected: Alternative, images: int) -> tuple[float, float, float, str, str]:
     caveat = (
-        f"There is no held-out split: this was measured on {name_held_back(images)} and corrected for the choices made "
-        "on them."
+        f"{_missing_test(record, 'There is no held-out split.')} This was measured on {name_held_back(images)} and "
+        "corrected for the choices made on them."
     )
     return expected.expected_accuracy, expected.low, expected.high, "expected accuracy on new images", caveat
 
 
-def _held_back_accuracy(training: TrainingRecord) -> tuple[float, float, float, str, str]:
+def _held_back_accuracy(record: RunRecord, training: TrainingRecord) -> tuple[float, float, float, str, str]:
     low, high = held_back_interval(training.kept, training.held_back)
     subject = f"of the {name_held_back(training.held_back)} recognised"
-    caveat = "There is no held-out split, and choices were made on these images: expect a little less on new ones."
+    caveat = f"{_missing_test(record, 'There is no held-out split.')} {CHOSEN_ON}"
     return training.kept.accuracy, low, high, subject, caveat
 
 
@@ -107,7 +116,10 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
     """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else what was held back."""
     for split, caveat in (
         ("test", "Measured once, at the end; nothing was chosen on these images."),
-        ("val", "There is no test split. Choices were made on these images: expect a little less on new ones."),
+        (
+            "val",
+            f"{_missing_test(record, 'There is no test split.')} {CHOSEN_ON}",
+        ),
     ):
         scores = record.metrics.get(split)
         if scores is not None:
@@ -120,14 +132,15 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
             subject = f"of {plural(scores.images, f'{name_split(split)} image')} recognised"
             return scores.accuracy, scores.low, scores.high, subject, caveat
     if record.decision.held_back and record.decision.expected is not None:
-        return _promised_accuracy(record.decision.expected, record.decision.held_back)
+        return _promised_accuracy(record, record.decision.expected, record.decision.held_back)
     if record.training is not None:
-        return _held_back_accuracy(record.training)
+        return _held_back_accuracy(record, record.training)
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
     if probe is None or probe.accuracy is None:
         return None
     subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised while held back"
     caveat = (
-        "There is no held-out split: this is what a linear classifier names right of the images held back from its fit."
+        f"{_missing_test(record, 'There is no held-out split.')} This is what a linear classifier names right of the "
+        "images held back from its fit."
     )
     return (*probe.interval, subject, caveat)

@@ -25,7 +25,7 @@ from transferkit.report._words import (
 )
 from transferkit.types import HeldOut, Metrics, RunRecord
 
-__all__ = ["Quality", "write_quality"]
+__all__ = ["Quality", "describe_untested", "write_quality"]
 
 MAX_HEAT_CLASSES = 30
 MAX_PAIRS = 20
@@ -52,6 +52,7 @@ class Quality:
     """How well the model does."""
 
     metrics: tuple[tuple[str, ...], ...]
+    untested: str
     split: str
     sentence: str
     heat_map: HeatMap | None
@@ -66,7 +67,15 @@ def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
     metrics = tuple(_write_metrics_row(split, record.metrics[split]) for split in order_splits(record.metrics))
     if held_out is None:
         return Quality(
-            metrics=metrics, split="", sentence="", heat_map=None, pairs=(), recalls=(), more_recalls=0, folded=False
+            metrics=metrics,
+            untested=describe_untested(record),
+            split="",
+            sentence="",
+            heat_map=None,
+            pairs=(),
+            recalls=(),
+            more_recalls=0,
+            folded=False,
         )
     names = _class_names(record.evidence.data.classes, held_out)
     counts = confusion_counts(held_out.labels, held_out.probabilities.argmax(axis=1), classes=len(names))
@@ -75,6 +84,7 @@ def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
     recalls = _write_recalls(counts, names)
     return Quality(
         metrics=metrics,
+        untested=describe_untested(record),
         split=name_split(held_out.split),
         sentence=_describe_errors(counts, held_out.split, pairs, names),
         heat_map=draw_heat_map(counts, names) if small else None,
@@ -87,6 +97,16 @@ def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
         recalls=recalls[:MAX_RECALLS],
         more_recalls=max(0, len(recalls) - MAX_RECALLS),
         folded=len(recalls) > OPEN_RECALLS,
+    )
+
+
+def describe_untested(record: RunRecord) -> str:
+    """That there are test images whose accuracy is still to be measured, and how; empty if there are none."""
+    if not record.untested_images:
+        return ""
+    return (
+        f"The {plural(record.untested_images, 'test image')} were not scored in this run: transferkit evaluate run=DIR "
+        "does it, DIR being the folder of this page."
     )
 
 

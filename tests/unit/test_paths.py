@@ -1,0 +1,62 @@
+"""Paths as people write them, and places that cannot be written to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from transferkit.errors import OptionError, RunFolderError
+from transferkit.paths import MARKER, check_file, check_folder, expand, is_run_folder, mark_folder
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("~", "/home/x"), ("~/a b", "/home/x/a b"), ("a/~", "a/~"), ("~nobody-of-this-name/a", "~nobody-of-this-name/a")],
+)
+def test_home_is_meant_at_the_start_only(given, expected, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    assert expand(given) == expand(Path(given)) == Path(expected)
+
+
+def test_a_folder_is_ours_by_its_marker_or_its_result(tmp_path):
+    assert not is_run_folder(tmp_path)
+    (tmp_path / "result.json").touch()
+    assert is_run_folder(tmp_path)
+    mark_folder(tmp_path / "a" / "b")
+    assert is_run_folder(tmp_path / "a" / "b")
+    assert not is_run_folder(tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [MARKER]
+
+
+def test_a_folder_that_is_a_file_or_below_one_is_refused_and_nothing_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for name, problem in (
+        ("file", "is a file, not a folder"),
+        ("file/x/y", "lies below .*file"),
+        ("dangling", "a file"),
+    ):
+        with pytest.raises(RunFolderError, match=f"{problem}.* out=DIR"):
+            check_folder(tmp_path / name)
+    check_folder(tmp_path / "new" / "er")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(RunFolderError, match="may not be written"):
+        check_folder(tmp_path / "locked" / "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("m.pt", "must end in .onnx.*out=.*m.onnx"), ("m", "must end in .onnx"), ("dir", "is a folder.*dir/model.onnx")],
+)
+def test_a_file_of_another_kind_is_refused(name, problem, tmp_path):
+    (tmp_path / "dir").mkdir()
+    with pytest.raises(OptionError, match=problem):
+        check_file(tmp_path / name, suffixes=(".onnx",), example="model")
+    check_file(tmp_path / "a" / "M.ONNX", suffixes=(".onnx",), example="model")

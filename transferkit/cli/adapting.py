@@ -1,0 +1,164 @@
+"""`transferkit adapt`: its arguments, and what it prints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transferkit.cli.composition import named_values, plain
+from transferkit.cli.jobs import Job, current_command, in_sweep, output_folder
+from transferkit.errors import list_problems
+from transferkit.processes import is_first
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from transferkit.result import Result
+    from transferkit.types import DataSummary, Finding, TrainingRecord
+
+__all__ = ["ADAPT", "SHARED", "audit_lines", "data_arguments", "deciding_arguments", "shared_arguments"]
+
+log = logging.getLogger("transferkit")
+
+
+def data_arguments(settings: DictConfig) -> dict[str, Any]:
+    """The arguments of `adapt` and `analyze` that say what the data is."""
+    data = settings.data
+    place = {"folder": "root", "manifest": "path"}.get(data.source)
+    return {
+        "data": data.source if place is None else data[place],
+        "root": data.get("root") if data.source == "manifest" else None,
+        "columns": {str(key): str(name) for key, name in data.get("columns", {}).items() if name is not None} or None,
+        **({} if data.max_pixels is None else {"max_pixels": data.max_pixels}),
+        "val": data.val,
+        "test": data.test,
+        "strict": data.strict,
+    }
+
+
+SHARED = (
+    "model", "checkpoint", "pretrained", "image_size", "geometry", "views", "similarity", "source", "pooling",
+    "class_weight", "cache", "cache_limit", "device", "batch_size", "seed", "progress",
+)  # fmt: skip
+
+
+def shared_arguments(settings: DictConfig) -> dict[str, Any]:
+    """The arguments that `adapt` and `analyze` share."""
+    return {**{key: plain(settings[key]) for key in SHARED}, **data_arguments(settings)}
+
+
+def _arguments(settings: DictConfig, out: Path) -> dict[str, Any]:
+    """The arguments of `transferkit.adapt`."""
+    return {
+        **shared_arguments(settings),
+        **deciding_arguments(settings),
+        "head": settings.head,
+        "resume": settings.resume,
+        "overwrite": settings.overwrite,
+        "evaluate": settings.evaluate,
+        "out": out,
+    }
+
+
+def deciding_arguments(settings: DictConfig) -> dict[str, Any]:
+    """What `adapt` and `decide` take alike."""
+    return {
+        **{key: settings[key] for key in ("strategy", "stage", "mode", "norm", "budget")},
+        "tune": plain(settings.tune),
+        "train": named_values(settings.train),
+        "trainer": named_values(settings.trainer),
+    }
+
+
+def _check(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
+    from transferkit.api import check_adapt
+
+    return check_adapt(_arguments(settings, out))
+
+
+def _check_backbone(settings: DictConfig) -> None:
+    from transferkit.api import check_backbone
+
+    check_backbone(
+        settings.model,
+        image_size=settings.image_size,
+        strategy=settings.strategy,
+        stage=settings.stage,
+        tune=plain(settings.tune),
+    )
+
+
+def _adapt(settings: DictConfig) -> float | None:
+    from transferkit.api import adapt
+
+    out, more = output_folder(), []
+    if settings.evaluate == "auto" and in_sweep():  # runs that are compared are not compared on the test images
+        settings.evaluate, more = False, ["evaluate=false"]
+    result = adapt(**_arguments(settings, out), command=current_command("adapt", settings, *more))
+    if is_first():
+        for line in _summary(result, out):
+            print(line)
+            log.info(line)
+    return result.record.held_back_accuracy
+
+
+def _summary(result: Result, out: Path) -> list[str]:
+    lines = [*audit_lines(result.evidence.data), *result.decision.reasons, *_training_lines(result.record.training), ""]
+    for split, metrics in result.metrics.items():
+        lines.append(
+            f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
+            f"on {metrics.images:,} images"
+        )
+        if result.record.is_disappointing(split):
+            lines.append(f"That is less than was expected: the {split} images differ from the training images.")
+    lines += _untested_lines(result, out)
+    evidence = result.evidence
+    everything = sum(evidence.data.size(split) for split in evidence.data.counts)
+    lines.append(
+        f"{result.record.seconds['total']:.1f} s in all, {evidence.seconds['frozen pass']:.1f} s of it the frozen pass "
+        f"({evidence.images_computed:,} of {everything:,} images computed, the rest from the bank)"
+    )
+    return [*lines, f"report: {out / 'report.html'}"]
+
+
+def _training_lines(training: TrainingRecord | None) -> list[str]:
+    """What was trained, at which rate, and what is worth knowing of how it went."""
+    if training is None:
+        return []
+    from transferkit.train import claims_table
+
+    table = [f"  {line}" for line in claims_table(training.claims)]
+    return [training.how, *training.notes, "What was trained:", *table]
+
+
+def _untested_lines(result: Result, out: Path) -> list[str]:
+    """What stands in for test accuracy where the test images were not scored."""
+    record = result.record
+    if not record.untested_images:
+        return []
+    known = record.held_back_accuracy
+    held_back = [] if known is None else [f"held-back accuracy {100 * known:.1f} %"]
+    return [*held_back, f"The {record.untested_images:,} test images were not scored: transferkit evaluate run={out}"]
+
+
+def audit_lines(data: DataSummary) -> list[str]:
+    """What the data is, how it came to be split, and what the audit found: warnings in full, notes in a few words."""
+    counts = ", ".join(f"{data.size(split):,} {split}" for split in data.counts)
+    lines = [f"{data.origin}: {data.num_classes} classes, {counts}. {data.split_rule}"]
+    # Why nothing will be measured on test images is said in full even to those who asked for it.
+    told = [one for one in data.findings if one.severity in ("set_aside", "warning") or one.kind == "no_test_split"]
+    if told:
+        lines.append(list_problems("The audit found:", [finding.message for finding in told]))
+    if notes := [finding for finding in data.findings if finding not in told]:
+        lines.append(f"The audit also noted: {', '.join(_count_note(finding) for finding in notes)}.")
+    return [*lines, ""]
+
+
+def _count_note(finding: Finding) -> str:
+    """A note in a few words: the start of its message, which begins with the count."""
+    return finding.message.split(". ")[0].rstrip(".")
+
+
+ADAPT = Job("adapt", _adapt, _check, _check_backbone)

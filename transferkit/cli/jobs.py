@@ -1,0 +1,255 @@
+"""Verbs that are Hydra jobs: a folder for each run, sweeps with --multirun."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from transferkit.cli.composition import compose_settings, config_folder, data_sources
+from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
+from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word
+from transferkit.errors import TransferkitError
+from transferkit.paths import MARKER, mark_folder
+from transferkit.processes import is_first
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["EXIT_USER", "Job", "command_line", "current_command", "in_sweep", "output_folder", "stop"]
+
+log = logging.getLogger("transferkit")
+
+EXIT_USER = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A verb whose settings are conf/config.yaml and whose output is a run's folder.
+
+    Args:
+        verb: Its name.
+        run: Does it; what it returns is what Hydra's sweepers compare runs by.
+        check: Settings, folder and words of a run, before anything is made -> a sentence to say, maybe empty; raises
+            what can be known to be wrong.
+        check_closely: What is checked besides where a run has to wait for others: it takes a second.
+    """
+
+    verb: str
+    run: Callable[[DictConfig], float | None]
+    check: Callable[[DictConfig, Path, Sequence[str]], str]
+    check_closely: Callable[[DictConfig], object] = bool
+
+    def __call__(self, typed: list[str]) -> None:
+        """Check, then run once, or once for each value of a sweep."""
+        import hydra
+
+        words = hydra_words(typed, sources=data_sources())
+        runs = self._check(words)
+        sweep = Sweep(names=differing_words(runs)) if is_multirun(words) else None
+        # The first word stays: Lightning starts further processes by it.
+        before, sys.argv = sys.argv, [sys.argv[0], *words]
+        try:
+            with _own_logging():
+                main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
+                main(_guarded(self.run, sweep, typed))()
+        finally:
+            sys.argv = before
+        if sweep is not None:
+            sweep.print_scores()
+        if sweep is not None and sweep.failures:
+            print(f"Error: {sweep.told()}", file=sys.stderr)
+            sys.exit(EXIT_USER)
+
+    def _check(self, words: Sequence[str]) -> list[list[str]]:
+        """Meet what is wrong before any folder is made; returns the words of each run, as far as they are known."""
+        if any(word.startswith("-") and word not in MULTIRUN for word in words):
+            return []  # Hydra's other flags (--cfg, --config-dir, ...) change what an override may be
+        notes: list[str] = []
+        if is_multirun(words):
+            runs = list_runs(words) or []
+            check_runs(runs, lambda run, number: self._check_run(run, notes, number))
+        else:
+            runs = [list(words)]
+            self._check_run(words, notes)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return runs
+
+    def _check_run(self, words: Sequence[str], notes: list[str], number: int | None = None) -> None:
+        """Raise what is wrong with a run; what is to be said of it is added to the notes."""
+        from omegaconf import OmegaConf
+
+        settings = compose_settings(words, job=number)
+        if not is_first():
+            return
+        folder = Path(OmegaConf.select(settings, "hydra.run.dir"))
+        if number is not None:
+            folder = Path(OmegaConf.select(settings, "hydra.sweep.dir"), str(number))
+        note = self.check(settings, folder, words)
+        if number is not None:
+            self.check_closely(settings)
+        notes += [note] if note else []
+
+
+def stop(error: TransferkitError, *, debug: bool) -> NoReturn:
+    """One short paragraph, exit code 2; with debug the traceback too."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER)
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """The root logger as it was before, once the job is over: its log file belongs to one run."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            handler.close()
+        root.handlers, root.level = handlers, level
+
+
+def _guarded(
+    run: Callable[[DictConfig], float | None], sweep: Sweep | None, typed: Sequence[str]
+) -> Callable[[DictConfig], float | None]:
+    """Errors a user can mend leave as `SystemExit`, past Hydra's own traceback; a failed run leaves no folder.
+
+    In a sweep they are noted, and the next run starts.
+    """
+
+    def guarded(settings: DictConfig) -> float | None:
+        # Lightning's further processes are given these words again, as they were typed.
+        sys.argv = [sys.argv[0], *(typed if sweep is None else _task_words())]
+        words, folder = _words_of_run(sweep), output_folder()
+        try:
+            if is_first():
+                _mark(folder)
+            score = run(settings)
+        except TransferkitError as error:
+            _discard_folder()
+            if sweep is None:
+                stop(error, debug=bool(settings.debug))
+            sweep.failures.append(f"{words}: {error}")
+            return float("nan")
+        except KeyboardInterrupt as stopped:
+            _discard_folder()
+            raise KeyboardInterrupt(*_way_back()) from stopped
+        except Exception as error:
+            log.exception("this is a bug")
+            if sweep is None:
+                raise
+            traceback.print_exc()
+            sweep.failures.append(f"{words}: {type(error).__name__}: {error} (this is a bug; the traceback is above)")
+            return float("nan")
+        if sweep is not None:
+            sweep.scores[_as_typed(folder)] = (words, score)
+        return score
+
+    return guarded
+
+
+def _mark(folder: Path) -> None:
+    """Let the folder, and that of the sweep, be known as ours while the run still goes on."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if in_sweep():
+        mark_folder(Path(HydraConfig.get().sweep.dir))
+    mark_folder(folder)
+
+
+def _discard_folder() -> None:
+    """Remove the run's folder if all that is in it is what was put there at the start; anything else is not ours."""
+    if not is_first():
+        return
+    logging.shutdown()
+    folder = output_folder()
+    if {path.name for path in folder.iterdir()} - {".hydra", "log.txt", MARKER}:
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    for name in ("log.txt", MARKER):
+        (folder / name).unlink(missing_ok=True)
+    while folder.is_dir() and not any(folder.iterdir()) and folder != Path.cwd():
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _way_back() -> list[str]:
+    """How a run that was stopped in training goes on, in words."""
+    out, training = output_folder(), sys.modules.get("transferkit.training")
+    if training is None or not (out / training.WORK).is_dir():
+        return []
+    words = [word for word in _task_words() if not word.startswith(("out=", "resume="))]
+    return [f"this takes it up: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]
+
+
+def in_sweep() -> bool:
+    """Whether the job at hand is one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def output_folder() -> Path:
+    """Of the job at hand."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _as_typed(folder: Path) -> Path:
+    """Relative to the working folder where it lies inside."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _task_words() -> list[str]:
+    """The settings of the job at hand, as a person would type them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [plain_word(word) for word in HydraConfig.get().overrides.task]
+
+
+def _words_of_run(sweep: Sweep | None) -> str:
+    """What tells this run of a sweep from the others."""
+    from hydra.core.hydra_config import HydraConfig
+
+    number = HydraConfig.get().job.num if in_sweep() else None
+    if sweep is None or number is None or number >= len(sweep.names):
+        return " ".join(_task_words())
+    return sweep.names[number]
+
+
+def current_command(verb: str, settings: DictConfig, *more: str) -> str:
+    """The command that does the job at hand again, alone."""
+    from hydra.core.hydra_config import HydraConfig
+
+    words = list(HydraConfig.get().overrides.task)
+    if not in_sweep():
+        return command_line(verb, words, settings, *more)
+    alone = [word for word in words if not word.startswith("out=")]
+    return command_line(verb, alone, settings, f"out={_as_typed(output_folder())}", *more)
+
+
+def command_line(verb: str, words: Sequence[str], settings: DictConfig, *more: str) -> str:
+    """The command with these settings, quoted for a shell, and the seed with it.
+
+    Args:
+        verb: First word.
+        words: In Hydra's grammar.
+        settings: What they made.
+        more: Further words, as a person would type them.
+    """
+    shown = [plain_word(word) for word in words if not word.startswith(("-", "hydra"))]
+    seed = [] if any(word.startswith("seed=") for word in shown) else [f"seed={settings.seed}"]
+    return shlex.join(["transferkit", verb, *shown, *more, *seed])

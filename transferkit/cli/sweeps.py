@@ -1,0 +1,114 @@
+"""The runs of a sweep (--multirun): listed and checked before the first one starts, told of when the last is over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transferkit.cli.tables import print_table
+from transferkit.cli.words import plain_word
+from transferkit.errors import OptionError, list_problems, problem_of
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+__all__ = ["Sweep", "check_runs", "differing_words", "list_runs"]
+
+
+@dataclass
+class Sweep:
+    """What became of the runs of a sweep.
+
+    Args:
+        names: What tells each run from the others, in order.
+        scores: Folder of a run that went well -> what was set in it, and its held-back accuracy.
+        failures: What was set in a run that failed, and why.
+    """
+
+    names: list[str] = field(default_factory=list)
+    scores: dict[Path, tuple[str, float | None]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def print_scores(self) -> None:
+        """The runs and their held-back accuracies; how to score the best one on the test images."""
+        known = {folder: score for folder, (_, score) in self.scores.items() if score is not None}
+        if not known:
+            return
+        rows = [
+            (str(folder), words, "" if score is None else f"{100 * score:.1f} %")
+            for folder, (words, score) in self.scores.items()
+        ]
+        print()
+        print_table(("run", "settings", "held-back accuracy"), rows)
+        best = max(known, key=lambda folder: known[folder])
+        print(f"Best held back: {best}. Its test accuracy: transferkit evaluate run={best}")
+
+    def told(self) -> str:
+        """The message about runs that failed; empty if none did."""
+        if not self.failures:
+            return ""
+        runs = "1 run" if len(self.failures) == 1 else f"{len(self.failures)} runs"
+        return list_problems(f"{runs} of this sweep failed; {len(self.scores)} ended well:", self.failures)
+
+
+def list_runs(words: Sequence[str]) -> list[list[str]] | None:
+    """The words of every run, in Hydra's grammar; None where something else than the words settles what is run.
+
+    Args:
+        words: Of the sweep, flags among them.
+
+    Raises:
+        OptionError: A word is not in Hydra's grammar.
+    """
+    plain = [word for word in words if not word.startswith("-")]
+    if any(word.lstrip("+~").startswith("hydra") for word in plain):
+        return None
+    choices: dict[str, list[str]] = {}
+    for override in _parse(plain):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            return None
+    return [list(run) for run in itertools.product(*choices.values())]
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return list(OverridesParser.create().parse_overrides(list(words)))
+    except HydraException as error:
+        said = str(error).split("\n")[0]
+        raise OptionError(f"A word is not a setting: {said}. Write key=value; see transferkit adapt --help.") from error
+
+
+def differing_words(runs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each run from the others, as a person would type it."""
+    common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
+    return [" ".join(plain_word(word) for word in run if word not in common) for run in runs]
+
+
+def check_runs(runs: Sequence[Sequence[str]], check: Callable[[Sequence[str], int], object]) -> None:
+    """Check all runs, so that the last one does not fail after hours for what was known at first.
+
+    Args:
+        runs: Words of each, in Hydra's grammar.
+        check: Words and number of a run; raises what is wrong with it.
+
+    Raises:
+        OptionError: Something is wrong with some of them, all of it in one message.
+    """
+    found = [problem_of(partial(check, run, number)) for number, run in enumerate(runs)]
+    names = differing_words(runs)
+    problems = [f"{name or 'all'}: {error}" for name, error in zip(names, found, strict=True) if error is not None]
+    if problems:
+        headline = f"{len(problems)} of the {len(runs)} runs of this sweep cannot work, so none was started:"
+        raise OptionError(list_problems(headline, problems))

@@ -1,0 +1,161 @@
+"""Words of the command line whose value is a path: plain text after the first `=`, for people; quoted, for Hydra.
+
+Everything that Hydra's grammar would read into a path (`=`, commas, brackets, quotes, `${...}`, numbers, `null`) is
+quoted in one place, before Hydra sees it, and taken back where a command is shown to people.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from transferkit.errors import OptionError, unknown_name
+from transferkit.paths import expand
+
+__all__ = ["INPUTS", "JOB_PATHS", "check_given", "hydra_words", "is_multirun", "path_text", "plain_word", "split_list"]
+
+INPUTS = ("data.root", "data.path", "checkpoint", "source")
+"""Settings of a job that name what is read; with --multirun, several of them are a run each."""
+
+JOB_PATHS = (*INPUTS, "out", "cache")
+"""Settings of adapt, analyze and rank that are paths."""
+
+LEFT_OUT = "null"
+"""Stands for the usual value where a path may be left out, unless something of that name is there."""
+
+MAY_BE_LEFT_OUT = ("checkpoint", "source", "cache")
+
+MULTIRUN = ("--multirun", "-m")
+
+SOURCES = {"data.path": "manifest", "data.root": "folder"}
+"""Setting -> the data source that it speaks of, the telling one first: a manifest may have a root as well."""
+
+
+def hydra_words(words: Sequence[str], *, sources: Collection[str]) -> list[str]:
+    """The same settings in Hydra's grammar, `data=folder` or `data=manifest` added where it goes without saying.
+
+    Args:
+        words: As a person typed them.
+        sources: Names that `data=` may have.
+
+    Raises:
+        OptionError: A path is empty, or `data=` is one.
+
+    Example:
+        >>> hydra_words(["data.root=a=b, c", "seed=1"], sources=["folder"])
+        ['data=folder', "data.root='a=b, c'", 'seed=1']
+    """
+    check_given(words, JOB_PATHS)
+    sweeps = is_multirun(words)
+    given = {_key(word): word.partition("=")[2] for word in words if "=" in word and not word.startswith("-")}
+    _check_source(given.get("data"), sources)
+    ours = not any(word.startswith(("-cn", "--config-name", "-cp", "--config-path")) for word in words)
+    said = next((source for key, source in SOURCES.items() if key in given), None)
+    implied = [f"data={said}"] if said and ours and "data" not in given else []
+    flags = [word for word in words if word in MULTIRUN]  # first: Hydra reads no setting behind a flag behind a setting
+    others = [_hydra_word(word, sweeps=sweeps) for word in words if word not in MULTIRUN]
+    first = next((at for at, word in enumerate(others) if "=" in word and not word.startswith("-")), len(others))
+    return [*flags, *others[:first], *implied, *others[first:]]
+
+
+def is_multirun(words: Sequence[str]) -> bool:
+    """Whether a sweep is asked for.
+
+    Example:
+        >>> is_multirun(["seed=0,1", "-m"])
+        True
+    """
+    return any(word in MULTIRUN for word in words)
+
+
+def check_given(words: Sequence[str], keys: Collection[str]) -> None:
+    """No path may be empty: that is what an unset variable of the shell leaves.
+
+    Raises:
+        OptionError: One is.
+    """
+    empty = [key for word in words for key, equals, value in [word.partition("=")]
+             if equals and key.lstrip("+") in keys and not value.strip()]  # fmt: skip
+    if empty:
+        raise OptionError(
+            f"{'= and '.join(empty)}= is empty. Give a path, or leave {'it' if len(empty) == 1 else 'them'} out; was "
+            "a variable of the shell not set?"
+        )
+
+
+def plain_word(word: str) -> str:
+    """What `hydra_words` made of a word, as a person would type it.
+
+    Example:
+        >>> plain_word("data.root='it\\\\'s'"), plain_word("tune=[a,b]")
+        ("data.root=it's", 'tune=[a,b]')
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if _key(word) not in JOB_PATHS:
+        return word
+    value = OverridesParser.create().parse_override(word).value()
+    return f"{word.partition('=')[0]}={LEFT_OUT if value is None else path_text(str(value))}"
+
+
+def path_text(value: str) -> str:
+    """The path behind a value whose `${` are escaped for OmegaConf."""
+    return re.sub(r"(\\*)\$\{", lambda found: "\\" * ((len(found[1]) - 1) // 2) + "${", value)
+
+
+def split_list(text: str) -> list[str]:
+    """Parts between commas, without spaces around them; a part in quotes may hold commas itself.
+
+    Example:
+        >>> split_list("a.jpg, 'b,c.jpg',2025")
+        ['a.jpg', 'b,c.jpg', '2025']
+    """
+    parts = re.findall(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,]*?))\s*(?:,|$)""", text)
+    found = [single or double or bare for single, double, bare in parts]
+    return found[:-1] if found and not found[-1] else found
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
+
+
+def _check_source(value: str | None, sources: Collection[str]) -> None:
+    if value is None or value in sources or not ("/" in value or expand(value).exists()):
+        return
+    key = "data.root" if expand(value).is_dir() else "data.path"
+    raise OptionError(
+        unknown_name("data source", value, sources, remedy=f"A folder is data.root=DIR, a manifest data.path=FILE: "
+                     f"{key}={value}.")
+    )  # fmt: skip
+
+
+def _hydra_word(word: str, *, sweeps: bool) -> str:
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    if name not in JOB_PATHS or not equals:
+        return word
+    there = _exists(value)
+    if value == LEFT_OUT and name in MAY_BE_LEFT_OUT and not there:
+        return word
+    if sweeps and name in INPUTS and "," in value and not there:
+        return f"{key}={','.join(_quoted(part) for part in split_list(value))}"
+    if name == "out" and "${" in value:
+        raise OptionError(f"out={value}: a run's folder cannot have ${{ in its name. Choose another with out=DIR.")
+    return f"{key}={_quoted(value)}"
+
+
+def _exists(value: str) -> bool:
+    try:
+        return expand(value).exists()
+    except OSError:  # longer than a file name may be
+        return False
+
+
+def _quoted(path: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    text = str(expand(path)) if path.startswith("~") else path
+    text = str(Path(".", text).absolute()) if text == "???" else text  # OmegaConf's sign for a missing value
+    escaped = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
+    return QuotedString(escaped, Quote.single).with_quotes()

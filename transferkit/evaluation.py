@@ -1,0 +1,183 @@
+"""The final test of a model, a step of its own: its answers on images that it was not trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from transferkit.data import Data, open_data
+from transferkit.data.prepared import check_prepared
+from transferkit.errors import DataError, unknown_name
+from transferkit.nn import Classifier, logits_of
+from transferkit.types import HeldOut, Metrics, Mistake, Picture
+
+__all__ = ["Evaluation", "answer", "evaluate", "pick_mistakes", "pick_samples", "sketch"]
+
+SPLITS = ("test", "val")
+
+SKETCH = 256
+"""Digests of training images that are kept. Digests are as good as drawn at random: if a share s of the training images
+is among others, the chance that no digest of these tells is (1 - s)^256, 0.5 % for s = 2 %."""
+
+SAMPLES_SHOWN = 120
+"""Training pictures in the report, all classes together: a report stays near one megabyte."""
+
+SAMPLES_PER_CLASS = 6
+
+MISTAKES_SHOWN = 24
+
+
+class Evaluation:
+    """What came of a test.
+
+    Args:
+        metrics: How the model does.
+        answers: Its answers.
+        data: The images it was tested on, and those beside them.
+        is_own: Whether these are the images that the model was made from.
+    """
+
+    def __init__(self, metrics: Metrics, answers: HeldOut, data: Data, *, is_own: bool) -> None:
+        self.metrics = metrics
+        self.answers = answers
+        self.data = data
+        self.is_own = is_own
+
+
+def evaluate(
+    model: Classifier,
+    data: Any,
+    *,
+    split: str,
+    trained_on: tuple[str, ...],
+    device: Any,
+    opening: dict[str, Any],
+    own_opening: dict[str, Any],
+) -> Evaluation:
+    """Test a model on a split, or on all images where there are no splits.
+
+    Args:
+        model: In evaluation mode.
+        data: Anything that `open_data` takes.
+        split: "test" or "val".
+        trained_on: `sketch` of the images that the model was trained on.
+        device: Where to compute.
+        opening: Options to open images that may be any.
+        own_opening: Options that the model's own images were opened with; empty if they are not known.
+
+    Raises:
+        OptionError: There is no such kind of split.
+        DataError: The images are trained on, of classes that the model does not know, or there are none.
+    """
+    from transferkit.measure import assess
+
+    if split not in SPLITS:
+        raise DataError(unknown_name("split", split, SPLITS))
+    opened = open_data(data, **(own_opening or {**opening, "val": 0.0, "test": 0.0}))
+    is_own = bool(trained_on) and sketch(opened) == trained_on
+    if own_opening and not is_own:  # what is drawn now is not what was drawn then
+        opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
+    check_prepared(model.preprocessing, preprocessed=opened.normalised)
+    opened.fitted(model.preprocessing)
+    _check_classes(opened, model.classes)
+    indices = _choose(opened, split)
+    _check_unseen(opened, indices, trained_on)
+    answers = answer(model, opened, indices, split=split, device=device)
+    return Evaluation(assess(answers), answers, opened, is_own=is_own)
+
+
+def _choose(data: Data, split: str) -> npt.NDArray[np.int64]:
+    """Indices of the split; of all images where nobody split them."""
+    there = [name for name in ("train", *SPLITS) if len(data.indices(name))]
+    if split in there:
+        return data.indices(split)
+    if there == ["train"]:
+        return data.indices("train")
+    raise DataError(f"{data.summary.origin} has no {split} split, but {' and '.join(there)}. Name one: split=val.")
+
+
+def _check_unseen(data: Data, indices: npt.NDArray[np.int64], trained_on: tuple[str, ...]) -> None:
+    seen = set(trained_on)
+    known = [data.items[index] for index in indices if _hex(data.content_ids[index]) in seen]
+    if known:
+        raise DataError(
+            f"The model was trained on some of these images, such as {known[0]}: how it does on them says nothing of "
+            "new ones. Give images that it has not seen: transferkit evaluate run=DIR data.root=OTHER."
+        )
+
+
+def _check_classes(data: Data, known: tuple[str, ...]) -> None:
+    if unknown := [name for name in data.summary.classes if name not in known]:
+        raise DataError(
+            f"{unknown_name('class', unknown[0], known)} The model tells apart {len(known)} classes, and "
+            f"{len(unknown)} of these images' classes {'are' if len(unknown) > 1 else 'is'} none of them. Remove "
+            "their images, or name them as in training."
+        )
+
+
+def answer(model: Classifier, data: Data, indices: npt.NDArray[np.int64], *, split: str, device: Any) -> HeldOut:
+    """The model's probabilities for these images, run through it; all their classes are the model's."""
+    known = {name: index for index, name in enumerate(model.classes)}
+    as_known = np.array([known[name] for name in data.summary.classes], dtype=np.int64)
+    pictures = (data.pixels(int(index), model.preprocessing) for index in indices)
+    probabilities = torch.softmax(logits_of(model, pictures, device=device), dim=1).numpy()
+    model.to("cpu")
+    return HeldOut(
+        split=split,
+        labels=as_known[data.labels[indices]],
+        probabilities=probabilities,
+        items=tuple(data.items[index] for index in indices),
+    )
+
+
+def sketch(data: Data) -> tuple[str, ...]:
+    """The least content digests of the training images: enough to tell whether others are among them."""
+    return tuple(sorted({_hex(content) for content in data.content_ids[data.indices("train")]})[:SKETCH])
+
+
+def _hex(content: bytes) -> str:
+    return bytes(content).decode("ascii")
+
+
+def pick_samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
+    """A few training pictures of each class, no more than `SAMPLES_SHOWN` in all."""
+    rng = np.random.default_rng(seed)
+    train = data.indices("train")
+    classes = data.summary.classes
+    each = max(1, min(SAMPLES_PER_CLASS, SAMPLES_SHOWN // len(classes)))
+    shown = {}
+    for label, name in list(enumerate(classes))[:SAMPLES_SHOWN]:
+        members = train[data.labels[train] == label]
+        chosen = rng.permutation(members)[:each]
+        shown[name] = tuple(data.thumbnail(int(index)) for index in chosen)
+    return shown
+
+
+def pick_mistakes(data: Data, answers: HeldOut | None, classes: tuple[str, ...]) -> tuple[Mistake, ...]:
+    """The mistakes made with the most confidence.
+
+    Args:
+        data: Where the pictures are.
+        answers: On one of its splits, in order, or on all its images.
+        classes: Names of the K classes that labels and probabilities are of.
+    """
+    if answers is None:
+        return ()
+    of_split = data.indices(answers.split)
+    indices = of_split if len(of_split) == len(answers.labels) else np.arange(len(data))
+    predicted = answers.probabilities.argmax(axis=1)
+    confidence = answers.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != answers.labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
+    return tuple(
+        Mistake(
+            picture=data.thumbnail(int(indices[row])),
+            true=classes[answers.labels[row]],
+            predicted=classes[predicted[row]],
+            confidence=float(confidence[row]),
+        )
+        for row in worst
+    )
