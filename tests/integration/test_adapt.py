@@ -46,6 +46,7 @@ def test_a_run_folder_holds_what_it_promises(result, tmp_path):
     html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "slant" in html
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".transferkit",
         "model.safetensors",
         "report.html",
         "result.json",
@@ -258,11 +259,9 @@ def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypat
 def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, tmp_path, monkeypatch):
     whole = fine_tune_stripes(stripes, out=tmp_path / "whole", train={"epochs": 3, "views": 0})
     begun = {"out": tmp_path / "run", "train": {"epochs": 3, "views": 0}}
-    plain = training.fine_tune
-    monkeypatch.setattr(training, "fine_tune", lambda *arguments, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("transferkit.train.fine_tune", lambda *arguments, **options: 1 / 0)
         fine_tune_stripes(stripes, **begun)
-    monkeypatch.setattr(training, "fine_tune", plain)
     monkeypatch.setattr(training.Tuning, "_cached", None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
@@ -371,46 +370,46 @@ def test_bad_images_are_set_aside_and_said(stripes):
 
 def test_options_are_checked_before_any_work(tmp_path, stripes):
     with pytest.raises(OptionError, match="Unknown strategy 'linear-probe'. Closest known: linear_probe."):
-        tk.adapt(PACKAGED, "nowhere", strategy="linear-probe")
+        tk.adapt(PACKAGED, stripes, strategy="linear-probe")
     with pytest.raises(OptionError, match="Unknown head 'ridg'. Closest known: ridge."):
-        tk.adapt(PACKAGED, "nowhere", head="ridg")
+        tk.adapt(PACKAGED, stripes, head="ridg")
     with pytest.raises(OptionError, match="stage can be named only with a strategy"):
-        tk.adapt(PACKAGED, "nowhere", stage="top")
+        tk.adapt(PACKAGED, stripes, stage="top")
     for strategy in {"auto", *STRATEGIES} - set(TUNABLE):
         with pytest.raises(OptionError, match=f"strategy={strategy} settles that itself. .* few_layers, many_layers, "):
-            tk.adapt(PACKAGED, "nowhere", strategy=strategy, tune=2)
+            tk.adapt(PACKAGED, stripes, strategy=strategy, tune=2)
     with pytest.raises(OptionError, match="tune must be names of stages, or a whole number k .* got 1.5"):
-        tk.adapt(PACKAGED, "nowhere", strategy="few_layers", tune=1.5)
+        tk.adapt(PACKAGED, stripes, strategy="few_layers", tune=1.5)
     with pytest.raises(
         OptionError, match="mode=rule is a way of choosing a strategy, and strategy=lp_ft leaves nothing"
     ):
-        tk.adapt(PACKAGED, "nowhere", strategy="lp_ft", mode="rule")
+        tk.adapt(PACKAGED, stripes, strategy="lp_ft", mode="rule")
     for norm in ("keep", "frozen"):
         with pytest.raises(OptionError, match=f"norm={norm} is about statistics .* such as norm=recalibrated"):
-            tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", norm=norm)
+            tk.adapt(PACKAGED, stripes, strategy="linear_probe", norm=norm)
     with pytest.raises(OptionError, match="closed form, so train.lr=0.1, train.augment=light would do nothing. Leave"):
-        tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", train={"augment": "light", "lr": 0.1, "views": 4})
+        tk.adapt(PACKAGED, stripes, strategy="linear_probe", train={"augment": "light", "lr": 0.1, "views": 4})
     for chosen in ({"strategy": "lp_ft"}, {"mode": "rule"}):
         said = "=".join(*chosen.items())
         with pytest.raises(OptionError, match=f"budget is a limit on what is chosen by its cost, and {said} leaves no"):
-            tk.adapt(PACKAGED, "nowhere", budget=60, **chosen)
+            tk.adapt(PACKAGED, stripes, budget=60, **chosen)
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file, not a folder"):
-        tk.adapt(PACKAGED, "nowhere", out=tmp_path / "file")
+        tk.adapt(PACKAGED, stripes, out=tmp_path / "file")
     with pytest.raises(OptionError, match="Unknown pooling 'max'. Closest known: avg.max"):
-        tk.adapt(PACKAGED, "nowhere", pooling="max")
+        tk.adapt(PACKAGED, stripes, pooling="max")
     with pytest.raises(OptionError, match="Unknown class_weight 'balance'. Closest known: balanced"):
-        tk.analyze(PACKAGED, "nowhere", class_weight="balance")
+        tk.analyze(PACKAGED, stripes, class_weight="balance")
     with pytest.raises(OptionError, match="batch_size must be >= 1, got 0"):
         tk.adapt(PACKAGED, stripes, batch_size=0, progress=False)
     with pytest.raises(OptionError, match="device 'cuda:99' cannot be used"):
         tk.adapt(PACKAGED, stripes, device="cuda:99", progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.2'. Closest known: blocks.2"):
-        tk.adapt(PACKAGED, "nowhere", strategy="linear_probe", stage="block.2", image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="linear_probe", stage="block.2", image_size=32, progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
-        tk.adapt(PACKAGED, "nowhere", strategy="surgical", tune=["block.5", "top"], image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="surgical", tune=["block.5", "top"], image_size=32, progress=False)
     with pytest.raises(OptionError, match=r"tune must be in \[1, 4\], got 5: .* up to 'blocks.2', the last one"):
-        tk.adapt(PACKAGED, "nowhere", strategy="few_layers", stage="blocks.2", tune=5, image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="few_layers", stage="blocks.2", tune=5, image_size=32, progress=False)
 
 
 def test_a_weight_that_is_not_finite_is_named(stripes):
