@@ -38,7 +38,8 @@ def looks(tmp_path_factory):
 
 
 def options(**changed) -> Options:
-    plain = {field.name: None for field in dataclasses.fields(Options)}
+    fields = dataclasses.fields(Options)
+    plain = {field.name: None for field in fields if field.default is dataclasses.MISSING}
     usual = {"image_size": 32, "seed": 0, "val": 0.0, "test": 0.2, "strict": False, "preprocessed": False}
     said = {"pooling": "avg+max", "class_weight": "none", "device": "auto", "progress": False}
     return Options(**{**plain, **usual, **said, **changed})
@@ -61,7 +62,7 @@ def decisions(looks, monkeypatch):
         monkeypatch.setattr(api, "look", lambda *_, **how: looked)
         monkeypatch.setattr(api, "fit_decision", take)
         with pytest.raises(Decided):
-            tk.adapt(model, "stripes", progress=False, **asked)
+            tk.adapt(model, "builtin/digits", progress=False, **asked)
         said = None if asked.get("mode") == "search" else tk.decide(looked.survey.evidence, **asked)
         return said, taken.pop()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from transferkit.data.formats import is_system_name
+from transferkit.data.remembered import FILE as AUDIT
 from transferkit.paths import MARKER
 
 __all__ = ["is_own_file", "is_own_folder"]
@@ -23,6 +25,7 @@ _WRITTEN = frozenset(
     {*_RECORDS, MARKER, "model.safetensors", "model.onnx", "report.html", "ranking.html", "log.txt", "multirun.yaml"}
 )
 _CHECKPOINTS = "training"
+_SHELVES = re.compile("v[0-9]+")
 
 
 def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
@@ -34,9 +37,9 @@ def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
         folder: A folder that exists.
         has_images: Tells whether there are images anywhere below a folder.
     """
-    if _is_bank(folder):
+    if _is_shelves(folder):
         return True
-    if _is_marked(folder) or _is_checkpoints(folder):
+    if _is_marked(folder) or (folder / AUDIT).is_file() or _is_checkpoints(folder):
         return not has_images(folder)
     with os.scandir(folder) as entries:
         # Links are not followed: one may lead back up.
@@ -46,8 +49,8 @@ def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a file is one that transferkit writes into a run's folder, and lies in one."""
-    return path.name in _WRITTEN and _is_marked(path.parent)
+    """Whether a file is one that transferkit writes into a run's folder and lies in one, or is a feature bank's."""
+    return path.name.startswith(AUDIT) or (path.name in _WRITTEN and _is_marked(path.parent))
 
 
 def _is_marked(folder: Path) -> bool:
@@ -64,8 +67,14 @@ def _has_keys(file: Path, keys: tuple[str, ...]) -> bool:
     return isinstance(plain, dict) and all(key in plain for key in keys)
 
 
-def _is_bank(folder: Path) -> bool:
-    return any(folder.glob("v[0-9]*/*/meta.json"))
+def _is_shelves(folder: Path) -> bool:
+    """Whether it is the part of a feature bank that holds the shelves, maybe cleared by now."""
+    if not _SHELVES.fullmatch(folder.name):
+        return False
+    if any(folder.glob("*/meta.json")):
+        return True
+    beside = [path for path in folder.parent.iterdir() if path != folder]
+    return not any(folder.iterdir()) and (not beside or (folder.parent / AUDIT).is_file())
 
 
 def _is_checkpoints(folder: Path) -> bool:

@@ -30,6 +30,7 @@ def read_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
         OptionError: If the backbone has no such stage.
 
     Example:
+        >>> from transferkit.types import Decision
         >>> decision = Decision(strategy="lp_ft", stage="joined", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> read_stages(decision, ["stem", "top"])
@@ -52,6 +53,7 @@ def reached_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
         OptionError: If the backbone has no such stage.
 
     Example:
+        >>> from transferkit.types import Decision
         >>> decision = Decision(strategy="lp_ft", stage="middle", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> reached_stages(decision, ["stem", "middle", "top"])
@@ -118,6 +120,7 @@ def with_tuned(decision: C, tune: int | str | Sequence[str] | None, stages: Sequ
         OptionError: If the strategy settles that itself, a name is unknown, or k is out of its range.
 
     Example:
+        >>> from transferkit.types import Decision
         >>> decision = Decision(strategy="few_layers", stage="middle", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> with_tuned(decision, 1, ["stem", "middle", "top"]).tuned

@@ -2,7 +2,7 @@
 
 The mean of the features over several views needs no choosing: on small tasks it was never worse than one view. What it
 costs is a pass over the images for each view, when the data is looked at and with every prediction. So `views=auto`
-asks only what is affordable, at the pace of the first pass.
+asks only what is affordable, at the pace that was measured on this machine.
 """
 
 from __future__ import annotations

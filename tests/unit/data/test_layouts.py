@@ -74,8 +74,28 @@ def make_bank(folder: Path) -> None:
     (folder / "v1/abc/1.rows").write_bytes(bytes(64))
 
 
+def make_cleared_bank(folder: Path) -> None:
+    (folder / "v1").mkdir(parents=True)
+
+
+def make_memory_of_the_audit(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "audit.sqlite").write_bytes(b"x")
+
+
 @pytest.mark.parametrize(
-    "make", [make_run, make_killed, make_ranking, make_marked, make_runs, make_bank], ids=lambda make: make.__name__
+    "make",
+    [
+        make_run,
+        make_killed,
+        make_ranking,
+        make_marked,
+        make_runs,
+        make_bank,
+        make_cleared_bank,
+        make_memory_of_the_audit,
+    ],
+    ids=lambda make: make.__name__,
 )
 @pytest.mark.parametrize("split", [False, True])
 def test_output_of_ours_is_no_class_and_no_split(unsplit: Path, official: Path, make, split: bool) -> None:
@@ -105,6 +125,23 @@ def test_a_class_folder_may_be_the_runs_folder(unsplit: Path) -> None:
     make_run(unsplit / "cat")
     make_killed(unsplit / "cat")
     assert open_data(unsplit, strict=True).items == before
+
+
+@pytest.mark.parametrize("place", [".", "cat"])
+@pytest.mark.parametrize("cleared", [False, True])
+def test_the_bank_may_lie_among_the_images(unsplit: Path, place: str, cleared: bool) -> None:
+    before = open_data(unsplit).items
+    (unsplit / place / "audit.sqlite").write_bytes(b"x")
+    make_cleared_bank(unsplit / place) if cleared else make_bank(unsplit / place)
+    assert open_data(unsplit, strict=True).items == before
+
+
+def test_classes_called_like_shelves_are_classes(write: Writer) -> None:
+    root = fill(write, "v1", "v2")
+    assert open_data(root).summary.classes == ("v1", "v2")
+    (root / "v3").mkdir()
+    with pytest.raises(DataError, match="Class 'v3' is empty"):
+        open_data(root)
 
 
 def test_a_training_split_is_not_taken_for_checkpoints(write: Writer) -> None:

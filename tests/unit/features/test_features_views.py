@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.unit.nn.toy_networks import Pyramid, spec_of
@@ -25,7 +26,7 @@ def backbone():
 
 
 def test_a_single_view_is_named_as_before_there_were_any(backbone):
-    digested = origin_of(backbone, backbone.trunk)["preprocessing"]
+    digested = origin_of(backbone, backbone.trunk, torch.device("cpu"))["preprocessing"]
     assert not {"views", "mirrored", "origin"} & set(digested)
     known = asdict(backbone.spec.preprocessing)
     assert digested == {name: known[name] for name in digested}
@@ -36,7 +37,9 @@ def test_views_lie_apart_and_what_averages_them_makes_no_difference(backbone, tm
     several = replace(own, views=(PAD, MIRRORED))
 
     def folder(preprocessing):
-        return open_shelves(bank, backbone.with_preprocessing(preprocessing), pooling="avg").features.folder
+        return open_shelves(
+            bank, backbone.with_preprocessing(preprocessing), pooling="avg", device=torch.device("cpu")
+        ).features.folder
 
     pad, mirrored = (folder(view) for view in several.each_view)
     assert len({folder(own), pad, mirrored}) == 3
