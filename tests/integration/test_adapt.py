@@ -259,9 +259,10 @@ def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypat
 def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, tmp_path, monkeypatch):
     whole = fine_tune_stripes(stripes, out=tmp_path / "whole", train={"epochs": 3, "views": 0})
     begun = {"out": tmp_path / "run", "train": {"epochs": 3, "views": 0}}
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr("transferkit.train.fine_tune", lambda *arguments, **options: 1 / 0)
-        fine_tune_stripes(stripes, **begun)
+        with pytest.raises(ZeroDivisionError):
+            fine_tune_stripes(stripes, **begun)
     monkeypatch.setattr(training.Tuning, "_cached", None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
