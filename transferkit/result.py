@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
+from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
 from transferkit.errors import (
     DataError,
     OptionError,
@@ -178,7 +178,13 @@ class Result:
         return self.model.classes
 
     def predict(
-        self, images: Any, *, on_error: str = "raise", preprocessed: bool = False, device: str = "auto"
+        self,
+        images: Any,
+        *,
+        on_error: str = "raise",
+        preprocessed: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        device: str = "auto",
     ) -> Predictions:
         """Classify images.
 
@@ -191,6 +197,7 @@ class Result:
             on_error: "raise" stops at the first image that cannot be read; "skip" goes on, and lists it among the
                 `failures`.
             preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
+            max_pixels: Width times height above which a file is not decoded.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
@@ -207,7 +214,9 @@ class Result:
         deep = DeepImages(self.model.preprocessing.value_range)
 
         def inputs() -> Iterator[npt.NDArray[Any]]:
-            named = self._named_inputs(images, deep, preprocessed=preprocessed, on_error=on_error)
+            named = self._named_inputs(
+                images, deep, preprocessed=preprocessed, on_error=on_error, max_pixels=max_pixels
+            )
             for position, (item, image) in enumerate(named):
                 if isinstance(image, DataError):
                     failures.append(FailedImage(item, str(image), position))
@@ -223,7 +232,7 @@ class Result:
         return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy(), tuple(failures))
 
     def _named_inputs(
-        self, images: Any, deep: DeepImages, *, preprocessed: bool, on_error: str
+        self, images: Any, deep: DeepImages, *, preprocessed: bool, on_error: str, max_pixels: int
     ) -> Iterator[tuple[str, npt.NDArray[Any] | DataError]]:
         """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
         wants = self.model.preprocessing
@@ -231,7 +240,7 @@ class Result:
         if wants.prepared:
             yield from prepared_tensors(images, shape=wants.shape)
             return
-        for item, image in predictable_images(images, deep=deep, on_error=on_error):
+        for item, image in predictable_images(images, max_pixels=max_pixels, deep=deep, on_error=on_error):
             yield item, image if isinstance(image, DataError) else to_pixels(image, wants)
 
     def evaluate(

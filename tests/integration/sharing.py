@@ -37,6 +37,7 @@ def pace_apart(*seen: Any) -> float | None:
 def run(images: str, out: str, settings: dict[str, Any]) -> None:
     result = transferkit.api.adapt(
         "timm/test_resnet", images, pretrained=False, image_size=32, out=out, cache=f"{out}-bank", progress=False,
+        views=1, geometry="crop",
         **settings,
     )  # fmt: skip
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")

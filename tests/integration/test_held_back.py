@@ -12,9 +12,9 @@ from PIL import Image
 import transferkit as tk
 from tests.conftest import PACKAGED, draw_stripes
 
-PATIENTS, FRAMES = 40, 6
-CHANCE = 0.5 + 3 * np.sqrt(0.25 / PATIENTS)
-"""Three standard errors of a share of as many patients as there are."""
+PATIENTS, FRAMES, TRAINED = 40, 6, 24
+CHANCE = 0.5 + 3 * np.sqrt(0.25 / TRAINED)
+"""Three standard errors above chance, of a share of the patients that are trained on."""
 
 
 def smooth(rng: np.random.Generator) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_random_labels_promise_no_more_than_chance(random_labels):
     evidence, expected = result.evidence, result.decision.expected
     for probe in evidence.probes:
         assert probe.accuracy < CHANCE, probe.stage
-    assert evidence.probe("joined").images <= PATIENTS  # no more independent images than patients or pictures
+    assert evidence.probe("joined").images <= TRAINED  # no more independent images than patients or pictures
     assert all(point.accuracy < CHANCE for point in evidence.curves)
     assert expected is not None
     assert expected.expected_accuracy < CHANCE

@@ -460,3 +460,11 @@ def test_what_cannot_be_written_down_is_said_to_be_a_stand_in():
     with pytest.raises(DataError, match="The run does not name its images by a path"):
         tk.adapt("timm/test_resnet", Twelve(), **TINY, evaluate=False).evaluate()
     assert tk.adapt("timm/test_resnet", Twelve(), **TINY, evaluate=False).evaluate(Twelve()).images == 2
+
+
+def test_the_size_that_a_refused_image_exceeds_can_be_raised(run, flat, capsys):
+    image = next((flat / "down").iterdir())
+    said = fails(capsys, "predict", f"run={run}", f"images={image}", "max_pixels=100")
+    assert "max_pixels is 100" in said
+    main(["predict", f"run={run}", f"images={image}", "max_pixels=100000"])
+    assert "down" in capsys.readouterr().out

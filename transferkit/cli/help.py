@@ -106,6 +106,7 @@ transferkit predict run=DIR images=PATH [key=value ...]: classify images with a 
                   what cannot be read is listed with the reason, and the others are answered
   out=FILE        .csv or .json; without it the answers are printed
   format=csv      or json, for printing
+  max_pixels=N    larger images are not decoded
   device=auto
 """,
     "export": """\

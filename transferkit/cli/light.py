@@ -72,7 +72,8 @@ def _predict(settings: dict[str, Any]) -> None:
     if form not in ("csv", "json"):
         raise OptionError(unknown_name("format", form, ["csv", "json"]))
     images = _images(settings["images"])
-    answers = load(settings["run"]).predict(images, on_error="skip", device=settings["device"])
+    more = {} if settings["max_pixels"] is None else {"max_pixels": settings["max_pixels"]}
+    answers = load(settings["run"]).predict(images, on_error="skip", device=settings["device"], **more)
     text = answers.to_csv() if form == "csv" else answers.to_json() + "\n"
     if out is None:
         print(text, end="")
@@ -184,7 +185,15 @@ PREDICT = _light(
     "predict",
     _predict,
     text=("run", "images", "out"),
-    settings={"run": ..., "images": ..., "out": None, "format": "csv", "device": "auto", "debug": False},
+    settings={
+        "run": ...,
+        "images": ...,
+        "out": None,
+        "format": "csv",
+        "max_pixels": None,
+        "device": "auto",
+        "debug": False,
+    },
 )
 EVALUATE = _light(
     "evaluate",
