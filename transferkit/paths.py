@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transferkit.errors import OptionError, RunFolderError
 
-__all__ = ["MARKER", "check_file", "check_folder", "expand", "is_run_folder", "mark_folder"]
+__all__ = ["MARKER", "check_file", "check_folder", "expand", "mark_folder"]
 
 MARKER = ".transferkit"
 """File that lies in every folder that transferkit writes results to, from the start of the run."""
@@ -23,11 +23,6 @@ def expand(path: str | Path) -> Path:
         ('~nobody-of-this-name/x', 'a~b')
     """
     return Path(os.path.expanduser(path))
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether transferkit wrote this folder, or is writing it: it holds `result.json` or the marker."""
-    return (folder / MARKER).is_file() or (folder / "result.json").is_file()
 
 
 def mark_folder(folder: Path) -> None:

@@ -47,7 +47,7 @@ SCHEMA = 1
 
 ON_ERROR = ("raise", "skip")
 
-OPENING = ("root", "val", "test", "seed", "strict", "preprocessed")
+OPENING = ("root", "columns", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
 """Settings of a run that its images were opened with."""
 
 SHOWN = 5
@@ -250,6 +250,7 @@ class Result:
         split: str = "test",
         root: str | Path | None = None,
         device: str = "auto",
+        cache: str | Path | None = None,
         progress: bool = True,
     ) -> Metrics:
         """Score the model on images that it was not trained on, and note it in `metrics` and the report.
@@ -262,6 +263,7 @@ class Result:
             split: "test" or "val".
             root: Folder that a manifest's paths start from.
             device: "auto", "cpu", "cuda", ...
+            cache: Folder of the feature bank, where the audit of files is remembered; None takes the usual one.
             progress: Show bars on a terminal.
 
         Raises:
@@ -283,7 +285,7 @@ class Result:
             )
         own: dict[str, Any] = {name: settings[name] for name in OPENING if name in settings}
         is_other = isinstance(named, (str, Path)) and _absolute(named) != settings.get("data")
-        opening: dict[str, Any] = {name: own[name] for name in ("seed", "strict") if name in own}
+        opening: dict[str, Any] = {name: own[name] for name in ("seed", "strict", "max_pixels") if name in own}
         if not isinstance(named, (str, Path)) and "preprocessed" in own:
             opening["preprocessed"] = own["preprocessed"]
         if root is not None:
@@ -294,8 +296,8 @@ class Result:
             split=split,
             trained_on=self.record.trained_on,
             device=choose_device(device),
-            opening={**opening, "progress": progress},
-            own_opening={} if is_other or not own else {**own, "progress": progress},
+            opening={**opening, "cache": cache, "progress": progress},
+            own_opening={} if is_other or not own else {**own, "cache": cache, "progress": progress},
         )
         if split not in self.metrics:
             self._note(found, split)

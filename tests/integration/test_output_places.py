@@ -17,7 +17,7 @@ import transferkit as tk
 from tests.integration.test_command_line import fails
 from transferkit.cli import main
 from transferkit.errors import DataError, OptionError, RunFolderError
-from transferkit.paths import is_run_folder
+from transferkit.paths import MARKER
 
 TINY = {"pretrained": False, "image_size": 32, "progress": False, "strategy": "linear_probe", "head": "ridge"}
 TINY_WORDS = ["model=timm/test_resnet", "pretrained=false", "image_size=32", "progress=false", "strategy=linear_probe",
@@ -171,7 +171,7 @@ def test_what_is_written_is_marked_while_it_is_written(flat, at, monkeypatch):
     marked = []
 
     def note(*_, **__):
-        marked.extend(sorted(path for path in at.rglob("*") if path.is_dir() and is_run_folder(path)))
+        marked.extend(sorted(path for path in at.rglob("*") if path.is_dir() and (path / MARKER).is_file()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("transferkit.train.run.Runner.fit", note)
@@ -194,7 +194,7 @@ def test_a_sweep_is_compared_by_held_back_accuracy_and_the_best_is_evaluated_lat
     assert first["held_back_accuracy"] == pytest.approx(first["evidence"]["probes"][-3]["accuracy"], abs=0.2)
     page = (at / "sweep" / "0" / "report.html").read_text(encoding="utf-8")
     assert "6 test images were not scored in this run: transferkit evaluate run=DIR" in page
-    assert all(is_run_folder(at / "sweep" / name) for name in (".", "0", "1"))
+    assert all((at / "sweep" / name / MARKER).is_file() for name in (".", "0", "1"))
     again = shlex.split(first["command"])[1:]
     assert {"out=sweep/0", "seed=0", "evaluate=false"} <= set(again)
     main(again)
@@ -286,6 +286,27 @@ def test_official_test_images_may_change_and_other_splits_are_asked_for_by_name(
         result.evaluate(split="tst")
     with pytest.raises(DataError, match="has no val split"):
         tk.adapt("timm/test_resnet", stripes, **TINY).evaluate(split="val")
+
+
+def test_a_manifest_with_columns_of_its_own_is_opened_again_as_it_was(flat, at, capsys):
+    lines = ["file,kind", *(f"{file},{file.parent.name}" for file in sorted(flat.glob("*/*.png")))]
+    (at / "m.csv").write_text("\n".join(lines), encoding="utf-8")
+    columns = ["data.columns.path=file", "data.columns.label=kind"]
+    main(["adapt", "data.path=m.csv", *columns, "data.test=0.25", "evaluate=false", "out=run", *TINY_WORDS])
+    assert "The 9 test images were not scored: transferkit evaluate run=" in capsys.readouterr().out
+    main(["evaluate", "run=run", "cache=bank"])
+    assert "on 9 images" in capsys.readouterr().out
+    assert (at / "bank").is_dir()
+
+
+def test_a_model_of_prepared_tensors_is_tested_on_such(at):
+    rng = np.random.default_rng(0)
+    values = [torch.from_numpy(rng.normal(label, 1, (3, 32, 32)).astype(np.float32)) for label in (0, 1) * 10]
+    pairs = [(value, number % 2) for number, value in enumerate(values)]
+    result = tk.adapt("timm/test_resnet", pairs, preprocessed=True, evaluate=False, **TINY)
+    assert result.evaluate(pairs).images == 4
+    with pytest.raises(DataError, match="preprocessed=True"):
+        tk.adapt("timm/test_resnet", pairs, preprocessed=True, evaluate=False, **TINY).evaluate("builtin/digits")
 
 
 def test_classes_that_the_model_does_not_know_are_no_test(run, flat, at):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from transferkit.data.own_output import is_own_folder
 from transferkit.errors import OptionError, RunFolderError
-from transferkit.paths import MARKER, check_file, check_folder, expand, is_run_folder, mark_folder
+from transferkit.paths import MARKER, check_file, check_folder, expand, mark_folder
 
 
 @pytest.mark.parametrize(
@@ -20,14 +21,12 @@ def test_home_is_meant_at_the_start_only(given, expected, monkeypatch):
     assert expand(given) == expand(Path(given)) == Path(expected)
 
 
-def test_a_folder_is_ours_by_its_marker_or_its_result(tmp_path):
-    assert not is_run_folder(tmp_path)
-    (tmp_path / "result.json").touch()
-    assert is_run_folder(tmp_path)
+def test_the_marker_is_the_first_thing_in_a_folder_and_the_data_knows_it(tmp_path):
     mark_folder(tmp_path / "a" / "b")
-    assert is_run_folder(tmp_path / "a" / "b")
-    assert not is_run_folder(tmp_path / "a")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [MARKER]
+    (tmp_path / "c").mkdir()
+    own = [is_own_folder(tmp_path / name, lambda _: False) for name in ("a", "a/b", "c")]
+    assert own == [True, True, False]
 
 
 def test_a_folder_that_is_a_file_or_below_one_is_refused_and_nothing_is_made(tmp_path):

@@ -92,7 +92,7 @@ transferkit evaluate run=DIR [key=value ...]: score a finished run on test image
   run=DIR         the folder that adapt wrote
   data.root=DIR   other images than the run's own, with or without splits; data.path=FILE: a manifest
   split=test      or val
-  device=auto
+  device=auto, cache=DIR
 """,
     "predict": """\
 transferkit predict run=DIR images=PATH [key=value ...]: classify images with a finished run.

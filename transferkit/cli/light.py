@@ -115,7 +115,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
     before = result.metrics.get(split)
     data = settings["data.path"] or settings["data.root"]
     root = settings["data.root"] if settings["data.path"] else None
-    found = result.evaluate(data, split=split, root=root, device=settings["device"])
+    found = result.evaluate(data, split=split, root=root, device=settings["device"], cache=settings["cache"])
     print(
         f"{split} accuracy {100 * found.accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}) on "
         f"{found.images:,} images"
@@ -198,9 +198,10 @@ PREDICT = _light(
 EVALUATE = _light(
     "evaluate",
     _evaluate,
-    text=("run", "data.root", "data.path"),
+    text=("run", "data.root", "data.path", "cache"),
     settings={
-        "run": ..., "data.root": None, "data.path": None, "split": "test", "device": "auto", "debug": False,
+        "run": ..., "data.root": None, "data.path": None, "cache": None, "split": "test", "device": "auto",
+        "debug": False,
     },
 )  # fmt: skip
 EXPORT = _light(
