@@ -25,6 +25,7 @@ from transferkit.processes import agreed
 from transferkit.train import class_weights
 from transferkit.types import Preprocessing, ViewComparison, ViewScore
 from transferkit.views.asked import (
+    ALONE_GEOMETRIES,
     AUTO_VIEWS,
     GEOMETRIES,
     MIRROR,
@@ -307,7 +308,7 @@ class _Look:
         names = tuple(dict.fromkeys([self.asked.start, *names]))
         if self.asked.geometry is not None or self.asked.views:
             return names, same
-        everything = list(dict.fromkeys([*names, *GEOMETRIES]))
+        everything = list(dict.fromkeys([*names, *ALONE_GEOMETRIES]))
         distinct, same = distinct_geometries(everything, self.passes.own, self.sizes)
         further = [name for name in distinct if name not in names]
         cost = self.image_seconds * len(self.compared)
@@ -388,7 +389,7 @@ class _Look:
         alone, best, lead = scores.get(start), start, 0.0
         for name in candidates:
             judged = scores.get(name)
-            if alone is None or judged is None or name == start:
+            if alone is None or judged is None or name == start or name not in ALONE_GEOMETRIES:
                 continue
             gain, error = judged.gain(alone)
             if gain > max(error, lead) and judged.squared_error <= alone.squared_error:
