@@ -185,7 +185,7 @@ def run(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int],
         pace = statistics.median(task["seconds per image"].values()) if task["seconds per image"] else 0.005
         for level, number in levels_of(data.labels[data.indices("train")]):
             known = task["cells"].get(f"{level} {number}", {})
-            if level not in levels or {*WAYS, "auto"} <= set(known.get("ways", ())):
+            if level not in levels or {*WAYS, "auto", "geometry"} <= {*known.get("ways", ()), *known}:
                 continue
             small = shrink(data, level, number)
             task["cells"][f"{level} {number}"] = run_cell(backbone, small, read, pace, known, first=number == 0)

@@ -53,10 +53,10 @@ def _explain_geometry(found: ViewComparison, asked: AskedViews, known: Mapping[s
     first = f"{start} {_percent(known[start])}, {figures}"
     if name == start:
         yield (
-            f"Geometry {shown} is kept for single views: {on}: {first}; none is better by more than its standard error."
+            f"Geometry {shown} is kept for single views: {on}: {first}; none is better by two standard errors."
         )
     else:
-        yield f"Geometry {shown} is better than {start} by more than the standard error; {on}: {first}."
+        yield f"Geometry {shown} is better than {start} by two standard errors; {on}: {first}."
 
 
 def _explain_average(found: ViewComparison, known: Mapping[str, ViewScore]) -> Iterator[str]:
