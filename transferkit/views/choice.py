@@ -8,7 +8,7 @@ asks only what is affordable, at the pace that was measured on this machine.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -219,13 +219,13 @@ class _Look:
         wanted = self._wanted()
         names, same = distinct_geometries(wanted, self.passes.own, self.sizes)
         names, mirror, check = self._affordable(names)
-        names = tuple(sorted(names, key=list(GEOMETRIES).index))  # the same sum, bit for bit, whatever came first
+        names = _in_order(names)
         candidates, same = self._candidates(names, same)
         scores = self._judge(names, candidates, mirror)
         names, mirror = self._honest(names, mirror, scores)
         geometry = self.asked.geometry or self._best_alone(candidates, scores)
-        if len(names) == 1:
-            names = (geometry,)
+        # Networks are trained and judged on the geometry, so that it is always one of the views they predict with.
+        names = (geometry,) if len(names) == 1 else _in_order({*names, geometry})
         tables = [
             self.passes.everyone(name, mirrored=m) for m in ((False, True) if mirror else (False,)) for name in names
         ]
@@ -414,6 +414,11 @@ class _Look:
             )
             for name in labels
         )
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """As `GEOMETRIES` lists them: the same sum, bit for bit, whatever came first."""
+    return tuple(sorted(names, key=list(GEOMETRIES).index))
 
 
 def joined_name(names: Sequence[str], mirror: bool) -> str:

@@ -260,3 +260,14 @@ def test_no_more_images_are_compared_than_it_takes(tmp_path, monkeypatch):
     found, runs = choose(tmp_path, make_data(20), ask_views(views=1))
     assert found.comparison.images == 30
     assert {count for _, count in runs.calls} == {30}
+
+
+def test_what_networks_are_trained_on_is_one_of_the_views(tmp_path):
+    quality = {**dict.fromkeys(NAMES.values(), 0.5), "pad": 8.0}
+    found, _ = choose(tmp_path, make_data(40), ask_views(), quality=quality, mirrored={"crop": -8.0}, noise=2.0)
+    assert found.comparison.geometry == "pad"
+    assert [view.name for view in found.preprocessing.views] == ["crop", "squash", "pad", "zoom", "wide"]
+    assert found.preprocessing.primary in found.preprocessing.each_view
+    parts = [found.preprocessing.seen_as(view) for view in found.preprocessing.views]
+    assert len(found.table) == len(found.primary)
+    assert len(set(parts)) == 5
