@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,9 @@ _IMAGES_PER_NUMBER = 3
 
 _SHOWN = 5
 
-_MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?"})
+_BETWEEN = re.compile(r"[|;,+&]")
+
+_MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?", "-", "--"})
 
 REGRESSION = (
     'transferkit.adapt learns classes. To predict numbers, train transferkit.TransferModule(..., task="regression") in '
@@ -47,10 +50,28 @@ def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[
         )
         names = tuple(inventory.classes[k] for k in missing)
         findings.append(Finding(kind="missing_label_as_class", severity="warning", message=message, items=names))
+    if several := _several_in_one(inventory.classes):
+        told = ", ".join(map(repr, several[:_SHOWN]))
+        message = (
+            f"Labels that look like several classes in one: {told}. They are taken as classes of their own. For images "
+            "of several classes at once, train transferkit.TransferModule in a Lightning Trainer (docs/fine-tuning.md)."
+        )
+        findings.append(Finding(kind="several_labels", severity="warning", message=message, items=several))
     if look_like_numbers(inventory.classes, counts):
         message = f"The {len(inventory.classes)} labels look like measurements, not like classes. {REGRESSION}."
         findings.append(Finding(kind="numeric_labels", severity="warning", message=message))
     return findings
+
+
+def _several_in_one(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names made of names of other classes: "cat|dog" beside "cat", "['cat', 'dog']"."""
+    names = set(classes)
+    found = []
+    for name in classes:
+        parts = {part.strip(" []()'\"") for part in _BETWEEN.split(name)} - {""}
+        if len(parts) > 1 and parts & names:
+            found.append(name)
+    return tuple(found)
 
 
 def look_like_numbers(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> bool:
