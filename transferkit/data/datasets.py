@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,9 +188,21 @@ def _check_map_style(dataset: Any) -> None:
             "dataset with __len__ and __getitem__; collect the stream into one, or into a folder."
         )
     if not is_dataset(dataset):
-        raise DataError(f"Expected a map-style dataset with __len__ and __getitem__, got {_described(dataset)}.")
+        raise DataError(
+            f"Expected a map-style dataset with __len__ and __getitem__, got {_described(dataset)}."
+            f"{_for_paths(dataset)}"
+        )
     if len(dataset) == 0:
         raise DataError(f"The dataset ({type(dataset).__name__}) is empty.")
+
+
+def _for_paths(value: Any) -> str:
+    if not isinstance(value, (str, Path)):
+        return ""
+    return (
+        " Splits in folders are read from the folder above, which holds train/, val/ and test/; splits that lie apart, "
+        "from a manifest with a column split, or as torchvision.datasets.ImageFolder(PATH) each."
+    )
 
 
 def is_dataset(value: Any) -> bool:

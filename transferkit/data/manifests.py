@@ -156,8 +156,7 @@ _EXPECTED = {
 
 
 def _on_command_line(ours: str, theirs: str) -> str:
-    setting = f"data.columns.{ours}={theirs}"
-    return setting if theirs.isidentifier() else shlex.quote(f"data.columns.{ours}='{theirs}'")
+    return shlex.quote(f"data.columns.{ours}={theirs}")
 
 
 def _later_header(table: Table) -> int | None:

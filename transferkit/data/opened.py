@@ -277,12 +277,23 @@ def check_place(data: Any) -> None:
     Example:
         >>> check_place("builtin/digits")
     """
-    if not isinstance(data, (str, Path)) or expand(data).exists():
+    if not isinstance(data, (str, Path)):
+        return
+    _check_path(data)
+    if expand(data).exists():
         return
     if isinstance(data, str) and data.startswith("builtin"):
         return
     what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
     raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
+
+
+def _check_path(data: str | Path) -> None:
+    """Raise where a text is no path at all."""
+    if isinstance(data, str) and not data.strip():
+        raise OptionError(f"The path of the data is empty, got {data!r}. Pass a folder; '.' is the current one.")
+    if "://" in str(data):
+        raise OptionError(f"{str(data)!r} is an address. Download the images, and pass the folder that they are in.")
 
 
 def _take(
@@ -315,6 +326,7 @@ def _take_named(
     progress: bool,
     cache: Path | None,
 ) -> Inventory:
+    _check_path(data)
     path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         base = None if root is None else expand(root)

@@ -203,7 +203,7 @@ def test_all_class_problems_come_in_one_error(write: Writer, official: Path) -> 
         open_data(official)
     message = str(caught.value)
     assert "Class 'bird' is empty: it has no image. Add images, or remove the class." in message
-    assert "Class 'frog' is empty: no usable image, 1 set aside." in message
+    assert "Class 'frog' is empty: no usable image, 1 set aside (the file is empty (0 bytes))." in message
     assert "Class 'fish' has 1 held-back image but none in train." in message
 
 
@@ -315,6 +315,30 @@ def test_images_that_are_pointers_or_pages_are_called_that(tmp_path: Path, write
     findings = open_data(tmp_path / "images", test=0).summary.findings
     (finding,) = [found for found in findings if found.kind == "unreadable"]
     assert "the first is a Git LFS pointer" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", "The path of the data is empty"),
+        ("  ", "The path of the data is empty"),
+        ("https://example.org/d.zip", "is an address. Download the images"),
+    ],
+)
+def test_texts_that_are_no_path(data: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        open_data(data)
+
+
+def test_paths_in_a_mapping_say_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"got str. Splits in folders are read from the folder above"):
+        open_data({"train": "a/train", "test": "a/test"})
+
+
+@pytest.mark.parametrize("share", ["0.2", [0.2], "none"])
+def test_a_share_that_is_no_number(unsplit: Path, share: object) -> None:
+    with pytest.raises(OptionError, match=r"test is a share of the images and must be in \[0, 1\), got"):
+        open_data(unsplit, test=share)  # type: ignore[arg-type]
 
 
 def test_something_else_altogether() -> None:

@@ -240,7 +240,7 @@ def test_few_numbers_are_classes(tmp_path: Path, write: Writer) -> None:
         ("My images,\npath,label\na.png,x\n", "The names are in line 2: remove the lines above it"),
         ("path\na.png\n", "has no column 'label'; it has path. Add a column 'label': expected the class of"),
         ("path,cat,dog\na.png,0,1\nb.png,1,0\n", r"cat, dog look like one class each.*\['cat', 'dog'\]\].idxmax"),
-        ("image file,species\na.png,x\n", r"command line: 'data.columns.path='\"'\"'image file'\"'\"''"),
+        ("image file,species\na.png,x\n", r"\(command line: 'data.columns.path=image file'\)"),
         ('{"path": "a.png", "label": "x"}\n', "holds JSON. Convert it to CSV"),
         ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
         ("<!DOCTYPE html>\n", "is a web page, which a download got"),
