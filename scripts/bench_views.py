@@ -49,8 +49,8 @@ from transferkit.views import ask_views, choose_views, fixed_views
 FOUND = Path(__file__).parents[1] / "benchmarks" / "views.json"
 POOLING = "avg+max"
 WAYS = (
-    "crop", "full", "squash", "pad", "crop+mirror", "squash+mirror", "crop+squash", "crop+squash+pad",
-    "crop+squash+pad+mirror",
+    "crop", "full", "squash", "pad", "zoom", "wide", "crop+mirror", "squash+mirror", "crop+squash", "crop+squash+zoom",
+    "crop+squash+zoom+wide", "crop+squash+pad", "crop+squash+pad+mirror",
 )  # fmt: skip
 LEVELS = (5, 20)
 BUDGETS = (None, 60.0, 10.0, 2.0)
@@ -65,7 +65,7 @@ def seen_as(way: str, own: Preprocessing, data: Data) -> Preprocessing:
 def time_passes(backbone: Backbone, data: Data, read: Callable[..., Any]) -> dict[str, float]:
     """View -> seconds per image, of the views whose features were not in the bank."""
     own, seconds = backbone.spec.preprocessing, {}
-    for view in seen_as("crop+full+squash+pad+mirror", own, data).each_view:
+    for view in seen_as("crop+full+squash+pad+zoom+wide+mirror", own, data).each_view:
         start = time.perf_counter()
         done = read(backbone, data, preprocessing=view)
         if done.computed == len(data):
@@ -91,24 +91,32 @@ def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
     }
 
 
-def run_cell(backbone: Backbone, data: Data, read: Callable[..., Any], pace: float) -> dict[str, Any]:
-    """Every way of seeing one draw of the training images, and what is chosen where it is left open."""
-    own = backbone.spec.preprocessing
-    tables: dict[Preprocessing, dict[str, dict[str, float]]] = {}
-    ways, seen = {}, {}
-    for way in WAYS:
-        seen[way] = seen_as(way, own, data)
-        if seen[way] not in tables:
-            table = read(backbone, data, preprocessing=seen[way]).table
-            tables[seen[way]] = {stage: fit(table, data, stage) for stage in (JOINED, SELECTED)}
-        ways[way] = tables[seen[way]]
-    chosen = {str(budget): choose(backbone, data, read, pace, budget) for budget in BUDGETS}
+def run_cell(
+    backbone: Backbone, data: Data, read: Callable[..., Any], pace: float, known: Mapping[str, Any], *, first: bool
+) -> dict[str, Any]:
+    """Every way of seeing one draw of the training images, and what is chosen where it is left open.
+
+    Args:
+        backbone, data, read: What runs over what.
+        pace: Seconds per image of a view.
+        known: What this cell has already; ways in it are not run again.
+        first: Whether it is the first draw of its level: choices under a budget are made in that one.
+    """
+    own, ways = backbone.spec.preprocessing, dict(known.get("ways", {}))
+    tables = {seen_as(way, own, data): ways[way] for way in WAYS if way in ways}
+    for way in (way for way in WAYS if way not in ways):
+        seen = seen_as(way, own, data)
+        if seen not in tables:
+            table = read(backbone, data, preprocessing=seen).table
+            tables[seen] = {stage: fit(table, data, stage) for stage in (JOINED, SELECTED)}
+        ways[way] = tables[seen]
+    chosen = {str(budget): choose(backbone, data, read, pace, budget) for budget in (BUDGETS if first else (None,))}
     auto = [what.pop("fitted") for what in chosen.values()][BUDGETS.index(None)]
     return {
         "images": len(data.indices("train")),
         "ways": {**ways, "auto": auto},
         "auto": chosen,
-        "geometry": geometry(backbone, data, read, pace),
+        "geometry": known.get("geometry") or geometry(backbone, data, read, pace),
     }
 
 
@@ -176,9 +184,11 @@ def run(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int],
             task = found["tasks"][folder.name] = {"content": content, "seconds per image": seconds, "cells": {}}
         pace = statistics.median(task["seconds per image"].values()) if task["seconds per image"] else 0.005
         for level, number in levels_of(data.labels[data.indices("train")]):
-            if level not in levels or f"{level} {number}" in task["cells"]:
+            known = task["cells"].get(f"{level} {number}", {})
+            if level not in levels or {*WAYS, "auto", "geometry"} <= {*known.get("ways", ()), *known}:
                 continue
-            task["cells"][f"{level} {number}"] = run_cell(backbone, shrink(data, level, number), read, pace)
+            small = shrink(data, level, number)
+            task["cells"][f"{level} {number}"] = run_cell(backbone, small, read, pace, known, first=number == 0)
             write(out, found)
             print(folder.name, level, number, figures(task["cells"][f"{level} {number}"]), flush=True)
 

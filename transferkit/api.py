@@ -94,12 +94,13 @@ def analyze(
         strict: Images that cannot be used are an error instead of being set aside.
         preprocessed: The dataset's float tensors are taken as they are.
         geometry: How a single view shows a picture, which is what networks are trained on: "crop" (the checkpoint's
-            own), "full" (the largest centre square), "squash" (all of it, squeezed), "pad" (all of it, with borders).
-            "auto" compares them on held-back images and keeps the crop unless another is clearly better.
-        views: Geometries whose features, and whose predictions, are averaged: "crop+squash+pad", with "+mirror" for the
-            mirror image of each as well. 1: the geometry alone. "auto": crop, squash and pad, their mirror images where
-            a test on held-back images finds mirroring safe, as far as their passes take no more than 60 seconds. A view
-            costs a pass over the images, and one with every prediction.
+            own), "full" (the largest centre square), "squash" (all of it, squeezed), "pad" (all of it, with borders),
+            "zoom" (the middle, closer), "wide" (all of it, smaller, with borders all round). "auto" compares the first
+            four on held-back images and keeps the crop unless another is clearly better.
+        views: Geometries whose features, and whose predictions, are averaged: "crop+squash+zoom", with "+mirror" for
+            the mirror image of each as well. 1: the geometry alone. "auto": crop, squash, zoom and wide, their mirror
+            images where a test on held-back images finds mirroring safe, as far as their passes take no more than 60
+            seconds. A view costs a pass over the images, and one with every prediction.
         pooling: "avg" or "avg+max" of each stage's grid.
         class_weight: "none"; "balanced": every class weighs the same; "auto": balanced if one has twice the images of
             another.

@@ -420,7 +420,7 @@ def _explain_views(asked: AskedViews) -> str:
     if asked.plain:
         return (
             "All models saw the images in one view, each checkpoint's own crop, since a view costs a pass with every "
-            "model; views=crop+squash+pad averages three."
+            "model; views=crop+squash+zoom averages three."
         )
     return f"All models saw the images in the same way: {seen}."
 

@@ -118,7 +118,7 @@ class View:
     """One way from a whole picture to the square input.
 
     Args:
-        name: For people: "crop", "full", "squash" or "pad", with "+mirror" where it is mirrored.
+        name: For people: "crop", "full", "squash", "pad", "zoom" or "wide", with "+mirror" where it is mirrored.
         crop_mode, crop_pct: As in `Preprocessing`.
         mirrored: Flipped left to right afterwards.
     """
@@ -138,9 +138,11 @@ class Preprocessing:
         mean: Per channel (R, G, B), subtracted from values in [0, 1].
         std: Per channel, divides what is left.
         interpolation: Resampling filter of the resize.
-        crop_pct: Share of the resized side that the crop keeps, in (0, 1].
+        crop_pct: Share of the resized side that the crop keeps, in (0, 2]; above 1 the picture is smaller than the
+            input and gets borders.
         crop_mode: "center" resizes the short side to `size / crop_pct` and crops the centre; "squash" resizes both
-            sides without keeping the aspect; "border" resizes the long side to `size` and pads.
+            sides without keeping the aspect; "border" resizes the long side to `size / crop_pct`
+            and pads.
         origin: Where these values come from, as a phrase for people.
         mirrored: Whether the picture is flipped left to right after its geometry.
         views: Ways of seeing each picture that features, and predictions, are averaged over; empty: the geometry above
@@ -167,7 +169,7 @@ class Preprocessing:
         _check_range(self.value_range)
         _require(self.size >= _SMALLEST, f"Preprocessing.size must be >= {_SMALLEST} pixels, got {self.size!r}.")
         _positive("Preprocessing", "crop_pct", self.crop_pct)
-        _require(self.crop_pct <= 1, f"Preprocessing.crop_pct must be <= 1, got {self.crop_pct!r}.")
+        _require(self.crop_pct <= 2, f"Preprocessing.crop_pct must be <= 2, got {self.crop_pct!r}.")
         for value in self.std:
             _positive("Preprocessing", "std", value)
         names = [view.name for view in self.views]

@@ -18,6 +18,9 @@ SCRIPT = "scripts/bench_regret.py"
 MODEL = "packaged/tf_efficientnet_lite0"
 """The backbone whose cells lie in `CELLS` itself; those of others have a folder each in there."""
 
+HALF_RESNET = "resnet50_half"
+"""That of `regret_backbones.py`."""
+
 SIZE = 96
 
 
@@ -33,13 +36,13 @@ def folder_of(model: str) -> Path:
 
 def load_model(model: str) -> Any:
     """A backbone by the name that transferkit knows it by, or one of `regret_backbones.py`."""
-    if "/" in model:
-        from transferkit.look import load_backbone
+    if model == HALF_RESNET:
+        from regret_backbones import load_half_resnet50
 
-        return load_backbone(model, image_size=SIZE)
-    import regret_backbones
+        return load_half_resnet50(image_size=SIZE)
+    from transferkit.look import load_backbone
 
-    return regret_backbones.load(model, SIZE)
+    return load_backbone(model, image_size=SIZE)
 
 
 def write(path: Path, plain: Mapping[str, Any]) -> None:

@@ -164,8 +164,8 @@ def test_an_exported_model_takes_a_picture_a_geometry_and_says_which(adapt, phot
 
 def test_left_open_the_choice_is_said_with_its_numbers(adapt):
     found = adapt(strategy="auto").evidence.views
-    assert found.views == ("crop", "squash", "pad")
-    assert [score.name for score in found.scores][:4] == ["crop", "squash", "pad", "full"]
+    assert found.views == ("crop", "squash", "zoom", "wide")
+    assert [score.name for score in found.scores][:6] == ["crop", "squash", "zoom", "wide", "full", "pad"]
     assert found.images == 16
     assert all(0 <= score.accuracy <= 1 for score in found.scores if score.accuracy is not None)
     assert found.image_seconds > 0

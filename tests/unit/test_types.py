@@ -87,7 +87,7 @@ def test_everything_that_travels_is_frozen_keyword_only_and_documented(cls):
     [
         (Preprocessing, dataclasses.asdict(PLAIN), {"size": 7}, r"Preprocessing.size must be >= 8 pixels, got 7"),
         (Preprocessing, dataclasses.asdict(PLAIN), {"crop_pct": 0.0}, r"crop_pct must be finite and > 0, got 0.0"),
-        (Preprocessing, dataclasses.asdict(PLAIN), {"crop_pct": 1.1}, r"crop_pct must be <= 1, got 1.1"),
+        (Preprocessing, dataclasses.asdict(PLAIN), {"crop_pct": 2.1}, r"crop_pct must be <= 2, got 2.1"),
         (Preprocessing, dataclasses.asdict(PLAIN), {"std": (1.0, 0.0, 1.0)}, r"std must be finite and > 0, got 0.0"),
         (Preprocessing, dataclasses.asdict(PLAIN), {"std": (math.nan,) * 3}, r"std must be finite and > 0, got nan"),
         (ProbeScore, PROBE, {"accuracy": 1.01}, r"ProbeScore.accuracy must be in \[0, 1\], got 1.01"),

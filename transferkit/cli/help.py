@@ -39,8 +39,8 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   data.columns.label=NAME   what a manifest calls the column; also .path, .split, .group; data.root=DIR: where its
                         paths start
   image_size=N          side in pixels; smaller is faster
-  geometry=auto         or crop (the checkpoint's own), full, squash, pad: how one view shows a picture
-  views=auto            or 1, or crop+squash+pad[+mirror]: features and predictions are averaged over these; a pass each
+  geometry=auto         or crop (the checkpoint's own), full, squash, pad, zoom, wide: how one view shows a picture
+  views=auto            or 1, or crop+squash+zoom[+mirror]: features and predictions are means over these; a pass each
   strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
                         surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
                         stages; selected: their useful features)

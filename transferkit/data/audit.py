@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transferkit.data.class_names import alike_names
 from transferkit.data.decode import FAULTS, heic_hint
 from transferkit.data.depth import Range
-from transferkit.data.fingerprints import digest, near_pairs, near_twins
+from transferkit.data.fingerprints import digest, near_twins
 from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory
 from transferkit.data.label_findings import describe_many_labels, label_findings
 from transferkit.data.ranges import find_losses, find_range
@@ -122,13 +122,14 @@ def audit(
     rows = np.flatnonzero(usable)
     findings += [*_untrained(inventory, ids, rows, leaking), *_too_few_to_split(inventory, rows, shares)]
     _raise_errors(findings, inventory.origin)
-    groups, twins = _groups(inventory, ids, rows)
-    findings += twins
+    twins = _twins(inventory, rows)
+    groups, alike = _groups(inventory, ids, rows, twins)
+    findings += alike
     splits = _drawn(inventory, rows, groups, shares, seed=seed)
     findings += label_findings(inventory, np.bincount(inventory.labels[rows], minlength=len(inventory.classes)))
     findings += split_findings(inventory, rows, splits, groups, shares=shares)
     findings += _class_findings(inventory, rows, splits, groups)
-    findings += [*_repeats(inventory, ids, rows, splits), *_near_twins(inventory, rows, splits)]
+    findings += [*_repeats(inventory, ids, rows, splits), *_leaking_twins(inventory, rows, splits, twins)]
     names, looks = [inventory.names[row] for row in rows], [inventory.inspections[row] for row in rows]
     grey = find_range(names, looks, splits.tolist(), given=value_range)
     findings += [*_conversions(inventory, rows), *find_losses(names, looks), *grey.findings]
@@ -361,15 +362,19 @@ def _too_few_to_split(inventory: Inventory, rows: Ints, shares: Shares) -> list[
     ]
 
 
-def _groups(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints) -> tuple[Ints, list[Finding]]:
+def _twins(inventory: Inventory, rows: Ints) -> Ints:
+    """(P, 2) pairs of usable images that look the same, by their place among `rows`, the smaller first."""
+    looks = [inventory.inspections[row] for row in rows]
+    hashes = np.array([look.hash for look in looks], dtype=np.uint64)
+    return near_twins(hashes, np.stack([look.thumb for look in looks]))
+
+
+def _groups(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, twins: Ints) -> tuple[Ints, list[Finding]]:
     """(M,) which of the usable images belong together: by the person's word, by equal or by nearly equal content."""
     same_image = np.unique(ids[rows], return_inverse=True)[1].reshape(-1).astype(np.int64)
     memberships = [same_image, *([] if inventory.groups is None else [inventory.groups[rows]])]
     known, labels = connected_groups(memberships), inventory.labels[rows]
-    looks = [inventory.inspections[row] for row in rows]
-    hashes = np.array([look.hash for look in looks], dtype=np.uint64)
-    pairs = near_twins(hashes, np.stack([look.thumb for look in looks]))
-    pairs = pairs[known[pairs[:, 0]] != known[pairs[:, 1]]]
+    pairs = twins[known[twins[:, 0]] != known[twins[:, 1]]]
     if not len(pairs):
         return known, []
     alike = connected_groups([np.arange(len(rows), dtype=np.int64)], pairs)
@@ -480,10 +485,12 @@ def _repeats(inventory: Inventory, ids: npt.NDArray[np.bytes_], rows: Ints, spli
     return [Finding(kind="duplicate", severity="warning", message=message, items=items)]
 
 
-def _near_twins(inventory: Inventory, rows: Ints, splits: Names) -> list[Finding]:
-    looks = [inventory.inspections[row] for row in rows]
-    hashes = np.array([look.hash for look in looks], dtype=np.uint64)
-    pairs = near_pairs(hashes, np.stack([look.thumb for look in looks]), splits != "train")
+def _leaking_twins(inventory: Inventory, rows: Ints, splits: Names, twins: Ints) -> list[Finding]:
+    """What is said of pairs of a training and a held-back image."""
+    train = splits == "train"
+    pairs = twins[train[twins[:, 0]] != train[twins[:, 1]]]
+    pairs = np.where(train[pairs[:, :1]], pairs, pairs[:, ::-1])
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     if not len(pairs):
         return []
     held = len(np.unique(pairs[:, 1]))

@@ -138,7 +138,7 @@ class Augmentation:
         if self.preset == "none":
             return 0
         # Even: crops begin at halves rounded to even, so an even step is what leaves `plain` on the same pixel.
-        return 2 * ((self.preprocessing.resize_side - self.preprocessing.size) // 4)
+        return max(0, 2 * ((self.preprocessing.resize_side - self.preprocessing.size) // 4))
 
     @property
     def still(self) -> Augmentation:

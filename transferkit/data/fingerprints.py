@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["THUMB_SIDE", "array_digest", "difference_hash", "digest", "near_pairs", "near_twins", "thumb"]
+__all__ = ["THUMB_SIDE", "array_digest", "difference_hash", "digest", "near_twins", "thumb"]
 
 THUMB_SIDE = 16
 _DIGEST_BYTES = 16
@@ -29,7 +29,7 @@ _MAX_DIFFERENCE = 0.05
 1.5x, or 5 % brighter stay under 0.03; different scans of scikit-learn's digits and photos of a hand start at 0.066."""
 _FILTER = Image.Resampling.BILINEAR  # antialiased; the box filter moves by half a cell with the source's size
 _MAX_BUCKET = 1_000
-"""Training pictures under one table key above which the key says nothing; bounds the work on uniform collections."""
+"""Pictures under one table key above which the key says nothing; bounds the work on uniform collections."""
 _CHUNK = 1_000_000
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
@@ -66,23 +66,6 @@ def thumb(grey: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(grey.resize((THUMB_SIDE, THUMB_SIDE), _FILTER), dtype=np.uint8).reshape(-1)
 
 
-def near_pairs(
-    hashes: npt.NDArray[np.uint64], thumbs: npt.NDArray[np.uint8], held_back: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    """Pairs of a training picture and a held-back one that look the same.
-
-    Args:
-        hashes: (N,) 64-bit difference hashes.
-        thumbs: (N, 256) grey levels.
-        held_back: (N,) True for validation and test pictures.
-
-    Returns:
-        (P, 2) int64 rows of (training index, held-back index), sorted, without repeats.
-    """
-    usable = thumbs.std(axis=1, dtype=np.float32) >= _MIN_CONTRAST
-    return _near(hashes, thumbs, np.flatnonzero(usable & ~held_back), np.flatnonzero(usable & held_back))
-
-
 def near_twins(hashes: npt.NDArray[np.uint64], thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Pairs of pictures that look the same, whichever split they are in.
 
@@ -94,20 +77,9 @@ def near_twins(hashes: npt.NDArray[np.uint64], thumbs: npt.NDArray[np.uint8]) ->
         (P, 2) int64 rows of two indices, the smaller first, sorted, without repeats.
     """
     usable = np.flatnonzero(thumbs.std(axis=1, dtype=np.float32) >= _MIN_CONTRAST)
-    return _near(hashes, thumbs, usable, usable)
-
-
-def _near(
-    hashes: npt.NDArray[np.uint64],
-    thumbs: npt.NDArray[np.uint8],
-    some: npt.NDArray[np.int64],
-    others: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
     found = [np.empty((0, 2), dtype=np.int64)]
     for mask in _table_masks():
-        for candidates in _same_key(hashes & mask, some, others):
-            if some is others:
-                candidates = candidates[candidates[:, 0] < candidates[:, 1]]
+        for candidates in _same_key(hashes & mask, usable):
             close = candidates[_hamming(hashes[candidates[:, 0]], hashes[candidates[:, 1]]) <= _MAX_BITS]
             found.append(close[_difference(thumbs[close[:, 0]], thumbs[close[:, 1]]) <= _MAX_DIFFERENCE])
     pairs: npt.NDArray[np.int64] = np.unique(np.concatenate(found), axis=0)
@@ -119,20 +91,21 @@ def _table_masks() -> Iterator[np.uint64]:
         yield np.uint64(sum((1 << stop) - (1 << start) for start, stop in blocks))
 
 
-def _same_key(
-    keys: npt.NDArray[np.uint64], train: npt.NDArray[np.int64], held: npt.NDArray[np.int64]
-) -> Iterator[npt.NDArray[np.int64]]:
-    """(P, 2) arrays of all (training, held-back) pairs that share a key, about `_CHUNK` at a time."""
-    order = train[np.argsort(keys[train], kind="stable")]
-    first = np.searchsorted(keys[order], keys[held], side="left")
-    counts = np.searchsorted(keys[order], keys[held], side="right") - first
-    counts[counts > _MAX_BUCKET] = 0
+def _same_key(keys: npt.NDArray[np.uint64], among: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """(P, 2) arrays of all pairs that share a key, the smaller index first, about `_CHUNK` at a time."""
+    order = among[np.argsort(keys[among], kind="stable")]
+    ordered = keys[order]
+    place = np.arange(len(order))
+    stop = np.searchsorted(ordered, ordered, side="right")
+    size = stop - np.searchsorted(ordered, ordered, side="left")
+    # Pictures of one key are side by side, by index: each is paired with those behind it.
+    counts = np.where(size > _MAX_BUCKET, 0, stop - place - 1)
     chunk_of = np.cumsum(counts) // _CHUNK
     for chunk in np.unique(chunk_of[counts > 0]):
         rows = np.flatnonzero((chunk_of == chunk) & (counts > 0))
         repeats = counts[rows]
         offsets = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        yield np.stack([order[np.repeat(first[rows], repeats) + offsets], np.repeat(held[rows], repeats)], axis=1)
+        yield np.stack([np.repeat(order[rows], repeats), order[np.repeat(rows + 1, repeats) + offsets]], axis=1)
 
 
 def _hamming(left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

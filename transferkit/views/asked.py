@@ -14,6 +14,7 @@ from transferkit.types import CropMode, Preprocessing, View
 
 __all__ = [
     "ALONE",
+    "ALONE_GEOMETRIES",
     "AUTO_VIEWS",
     "GEOMETRIES",
     "MIRROR",
@@ -32,8 +33,13 @@ GEOMETRIES = {
     "full": "the largest centre square",
     "squash": "the whole picture squeezed to a square",
     "pad": "the whole picture with borders",
+    "zoom": "the middle of the picture, closer",
+    "wide": "the whole picture, smaller, with borders all round",
 }
 """Name -> what it shows, in the order in which views are listed."""
+
+ALONE_GEOMETRIES = ("crop", "full", "squash", "pad")
+"""Those that are compared for single views where geometry= is left open: all show the picture at its usual scale."""
 
 MIRROR = "mirror"
 """In views=: each of the others once more, flipped left to right."""
@@ -41,10 +47,17 @@ MIRROR = "mirror"
 ALONE = "1"
 AUTO = "auto"
 
-AUTO_VIEWS = ("crop", "squash", "pad")
-"""What views=auto averages where it is affordable; scripts/bench_views.py measures what that is worth."""
+AUTO_VIEWS = ("crop", "squash", "zoom", "wide")
+"""What views=auto averages, as many of them as are affordable; scripts/bench_views.py measures what that is worth."""
 
-_MODES: dict[str, CropMode] = {"full": "center", "squash": "squash", "pad": "border"}
+_SHAPES: dict[str, tuple[CropMode, float]] = {
+    "full": ("center", 1.0),
+    "squash": ("squash", 1.0),
+    "pad": ("border", 1.0),
+    "zoom": ("center", 0.75),
+    "wide": ("border", 1.2),
+}
+"""Name -> crop mode and share of the resized side that is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +125,7 @@ def ask_views(geometry: object = AUTO, views: object = AUTO) -> AskedViews:
     return AskedViews(geometry=named, views=chosen, mirror=MIRROR in words)
 
 
-_REMEDY = "Write views=auto, views=1, or names joined by +, such as views=crop+squash+pad."
+_REMEDY = "Write views=auto, views=1, or names joined by +, such as views=crop+squash+zoom."
 
 
 def _one_geometry(geometry: object) -> str | None:
@@ -160,7 +173,8 @@ def view_of(name: str, own: Preprocessing, *, mirrored: bool = False) -> View:
     label = f"{name}+{MIRROR}" if mirrored else name
     if name == "crop":
         return View(name=label, crop_mode=own.crop_mode, crop_pct=own.crop_pct, mirrored=mirrored)
-    return View(name=label, crop_mode=_MODES[name], mirrored=mirrored)
+    mode, share = _SHAPES[name]
+    return View(name=label, crop_mode=mode, crop_pct=share, mirrored=mirrored)
 
 
 def distinct_geometries(

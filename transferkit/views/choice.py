@@ -25,6 +25,7 @@ from transferkit.processes import agreed
 from transferkit.train import class_weights
 from transferkit.types import Preprocessing, ViewComparison, ViewScore
 from transferkit.views.asked import (
+    ALONE_GEOMETRIES,
     AUTO_VIEWS,
     GEOMETRIES,
     MIRROR,
@@ -51,8 +52,10 @@ COMPARED = 1000
 COMPARED_PER_CLASS = 4
 """At least so many of each class where there are many classes."""
 
-CLEARLY_WORSE = 2.0
-"""Standard errors below the single view at which an average is given up. At one, chance would give up every sixth."""
+CLEARLY = 2.0
+"""Standard errors by which an average must be behind the single view to be given up, or another geometry ahead of the
+first to take its place. At one, chance alone would do so with every sixth; and the best of several looks better than it
+is."""
 
 LEAST_MIRRORED = 45
 """Held-back images below which mirroring cannot be shown to be safe (`flip_is_safe`)."""
@@ -307,7 +310,7 @@ class _Look:
         names = tuple(dict.fromkeys([self.asked.start, *names]))
         if self.asked.geometry is not None or self.asked.views:
             return names, same
-        everything = list(dict.fromkeys([*names, *GEOMETRIES]))
+        everything = list(dict.fromkeys([*names, *ALONE_GEOMETRIES]))
         distinct, same = distinct_geometries(everything, self.passes.own, self.sizes)
         further = [name for name in distinct if name not in names]
         cost = self.image_seconds * len(self.compared)
@@ -374,7 +377,7 @@ class _Look:
             if alone is None or judged is None:
                 return several, mirrored
             gain, error = judged.gain(alone)
-            if gain >= -CLEARLY_WORSE * error:
+            if gain >= -CLEARLY * error:
                 return several, mirrored
             self.notes.append(
                 f"The mean over {joined_name(several, mirrored)} was given up: held-back accuracy "
@@ -383,15 +386,15 @@ class _Look:
         return (self.asked.start,), False
 
     def _best_alone(self, candidates: Sequence[str], scores: dict[str, _Judged | None]) -> str:
-        """The first pass's geometry, unless another is better by more than the standard error of their difference."""
+        """The first pass's geometry, unless another is clearly better (`CLEARLY`)."""
         start = self.asked.start
         alone, best, lead = scores.get(start), start, 0.0
         for name in candidates:
             judged = scores.get(name)
-            if alone is None or judged is None or name == start:
+            if alone is None or judged is None or name == start or name not in ALONE_GEOMETRIES:
                 continue
             gain, error = judged.gain(alone)
-            if gain > max(error, lead) and judged.squared_error <= alone.squared_error:
+            if gain > max(CLEARLY * error, lead) and judged.squared_error <= alone.squared_error:
                 best, lead = name, gain
         return best
 

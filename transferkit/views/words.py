@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from transferkit.mirror import MirrorCheck
 from transferkit.types import ViewComparison, ViewScore
-from transferkit.views.asked import GEOMETRIES, AskedViews
+from transferkit.views.asked import ALONE_GEOMETRIES, GEOMETRIES, AskedViews
 
 __all__ = ["explain"]
 
@@ -44,7 +44,7 @@ def _explain_geometry(found: ViewComparison, asked: AskedViews, known: Mapping[s
     if asked.geometry is not None:
         yield f"Geometry {shown} was asked for."
         return
-    others = [score for score in found.scores if score.name in GEOMETRIES and score.name != start]
+    others = [score for score in found.scores if score.name in ALONE_GEOMETRIES and score.name != start]
     measured = [score for score in others if score.accuracy is not None]
     if not measured:
         return
@@ -52,11 +52,9 @@ def _explain_geometry(found: ViewComparison, asked: AskedViews, known: Mapping[s
     on = f"held-back accuracy of the joined probe on {found.images:,} training images"
     first = f"{start} {_percent(known[start])}, {figures}"
     if name == start:
-        yield (
-            f"Geometry {shown} is kept for single views: {on}: {first}; none is better by more than its standard error."
-        )
+        yield (f"Geometry {shown} is kept for single views: {on}: {first}; none is better by two standard errors.")
     else:
-        yield f"Geometry {shown} is better than {start} by more than the standard error; {on}: {first}."
+        yield f"Geometry {shown} is better than {start} by two standard errors; {on}: {first}."
 
 
 def _explain_average(found: ViewComparison, known: Mapping[str, ViewScore]) -> Iterator[str]:

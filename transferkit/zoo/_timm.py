@@ -115,18 +115,14 @@ def read_preprocessing(cfg: Mapping[str, Any], full_name: str) -> Preprocessing:
             f"{full_name} asks for interpolation {stated['interpolation']!r} and crop mode {stated['crop_mode']!r}; "
             f"known are {', '.join(get_args(Interpolation))} and {', '.join(CROP_MODES)}. Pass preprocessing=."
         )
-    origin = f"timm pretrained_cfg of {full_name}"
-    crop_pct = float(stated["crop_pct"])
-    if crop_pct > 1:  # six VOLO entries shrink the image and pad it; Preprocessing has no such crop
-        origin += f", its crop_pct of {crop_pct:g} limited to 1"
     return Preprocessing(
         size=int(height),
         mean=_triple(stated["mean"]),
         std=_triple(stated["std"]),
         interpolation=stated["interpolation"],
-        crop_pct=min(crop_pct, 1.0),
+        crop_pct=float(stated["crop_pct"]),
         crop_mode=stated["crop_mode"],
-        origin=origin,
+        origin=f"timm pretrained_cfg of {full_name}",
     )
 
 

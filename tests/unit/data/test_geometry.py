@@ -63,7 +63,7 @@ def test_equal_to_timm(crop_mode: CropMode, interpolation: Interpolation, size: 
     width=st.integers(1, 90),
     height=st.integers(1, 90),
     size=st.integers(8, 48),
-    crop_pct=st.sampled_from([0.8, 0.875, 0.9, 0.95, 1.0]),
+    crop_pct=st.sampled_from([0.8, 0.875, 0.9, 0.95, 1.0, 1.15, 1.2, 1.5]),
     crop_mode=st.sampled_from(["center", "squash", "border"]),
 )
 def test_equal_to_timm_at_any_size(width: int, height: int, size: int, crop_pct: float, crop_mode: CropMode) -> None:

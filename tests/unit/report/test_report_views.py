@@ -51,6 +51,29 @@ def test_the_page_shows_them_and_what_the_backbone_ran_over(seen):
     assert "and 12 times more for further views" in page
 
 
+@pytest.mark.parametrize(
+    ("command", "found", "added"),
+    [
+        ("transferkit adapt data=digits", {}, "views=crop+squash+pad geometry=squash"),
+        ("transferkit adapt geometry=squash", {}, "views=crop+squash+pad"),
+        ("transferkit.adapt('m', 'd', seed=0)", {}, 'views="crop+squash+pad", geometry="squash"'),
+        (
+            "transferkit adapt",
+            {"views": ("crop", "crop+mirror"), "geometry": "crop"},
+            "views=crop+mirror geometry=crop",
+        ),
+        ("transferkit adapt", {"views": ("crop",), "geometry": "crop"}, "views=1 geometry=crop"),
+        ("transferkit adapt", {"geometry": "full"}, "views=crop+squash+pad"),
+        ("transferkit adapt views=crop+squash+pad", {}, ""),
+        ("", {}, ""),
+    ],
+)
+def test_what_a_faster_machine_would_choose_otherwise_can_be_named(seen, command, found, added):
+    evidence = replace(seen.evidence, views=replace(FOUND, **found))
+    page = write_report(replace(seen, command=command, evidence=evidence)).origins
+    assert page.views == added
+
+
 def test_one_view_is_named_and_none_is_not_shown(record, seen):
     alone = replace(FOUND, views=("pad",), geometry="pad", scores=(), images=0)
     one = write_report(replace(seen, evidence=replace(seen.evidence, views=alone))).views

@@ -34,6 +34,8 @@ def test_order_case_spaces_and_repetition_do_not_matter(typed):
         ("mirror", None, (), True),
         ("squash+mirror", "squash", (), True),
         ("mirror+full+crop", None, ("crop", "full"), True),
+        ("Wide + zoom", None, ("zoom", "wide"), False),
+        ("zoom", "zoom", (), False),
     ],
 )
 def test_what_is_typed_is_what_is_meant(typed, geometry, views, mirror):
@@ -47,7 +49,7 @@ def test_what_is_typed_is_what_is_meant(typed, geometry, views, mirror):
         ("sqash", r"Unknown view 'sqash'\. Closest known: squash\."),
         ("crop+pda", r"Unknown view 'pda'\. Closest known: pad\."),
         ("crop+miror", r"Closest known: mirror\."),
-        ("letterbox", r"Unknown view 'letterbox'\. Known: crop, full, mirror, pad, squash\."),
+        ("letterbox", r"Unknown view 'letterbox'\. Known: crop, full, mirror, pad, squash, wide, zoom\."),
         (3, r"Unknown view '3'.*views=auto, views=1"),
         ("auto+pad", r"views=auto stands alone"),
         ("1+pad", r"views=1 stands alone"),

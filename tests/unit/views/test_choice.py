@@ -13,7 +13,15 @@ from transferkit.views import ask_views, choice, choose_views
 
 OWN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.875)
 CLASSES = 3
-NAMES = {("center", 0.875): "crop", ("center", 1.0): "full", ("squash", 1.0): "squash", ("border", 1.0): "pad"}
+NAMES = {
+    ("center", 0.875): "crop",
+    ("center", 1.0): "full",
+    ("squash", 1.0): "squash",
+    ("border", 1.0): "pad",
+    ("center", 0.75): "zoom",
+    ("border", 1.2): "wide",
+}
+AUTO = ["crop", "squash", "zoom", "wide"]
 WIDTH = 24
 
 
@@ -73,19 +81,19 @@ def choose(tmp_path, data, asked, *, quality=None, mirrored=None, image_seconds=
     return found, views
 
 
-def test_left_open_crop_squash_and_pad_are_averaged(tmp_path):
+def test_left_open_all_views_of_auto_are_averaged(tmp_path):
     data = make_data()
     found, views = choose(tmp_path, data, ask_views(), mirrored={"crop": -2.0}, noise=2.0)
-    assert [view.name for view in found.preprocessing.views] == ["crop", "squash", "pad"]
-    assert found.comparison.views == ("crop", "squash", "pad")
+    assert [view.name for view in found.preprocessing.views] == AUTO
+    assert found.comparison.views == tuple(AUTO)
     parts = [views(preprocessing=view).table.load(["top"]) for view in found.preprocessing.each_view]
     np.testing.assert_allclose(found.table.load(["top"]), np.mean(parts, axis=0), rtol=1e-5, atol=1e-6)
     said = " ".join(found.comparison.reasons)
-    assert "averaged over 3 views of each image: crop, squash, pad" in said
-    assert "Predicting an image takes 3 passes" in said
+    assert "averaged over 4 views of each image: crop, squash, zoom, wide" in said
+    assert "Predicting an image takes 4 passes" in said
     names = [score.name for score in found.comparison.scores]
-    assert names[:5] == ["crop", "squash", "pad", "full", "crop+squash+pad"]
-    assert [score.name for score in found.comparison.scores if score.used] == ["crop+squash+pad"]
+    assert names[:7] == [*AUTO, "full", "pad", "crop+squash+zoom+wide"]
+    assert [score.name for score in found.comparison.scores if score.used] == ["crop+squash+zoom+wide"]
 
 
 def test_the_mean_over_noisy_views_is_better_than_any_of_them_and_the_row_says_so(tmp_path):
@@ -96,9 +104,9 @@ def test_the_mean_over_noisy_views_is_better_than_any_of_them_and_the_row_says_s
     assert mean.squared_error < min(score.squared_error for score in single)
 
 
-@pytest.mark.parametrize(("safe", "views"), [(True, 6), (False, 3)])
+@pytest.mark.parametrize(("safe", "views"), [(True, 8), (False, 4)])
 def test_mirror_images_take_part_only_where_a_probe_knows_them(tmp_path, safe, views):
-    quality = {"crop": 6.0, "squash": 6.0, "pad": 6.0}
+    quality = dict.fromkeys(AUTO, 6.0)
     found, runs = choose(
         tmp_path, make_data(), ask_views(), quality=quality, mirrored=quality if safe else {"crop": -6.0}
     )
@@ -113,19 +121,20 @@ def test_mirror_images_take_part_only_where_a_probe_knows_them(tmp_path, safe, v
 def test_few_images_cannot_show_that_mirroring_is_safe_and_are_not_asked(tmp_path):
     found, runs = choose(tmp_path, make_data(10), ask_views(), quality={"crop": 6.0})
     assert not any("mirror" in label for label in runs.labels)
-    assert len(found.preprocessing.views) == 3
+    assert len(found.preprocessing.views) == 4
 
 
 @pytest.mark.parametrize(
     ("image_seconds", "budget", "views"),
     [
-        (1e-6, None, 6),
+        (1e-6, None, 8),
         (0.5, None, 2),  # 66 images: 33 s a pass, 60 s are allowed
-        (0.4, None, 3),  # 26 s: two more passes, none left for three mirrored ones
+        (0.4, None, 3),  # 26 s: two more passes
+        (0.25, None, 4),  # 16 s: three more passes, none left for four mirrored ones
         (1.0, None, 1),
         (0.01, 2.0, 2),  # half of the budget, 1 s, at 0.66 s a pass
         (0.01, 0.5, 1),
-        (0.01, 1000.0, 6),
+        (0.01, 1000.0, 8),
     ],
 )
 def test_views_are_taken_as_far_as_their_passes_are_affordable(tmp_path, image_seconds, budget, views):
@@ -135,8 +144,8 @@ def test_views_are_taken_as_far_as_their_passes_are_affordable(tmp_path, image_s
     )
     assert len(found.preprocessing.each_view) == views
     said = " ".join(found.comparison.reasons)
-    assert ("views=auto stops at" in said) == (views < 3)
-    assert ("Name the views to have them all the same: views=crop+squash+pad" in said) == (views < 6)
+    assert ("views=auto stops at" in said) == (views < 4)
+    assert ("Name the views to have them all the same: views=crop+squash+zoom+wide" in said) == (views < 8)
 
 
 def test_views_that_are_named_are_taken_whatever_they_cost(tmp_path):
@@ -156,8 +165,8 @@ def test_order_makes_no_difference_to_the_last_bit(tmp_path):
 
 def test_square_pictures_are_looked_at_once_where_geometries_agree(tmp_path):
     found, runs = choose(tmp_path, make_data(square=True), ask_views(), mirrored={"crop": -6.0})
-    assert [view.name for view in found.preprocessing.views] == ["crop", "squash"]
-    assert {label for label in runs.labels if "mirror" not in label} == {"squash"}
+    assert [view.name for view in found.preprocessing.views] == ["crop", "squash", "zoom", "wide"]
+    assert {label for label in runs.labels if "mirror" not in label} == {"squash", "zoom", "wide"}
     assert "full and pad make the same pictures as squash: computed once" in " ".join(found.comparison.reasons)
 
 
@@ -185,6 +194,22 @@ def test_another_geometry_must_be_clearly_better_to_take_the_place_of_the_checkp
     assert "%" in said
 
 
+def test_a_closer_look_is_no_geometry_to_train_on_unless_it_is_named(tmp_path):
+    found, _ = choose(
+        tmp_path,
+        make_data(40),
+        ask_views(),
+        quality={**dict.fromkeys(NAMES.values(), 0.3), "crop": 3.0, "zoom": 9.0},
+        mirrored={"crop": -8.0},
+        noise=2.0,
+    )
+    zoom = next(score for score in found.comparison.scores if score.name == "zoom")
+    assert zoom.gain > 3 * zoom.gain_error
+    assert found.comparison.geometry == "crop"
+    named, _ = choose(tmp_path / "named", make_data(5), ask_views("zoom", 1))
+    assert named.preprocessing.crop_pct == 0.75
+
+
 def test_geometries_that_are_only_compared_run_over_training_images_alone(tmp_path):
     _, runs = choose(tmp_path, make_data(20, test=5), ask_views(views=1))
     assert runs.calls == [("full", 60), ("squash", 60), ("pad", 60)]
@@ -205,27 +230,27 @@ def test_a_geometry_by_name_needs_no_comparison(tmp_path):
 
 
 def test_an_average_that_is_clearly_worse_is_given_up_and_it_is_said(tmp_path):
-    quality = {"crop": 8.0, "squash": -8.0, "pad": -8.0, "full": 1.0}
+    quality = {**dict.fromkeys(AUTO, -8.0), "crop": 8.0, "full": 1.0}
     data = make_data(40)
     found, _ = choose(tmp_path, data, ask_views(), quality=quality, mirrored={"crop": -8.0})
     # Averages with what says the opposite separate as well; only noise can make a mean worse.
-    assert len(found.preprocessing.each_view) == 3
+    assert len(found.preprocessing.each_view) == 4
 
     class Loud(Views):
         def __call__(self, *, preprocessing, among=None):
-            self.noise = 0.3 if preprocessing.crop_pct < 1 else 60.0
+            self.noise = 0.3 if preprocessing.crop_pct == OWN.crop_pct else 60.0
             return super().__call__(preprocessing=preprocessing, among=among)
 
     loud = Loud(tmp_path / "loud", data, {"crop": 2.0}, mirrored={"crop": -2.0})
     first = loud(preprocessing=OWN)
     found = choose_views(ask_views(), OWN, data, loud, first=first, first_seconds=1.0, image_seconds=1e-6)
     assert found.preprocessing == OWN
-    assert "The mean over crop+squash+pad was given up: held-back accuracy" in " ".join(found.comparison.reasons)
+    assert "The mean over crop+squash+zoom+wide was given up: held-back accuracy" in " ".join(found.comparison.reasons)
 
 
 def test_one_image_a_class_compares_nothing_and_averages_all_the_same(tmp_path):
     found, _ = choose(tmp_path, make_data(1), ask_views())
-    assert [view.name for view in found.preprocessing.views] == ["crop", "squash", "pad"]
+    assert [view.name for view in found.preprocessing.views] == AUTO
     assert found.comparison.images == 0
     assert {score.accuracy for score in found.comparison.scores} == {None}
 

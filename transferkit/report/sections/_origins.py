@@ -15,6 +15,7 @@ class Origins:
     """What it takes to do it again."""
 
     command: str
+    views: str
     backbone: tuple[tuple[str, str], ...]
     identities: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...]
@@ -25,6 +26,7 @@ def write_origins(record: RunRecord) -> Origins:
     evidence = record.evidence
     return Origins(
         command=record.command,
+        views=_name_views(record),
         backbone=tuple(_describe_backbone(evidence)),
         identities=(
             ("Data", evidence.data.content_id or "not recorded"),
@@ -32,6 +34,21 @@ def write_origins(record: RunRecord) -> Origins:
         ),
         environment=tuple(list_facts(record.environment)),
     )
+
+
+def _name_views(record: RunRecord) -> str:
+    """What to add so that the clock of another machine decides nothing; empty where the views were named."""
+    found = record.evidence.views
+    if found is None or not record.command or "views=" in record.command:
+        return ""
+    names = [name for name in found.views if not name.endswith("+mirror")]
+    mirror = ["mirror"] if len(names) < len(found.views) else []
+    words = {"views": "+".join([*names, *mirror]) if len(found.views) > 1 else "1"}
+    if "geometry=" not in record.command and found.geometry in names:
+        words["geometry"] = found.geometry
+    if record.command.startswith("transferkit "):
+        return " ".join(f"{name}={value}" for name, value in words.items())
+    return ", ".join(f'{name}="{value}"' for name, value in words.items())
 
 
 def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:

@@ -14,6 +14,8 @@ GEOMETRIES = {
     "full": "the largest centre square",
     "squash": "the whole picture, squeezed",
     "pad": "the whole picture, with borders",
+    "zoom": "the middle of the picture, closer",
+    "wide": "the whole picture, smaller, with borders all round",
 }
 
 
