@@ -194,6 +194,10 @@ def _as_error(finding: Finding) -> Finding:
 
 def _unusable_classes(inventory: Inventory, usable: npt.NDArray[np.bool_]) -> list[Finding]:
     findings = []
+    if not inventory.classes:
+        return [
+            Finding(kind="one_class", severity="error", message="No image has a label. Give every image its class.")
+        ]
     if len(inventory.classes) < 2:
         message = f"There is only one class, {_quoted(inventory.classes)}; 2 are needed to tell apart. "
         message += {

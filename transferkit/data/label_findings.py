@@ -43,7 +43,7 @@ def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[
     findings = _alike(inventory.classes, counts)
     if inventory.kind == "folder":
         return findings
-    if missing := [k for k, name in enumerate(inventory.classes) if name.casefold() in _MISSING_WORDS]:
+    if missing := [k for k, name in enumerate(inventory.classes) if _may_be_missing(name, inventory.classes)]:
         told = ", ".join(f"{inventory.classes[k]!r} ({counts[k]} images)" for k in missing)
         message = (
             f"Taken as classes, though they look like missing labels: {told}. If they are, leave these images out."
@@ -61,6 +61,12 @@ def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[
         message = f"The {len(inventory.classes)} labels look like measurements, not like classes. {REGRESSION}."
         findings.append(Finding(kind="numeric_labels", severity="warning", message=message))
     return findings
+
+
+def _may_be_missing(name: str, classes: Sequence[str]) -> bool:
+    """Whether a class looks like a missing label: by its word, or as the number -1 below 0, 1, 2 and so on."""
+    lone = name == "-1" and len(classes) > 2 and sum(other.startswith("-") for other in classes) == 1
+    return name.casefold() in _MISSING_WORDS or (lone and are_numbers(classes))
 
 
 def _several_in_one(classes: Sequence[str]) -> tuple[str, ...]:
