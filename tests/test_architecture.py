@@ -17,7 +17,7 @@ PACKAGE = "transferkit"
 BASE = frozenset(
     {
         *("types", "errors", "registry", "repro", "progress", "serialise", "intervals", "frameworks", "batches"),
-        *("processes", "folds", "lazy", "cache_folder", "paths"),
+        *("processes", "folds", "lazy", "cache_folder", "paths", "file_kinds"),
     }
 )
 """Seen by everyone, and seeing only each other."""

@@ -27,10 +27,15 @@ def expand(path: str | Path) -> Path:
 
 def mark_folder(folder: Path) -> None:
     """Make the folder if need be, and put the marker into it before anything else is written there."""
-    folder.mkdir(parents=True, exist_ok=True)
     marker = folder / MARKER
-    if not marker.exists():
-        marker.write_text(_MARKER_TEXT, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not marker.exists():
+            marker.write_text(_MARKER_TEXT, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be written: {error.strerror}. Choose another place with out=DIR."
+        ) from error
 
 
 def check_folder(folder: Path, *, key: str = "out") -> None:

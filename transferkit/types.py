@@ -71,6 +71,9 @@ Severity = Literal["error", "set_aside", "warning", "info"]
 _SMALLEST = 8
 """Side in pixels under which an image tells nothing."""
 
+_LARGEST = 8192
+"""Side in pixels from which on a batch of two does not fit into memory."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -87,9 +90,13 @@ def check_image_size(size: object) -> None:
     Example:
         >>> check_image_size(96)
     """
-    if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= _SMALLEST):
+    if size is None:
         return
     expected = f"image_size is the side of a square in pixels, a whole number of {_SMALLEST} or more"
+    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= _SMALLEST:
+        if size <= _LARGEST:
+            return
+        raise OptionError(f"{expected}, up to {_LARGEST}, got {size!r}. For example image_size=96.")
     if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
         raise OptionError(f"{expected}, got {size!r}. Give one number: image_size={size[0]}.")
     raise OptionError(f"{expected}, got {size!r}. For example image_size=96; None takes the checkpoint's own.")

@@ -180,6 +180,7 @@ def test_a_measure_has_a_finite_value_or_a_reason():
 @pytest.mark.parametrize(
     ("size", "message"),
     [
+        (100_000, "a whole number of 8 or more, up to 8192, got 100000"),
         ("96", "a whole number of 8 or more, got '96'. For example image_size=96"),
         ([96, 96], r"got \[96, 96\]. Give one number: image_size=96."),
         ((64, 48), r"got \(64, 48\). For example"),

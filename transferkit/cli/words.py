@@ -21,6 +21,9 @@ INPUTS = ("data.root", "data.path", "checkpoint", "source")
 JOB_PATHS = (*INPUTS, "out", "cache")
 """Settings of adapt, analyze and rank that are paths."""
 
+COLUMN_NAMES = tuple(f"data.columns.{name}" for name in ("path", "label", "split", "group"))
+"""Settings that are names of a manifest's columns: plain text too, as people call columns "file(s)" or "Größe"."""
+
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
 
@@ -93,7 +96,7 @@ def plain_word(word: str) -> str:
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    if _key(word) not in JOB_PATHS:
+    if _key(word) not in (*JOB_PATHS, *COLUMN_NAMES):
         return word
     value = OverridesParser.create().parse_override(word).value()
     return f"{word.partition('=')[0]}={LEFT_OUT if value is None else path_text(str(value))}"
@@ -133,6 +136,8 @@ def _check_source(value: str | None, sources: Collection[str]) -> None:
 def _hydra_word(word: str, *, sweeps: bool) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
+    if name in COLUMN_NAMES and value not in ("", LEFT_OUT):
+        return f"{key}={_quoted_text(_unquoted(value))}"
     if name not in JOB_PATHS or not equals:
         return word
     there = _exists(value)
@@ -153,9 +158,17 @@ def _exists(value: str) -> bool:
 
 
 def _quoted(path: str) -> str:
+    text = str(expand(path)) if path.startswith("~") else path
+    return _quoted_text(str(Path(".", text).absolute()) if text == "???" else text)  # OmegaConf's for a missing value
+
+
+def _unquoted(value: str) -> str:
+    """A text without the quotation marks around it that Hydra's grammar would take off."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+def _quoted_text(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    text = str(expand(path)) if path.startswith("~") else path
-    text = str(Path(".", text).absolute()) if text == "???" else text  # OmegaConf's sign for a missing value
     escaped = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
     return QuotedString(escaped, Quote.single).with_quotes()

@@ -194,6 +194,10 @@ def _as_error(finding: Finding) -> Finding:
 
 def _unusable_classes(inventory: Inventory, usable: npt.NDArray[np.bool_]) -> list[Finding]:
     findings = []
+    if not inventory.classes:
+        return [
+            Finding(kind="one_class", severity="error", message="No image has a label. Give every image its class.")
+        ]
     if len(inventory.classes) < 2:
         message = f"There is only one class, {_quoted(inventory.classes)}; 2 are needed to tell apart. "
         message += {
@@ -213,7 +217,11 @@ def _unusable_classes(inventory: Inventory, usable: npt.NDArray[np.bool_]) -> li
         return [*findings, Finding(kind="empty_class", severity="error", message=message, items=names)]
     for index in empty:
         name = inventory.classes[index]
-        why = f"no usable image, {listed[index]} set aside" if listed[index] else "it has no image"
+        why = (
+            f"no usable image, {listed[index]} set aside{_why(inventory, int(index))}"
+            if listed[index]
+            else "it has no image"
+        )
         message = f"Class {name!r} is empty: {why}. Add images, or remove the class."
         findings.append(Finding(kind="empty_class", severity="error", message=message, items=(name,)))
     return findings
@@ -296,6 +304,12 @@ def _untrained(
     ]
 
 
+def _why(inventory: Inventory, label: int) -> str:
+    """What is wrong with the images of a class, if it is one thing."""
+    faults = {look.fault for look, own in zip(inventory.inspections, inventory.labels, strict=True) if own == label}
+    return f" ({FAULTS[faults.pop()]})" if len(faults) == 1 and "" not in faults else ""
+
+
 def _all_copies(inventory: Inventory, ids: npt.NDArray[np.bytes_], copies: npt.NDArray[np.bool_]) -> list[Finding]:
     """The error for classes all of whose training images are held-back images as well."""
     if not copies.any():
@@ -304,14 +318,16 @@ def _all_copies(inventory: Inventory, ids: npt.NDArray[np.bytes_], copies: npt.N
     theirs = np.isin(ids, ids[copies])
     where = [split for split in SPLITS[1:] if (theirs & (inventory.splits == split)).any()]
     places = " and ".join(where)
+    folders = " and ".join(f"{split}/" for split in where)
+    question = f"Is {places} a copy of train" if len(where) == 1 else f"Are {places} copies of train"
     remedy = {
-        "folder": f"Remove the copies from {places}/, or delete {places}/",
+        "folder": f"Remove the copies from {folders}, or delete {folders}",
         "manifest": "Correct the column split, or keep the rows of train only",
         "dataset": "Give datasets that have no image in common, or the training dataset only",
     }[inventory.kind]
     message = (
         f"All training images of {_count(len(names), 'class')} ({_some(names)}) are also in {places}, exactly: "
-        f"{_count(int(copies.sum()), 'image')}. Is {places} a copy of train? {remedy} and hold images of train back "
+        f"{_count(int(copies.sum()), 'image')}. {question}? {remedy} and hold images of train back "
         f"with test={DEFAULT_TEST} (command line: data.test={DEFAULT_TEST})."
     )
     return [Finding(kind="untrained_class", severity="error", message=message, items=names)]

@@ -73,5 +73,6 @@ def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _likeness(name: str) -> str | float:
-    plain = unicodedata.normalize("NFKC", name).strip()
+    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")  # no zero-width space
+    plain = unicodedata.normalize("NFKC", seen).strip()
     return float(plain) if _NUMBER.fullmatch(plain) else _SEPARATORS.sub(" ", plain.casefold())

@@ -6,12 +6,14 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from transferkit.data.arrays import as_rgb, as_tensor_values, deep_values, render
 from transferkit.data.decode import (
@@ -63,7 +65,9 @@ class DatasetReader:
         part, index = self.rows[row]
         item = self.parts[part][index]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise DataError(f"{self.names[row]}: expected a pair (image, label), got {_described(item)}.")
+            raise DataError(
+                f"{self.names[row]}: expected a pair (image, label), got {_described(item)}.{_for_items(item)}"
+            )
         return item[0], item[1]
 
     def image(self, row: int, value_range: Range | None = None) -> Image.Image:
@@ -187,9 +191,35 @@ def _check_map_style(dataset: Any) -> None:
             "dataset with __len__ and __getitem__; collect the stream into one, or into a folder."
         )
     if not is_dataset(dataset):
-        raise DataError(f"Expected a map-style dataset with __len__ and __getitem__, got {_described(dataset)}.")
+        raise DataError(
+            f"Expected a map-style dataset with __len__ and __getitem__, got {_described(dataset)}."
+            f"{_for_paths(dataset)}"
+        )
     if len(dataset) == 0:
         raise DataError(f"The dataset ({type(dataset).__name__}) is empty.")
+
+
+def _for_items(item: Any) -> str:
+    """The next step where the items of a dataset are no pairs."""
+    if is_dataset(item) and not isinstance(item, (tuple, list, str, Mapping, np.ndarray, torch.Tensor)):
+        return " Give splits as a mapping: {'train': DATASET, 'test': DATASET}."
+    if isinstance(item, Mapping):
+        keys = ", ".join(map(repr, list(item)[:5]))
+        return f" It holds {keys}: wrap the dataset in one that gives the image and the label."
+    if isinstance(item, (tuple, list)):
+        return f" It has {len(item)} entries: wrap the dataset in one that gives the image and the label."
+    return ""
+
+
+def _for_paths(value: Any) -> str:
+    if isinstance(value, DataLoader):
+        return " Pass what it loads from: loader.dataset."
+    if not isinstance(value, (str, Path)):
+        return ""
+    return (
+        " Splits in folders are read from the folder above, which holds train/, val/ and test/; splits that lie apart, "
+        "from a manifest with a column split, or as torchvision.datasets.ImageFolder(PATH) each."
+    )
 
 
 def is_dataset(value: Any) -> bool:
@@ -210,7 +240,9 @@ def _look(reader: DatasetReader, row: int) -> _Look:
             value.close()  # a lazily opened file that nobody will read to its end
         fault, (width, height) = (error.kind, error.size) if isinstance(error, ImageError) else ("unreadable", (0, 0))
         content_id = digest(reader.names[row].encode())
-        return _Look(Inspection(content_id=content_id, fault=fault, width=width, height=height), label)
+        detail = error.detail if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        look = Inspection(content_id=content_id, fault=fault, detail=detail, width=width, height=height)
+        return _Look(look, label)
     look = inspect_picture(seen.picture, content_id=seen.content_id, found=found, deep=seen.deep)
     if is_picture:
         look = replace(look, dropped=dropped, frames=_frames(value), format=value.format or "")

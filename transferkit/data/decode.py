@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from transferkit.data.depth import DeepPixels, Range, fallback_range, sketch_values, to_8_bit
 from transferkit.errors import DataError
+from transferkit.file_kinds import kind_of
 
 __all__ = [
     "FAULTS",
@@ -150,7 +151,7 @@ def open_header(encoded: bytes, *, name: str, max_pixels: int) -> Image.Image:
         raise ImageError("zero_byte", name)
     image = _identify(encoded, name)
     if image is None:
-        raise ImageError("unreadable", name, heic_hint(name) or _unusual_tiff(encoded))
+        raise ImageError("unreadable", name, heic_hint(name) or _unusual_tiff(encoded) or _other_kind(encoded))
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError("oversized", name, f"{width} x {height}, max_pixels is {max_pixels:,}", size=image.size)
@@ -177,6 +178,12 @@ def _load_heif() -> None:
             from pillow_heif import register_heif_opener
 
             register_heif_opener()
+
+
+def _other_kind(encoded: bytes) -> str:
+    """What is in the file instead of an image, if its first bytes say."""
+    kind = kind_of(encoded[:512])
+    return "" if kind is None else f"{kind.name}. {kind.remedy}"
 
 
 def heic_hint(name: str) -> str:

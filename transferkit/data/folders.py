@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,11 @@ def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | No
     for class_folder in layout.class_folders:
         _list_class(class_folder, listing)
     if not listing.paths:
-        raise DataError(f"Folder {str(root)!r} holds class folders but no image. {LAYOUTS}")
+        others = f": the files in them are {_kinds(listing.no_images)}" if listing.no_images else ""
+        raise DataError(
+            f"Folder {str(root)!r} holds class folders but no image{others}. {LAYOUTS} Images are read as JPEG, PNG "
+            "and other formats of pictures: convert them."
+        )
     return take_files(
         kind="folder",
         origin=f"folder {root}",
@@ -90,13 +94,18 @@ def _no_images(root: Path, listing: _Listing) -> list[Finding]:
     if not listing.no_images:
         return []
     names = _relative(listing.no_images, root)
-    kinds = Counter(path.suffix.lower() or "no extension" for path in listing.no_images).most_common(_SHOWN)
-    counted = ", ".join(f"{count} {extension}" for extension, count in kinds)
     message = (
-        f"Files in class folders that are not images are left out: {len(names)} ({counted}; {_some(names)}). If they "
+        f"Files in class folders that are not images are left out: {len(names)} ({_kinds(listing.no_images)}; "
+        f"{_some(names)}). If they "
         "are images, convert them to JPEG or PNG; else move them out of the class folders."
     )
     return [Finding(kind="not_an_image", severity="set_aside", message=message, items=names)]
+
+
+def _kinds(paths: list[Path]) -> str:
+    """How many files there are of each extension."""
+    kinds = Counter(path.suffix.lower() or "no extension" for path in paths).most_common(_SHOWN)
+    return ", ".join(f"{count} {extension}" for extension, count in kinds)
 
 
 def _beside(root: Path, layout: Layout) -> list[Finding]:
@@ -124,11 +133,28 @@ def _deeper(root: Path, listing: _Listing) -> list[Finding]:
     if not listing.deeper:
         return []
     names = _relative(listing.deeper, root)
+    if shared := _shared_below(listing.deeper):
+        message = (
+            f"All class folders hold folders of the same names ({_some(shared)}), whose images count for the class "
+            "above. If these are the classes, the folders above are splits or sources: call them train/, val/ and "
+            "test/, or put their images together."
+        )
+        return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
     message = (
         f"Folders below class folders are no classes of their own; their images count for the class: {len(names)} "
         f"({_some(names)}). If they are the classes, move them up, beside the other class folders."
     )
     return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
+
+
+def _shared_below(deeper: list[Path]) -> tuple[str, ...]:
+    """The names of the folders below, if they are several and the same in several class folders."""
+    below: dict[Path, set[str]] = defaultdict(set)
+    for place in deeper:
+        below[place.parent].add(place.name)
+    first = next(iter(below.values()))
+    same = len(below) > 1 and len(first) > 1 and all(names == first for names in below.values())
+    return tuple(sorted(first, key=natural_key)) if same else ()
 
 
 def _relative(paths: list[Path], root: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,9 @@ _IMAGES_PER_NUMBER = 3
 
 _SHOWN = 5
 
-_MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?"})
+_BETWEEN = re.compile(r"[|;,+&]")
+
+_MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?", "-", "--"})
 
 REGRESSION = (
     'transferkit.adapt learns classes. To predict numbers, train transferkit.TransferModule(..., task="regression") in '
@@ -40,17 +43,41 @@ def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[
     findings = _alike(inventory.classes, counts)
     if inventory.kind == "folder":
         return findings
-    if missing := [k for k, name in enumerate(inventory.classes) if name.casefold() in _MISSING_WORDS]:
+    if missing := [k for k, name in enumerate(inventory.classes) if _may_be_missing(name, inventory.classes)]:
         told = ", ".join(f"{inventory.classes[k]!r} ({counts[k]} images)" for k in missing)
         message = (
             f"Taken as classes, though they look like missing labels: {told}. If they are, leave these images out."
         )
         names = tuple(inventory.classes[k] for k in missing)
         findings.append(Finding(kind="missing_label_as_class", severity="warning", message=message, items=names))
+    if several := _several_in_one(inventory.classes):
+        told = ", ".join(map(repr, several[:_SHOWN]))
+        message = (
+            f"Labels that look like several classes in one: {told}. They are taken as classes of their own. For images "
+            "of several classes at once, train transferkit.TransferModule in a Lightning Trainer (docs/fine-tuning.md)."
+        )
+        findings.append(Finding(kind="several_labels", severity="warning", message=message, items=several))
     if look_like_numbers(inventory.classes, counts):
         message = f"The {len(inventory.classes)} labels look like measurements, not like classes. {REGRESSION}."
         findings.append(Finding(kind="numeric_labels", severity="warning", message=message))
     return findings
+
+
+def _may_be_missing(name: str, classes: Sequence[str]) -> bool:
+    """Whether a class looks like a missing label: by its word, or as the number -1 below 0, 1, 2 and so on."""
+    lone = name == "-1" and len(classes) > 2 and sum(other.startswith("-") for other in classes) == 1
+    return name.casefold() in _MISSING_WORDS or (lone and are_numbers(classes))
+
+
+def _several_in_one(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names made of names of other classes: "cat|dog" beside "cat", "['cat', 'dog']"."""
+    names = set(classes)
+    found = []
+    for name in classes:
+        parts = {part.strip(" []()'\"") for part in _BETWEEN.split(name)} - {""}
+        if len(parts) > 1 and parts & names:
+            found.append(name)
+    return tuple(found)
 
 
 def look_like_numbers(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> bool:

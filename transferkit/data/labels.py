@@ -89,7 +89,8 @@ def _unlabelled(items: Sequence[str]) -> list[Finding]:
 def _absent(names: Sequence[str]) -> list[Finding]:
     if not names:
         return []
-    message = f"{len(names)} classes that the dataset announces have no image and are left out: {', '.join(names[:5])}."
+    which = "class that the dataset announces has" if len(names) == 1 else "classes that the dataset announces have"
+    message = f"Left out, as {len(names)} {which} no image: {', '.join(names[:5])}."
     return [Finding(kind="unused_class", severity="info", message=message, items=tuple(names))]
 
 

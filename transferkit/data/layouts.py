@@ -7,6 +7,7 @@ thing and the places of the images another, the answer is an error that gives bo
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ BY_MANIFEST = (
     "(command line: data=manifest data.path=FILE.csv)"
 )
 _SHOWN = 5
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +80,36 @@ def recognise(root: Path) -> Layout:
     own = [folder for place in {root, inner} for folder in _folders_in(place) if _is_own(folder)]
     splits = [folder for folder in folders if split_name(folder.name)]
     others = [folder for folder in folders if folder not in splits]
+    if not splits:
+        _check_names(inner, folders)
     layout = _splits(inner, splits, others) if splits else _classes(inner, folders)
     note = f"The images lie in {inner.relative_to(root).as_posix()}/." if inner != root else ""
     return replace(layout, note=f"{note} {layout.note}".strip(), findings=(*layout.findings, *_own_output(root, own)))
+
+
+def _check_names(root: Path, folders: Sequence[Path]) -> None:
+    """Raise where folders of folders are called like splits with something added: "training_set", "val2017"."""
+    meant = {folder: _split_in_name(folder.name) for folder in folders}
+    if None in meant.values() or "train" not in meant.values() or not all(map(_holds_classes, folders)):
+        return
+    new = ", ".join(f"{folder.name}/ to {split}/" for folder, split in meant.items())
+    inside = {place.name for folder in folders for place in _data_folders(folder)}
+    raise DataError(
+        f"Folder {str(root)!r} can be read in two ways: {_names(folders)} are splits, with the classes below "
+        f"({_listed(inside)}); or they are the classes themselves. For the first, rename {new}; for the second, move "
+        f"the images out of the folders below; {BY_MANIFEST}."
+    )
+
+
+def _split_in_name(name: str) -> str | None:
+    """The split that a word of a name stands for: "train2017" and "data-training" are train."""
+    found = {split_name(word) for word in _WORD.findall(name)} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names, key=natural_key)
+    return ", ".join(ordered[:_SHOWN]) + (f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else "")
 
 
 # What lies where: folders of the system and of transferkit itself are never seen
@@ -245,8 +274,8 @@ def _ignored(others: Sequence[Path]) -> list[Finding]:
     findings = []
     if filled:
         message = (
-            f"Left out, as they lie beside train/ and are no split: {_names(filled)}. They hold images; if they are "
-            "classes, move them into train/."
+            f"Left out, as they lie beside train/ and are no split: {_names(filled)}. They hold images; if they "
+            "are classes, move them into train/; if they are a split, call them val/ or test/."
         )
         findings.append(Finding(kind="ignored_folder", severity="warning", message=message, items=_item_names(filled)))
     if empty:

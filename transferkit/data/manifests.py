@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ from transferkit.data.class_names import natural_key, normal_name, order_names
 from transferkit.data.inventory import UNSPLIT, Inventory, split_name, take_files
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
 from transferkit.errors import DataError, OptionError, list_problems, unknown_name
+from transferkit.paths import expand
 from transferkit.types import Finding
 
 __all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "take_manifest"]
@@ -28,6 +31,8 @@ _LIKELY = {
     "group": ("group", "patient", "subject", "id"),
 }
 """Our column -> words in the names that others give it, the likeliest first."""
+
+_GROUP_WORDS = ("group", "patient", "subject", "participant", "person", "individual", "video", "specimen")
 
 Columns = dict[str, list[str]]
 
@@ -62,7 +67,7 @@ def take_manifest(
     chosen = _chosen_columns(table, dict(columns or {}), file, base)
     _check_cells(chosen, table.lines, file)
     paths = [_located(base, name) for name in chosen["path"]]
-    _check_some_exist(paths, base, file)
+    _check_some_exist(paths, chosen["path"], base, file)
     labels = [normal_name(label) for label in chosen["label"]]
     splits = [split_name(cell) or UNSPLIT for cell in chosen["split"]] if "split" in chosen else [UNSPLIT] * len(paths)
     groups = chosen.get("group")
@@ -75,7 +80,10 @@ def take_manifest(
         classes=order_names(labels),
         splits=splits,
         groups=groups,
-        findings=_straddling(splits, groups) if groups and "split" in chosen else [],
+        findings=[
+            *(_straddling(splits, groups) if groups and "split" in chosen else []),
+            *_passed_over(table, chosen, dict(columns or {})),
+        ],
         max_pixels=max_pixels,
         progress=progress,
         cache=cache,
@@ -123,20 +131,81 @@ def _no_column(ours: str, theirs: str, table: Table, file: Path, base: Path) -> 
     message = f"Manifest {str(file)!r} has no column {theirs!r}; it has {', '.join(table.columns)}. "
     if any(_located(base, name).is_file() for name in table.columns):
         return f"{message}The first line is an image already: begin the file with a line of names, such as path,label."
+    if (line := _later_header(table)) is not None:
+        return f"{message}The names are in line {line}: remove the lines above it, or begin each of them with #."
+    if ours == "label" and (flags := _flags(table)):
+        return (
+            f"{message}The columns {', '.join(flags)} look like one class each, with 1 for yes: make one column label "
+            f"of them; with pandas: table['label'] = table[{flags!r}].idxmax(axis=1)."
+        )
     likely = _likely_column(ours, table)
+    if likely is None:
+        return f"{message}Add a column {ours!r}: expected {_EXPECTED[ours]}."
     return (
         f"{message}Rename it, or say which column it is: columns={{{ours!r}: {likely!r}}} "
-        f"(command line: data.columns.{ours}={likely})."
+        f"(command line: {_on_command_line(ours, likely)})."
     )
 
 
-def _likely_column(ours: str, table: Table) -> str:
-    names = list(table.columns)
+_EXPECTED = {
+    "path": "the file of an image in every row",
+    "label": "the class of the image in every row",
+    "split": "train, val or test in every row",
+    "group": "what the image belongs to (a patient, a video) in every row",
+}
+
+
+def _on_command_line(ours: str, theirs: str) -> str:
+    return shlex.quote(f"data.columns.{ours}={theirs}")
+
+
+def _later_header(table: Table) -> int | None:
+    """Line of a row that is made of names of columns."""
+    for line, *row in zip(table.lines[:_SHOWN], *table.columns.values(), strict=False):
+        if {"path", "label"} <= {str(cell).lower() for cell in row}:
+            return line
+    return None
+
+
+def _flags(table: Table) -> list[str]:
+    """Columns that hold 0 and 1 only, where there are several."""
+    flags = [name for name, cells in table.columns.items() if set(cells) == {"0", "1"}]
+    return flags if len(flags) > 1 else []
+
+
+def _likely_column(ours: str, table: Table) -> str | None:
+    names = [name for name in table.columns if name.lower() not in COLUMNS or name.lower() == ours]
     for word in _LIKELY[ours]:
         for name in names:
             if word in name.lower():
                 return name
-    return names[0] if ours == "path" else names[-1]
+    if ours in ("path", "label") and names:
+        return names[0] if ours == "path" else names[-1]
+    return None
+
+
+def _passed_over(table: Table, chosen: Columns, renamed: Mapping[str, str]) -> list[Finding]:
+    """The warning for columns that look like splits or groups and are called otherwise."""
+    used = {id(cells) for cells in chosen.values()}
+    findings = []
+    for name, cells in table.columns.items():
+        ours = _what_it_looks_like(name, cells)
+        if ours is None or ours in chosen or ours in renamed or id(cells) in used:
+            continue
+        message = (
+            f"The column {name!r} looks like a {ours} and is not read. If it is one, name it: "
+            f"columns={{{ours!r}: {name!r}}} (command line: {_on_command_line(ours, name)})."
+        )
+        findings.append(Finding(kind="column_not_read", severity="warning", message=message, items=(name,)))
+    return findings
+
+
+def _what_it_looks_like(name: str, cells: list[str]) -> str | None:
+    words = {split_name(cell) for cell in set(cells)}
+    if len(words) > 1 and None not in words:
+        return "split"
+    grouped = 1 < len(set(cells)) < len(cells)
+    return "group" if grouped and any(word in name.lower() for word in _GROUP_WORDS) else None
 
 
 def _check_cells(chosen: Columns, lines: list[int], file: Path) -> None:
@@ -145,7 +214,8 @@ def _check_cells(chosen: Columns, lines: list[int], file: Path) -> None:
         cells = chosen.get(column, [])
         missing = [str(line) for line, cell in zip(lines, cells, strict=False) if not cell or cell.lower() in _MISSING]
         if missing:
-            where = f"{len(missing)} rows (first: {', '.join(missing[:_SHOWN])})"
+            rows = "1 row" if len(missing) == 1 else f"{len(missing)} rows"
+            where = f"{rows} (first: {', '.join(missing[:_SHOWN])})"
             problems.append(f"column {column!r} is empty in {where}: fill it in, or leave these rows out")
     unknown = sorted({cell for cell in chosen.get("split", ()) if split_name(cell) is None}, key=natural_key)
     if unknown:
@@ -159,7 +229,7 @@ def _check_cells(chosen: Columns, lines: list[int], file: Path) -> None:
 
 def _located(base: Path, name: str) -> Path:
     """Where a row's file is: as written, or with Windows' separators or the other form of Unicode, if it is there."""
-    path = base / name
+    path = base / (expand(name) if name.startswith("~") else name)
     if (name.isascii() and "\\" not in name) or path.exists():
         return path
     return next((base / other for other in _other_spellings(name) if (base / other).exists()), path)
@@ -172,14 +242,58 @@ def _other_spellings(name: str) -> Iterator[str]:
             yield unicodedata.normalize(form, spelling)
 
 
-def _check_some_exist(paths: list[Path], base: Path, file: Path) -> None:
+def _check_some_exist(paths: list[Path], names: list[str], base: Path, file: Path) -> None:
     if any(path.exists() for path in paths):
         return
     raise DataError(
         f"None of the {len(paths)} files that manifest {str(file)!r} lists exists; the first was looked for at "
-        f"{str(paths[0])!r}. Relative paths start from {str(base)!r}: pass root=DIR if that is wrong "
-        f"(command line: data.root=DIR)."
+        f"{str(paths[0])!r}. {_find_near(paths[0], names[0], base)}"
     )
+
+
+def _find_near(path: Path, name: str, base: Path) -> str:
+    """Where the first file of a manifest may be instead, and what to change."""
+    if re.match(r"[a-z]+://", name):
+        local = name.startswith("file://")
+        return "Write plain paths, without 'file://'." if local else "Download the images, and list their paths."
+    tails = _tails(name)
+    for root in (base, base.parent, Path.cwd(), *_folders_in(base)):
+        for tail in tails:
+            if not (root / tail).is_file():
+                continue
+            if tail == tails[0] and not Path(name).is_absolute():
+                return f"It is in {str(root)!r}: pass {_root_option(root)}."
+            start = name[: -len(tail)]
+            return (
+                f"There is {str(root / tail)!r}: remove {start!r} from the start of the paths{_and_root(root, base)}."
+            )
+    if path.parent.is_dir():
+        same = sorted(found.name for found in path.parent.iterdir() if path.name.casefold() in _alike(found))
+        if same:
+            return f"There is {same[0]!r} in that folder: write the names as they are, with their extension."
+    return f"Relative paths start from {str(base)!r}: pass root=DIR if that is wrong (command line: data.root=DIR)."
+
+
+def _tails(name: str) -> list[str]:
+    """The path, and what is left of it without its first folders, the longest first."""
+    parts = [part for part in re.split(r"[/\\]", name) if part]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _folders_in(base: Path) -> list[Path]:
+    return sorted(folder for folder in base.iterdir() if folder.is_dir()) if base.is_dir() else []
+
+
+def _and_root(root: Path, base: Path) -> str:
+    return "" if root == base else f", and pass {_root_option(root)}"
+
+
+def _root_option(root: Path) -> str:
+    return f"root={str(root)!r} (command line: {shlex.quote(f'data.root={root}')})"
+
+
+def _alike(found: Path) -> tuple[str, str]:
+    return found.name.casefold(), found.stem.casefold()
 
 
 def _straddling(splits: list[str], groups: list[str]) -> list[Finding]:

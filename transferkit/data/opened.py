@@ -18,6 +18,7 @@ from transferkit.data.datasets import is_data_module, is_dataset, module_dataset
 from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.depth import Range
 from transferkit.data.folders import take_folder
+from transferkit.data.formats import is_image
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
@@ -25,7 +26,9 @@ from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
 from transferkit.data.prepared import check_prepared
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
+from transferkit.data.tables import CONVERT_JSON
 from transferkit.errors import DataError, OptionError
+from transferkit.file_kinds import is_text, kind_of, read_head
 from transferkit.folds import Folds
 from transferkit.paths import expand
 from transferkit.types import DataSummary, Picture, Preprocessing
@@ -274,12 +277,23 @@ def check_place(data: Any) -> None:
     Example:
         >>> check_place("builtin/digits")
     """
-    if not isinstance(data, (str, Path)) or expand(data).exists():
+    if not isinstance(data, (str, Path)):
+        return
+    _check_path(data)
+    if expand(data).exists():
         return
     if isinstance(data, str) and data.startswith("builtin"):
         return
     what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
     raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
+
+
+def _check_path(data: str | Path) -> None:
+    """Raise where a text is no path at all."""
+    if isinstance(data, str) and not data.strip():
+        raise OptionError(f"The path of the data is empty, got {data!r}. Pass a folder; '.' is the current one.")
+    if "://" in str(data):
+        raise OptionError(f"{str(data)!r} is an address. Download the images, and pass the folder that they are in.")
 
 
 def _take(
@@ -312,6 +326,7 @@ def _take_named(
     progress: bool,
     cache: Path | None,
 ) -> Inventory:
+    _check_path(data)
     path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         base = None if root is None else expand(root)
@@ -321,9 +336,26 @@ def _take_named(
     if isinstance(data, str) and data.startswith("builtin") and not path.exists():
         return take_builtin(data, max_pixels=max_pixels, progress=progress)
     if path.is_file():
-        known = ", ".join(MANIFEST_EXTENSIONS)
-        raise DataError(f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}")
+        raise DataError(_no_source(data, path))
     return take_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
+
+
+def _no_source(data: str | Path, path: Path) -> str:
+    """The message for a file that is no manifest: what it is, and the next step."""
+    head = read_head(path)
+    known = ", ".join(MANIFEST_EXTENSIONS)
+    if (kind := kind_of(head)) is not None:
+        return f"{str(data)!r} is {kind.name}. {kind.remedy}; images come in a folder or in a manifest ({known})."
+    if is_image(path):
+        return f"{str(data)!r} is one image; expected a folder of them, or a manifest ({known}). {LAYOUTS}"
+    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        return f"{str(data)!r} holds JSON; manifests are {known}. {CONVERT_JSON}"
+    if is_text(head):
+        return (
+            f"{str(data)!r} is a text file, and manifests are {known}. If it is a table with a line of names above, "
+            "such as path,label, call it .csv; its cells may be apart by commas, semicolons, tabs or bars."
+        )
+    return f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}"
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:

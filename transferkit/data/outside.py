@@ -40,7 +40,9 @@ def _transforms(dataset: Any, *, depth: int) -> Iterator[Any]:
     joined = getattr(dataset, "datasets", None)
     for part in (inner, *(joined if isinstance(joined, (list, tuple)) else ())):
         yield from _transforms(part, depth=depth + 1)
-    own = getattr(dataset, "transform", None) or getattr(dataset, "transforms", None)
+    own: Any = getattr(dataset, "transform", None) or getattr(dataset, "transforms", None)
+    if type(own).__name__ == "StandardTransform":  # torchvision's pair of one for images and one for labels
+        own = own.transform
     yield from (step for step in _steps(own) if type(step).__name__ not in CONVERSIONS)
 
 

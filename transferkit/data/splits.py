@@ -55,7 +55,7 @@ def stratified_split(
 def check_shares(*, val: float, test: float) -> None:
     """Raise `OptionError` unless both shares are in [0, 1) and leave something to train on."""
     for name, share in (("val", val), ("test", test)):
-        if not 0 <= share < 1:
+        if not isinstance(share, (int, float, np.number)) or not 0 <= share < 1:
             raise OptionError(f"{name} is a share of the images and must be in [0, 1), got {share!r}.")
     if val + test >= 1:
         raise OptionError(f"val + test must be < 1 to leave images to train on, got {val} + {test}.")

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.errors import DataError, MissingDependencyError
+from transferkit.file_kinds import kind_of
 
-__all__ = ["TABLE_EXTENSIONS", "Table", "read_table"]
+__all__ = ["CONVERT_JSON", "TABLE_EXTENSIONS", "Table", "read_table"]
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
+CONVERT_JSON = (
+    "Convert it to CSV, with a header line such as path,label; with pandas: "
+    "pandas.read_json(FILE).to_csv('manifest.csv', index=False), and lines=True where each line is a record."
+)
 _DELIMITERS = ",;\t|"  # the first of them where none occurs
+_QUOTES = {"'": "'", "`": "`", "\u2018": "\u2019", "\u201c": "\u201d", "\u201e": "\u201c", "\u00ab": "\u00bb"}
+"""Marks that some programs put around every cell, in place of the one that CSV knows."""
 _SAMPLE = 2**16
 _SHOWN = 5
 
@@ -70,19 +77,47 @@ def read_table(file: Path) -> Table:
 def _read_text(file: Path) -> Table:
     text = _decode(file)
     delimiter = _delimiter(file, text[:_SAMPLE].splitlines())
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    try:
-        rows = [(line, row) for line, row in _numbered(reader) if any(row)]
-    except csv.Error as error:
-        raise DataError(
-            f"Manifest {str(file)!r} cannot be read as a table: {error}, near line {reader.line_num}. Every quotation "
-            "mark that opens a cell must be closed; one inside a cell is written twice."
-        ) from None
-    header, rows = _header(rows)
+    header, rows = _header(_rows(file, text, delimiter))
+    rows = [(line, _trimmed(row, len(header))) for line, row in rows]
     _check_rows(file, header, rows, delimiter)
+    header = [name[1:-1].strip() if _is_quoted(name) else name for name in header]
     places = {name: header.index(name) for name in header}
-    columns = {name: [row[place] for _, row in rows] for name, place in places.items()}
+    columns = {name: _unquoted([row[place] for _, row in rows]) for name, place in places.items()}
     return Table(columns=columns, lines=[line for line, _ in rows], repeated=_repeated(header))
+
+
+def _rows(file: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """The rows with a cell in them. A quotation mark inside a cell is written twice, or after a backslash."""
+    for escaped in (False, True):
+        given = text.replace('\\"', '""') if escaped else text
+        strict = not escaped and '\\"' in text
+        reader = csv.reader(io.StringIO(given, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict)
+        try:
+            return [(line, row) for line, row in _numbered(reader) if any(row)]
+        except csv.Error as error:
+            if not strict:
+                raise DataError(
+                    f"Manifest {str(file)!r} cannot be read as a table: {error}, near line {reader.line_num}. Every "
+                    "quotation mark that opens a cell must be closed; one inside a cell is written twice."
+                ) from None
+    raise AssertionError("the second reading returns or raises")
+
+
+def _trimmed(row: list[str], width: int) -> list[str]:
+    """A row without empty cells beyond the header's: spreadsheets write a delimiter too many."""
+    return row if any(row[width:]) else row[:width]
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and _QUOTES.get(cell[0]) == cell[-1]
+
+
+def _unquoted(cells: list[str]) -> list[str]:
+    """A column without quotation marks of another kind, if they are around all of its cells."""
+    filled = [cell for cell in cells if cell]
+    if not filled or not all(map(_is_quoted, filled)):
+        return cells
+    return [cell[1:-1].strip() for cell in cells]
 
 
 def _repeated(names: Sequence[str]) -> frozenset[str]:
@@ -130,6 +165,8 @@ def _check_rows(file: Path, header: Sequence[str], rows: Sequence[tuple[int, lis
 
 def _decode(file: Path) -> str:
     encoded = file.read_bytes()
+    if (kind := kind_of(encoded)) is not None:
+        raise DataError(f"Manifest {str(file)!r} is {kind.name}, and no table of text. {kind.remedy}.")
     encoding = next((name for mark, name in _MARKS if encoded.startswith(mark)), None) or _guess(encoded)
     try:
         text = encoded.decode(encoding)
@@ -137,6 +174,8 @@ def _decode(file: Path) -> str:
         raise DataError(f"Manifest {str(file)!r} is not UTF-8 ({error.reason}). Save it as UTF-8.") from None
     if "\0" in text:
         raise DataError(f"Manifest {str(file)!r} is not a text file. Expected a CSV or TSV table, saved as UTF-8.")
+    if text.lstrip().startswith(("{", "[{")):
+        raise DataError(f"Manifest {str(file)!r} holds JSON. {CONVERT_JSON}")
     return text
 
 
@@ -155,6 +194,8 @@ def _delimiter(file: Path, lines: Sequence[str]) -> str:
     if file.suffix.lower() == ".tsv" and "\t" in header:
         return "\t"
     outside = "".join(header.split('"')[::2])
+    if not any(delimiter in outside for delimiter in _DELIMITERS) and {"path", "label"} <= set(outside.lower().split()):
+        return " "
     return max(_DELIMITERS, key=outside.count)
 
 

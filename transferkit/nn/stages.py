@@ -120,7 +120,9 @@ def explaining(images: torch.Tensor) -> Iterator[None]:
         yield
     except Exception as error:
         raise BackboneError(
-            f"The network cannot take images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+            f"The network cannot take images of shape {tuple(images.shape)}: {type(error).__name__}: {error}\n"
+            "A network reads batches of colour images here, at the size that its preprocessing states. If it was made "
+            "for another size, pass that: preprocessing=Preprocessing(size=..., ...)."
         ) from error
 
 

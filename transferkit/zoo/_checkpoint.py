@@ -129,7 +129,9 @@ def _locate(
     misfit = find_misfit(best, blueprint)
     if misfit:
         better = _find_closest(parts, relatives)
-        remedy = f"It fits {better!r}: load it under that name." if better else find_remedy(best, misfit, file)
+        remedy = (
+            f"It fits {better!r}: load it under that name." if better else find_remedy(best, misfit, blueprint, file)
+        )
         problems = [*describe_found(best, blueprint, parts), *list_misfit(misfit)]
         raise CheckpointError(list_problems(f"{file.name} does not fit {address}:", problems) + f"\n{remedy}")
     fitting = [match for match in ranked[1:] if not find_misfit(match, blueprint)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from transferkit.zoo._blueprint import COUNTER, Blueprint
 from transferkit.zoo._weights_file import Part, preference
 
-__all__ = ["Match", "Misfit", "count_classes", "find_misfit", "find_places", "is_same", "rank_of"]
+__all__ = ["Match", "Misfit", "count_classes", "find_misfit", "find_places", "is_same", "other_heads", "rank_of"]
 
 LEFT_OUT = re.compile(
     r"(?:.*_)?(?:fc|fcs|head|heads|classifier|classifiers|clf|cls|linear|lin|dense|logits|output|mlp|proj|projection|"
@@ -21,6 +21,9 @@ LEFT_OUT = re.compile(
 )
 """Modules that stand on top of a trunk or serve its training only. Of no other may a network lack a counterpart: a
 register token or a normalisation layer that is left out without a word makes another network."""
+
+NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
+"""A number between dots: a place in an `nn.Sequential`."""
 
 BLEND = re.compile(r"members\.(\d+)\.")
 """What `adapt` returns where it averages: the network that it trained comes first, the frozen probe second."""
@@ -74,11 +77,11 @@ class Match:
     @property
     def address(self) -> str:
         """The keys and the prefix that lead to the network, dotted."""
-        return ".".join((*self.part.where, self.prefix))
+        return ".".join((*map(str, self.part.where), self.prefix))
 
     def describe(self) -> str:
         """The same for people."""
-        under = ".".join(self.part.where)
+        under = self.part.under
         return " ".join(repr(word) for word in (under, self.prefix) if word) or "no prefix"
 
 
@@ -87,9 +90,7 @@ def find_places(parts: Sequence[Part], blueprint: Blueprint) -> list[Match]:
     wanted = blueprint.trunk or blueprint.head
     places = [Match(part, prefix) for part in parts for prefix in _prefixes(part.state, wanted)]
     if not any(match.covered(wanted) == len(wanted) for match in places):
-        numbers = {child: str(number) for number, child in enumerate(blueprint.children)}
-        numbered = {Match(parts[0], "", numbers).name(name): shape for name, shape in wanted.items()}
-        places += [Match(part, prefix, numbers) for part in parts for prefix in _prefixes(part.state, numbered)]
+        places += [match for part in parts for match in _numbered(part, blueprint)]
     places = places or [Match(part, "") for part in parts]
     return sorted(places, key=lambda at: (-at.covered(wanted), *rank_of(at, blueprint), len(at.prefix)))
 
@@ -105,6 +106,18 @@ def _prefixes(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size
             start = key.find(".", start) + 1 or -1
     most = max(named.values(), default=0)
     return [prefix for prefix, count in named.items() if 2 * count > most]
+
+
+def _numbered(part: Part, blueprint: Blueprint) -> Iterator[Match]:
+    """Places where the network's children may be numbered, in order: which of them a script left out, nobody knows."""
+    children = [child for child in blueprint.children if child in blueprint.tops]
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for key in part.state:
+        for found in NUMBER.finditer(key):
+            numbers[key[: found.start()]].add(int(found[0]))
+    for prefix, found_numbers in numbers.items():
+        if len(found_numbers) >= len(children) > 0:
+            yield Match(part, prefix, dict(zip(children, map(str, sorted(found_numbers)), strict=False)))
 
 
 def rank_of(match: Match, blueprint: Blueprint) -> tuple[int, int, int, int]:
@@ -142,6 +155,7 @@ def _unexpected(match: Match, blueprint: Blueprint) -> Iterator[str]:
     known = {match.name(name) for name in (*blueprint.trunk, *blueprint.head)}
     heads = tuple(match.name(path) for path in blueprint.head_paths)
     tops = {match.name(top).removeprefix(match.prefix) for top in blueprint.tops}
+    readers = other_heads(match, blueprint)
     last = max((int(top) for top in tops if top.isdigit()), default=0)
     for key in match.part.state:
         if key in known or not key.startswith(match.prefix) or key.startswith(heads) or key.endswith(COUNTER):
@@ -149,8 +163,30 @@ def _unexpected(match: Match, blueprint: Blueprint) -> Iterator[str]:
         own = key.removeprefix(match.prefix)
         top = own.partition(".")[0]
         behind = bool(match.numbers) and top.isdigit() and int(top) > last  # in an nn.Sequential, on top of the trunk
-        if top in tops or not (behind or LEFT_OUT.fullmatch(top)):
+        if top in tops or not (behind or LEFT_OUT.fullmatch(top) or top in readers):
             yield own
+
+
+def other_heads(match: Match, blueprint: Blueprint) -> set[str]:
+    """Modules beside the trunk that read its features as its classifier does: linear layers of whatever name."""
+    wide = {shape[1] for shape in blueprint.head.values() if len(shape) > 1}
+    tensors: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for key, tensor in match.part.state.items():
+        top, dot, _ = key.removeprefix(match.prefix).partition(".")
+        if dot and key.startswith(match.prefix):
+            tensors[top].append(tensor)
+    known = {match.name(top).removeprefix(match.prefix) for top in (*blueprint.tops, *_tops(blueprint.head))}
+    return {
+        top
+        for top, found in tensors.items()
+        if top not in known
+        and all(tensor.ndim <= 2 for tensor in found)
+        and any(tensor.ndim == 2 and tensor.shape[1] in wide for tensor in found)
+    }
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
 
 
 def count_classes(match: Match, blueprint: Blueprint) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from transferkit.zoo._blueprint import Blueprint
-from transferkit.zoo._matching import Match, Misfit, count_classes
-from transferkit.zoo._weights_file import WRAPPED, Part
+from transferkit.zoo._file_kinds import is_safetensors
+from transferkit.zoo._matching import Match, Misfit, count_classes, other_heads
+from transferkit.zoo._weights_file import WRAPPED, Part, loads_plainly
 
 __all__ = [
     "CHECK_THE_NAME",
@@ -22,6 +24,10 @@ __all__ = [
 SHOWN = 5
 EXAMPLES = 3
 COLOURS = 3
+OTHER_TOKENS = 6  # class and register tokens that may stand before a grid of patches
+MOST = 0.9
+STATISTICS = ("running_mean", "running_var")
+ADAPTERS = ("lora_", ".base_layer.")
 CHECK_THE_NAME = "Check the model name: the file must come from the same architecture."
 
 
@@ -49,8 +55,8 @@ def describe_found(match: Match, blueprint: Blueprint, parts: Sequence[Part]) ->
     """Lines that say what is in the file and how much of the trunk that is."""
     state, trunk = match.part.state, blueprint.trunk or blueprint.head
     examples = ", ".join(f"{key} ({_size(tensor.shape)})" for key, tensor in list(state.items())[:EXAMPLES])
-    under = f" under {'.'.join(match.part.where)!r}" if match.part.where else ""
-    others = [".".join(part.where) or "the top level" for part in parts if part is not match.part]
+    under = f" under {match.part.under!r}" if match.part.where else ""
+    others = [part.under or "the top level" for part in parts if part is not match.part]
     beside = f" (others are under {', '.join(others[:SHOWN])})" if others else ""
     named = sum(match.find(name) is not None for name in trunk)
     where = f"behind the best prefix, {match.prefix!r}," if match.prefix else "without a prefix"
@@ -73,14 +79,82 @@ def describe_left_out(match: Match, blueprint: Blueprint) -> str:
     if count_classes(match, blueprint) or not blueprint.head:
         return ""
     heads = tuple(match.name(path) for path in blueprint.head_paths)
-    left = [key for key in match.part.state if key.startswith(heads)]
-    return f"without its classifier ({', '.join(left[:SHOWN])}), which is of another form" if left else ""
+    if left := [key for key in match.part.state if key.startswith(heads)]:
+        return f"without its classifier ({', '.join(left[:SHOWN])}), which is of another form"
+    others = tuple(f"{match.prefix}{top}." for top in other_heads(match, blueprint))
+    left = [key for key in match.part.state if others and key.startswith(others)]
+    return f"without what stands on top of it ({', '.join(left[:SHOWN])})" if left else ""
 
 
-def find_remedy(match: Match, misfit: Misfit, file: Path) -> str:
+def find_remedy(match: Match, misfit: Misfit, blueprint: Blueprint, file: Path) -> str:
     """The next step, where no other architecture fits."""
-    stem = _find_odd_stem(misfit)
-    return CHECK_THE_NAME if stem is None else _rewire_stem(match, stem, file)
+    if (stem := _find_odd_stem(misfit)) is not None:
+        return _rewire_stem(match, stem, file)
+    if (positions := _find_odd_positions(misfit)) is not None:
+        return _resample(match, positions, file)
+    if misfit.missing and all(name.endswith(STATISTICS) for name in misfit.missing):
+        return (
+            "The running statistics of batch normalisation are not in the file, which was saved from parameters() or "
+            "named_parameters(). Save model.state_dict(), which has them."
+        )
+    if any(word in key for key in match.part.state for word in ADAPTERS):
+        return (
+            "The file holds adapters (LoRA) beside or in place of the weights that they change. Merge them first, with "
+            "peft model.merge_and_unload(), and save the state_dict() of what that returns."
+        )
+    tops = {name.partition(".")[0] for name in misfit.unexpected}
+    if not (misfit.missing or misfit.shapes or tops & blueprint.tops):
+        return _leave_out(match, misfit, file)
+    if not match.covered(blueprint.trunk) and count_classes(match, blueprint):
+        return "The file holds a classifier only, and not the network below it. Pass the whole network's weights."
+    if match.covered(blueprint.trunk) >= MOST * len(blueprint.trunk):
+        return (
+            f"{CHECK_THE_NAME} If the network was changed before it was trained, build it as it was, and pass that "
+            f"module in place of its name: transferkit.adapt(module, DATA, checkpoint={str(file)!r}, "
+            "preprocessing=...)."
+        )
+    return CHECK_THE_NAME
+
+
+def _find_odd_positions(misfit: Misfit) -> tuple[str, int, int, int] | None:
+    """Name, other tokens, side and wanted side of a position embedding, if it alone differs, in its grid."""
+    if misfit.missing or misfit.unexpected or len(misfit.shapes) != 1:
+        return None
+    ((name, got, wanted),) = misfit.shapes
+    if not (len(got) == len(wanted) == 3 and got[0] == wanted[0] == 1 and got[2] == wanted[2]):
+        return None
+    for others in range(min(got[1], wanted[1], OTHER_TOKENS)):
+        side, wanted_side = math.isqrt(got[1] - others), math.isqrt(wanted[1] - others)
+        if side**2 == got[1] - others and wanted_side**2 == wanted[1] - others:
+            return name, others, side, wanted_side
+    return None
+
+
+def _resample(match: Match, positions: tuple[str, int, int, int], file: Path) -> str:
+    name, others, side, wanted = positions
+    key, new = match.name(name), str(file.with_name(f"{file.stem}-{wanted}x{wanted}.pth"))
+    return (
+        f"All else fits: the network was trained on images of another size, {side} x {side} patches and not {wanted} x "
+        f"{wanted}. Resample its positions, and save the file anew:\nimport torch\n"
+        f"from timm.layers import resample_abs_pos_embed\n{_reading(match.part, file)}\n"
+        f"grid = dict(new_size=[{wanted}, {wanted}], num_prefix_tokens={others})\n"
+        f"weights[{key!r}] = resample_abs_pos_embed(weights[{key!r}], **grid)\n"
+        f"torch.save(weights, {new!r})\nThen pass checkpoint={new}."
+    )
+
+
+def _leave_out(match: Match, misfit: Misfit, file: Path) -> str:
+    """How to save a file without what an architecture has no place for."""
+    tops = sorted({f"{match.prefix}{name.partition('.')[0]}" for name in misfit.unexpected})
+    starts = tuple(f"{top}." for top in tops)
+    new = str(file.with_name(f"{file.stem}-trunk.pth"))
+    return (
+        f"All of the network is there, and what it has no place for: {', '.join(tops[:SHOWN])}. If that is part of the "
+        "network, it is another architecture. If it only stands on top, or normalises the pixels (then pass that "
+        f"normalisation as preprocessing=), save the file without it:\nimport torch\n{_reading(match.part, file)}\n"
+        f"kept = {{key: weights[key] for key in weights if not (key + '.').startswith({starts!r})}}\n"
+        f"torch.save(kept, {new!r})\nThen pass checkpoint={new}."
+    )
 
 
 def _find_odd_stem(misfit: Misfit) -> str | None:
@@ -131,8 +205,8 @@ def _reading(part: Part, file: Path) -> str:
     inside = "".join(f"[{key!r}]" for key in part.where)
     lines = (
         ["from safetensors.torch import load_file", f"weights = load_file({str(file)!r})"]
-        if file.suffix == ".safetensors"
-        else [f"weights = torch.load({str(file)!r}, map_location='cpu', weights_only=True){inside}"]
+        if is_safetensors(file)
+        else [f"weights = torch.load({str(file)!r}, map_location='cpu', weights_only={loads_plainly(file)}){inside}"]
     )
     if part.wrapped:
         lines = ["import re", *lines, f"weights = {{re.sub({WRAPPED!r}, '', key): weights[key] for key in weights}}"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import pathlib
-import pickletools
 import re
+import types
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ import torch
 
 from transferkit.errors import CheckpointError
 from transferkit.paths import expand
+from transferkit.zoo._file_kinds import describe_stranger, is_pickle, is_safetensors
+from transferkit.zoo._pickled import outermost_keys
 
-__all__ = ["CONTAINERS", "WRAPPED", "Part", "find_file", "preference", "read_parts", "read_state"]
+__all__ = ["CONTAINERS", "WRAPPED", "Part", "find_file", "loads_plainly", "preference", "read_parts", "read_state"]
 
 CONTAINERS = (
     "state_dict_ema",
@@ -52,21 +55,28 @@ WRAPPED = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 
 DEPTH = 4
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl")
+INDEX = ".index.json"
+"""End of the name of the list of contents of weights that were saved in several files."""
 
 
 class Part(NamedTuple):
     """A state dict of a file.
 
     Args:
-        where: The keys that lead to it; none if the file is the state dict.
+        where: The keys, and the places in lists, that lead to it; none if the file is the state dict.
         state: Tensors by name, without what wrappers put into the names.
         wrapped: Whether there was anything to take out.
     """
 
-    where: tuple[str, ...]
+    where: tuple[str | int, ...]
     state: dict[str, torch.Tensor]
     wrapped: bool = False
+
+    @property
+    def under(self) -> str:
+        """What leads to it, dotted."""
+        return ".".join(map(str, self.where))
 
 
 def find_file(path: str | Path) -> Path:
@@ -82,14 +92,40 @@ def find_file(path: str | Path) -> Path:
         for name in FOLDER_FILES:
             if (given / name).is_file():
                 return given / name
-        inside = sorted(file.name for file in given.iterdir() if file.suffix in SUFFIXES)
-        remedy = f"Name one of its files: {', '.join(inside[:5])}." if inside else "It holds no weights file."
         raise CheckpointError(
-            f"The folder {str(path)!r} is no finished run and no saved model: it has no {FOLDER_FILES[0]}. {remedy}"
+            f"The folder {str(path)!r} is no finished run and no saved model: it has no {FOLDER_FILES[0]}. "
+            f"{_choose_inside(given)}"
         )
+    if "://" in str(path):
+        raise CheckpointError(f"{str(path)!r} is an address. Download the file, and pass its path as checkpoint=.")
     raise CheckpointError(
         f"There is no file {str(path)!r}. checkpoint= takes the path of one weights file, or of a run's folder."
     )
+
+
+def _choose_inside(folder: Path) -> str:
+    """What to do where a folder has no weights file of the usual name."""
+    inside = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if any(file.name.endswith(INDEX) for file in folder.iterdir()):
+        return _join_shards(folder, inside)
+    return f"Name one of its files: {', '.join(inside[:5])}." if inside else "It holds no weights file."
+
+
+def _join_shards(folder: Path, inside: Sequence[str]) -> str:
+    shards = [str(folder / name) for name in inside]
+    new = str(folder / FOLDER_FILES[1])
+    load = "torch.load(file, map_location='cpu', weights_only=True)"
+    lines = ["import torch"]
+    if all(name.endswith(".safetensors") for name in inside):
+        lines, load = [*lines, "from safetensors.torch import load_file"], "load_file(file)"
+    code = "\n".join(
+        [
+            *lines,
+            f"parts = [{load} for file in {shards}]",
+            f"torch.save({{k: v for p in parts for k, v in p.items()}}, {new!r})",
+        ]
+    )
+    return f"Its weights are in {len(shards)} files. Join them:\n{code}\nThen pass checkpoint={new}."
 
 
 def read_parts(path: str | Path) -> tuple[Part, ...]:
@@ -105,7 +141,7 @@ def read_parts(path: str | Path) -> tuple[Part, ...]:
         CheckpointError: If the file is missing, is no checkpoint, or needs code to be run.
     """
     file = find_file(path)
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    content = _read_safetensors(file) if is_safetensors(file) else _read_pickle(file)
     parts = tuple(_state_dicts(content, ()))
     if not parts:
         raise CheckpointError(
@@ -117,7 +153,7 @@ def read_parts(path: str | Path) -> tuple[Part, ...]:
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """The preferred one of the state dicts of a file: an average before the weights it was averaged from."""
-    return min(read_parts(path), key=lambda part: preference(".".join(part.where))).state
+    return min(read_parts(path), key=lambda part: preference(part.under)).state
 
 
 def preference(address: str) -> tuple[int, int]:
@@ -133,23 +169,38 @@ def preference(address: str) -> tuple[int, int]:
     return rank, CONTAINERS.index(first) if first in CONTAINERS else len(CONTAINERS)
 
 
-def _state_dicts(content: object, where: tuple[str, ...]) -> Iterator[Part]:
-    if not isinstance(content, Mapping) or len(where) > DEPTH:
+def _state_dicts(content: object, where: tuple[str | int, ...]) -> Iterator[Part]:
+    if len(where) > DEPTH or not isinstance(content, Mapping | list | tuple):
         return
-    named = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    if named:
-        tensors = {re.sub(WRAPPED, "", key): value for key, value in named.items()}
+    entries = content if isinstance(content, Mapping) else dict(enumerate(content))
+    if "param_groups" in entries:  # an optimizer's, under whatever name
+        return
+    named = {
+        str(key): _as_tensor(value) for key, value in entries.items() if isinstance(value, torch.Tensor | np.ndarray)
+    }
+    if named and isinstance(content, Mapping):
+        tensors = {re.sub(WRAPPED, "", key): value for key, value in named.items() if value is not None}
         yield Part(where, tensors, wrapped=tensors.keys() != named.keys())
-    for key, value in content.items():
-        if isinstance(key, str) and not PASSED_BY.fullmatch(key.lower()):
+    for key, value in entries.items():
+        if isinstance(key, int) or (isinstance(key, str) and not PASSED_BY.fullmatch(key.lower())):
             yield from _state_dicts(value, (*where, key))
+
+
+def _as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor | None:
+    """An array as a tensor; None if it does not hold numbers that torch knows."""
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.from_numpy(value)
+    except TypeError:
+        return None
 
 
 def _describe(content: object) -> str:
     if isinstance(content, Mapping):
         keys = ", ".join(repr(str(key)) for key in list(content)[:5])
         return f"the keys {keys}" if keys else "an empty dictionary"
-    return f"a {type(content).__name__}"
+    return f"one object of the type {type(content).__name__}"
 
 
 def _read_safetensors(file: Path) -> object:
@@ -159,16 +210,18 @@ def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file, device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is no safetensors file, or was cut short: {error}.") from error
+        raise CheckpointError(f"{file} was cut short, or is damaged: {error}. Fetch it again.") from error
 
 
 def _read_pickle(file: Path) -> object:
     _refuse_programs(file)
     try:
-        with _allowing_plain_objects():
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with _allowing_plain_objects(), file.open("rb") as stream:  # torch goes by the suffix of a path
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises KeyError, EOFError, RuntimeError, ... on a file that is no checkpoint
-        refused = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(
+            r"WeightsUnpickler error:.*<class '(\S+)'>", str(error), re.S
+        )
         if refused is not None:
             raise CheckpointError(
                 f"{file} holds pickled code ({refused[1]}), which would run on loading, and was not loaded. If you "
@@ -176,8 +229,30 @@ def _read_pickle(file: Path) -> object:
                 f"{_saving_weights(file)}\nThen pass checkpoint={_beside(file)}."
             ) from error
         raise CheckpointError(
-            f"{file} is no checkpoint, or was cut short. Expected .safetensors, or what torch.save wrote."
+            describe_stranger(file)
+            or (_convert_pickle(file) if is_pickle(file) else "")
+            or f"{file} is no checkpoint, or was cut short. Expected .safetensors, or what torch.save wrote."
         ) from error
+
+
+def loads_plainly(file: Path) -> bool:
+    """Whether torch reads a file without being told of objects that may be in it."""
+    try:
+        with file.open("rb") as stream:
+            torch.load(stream, map_location="meta", weights_only=True)
+    except Exception:  # whatever it is, the file has been read with such objects allowed
+        return False
+    return True
+
+
+def _convert_pickle(file: Path) -> str:
+    return (
+        f"{file} was written by pickle, not by torch.save: it may hold code, which would run on loading, and was not "
+        "loaded. If you trust the file, save its weights alone, in a Python session of its own:\nimport torch\n"
+        f"import pickle\nwith open({str(file)!r}, 'rb') as stream:\n    part = pickle.load(stream)\n"
+        f"torch.save(getattr(part, 'state_dict', lambda: part)(), {_beside(file)!r})\n"
+        f"Then pass checkpoint={_beside(file)}."
+    )
 
 
 def _refuse_programs(file: Path) -> None:
@@ -187,15 +262,15 @@ def _refuse_programs(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         names = {name.partition("/")[2] for name in archive.namelist()}
     if "constants.pkl" in names:
-        kind, load = "a TorchScript archive", f"torch.jit.load({str(file)!r}, map_location='cpu')"
+        kind, state = "a TorchScript archive", f"torch.jit.load({str(file)!r}, map_location='cpu').state_dict()"
     elif "archive_format" in names:
-        kind, load = "a program that torch.export wrote", f"torch.export.load({str(file)!r})"
+        kind, state = "a program that torch.export wrote", f"torch.export.load({str(file)!r}).state_dict"
     else:
         return
     raise CheckpointError(
         f"{file} is {kind}: it holds code, which would run on loading, and was not loaded. If you trust the file, save "
         f"its weights alone, in a Python session of its own:\nimport torch\n"
-        f"torch.save(dict({load}.state_dict()), {_beside(file)!r})\nThen pass checkpoint={_beside(file)}."
+        f"torch.save(dict({state}), {_beside(file)!r})\nThen pass checkpoint={_beside(file)}."
     )
 
 
@@ -215,19 +290,9 @@ def _saving_weights(file: Path) -> str:
 
 
 def _container_named_in(file: Path) -> str | None:
-    """The key under which a pickled dictionary keeps its weights, read off the pickle's text without running it."""
-    words: list[str] = []
-    outermost = ""
-    with suppress(Exception), zipfile.ZipFile(file) as archive:  # what cannot be read is no pickle of torch's
-        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        for opcode, value, _ in pickletools.genops(archive.read(pickled)):
-            if opcode.name not in ("PROTO", "FRAME", "BINPUT", "MEMOIZE") and not outermost:
-                outermost = opcode.name
-            if isinstance(value, str):
-                words.append(value)
-    if outermost != "EMPTY_DICT":  # a module, or any other object
-        return None
-    return next((container for container in CONTAINERS if container in words), None)
+    """The key under which a pickled dictionary keeps its weights."""
+    keys = outermost_keys(file)
+    return next((container for container in CONTAINERS if container in keys), None)
 
 
 @contextmanager
@@ -237,8 +302,12 @@ def _allowing_plain_objects() -> Iterator[None]:
     if safe_globals is None:  # torch 2.4
         yield
         return
-    rebuild = np.float64(0).__reduce__()[0]  # its module has moved between versions of NumPy
-    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+    kinds = [type(np.dtype(name)) for name in ("bool", "uint8", "uint32", "uint64", "int32", "int64")]
+    kinds += [type(np.dtype(name)) for name in ("float16", "float32", "float64")]
+    rebuild = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]  # their modules moved between versions
     paths = [type(pathlib.Path()), type(pathlib.PurePath())]
-    with safe_globals([argparse.Namespace, np.dtype, rebuild, *kinds, *paths, torch.torch_version.TorchVersion]):
+    plain = [list, dict, set, int, float, types.SimpleNamespace, argparse.Namespace]
+    dates = [datetime.datetime, datetime.date, datetime.timedelta]
+    torches = [torch.torch_version.TorchVersion]
+    with safe_globals([np.dtype, np.ndarray, *rebuild, *kinds, *paths, *plain, *dates, *torches]):
         yield

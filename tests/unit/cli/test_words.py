@@ -141,3 +141,18 @@ def test_in_a_sweep_several_inputs_are_a_run_each_but_a_file_of_that_name_is_one
 def test_runs_that_another_sweeper_makes_up_are_not_listed():
     assert list_runs(["--multirun", "hydra/sweeper=optuna", "seed=0,1"]) is None
     assert list_runs(["--multirun", "train.lr=interval(0,1)"]) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["image file", "file(s)", "a=b", "Größe", "it's", "x,y", "#", "写真", "1e3", "true", "[a]", "é'\"=,"]
+)
+def test_names_of_columns_are_plain_text(name):
+    words = ["data.path=m.csv", f"data.columns.path={name}", "data.columns.label=kind"]
+    settings = settings_of(*words)
+    assert (str(settings.data.columns.path), settings.data.columns.label) == (name, "kind")
+    assert [plain_word(word) for word in hydra_words(words, sources=data_sources())][1:] == words
+
+
+@pytest.mark.parametrize(("typed", "name"), [("'image file'", "image file"), ('"x"', "x"), ("null", None), ("'", "'")])
+def test_names_of_columns_may_be_quoted_or_left_out(typed, name):
+    assert settings_of("data.path=m.csv", f"data.columns.path={typed}").data.columns.path == name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -235,6 +236,48 @@ def test_what_can_be_read_in_two_ways_is_an_error_with_both(write: Writer, folde
         DataError, match=r"can be read in two ways: .* or .*For the first, .*for the second, .*data=man"
     ):
         open_data(fill(write, *folders))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("training_set", "test_set"), ("train2017", "val2017"), ("data-train", "data-valid"), ("Train set", "Test set")],
+)
+def test_folders_called_like_splits_with_more_are_no_classes(write: Writer, train: str, test: str) -> None:
+    root = fill(write, f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
+    with pytest.raises(DataError, match=r"are splits, with the classes below \(cat, dog\); or they are") as at:
+        open_data(root)
+    (told,) = re.findall(r"For the first, rename (.*?); for the second", str(at.value))
+    renamed = dict(re.findall(r"(?:^|, )([^,/]+)/ to (\w+)/", told))
+    assert set(renamed) == {train, test}
+    for old, new in renamed.items():
+        (root / old).rename(root / new)
+    assert open_data(root).summary.classes == ("cat", "dog")
+
+
+def test_classes_that_contain_a_word_of_splits_are_classes(write: Writer) -> None:
+    assert open_data(fill(write, "train_car", "test_tube", "trainer")).summary.num_classes == 3
+
+
+def test_folders_of_the_same_names_below_are_told(write: Writer) -> None:
+    data = open_data(fill(write, "fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"))
+    message = found(data, "folder_in_class").message
+    assert "All class folders hold folders of the same names (cat, dog)" in message
+
+
+def test_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
+    for name in ("a/1.npy", "b/1.npy", "b/2.dcm"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"but no image: the files in them are 2 .npy, 1 .dcm"):
+        open_data(tmp_path / "d")
+
+
+def test_a_class_of_damaged_images_says_why(write: Writer) -> None:
+    root = fill(write, "a", "b")
+    (root / "c").mkdir()
+    (root / "c/0.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"Class 'c' is empty: no usable image, 1 set aside \(not an image that can be"):
+        open_data(root)
 
 
 @pytest.mark.parametrize("folders", [("train",), ("train", "test"), ("training", "val", "dev/a")], ids=" ".join)

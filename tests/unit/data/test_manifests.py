@@ -107,7 +107,55 @@ def test_a_missing_file_is_set_aside(tmp_path: Path, rows: Rows) -> None:
 
 def test_a_wrong_root_is_one_clear_error(tmp_path: Path, rows: Rows) -> None:
     with pytest.raises(DataError, match=r"None of the 12 files .* exists; .* pass root=DIR if that is wrong"):
-        open_data(table(tmp_path / "m.csv", ("path", "label"), rows), root=tmp_path / "nowhere")
+        open_data(table(tmp_path / "m.csv", ("path", "label"), rows), root=tmp_path / "no" / "where")
+
+
+@pytest.mark.parametrize(
+    ("written", "remedy"),
+    [
+        ("{name}", "It is in '{images}': pass root='{images}' "),
+        ("images/{stem}", "There is '0.png' in that folder: write the names as they are, with their extension"),
+        ("IMAGES/{upper}", "pass root=DIR if that is wrong"),
+        ("images/{upper}", "There is '0.png' in that folder: write the names as they are"),
+        ("C:\\Users\\me\\images\\{name}", "images/0.png': remove 'C:\\\\Users\\\\me\\\\' from the start of the paths."),
+        ("/kaggle/input/images/{name}", "images/0.png': remove '/kaggle/input/' from the start of the paths."),
+        ("data/images/{name}", "images/0.png': remove 'data/' from the start of the paths."),
+        ("old/{name}", "0.png': remove 'old/' from the start of the paths, and pass root='{images}' "),
+        ("https://example.org/{name}", "Download the images, and list their paths"),
+        ("file:///x/{name}", "Write plain paths, without 'file://'"),
+    ],
+)
+def test_where_the_images_are_instead_is_said(tmp_path: Path, rows: Rows, written: str, remedy: str) -> None:
+    images = tmp_path / "images"
+    moved = []
+    for path, label, *_ in rows:
+        name = Path(path).name
+        moved.append((written.format(name=name, stem=Path(path).stem, upper=name.upper()), label))
+    with pytest.raises(DataError) as caught:
+        open_data(table(tmp_path / "m.csv", ("path", "label"), moved))
+    assert remedy.format(images=images) in str(caught.value)
+
+
+def test_a_path_may_start_from_the_home_folder(tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_data(table(tmp_path / "m.csv", ("path", "label"), [(f"~/{row[0]}", row[1]) for row in rows]))) == 12
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "ours"),
+    [
+        (("path", "label", "set", "id"), "set", "split"),
+        (("path", "label", "split", "Patient ID"), "Patient ID", "group"),
+    ],
+)
+def test_a_column_that_looks_like_a_split_or_a_group_is_told(
+    tmp_path: Path, rows: Rows, header: tuple[str, ...], name: str, ours: str
+) -> None:
+    path = table(tmp_path / "m.csv", header, rows)
+    (finding,) = [found for found in open_data(path).summary.findings if found.kind == "column_not_read"]
+    assert f"The column {name!r} looks like a {ours} and is not read" in finding.message
+    told = {found.kind for found in open_data(path, columns={ours: name}).summary.findings}
+    assert "column_not_read" not in told
 
 
 @pytest.mark.parametrize(
@@ -117,7 +165,7 @@ def test_a_wrong_root_is_one_clear_error(tmp_path: Path, rows: Rows) -> None:
         ("path,label\n", "has no rows"),
         ("", "has no rows"),
         ("path,label\na.png\n", "rows 2 do not have the header's 2 cells"),
-        ("path,label\na.png,\nb.png,x\n", r"column 'label' is empty in 1 rows \(first: 2\)"),
+        ("path,label\na.png,\nb.png,x\n", r"column 'label' is empty in 1 row \(first: 2\)"),
         ("path,label,split\na.png,x,tarin\n", "column 'split' holds 'tarin'; expected train, val or test"),
         ("path,label,split\na.png,x,train\nb.png,x,\n", "column 'split' holds ''"),
         ("path,label,split\na.png,x,test\n", "names no training image"),

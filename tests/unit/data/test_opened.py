@@ -203,7 +203,7 @@ def test_all_class_problems_come_in_one_error(write: Writer, official: Path) -> 
         open_data(official)
     message = str(caught.value)
     assert "Class 'bird' is empty: it has no image. Add images, or remove the class." in message
-    assert "Class 'frog' is empty: no usable image, 1 set aside." in message
+    assert "Class 'frog' is empty: no usable image, 1 set aside (the file is empty (0 bytes))." in message
     assert "Class 'fish' has 1 held-back image but none in train." in message
 
 
@@ -281,9 +281,64 @@ def test_options_that_cannot_work(official: Path, options: dict[str, object], me
 
 
 def test_a_file_that_is_no_manifest(tmp_path: Path) -> None:
-    (tmp_path / "data.zip").write_bytes(b"x")
+    (tmp_path / "data.zip").write_bytes(b"\x00")
     with pytest.raises(DataError, match=r"is a file but no manifest; expected \.csv"):
         open_data(tmp_path / "data.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "m.xlsx",
+            b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml",
+            "is an Office document. .* save the sheet as CSV",
+        ),
+        ("m.csv.gz", b"\x1f\x8b\x08", "is a gzip file. Unpack it with gunzip"),
+        ("m.csv", b"\x1f\x8b\x08", "is a gzip file, and no table of text"),
+        ("images.zip", b"PK\x03\x04" + bytes(60), "is a zip archive. Unpack it"),
+        ("m.jsonl", b"{}", r"holds JSON; .*pandas.read_json\(FILE\)"),
+        ("m.txt", b"path,label\n", "is a text file, .* call it .csv"),
+        ("a.png", b"\x89PNG", "is one image; expected a folder of them"),
+    ],
+)
+def test_a_file_of_another_kind_says_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_data(tmp_path / name)
+
+
+def test_images_that_are_pointers_or_pages_are_called_that(tmp_path: Path, write: Writer) -> None:
+    for index in range(6):
+        write(f"{'ab'[index % 2]}/{index}.png")
+    (tmp_path / "images/a/lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    findings = open_data(tmp_path / "images", test=0).summary.findings
+    (finding,) = [found for found in findings if found.kind == "unreadable"]
+    assert "the first is a Git LFS pointer" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", "The path of the data is empty"),
+        ("  ", "The path of the data is empty"),
+        ("https://example.org/d.zip", "is an address. Download the images"),
+    ],
+)
+def test_texts_that_are_no_path(data: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        open_data(data)
+
+
+def test_paths_in_a_mapping_say_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"got str. Splits in folders are read from the folder above"):
+        open_data({"train": "a/train", "test": "a/test"})
+
+
+@pytest.mark.parametrize("share", ["0.2", [0.2], "none"])
+def test_a_share_that_is_no_number(unsplit: Path, share: object) -> None:
+    with pytest.raises(OptionError, match=r"test is a share of the images and must be in \[0, 1\), got"):
+        open_data(unsplit, test=share)  # type: ignore[arg-type]
 
 
 def test_something_else_altogether() -> None:

@@ -109,7 +109,7 @@ def test_a_root(table: Path, tmp_path: Path) -> None:
     table.rename(moved)
     named = {"path": "file", "label": "species"}
     message = complaint(moved, columns=named)
-    assert "pass root=DIR if that is wrong (command line: data.root=DIR)" in message
+    assert f"pass root={str(table.parent)!r} (command line: data.root={table.parent})" in message
     assert len(open_data(moved, columns=named, root=table.parent)) == 12
     message = f"data.columns.path=file data.columns.label=species {message}"
     arguments = {**typed(message, "manifest", moved), "root": str(table.parent)}

@@ -163,6 +163,16 @@ def test_test_is_a_copy_of_train(official: Path) -> None:
     assert "test" in open_data(official, test=0.2).summary.counts
 
 
+def test_both_splits_are_copies_of_train(official: Path) -> None:
+    for split in ("val", "test"):
+        shutil.rmtree(official / split, ignore_errors=True)
+        shutil.copytree(official / "train", official / split)
+    with pytest.raises(
+        DataError, match=r"Are val and test copies of train\? Remove the copies from val/ and test/, or"
+    ):
+        open_data(official)
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_one_class_is_a_copy(write: Writer, official: Path, split: str) -> None:
     write(f"{split}/dog/more.png")

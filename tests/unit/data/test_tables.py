@@ -60,6 +60,13 @@ FORMS: dict[str, Any] = {
     "empty lines": lambda lines: ("utf-8", ["", lines[0], "", *lines[1:5], " ", ",", *lines[5:], ""]),
     "spaces around": lambda lines: ("utf-8", [line.replace(",", "  ,  ") + "  " for line in lines]),
     "capitals": lambda lines: ("utf-8", ["PATH,Label", *lines[1:]]),
+    "single quotes": lambda lines: ("utf-8", ["'" + line.replace(",", "','") + "'" for line in lines]),
+    "curly quotes": lambda lines: (
+        "utf-8",
+        [lines[0], *(line.replace(",", ",\u201c") + "\u201d" for line in lines[1:])],
+    ),
+    "a delimiter too many": lambda lines: ("utf-8", [lines[0], *(f"{line},," for line in lines[1:])]),
+    "spaces between": lambda lines: ("utf-8", [line.replace(",", "  ") for line in lines]),
     "an unused column twice": lambda lines: ("utf-8", ["path,label,x,x", *(f"{line},1,2" for line in lines[1:])]),
 }
 
@@ -72,6 +79,20 @@ def test_every_form_is_read_alike(tmp_path: Path, names: list[str], form: str, e
     assert data.items == tuple(names)
     assert data.summary.classes == ("cat", "dog")
     assert data.labels.tolist() == [0, 1] * 6
+
+
+def test_a_quotation_mark_may_follow_a_backslash(tmp_path: Path, names: list[str]) -> None:
+    labels = ['"5\\" cat"', '"a \\"dog\\""'] * 6
+    data = open_data(saved(tmp_path, ["path,label", *rows(names, labels)]))
+    assert data.summary.classes == ('5" cat', 'a "dog"')
+
+
+def test_labels_that_look_like_several_are_told(tmp_path: Path, names: list[str]) -> None:
+    labels = ["cat", "dog", "cat|dog"] * 4
+    message = told(open_data(saved(tmp_path, ["path,label", *rows(names, labels)])), "several_labels")
+    assert "several classes in one: 'cat|dog'" in message
+    plain = open_data(saved(tmp_path, ["path,label", *rows(names, ["A", "A+"] * 6)]))
+    assert "several_labels" not in {finding.kind for finding in plain.summary.findings}
 
 
 def test_a_quoted_line_break_stays_one(tmp_path: Path, names: list[str]) -> None:
@@ -216,6 +237,13 @@ def test_few_numbers_are_classes(tmp_path: Path, write: Writer) -> None:
         ("images/0.png,cat\nimages/1.png,dog\n", "The first line is an image already: begin the file with"),
         ("file,species\na.png,x\n", r"columns=\{'path': 'file'\} \(command line: data.columns.path=file\)"),
         ('path,label\na.png,"x\nb.png,y\nc.png,z\n', r"line 2 opens a cell that goes on over other lines|do not have"),
+        ("My images,\npath,label\na.png,x\n", "The names are in line 2: remove the lines above it"),
+        ("path\na.png\n", "has no column 'label'; it has path. Add a column 'label': expected the class of"),
+        ("path,cat,dog\na.png,0,1\nb.png,1,0\n", r"cat, dog look like one class each.*\['cat', 'dog'\]\].idxmax"),
+        ("image file,species\na.png,x\n", r"\(command line: 'data.columns.path=image file'\)"),
+        ('{"path": "a.png", "label": "x"}\n', "holds JSON. Convert it to CSV"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
+        ("<!DOCTYPE html>\n", "is a web page, which a download got"),
         ("# only a comment\n", "has no rows"),
         ("path,label\n# nothing\n", "has no rows"),
     ],
@@ -234,5 +262,5 @@ def test_bytes_are_no_table(tmp_path: Path) -> None:
 
 def test_rows_are_named_by_their_line(tmp_path: Path, names: list[str]) -> None:
     lines = ["# note", "path,label", *rows(names)[:2], "", f"{names[2]},"]
-    with pytest.raises(DataError, match=r"empty in 1 rows \(first: 6\)"):
+    with pytest.raises(DataError, match=r"empty in 1 row \(first: 6\)"):
         open_data(saved(tmp_path, lines))

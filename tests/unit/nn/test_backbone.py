@@ -306,8 +306,9 @@ def test_stage_names_and_strides_do_not_depend_on_the_side_in_use():
 
 
 def test_network_that_fails_says_on_what():
-    with pytest.raises(BackboneError, match=r"cannot take images of shape \(2, 3, 64, 64\): RuntimeError"):
+    with pytest.raises(BackboneError, match=r"cannot take images of shape \(2, 3, 64, 64\): RuntimeError") as caught:
         Backbone(FixedSize(), spec_of(64))
+    assert "If it was made for another size, pass that: preprocessing=Preprocessing(size=..." in str(caught.value)
 
 
 def test_network_must_return_a_tensor():

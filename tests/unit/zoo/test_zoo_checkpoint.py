@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 
 import numpy as np
@@ -183,14 +184,15 @@ def test_missing_unexpected_and_wrongly_shaped_tensors_are_told_apart(trained, t
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
         load("timm/test_resnet", checkpoint=tmp_path / "x.pth")
-    assert str(caught.value).splitlines()[1:] == [
+    *found, remedy = str(caught.value).splitlines()[1:]
+    assert found == [
         "- found: 92 tensors, such as conv1.0.weight (16x3x3x3), conv1.1.weight (16), conv1.1.bias (16)",
         "- without a prefix they cover 74 of the 75 tensors of the trunk by name, 73 by name and shape",
         "- 1 tensor is missing: bn1.bias",
         "- 1 tensor is unexpected: extra",
         "- 1 tensor is of another shape: layer1.0.conv2.weight 1x2x3 instead of 32x32x3x3",
-        "Check the model name: the file must come from the same architecture.",
     ]
+    assert remedy.startswith("Check the model name: the file must come from the same architecture. If the network was")
 
 
 def test_code_in_a_file_is_refused_and_not_run(tmp_path):
@@ -213,10 +215,16 @@ def test_a_pickled_module_is_refused_with_a_remedy(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.pth", b"hello world", "is no checkpoint, or was cut short"),
-        ("x.pth", b"", "is no checkpoint, or was cut short"),
-        ("x.safetensors", b"hello world", "is no safetensors file, or was cut short"),
-        ("x.safetensors", b"", "is no safetensors file, or was cut short"),
+        ("x.pth", b"\x00\x01\x02", "is no checkpoint, or was cut short"),
+        ("x.pth", b"hello world", "is a text file, and no checkpoint; it begins with 'hello world'"),
+        ("x.safetensors", "grüße".encode() * 200, "is a text file"),
+        ("x.pth", b"", "is empty: the copy or the download did not finish"),
+        ("x.safetensors", b"", "is empty"),
+        ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a Git LFS pointer.*git lfs pull"),
+        ("x.ckpt", b"\n<!DOCTYPE html><html>", "is a web page, which a download got"),
+        ("x.pth", gzip.compress(b"weights"), "is a gzip file.*gunzip"),
+        ("x.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes them"),
+        ("x.safetensors", (90).to_bytes(8, "little") + b'{"a"', "was cut short, or is damaged"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path, name, content, message):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import pathlib
+import pickle
 import re
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -188,6 +192,8 @@ HEADS = {
     "of another width": {"fc.weight": torch.ones(5, 48), "fc.bias": torch.ones(5)},
     "without a bias": {"fc.weight": torch.ones(5, 96)},
     "by another name": {"classifier.weight": torch.ones(5, 96), "classifier.bias": torch.ones(5)},
+    "of a name of its own": {"fc_age.weight": torch.ones(5, 96), "fc_age.bias": torch.ones(5)},
+    "of two layers of its own": {"top.0.weight": torch.ones(8, 96), "top.2.weight": torch.ones(1, 8)},
     "of contrast": {
         "projection_head.0.weight": torch.ones(5, 96),
         "queue": torch.ones(5, 9),
@@ -204,10 +210,11 @@ def test_a_head_of_another_form_is_left_out(state, tmp_path, head, prefix):
     assert_holds(network, state, head=False)
     assert spec.num_classes == 0
     assert network(torch.rand(1, 3, 32, 32)).shape == (1, 96)
-    left = [f"{prefix}{key}" for key in HEADS[head] if key.startswith("fc.")]
-    assert spec.preprocessing.origin.endswith(
-        f"without its classifier ({', '.join(left)}), which is of another form" if left else "those of x.pth"
-    )
+    own = [f"{prefix}{key}" for key in HEADS[head] if key.startswith("fc.")]
+    others = [f"{prefix}{key}" for key in HEADS[head] if key.endswith(("weight", "bias"))]
+    said = f"without what stands on top of it ({', '.join(others)})" if others else "those of x.pth"
+    said = f"without its classifier ({', '.join(own)}), which is of another form" if own else said
+    assert spec.preprocessing.origin.endswith(said)
 
 
 @pytest.mark.parametrize(("name", "head"), [("shufflenet_v2_x0_5", "fc."), ("squeezenet1_1", "classifier.")])
@@ -290,7 +297,8 @@ def test_a_file_of_something_else_says_that_nothing_fits(tmp_path):
         {"norm_pre.weight": torch.ones(16)},
         {"neck.0.weight": torch.ones(16)},
         {"reg_token": torch.ones(1, 4, 96)},
-        {"head_dist.weight": torch.ones(10, 96)},
+        {"dist_token": torch.ones(1, 1, 96)},
+        {"mean": torch.ones(1, 3, 1, 1)},
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "model."])
@@ -372,6 +380,119 @@ def test_wrappers_inside_names_are_taken_out(state, tmp_path, wrapper):
     with pytest.raises(CheckpointError, match="reads 1 channel") as caught:
         load(NAME, checkpoint=saved({"model": grey}, tmp_path / "y.pth"))
     load(NAME, checkpoint=run_python_in(str(caught.value)))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: [OrderedDict(s)],
+        lambda s: (7, s, {"state": {}, "param_groups": [{"params": [torch.ones(3)]}]}),
+        lambda s: {0: s},
+        lambda s: {"models": [prefixed(s, "module.")]},
+        lambda s: {"model": {key: value.numpy() for key, value in s.items()}, "__author__": "somebody"},
+        lambda s: {"state_dict": s, "seed": np.random.default_rng(0).bytes(3), "history": np.zeros(3)},
+        lambda s: {"state_dict": s, "args": SimpleNamespace(lr=0.1), "when": datetime.datetime(2024, 1, 2)},
+    ],
+    ids=["list", "tuple", "number", "list in a dict", "arrays", "history", "objects"],
+)
+def test_lists_numbers_and_arrays_are_looked_into(state, tmp_path, wrap):
+    assert_holds(load(NAME, checkpoint=saved(wrap(state), tmp_path / "x.pth"))[0], state)
+
+
+def test_a_format_is_known_by_its_content_and_not_by_its_name(state, tmp_path):
+    save_file(state, tmp_path / "x.pth")
+    torch.save(state, tmp_path / "x.safetensors")
+    for name in ("x.pth", "x.safetensors"):
+        assert_holds(load(NAME, checkpoint=tmp_path / name)[0], state)
+
+
+@pytest.mark.parametrize("skipped", [1, 3])
+def test_numbered_children_go_by_their_order(state, tmp_path, skipped):
+    children = list(dict.fromkeys(key.partition(".")[0] for key in without_head(state)))
+    number = {child: place + (place >= skipped) for place, child in enumerate(children)}
+    renamed = {re.sub(r"^\w+", lambda found: str(number[found[0]]), key): v for key, v in without_head(state).items()}
+    content = prefixed(renamed, "f.") | {"g.0.weight": torch.ones(9, 96), "g.1.weight": torch.ones(9)}
+    assert_holds(load(NAME, checkpoint=saved(content, tmp_path / "x.pth"))[0], state, head=False)
+
+
+def pickled(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+def in_shards(state, folder):
+    keys = list(state)
+    for number, part in enumerate((keys[:9], keys[9:]), start=1):
+        save_file({key: state[key] for key in part}, folder / f"model-0000{number}-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return folder
+
+
+REMEDIES = {
+    "a pickle": ("x.pkl", lambda s, at: pickled({"model": {k: v.numpy() for k, v in s.items()}}, at)),
+    "arrays": ("x.npz", lambda s, at: np.savez(at, **{k: v.numpy() for k, v in s.items()})),
+    "shards": ("", in_shards),
+    "pixels": ("x.pth", lambda s, at: saved({"net": prefixed({"mean": torch.ones(3), **s}, "m.")}, at)),
+    "a neck": ("x.pth", lambda s, at: saved({**s, "neck.0.weight": torch.ones(96)}, at)),
+    "module in a module": ("x.pth", lambda s, at: saved({"epoch": 1, "net": nn.DataParallel(filled(s))}, at)),
+    "old format": (
+        "x.pth",
+        lambda s, at: torch.save({"model": filled(s), "epoch": 1}, at, _use_new_zipfile_serialization=False),
+    ),
+    "defaultdict": ("x.pth", lambda s, at: saved({"state_dict": s, "log": defaultdict(list, a=[1])}, at)),
+}
+
+
+def filled(state):
+    network = timm.create_model("test_resnet")
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_what_cannot_be_loaded_comes_with_a_remedy_that_works(state, tmp_path, kind):
+    name, write = REMEDIES[kind]
+    write(state, tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        load(NAME, checkpoint=tmp_path / name)
+    assert_holds(load(NAME, checkpoint=run_python_in(str(caught.value)))[0], state)
+
+
+def test_a_remedy_reads_what_was_read(tmp_path):
+    content = {"state_dict": make_weights(2, in_chans=1), "args": SimpleNamespace(lr=0.1)}
+    with pytest.raises(CheckpointError, match="reads 1 channel") as caught:
+        load(NAME, checkpoint=saved(content, tmp_path / "x.pth"))
+    load(NAME, checkpoint=run_python_in(str(caught.value)))
+
+
+def test_positions_of_another_image_size_can_be_resampled(tmp_path):
+    content = {"model": prefixed(timm.create_model("test_vit", img_size=96).state_dict(), "module.")}
+    with pytest.raises(CheckpointError, match="6 x 6 patches and not 10 x 10. Resample its positions") as caught:
+        load("timm/test_vit", checkpoint=saved(content, tmp_path / "x.pth"))
+    network, _ = load("timm/test_vit", checkpoint=run_python_in(str(caught.value)))
+    torch.testing.assert_close(network.pos_embed[:, :1], content["model"]["module.pos_embed"][:, :1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda s: {k: v for k, v in s.items() if "running" not in k},
+            r"saved from parameters\(\) or named_parameters",
+        ),
+        (lambda s: {k: v for k, v in s.items() if k.startswith("fc.")}, "holds a classifier only"),
+        (lambda s: {k.replace("conv1.weight", "conv1.base_layer.weight"): v for k, v in s.items()}, "merge_and_unload"),
+        (lambda s: {**s, "conv1.0.weight": torch.ones(16, 3, 5, 5)}, r"transferkit.adapt\(module, DATA, checkpoint="),
+    ],
+    ids=["parameters", "head", "adapters", "kernel"],
+)
+def test_the_next_step_follows_from_what_is_missing(state, tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        load(NAME, checkpoint=saved(change(state), tmp_path / "x.pth"))
+
+
+def test_an_address_is_no_path():
+    with pytest.raises(CheckpointError, match=r"is an address. Download the file"):
+        load(NAME, checkpoint="https://example.org/weights.pth")
 
 
 def test_plain_hyper_parameters_are_let_through(state, tmp_path):
