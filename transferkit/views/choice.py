@@ -225,7 +225,11 @@ class _Look:
         names, mirror = self._honest(names, mirror, scores)
         geometry = self.asked.geometry or self._best_alone(candidates, scores)
         # Networks are trained and judged on the geometry, so that it is always one of the views they predict with.
-        names = (geometry,) if len(names) == 1 else _in_order({*names, geometry})
+        if len(names) == 1:
+            names = (geometry,)
+        elif geometry not in names:
+            names = _in_order({*names, geometry})
+            scores |= self._judge(names, (), mirror)
         tables = [
             self.passes.everyone(name, mirrored=m) for m in ((False, True) if mirror else (False,)) for name in names
         ]
@@ -340,7 +344,7 @@ class _Look:
         if mirror:
             ways[joined_name(names, True)] = [(name, mirrored) for mirrored in (False, True) for name in names]
         folds = self.data.folds.take(self.compared)
-        if len(ways) == 1 or not folds.measurable:
+        if (len(ways) == 1 and candidates) or not folds.measurable:
             return dict.fromkeys(ways)
         return {
             name: self._score([self.passes.some(geometry, self.compared, mirrored=m) for geometry, m in seen], folds)

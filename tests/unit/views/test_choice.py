@@ -269,5 +269,5 @@ def test_what_networks_are_trained_on_is_one_of_the_views(tmp_path):
     assert [view.name for view in found.preprocessing.views] == ["crop", "squash", "pad", "zoom", "wide"]
     assert found.preprocessing.primary in found.preprocessing.each_view
     parts = [found.preprocessing.seen_as(view) for view in found.preprocessing.views]
-    assert len(found.table) == len(found.primary)
     assert len(set(parts)) == 5
+    assert [score.name for score in found.comparison.scores if score.used] == ["crop+squash+pad+zoom+wide"]
