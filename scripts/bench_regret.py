@@ -3,7 +3,7 @@
     python scripts/make_tasks.py --out tasks [--hand-signs hand_signs.tar]
     python scripts/bench_regret.py run --tasks tasks        # every strategy on every task: half an hour on two cores
     python scripts/bench_regret.py tune --tasks tasks       # fine-tuning in every cell's first draw: hours
-    python scripts/bench_regret.py score                    # the tables, from benchmarks/regret/; half a minute
+    python scripts/bench_regret.py score                    # the tables, from benchmarks/regret/; minutes
     python scripts/bench_regret.py calibrate                # are promises kept: benchmarks/promises.json
     python scripts/bench_regret.py learn                    # rewrites transferkit/knowledge/gain_model.json
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from regret.cells import Cell, by_task, with_only
 from regret.learning import learn
 from transferkit.decision import GainModel, rule, weigh
+from transferkit.decision.gains import UNKNOWN_SIMILARITY
 from transferkit.pilots import Pilot, search
 from transferkit.types import JOINED, SELECTED, TOP, Alternative, Choice
 
@@ -84,11 +85,12 @@ def by_rule(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 
 def rule_of(cell: Cell) -> Choice:
-    assert cell.evidence.similarity is not None
+    """What the matrix says; where similarity is unknown, as of one in the middle, which it counts as near."""
+    similarity = UNKNOWN_SIMILARITY if cell.evidence.similarity is None else cell.evidence.similarity
     return rule(
         images=cell.evidence.data.train_images,
         per_class=cell.evidence.data.train_per_class,
-        similarity=cell.evidence.similarity,
+        similarity=similarity,
         stages=tuple(stage.name for stage in cell.evidence.backbone.stages),
     )
 
