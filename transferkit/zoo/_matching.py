@@ -90,7 +90,8 @@ def find_places(parts: Sequence[Part], blueprint: Blueprint) -> list[Match]:
     wanted = blueprint.trunk or blueprint.head
     places = [Match(part, prefix) for part in parts for prefix in _prefixes(part.state, wanted)]
     if not any(match.covered(wanted) == len(wanted) for match in places):
-        places += [match for part in parts for match in _numbered(part, blueprint)]
+        numbered = [match for part in parts for match in _numbered(part, blueprint)]
+        places += [match for match in numbered if match.covered(wanted)]
     places = places or [Match(part, "") for part in parts]
     return sorted(places, key=lambda at: (-at.covered(wanted), *rank_of(at, blueprint), len(at.prefix)))
 
