@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
-from tests.unit.data.pictures import Writer, noise
+from tests.unit.data.pictures import Listed, Writer, noise
 from transferkit.data import Data, open_data
 from transferkit.errors import DataError
 from transferkit.types import Preprocessing
@@ -239,29 +239,14 @@ def test_data_modules_that_cannot_be_used() -> None:
         open_data(pl.LightningDataModule())
 
 
-class Items(Dataset[Any]):
-    """Items of any kind."""
-
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(self.items[index], Exception):
-            raise self.items[index]
-        return self.items[index]
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ((pairs(4), pairs(4)), r"Give splits as a mapping: \{'train': DATASET, 'test': DATASET\}"),
-        (Items([{"image": noise(0), "label": 1}]), "got dict. It holds 'image', 'label': wrap the dataset"),
-        (Items([(noise(0), 1, "x")]), "got tuple. It has 3 entries: wrap the dataset"),
+        (Listed({"image": noise(0), "label": 1}), "got dict. It holds 'image', 'label': wrap the dataset"),
+        (Listed((noise(0), 1, "x")), "got tuple. It has 3 entries: wrap the dataset"),
         (DataLoader(pairs(4)), "got DataLoader. Pass what it loads from: loader.dataset"),
-        (Items([(noise(0), None), (noise(1), None)]), "No image has a label. Give every image its class"),
+        (Listed((noise(0), None), (noise(1), None)), "No image has a label. Give every image its class"),
     ],
     ids=["tuple", "dict", "three", "loader", "no labels"],
 )
@@ -272,14 +257,14 @@ def test_datasets_of_another_form_say_what_to_do(data: Any, message: str) -> Non
 
 def test_what_a_dataset_raises_is_told() -> None:
     items = [(noise(index), index % 2) for index in range(8)]
-    findings = open_data(Items([*items, OSError("the disk is gone")]), test=0).summary.findings
+    findings = open_data(Listed(*items, OSError("the disk is gone")), test=0).summary.findings
     (finding,) = [found for found in findings if found.kind == "unreadable"]
     assert "the first is OSError: the disk is gone" in finding.message
 
 
 @pytest.mark.parametrize(("labels", "told"), [([-1, 0, 1], True), ([-1, 1], False), ([-2, -1, 0], False)])
 def test_minus_one_may_be_a_missing_label(labels: list[int], told: bool) -> None:
-    data = open_data(Items([(noise(index), labels[index % len(labels)]) for index in range(12)]), test=0)
+    data = open_data(Listed(*((noise(index), labels[index % len(labels)]) for index in range(12))), test=0)
     assert ("missing_label_as_class" in kinds(data)) is told
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from tests.unit.data.pictures import Writer, noise
+from tests.unit.data.pictures import Listed, Writer, noise
 from transferkit.data import predictable_images
 from transferkit.errors import DataError
 
@@ -77,21 +77,6 @@ def test_what_is_no_picture_is_refused(images: Any, message: str) -> None:
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image files"):
         list(predictable_images(tmp_path))
-
-
-class Listed:
-    """A map-style dataset that is no torch Dataset: what it was given, one by one."""
-
-    def __init__(self, *items: Any) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(self.items[index], Exception):
-            raise self.items[index]
-        return self.items[index]
 
 
 class Streamed(IterableDataset):
