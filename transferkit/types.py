@@ -141,8 +141,7 @@ class Preprocessing:
         crop_pct: Share of the resized side that the crop keeps, in (0, 2]; above 1 the picture is smaller than the
             input and gets borders.
         crop_mode: "center" resizes the short side to `size / crop_pct` and crops the centre; "squash" resizes both
-            sides without keeping the aspect; "border" resizes the long side to `size / crop_pct`
-            and pads.
+            sides without keeping the aspect; "border" resizes the long side to `size / crop_pct` and pads.
         origin: Where these values come from, as a phrase for people.
         mirrored: Whether the picture is flipped left to right after its geometry.
         views: Ways of seeing each picture that features, and predictions, are averaged over; empty: the geometry above

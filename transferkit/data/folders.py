@@ -96,8 +96,7 @@ def _no_images(root: Path, listing: _Listing) -> list[Finding]:
     names = _relative(listing.no_images, root)
     message = (
         f"Files in class folders that are not images are left out: {len(names)} ({_kinds(listing.no_images)}; "
-        f"{_some(names)}). If they "
-        "are images, convert them to JPEG or PNG; else move them out of the class folders."
+        f"{_some(names)}). If they are images, convert them to JPEG or PNG; else move them out of the class folders."
     )
     return [Finding(kind="not_an_image", severity="set_aside", message=message, items=names)]
 

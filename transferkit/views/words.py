@@ -52,7 +52,7 @@ def _explain_geometry(found: ViewComparison, asked: AskedViews, known: Mapping[s
     on = f"held-back accuracy of the joined probe on {found.images:,} training images"
     first = f"{start} {_percent(known[start])}, {figures}"
     if name == start:
-        yield (f"Geometry {shown} is kept for single views: {on}: {first}; none is better by two standard errors.")
+        yield f"Geometry {shown} is kept for single views: {on}: {first}; none is better by two standard errors."
     else:
         yield f"Geometry {shown} is better than {start} by two standard errors; {on}: {first}."
 

@@ -1,4 +1,4 @@
-"""The format of a checkpoint, read off its first bytes, and what a file is that is none."""
+"""The format of a checkpoint by its first bytes, and what a file is instead if it is no checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transferkit.file_kinds import is_text, kind_of, read_head
 
-__all__ = ["describe_stranger", "is_pickle", "is_safetensors"]
+__all__ = ["describe_other_file", "is_pickle", "is_safetensors"]
 
 _LENGTH = 8
 """A safetensors file begins with the length of its header in so many bytes; the header is JSON."""
@@ -28,7 +28,7 @@ def is_pickle(file: Path) -> bool:
         return begins and stream.read() == b"."
 
 
-def describe_stranger(file: Path) -> str:
+def describe_other_file(file: Path) -> str:
     """What a file that is no checkpoint is instead, and the next step; "" if its bytes do not say."""
     head = read_head(file)
     if not head:

@@ -18,7 +18,7 @@ import torch
 
 from transferkit.errors import CheckpointError
 from transferkit.paths import expand
-from transferkit.zoo._file_kinds import describe_stranger, is_pickle, is_safetensors
+from transferkit.zoo._file_kinds import describe_other_file, is_pickle, is_safetensors
 from transferkit.zoo._pickled import outermost_keys
 
 __all__ = ["CONTAINERS", "WRAPPED", "Part", "find_file", "loads_plainly", "preference", "read_parts", "read_state"]
@@ -229,7 +229,7 @@ def _read_pickle(file: Path) -> object:
                 f"{_saving_weights(file)}\nThen pass checkpoint={_beside(file)}."
             ) from error
         raise CheckpointError(
-            describe_stranger(file)
+            describe_other_file(file)
             or (_convert_pickle(file) if is_pickle(file) else "")
             or f"{file} is no checkpoint, or was cut short. Expected .safetensors, or what torch.save wrote."
         ) from error
