@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from transferkit.core.provenance import environment
 from transferkit.data import open_data, remembered
-from transferkit.repro import environment
 
 SIDE = 128
 CLASSES = 10

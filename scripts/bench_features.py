@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 
 from transferkit import analyze, load_backbone
+from transferkit.core.provenance import environment
 from transferkit.data import open_data
-from transferkit.repro import environment
 
 MODEL = "packaged/tf_efficientnet_lite0"
 CLASSES = 10

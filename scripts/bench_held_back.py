@@ -32,11 +32,11 @@ from PIL import Image
 from regret.paths import MODEL, ROOT, SIZE, write
 
 import transferkit as tk
+from transferkit.core.provenance import environment
 from transferkit.data import open_data
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.folds import Folds
 from transferkit.measure import fit_ridge, ridge
-from transferkit.repro import environment
 from transferkit.survey import read_features
 
 FOUND = ROOT / "benchmarks" / "held_back.json"

@@ -39,13 +39,13 @@ from scipy.special import softmax
 from scipy.stats import weightedtau
 
 from transferkit import load_backbone
+from transferkit.core.progress import track
+from transferkit.core.provenance import environment
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.measure import MEASURES, bootstrap_ranks, fit_ridge, ridge_paths
 from transferkit.measure.ridge import principal_coordinates
 from transferkit.nn import Backbone
-from transferkit.progress import track
-from transferkit.repro import environment
 from transferkit.survey import read_features
 from transferkit.types import JOINED, TOP
 

@@ -40,13 +40,13 @@ from regret_tasks.task import PHOTOS, STAMPS
 from torch import nn
 
 from transferkit import load_backbone
+from transferkit.core.intervals import wilson_interval
+from transferkit.core.provenance import environment
 from transferkit.data.decode import decode
 from transferkit.data.geometry import to_pixels
-from transferkit.intervals import wilson_interval
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.nn.norm.conversion import distil_norms, find_batch_norms, fit_group_norms
-from transferkit.repro import environment
 from transferkit.types import Preprocessing
 
 MODEL = "packaged/tf_efficientnet_lite0"

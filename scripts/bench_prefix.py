@@ -35,9 +35,9 @@ import torch
 from torch import nn
 
 from transferkit import load_backbone
+from transferkit.core.provenance import environment
 from transferkit.features import ActivationTable, FeatureBank, activation_bytes, cache_activations
 from transferkit.nn import Tail, TransferModel, cut
-from transferkit.repro import environment
 
 MODEL = "packaged/tf_efficientnet_lite0"
 CLASSES = 10

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from bench_features import MODEL, write_photos
 
-from transferkit.repro import environment
+from transferkit.core.provenance import environment
 
 IMPORTS = {
     "import torch": "import torch",

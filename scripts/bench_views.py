@@ -32,13 +32,13 @@ from regret.fine_tuning import OPTIONS
 from regret.paths import MODEL, SIZE, write
 from regret.running import levels_of, shrink
 
+from transferkit.core.provenance import environment
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.fitting import plan_decision
 from transferkit.look import Looked, load_backbone
 from transferkit.nn import Backbone, Classifier, logits_of
-from transferkit.repro import environment
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import read_features, survey
 from transferkit.train import Recipe, choose_head, fine_tune, fit_heads

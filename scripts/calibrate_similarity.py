@@ -32,6 +32,7 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from transferkit import load_backbone
+from transferkit.core.provenance import environment
 from transferkit.data import Data, open_data
 from transferkit.domain import TWO_SIDED, choose_sample
 from transferkit.features import FeatureBank, frozen_pass
@@ -46,7 +47,6 @@ from transferkit.measure import (
     measure_nearness,
 )
 from transferkit.nn import Backbone
-from transferkit.repro import environment
 from transferkit.types import TOP
 
 REPOSITORY = Path(__file__).parents[1]

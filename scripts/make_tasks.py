@@ -47,8 +47,8 @@ from regret_tasks.pictures import (
 from regret_tasks.task import SEED, Places, Sample, SourceMissing, Task, generator
 from regret_tasks.text import CHARACTERS, LETTERS, character_task, families, scripts
 
-from transferkit.errors import OptionError, unknown_name
-from transferkit.progress import track
+from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.progress import track
 
 _STAMPS = "Debian package tuxpaint-stamps-default"
 _STAMPS_LICENCE = "GPL-2"

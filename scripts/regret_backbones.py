@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from transferkit import load_backbone
-from transferkit.errors import CheckpointError, MissingDependencyError
+from transferkit.core.errors import CheckpointError, MissingDependencyError
 from transferkit.nn import Backbone
 from transferkit.types import Preprocessing
 

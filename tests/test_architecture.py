@@ -67,7 +67,7 @@ HOMES = {
 ROOT_NAMES = frozenset({("cli", "transferkit.__version__")})
 """(part, name) that may be read from the package root: the version has its one home there."""
 
-AT_ONCE = frozenset({"transferkit.lazy.attach"})
+AT_ONCE = frozenset({"transferkit.core.lazy.attach"})
 """What the package root may import when it is imported itself."""
 
 NAMELESS = frozenset({"utils", "util", "misc", "helpers", "helper", "common", "manager"})
@@ -207,7 +207,7 @@ def test_no_file_or_folder_says_nothing_by_its_name():
         ("cli/jobs.py", "import optuna", "tune only"),
         ("__init__.py", "from transferkit.api import adapt", "is not lazy"),
         ("__init__.py", "if True:\n    import transferkit.types", "is not lazy"),
-        ("__init__.py", "from transferkit.errors import attach", "is not lazy"),
+        ("__init__.py", "from transferkit.core.errors import attach", "is not lazy"),
     ],
 )
 def test_a_forbidden_import_is_found(path, snippet, problem):
@@ -223,8 +223,8 @@ def test_a_forbidden_import_is_found(path, snippet, problem):
         ("data/geometry.py", "from torchvision import transforms\nimport torchvision"),
         ("api.py", "from transferkit import zoo\nfrom transferkit.nn import Backbone"),
         ("cli/jobs.py", "import hydra\nfrom transferkit.api import adapt"),
-        ("registry.py", "from transferkit.errors import OptionError"),
-        ("__init__.py", "from transferkit.lazy import attach"),
+        ("registry.py", "from transferkit.core.errors import OptionError"),
+        ("__init__.py", "from transferkit.core.lazy import attach"),
         ("__init__.py", "def __getattr__(name):\n    from transferkit import api"),
         ("__init__.py", "if TYPE_CHECKING:\n    from transferkit.api import adapt"),
         ("nn/stages.py", "import transferkitten\nimport timmy"),
@@ -247,5 +247,5 @@ def test_reading_an_attribute_finds_it_and_a_typo_is_an_attribute_error():
         "import transferkit as tk; print(tk.TransferkitError.__module__, sorted(tk.__all__) == dir(tk)); tk.adpat"
     )
     answer = subprocess.run([sys.executable, "-c", question], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.stdout.strip() == "transferkit.errors True"
+    assert answer.stdout.strip() == "transferkit.core.errors True"
     assert "AttributeError: module 'transferkit' has no attribute 'adpat'" in answer.stderr

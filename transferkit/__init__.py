@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from transferkit.lazy import attach
+from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
     from transferkit.api import adapt, analyze, decide, load
+    from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
-    from transferkit.errors import TransferkitError
     from transferkit.look import load_backbone
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.ranking import rank
@@ -59,7 +59,7 @@ _HOMES = {
     "Result": "result",
     "TransferDataModule": "data.module",
     "TransferModule": "train",
-    "TransferkitError": "errors",
+    "TransferkitError": "core.errors",
     "adapt": "api",
     "analyze": "api",
     "decide": "api",

@@ -14,10 +14,14 @@ import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
+from transferkit.core.distributed import agreed, connect, is_first, neighbours
+from transferkit.core.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
+from transferkit.core.paths import check_folder, expand
+from transferkit.core.progress import announce
+from transferkit.core.provenance import describe_settings, environment, quote_call
 from transferkit.data import MAX_PIXELS, check_place
 from transferkit.deciding import ask, conditions_for, give
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
-from transferkit.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
 from transferkit.evaluation import pick_mistakes, pick_samples, sketch
 from transferkit.features import choose_device
 from transferkit.fitting import Outcome, fit_decision, plan_decision
@@ -26,11 +30,7 @@ from transferkit.measure import assess
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
 from transferkit.normalising import look_through
-from transferkit.paths import check_folder, expand
 from transferkit.pilots import Pilot, search
-from transferkit.processes import agreed, connect, is_first, neighbours
-from transferkit.progress import announce
-from transferkit.repro import describe_settings, environment, quote_call
 from transferkit.result import Predictions, Result, check_replaceable, load
 from transferkit.strategies import NORMS, STRATEGIES, check_tune
 from transferkit.survey import timed

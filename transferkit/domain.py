@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.features import FeatureTable
-from transferkit.intervals import TWO_SIDED
 from transferkit.measure import (
     ChannelMoments,
     HeadScale,

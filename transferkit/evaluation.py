@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.errors import DataError, unknown_name
 from transferkit.data import Data, open_data
 from transferkit.data.prepared import check_prepared
-from transferkit.errors import DataError, unknown_name
 from transferkit.nn import Classifier, logits_of
 from transferkit.types import HeldOut, Metrics, Mistake, Picture
 

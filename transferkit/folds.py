@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 
 __all__ = ["PARTS", "Fold", "Folds", "connected_groups"]
 

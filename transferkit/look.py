@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from transferkit import zoo
+from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.random import seed_everything
 from transferkit.data import MAX_PIXELS, Data, open_data
-from transferkit.errors import OptionError, unknown_name
 from transferkit.features import FeatureBank, choose_device
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import POOLINGS, Backbone
-from transferkit.repro import seed_everything
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
 from transferkit.types import Finding, Preprocessing, check_image_size

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from transferkit.core.distributed import agreed
+from transferkit.core.errors import OptionError
+from transferkit.core.progress import announce
 from transferkit.decision import Belief, choose
-from transferkit.errors import OptionError
-from transferkit.processes import agreed
-from transferkit.progress import announce
 from transferkit.types import Alternative, Candidate, Choice, Evidence
 
 __all__ = ["Pilot", "search"]

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import MAX_PIXELS, Data
-from transferkit.errors import (
+from transferkit.core.errors import (
     BackboneError,
     DataError,
     MissingDependencyError,
@@ -24,13 +23,15 @@ from transferkit.errors import (
     TransferkitError,
     list_problems,
 )
+from transferkit.core.progress import announce
+from transferkit.core.provenance import quote_call
+from transferkit.core.random import seed_everything
+from transferkit.data import MAX_PIXELS, Data
 from transferkit.features import FeatureTable
 from transferkit.folds import Folds
 from transferkit.look import Options, fit_to_images, open_backbone, open_images, prepared_side
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
-from transferkit.progress import announce
-from transferkit.repro import quote_call, seed_everything
 from transferkit.survey import probe_stages, read_features, timed
 from transferkit.types import (
     JOINED,

@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
-from transferkit.errors import (
+from transferkit.core.errors import (
     DataError,
     OptionError,
     RunFolderError,
@@ -29,15 +28,16 @@ from transferkit.errors import (
     list_problems,
     unknown_name,
 )
+from transferkit.core.paths import check_file, check_folder, expand, mark_folder
+from transferkit.core.provenance import differing_settings
+from transferkit.core.serialization import from_json, to_json
+from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
 from transferkit.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.nn.norm import swap_norm
-from transferkit.paths import check_file, check_folder, expand, mark_folder
 from transferkit.report import render
-from transferkit.repro import differing_settings
-from transferkit.serialise import from_json, to_json
 from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
 
 __all__ = ["FailedImage", "Predictions", "Result", "check_export", "check_replaceable", "load"]

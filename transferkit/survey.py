@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.core.distributed import connect, neighbours
+from transferkit.core.intervals import wilson_interval
 from transferkit.data import Data
 from transferkit.domain import Side, choose_sample, measure_similarity
 from transferkit.features import (
@@ -24,7 +26,6 @@ from transferkit.features import (
     image_seconds,
 )
 from transferkit.folds import Folds
-from transferkit.intervals import wilson_interval
 from transferkit.measure import (
     RidgePath,
     Selection,
@@ -35,7 +36,6 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.nn import Backbone
-from transferkit.processes import connect, neighbours
 from transferkit.train import class_weights
 from transferkit.types import JOINED, SELECTED, TOP, CurvePoint, Evidence, Preprocessing, ProbeScore
 from transferkit.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors

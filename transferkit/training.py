@@ -17,22 +17,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.distributed import is_first
+from transferkit.core.errors import CacheError, RunFolderError
+from transferkit.core.paths import mark_folder
+from transferkit.core.progress import announce
+from transferkit.core.provenance import environment
+from transferkit.core.random import draw_seed
+from transferkit.core.serialization import to_json
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
 from transferkit.decision import ENOUGH, best_probe
-from transferkit.errors import CacheError, RunFolderError
 from transferkit.features import ActivationTable, FeatureTable, activation_bytes, cache_activations, choose_device
 from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
 from transferkit.mirror import check_mirroring
 from transferkit.nn import CutError, Tail, TransferModel, cut
-from transferkit.paths import mark_folder
-from transferkit.processes import is_first
-from transferkit.progress import announce
-from transferkit.repro import draw_seed, environment
-from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import read_features, timed
 from transferkit.train import Recipe

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError, unknown_name
+from transferkit.core.errors import OptionError, unknown_name
 
 __all__ = [
     "JOINED",

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from regret.cells import Cell
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision import Belief, Calibration, GainModel, weigh
 from transferkit.decision.calibration import smoothed_spread
 from transferkit.decision.gains import NETWORK, PROBE
-from transferkit.intervals import TWO_SIDED
 from transferkit.types import JOINED, SELECTED, Alternative
 
 COVERED = 0.95

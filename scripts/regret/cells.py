@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regret.paths import CELLS, MODEL, SIZE
+from transferkit.core.serialization import from_json
 from transferkit.decision import HELD_BACK, Situation, usual_folds, usual_passes
 from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.pilots import Pilot
-from transferkit.serialise import from_json
 from transferkit.types import JOINED, Candidate, Evidence
 
 PACE = 0.002

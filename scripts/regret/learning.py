@@ -12,10 +12,10 @@ import numpy as np
 from regret.calibrating import best_probe_of, calibrate
 from regret.cells import Cell, by_task
 from regret.paths import KNOWLEDGE, ROOT, SCRIPT
+from transferkit.core.serialization import to_json
 from transferkit.decision import Belief, GainModel, weigh
 from transferkit.decision.gains import LEAST_LEFT
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.serialise import to_json
 from transferkit.types import JOINED, SELECTED
 
 RIDGE = 0.01

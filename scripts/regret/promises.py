@@ -15,9 +15,9 @@ from regret.calibrating import best_probe_of, error_of_test
 from regret.cells import Cell, families_of, without_family
 from regret.learning import learn
 from regret.paths import PROMISES, SCRIPT
+from transferkit.core.intervals import TWO_SIDED
+from transferkit.core.provenance import environment
 from transferkit.decision import GainModel, HeldBack, complete, conclude, weigh
-from transferkit.intervals import TWO_SIDED
-from transferkit.repro import environment
 from transferkit.types import Alternative, Choice
 
 BEFORE_PROBE = "best probe, before it is fitted"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from regret.paths import MODEL, SCRIPT, SIZE, folder_of, load_model, write
+from transferkit.core.progress import track
+from transferkit.core.provenance import environment
+from transferkit.core.serialization import to_json
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
-from transferkit.progress import track
-from transferkit.repro import environment
-from transferkit.serialise import to_json
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import Survey, survey
 from transferkit.train import HeadFit, choose_head, fit_heads

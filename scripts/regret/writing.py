@@ -13,8 +13,8 @@ from regret.cells import Cell, as_weighed, tuned_everywhere, with_only
 from regret.paths import MODEL, SCORES, SCRIPT, SIZE
 from regret.scoring import expectation_errors, part
 from regret.tables import gains_table, table
+from transferkit.core.provenance import environment
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.repro import environment
 
 
 def write_scores(cells: Sequence[Cell]) -> None:

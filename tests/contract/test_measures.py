@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.measure import MEASURES
 
 CLASSES = 3

@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import (
     BY_BATCH,
     KEEPS_OUTPUTS,

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, Phase, Plan, Rule, with_tuned
 from transferkit.strategies.plan import KINDS
 from transferkit.types import Decision

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import transferkit as tk
-from transferkit.processes import is_first
+from transferkit.core.distributed import is_first
 from transferkit.train import Recipe
 
 IMAGES, BATCH, CLASSES, EPOCHS = 48, 16, 3, 4

@@ -15,7 +15,7 @@ from torch import nn
 
 import transferkit as tk
 from transferkit import training
-from transferkit.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.core.errors import BackboneError, DataError, OptionError, RunFolderError
 from transferkit.strategies import STRATEGIES, TUNABLE
 from transferkit.train import tuning
 from transferkit.types import JOINED, Preprocessing

@@ -9,8 +9,8 @@ import pytest
 import transferkit as tk
 from tests.conftest import draw_stripes
 from transferkit import api
+from transferkit.core.errors import OptionError
 from transferkit.decision import choose
-from transferkit.errors import OptionError
 from transferkit.look import Options
 from transferkit.strategies import STRATEGIES
 from transferkit.types import Decision

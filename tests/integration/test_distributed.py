@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from transferkit.api import adapt
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.features import FeatureBank
 
 SHARING = Path(__file__).with_name("sharing.py")

@@ -12,7 +12,7 @@ from torch import nn
 
 import transferkit as tk
 from transferkit import normalising
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm import FrozenBatchNorm, GroupNorm
 from transferkit.types import Preprocessing
 

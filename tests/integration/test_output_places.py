@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 import transferkit as tk
 from tests.integration.test_command_line import fails
 from transferkit.cli import main
-from transferkit.errors import DataError, OptionError, RunFolderError
-from transferkit.paths import MARKER
+from transferkit.core.errors import DataError, OptionError, RunFolderError
+from transferkit.core.paths import MARKER
 
 TINY = {"pretrained": False, "image_size": 32, "progress": False, "strategy": "linear_probe", "head": "ridge"}
 TINY_WORDS = ["model=timm/test_resnet", "pretrained=false", "image_size=32", "progress=false", "strategy=linear_probe",

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import transferkit as tk
 from transferkit.cli import main
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.types import Preprocessing
 
 HALF = (0.5, 0.5, 0.5)

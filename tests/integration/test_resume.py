@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import transferkit as tk
 from transferkit import cli
-from transferkit.errors import RunFolderError
+from transferkit.core.errors import RunFolderError
 from transferkit.strategies import STRATEGIES
 from transferkit.train import memory
 

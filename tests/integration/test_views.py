@@ -13,8 +13,8 @@ from scipy.special import softmax
 
 import transferkit as tk
 from tests.unit.nn.toy_networks import Pyramid
+from transferkit.core.errors import OptionError
 from transferkit.data import decode, to_pixels
-from transferkit.errors import OptionError
 from transferkit.nn import Blend, TransferModel
 from transferkit.types import Preprocessing, ViewScore
 

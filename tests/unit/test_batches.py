@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transferkit.batches import batches
-from transferkit.errors import OptionError
+from transferkit.core.batches import batches
+from transferkit.core.errors import OptionError
 
 SIZES = {"n": st.integers(1, 60), "batch_size": st.integers(1, 9), "epoch": st.integers(0, 5)}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.features.features_toys import PLAIN, Reader, draw_images, make_backbone, name_images
+from transferkit.core.serialization import from_json, to_json
 from transferkit.domain import (
     LEAST_ANSWERS,
     SAMPLE,
@@ -24,7 +25,6 @@ from transferkit.domain import (
 )
 from transferkit.features import FeatureBank, frozen_pass
 from transferkit.nn import Backbone
-from transferkit.serialise import from_json, to_json
 from transferkit.types import SimilarityDetail
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from transferkit import errors
-from transferkit.errors import TransferkitError, list_problems, unknown_name
+from transferkit.core import errors
+from transferkit.core.errors import TransferkitError, list_problems, unknown_name
 
 CLASSES = [getattr(errors, name) for name in errors.__all__ if isinstance(getattr(errors, name), type)]
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
+from transferkit.core.intervals import wilson_interval
 from transferkit.folds import (
     LARGE_CLASS,
     LARGE_GROUP,
@@ -17,7 +18,6 @@ from transferkit.folds import (
     Folds,
     connected_groups,
 )
-from transferkit.intervals import wilson_interval
 
 
 def hold_back(labels, groups, *, folds, seed=0) -> list[Fold]:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from transferkit.errors import OptionError
-from transferkit.intervals import wilson_interval
+from transferkit.core.errors import OptionError
+from transferkit.core.intervals import wilson_interval
 
 
 def test_wilson_interval_solves_its_own_equation():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from transferkit.lazy import attach
+from transferkit.core.lazy import attach
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(
@@ -62,7 +62,7 @@ def shop(tmp_path, monkeypatch):
     """A package `shop` with two late names, whose module counts how often it is run."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "__init__.py").write_text(
-        "from transferkit.lazy import attach\n__all__ = ['bread', 'butter', 'till']\ntill = []\n"
+        "from transferkit.core.lazy import attach\n__all__ = ['bread', 'butter', 'till']\ntill = []\n"
         "__getattr__, __dir__ = attach(__name__, {'bread': 'goods', 'butter': 'goods', 'jam': 'goods'})\n"
     )
     (tmp_path / "shop" / "goods.py").write_text("import shop\nshop.till.append(1)\nbread = object()\nbutter = 2\n")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from transferkit.core.errors import OptionError, RunFolderError
+from transferkit.core.paths import MARKER, check_file, check_folder, expand, mark_folder
 from transferkit.data.own_output import is_own_folder
-from transferkit.errors import OptionError, RunFolderError
-from transferkit.paths import MARKER, check_file, check_folder, expand, mark_folder
 
 
 @pytest.mark.parametrize(

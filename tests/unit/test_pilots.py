@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.unit.decision.test_decision import evidence, score
 from transferkit import decision as deciding
+from transferkit.core.errors import OptionError
 from transferkit.decision import GainModel, decide, usual_passes
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.errors import OptionError
 from transferkit.pilots import Pilot, search
 from transferkit.types import Candidate
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed
 
-from transferkit.processes import agreed, connect, is_first, neighbours, place
+from transferkit.core.distributed import agreed, connect, is_first, neighbours, place
 
 NAMES = ("RANK", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 

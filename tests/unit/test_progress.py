@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from transferkit.progress import announce, track
+from transferkit.core.progress import announce, track
 
 
 def counting(numbers: list[int], seen: list[int]):

@@ -12,9 +12,9 @@ from torch import nn
 
 import transferkit as tk
 from transferkit import ranking as module
-from transferkit.errors import BackboneError, DataError, HubError, OptionError
+from transferkit.core.errors import BackboneError, DataError, HubError, OptionError
+from transferkit.core.serialization import from_json, to_json
 from transferkit.measure import MEASURES
-from transferkit.serialise import from_json, to_json
 from transferkit.types import Preprocessing, Ranking
 
 SIDE = 16

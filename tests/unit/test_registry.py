@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from transferkit.errors import OptionError
-from transferkit.registry import Registry
+from transferkit.core.errors import OptionError
+from transferkit.core.registry import Registry
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import transferkit as tk
-import transferkit.repro as repro
-from transferkit.repro import describe_settings, differing_settings, environment, quote_call, seed_everything
+import transferkit.core.provenance as repro
+from transferkit.core.provenance import describe_settings, differing_settings, environment, quote_call
+from transferkit.core.random import seed_everything
 from transferkit.types import Preprocessing
 
 

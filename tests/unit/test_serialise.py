@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.serialise import from_json, to_json
+from transferkit.core.serialization import from_json, to_json
 from transferkit.types import (
     Alternative,
     BackboneSpec,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import transferkit as tk
 from transferkit import types
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.types import (
     Alternative,
     BackboneSpec,

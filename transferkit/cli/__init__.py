@@ -14,7 +14,7 @@ from transferkit.cli.help import HELP, USAGE
 from transferkit.cli.jobs import stop
 from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, ZOO
 from transferkit.cli.measuring import ANALYZE, RANK
-from transferkit.errors import OptionError, TransferkitError, unknown_name
+from transferkit.core.errors import OptionError, TransferkitError, unknown_name
 
 __all__ = ["HELP", "VERBS", "main"]
 

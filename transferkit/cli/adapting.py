@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.cli.composition import named_values, plain
 from transferkit.cli.jobs import Job, current_command, in_sweep, output_folder
-from transferkit.errors import list_problems
-from transferkit.processes import is_first
+from transferkit.core.distributed import is_first
+from transferkit.core.errors import list_problems
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

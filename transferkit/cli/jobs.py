@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 from transferkit.cli.composition import compose_settings, config_folder, data_sources
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
 from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word
-from transferkit.errors import TransferkitError
-from transferkit.paths import MARKER, mark_folder
-from transferkit.processes import is_first
+from transferkit.core.distributed import is_first
+from transferkit.core.errors import TransferkitError
+from transferkit.core.paths import MARKER, mark_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

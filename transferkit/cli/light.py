@@ -10,8 +10,8 @@ from typing import Any
 
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import check_given, split_list
-from transferkit.errors import OptionError, RunFolderError, unknown_name
-from transferkit.paths import check_file, expand
+from transferkit.core.errors import OptionError, RunFolderError, unknown_name
+from transferkit.core.paths import check_file, expand
 
 __all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "ZOO"]
 

@@ -13,7 +13,7 @@ from transferkit.cli.adapting import SHARED, audit_lines, data_arguments, decidi
 from transferkit.cli.composition import plain
 from transferkit.cli.jobs import Job, command_line, current_command, output_folder
 from transferkit.cli.tables import print_table
-from transferkit.errors import OptionError, RunFolderError, list_problems
+from transferkit.core.errors import OptionError, RunFolderError, list_problems
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -101,7 +101,7 @@ def _nearness(evidence: Evidence) -> list[str]:
 
 def _analyze(settings: DictConfig) -> float | None:
     from transferkit.api import analyze, decide
-    from transferkit.serialise import to_json
+    from transferkit.core.serialization import to_json
 
     evidence = analyze(**shared_arguments(settings))
     decision = decide(evidence, **deciding_arguments(settings), batch_size=settings.batch_size, device=settings.device)
@@ -130,9 +130,9 @@ def _rank_arguments(settings: DictConfig) -> dict[str, Any]:
 
 
 def _rank(settings: DictConfig) -> float | None:
+    from transferkit.core.serialization import to_json
     from transferkit.ranking import rank
     from transferkit.report import render_ranking
-    from transferkit.serialise import to_json
 
     models = settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
     ranking = rank(models, **_rank_arguments(settings), command=current_command("rank", settings))

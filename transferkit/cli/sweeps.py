@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import plain_word
-from transferkit.errors import OptionError, list_problems, problem_of
+from transferkit.core.errors import OptionError, list_problems, problem_of
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

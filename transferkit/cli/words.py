@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from transferkit.errors import OptionError, unknown_name
-from transferkit.paths import expand
+from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.paths import expand
 
 __all__ = ["INPUTS", "JOB_PATHS", "check_given", "hydra_words", "is_multirun", "path_text", "plain_word", "split_list"]
 

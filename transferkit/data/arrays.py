@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from transferkit.core.errors import DataError
 from transferkit.data.decode import to_rgb
 from transferkit.data.depth import DeepPixels, Range, fallback_range, sketch_values, to_8_bit
-from transferkit.errors import DataError
 
 __all__ = ["ACCEPTED", "IN_A_DATASET", "as_rgb", "as_tensor_values", "deep_values", "render"]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.core.errors import DataError, list_problems
 from transferkit.data.class_names import alike_names
 from transferkit.data.decode import FAULTS, heic_hint
 from transferkit.data.depth import Range
@@ -22,7 +23,6 @@ from transferkit.data.label_findings import describe_many_labels, label_findings
 from transferkit.data.ranges import find_losses, find_range
 from transferkit.data.split_findings import DEFAULT_TEST, Shares, split_findings, split_rule
 from transferkit.data.splits import stratified_split
-from transferkit.errors import DataError, list_problems
 from transferkit.folds import connected_groups
 from transferkit.types import DataSummary, Finding
 

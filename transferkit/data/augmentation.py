@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.data.draws import drawing, one_thread
 from transferkit.data.geometry import crop_offset
-from transferkit.errors import OptionError, unknown_name
 from transferkit.types import Preprocessing
 
 __all__ = ["PRESETS", "Augmentation", "choose_preset"]
@@ -98,7 +98,7 @@ class Augmentation:
         Müller and Hutter, ICCV 2021 (TrivialAugment); Zhong et al., AAAI 2020 (random erasing).
 
     Example:
-        >>> from transferkit.repro import draw_seed
+        >>> from transferkit.core.provenance import draw_seed
         >>> half = (0.5, 0.5, 0.5)
         >>> wants = Preprocessing(size=16, mean=half, std=half, interpolation="bilinear", crop_pct=0.8)
         >>> light = Augmentation(preset="light", preprocessing=wants)

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
+from transferkit.core.errors import DataError, unknown_name
+from transferkit.core.progress import track
 from transferkit.data.arrays import as_rgb, as_tensor_values, deep_values, render
 from transferkit.data.decode import (
     ImageError,
@@ -30,8 +32,6 @@ from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name
 from transferkit.data.labels import UNREAD, class_names, read_labels
 from transferkit.data.outside import outside_steps, tell_clipping, tell_steps
-from transferkit.errors import DataError, unknown_name
-from transferkit.progress import track
 from transferkit.types import Finding
 
 __all__ = ["BUILTINS", "is_data_module", "is_dataset", "module_datasets", "take_builtin", "take_datasets"]

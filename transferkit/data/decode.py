@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
+from transferkit.core.errors import DataError
+from transferkit.core.file_kinds import kind_of
 from transferkit.data.depth import DeepPixels, Range, fallback_range, sketch_values, to_8_bit
-from transferkit.errors import DataError
-from transferkit.file_kinds import kind_of
 
 __all__ = [
     "FAULTS",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from transferkit.core.errors import DataError
 from transferkit.data.depth import DeepPixels, Range, ValueSketch, sketch_values
 from transferkit.data.ranges import check_new
-from transferkit.errors import DataError
 
 __all__ = ["DeepImages"]
 

@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transferkit.core.errors import DataError
 from transferkit.data.class_names import NaturalKey, natural_key, normal_name, order_names
 from transferkit.data.formats import is_image
 from transferkit.data.inventory import Inventory, take_files
 from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
-from transferkit.errors import DataError
 from transferkit.types import Finding
 
 __all__ = ["image_files", "take_folder"]

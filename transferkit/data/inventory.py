@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from transferkit.cache_folder import default_folder
+from transferkit.core.cache_folder import default_folder
+from transferkit.core.progress import track
 from transferkit.data.decode import decode
 from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
-from transferkit.progress import track
 from transferkit.types import Finding
 
 __all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "take_files"]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.errors import DataError
 from transferkit.data.class_names import normal_name, order_names
 from transferkit.data.inventory import NO_LABEL
-from transferkit.errors import DataError
 from transferkit.types import Finding
 
 __all__ = ["UNREAD", "Labels", "class_names", "read_labels"]

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from transferkit.core.errors import DataError
 from transferkit.data.class_names import natural_key
 from transferkit.data.formats import is_image, is_system_name
 from transferkit.data.inventory import SPLITS, UNSPLIT, split_name
 from transferkit.data.own_output import is_own_file, is_own_folder
-from transferkit.errors import DataError
 from transferkit.types import Finding
 
 __all__ = ["LAYOUTS", "ClassFolder", "Layout", "files_in", "files_under", "recognise"]

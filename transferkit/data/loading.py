@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from transferkit.batches import batches
+from transferkit.core.batches import batches
+from transferkit.core.distributed import place
+from transferkit.core.errors import OptionError
+from transferkit.core.random import draw_seed
 from transferkit.data.augmentation import Augmentation
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
-from transferkit.errors import OptionError
-from transferkit.processes import place
-from transferkit.repro import draw_seed
 
 __all__ = ["BatchKey", "EpochSampler", "Pictures", "make_loader"]
 

@@ -8,11 +8,11 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from transferkit.core.errors import DataError, OptionError, list_problems, unknown_name
+from transferkit.core.paths import expand
 from transferkit.data.class_names import natural_key, normal_name, order_names
 from transferkit.data.inventory import UNSPLIT, Inventory, split_name, take_files
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
-from transferkit.errors import DataError, OptionError, list_problems, unknown_name
-from transferkit.paths import expand
 from transferkit.types import Finding
 
 __all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "take_manifest"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 
 __all__ = ["choose_flip", "flip_is_safe"]
 

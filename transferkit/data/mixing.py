@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from transferkit.core.errors import DataError, OptionError
 from transferkit.data.draws import drawing
-from transferkit.errors import DataError, OptionError
 
 __all__ = ["Mixing"]
 

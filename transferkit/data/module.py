@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from transferkit.core.errors import OptionError
+from transferkit.core.frameworks import lightning
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.loading import Batch, EpochSampler, Pictures, make_loader
@@ -16,8 +18,6 @@ from transferkit.data.mirroring import choose_flip
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import MEMORY_LIMIT, PixelStore
-from transferkit.errors import OptionError
-from transferkit.frameworks import lightning
 from transferkit.types import Preprocessing
 
 if TYPE_CHECKING:

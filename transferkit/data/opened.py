@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from transferkit.core.errors import DataError, OptionError
+from transferkit.core.file_kinds import is_text, kind_of, read_head
+from transferkit.core.paths import expand
 from transferkit.data.audit import Verdict, audit
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
 from transferkit.data.decode import MAX_PIXELS
@@ -27,10 +30,7 @@ from transferkit.data.prepared import check_prepared
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
-from transferkit.errors import DataError, OptionError
-from transferkit.file_kinds import is_text, kind_of, read_head
 from transferkit.folds import Folds
-from transferkit.paths import expand
 from transferkit.types import DataSummary, Picture, Preprocessing
 
 __all__ = ["Data", "check_place", "open_data"]

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from transferkit.core.paths import MARKER
 from transferkit.data.formats import is_system_name
 from transferkit.data.remembered import FILE as AUDIT
-from transferkit.paths import MARKER
 
 __all__ = ["is_own_file", "is_own_folder"]
 

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.errors import DataError
+from transferkit.core.progress import track
 from transferkit.data.inspection import in_threads
 from transferkit.data.opened import Data
-from transferkit.errors import DataError
-from transferkit.progress import track
 from transferkit.types import Preprocessing
 
 __all__ = ["MEMORY_LIMIT", "PixelStore"]

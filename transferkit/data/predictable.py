@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from transferkit.core.errors import DataError
+from transferkit.core.paths import expand
 from transferkit.data.arrays import ACCEPTED, as_rgb, deep_values
 from transferkit.data.class_names import NaturalKey, natural_key
 from transferkit.data.datasets import is_dataset
@@ -20,8 +22,6 @@ from transferkit.data.decode import MAX_PIXELS, flatten, load_deep, open_header,
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
-from transferkit.errors import DataError
-from transferkit.paths import expand
 
 __all__ = ["predictable_images"]
 

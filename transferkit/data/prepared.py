@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from transferkit.core.errors import DataError
 from transferkit.data.arrays import as_tensor_values
-from transferkit.errors import DataError
 from transferkit.types import Preprocessing
 
 __all__ = ["check_prepared", "prepared_tensors"]

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 
+from transferkit.core.serialization import from_json, to_json
 from transferkit.data.inspection import Inspection, in_threads, inspect_file
-from transferkit.serialise import from_json, to_json
 
 __all__ = ["FILE", "InspectionMemory", "inspect_files"]
 

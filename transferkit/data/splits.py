@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 
 __all__ = ["check_shares", "stratified_split"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transferkit.errors import DataError, MissingDependencyError
-from transferkit.file_kinds import kind_of
+from transferkit.core.errors import DataError, MissingDependencyError
+from transferkit.core.file_kinds import kind_of
 
 __all__ = ["CONVERT_JSON", "TABLE_EXTENSIONS", "Table", "read_table"]
 

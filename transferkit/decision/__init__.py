@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
 from transferkit.decision.completion import Conditions, HeldBack, complete, conclude, settle_norm
@@ -18,7 +19,6 @@ from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import rule
 from transferkit.decision.weighing import best_probe, weigh
-from transferkit.errors import OptionError, unknown_name
 from transferkit.types import Choice, Decision, Evidence
 
 __all__ = [

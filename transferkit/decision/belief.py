@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transferkit.intervals import TWO_SIDED
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.types import Alternative
 
 __all__ = ["Belief", "update"]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from transferkit.core.errors import OptionError
 from transferkit.decision.effort import usual_batch
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import starting_rate
-from transferkit.errors import OptionError
 from transferkit.types import JOINED, SELECTED, Alternative, Choice, Decision, Evidence
 
 __all__ = ["Conditions", "HeldBack", "complete", "conclude", "independent_share", "settle_norm"]

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
-from transferkit.intervals import TWO_SIDED
 
 __all__ = ["NETWORK", "PROBE", "GainModel", "Situation", "load_gain_model", "read_gain_model"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.types import TOP, Choice
 
 __all__ = ["rule"]

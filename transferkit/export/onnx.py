@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from transferkit.errors import MissingDependencyError
+from transferkit.core.errors import MissingDependencyError
 from transferkit.nn import Classifier
 from transferkit.types import Preprocessing
 

@@ -1,6 +1,6 @@
 """One frozen pass over the images, kept in a bank that every later question reads."""
 
-from transferkit.cache_folder import default_folder
+from transferkit.core.cache_folder import default_folder
 from transferkit.features.activations import ActivationTable, activation_bytes, cache_activations
 from transferkit.features.averaged import AveragedTable, average_tables
 from transferkit.features.bank import FeatureBank, FeatureTable, ShelfInfo

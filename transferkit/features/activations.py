@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.errors import CacheError, OptionError, unknown_name
+from transferkit.core.errors import CacheError, OptionError, unknown_name
 from transferkit.features.bank import DTYPES, FeatureBank, FeatureTable, RowOverflowError
 from transferkit.features.engine import (
     Compute,

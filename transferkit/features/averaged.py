@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.features.bank import FeatureTable, OpenTable
 
 __all__ = ["AveragedTable", "average_tables"]

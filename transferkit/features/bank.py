@@ -31,10 +31,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.cache_folder import default_folder
-from transferkit.errors import CacheError
+from transferkit.core.cache_folder import default_folder
+from transferkit.core.errors import CacheError
+from transferkit.core.paths import expand
 from transferkit.features.leases import STALE, Lease, age, is_abandoned, is_leased, name_file
-from transferkit.paths import expand
 
 __all__ = [
     "DEFAULT_LIMIT",

@@ -24,14 +24,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, CacheError, OptionError, TransferkitError
+from transferkit.core.distributed import neighbours
+from transferkit.core.errors import BackboneError, CacheError, OptionError, TransferkitError
+from transferkit.core.progress import track
 from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
 from transferkit.features.identity import IMPRINT_IMAGES, circumstances, closeness, imprint_of, probe_images, same_draws
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating
-from transferkit.processes import neighbours
-from transferkit.progress import track
 
 __all__ = [
     "Compute",

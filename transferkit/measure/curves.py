@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.folds import Folds
 from transferkit.measure.ridge import Chunks, RidgePath, scale_rows
 from transferkit.measure.threads import in_parallel

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
-from transferkit.intervals import TWO_SIDED
+from transferkit.core.errors import OptionError
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.measure.nearness import GROUPS, remove_bias
 
 __all__ = ["HeadInformation", "HeadScale", "fit_head_scale", "measure_head_information"]

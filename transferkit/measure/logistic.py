@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.folds import PARTS, Folds
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.quality import log_loss

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure.similarity import (
     SMALLEST_VARIANCE,
     ChannelMoments,

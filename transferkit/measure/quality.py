@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
-from transferkit.intervals import wilson_interval
+from transferkit.core.intervals import wilson_interval
 from transferkit.types import HeldOut, Metrics
 
 __all__ = ["assess", "calibration_error", "fit_temperature", "log_loss"]

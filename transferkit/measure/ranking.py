@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 
 __all__ = ["RESAMPLES", "RankIntervals", "bootstrap_ranks"]
 

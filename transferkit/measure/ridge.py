@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.folds import Folds
 from transferkit.types import JOINED
 

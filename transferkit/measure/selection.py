@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.folds import PARTS, Folds
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.ridge import Chunks, scale_rows

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError
+from transferkit.core.errors import BackboneError
 from transferkit.nn.anatomy import assign_stages, find_stage
 from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
 from transferkit.nn.norm.source import is_batch_norm

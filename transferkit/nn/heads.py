@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.model import TransferModel, normalise
 from transferkit.types import Preprocessing
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.backbone import Backbone
 from transferkit.types import Preprocessing
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from transferkit.errors import BackboneError, OptionError, unknown_name
+from transferkit.core.errors import BackboneError, OptionError, unknown_name
 
 __all__ = ["LAYOUTS", "POOLINGS", "Layout", "Pooling", "find_layout", "pool", "pooled_width", "to_grid"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError
+from transferkit.core.errors import BackboneError
 from transferkit.nn.pooling import Layout, find_layout, pool
 from transferkit.types import TOP
 

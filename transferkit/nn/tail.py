@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, OptionError
+from transferkit.core.errors import BackboneError, OptionError
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.pooling import pool
 from transferkit.nn.stages import Call, Tap, call_tree, calls_in, evaluating, explaining, tensor_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.intervals import wilson_interval
+from transferkit.core.intervals import wilson_interval
 
 __all__ = [
     "Confidence",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.intervals import TWO_SIDED
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.report._answers import ReliabilityBin
 from transferkit.report._words import format_count, format_percent, format_range, plural, shorten
 from transferkit.types import JOINED, CurvePoint

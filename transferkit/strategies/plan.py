@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from transferkit.errors import OptionError, unknown_name
-from transferkit.registry import Registry
+from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.registry import Registry
 from transferkit.types import Decision
 
 __all__ = ["HEAD", "KINDS", "NORMS", "STARTS", "STRATEGIES", "Adapters", "Phase", "Plan", "Rule", "Strategy"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, Rule
 from transferkit.strategies.reach import check_tune, is_selected, reached_stages, read_stages
 from transferkit.types import Decision

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from transferkit.errors import OptionError, list_problems, unknown_name
+from transferkit.core.errors import OptionError, list_problems, unknown_name
 from transferkit.types import JOINED, SELECTED, Choice
 
 __all__ = ["TUNABLE", "check_tune", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_tuned"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from transferkit.lazy import attach
+from transferkit.core.lazy import attach
 from transferkit.train.closed_form import Fitted, fit_closed_form
 from transferkit.train.heads import HEADS, HeadFit, choose_head, fit_heads
 from transferkit.train.recipe import Recipe

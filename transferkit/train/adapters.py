@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import nn
 
-from transferkit.errors import MissingDependencyError, OptionError, list_problems, unknown_name
+from transferkit.core.errors import MissingDependencyError, OptionError, list_problems, unknown_name
 from transferkit.nn.anatomy import calls_in_order
 from transferkit.strategies import Adapters
 

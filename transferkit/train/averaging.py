@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from transferkit.errors import CheckpointError, OptionError, list_problems, unknown_name
+from transferkit.core.errors import CheckpointError, OptionError, list_problems, unknown_name
 from transferkit.train.sharding import local, placed, whole
 
 __all__ = ["AVERAGES", "EMA_DECAY", "SWA_SHARE", "WeightAverage", "swa_start"]

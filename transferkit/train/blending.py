@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from transferkit.errors import OptionError
-from transferkit.frameworks import lightning
+from transferkit.core.errors import OptionError
+from transferkit.core.frameworks import lightning
 from transferkit.nn.norm import StandardisedGroupNorm
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from transferkit.errors import OptionError
-from transferkit.frameworks import lightning
+from transferkit.core.errors import OptionError
+from transferkit.core.frameworks import lightning
 from transferkit.strategies import Phase, Plan
 from transferkit.train.adapters import is_adapter
 from transferkit.train.freeze import FreezePlan, claims_table, find_backbone

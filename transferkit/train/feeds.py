@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.batches import batches
-from transferkit.processes import place
+from transferkit.core.batches import batches
+from transferkit.core.distributed import place
 from transferkit.train.module import CutBatch
 
 __all__ = ["CutFeed"]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from transferkit.errors import OptionError, list_problems
+from transferkit.core.errors import OptionError, list_problems
 from transferkit.nn import Backbone
 from transferkit.nn.norm import follows_batches
 from transferkit.strategies import HEAD, Phase, Rule

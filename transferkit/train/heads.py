@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from transferkit.errors import OptionError, unknown_name
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.features import FeatureTable
 from transferkit.folds import Folds
 from transferkit.measure import (

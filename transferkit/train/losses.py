@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transferkit.errors import CheckpointError, DataError, OptionError, unknown_name
-from transferkit.registry import Registry
+from transferkit.core.errors import CheckpointError, DataError, OptionError, unknown_name
+from transferkit.core.registry import Registry
 from transferkit.train.sharding import add_up, is_sharded, local, placed, whole
 from transferkit.train.targets import (
     check_batch_classes,

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from transferkit.errors import RunFolderError
-from transferkit.frameworks import lightning
-from transferkit.processes import agreed, is_first
-from transferkit.serialise import from_json, to_json
+from transferkit.core.distributed import agreed, is_first
+from transferkit.core.errors import RunFolderError
+from transferkit.core.frameworks import lightning
+from transferkit.core.serialization import from_json, to_json
 from transferkit.train.module import TransferModule
 from transferkit.train.sharding import whole
 from transferkit.types import Epoch

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.errors import DataError, OptionError
-from transferkit.frameworks import lightning
+from transferkit.core.errors import DataError, OptionError
+from transferkit.core.frameworks import lightning
+from transferkit.core.random import draw_seed
 from transferkit.measure import fit_temperature
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel, in_halves
 from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
-from transferkit.repro import draw_seed
 from transferkit.strategies import Plan
 from transferkit.train.adapters import add_adapters, is_adapter, merge_adapters
 from transferkit.train.averaging import WeightAverage, swa_start

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
-from transferkit.errors import OptionError
 from transferkit.nn import Backbone
 from transferkit.strategies import STRATEGIES, Plan, with_new_head, with_tuned
 from transferkit.train.recipe import Recipe

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.errors import OptionError
-from transferkit.repro import draw_seed
+from transferkit.core.errors import OptionError
+from transferkit.core.random import draw_seed
 from transferkit.train.module import TransferModule
 
 __all__ = ["RangeTest", "find_rate", "judge"]

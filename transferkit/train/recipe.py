@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from transferkit.core.errors import OptionError, list_problems, unknown_name
 from transferkit.decision import usual_batch, usual_epochs, usual_folds
-from transferkit.errors import OptionError, list_problems, unknown_name
 from transferkit.folds import PARTS
 from transferkit.train.averaging import AVERAGES
 from transferkit.train.schedule import SCHEDULES

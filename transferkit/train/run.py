@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from transferkit.errors import OptionError, TransferkitError
-from transferkit.frameworks import lightning
+from transferkit.core.distributed import agreed, connect, place
+from transferkit.core.errors import OptionError, TransferkitError
+from transferkit.core.frameworks import lightning
+from transferkit.core.progress import announce
 from transferkit.nn import is_out_of_memory
-from transferkit.processes import agreed, connect, place
-from transferkit.progress import announce
 from transferkit.train.memory import CHECKPOINT, Memory, put_back, state_of
 from transferkit.train.module import TransferModule
 from transferkit.train.trainer_options import check_options, device_options, launch_options, quietly, with_sharding

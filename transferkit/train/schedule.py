@@ -16,8 +16,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from transferkit.errors import CheckpointError, OptionError, list_problems
-from transferkit.registry import Registry
+from transferkit.core.errors import CheckpointError, OptionError, list_problems
+from transferkit.core.registry import Registry
 
 __all__ = ["PATIENCE", "REDUCTION", "SCHEDULES", "PhasedSchedule", "factor"]
 

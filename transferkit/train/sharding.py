@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, distributed, nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn import Backbone, TransferModel
 from transferkit.nn.stages import Call, call_tree, calls_in, count_parameters, evaluating
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.errors import DataError, OptionError, list_problems
+from transferkit.core.errors import DataError, OptionError, list_problems
 from transferkit.train.weighting import choose_weighting, class_weights
 
 __all__ = [

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from transferkit.errors import OptionError
-from transferkit.frameworks import lightning
+from transferkit.core.errors import OptionError
+from transferkit.core.frameworks import lightning
 
 __all__ = [
     "OF_THE_RECIPE",

@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.distributed import agreed, connect
 from transferkit.decision import TELLING
 from transferkit.features import FeatureTable
 from transferkit.folds import Fold, Folds
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
 from transferkit.nn.norm import recalibrate_statistics
-from transferkit.processes import agreed, connect
 from transferkit.strategies import Plan, scaled_plan
 from transferkit.train.closed_form import fit_closed_form
 from transferkit.train.heads import HeadFit, choose_head, fit_heads

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError, unknown_name
+from transferkit.core.errors import OptionError, unknown_name
 
 __all__ = ["CLASS_WEIGHTS", "IMBALANCE", "choose_weighting", "class_weights"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.data import Data, same_pictures
-from transferkit.errors import OptionError, unknown_name
 from transferkit.types import CropMode, Preprocessing, View
 
 __all__ = [

@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.core.distributed import agreed
+from transferkit.core.errors import DataError
 from transferkit.data import Data
-from transferkit.errors import DataError
 from transferkit.features import FeatureTable, FrozenPass, average_tables
 from transferkit.folds import Folds
 from transferkit.measure import fit_ridge, fitting_threads, stratified_sample
 from transferkit.mirror import MirrorCheck, check_mirroring
-from transferkit.processes import agreed
 from transferkit.train import class_weights
 from transferkit.types import Preprocessing, ViewComparison, ViewScore
 from transferkit.views.asked import (

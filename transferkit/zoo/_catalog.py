@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transferkit.errors import BackboneError, unknown_name
+from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.zoo import _hub, _packaged, _timm, _torchvision
 
 __all__ = ["ZooEntry", "catalog"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from transferkit.errors import CheckpointError, list_problems
+from transferkit.core.errors import CheckpointError, list_problems
 from transferkit.zoo._blueprint import Blueprint, draw_blueprint, draw_module, find_last_linear
 from transferkit.zoo._matching import Match, Misfit, count_classes, find_misfit, find_places, is_same, rank_of
 from transferkit.zoo._misfits import (

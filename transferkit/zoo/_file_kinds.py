@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from transferkit.file_kinds import is_text, kind_of, read_head
+from transferkit.core.file_kinds import is_text, kind_of, read_head
 
 __all__ = ["describe_other_file", "is_pickle", "is_safetensors"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transferkit.errors import HubError
+from transferkit.core.errors import HubError
 
 __all__ = ["fetching", "hf_cached", "probe_hf", "probe_url", "url_cached"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from transferkit.errors import BackboneError, unknown_name
+from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.types import BackboneSpec, Preprocessing
 from transferkit.zoo import _packaged, _timm, _torchvision
 from transferkit.zoo._checkpoint import load_checkpoint, load_into

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, CheckpointError, MissingDependencyError, unknown_name
+from transferkit.core.errors import BackboneError, CheckpointError, MissingDependencyError, unknown_name
 from transferkit.types import Preprocessing
 from transferkit.zoo import _timm
 from transferkit.zoo._checkpoint import fit

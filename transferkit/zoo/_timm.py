@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from transferkit.errors import BackboneError, unknown_name
+from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.types import Interpolation, Preprocessing
 from transferkit.zoo import _hub
 from transferkit.zoo._published import published_timm

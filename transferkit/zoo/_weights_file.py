@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from transferkit.errors import CheckpointError
-from transferkit.paths import expand
+from transferkit.core.errors import CheckpointError
+from transferkit.core.paths import expand
 from transferkit.zoo._file_kinds import describe_other_file, is_pickle, is_safetensors
 from transferkit.zoo._pickled import outermost_keys
 

@@ -13,7 +13,7 @@ from transferkit.cli.composition import compose_settings, data_sources
 from transferkit.cli.jobs import command_line
 from transferkit.cli.sweeps import differing_words, list_runs
 from transferkit.cli.words import JOB_PATHS, hydra_words, plain_word, split_list
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 
 AWKWARD = [
     "epoch=9-step=100.ckpt", "2025", "1e3", "true", "null", "None", "0x10", "a,b", "[a,b]", "(x)", "{y}", "it's", '"q"',

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.pictures import noise
+from transferkit.core.errors import OptionError
+from transferkit.core.random import draw_seed
 from transferkit.data import Augmentation, choose_preset, to_pixels
 from transferkit.data.augmentation import PRESETS
 from transferkit.data.draws import drawing, one_thread
-from transferkit.errors import OptionError
-from transferkit.repro import draw_seed
 from transferkit.types import CropMode, Preprocessing
 
 DRAWN = [preset for preset in PRESETS if preset != "none"]

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from tests.unit.data.pictures import Listed, Writer, noise
+from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
-from transferkit.errors import DataError
 from transferkit.types import Preprocessing
 
 WANTS = Preprocessing(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from transferkit.core.errors import DataError
 from transferkit.data import decode
 from transferkit.data.decode import ImageError
-from transferkit.errors import DataError
 
 
 def encoded(image: Image.Image, format_name: str = "PNG", **options: object) -> bytes:

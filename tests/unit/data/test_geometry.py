@@ -13,8 +13,8 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
+from transferkit.core.errors import OptionError
 from transferkit.data import to_pixels
-from transferkit.errors import OptionError
 from transferkit.types import CropMode, Interpolation, Preprocessing, View
 
 

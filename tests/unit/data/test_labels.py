@@ -12,8 +12,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_
 from torchvision.datasets import ImageFolder
 
 from tests.unit.data.pictures import Writer, noise
+from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
-from transferkit.errors import DataError
 
 
 class Items(Dataset[Any]):

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.unit.data.pictures import Writer, noise
+from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
 from transferkit.data.predictable import predictable_images
-from transferkit.errors import DataError
 from transferkit.types import Finding
 
 

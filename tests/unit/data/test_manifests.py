@@ -10,8 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from tests.unit.data.pictures import Writer
+from transferkit.core.errors import DataError, MissingDependencyError, OptionError
 from transferkit.data import open_data
-from transferkit.errors import DataError, MissingDependencyError, OptionError
 
 Rows = list[tuple[str, ...]]
 

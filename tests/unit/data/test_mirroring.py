@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transferkit.core.errors import DataError
 from transferkit.data import choose_flip, flip_is_safe
-from transferkit.errors import DataError
 
 
 def rights(plain_only: int, mirrored_only: int, both: int, neither: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from transferkit.core.errors import DataError, OptionError
 from transferkit.data import Mixing
-from transferkit.errors import DataError, OptionError
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 KINDS = [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}]

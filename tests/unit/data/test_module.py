@@ -9,9 +9,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from transferkit.core.errors import OptionError
 from transferkit.data import open_data
 from transferkit.data.module import TransferDataModule
-from transferkit.errors import OptionError
 from transferkit.types import Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.8)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.unit.data.pictures import Writer, noise
+from transferkit.core.errors import DataError, OptionError
 from transferkit.data import Data, open_data
 from transferkit.data.inspection import in_threads
-from transferkit.errors import DataError, OptionError
 from transferkit.types import Finding, Preprocessing
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from transferkit.core.errors import DataError
 from transferkit.data import Data, PixelStore, open_data
-from transferkit.errors import DataError
 from transferkit.types import Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from tests.unit.data.pictures import Listed, Writer, noise
+from transferkit.core.errors import DataError
 from transferkit.data import predictable_images
-from transferkit.errors import DataError
 
 ONE = np.array(noise(1))
 CHW = torch.from_numpy(ONE).permute(2, 0, 1)

@@ -15,8 +15,8 @@ import transferkit as tk
 from tests.unit.data.pictures import Writer, noise
 from transferkit.cli.adapting import data_arguments
 from transferkit.cli.composition import config_folder
+from transferkit.core.errors import DataError, OptionError, TransferkitError
 from transferkit.data import open_data
-from transferkit.errors import DataError, OptionError, TransferkitError
 
 _SETTING = re.compile(r"data\.([a-z_.]+)=([A-Za-z0-9_.]+)")
 

@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 from torch.utils.data import Dataset
 
 from tests.unit.data.pictures import Writer, noise
+from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
-from transferkit.errors import DataError
 
 
 class Pairs(Dataset[Any]):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transferkit.core.errors import OptionError
 from transferkit.data import stratified_split
-from transferkit.errors import OptionError
 
 labels_of = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(lambda values: np.array(values, dtype=np.int64))
 shares = st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.3, 0.45])

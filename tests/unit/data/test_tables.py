@@ -12,8 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from tests.unit.data.pictures import Writer
+from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
-from transferkit.errors import DataError
 
 LABELS = ["cat", "dog"] * 6
 

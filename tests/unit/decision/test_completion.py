@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.decision.test_decision import evidence, score
+from transferkit.core.errors import OptionError
+from transferkit.core.serialization import from_json, to_json
 from transferkit.decision import (
     Calibration,
     Conditions,
@@ -22,8 +24,6 @@ from transferkit.decision import (
     starting_rate,
     usual_batch,
 )
-from transferkit.errors import OptionError
-from transferkit.serialise import from_json, to_json
 from transferkit.types import Alternative, Choice, Decision, Evidence
 
 TUNED = Choice(strategy="lp_ft", stage="top", mode="given", reasons=("asked for",), tuned=())

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transferkit.core.errors import OptionError
 from transferkit.decision import MODES, Conditions, choose, complete, decide, rule, starting_rate
 from transferkit.decision.textbook import NEAR, PLENTY_IMAGES, PLENTY_PER_CLASS
-from transferkit.errors import OptionError
 from transferkit.types import (
     BackboneSpec,
     DataSummary,

@@ -22,7 +22,7 @@ from tests.unit.features.features_toys import (
     pool_by_hand,
 )
 from tests.unit.nn.toy_networks import Isotropic
-from transferkit.errors import BackboneError, CacheError, OptionError
+from transferkit.core.errors import BackboneError, CacheError, OptionError
 from transferkit.features import ActivationTable, activation_bytes, activations, cache_activations
 from transferkit.features.bank import FeatureBank
 from transferkit.nn import Backbone, TransferModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.features import FeatureBank, average_tables
 from transferkit.features import bank as bank_module
 

@@ -26,7 +26,7 @@ from tests.unit.features.features_toys import (
     open_toy_shelf,
     rows_of,
 )
-from transferkit.errors import CacheError
+from transferkit.core.errors import CacheError
 from transferkit.features import bank as bank_module
 from transferkit.features.bank import FeatureBank, Shelf
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.features.features_toys import AT_REST, WIDTH, WIDTHS, fill, list_files, load_all, name_images, rows_of
-from transferkit.errors import CacheError
+from transferkit.core.errors import CacheError
 from transferkit.features import bank as bank_module
 from transferkit.features.bank import FeatureBank, RowOverflowError, Shelf
 

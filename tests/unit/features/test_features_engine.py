@@ -30,7 +30,7 @@ from tests.unit.features.features_toys import (
     name_images,
     pool_by_hand,
 )
-from transferkit.errors import BackboneError, CacheError, DataError, OptionError
+from transferkit.core.errors import BackboneError, CacheError, DataError, OptionError
 from transferkit.features import FeatureBank, choose_device, engine, frozen_pass
 from transferkit.features import bank as bank_module
 from transferkit.features.engine import open_shelves

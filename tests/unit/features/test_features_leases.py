@@ -25,7 +25,7 @@ from tests.unit.features.features_toys import (
     open_toy_shelf,
     rows_of,
 )
-from transferkit.errors import CacheError
+from transferkit.core.errors import CacheError
 from transferkit.features import FeatureBank, cache_activations, frozen_pass, leases
 from transferkit.features.bank import Shelf
 from transferkit.look import Options

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.features.features_toys import Reader, draw_images, make_backbone, name_images
-from transferkit.errors import CacheError
+from transferkit.core.errors import CacheError
 from transferkit.features import FeatureBank, FrozenPass, engine, frozen_pass
 from transferkit.nn import Backbone
 

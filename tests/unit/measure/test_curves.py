@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.measure.problems import chunked, least_squares, make_problem, scaled
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure import curves
 from transferkit.measure.curves import learning_curves, stratified_sample
 from transferkit.measure.ridge import ridge_paths

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure import HeadScale, fit_head_scale, measure_head_information
 
 CLASSES = 100

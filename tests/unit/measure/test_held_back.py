@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.measure.problems import chunked, least_squares, make_problem, scaled
 from transferkit import folds as folds_module
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.folds import Folds
 from transferkit.measure import (
     fit_logistic,

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from tests.unit.measure.problems import chunked, make_problem, scaled
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure import logistic
 from transferkit.measure.logistic import STRENGTHS, fit_logistic
 

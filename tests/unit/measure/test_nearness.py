@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure import ChannelMoments, Scale, channel_hellinger, fit_scale, measure_nearness
 from transferkit.measure.nearness import remove_bias
 

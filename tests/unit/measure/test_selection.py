@@ -8,7 +8,7 @@ from sklearn.feature_selection import f_classif
 from sklearn.linear_model import Ridge
 
 from tests.unit.measure.problems import chunked, least_squares, make_problem, refit_without_each, scaled
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.folds import Folds
 from transferkit.measure import selection
 from transferkit.measure.ridge import fit_ridge

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure.similarity import (
     ChannelMoments,
     channel_hellinger,

@@ -7,7 +7,7 @@ from sklearn.covariance import LedoitWolf, ShrunkCovariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from tests.unit.measure.problems import make_problem
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure.transferability import discriminant as module
 from transferkit.measure.transferability import h_score, sfda
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm, spearmanr
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure.transferability import gbc, parc, transrate
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.measure.transferability import leep, nce, nleep
 
 LABELS = np.array([0, 0, 1, 1, 1, 2])

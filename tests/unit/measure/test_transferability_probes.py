@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.measure.problems import make_problem, refit_without_each, scaled
 from transferkit import folds
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.folds import Folds
 from transferkit.measure import PENALTIES, knn_accuracy
 from transferkit.measure.transferability import knn, press

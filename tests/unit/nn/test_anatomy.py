@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.unit.nn.toy_networks import Classifier, Isotropic, Pyramid, SharedRelu, Wrapper, spec_of
 from transferkit import zoo
-from transferkit.errors import BackboneError
+from transferkit.core.errors import BackboneError
 from transferkit.nn import Backbone
 from transferkit.nn.anatomy import calls_in_order, find_stage
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision import models
 
 from tests.unit.nn.toy_networks import Classifier, Isotropic, Pyramid, Wrapper, spec_of
-from transferkit.errors import BackboneError, OptionError
+from transferkit.core.errors import BackboneError, OptionError
 from transferkit.nn import Backbone, TransferModel, pool
 from transferkit.nn.backbone import weights_digest
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.nn.toy_networks import Pyramid, spec_of
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn import Backbone, Blend, StandardisedLinear, TransferModel
 
 WIDTH, CLASSES = 6, 3

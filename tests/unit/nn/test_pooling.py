@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.errors import BackboneError, OptionError
+from transferkit.core.errors import BackboneError, OptionError
 from transferkit.nn.pooling import (
     LAYOUTS,
     MAX_PREFIX_TOKENS,

@@ -18,7 +18,7 @@ from tests.unit.nn.toy_networks import (
     conv_block,
     spec_of,
 )
-from transferkit.errors import BackboneError
+from transferkit.core.errors import BackboneError
 from transferkit.nn import Backbone, discover_taps
 from transferkit.nn.stages import MOST_STAGES, evaluating
 

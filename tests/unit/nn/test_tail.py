@@ -16,7 +16,7 @@ from torch import nn
 from torchvision import models
 
 from tests.unit.nn.toy_networks import ChannelsLast, Isotropic, Mixer, Pyramid, Wrapper, conv_block, spec_of
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn import Backbone, TransferModel
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.tail import CutError, Tail, cut

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from transferkit.errors import CheckpointError, MissingDependencyError
+from transferkit.core.errors import CheckpointError, MissingDependencyError
 
 onnx = pytest.importorskip("onnx")
 regret_backbones = pytest.importorskip("regret_backbones")

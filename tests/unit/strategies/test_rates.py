@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.strategies.rates import decayed_rates, exactly, stage_rules
 
 names = st.text(alphabet="ab01.*?[]!-", min_size=1, max_size=6)

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.strategies import (
     STRATEGIES,
     Plan,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from transferkit import zoo
-from transferkit.errors import MissingDependencyError, OptionError
+from transferkit.core.errors import MissingDependencyError, OptionError
 from transferkit.nn import Backbone
 from transferkit.strategies import STRATEGIES, Adapters
 from transferkit.train.adapters import add_adapters, find_targets, is_adapter, merge_adapters

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.unit.nn.toy_networks import copy_of, same, stir, two_norms
-from transferkit.errors import CheckpointError, OptionError
+from transferkit.core.errors import CheckpointError, OptionError
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.train.averaging import WeightAverage, swa_start
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from tests.unit.train.training_toys import Killed, Killer, Own, draw, fit, make_backbone, phase, plan_of
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm import StandardisedGroupNorm, standardising, swap_norm
 from transferkit.train import BlendRamp, FreezePlanCallback
 

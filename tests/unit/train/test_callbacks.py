@@ -30,7 +30,7 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.strategies import Phase, Rule
 from transferkit.train.callbacks import FreezePlanCallback, phase_starts
 from transferkit.train.freeze import FreezePlan

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.measure import fit_temperature, select_features
 from transferkit.nn import Backbone

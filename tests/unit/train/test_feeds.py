@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transferkit.batches import batches
+from transferkit.core.batches import batches
 from transferkit.train.feeds import CutFeed
 from transferkit.train.module import CutBatch
 

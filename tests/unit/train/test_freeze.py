@@ -29,7 +29,7 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn import Backbone
 from transferkit.nn.norm import NORM_KINDS, swap_norm
 from transferkit.strategies import HEAD, Phase, Rule

@@ -13,7 +13,7 @@ from sklearn import metrics
 from torch import nn
 from torch.nn import functional as F
 
-from transferkit.errors import CheckpointError, DataError, OptionError
+from transferkit.core.errors import CheckpointError, DataError, OptionError
 from transferkit.train.losses import (
     L2SP,
     TASKS,

@@ -36,7 +36,7 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn import Backbone, TransferModel, cut
 from transferkit.nn.norm import AccumulatedBatchNorm
 from transferkit.strategies import HEAD, STRATEGIES

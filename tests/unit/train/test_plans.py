@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.train.training_toys import make_backbone
+from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
-from transferkit.errors import OptionError
 from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, with_new_head
 from transferkit.train.plans import USUAL_BATCH, plan_for
 from transferkit.train.recipe import Recipe

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.unit.train.test_tuning import make_task  # noqa: F401 - a fixture
 from tests.unit.train.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
+from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
-from transferkit.errors import OptionError
 from transferkit.folds import Fold
 from transferkit.nn import TransferModel, cut
 from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transferkit.core.errors import OptionError
 from transferkit.data.augmentation import PRESETS
-from transferkit.errors import OptionError
 from transferkit.train.recipe import AUGMENTS, MOMENTUM, Recipe
 
 

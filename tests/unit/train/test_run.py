@@ -19,8 +19,8 @@ import torch
 
 from tests.unit.train.training_toys import CLASSES, SIDE, head_then, make_backbone, phase, plan_of
 from transferkit.api import adapt
-from transferkit.batches import batches
-from transferkit.errors import OptionError, RunFolderError
+from transferkit.core.batches import batches
+from transferkit.core.errors import OptionError, RunFolderError
 from transferkit.train import memory as memory_module
 from transferkit.train import run as run_module
 from transferkit.train import trainer_options

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from transferkit.errors import CheckpointError, OptionError
+from transferkit.core.errors import CheckpointError, OptionError
 from transferkit.train.schedule import SCHEDULES, PhasedSchedule, factor
 
 FALLING = ("linear", "exponential", "cosine")

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.unit.train.test_module import CLASSES, fit, make_backbone, make_module, make_trainer
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.look import load_backbone
 from transferkit.nn import TransferModel
 from transferkit.train import Recipe, TransferModule

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.train.targets import (
     TargetScale,
     check_classes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.types import Preprocessing
 from transferkit.views.asked import apply_views, ask_views, distinct_geometries, refuse_for_tensors
 

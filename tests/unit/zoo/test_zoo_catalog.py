@@ -10,7 +10,7 @@ import pytest
 import timm
 from torchvision import models
 
-from transferkit.errors import BackboneError
+from transferkit.core.errors import BackboneError
 from transferkit.zoo import ZooEntry, catalog, load
 
 

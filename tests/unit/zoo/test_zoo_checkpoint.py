@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from transferkit.errors import BackboneError, CheckpointError
+from transferkit.core.errors import BackboneError, CheckpointError
 from transferkit.types import Preprocessing
 from transferkit.zoo import load
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from timm.models import PretrainedCfg
 from torchvision import models
 
-from transferkit.errors import HubError
+from transferkit.core.errors import HubError
 from transferkit.zoo import catalog, load
 
 TINY = "timm/test_resnet.r160_in1k"

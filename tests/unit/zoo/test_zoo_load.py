@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 from torchvision import models, transforms
 
-from transferkit.errors import BackboneError
+from transferkit.core.errors import BackboneError
 from transferkit.types import Preprocessing
 from transferkit.zoo import load
 from transferkit.zoo._load import describe

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from transferkit.errors import CheckpointError, MissingDependencyError
+from transferkit.core.errors import CheckpointError, MissingDependencyError
 from transferkit.zoo import load
 from transferkit.zoo._packaged import MOBILENET, PACKAGED, find_weights, rename
 

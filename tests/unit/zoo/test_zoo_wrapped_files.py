@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 
 import transferkit as tk
-from transferkit.errors import CheckpointError
+from transferkit.core.errors import CheckpointError
 from transferkit.types import Preprocessing
 from transferkit.zoo import load
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 
 __all__ = ["Floats", "Labels", "centre", "check_features", "check_probabilities", "class_means", "principal_scores"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from transferkit.core.registry import Registry
 from transferkit.measure.transferability.discriminant import h_score, sfda
 from transferkit.measure.transferability.evidence import logme
 from transferkit.measure.transferability.geometry import gbc, parc, transrate
 from transferkit.measure.transferability.posteriors import leep, nce, nleep
 from transferkit.measure.transferability.probes import knn, press
-from transferkit.registry import Registry
 
 __all__ = ["MEASURES", "Measure", "Needs"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, eigvalsh
 from scipy.special import log_softmax
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.measure.transferability._inputs import (
     Floats,
     Labels,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError, unknown_name
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.measure.transferability._inputs import (
     Floats,
     Labels,

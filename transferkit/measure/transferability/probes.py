@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.folds import Folds
 from transferkit.measure.knn import knn_accuracy
 from transferkit.measure.ridge import ridge_paths

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm.fused import Fused, check_layout, take_affine, take_followers
 from transferkit.nn.norm.source import NormSource, read_source
 

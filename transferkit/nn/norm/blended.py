@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics
 from transferkit.nn.norm.fused import check_layout
 

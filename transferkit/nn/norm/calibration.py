@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 
 __all__ = ["Images", "calibration_batches", "calibration_images"]
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferkit.errors import BackboneError, DataError, OptionError, list_problems, unknown_name
+from transferkit.core.errors import BackboneError, DataError, OptionError, list_problems, unknown_name
 from transferkit.nn.norm.fused import apply_affine, check_count, check_layout, take_affine, take_followers
 from transferkit.nn.norm.source import nearest_divisor, read_source
 from transferkit.nn.stages import evaluating, explaining, tensor_of

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.nn.norm.source import FOLLOWERS, NormSource
 
 __all__ = [

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from transferkit.core.registry import Registry
 from transferkit.nn.norm.batch import SLOW_MOMENTUM, AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
 from transferkit.nn.norm.conversion import standardising
@@ -17,7 +18,6 @@ from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
 from transferkit.nn.norm.per_image import GROUPS, ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
 from transferkit.nn.norm.renorm import BatchRenorm
-from transferkit.registry import Registry
 
 __all__ = ["BY_BATCH", "CALIBRATED", "GROUPED", "KEEPS_OUTPUTS", "NEEDS_SEVERAL", "NORM_KINDS", "MakeNorm"]
 

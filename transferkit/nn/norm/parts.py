@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, unbiased
 from transferkit.nn.norm.fused import check_layout
 from transferkit.nn.norm.source import read_source

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.nn.norm.batch import BatchNorm
 
 __all__ = ["follows_batches", "recalibrate_statistics"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm.batch import BatchNorm, batch_moments, needs_statistics, unbiased
 from transferkit.nn.norm.fused import check_layout
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 
 __all__ = ["FOLLOWERS", "NormSource", "folded_affine", "is_batch_norm", "nearest_divisor", "read_source"]
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from transferkit.errors import BackboneError, OptionError, TransferkitError, list_problems
+from transferkit.core.errors import BackboneError, OptionError, TransferkitError, list_problems
 from transferkit.nn.norm.calibration import Images, calibration_batches, calibration_images
 from transferkit.nn.norm.conversion import StandardisedGroupNorm, fit_successors
 from transferkit.nn.norm.fused import share_hooks

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 
 __all__ = ["StandardisedWeight", "normalise_weights", "plain_weights", "standardise_weights"]
 

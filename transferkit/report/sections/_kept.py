@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transferkit.intervals import wilson_interval
+from transferkit.core.intervals import wilson_interval
 from transferkit.report._plots import Scale, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, format_range, plural
 from transferkit.types import Candidate, RunRecord, TrainingRecord

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.intervals import wilson_interval
+from transferkit.core.intervals import wilson_interval
 from transferkit.report._answers import ConfusedPair, class_recalls, confusion_counts, most_confused
 from transferkit.report._plots import HeatMap, draw_heat_map
 from transferkit.report._words import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transferkit.intervals import TWO_SIDED
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.report._plots import Scale, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, plural
 from transferkit.types import SimilarityDetail, StageDistance

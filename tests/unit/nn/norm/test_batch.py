@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.nn.norm.inputs import along_channels, same_state, shapes, trained, values_of
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm, folded_affine
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.nn.norm.inputs import same_state, shapes, trained, values_of
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import AlphaBatchNorm, FrozenBatchNorm
 
 CLOSE = 1e-9

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from transferkit.errors import BackboneError, DataError, OptionError
+from transferkit.core.errors import BackboneError, DataError, OptionError
 from transferkit.nn.norm.conversion import (
     StandardisedGroupNorm,
     _balance,

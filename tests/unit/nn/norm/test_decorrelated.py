@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.nn.norm.inputs import trained, values_of
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import DecorrelatedBatchNorm
 from transferkit.nn.norm.decorrelated import inverse_root
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.nn.norm.inputs import check_alike, same_state, shapes, trained, values_of
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import AccumulatedBatchNorm, GhostBatchNorm
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.unit.nn.norm.inputs import along_channels, shapes, trained, values_of
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
 
 EVERY = [GroupNorm, LayerNorm, ChannelLayerNorm, InstanceNorm]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from tests.unit.nn.toy_networks import copy_of, same, stir, two_norms
-from transferkit.errors import DataError
+from transferkit.core.errors import DataError
 from transferkit.nn.norm import (
     AccumulatedBatchNorm,
     AlphaBatchNorm,

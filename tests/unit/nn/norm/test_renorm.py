@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.nn.norm.inputs import along_channels, check_alike, same_state, shapes, trained, values_of
-from transferkit.errors import DataError, OptionError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.nn.norm import FROM_SCRATCH, BatchRenorm, Clipping, FrozenBatchNorm
 
 NONE = Clipping(r_max=1, d_max=0)

@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm import is_batch_norm, nearest_divisor, read_source
 
 

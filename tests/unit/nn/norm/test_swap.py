@@ -15,7 +15,7 @@ from torch import nn
 import transferkit as tk
 from tests.unit.nn.norm.inputs import same_state
 from tests.unit.nn.toy_networks import Pyramid, spec_of
-from transferkit.errors import BackboneError, DataError, OptionError
+from transferkit.core.errors import BackboneError, DataError, OptionError
 from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.norm import (

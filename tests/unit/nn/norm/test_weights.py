@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 from transferkit.nn.norm import StandardisedWeight, normalise_weights, plain_weights, standardise_weights
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from transferkit.errors import OptionError, RunFolderError
+from transferkit.core.errors import OptionError, RunFolderError
 
 __all__ = ["MARKER", "check_file", "check_folder", "expand", "mark_folder"]
 

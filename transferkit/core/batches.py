@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import OptionError
-from transferkit.repro import draw_seed
+from transferkit.core.errors import OptionError
+from transferkit.core.random import draw_seed
 
 __all__ = ["batches"]
 

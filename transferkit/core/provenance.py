@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import os
 import platform
-import random
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.paths import expand
-from transferkit.serialise import to_json
+from transferkit.core.paths import expand
+from transferkit.core.serialization import to_json
 
-__all__ = ["describe_settings", "differing_settings", "draw_seed", "environment", "quote_call", "seed_everything"]
+__all__ = ["describe_settings", "differing_settings", "environment", "quote_call"]
 
 ALWAYS_QUOTED = ("seed",)
 """Arguments that a quoted call has even where they are as usual."""
@@ -63,27 +61,6 @@ def environment(*, seed: int, device: str) -> dict[str, str | int]:
         "device": device,
         "seed": seed,
     }
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators: libraries that take no generator draw from these."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
-
-
-def draw_seed(*where: int | str) -> int:
-    """A seed in [0, 2^63) for whatever is drawn there, e.g. (seed, "crop", epoch, image); 1 microsecond.
-
-    Example:
-        >>> draw_seed(0, "crop", 1, 2) == draw_seed(0, "crop", 1, 2) != draw_seed(0, "crop", 2, 1)
-        True
-    """
-    # A hash, because torch's generator reads only the low 32 bits of a seed, and nearby seeds should not be alike.
-    digest = hashlib.blake2b("|".join(map(str, where)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from transferkit.errors import OptionError
+from transferkit.core.errors import OptionError
 
 __all__ = ["TWO_SIDED", "wilson_interval"]
 

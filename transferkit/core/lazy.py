@@ -28,9 +28,9 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         AttributeError: By the first function, if there is no such name.
 
     Example:
-        >>> load, _ = attach("transferkit", {"unknown_name": "errors"})
+        >>> load, _ = attach("transferkit", {"unknown_name": "core.errors"})
         >>> load("unknown_name").__module__
-        'transferkit.errors'
+        'transferkit.core.errors'
     """
 
     def __getattr__(name: str) -> Any:

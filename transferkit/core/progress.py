@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from transferkit.processes import is_first
+from transferkit.core.distributed import is_first
 
 __all__ = ["announce", "track"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from transferkit.paths import expand
+from transferkit.core.paths import expand
 
 __all__ = ["default_folder"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from transferkit.errors import OptionError, unknown_name
+from transferkit.core.errors import OptionError, unknown_name
 
 __all__ = ["Registry"]
 
