@@ -35,8 +35,8 @@ import transferkit as tk
 from transferkit.core.provenance import environment
 from transferkit.data import open_data
 from transferkit.features import FeatureBank, FeatureTable
-from transferkit.folds import Folds
 from transferkit.measure import fit_ridge, ridge
+from transferkit.records import Folds
 from transferkit.survey import read_features
 
 FOUND = ROOT / "benchmarks" / "held_back.json"

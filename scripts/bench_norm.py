@@ -47,7 +47,7 @@ from transferkit.data.geometry import to_pixels
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.nn.norm.conversion import distil_norms, find_batch_norms, fit_group_norms
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 MODEL = "packaged/tf_efficientnet_lite0"
 SIZE = 96

@@ -39,11 +39,11 @@ from transferkit.features import FeatureBank, FeatureTable
 from transferkit.fitting import plan_decision
 from transferkit.look import Looked, load_backbone
 from transferkit.nn import Backbone, Classifier, logits_of
+from transferkit.records import JOINED, SELECTED, TOP, Decision, Preprocessing
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import read_features, survey
 from transferkit.train import Recipe, choose_head, fine_tune, fit_heads
 from transferkit.training import Training, Tuning
-from transferkit.types import JOINED, SELECTED, TOP, Decision, Preprocessing
 from transferkit.views import ask_views, choose_views, fixed_views
 
 FOUND = Path(__file__).parents[1] / "benchmarks" / "views.json"

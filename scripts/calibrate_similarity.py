@@ -47,7 +47,7 @@ from transferkit.measure import (
     measure_nearness,
 )
 from transferkit.nn import Backbone
-from transferkit.types import TOP
+from transferkit.records import TOP
 
 REPOSITORY = Path(__file__).parents[1]
 MODELS = tuple(f"packaged/tf_efficientnet_lite{number}" for number in (0, 1, 2))

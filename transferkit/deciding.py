@@ -8,9 +8,9 @@ from dataclasses import replace
 from transferkit import zoo
 from transferkit.decision import SMALL_BATCH, Conditions, choose
 from transferkit.nn.norm import NEEDS_SEVERAL
+from transferkit.records import JOINED, SELECTED, TOP, BackboneSpec, Choice, Evidence
 from transferkit.strategies import with_tuned
 from transferkit.train import Recipe
-from transferkit.types import JOINED, SELECTED, TOP, BackboneSpec, Choice, Evidence
 
 __all__ = ["ask", "conditions_for", "give"]
 

@@ -32,7 +32,7 @@ from transferkit.measure import (
     proxy_a_distance,
 )
 from transferkit.nn import Backbone
-from transferkit.types import TOP, SimilarityDetail
+from transferkit.records import TOP, SimilarityDetail
 
 __all__ = ["SAMPLE", "Side", "choose_sample", "load_head_scale", "load_scale", "measure_similarity"]
 

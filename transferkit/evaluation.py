@@ -12,7 +12,7 @@ from transferkit.core.errors import DataError, unknown_name
 from transferkit.data import Data, open_data
 from transferkit.data.prepared import check_prepared
 from transferkit.nn import Classifier, logits_of
-from transferkit.types import HeldOut, Metrics, Mistake, Picture
+from transferkit.records import HeldOut, Metrics, Mistake, Picture
 
 __all__ = ["Evaluation", "answer", "evaluate", "pick_mistakes", "pick_samples", "sketch"]
 

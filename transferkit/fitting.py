@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from transferkit.decision import HeldBack
 from transferkit.look import Looked, Options
 from transferkit.nn import Classifier
+from transferkit.records import Decision, TrainingRecord
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import timed
 from transferkit.train import fit_closed_form
 from transferkit.training import Training, Tuning
-from transferkit.types import Decision, TrainingRecord
 
 __all__ = ["Outcome", "fit_decision", "plan_decision"]
 

@@ -17,9 +17,9 @@ from transferkit.data import MAX_PIXELS, Data, open_data
 from transferkit.features import FeatureBank, choose_device
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import POOLINGS, Backbone
+from transferkit.records import Finding, Preprocessing, check_image_size
 from transferkit.survey import Survey, survey, timed
 from transferkit.train import CLASS_WEIGHTS
-from transferkit.types import Finding, Preprocessing, check_image_size
 from transferkit.views import AskedViews, ask_views, refuse_for_tensors
 
 __all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]

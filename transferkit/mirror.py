@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from transferkit.data.mirroring import flip_is_safe
 from transferkit.features import FeatureTable
-from transferkit.folds import Fold, Folds
+from transferkit.records import Fold, Folds
 from transferkit.strategies import Plan
 from transferkit.train import HeadFit, fit_heads
 

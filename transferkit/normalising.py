@@ -13,8 +13,8 @@ from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import CALIBRATED, KEEPS_OUTPUTS, swap_norm
+from transferkit.records import SELECTED, Evidence
 from transferkit.survey import Survey, survey, timed
-from transferkit.types import SELECTED, Evidence
 
 __all__ = ["MARGIN", "look_through", "swap_backbone"]
 

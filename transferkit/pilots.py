@@ -16,7 +16,7 @@ from transferkit.core.distributed import agreed
 from transferkit.core.errors import OptionError
 from transferkit.core.progress import announce
 from transferkit.decision import Belief, choose
-from transferkit.types import Alternative, Candidate, Choice, Evidence
+from transferkit.records import Alternative, Candidate, Choice, Evidence
 
 __all__ = ["Pilot", "search"]
 

@@ -28,15 +28,14 @@ from transferkit.core.provenance import quote_call
 from transferkit.core.random import seed_everything
 from transferkit.data import MAX_PIXELS, Data
 from transferkit.features import FeatureTable
-from transferkit.folds import Folds
 from transferkit.look import Options, fit_to_images, open_backbone, open_images, prepared_side
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
-from transferkit.survey import probe_stages, read_features, timed
-from transferkit.types import (
+from transferkit.records import (
     JOINED,
     TOP,
     BackboneSpec,
+    Folds,
     LeftOut,
     MeasureScore,
     Preprocessing,
@@ -44,6 +43,7 @@ from transferkit.types import (
     RankedModel,
     Ranking,
 )
+from transferkit.survey import probe_stages, read_features, timed
 from transferkit.views import AskedViews, fixed_views, refuse_for_tensors
 
 __all__ = ["rank"]

@@ -37,8 +37,8 @@ from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.nn.norm import swap_norm
+from transferkit.records import Decision, Evidence, Metrics, RunRecord, TrainingRecord
 from transferkit.report import render
-from transferkit.types import Decision, Evidence, Metrics, RunRecord, TrainingRecord
 
 __all__ = ["FailedImage", "Predictions", "Result", "check_export", "check_replaceable", "load"]
 

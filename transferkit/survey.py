@@ -25,7 +25,6 @@ from transferkit.features import (
     frozen_pass,
     image_seconds,
 )
-from transferkit.folds import Folds
 from transferkit.measure import (
     RidgePath,
     Selection,
@@ -36,8 +35,8 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.nn import Backbone
+from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Folds, Preprocessing, ProbeScore
 from transferkit.train import class_weights
-from transferkit.types import JOINED, SELECTED, TOP, CurvePoint, Evidence, Preprocessing, ProbeScore
 from transferkit.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
 __all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]

@@ -30,14 +30,13 @@ from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
 from transferkit.decision import ENOUGH, best_probe
 from transferkit.features import ActivationTable, FeatureTable, activation_bytes, cache_activations, choose_device
-from transferkit.folds import Fold, Folds
 from transferkit.look import Looked, Options
 from transferkit.mirror import check_mirroring
 from transferkit.nn import CutError, Tail, TransferModel, cut
+from transferkit.records import Decision, Fold, Folds
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.survey import read_features, timed
 from transferkit.train import Recipe
-from transferkit.types import Decision
 
 if TYPE_CHECKING:
     from transferkit.train import FineTuned, Judged, Runner, Task

@@ -13,7 +13,7 @@ from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision import Belief, Calibration, GainModel, weigh
 from transferkit.decision.calibration import smoothed_spread
 from transferkit.decision.gains import NETWORK, PROBE
-from transferkit.types import JOINED, SELECTED, Alternative
+from transferkit.records import JOINED, SELECTED, Alternative
 
 COVERED = 0.95
 """Share of tasks' cells whose test accuracy the intervals are to cover, its own error allowed for."""

@@ -13,7 +13,7 @@ from regret.cells import Cell, as_weighed, families_of, with_only, without_famil
 from regret.learning import learn
 from regret.scoring import part
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.types import SELECTED
+from transferkit.records import SELECTED
 
 LEAST_TASKS = 3
 """Tasks that a rank correlation takes."""

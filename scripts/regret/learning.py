@@ -16,7 +16,7 @@ from transferkit.core.serialization import to_json
 from transferkit.decision import Belief, GainModel, weigh
 from transferkit.decision.gains import LEAST_LEFT
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.types import JOINED, SELECTED
+from transferkit.records import JOINED, SELECTED
 
 RIDGE = 0.01
 """Penalty of the gain model's least squares, as a share of each covariate's own size."""

@@ -11,7 +11,7 @@ from regret.learning import learn
 from transferkit.decision import GainModel, rule, weigh
 from transferkit.decision.gains import UNKNOWN_SIMILARITY
 from transferkit.pilots import Pilot, search
-from transferkit.types import JOINED, SELECTED, TOP, Alternative, Choice
+from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice
 
 Outcome = tuple[float, float]
 """Test accuracy, and seconds after the frozen pass."""

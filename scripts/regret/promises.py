@@ -18,7 +18,7 @@ from regret.paths import PROMISES, SCRIPT
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.core.provenance import environment
 from transferkit.decision import GainModel, HeldBack, complete, conclude, weigh
-from transferkit.types import Alternative, Choice
+from transferkit.records import Alternative, Choice
 
 BEFORE_PROBE = "best probe, before it is fitted"
 BEFORE_ANY_PROBE = "every ridge probe, before it is fitted"

@@ -11,7 +11,7 @@ import numpy as np
 from regret.cells import Cell, by_task, task_means
 from regret.policies import constant_from, learned_from, policies_for, rule_of
 from transferkit.decision import weigh
-from transferkit.types import JOINED
+from transferkit.records import JOINED
 
 RESAMPLES = 10_000
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from regret.cells import Cell
-from transferkit.types import SELECTED
+from transferkit.records import SELECTED
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -11,9 +11,9 @@ from itertools import pairwise
 import pytest
 
 from transferkit.core.errors import OptionError
+from transferkit.records import Decision
 from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, Phase, Plan, Rule, with_tuned
 from transferkit.strategies.plan import KINDS
-from transferkit.types import Decision
 
 STAGES = ("stem", "middle", "top")
 DEEP = ("bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6", "top")

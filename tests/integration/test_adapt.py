@@ -16,9 +16,9 @@ from torch import nn
 import transferkit as tk
 from transferkit import training
 from transferkit.core.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.records import JOINED, Preprocessing
 from transferkit.strategies import STRATEGIES, TUNABLE
 from transferkit.train import tuning
-from transferkit.types import JOINED, Preprocessing
 
 PACKAGED = "packaged/tf_efficientnet_lite0"
 

@@ -12,8 +12,8 @@ from transferkit import api
 from transferkit.core.errors import OptionError
 from transferkit.decision import choose
 from transferkit.look import Options
+from transferkit.records import Decision
 from transferkit.strategies import STRATEGIES
-from transferkit.types import Decision
 
 LOOK = {"image_size": 32, "progress": False}
 MODELS = {"random weights": ("timm/test_resnet", False), "pretrained": ("packaged/tf_efficientnet_lite0", True)}

@@ -14,7 +14,7 @@ import transferkit as tk
 from transferkit import normalising
 from transferkit.core.errors import OptionError
 from transferkit.nn.norm import FrozenBatchNorm, GroupNorm
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 PLAIN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear")
 

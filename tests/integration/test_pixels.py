@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import transferkit as tk
 from transferkit.cli import main
 from transferkit.core.errors import DataError, OptionError
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
 WANTS = Preprocessing(size=32, mean=HALF, std=HALF, interpolation="bilinear")

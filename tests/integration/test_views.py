@@ -16,7 +16,7 @@ from tests.unit.nn.toy_networks import Pyramid
 from transferkit.core.errors import OptionError
 from transferkit.data import decode, to_pixels
 from transferkit.nn import Blend, TransferModel
-from transferkit.types import Preprocessing, ViewScore
+from transferkit.records import Preprocessing, ViewScore
 
 OWN = Preprocessing(
     size=32, mean=(0.4,) * 3, std=(0.3,) * 3, interpolation="bilinear", crop_pct=0.875, origin="as given by the caller"

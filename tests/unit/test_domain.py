@@ -25,7 +25,7 @@ from transferkit.domain import (
 )
 from transferkit.features import FeatureBank, frozen_pass
 from transferkit.nn import Backbone
-from transferkit.types import SimilarityDetail
+from transferkit.records import SimilarityDetail
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 20))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from transferkit.core.errors import DataError, OptionError
 from transferkit.core.intervals import wilson_interval
-from transferkit.folds import (
+from transferkit.records import (
     LARGE_CLASS,
     LARGE_GROUP,
     LARGE_PARTS,

@@ -15,7 +15,7 @@ from transferkit import ranking as module
 from transferkit.core.errors import BackboneError, DataError, HubError, OptionError
 from transferkit.core.serialization import from_json, to_json
 from transferkit.measure import MEASURES
-from transferkit.types import Preprocessing, Ranking
+from transferkit.records import Preprocessing, Ranking
 
 SIDE = 16
 PLAIN = Preprocessing(size=SIDE, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")

@@ -13,7 +13,7 @@ import transferkit as tk
 import transferkit.core.provenance as repro
 from transferkit.core.provenance import describe_settings, differing_settings, environment, quote_call
 from transferkit.core.random import seed_everything
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 
 def draws() -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.core.serialization import from_json, to_json
-from transferkit.types import (
+from transferkit.records import (
     Alternative,
     BackboneSpec,
     CurvePoint,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import transferkit as tk
 from transferkit import types
 from transferkit.core.errors import OptionError
-from transferkit.types import (
+from transferkit.records import (
     Alternative,
     BackboneSpec,
     CurvePoint,

@@ -15,8 +15,8 @@ from transferkit.core.errors import list_problems
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from transferkit.records import DataSummary, Finding, TrainingRecord
     from transferkit.result import Result
-    from transferkit.types import DataSummary, Finding, TrainingRecord
 
 __all__ = ["ADAPT", "SHARED", "audit_lines", "data_arguments", "deciding_arguments", "shared_arguments"]
 

@@ -18,7 +18,7 @@ from transferkit.core.errors import OptionError, RunFolderError, list_problems
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transferkit.types import Evidence, ProbeScore, Ranking
+    from transferkit.records import Evidence, ProbeScore, Ranking
 
 __all__ = ["ANALYZE", "RANK"]
 

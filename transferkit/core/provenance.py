@@ -114,7 +114,7 @@ def _expression(value: Any, stand_ins: dict[str, None]) -> str:
         if isinstance(value, list):
             return f"[{', '.join(inner)}]"
         return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
-    if dataclasses.is_dataclass(value) and type(value).__module__ == "transferkit.types":
+    if dataclasses.is_dataclass(value) and type(value).__module__.startswith("transferkit.records."):
         return f"transferkit.{type(value).__name__}({', '.join(_said(value, stand_ins))})"
     named = f"<{type(value).__name__}>"
     stand_ins[named] = None
@@ -153,7 +153,7 @@ def _plain(value: Any, *, place: bool = False) -> Any:
         return {str(key): _plain(inner) for key, inner in value.items()} or None
     if type(value) in (list, tuple):
         return [_plain(inner) for inner in value]
-    if dataclasses.is_dataclass(value) and type(value).__module__ == "transferkit.types":
+    if dataclasses.is_dataclass(value) and type(value).__module__.startswith("transferkit.records."):
         return _plain(to_json(value))
     return {STAND_IN: type(value).__name__}
 

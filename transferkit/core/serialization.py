@@ -22,7 +22,7 @@ def to_json(value: Any, *, leave_out: frozenset[str] = frozenset()) -> Any:
         leave_out: Field names of the outermost dataclass that are not wanted.
 
     Example:
-        >>> from transferkit.types import StageSpec
+        >>> from transferkit.records import StageSpec
         >>> to_json(StageSpec(name="top", channels=8, stride=None))
         {'name': 'top', 'channels': 8, 'stride': None}
     """
@@ -45,7 +45,7 @@ def from_json(cls: type[T], plain: Mapping[str, Any]) -> T:
     """The dataclass that `to_json` made `plain` of; fields it does not know are passed over.
 
     Example:
-        >>> from transferkit.types import StageSpec
+        >>> from transferkit.records import StageSpec
         >>> from_json(StageSpec, {"name": "top", "channels": 8, "stride": None}).channels
         8
     """

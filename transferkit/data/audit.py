@@ -23,8 +23,7 @@ from transferkit.data.label_findings import describe_many_labels, label_findings
 from transferkit.data.ranges import find_losses, find_range
 from transferkit.data.split_findings import DEFAULT_TEST, Shares, split_findings, split_rule
 from transferkit.data.splits import stratified_split
-from transferkit.folds import connected_groups
-from transferkit.types import DataSummary, Finding
+from transferkit.records import DataSummary, Finding, connected_groups
 
 __all__ = ["Verdict", "audit"]
 

@@ -12,7 +12,7 @@ import torch
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.data.draws import drawing, one_thread
 from transferkit.data.geometry import crop_offset
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["PRESETS", "Augmentation", "choose_preset"]
 

@@ -32,7 +32,7 @@ from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name
 from transferkit.data.labels import UNREAD, class_names, read_labels
 from transferkit.data.outside import outside_steps, tell_clipping, tell_steps
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["BUILTINS", "is_data_module", "is_dataset", "module_datasets", "take_builtin", "take_datasets"]
 

@@ -11,7 +11,7 @@ from transferkit.data.class_names import NaturalKey, natural_key, normal_name, o
 from transferkit.data.formats import is_image
 from transferkit.data.inventory import Inventory, take_files
 from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["image_files", "take_folder"]
 

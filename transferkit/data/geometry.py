@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["same_pictures", "to_pixels"]
 

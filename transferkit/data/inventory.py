@@ -16,7 +16,7 @@ from transferkit.core.progress import track
 from transferkit.data.decode import decode
 from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "take_files"]
 

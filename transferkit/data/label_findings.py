@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from transferkit.data.class_names import alike_names, are_numbers
 from transferkit.data.inventory import Inventory
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["describe_many_labels", "label_findings"]
 

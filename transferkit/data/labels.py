@@ -14,7 +14,7 @@ import torch
 from transferkit.core.errors import DataError
 from transferkit.data.class_names import normal_name, order_names
 from transferkit.data.inventory import NO_LABEL
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["UNREAD", "Labels", "class_names", "read_labels"]
 

@@ -18,7 +18,7 @@ from transferkit.data.class_names import natural_key
 from transferkit.data.formats import is_image, is_system_name
 from transferkit.data.inventory import SPLITS, UNSPLIT, split_name
 from transferkit.data.own_output import is_own_file, is_own_folder
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["LAYOUTS", "ClassFolder", "Layout", "files_in", "files_under", "recognise"]
 

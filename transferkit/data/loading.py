@@ -58,7 +58,7 @@ class Pictures(Dataset[Batch]):
 
     Example:
         >>> from transferkit.data import open_data
-        >>> from transferkit.types import Preprocessing
+        >>> from transferkit.records import Preprocessing
         >>> data = open_data("builtin/digits")
         >>> wants = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.8)
         >>> light, train = Augmentation(preset="light", preprocessing=wants), data.indices("train")

@@ -13,7 +13,7 @@ from transferkit.core.paths import expand
 from transferkit.data.class_names import natural_key, normal_name, order_names
 from transferkit.data.inventory import UNSPLIT, Inventory, split_name, take_files
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "take_manifest"]
 

@@ -18,7 +18,7 @@ from transferkit.data.mirroring import choose_flip
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import MEMORY_LIMIT, PixelStore
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -30,8 +30,7 @@ from transferkit.data.prepared import check_prepared
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
-from transferkit.folds import Folds
-from transferkit.types import DataSummary, Picture, Preprocessing
+from transferkit.records import DataSummary, Folds, Picture, Preprocessing
 
 __all__ = ["Data", "check_place", "open_data"]
 

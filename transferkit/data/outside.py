@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["outside_steps", "tell_steps"]
 

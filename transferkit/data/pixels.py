@@ -18,7 +18,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.progress import track
 from transferkit.data.inspection import in_threads
 from transferkit.data.opened import Data
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["MEMORY_LIMIT", "PixelStore"]
 

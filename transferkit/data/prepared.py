@@ -13,7 +13,7 @@ from PIL import Image
 
 from transferkit.core.errors import DataError
 from transferkit.data.arrays import as_tensor_values
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["check_prepared", "prepared_tensors"]
 

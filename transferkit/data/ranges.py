@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from transferkit.data.decode import CLEAR, REDUCED
 from transferkit.data.depth import Range, ValueSketch, choose_range
 from transferkit.data.inspection import Inspection
-from transferkit.types import Finding, Severity
+from transferkit.records import Finding, Severity
 
 __all__ = ["RangeCheck", "describe_range", "find_losses", "find_range"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.data.inventory import SPLITS, Inventory
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 __all__ = ["DEFAULT_TEST", "Shares", "split_findings", "split_rule"]
 

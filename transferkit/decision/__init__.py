@@ -19,7 +19,7 @@ from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import rule
 from transferkit.decision.weighing import best_probe, weigh
-from transferkit.types import Choice, Decision, Evidence
+from transferkit.records import Choice, Decision, Evidence
 
 __all__ = [
     "ENOUGH",

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
-from transferkit.types import Alternative
+from transferkit.records import Alternative
 
 __all__ = ["Belief", "update"]
 

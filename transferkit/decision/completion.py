@@ -13,7 +13,7 @@ from transferkit.decision.effort import usual_batch
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import starting_rate
-from transferkit.types import JOINED, SELECTED, Alternative, Choice, Decision, Evidence
+from transferkit.records import JOINED, SELECTED, Alternative, Choice, Decision, Evidence
 
 __all__ = ["Conditions", "HeldBack", "complete", "conclude", "independent_share", "settle_norm"]
 

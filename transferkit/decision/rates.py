@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transferkit.types import BackboneSpec
+from transferkit.records import BackboneSpec
 
 __all__ = ["LR_SCALE", "StartingRate", "starting_rate"]
 
@@ -48,7 +48,7 @@ def starting_rate(
         scale: Share of the original rate, > 0, that a person asked for; None takes a tenth.
 
     Example:
-        >>> from transferkit.types import Preprocessing
+        >>> from transferkit.records import Preprocessing
         >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=True)
         >>> round(starting_rate(spec, optimizer="sgd", batch_size=32).lr, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from transferkit.core.errors import OptionError
-from transferkit.types import TOP, Choice
+from transferkit.records import TOP, Choice
 
 __all__ = ["rule"]
 

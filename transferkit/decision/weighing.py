@@ -15,7 +15,7 @@ from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.effort import usual_epochs, usual_passes
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
-from transferkit.types import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
+from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
 __all__ = ["best_probe", "weigh"]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from transferkit.core.errors import MissingDependencyError
 from transferkit.nn import Classifier
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["export_onnx", "input_geometries"]
 

@@ -22,10 +22,9 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.core.errors import OptionError
-from transferkit.folds import Folds
 from transferkit.measure.ridge import Chunks, RidgePath, scale_rows
 from transferkit.measure.threads import in_parallel
-from transferkit.types import JOINED, CurvePoint
+from transferkit.records import JOINED, CurvePoint, Folds
 
 __all__ = ["learning_curves", "stratified_sample"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.folds import Folds
+from transferkit.records import Folds
 
 __all__ = ["NeighbourHits", "knn_accuracy", "knn_hits"]
 

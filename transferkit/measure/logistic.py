@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import OptionError
-from transferkit.folds import PARTS, Folds
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.quality import log_loss
 from transferkit.measure.ridge import Array, Chunks, principal_coordinates
+from transferkit.records import PARTS, Folds
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

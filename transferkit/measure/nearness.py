@@ -22,7 +22,7 @@ from transferkit.measure.similarity import (
     kl_by_channel,
     w2_by_channel,
 )
-from transferkit.types import StageDistance
+from transferkit.records import StageDistance
 
 __all__ = ["GROUPS", "Nearness", "Scale", "fit_scale", "measure_nearness", "remove_bias"]
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from transferkit.core.intervals import wilson_interval
-from transferkit.types import HeldOut, Metrics
+from transferkit.records import HeldOut, Metrics
 
 __all__ = ["assess", "calibration_error", "fit_temperature", "log_loss"]
 

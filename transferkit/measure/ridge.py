@@ -33,8 +33,7 @@ import numpy.typing as npt
 from scipy.linalg import eigh
 
 from transferkit.core.errors import DataError
-from transferkit.folds import Folds
-from transferkit.types import JOINED
+from transferkit.records import JOINED, Folds
 
 __all__ = [
     "MAX_RANK",

@@ -23,10 +23,10 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.core.errors import DataError
-from transferkit.folds import PARTS, Folds
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.ridge import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
+from transferkit.records import PARTS, Folds
 
 __all__ = ["SELECTION_IMAGES", "SHARES", "Selection", "select_features"]
 

@@ -21,7 +21,7 @@ from transferkit.nn.moments import MomentTap, discover_moment_taps, record_momen
 from transferkit.nn.norm.source import is_batch_norm
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, count_parameters, discover_taps, evaluating, explaining, record_taps
-from transferkit.types import JOINED, BackboneSpec, Preprocessing, StageSpec
+from transferkit.records import JOINED, BackboneSpec, Preprocessing, StageSpec
 
 __all__ = ["Backbone", "weights_digest"]
 
@@ -200,7 +200,7 @@ class Backbone(nn.Module):
         BackboneError: If the network cannot take images of that size.
 
     Example:
-        >>> from transferkit.types import Preprocessing
+        >>> from transferkit.records import Preprocessing
         >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=False)
         >>> toy = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(),

@@ -21,7 +21,7 @@ def count_operations(backbone: Backbone) -> int:
 
     Example:
         >>> from torch import nn
-        >>> from transferkit.types import BackboneSpec, Preprocessing
+        >>> from transferkit.records import BackboneSpec, Preprocessing
         >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=False)
         >>> toy = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 8, 2, 2), nn.ReLU(), nn.Flatten())

@@ -10,7 +10,7 @@ from torch import nn
 
 from transferkit.core.errors import OptionError
 from transferkit.nn.model import TransferModel, normalise
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["Blend", "StandardisedLinear"]
 

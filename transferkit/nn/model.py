@@ -9,7 +9,7 @@ from torch import nn
 
 from transferkit.core.errors import OptionError
 from transferkit.nn.backbone import Backbone
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 __all__ = ["TransferModel", "mean_over_views", "normalise"]
 

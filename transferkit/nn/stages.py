@@ -20,7 +20,7 @@ from torch import nn
 
 from transferkit.core.errors import BackboneError
 from transferkit.nn.pooling import Layout, find_layout, pool
-from transferkit.types import TOP
+from transferkit.records import TOP
 
 __all__ = [
     "Call",

@@ -229,7 +229,7 @@ def cut(backbone: Backbone, stage: str | int) -> Tail:
             the stage, or weights that are used on both sides of it.
 
     Example:
-        >>> from transferkit.types import BackboneSpec, Preprocessing
+        >>> from transferkit.records import BackboneSpec, Preprocessing
         >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=False)
         >>> toy = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(),

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from transferkit.records import Epoch
 from transferkit.report._plots import LETTER, MAX_TICKS, Label, Scale, fit_scale
 from transferkit.report._words import format_number, format_percent
-from transferkit.types import Epoch
 
 __all__ = ["Band", "EpochPanel", "EpochPhase", "draw_epochs", "find_phases"]
 

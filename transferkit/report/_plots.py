@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.intervals import TWO_SIDED
+from transferkit.records import JOINED, CurvePoint
 from transferkit.report._answers import ReliabilityBin
 from transferkit.report._words import format_count, format_percent, format_range, plural, shorten
-from transferkit.types import JOINED, CurvePoint
 
 __all__ = [
     "Cell",

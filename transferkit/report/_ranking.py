@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transferkit.records import MeasureScore, RankedModel, Ranking
 from transferkit.report._plots import Label, Scale, fit_scale
 from transferkit.report._words import (
     MISSING,
@@ -15,7 +16,6 @@ from transferkit.report._words import (
     format_seconds,
     plural,
 )
-from transferkit.types import MeasureScore, RankedModel, Ranking
 
 __all__ = ["RankingPage", "write_ranking"]
 

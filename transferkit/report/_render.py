@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from transferkit.records import Ranking, RunRecord
 from transferkit.report._ranking import write_ranking
 from transferkit.report.sections import write_report
-from transferkit.types import Ranking, RunRecord
 
 if TYPE_CHECKING:
     import jinja2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
-from transferkit.types import Picture
+from transferkit.records import Picture
 
 __all__ = ["Tile", "make_tile"]
 

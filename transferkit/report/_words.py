@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from transferkit.types import JOINED, SELECTED, TOP, BackboneSpec
+from transferkit.records import JOINED, SELECTED, TOP, BackboneSpec
 
 __all__ = [
     "capitalise",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transferkit.records import Decision
 from transferkit.strategies.plan import STRATEGIES, Plan
 from transferkit.strategies.rates import light_plan
-from transferkit.types import Decision
 
 __all__ = ["bias_only"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transferkit.records import Decision
 from transferkit.strategies.plan import STRATEGIES, Plan
 from transferkit.strategies.rates import NEW_HEAD_FACTOR, head_only
 from transferkit.strategies.reach import check_tune, is_selected, read_stages
-from transferkit.types import Decision
 
 __all__ = ["linear_probe"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transferkit.records import Decision
 from transferkit.strategies.plan import STRATEGIES, Phase, Plan
 from transferkit.strategies.rates import SOLVED_HEAD_FACTOR, decayed_rates, rate_of, stage_rules
 from transferkit.strategies.reach import check_tune, is_selected, reached_stages, read_stages
-from transferkit.types import Decision
 
 __all__ = ["lp_ft"]
 

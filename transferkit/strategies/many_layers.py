@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transferkit.records import Decision
 from transferkit.strategies.plan import STRATEGIES, Plan
 from transferkit.strategies.rates import decayed_rates, head_first, rate_of
 from transferkit.strategies.reach import reached_stages, tuned_stages
-from transferkit.types import Decision
 
 __all__ = ["many_layers"]
 

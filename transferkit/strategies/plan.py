@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.registry import Registry
-from transferkit.types import Decision
+from transferkit.records import Decision
 
 __all__ = ["HEAD", "KINDS", "NORMS", "STARTS", "STRATEGIES", "Adapters", "Phase", "Plan", "Rule", "Strategy"]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from transferkit.core.errors import OptionError
+from transferkit.records import Decision
 from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, Rule
 from transferkit.strategies.reach import check_tune, is_selected, reached_stages, read_stages
-from transferkit.types import Decision
 
 __all__ = [
     "CHOSEN",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from transferkit.core.errors import OptionError, list_problems, unknown_name
-from transferkit.types import JOINED, SELECTED, Choice
+from transferkit.records import JOINED, SELECTED, Choice
 
 __all__ = ["TUNABLE", "check_tune", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_tuned"]
 
@@ -30,7 +30,7 @@ def read_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
         OptionError: If the backbone has no such stage.
 
     Example:
-        >>> from transferkit.types import Decision
+        >>> from transferkit.records import Decision
         >>> decision = Decision(strategy="lp_ft", stage="joined", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> read_stages(decision, ["stem", "top"])
@@ -53,7 +53,7 @@ def reached_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
         OptionError: If the backbone has no such stage.
 
     Example:
-        >>> from transferkit.types import Decision
+        >>> from transferkit.records import Decision
         >>> decision = Decision(strategy="lp_ft", stage="middle", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> reached_stages(decision, ["stem", "middle", "top"])
@@ -120,7 +120,7 @@ def with_tuned(decision: C, tune: int | str | Sequence[str] | None, stages: Sequ
         OptionError: If the strategy settles that itself, a name is unknown, or k is out of its range.
 
     Example:
-        >>> from transferkit.types import Decision
+        >>> from transferkit.records import Decision
         >>> decision = Decision(strategy="few_layers", stage="middle", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
         >>> with_tuned(decision, 1, ["stem", "middle", "top"]).tuned

@@ -9,11 +9,11 @@ import torch
 
 from transferkit.core.errors import OptionError
 from transferkit.core.frameworks import lightning
+from transferkit.records import TOP
 from transferkit.strategies import Phase, Plan
 from transferkit.train.adapters import is_adapter
 from transferkit.train.freeze import FreezePlan, claims_table, find_backbone
 from transferkit.train.plans import plan_for
-from transferkit.types import TOP
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from transferkit.features import FeatureTable
-from transferkit.folds import Folds
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, TransferModel
+from transferkit.records import Folds
 from transferkit.strategies import Plan
 from transferkit.train.heads import HeadFit, choose_head, fit_heads
 

@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from transferkit.core.errors import OptionError, list_problems
 from transferkit.nn import Backbone
 from transferkit.nn.norm import follows_batches
+from transferkit.records import Claim
 from transferkit.strategies import HEAD, Phase, Rule
 from transferkit.train.adapters import is_adapter
-from transferkit.types import Claim
 
 __all__ = ["FreezePlan", "claims_table", "find_backbone"]
 
@@ -51,7 +51,7 @@ class FreezePlan:
         OptionError: If the rules do not fit the network; all that is wrong is said at once.
 
     Example:
-        >>> from transferkit.types import BackboneSpec, Preprocessing
+        >>> from transferkit.records import BackboneSpec, Preprocessing
         >>> plain = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
         >>> spec = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=plain, pretrained=False)
         >>> toy = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(),

@@ -13,7 +13,6 @@ from scipy.special import softmax
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.features import FeatureTable
-from transferkit.folds import Folds
 from transferkit.measure import (
     Selection,
     fit_logistic,
@@ -23,6 +22,7 @@ from transferkit.measure import (
     log_loss,
     select_features,
 )
+from transferkit.records import Folds
 from transferkit.strategies import Plan
 from transferkit.train.weighting import class_weights
 

@@ -19,9 +19,9 @@ from transferkit.core.distributed import agreed, is_first
 from transferkit.core.errors import RunFolderError
 from transferkit.core.frameworks import lightning
 from transferkit.core.serialization import from_json, to_json
+from transferkit.records import Epoch
 from transferkit.train.module import TransferModule
 from transferkit.train.sharding import whole
-from transferkit.types import Epoch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

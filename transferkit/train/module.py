@@ -18,6 +18,7 @@ from transferkit.core.random import draw_seed
 from transferkit.measure import fit_temperature
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel, in_halves
 from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
+from transferkit.records import JOINED, TOP, Preprocessing
 from transferkit.strategies import Plan
 from transferkit.train.adapters import add_adapters, is_adapter, merge_adapters
 from transferkit.train.averaging import WeightAverage, swa_start
@@ -30,7 +31,6 @@ from transferkit.train.schedule import PhasedSchedule
 from transferkit.train.sharding import Shards, fill_state
 from transferkit.train.targets import TargetScale
 from transferkit.train.trainer_options import check_sharding
-from transferkit.types import JOINED, TOP, Preprocessing
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
 from transferkit.nn import Backbone
+from transferkit.records import JOINED, SELECTED, TOP, Decision
 from transferkit.strategies import STRATEGIES, Plan, with_new_head, with_tuned
 from transferkit.train.recipe import Recipe
-from transferkit.types import JOINED, SELECTED, TOP, Decision
 
 __all__ = ["plan_for"]
 

@@ -12,7 +12,7 @@ import torch
 
 from transferkit.core.errors import OptionError, list_problems, unknown_name
 from transferkit.decision import usual_batch, usual_epochs, usual_folds
-from transferkit.folds import PARTS
+from transferkit.records import PARTS
 from transferkit.train.averaging import AVERAGES
 from transferkit.train.schedule import SCHEDULES
 from transferkit.train.sharding import is_sharded

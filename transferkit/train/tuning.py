@@ -23,10 +23,10 @@ import torch
 from transferkit.core.distributed import agreed, connect
 from transferkit.decision import TELLING
 from transferkit.features import FeatureTable
-from transferkit.folds import Fold, Folds
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
 from transferkit.nn.norm import recalibrate_statistics
+from transferkit.records import Candidate, Claim, Epoch, Fold, Folds, TrainingRecord
 from transferkit.strategies import Plan, scaled_plan
 from transferkit.train.closed_form import fit_closed_form
 from transferkit.train.heads import HeadFit, choose_head, fit_heads
@@ -37,7 +37,6 @@ from transferkit.train.range_test import RangeTest, find_rate
 from transferkit.train.recipe import Recipe
 from transferkit.train.run import Runner
 from transferkit.train.verify import Verdict, verify
-from transferkit.types import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = ["Feed", "FineTuned", "Judged", "Task", "fine_tune", "judge_folds"]
 

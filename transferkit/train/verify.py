@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from transferkit.measure import fit_temperature, log_loss
-from transferkit.types import Candidate
+from transferkit.records import Candidate
 
 __all__ = ["WEIGHTS", "Verdict", "verify"]
 

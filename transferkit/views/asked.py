@@ -10,7 +10,7 @@ import numpy as np
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.data import Data, same_pictures
-from transferkit.types import CropMode, Preprocessing, View
+from transferkit.records import CropMode, Preprocessing, View
 
 __all__ = [
     "ALONE",

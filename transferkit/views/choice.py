@@ -20,11 +20,10 @@ from transferkit.core.distributed import agreed
 from transferkit.core.errors import DataError
 from transferkit.data import Data
 from transferkit.features import FeatureTable, FrozenPass, average_tables
-from transferkit.folds import Folds
 from transferkit.measure import fit_ridge, fitting_threads, stratified_sample
 from transferkit.mirror import MirrorCheck, check_mirroring
+from transferkit.records import Folds, Preprocessing, ViewComparison, ViewScore
 from transferkit.train import class_weights
-from transferkit.types import Preprocessing, ViewComparison, ViewScore
 from transferkit.views.asked import (
     ALONE_GEOMETRIES,
     AUTO_VIEWS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from transferkit.mirror import MirrorCheck
-from transferkit.types import ViewComparison, ViewScore
+from transferkit.records import ViewComparison, ViewScore
 from transferkit.views.asked import ALONE_GEOMETRIES, GEOMETRIES, AskedViews
 
 __all__ = ["explain"]

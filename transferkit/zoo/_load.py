@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from transferkit.core.errors import BackboneError, unknown_name
-from transferkit.types import BackboneSpec, Preprocessing
+from transferkit.records import BackboneSpec, Preprocessing
 from transferkit.zoo import _packaged, _timm, _torchvision
 from transferkit.zoo._checkpoint import load_checkpoint, load_into
 from transferkit.zoo._recipe import Recipe

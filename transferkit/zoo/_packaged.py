@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import BackboneError, CheckpointError, MissingDependencyError, unknown_name
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 from transferkit.zoo import _timm
 from transferkit.zoo._checkpoint import fit
 from transferkit.zoo._published import published_packaged

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 from transferkit.zoo import _training
 from transferkit.zoo._published import UNKNOWN, Published
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 
 from transferkit.core.errors import BackboneError, unknown_name
-from transferkit.types import Interpolation, Preprocessing
+from transferkit.records import Interpolation, Preprocessing
 from transferkit.zoo import _hub
 from transferkit.zoo._published import published_timm
 from transferkit.zoo._recipe import Recipe

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from transferkit.core.errors import BackboneError, unknown_name
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 from transferkit.zoo import _hub
 from transferkit.zoo._published import published_torchvision
 from transferkit.zoo._recipe import Recipe

@@ -18,7 +18,7 @@ from transferkit.core.random import draw_seed
 from transferkit.data import Augmentation, choose_preset, to_pixels
 from transferkit.data.augmentation import PRESETS
 from transferkit.data.draws import drawing, one_thread
-from transferkit.types import CropMode, Preprocessing
+from transferkit.records import CropMode, Preprocessing
 
 DRAWN = [preset for preset in PRESETS if preset != "none"]
 

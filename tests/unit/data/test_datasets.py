@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from tests.unit.data.pictures import Listed, Writer, noise
 from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 WANTS = Preprocessing(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
 

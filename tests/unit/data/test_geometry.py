@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from transferkit.core.errors import OptionError
 from transferkit.data import to_pixels
-from transferkit.types import CropMode, Interpolation, Preprocessing, View
+from transferkit.records import CropMode, Interpolation, Preprocessing, View
 
 
 def picture(width: int, height: int) -> Image.Image:

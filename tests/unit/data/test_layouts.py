@@ -15,7 +15,7 @@ from tests.unit.data.pictures import Writer, noise
 from transferkit.core.errors import DataError
 from transferkit.data import Data, open_data
 from transferkit.data.predictable import predictable_images
-from transferkit.types import Finding
+from transferkit.records import Finding
 
 
 def found(data: Data, kind: str) -> Finding:

@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from transferkit.core.errors import OptionError
 from transferkit.data import Augmentation, EpochSampler, Mixing, Pictures, PixelStore, loading, make_loader, open_data
 from transferkit.data.loading import BatchKey
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.8)
 N = 45

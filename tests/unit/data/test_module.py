@@ -12,7 +12,7 @@ import torch
 from transferkit.core.errors import OptionError
 from transferkit.data import open_data
 from transferkit.data.module import TransferDataModule
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.8)
 

@@ -14,7 +14,7 @@ from tests.unit.data.pictures import Writer, noise
 from transferkit.core.errors import DataError, OptionError
 from transferkit.data import Data, open_data
 from transferkit.data.inspection import in_threads
-from transferkit.types import Finding, Preprocessing
+from transferkit.records import Finding, Preprocessing
 
 
 def finding(data: Data, kind: str) -> Finding:

@@ -16,7 +16,7 @@ import torch
 
 from transferkit.core.errors import DataError
 from transferkit.data import Data, PixelStore, open_data
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 PLACES = ["memory", "file", "source"]

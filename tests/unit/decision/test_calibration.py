@@ -21,7 +21,7 @@ from transferkit.decision import (
     weigh,
 )
 from transferkit.decision.calibration import smoothed_spread
-from transferkit.types import JOINED, SELECTED
+from transferkit.records import JOINED, SELECTED
 
 NOTHING = GainModel(coefficients={}, spread={})
 

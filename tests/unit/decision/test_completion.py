@@ -24,7 +24,7 @@ from transferkit.decision import (
     starting_rate,
     usual_batch,
 )
-from transferkit.types import Alternative, Choice, Decision, Evidence
+from transferkit.records import Alternative, Choice, Decision, Evidence
 
 TUNED = Choice(strategy="lp_ft", stage="top", mode="given", reasons=("asked for",), tuned=())
 PROBE = replace(TUNED, strategy="linear_probe", stage="joined")

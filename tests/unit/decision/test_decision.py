@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transferkit.core.errors import OptionError
 from transferkit.decision import MODES, Conditions, choose, complete, decide, rule, starting_rate
 from transferkit.decision.textbook import NEAR, PLENTY_IMAGES, PLENTY_PER_CLASS
-from transferkit.types import (
+from transferkit.records import (
     BackboneSpec,
     DataSummary,
     Evidence,

@@ -23,7 +23,7 @@ from transferkit.decision import (
 )
 from transferkit.decision.gains import LEAST_LEFT
 from transferkit.decision.weighing import STEP_COST, TIE, TUNED_SHARES, WORTH
-from transferkit.types import JOINED, SELECTED
+from transferkit.records import JOINED, SELECTED
 
 NOTHING = GainModel(coefficients={}, spread={})
 """Knows no task: what is measured decides."""

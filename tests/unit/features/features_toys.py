@@ -13,7 +13,7 @@ from torch import nn
 
 from transferkit.features.bank import FeatureBank, Ids, Shelf
 from transferkit.nn import Backbone
-from transferkit.types import BackboneSpec, Preprocessing
+from transferkit.records import BackboneSpec, Preprocessing
 
 SIDE = 32
 WIDTHS = {"early": 3, "top": 2}

@@ -16,7 +16,7 @@ from tests.unit.features.features_toys import PLAIN, Reader, draw_images, make_b
 from transferkit.features import FeatureBank, frozen_pass, identity, image_seconds
 from transferkit.features.engine import open_shelves
 from transferkit.nn import Backbone
-from transferkit.types import BackboneSpec
+from transferkit.records import BackboneSpec
 
 CPU = torch.device("cpu")
 

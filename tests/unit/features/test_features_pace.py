@@ -14,7 +14,7 @@ from transferkit.api import analyze
 from transferkit.data import Data
 from transferkit.features import engine, image_seconds
 from transferkit.nn import Backbone
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 SLOW = 0.004
 

@@ -8,7 +8,6 @@ import pytest
 from tests.unit.measure.problems import chunked, least_squares, make_problem, scaled
 from transferkit import folds as folds_module
 from transferkit.core.errors import DataError
-from transferkit.folds import Folds
 from transferkit.measure import (
     fit_logistic,
     fit_ridge,
@@ -18,6 +17,7 @@ from transferkit.measure import (
     ridge_paths,
     select_features,
 )
+from transferkit.records import Folds
 
 CLASSES = 3
 WHOLE = {"a": slice(0, 60), "b": slice(60, 100)}

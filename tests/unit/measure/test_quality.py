@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from transferkit.measure import assess, calibration_error, fit_temperature, log_loss
-from transferkit.types import HeldOut
+from transferkit.records import HeldOut
 
 
 def answers(seed: int, images: int, classes: int):

@@ -9,10 +9,10 @@ from sklearn.linear_model import Ridge
 
 from tests.unit.measure.problems import chunked, least_squares, make_problem, refit_without_each, scaled
 from transferkit.core.errors import DataError
-from transferkit.folds import Folds
 from transferkit.measure import selection
 from transferkit.measure.ridge import fit_ridge
 from transferkit.measure.selection import PENALTIES, SHARES, select_features
+from transferkit.records import Folds
 
 
 def needles(seed: int, *, images: int = 120, width: int = 200, useful: int = 6, classes: int = 3):

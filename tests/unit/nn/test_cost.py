@@ -6,7 +6,7 @@ from torchvision.models import VisionTransformer
 
 from transferkit.look import load_backbone
 from transferkit.nn import count_operations
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 
 def test_operations_are_twice_the_published_multiplications():

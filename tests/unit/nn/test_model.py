@@ -12,7 +12,7 @@ from torchvision.transforms import functional
 from tests.unit.nn.toy_networks import Classifier, Pyramid, spec_of
 from transferkit.nn import Backbone, Blend, TransferModel, logits_of
 from transferkit.nn.model import normalise
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 
 
 @pytest.fixture

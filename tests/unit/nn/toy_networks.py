@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from transferkit.types import BackboneSpec, Preprocessing
+from transferkit.records import BackboneSpec, Preprocessing
 
 
 def spec_of(size: int = 32, *, fixed_size: bool = False, native_size: int = 0) -> BackboneSpec:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from transferkit.types import (
+from transferkit.records import (
     Alternative,
     BackboneSpec,
     Candidate,

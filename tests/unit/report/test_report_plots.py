@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.report.test_report_render import Page, section
+from transferkit.records import CurvePoint
 from transferkit.report import render
 from transferkit.report._plots import LABELLED, LINE, draw_curves
-from transferkit.types import CurvePoint
 
 
 def curve(stage: str, *accuracies: float, first: int = 10) -> list[CurvePoint]:

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from transferkit.records import DataSummary, LeftOut, MeasureScore, ProbeScore, RankedModel, Ranking
 from transferkit.report import render_ranking
 from transferkit.report._ranking import write_ranking
-from transferkit.types import DataSummary, LeftOut, MeasureScore, ProbeScore, RankedModel, Ranking
 
 NASTY = "<script>alert(1)</script>"
 

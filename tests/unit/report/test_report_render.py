@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from transferkit.records import Alternative, HeldOut, Metrics
 from transferkit.report import render
-from transferkit.types import Alternative, HeldOut, Metrics
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SECTIONS = ["headline", "decision", "stages", "data", "quality", "mistakes", "calibration", "timings", "reproduce"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from transferkit.records import RunRecord, SimilarityDetail, StageDistance
 from transferkit.report import render
 from transferkit.report.sections._similarity import write_similarity
-from transferkit.types import RunRecord, SimilarityDetail, StageDistance
 
 STAGES = tuple(
     StageDistance(stage=name, distance=distance, error=0.002, w2=0.1, kl=0.05, channels=1280)

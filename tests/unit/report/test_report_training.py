@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.report.conftest import build_training
 from tests.unit.report.test_report_render import Page, section
+from transferkit.records import Candidate, Claim, Epoch, RunRecord
 from transferkit.report import render
 from transferkit.report._epochs import DOTTED, draw_epochs, find_phases, fit_axis
 from transferkit.report.sections._headline import write_headline
@@ -19,7 +20,6 @@ from transferkit.report.sections._kept import write_kept
 from transferkit.report.sections._learning import OPEN_CLAIMS, name_learnt, write_learning
 from transferkit.report.sections._training import MAX_EPOCH_ROWS, write_training
 from transferkit.strategies.plan import STRATEGIES
-from transferkit.types import Candidate, Claim, Epoch, RunRecord
 
 TRAINING = build_training()
 PROBE, AVERAGE, TUNED = TRAINING.candidates

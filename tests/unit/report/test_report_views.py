@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from transferkit.records import View, ViewComparison, ViewScore
 from transferkit.report import render
 from transferkit.report.sections import write_report
-from transferkit.types import View, ViewComparison, ViewScore
 
 FOUND = ViewComparison(
     geometry="squash",

@@ -11,7 +11,7 @@ from regret.running import shrink
 from regret.scoring import interval, relative_costs, score
 
 from transferkit.data import open_data
-from transferkit.types import JOINED, SELECTED
+from transferkit.records import JOINED, SELECTED
 
 STAGES = ("stem", "top")
 

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from transferkit.core.errors import OptionError
+from transferkit.records import Alternative, Decision
 from transferkit.strategies import (
     STRATEGIES,
     Plan,
@@ -19,7 +20,6 @@ from transferkit.strategies import (
     norm_only,
     surgical,
 )
-from transferkit.types import Alternative, Decision
 
 LITE = ("bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6", "top")
 ASKED = Decision(strategy="x", stage="top", lr=1.0, lr_scale=0.1, norm="keep", mode="given", reasons=("asked for",))

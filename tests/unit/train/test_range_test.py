@@ -19,8 +19,8 @@ from tests.unit.train.test_tuning import make_task  # noqa: F401 - a fixture
 from tests.unit.train.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
-from transferkit.folds import Fold
 from transferkit.nn import TransferModel, cut
+from transferkit.records import Fold
 from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan
 from transferkit.train import Runner, fine_tune
 from transferkit.train.module import CutBatch, TransferModule

@@ -16,9 +16,9 @@ from tests.unit.train.test_module import CLASSES, fit, make_backbone, make_modul
 from transferkit.core.errors import OptionError
 from transferkit.look import load_backbone
 from transferkit.nn import TransferModel
+from transferkit.records import Preprocessing
 from transferkit.train import Recipe, TransferModule
 from transferkit.train.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
-from transferkit.types import Preprocessing
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision import models
 
 from transferkit.core.errors import BackboneError, CheckpointError
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 from transferkit.zoo import load
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models, transforms
 
 from transferkit.core.errors import BackboneError
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 from transferkit.zoo import load
 from transferkit.zoo._load import describe
 

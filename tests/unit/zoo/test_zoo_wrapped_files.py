@@ -19,7 +19,7 @@ from torchvision import models
 
 import transferkit as tk
 from transferkit.core.errors import CheckpointError
-from transferkit.types import Preprocessing
+from transferkit.records import Preprocessing
 from transferkit.zoo import load
 
 NAME = "timm/test_resnet"

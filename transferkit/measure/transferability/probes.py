@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import OptionError
-from transferkit.folds import Folds
 from transferkit.measure.knn import knn_accuracy
 from transferkit.measure.ridge import ridge_paths
 from transferkit.measure.transferability._inputs import check_features
+from transferkit.records import Folds
 
 __all__ = ["knn", "press"]
 

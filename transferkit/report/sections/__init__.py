@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import RunRecord
 from transferkit.report.sections._calibration import Calibration, write_calibration
 from transferkit.report.sections._choice import Choice, write_choice
 from transferkit.report.sections._data import Data, write_data
@@ -20,7 +21,6 @@ from transferkit.report.sections._stages import Stages, write_stages
 from transferkit.report.sections._timings import Timings, write_timings
 from transferkit.report.sections._training import Training, write_training
 from transferkit.report.sections._views import Views, write_views
-from transferkit.types import RunRecord
 
 __all__ = ["Report", "write_report"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import HeldOut, Metrics
 from transferkit.report._answers import ReliabilityBin, mean_confidence, reliability_bins
 from transferkit.report._plots import ReliabilityPlot, draw_reliability
 from transferkit.report._words import format_count, format_number, format_percent, format_range
-from transferkit.types import HeldOut, Metrics
 
 __all__ = ["Calibration", "write_calibration"]
 

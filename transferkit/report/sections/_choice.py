@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import Alternative, Decision, RunRecord, TrainingRecord
 from transferkit.report._words import (
     capitalise,
     format_number,
@@ -15,7 +16,6 @@ from transferkit.report._words import (
 )
 from transferkit.report.sections._kept import is_fine_tuning, name_kept
 from transferkit.report.sections._learning import keeps_statistics, name_learnt
-from transferkit.types import Alternative, Decision, RunRecord, TrainingRecord
 
 __all__ = ["Choice", "write_choice"]
 

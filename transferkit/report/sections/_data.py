@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from transferkit.records import DataSummary, Finding, Picture
 from transferkit.report._tiles import Tile, make_tile
 from transferkit.report._words import capitalise, format_count, format_number, name_split, order_splits, plural, quote
-from transferkit.types import DataSummary, Finding, Picture
 
 __all__ = ["Data", "write_data"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import Alternative, RunRecord, TrainingRecord
 from transferkit.report._words import (
     capitalise,
     format_count,
@@ -18,7 +19,6 @@ from transferkit.report._words import (
 from transferkit.report.sections._kept import held_back_interval, name_held_back, name_kept
 from transferkit.report.sections._stages import chosen_probe
 from transferkit.report.sections._timings import total_seconds
-from transferkit.types import Alternative, RunRecord, TrainingRecord
 
 __all__ = ["Headline", "write_headline"]
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transferkit.records import Claim
 from transferkit.report._words import (
     MISSING,
     format_count,
@@ -14,7 +15,6 @@ from transferkit.report._words import (
     list_names,
     plural,
 )
-from transferkit.types import Claim
 
 __all__ = ["Learning", "keeps_statistics", "name_learnt", "write_learning"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import HeldOut, RunRecord
 from transferkit.report._tiles import Tile, make_tile
 from transferkit.report._words import format_percent, name_split, plural
-from transferkit.types import HeldOut, RunRecord
 
 __all__ = ["Mistakes", "write_mistakes"]
 

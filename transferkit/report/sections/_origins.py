@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import BackboneSpec, Evidence, Preprocessing, RunRecord
 from transferkit.report._words import format_count, format_number, format_percent, list_facts
-from transferkit.types import BackboneSpec, Evidence, Preprocessing, RunRecord
 
 __all__ = ["Origins", "write_origins"]
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.intervals import wilson_interval
+from transferkit.records import HeldOut, Metrics, RunRecord
 from transferkit.report._answers import ConfusedPair, class_recalls, confusion_counts, most_confused
 from transferkit.report._plots import HeatMap, draw_heat_map
 from transferkit.report._words import (
@@ -23,7 +24,6 @@ from transferkit.report._words import (
     plural,
     quote,
 )
-from transferkit.types import HeldOut, Metrics, RunRecord
 
 __all__ = ["Quality", "describe_untested", "write_quality"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
+from transferkit.records import SimilarityDetail, StageDistance
 from transferkit.report._plots import Scale, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, plural
-from transferkit.types import SimilarityDetail, StageDistance
 
 __all__ = ["Similarity", "write_similarity"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from transferkit.records import JOINED, SELECTED, ProbeScore, RunRecord
 from transferkit.report._plots import CurvePlot, Scale, draw_curves, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, format_range
 from transferkit.report.sections._kept import is_fine_tuning
-from transferkit.types import JOINED, SELECTED, ProbeScore, RunRecord
 
 __all__ = ["Stages", "write_stages", "chosen_probe"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from transferkit.records import RunRecord
 from transferkit.report._words import format_percent, format_seconds, plural
-from transferkit.types import RunRecord
 
 __all__ = ["Timings", "write_timings", "total_seconds"]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transferkit.records import Epoch, TrainingRecord
 from transferkit.report._epochs import EpochPanel, EpochPhase, draw_epochs, find_phases
 from transferkit.report._words import (
     MISSING,
@@ -17,7 +18,6 @@ from transferkit.report._words import (
 )
 from transferkit.report.sections._kept import find_probe, name_held_back
 from transferkit.report.sections._learning import Learning, write_learning
-from transferkit.types import Epoch, TrainingRecord
 
 __all__ = ["Training", "write_training"]
 

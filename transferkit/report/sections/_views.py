@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transferkit.records import ViewComparison, ViewScore
 from transferkit.report._words import format_percent, format_seconds, plural
-from transferkit.types import ViewComparison, ViewScore
 
 __all__ = ["Views", "write_views"]
 
