@@ -37,7 +37,7 @@ from transferkit.data import open_data
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.measure import fit_ridge, ridge
 from transferkit.records import Folds
-from transferkit.survey import read_features
+from transferkit.workflow.measure import read_features
 
 FOUND = ROOT / "benchmarks" / "held_back.json"
 TASKS = ("characters", "glyphs", "families", "scripts")

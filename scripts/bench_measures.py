@@ -47,7 +47,7 @@ from transferkit.measure import MEASURES, bootstrap_ranks, fit_ridge, ridge_path
 from transferkit.measure.ridge import principal_coordinates
 from transferkit.nn import Backbone
 from transferkit.records import JOINED, TOP
-from transferkit.survey import read_features
+from transferkit.workflow.measure import read_features
 
 MODELS = tuple(f"packaged/tf_efficientnet_lite{size}" for size in (0, 1, 2))
 IMAGE_SIZE = 96

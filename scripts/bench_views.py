@@ -36,15 +36,16 @@ from transferkit.core.provenance import environment
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
 from transferkit.features import FeatureBank, FeatureTable
-from transferkit.fitting import plan_decision
-from transferkit.look import Looked, load_backbone
+from transferkit.finetune import Recipe, fine_tune
 from transferkit.nn import Backbone, Classifier, logits_of
+from transferkit.probe import choose_head, fit_heads
 from transferkit.records import JOINED, SELECTED, TOP, Decision, Preprocessing
 from transferkit.strategies import STRATEGIES
-from transferkit.survey import read_features, survey
-from transferkit.train import Recipe, choose_head, fine_tune, fit_heads
-from transferkit.training import Training, Tuning
-from transferkit.views import ask_views, choose_views, fixed_views
+from transferkit.workflow.finetuning import Training, Tuning
+from transferkit.workflow.fit import plan_decision
+from transferkit.workflow.measure import read_features, survey
+from transferkit.workflow.session import Looked, load_backbone
+from transferkit.workflow.views import ask_views, choose_views, fixed_views
 
 FOUND = Path(__file__).parents[1] / "benchmarks" / "views.json"
 POOLING = "avg+max"

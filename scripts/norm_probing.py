@@ -13,11 +13,11 @@ from regret.running import fit_all, shrink
 
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
-from transferkit.look import Looked, load_backbone
 from transferkit.nn import Backbone
-from transferkit.normalising import swap_backbone
 from transferkit.records import SELECTED
-from transferkit.survey import survey
+from transferkit.workflow.measure import survey
+from transferkit.workflow.norm_swap import swap_backbone
+from transferkit.workflow.session import Looked, load_backbone
 
 KINDS = ("frozen", "recalibrated", "standardised_group")
 

@@ -26,14 +26,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
 from transferkit.features import FeatureBank
-from transferkit.look import load_backbone
+from transferkit.finetune import BlendRamp, Recipe, TransferModule
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import recalibrate_statistics, standardising, swap_norm
+from transferkit.probe import choose_head, fit_heads
 from transferkit.records import TOP, Decision
 from transferkit.strategies import STRATEGIES
-from transferkit.survey import read_features
-from transferkit.train import BlendRamp, Recipe, TransferModule, choose_head, fit_heads
+from transferkit.workflow.measure import read_features
+from transferkit.workflow.session import load_backbone
 
 PER_CLASS = 20
 EPOCHS = 10

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from transferkit.api import adapt, analyze, decide, load
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
-    from transferkit.look import load_backbone
+    from transferkit.finetune import FreezePlan, FreezePlanCallback, Recipe, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
-    from transferkit.ranking import rank
     from transferkit.records import Decision, Evidence, Preprocessing, Ranking
     from transferkit.result import Predictions, Result
-    from transferkit.train import FreezePlan, FreezePlanCallback, Recipe, TransferModule
+    from transferkit.workflow.rank import rank
+    from transferkit.workflow.session import load_backbone
 
 __version__ = "0.1.0"
 
@@ -50,22 +50,22 @@ __all__ = [
 _HOMES = {
     "Decision": "records",
     "Evidence": "records",
-    "FreezePlan": "train",
-    "FreezePlanCallback": "train",
+    "FreezePlan": "finetune",
+    "FreezePlanCallback": "finetune",
     "Predictions": "result",
     "Preprocessing": "records",
     "Ranking": "records",
-    "Recipe": "train",
+    "Recipe": "finetune",
     "Result": "result",
     "TransferDataModule": "data.module",
-    "TransferModule": "train",
+    "TransferModule": "finetune",
     "TransferkitError": "core.errors",
     "adapt": "api",
     "analyze": "api",
     "decide": "api",
     "load": "result",
-    "load_backbone": "look",
-    "rank": "ranking",
+    "load_backbone": "workflow.session",
+    "rank": "workflow.rank",
     "restore_norm": "nn.norm",
     "swap_norm": "nn.norm",
     "swapped_norms": "nn.norm",

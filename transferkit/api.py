@@ -20,17 +20,13 @@ from transferkit.core.paths import check_folder, expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import describe_settings, environment, quote_call
 from transferkit.data import MAX_PIXELS, check_place
-from transferkit.deciding import ask, conditions_for, give
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
-from transferkit.evaluation import pick_mistakes, pick_samples, sketch
 from transferkit.features import choose_device
-from transferkit.fitting import Outcome, fit_decision, plan_decision
-from transferkit.look import Looked, Options, load_backbone, look
+from transferkit.finetune import Recipe, count_processes
 from transferkit.measure import assess
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
-from transferkit.normalising import look_through
-from transferkit.pilots import Pilot, search
+from transferkit.probe import HEADS
 from transferkit.records import (
     Alternative,
     Choice,
@@ -41,10 +37,15 @@ from transferkit.records import (
     RunRecord,
 )
 from transferkit.result import Predictions, Result, check_replaceable, load
+from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
 from transferkit.strategies import NORMS, STRATEGIES, check_tune
-from transferkit.survey import timed
-from transferkit.train import HEADS, Recipe, count_processes
-from transferkit.training import Training, Tuning
+from transferkit.workflow.decide import ask, conditions_for, give
+from transferkit.workflow.finetuning import Training, Tuning
+from transferkit.workflow.fit import Outcome, fit_decision, plan_decision
+from transferkit.workflow.measure import timed
+from transferkit.workflow.norm_swap import look_through
+from transferkit.workflow.search import Pilot, search
+from transferkit.workflow.session import Looked, Options, load_backbone, look
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
 

@@ -13,8 +13,8 @@ from transferkit.core.serialization import from_json
 from transferkit.decision import HELD_BACK, Situation, usual_folds, usual_passes
 from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.pilots import Pilot
 from transferkit.records import JOINED, Candidate, Evidence
+from transferkit.workflow.search import Pilot
 
 PACE = 0.002
 """Seconds per image of the frozen pass: what costs are reckoned with, which no policy here heeds."""

@@ -13,15 +13,15 @@ import torch
 from regret.paths import MODEL, SIZE, folder_of, load_model, write
 from regret.running import shrink
 from transferkit.data import Data, open_data
-from transferkit.deciding import conditions_for, give
 from transferkit.decision import complete
 from transferkit.features import FeatureBank
-from transferkit.fitting import fit_decision
-from transferkit.look import Looked, Options
+from transferkit.finetune import Recipe
 from transferkit.nn import logits_of
-from transferkit.survey import Survey, survey
-from transferkit.train import Recipe
-from transferkit.training import Training
+from transferkit.workflow.decide import conditions_for, give
+from transferkit.workflow.finetuning import Training
+from transferkit.workflow.fit import fit_decision
+from transferkit.workflow.measure import Survey, survey
+from transferkit.workflow.session import Looked, Options
 
 OPTIONS = Options(
     image_size=SIZE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,

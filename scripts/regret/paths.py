@@ -40,7 +40,7 @@ def load_model(model: str) -> Any:
         from regret_backbones import load_half_resnet50
 
         return load_half_resnet50(image_size=SIZE)
-    from transferkit.look import load_backbone
+    from transferkit.workflow.session import load_backbone
 
     return load_backbone(model, image_size=SIZE)
 

@@ -10,8 +10,8 @@ from regret.cells import Cell, by_task, with_only
 from regret.learning import learn
 from transferkit.decision import GainModel, rule, weigh
 from transferkit.decision.gains import UNKNOWN_SIMILARITY
-from transferkit.pilots import Pilot, search
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice
+from transferkit.workflow.search import Pilot, search
 
 Outcome = tuple[float, float]
 """Test accuracy, and seconds after the frozen pass."""

@@ -20,10 +20,10 @@ from transferkit.core.provenance import environment
 from transferkit.core.serialization import to_json
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
+from transferkit.probe import HeadFit, choose_head, fit_heads
 from transferkit.records import JOINED, SELECTED, Decision, Evidence
 from transferkit.strategies import STRATEGIES
-from transferkit.survey import Survey, survey
-from transferkit.train import HeadFit, choose_head, fit_heads
+from transferkit.workflow.measure import Survey, survey
 
 LEVELS = {5: 3, 20: 3, 100: 2, 1000: 1}
 """Images per class at most -> draws of them."""

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import transferkit as tk
 from tests.unit.train.training_toys import fit, is_statistic, moved, states
+from transferkit.finetune import tuning
+from transferkit.finetune.adapters import find_targets
 from transferkit.nn import Backbone, Blend, TransferModel
 from transferkit.strategies import HEAD, STRATEGIES
-from transferkit.train import tuning
-from transferkit.train.adapters import find_targets
 
 CONVOLUTIONAL, TRANSFORMER = "torchvision/resnet18", "timm/test_vit"
 SIDES = {CONVOLUTIONAL: 32, TRANSFORMER: 64}

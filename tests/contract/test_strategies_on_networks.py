@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from transferkit import zoo
+from transferkit.finetune.adapters import add_adapters, is_adapter
+from transferkit.finetune.freeze import FreezePlan
 from transferkit.nn import Backbone
 from transferkit.records import Decision
 from transferkit.strategies import STRATEGIES, Plan
-from transferkit.train.adapters import add_adapters, is_adapter
-from transferkit.train.freeze import FreezePlan
 
 CONVOLUTIONAL, TRANSFORMER = "timm/test_efficientnet", "timm/test_vit"
 SIDE = 160

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import transferkit.api
-from transferkit.train import memory, tuning, verify
+from transferkit.finetune import memory, tuning, verify
 
 judge = verify.verify
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import transferkit.api
-from transferkit import survey
-from transferkit.train import memory, tuning, verify
+from transferkit.finetune import memory, tuning, verify
+from transferkit.workflow import measure
 
 judge = verify.verify
-pace = survey._pace
+pace = measure._pace
 
 
 def keep_both(*compared: Any) -> verify.Verdict:
@@ -79,7 +79,7 @@ def main(images: str, out: str, settings: str, *worlds: str) -> None:
 if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
     memory.SAVE_EVERY = 0.0  # every epoch
     tuning.verify = keep_both
-    survey._pace = pace_apart
+    measure._pace = pace_apart
     # So that all that was trained is in the weights.
     tuning._best_epoch = lambda trials: len(trials[0].memory.epochs) - 1
     main(*sys.argv[1:])

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import transferkit as tk
-from transferkit import training
 from transferkit.core.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.finetune import tuning
 from transferkit.records import JOINED, Preprocessing
 from transferkit.strategies import STRATEGIES, TUNABLE
-from transferkit.train import tuning
+from transferkit.workflow import finetuning
 
 PACKAGED = "packaged/tf_efficientnet_lite0"
 
@@ -250,7 +250,7 @@ def test_a_small_validation_split_is_left_for_the_report(stripes):
 
 def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypatch):
     (stripes / "test").rename(stripes / "val")
-    monkeypatch.setattr(training, "ENOUGH", 12)
+    monkeypatch.setattr(finetuning, "ENOUGH", 12)
     result = fine_tune_stripes(stripes)
     assert result.record.training.held_back == 12
     assert "images of the validation split" in result.record.training.how
@@ -260,10 +260,10 @@ def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, t
     whole = fine_tune_stripes(stripes, out=tmp_path / "whole", train={"epochs": 3, "views": 0})
     begun = {"out": tmp_path / "run", "train": {"epochs": 3, "views": 0}}
     with monkeypatch.context() as patch:
-        patch.setattr("transferkit.train.fine_tune", lambda *arguments, **options: 1 / 0)
+        patch.setattr("transferkit.finetune.fine_tune", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tune_stripes(stripes, **begun)
-    monkeypatch.setattr(training.Tuning, "_cached", None)
+    monkeypatch.setattr(finetuning.Tuning, "_cached", None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
     states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "afresh")]

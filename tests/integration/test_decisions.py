@@ -11,9 +11,9 @@ from tests.conftest import draw_stripes
 from transferkit import api
 from transferkit.core.errors import OptionError
 from transferkit.decision import choose
-from transferkit.look import Options
 from transferkit.records import Decision
 from transferkit.strategies import STRATEGIES
+from transferkit.workflow.session import Options
 
 LOOK = {"image_size": 32, "progress": False}
 MODELS = {"random weights": ("timm/test_resnet", False), "pretrained": ("packaged/tf_efficientnet_lite0", True)}

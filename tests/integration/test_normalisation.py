@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import transferkit as tk
-from transferkit import normalising
 from transferkit.core.errors import OptionError
 from transferkit.nn.norm import FrozenBatchNorm, GroupNorm
 from transferkit.records import Preprocessing
+from transferkit.workflow import norm_swap
 
 PLAIN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear")
 
@@ -88,7 +88,7 @@ def test_group_normalisation_is_fitted_to_the_training_images(stripes, tmp_path)
 @pytest.mark.parametrize(("after", "accepted"), [(0.891, True), (0.889, False)])
 def test_a_swap_that_costs_the_features_more_than_a_point_is_refused(after, accepted, stripes, monkeypatch, tmp_path):
     accuracies = iter([0.9, after])
-    monkeypatch.setattr(normalising, "_accuracy", lambda evidence: next(accuracies))
+    monkeypatch.setattr(norm_swap, "_accuracy", lambda evidence: next(accuracies))
     result = adapt_stripes(stripes, norm="layer", out=tmp_path / "run")
     kind = ("layer", "layer") if accepted else ("frozen", "")
     assert (result.decision.norm, result.evidence.backbone.norm) == kind
@@ -99,14 +99,14 @@ def test_a_swap_that_costs_the_features_more_than_a_point_is_refused(after, acce
 
 
 def test_a_refused_swap_does_not_freeze_statistics_of_random_weights(stripes, monkeypatch):
-    monkeypatch.setattr(normalising, "MARGIN", -1.0)  # nothing is good enough
+    monkeypatch.setattr(norm_swap, "MARGIN", -1.0)  # nothing is good enough
     result = adapt_stripes(stripes, model="timm/test_efficientnet", pretrained=False, train={"batch_size": 8})
     assert result.decision.norm == "keep"
 
 
 @pytest.mark.parametrize("norm", ["frozen", "group"])
 def test_one_image_at_once_is_enough_for_what_needs_no_batch(norm, stripes, monkeypatch):
-    monkeypatch.setattr(normalising, "MARGIN", 1.0)
+    monkeypatch.setattr(norm_swap, "MARGIN", 1.0)
     result = adapt_stripes(stripes, norm=norm, train={"batch_size": 1, "epochs": 2})
     assert result.decision.norm == {"group": "standardised_group"}.get(norm, norm)
     assert [epoch.phase for epoch in result.record.training.epochs] == ["head", "last stages"]
@@ -131,7 +131,7 @@ def test_a_relative_that_was_trained_with_group_normalisation_is_named(stripes):
 
 @pytest.mark.parametrize(("size", "images", "used"), [(96, 5000, 512), (224, 5000, 94), (512, 5000, 64), (224, 50, 50)])
 def test_large_pictures_are_fewer_to_fit_to(size, images, used):
-    assert normalising._how_many(images, size) == used
+    assert norm_swap._how_many(images, size) == used
 
 
 def test_what_answers_by_the_batch_is_for_other_loops():

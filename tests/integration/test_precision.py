@@ -11,7 +11,7 @@ import torch
 
 import transferkit as tk
 from transferkit.cli import main
-from transferkit.train import TransferModule, tuning, verify
+from transferkit.finetune import TransferModule, tuning, verify
 
 COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 

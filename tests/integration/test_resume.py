@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 import transferkit as tk
 from transferkit import cli
 from transferkit.core.errors import RunFolderError
+from transferkit.finetune import memory
 from transferkit.strategies import STRATEGIES
-from transferkit.train import memory
 
 SHORT = {"epochs": 5, "folds": 2, "lr": 0.01}
 

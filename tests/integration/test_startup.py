@@ -130,7 +130,7 @@ def test_the_command_line_answers_without_torch(words, says):
 def test_options_of_a_trainer_are_asked_of_lightning_in_silence():
     """Lightning's import sets the level of its own loggers: what is to be silent must come after it."""
     script = (
-        "import sys, torch\nfrom transferkit.train import count_processes\n"
+        "import sys, torch\nfrom transferkit.finetune import count_processes\n"
         "assert not {'lightning', 'pytorch_lightning'} & set(sys.modules)\n"
         "print(count_processes(torch.device('cpu'), {'devices': 2}), 'pytorch_lightning' in sys.modules)"
     )

@@ -115,7 +115,7 @@ def test_every_view_is_kept_in_the_bank_and_found_there(adapt):
 def test_a_fine_tuned_network_is_trained_on_one_view_and_predicts_with_all(
     adapt, photos, network, tmp_path, monkeypatch, weight
 ):
-    from transferkit.train import tuning
+    from transferkit.finetune import tuning
 
     judge = tuning.verify
 

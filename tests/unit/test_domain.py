@@ -14,7 +14,10 @@ from torch import nn
 
 from tests.unit.features.features_toys import PLAIN, Reader, draw_images, make_backbone, name_images
 from transferkit.core.serialization import from_json, to_json
-from transferkit.domain import (
+from transferkit.features import FeatureBank, frozen_pass
+from transferkit.nn import Backbone
+from transferkit.records import SimilarityDetail
+from transferkit.workflow.source_similarity import (
     LEAST_ANSWERS,
     SAMPLE,
     Side,
@@ -23,9 +26,6 @@ from transferkit.domain import (
     load_scale,
     measure_similarity,
 )
-from transferkit.features import FeatureBank, frozen_pass
-from transferkit.nn import Backbone
-from transferkit.records import SimilarityDetail
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 20))

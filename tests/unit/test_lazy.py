@@ -29,7 +29,7 @@ def names_for_type_checkers(package: str) -> dict[str, str]:
 
 
 def test_the_packages_are_found():
-    assert {"transferkit", "transferkit.train"} <= set(PACKAGES)
+    assert {"transferkit", "transferkit.finetune"} <= set(PACKAGES)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -86,6 +86,6 @@ def test_a_name_that_its_module_lacks_is_said_to_lack_there(shop):
 
 
 def test_a_package_of_another_name_knows_nothing_of_it():
-    find, _ = attach("transferkit.train", {"Recipe": "recipe"})
-    with pytest.raises(AttributeError, match="'transferkit.train' has no attribute 'recipes'"):
+    find, _ = attach("transferkit.finetune", {"Recipe": "recipe"})
+    with pytest.raises(AttributeError, match="'transferkit.finetune' has no attribute 'recipes'"):
         find("recipes")

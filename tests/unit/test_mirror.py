@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import PACKAGED
-from transferkit.look import Options, look
-from transferkit.mirror import check_mirroring
-from transferkit.survey import read_features
+from transferkit.workflow.flip_check import check_mirroring
+from transferkit.workflow.measure import read_features
+from transferkit.workflow.session import Options, look
 
 SIDE = 32
 

@@ -13,8 +13,8 @@ from transferkit import decision as deciding
 from transferkit.core.errors import OptionError
 from transferkit.decision import GainModel, decide, usual_passes
 from transferkit.decision.weighing import TUNED_SHARES
-from transferkit.pilots import Pilot, search
 from transferkit.records import Candidate
+from transferkit.workflow.search import Pilot, search
 
 HOPE = GainModel(coefficients=dict.fromkeys(TUNED_SHARES, (0.1, 0.0, 0.0)), spread=dict.fromkeys(TUNED_SHARES, 0.5))
 """Knows that fine-tuning gains a little, on average, and not how much it does here."""

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import transferkit as tk
-from transferkit import ranking as module
 from transferkit.core.errors import BackboneError, DataError, HubError, OptionError
 from transferkit.core.serialization import from_json, to_json
 from transferkit.measure import MEASURES
 from transferkit.records import Preprocessing, Ranking
+from transferkit.workflow import rank as module
 
 SIDE = 16
 PLAIN = Preprocessing(size=SIDE, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")

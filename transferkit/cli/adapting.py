@@ -127,7 +127,7 @@ def _training_lines(training: TrainingRecord | None) -> list[str]:
     """What was trained, at which rate, and what is worth knowing of how it went."""
     if training is None:
         return []
-    from transferkit.train import claims_table
+    from transferkit.finetune import claims_table
 
     table = [f"  {line}" for line in claims_table(training.claims)]
     return [training.how, *training.notes, "What was trained:", *table]

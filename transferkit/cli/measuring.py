@@ -131,8 +131,8 @@ def _rank_arguments(settings: DictConfig) -> dict[str, Any]:
 
 def _rank(settings: DictConfig) -> float | None:
     from transferkit.core.serialization import to_json
-    from transferkit.ranking import rank
     from transferkit.report import render_ranking
+    from transferkit.workflow.rank import rank
 
     models = settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
     ranking = rank(models, **_rank_arguments(settings), command=current_command("rank", settings))

@@ -28,8 +28,8 @@ from tests.unit.features.features_toys import (
 from transferkit.core.errors import CacheError
 from transferkit.features import FeatureBank, cache_activations, frozen_pass, leases
 from transferkit.features.bank import Shelf
-from transferkit.look import Options
 from transferkit.nn import cut
+from transferkit.workflow.session import Options
 
 ROWS = 1000
 ROW_BYTES = WIDTH * 4 + 32

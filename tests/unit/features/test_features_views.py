@@ -14,7 +14,7 @@ from transferkit.features import FeatureBank
 from transferkit.features.engine import open_shelves, origin_of
 from transferkit.nn import Backbone
 from transferkit.records import View
-from transferkit.survey import read_features
+from transferkit.workflow.measure import read_features
 
 PAD = View(name="pad", crop_mode="border")
 MIRRORED = View(name="crop+mirror", crop_mode="center", mirrored=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.models import VisionTransformer
 
-from transferkit.look import load_backbone
 from transferkit.nn import count_operations
 from transferkit.records import Preprocessing
+from transferkit.workflow.session import load_backbone
 
 
 def test_operations_are_twice_the_published_multiplications():

@@ -12,11 +12,11 @@ from torch import nn
 
 from transferkit import zoo
 from transferkit.core.errors import MissingDependencyError, OptionError
+from transferkit.finetune.adapters import add_adapters, find_targets, is_adapter, merge_adapters
+from transferkit.finetune.freeze import FreezePlan
 from transferkit.nn import Backbone
 from transferkit.records import Decision
 from transferkit.strategies import STRATEGIES, Adapters
-from transferkit.train.adapters import add_adapters, find_targets, is_adapter, merge_adapters
-from transferkit.train.freeze import FreezePlan
 
 EIGHT = Adapters(rank=8, alpha=16)
 SIDES = {"timm/tf_efficientnet_lite0": 64, "timm/test_vit": 160, "torchvision/resnet18": 64}

@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.unit.nn.toy_networks import copy_of, same, stir, two_norms
 from transferkit.core.errors import CheckpointError, OptionError
+from transferkit.finetune.averaging import WeightAverage, swa_start
 from transferkit.nn.norm import recalibrate_statistics
-from transferkit.train.averaging import WeightAverage, swa_start
 
 
 def names_of(network: nn.Module) -> list[str]:

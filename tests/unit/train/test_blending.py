@@ -10,8 +10,8 @@ import torch
 
 from tests.unit.train.training_toys import Killed, Killer, Own, draw, fit, make_backbone, phase, plan_of
 from transferkit.core.errors import OptionError
+from transferkit.finetune import BlendRamp, FreezePlanCallback
 from transferkit.nn.norm import StandardisedGroupNorm, standardising, swap_norm
-from transferkit.train import BlendRamp, FreezePlanCallback
 
 IMAGES = torch.cat([images for images, _ in draw(8)])
 EVERYTHING = plan_of(phase("everything", stem=0.01, middle=0.01, top=0.01))

@@ -31,9 +31,9 @@ from tests.unit.train.training_toys import (
     trunk_names,
 )
 from transferkit.core.errors import OptionError
+from transferkit.finetune.callbacks import FreezePlanCallback, phase_starts
+from transferkit.finetune.freeze import FreezePlan
 from transferkit.strategies import Phase, Rule
-from transferkit.train.callbacks import FreezePlanCallback, phase_starts
-from transferkit.train.freeze import FreezePlan
 
 # ---- Which epoch is in which phase ----------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from transferkit.core.errors import OptionError
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.measure import fit_temperature, select_features
 from transferkit.nn import Backbone
+from transferkit.probe import CLASS_WEIGHTS, HEADS, choose_head, class_weights, fit_closed_form, fit_heads
 from transferkit.records import BackboneSpec, Preprocessing
 from transferkit.strategies import Plan
-from transferkit.train import CLASS_WEIGHTS, HEADS, choose_head, class_weights, fit_closed_form, fit_heads
 
 PLAIN = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 SPEC = BackboneSpec(name="toy", source="module", architecture="toy", preprocessing=PLAIN, pretrained=False)

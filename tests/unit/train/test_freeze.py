@@ -30,10 +30,10 @@ from tests.unit.train.training_toys import (
     trunk_names,
 )
 from transferkit.core.errors import OptionError
+from transferkit.finetune.freeze import FreezePlan
 from transferkit.nn import Backbone
 from transferkit.nn.norm import NORM_KINDS, swap_norm
 from transferkit.strategies import HEAD, Phase, Rule
-from transferkit.train.freeze import FreezePlan
 
 NORMS, BIASES = (".1.weight", ".1.bias"), ("bias",)
 """How the names of the toy's norm parameters and biases end."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from transferkit.core.errors import CheckpointError, DataError, OptionError
-from transferkit.train.losses import (
+from transferkit.finetune.losses import (
     L2SP,
     TASKS,
     l2_sp,

@@ -37,13 +37,13 @@ from tests.unit.train.training_toys import (
     trunk_names,
 )
 from transferkit.core.errors import DataError, OptionError
+from transferkit.finetune import CutBatch, Recipe, TransferModule
+from transferkit.finetune.adapters import is_adapter
+from transferkit.finetune.averaging import EMA_DECAY
+from transferkit.finetune.module import count_images
 from transferkit.nn import Backbone, TransferModel, cut
 from transferkit.nn.norm import AccumulatedBatchNorm
 from transferkit.strategies import HEAD, STRATEGIES
-from transferkit.train import CutBatch, Recipe, TransferModule
-from transferkit.train.adapters import is_adapter
-from transferkit.train.averaging import EMA_DECAY
-from transferkit.train.module import count_images
 
 TRUNK = "model.backbone.trunk."
 HEAD_NAMES = {"model.classifier.linear.weight", "model.classifier.linear.bias"}

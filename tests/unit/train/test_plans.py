@@ -7,10 +7,10 @@ import pytest
 from tests.unit.train.training_toys import make_backbone
 from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
+from transferkit.finetune.plans import USUAL_BATCH, plan_for
+from transferkit.finetune.recipe import Recipe
 from transferkit.records import Decision
 from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, with_new_head
-from transferkit.train.plans import USUAL_BATCH, plan_for
-from transferkit.train.recipe import Recipe
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"linear_probe"}))

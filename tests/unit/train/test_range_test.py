@@ -19,13 +19,13 @@ from tests.unit.train.test_tuning import make_task  # noqa: F401 - a fixture
 from tests.unit.train.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
+from transferkit.finetune import Runner, fine_tune
+from transferkit.finetune.module import CutBatch, TransferModule
+from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
+from transferkit.finetune.recipe import MOMENTUM, Recipe
 from transferkit.nn import TransferModel, cut
 from transferkit.records import Fold
 from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan
-from transferkit.train import Runner, fine_tune
-from transferkit.train.module import CutBatch, TransferModule
-from transferkit.train.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
-from transferkit.train.recipe import MOMENTUM, Recipe
 
 RATES = np.geomspace(1e-5, 1e-1, 60)
 """As a range test around 1e-3 has them."""
@@ -429,7 +429,7 @@ def test_a_run_that_is_taken_up_finds_the_same_rate(make_task, tmp_path) -> None
 
 
 def test_where_memory_runs_out_smaller_batches_are_tried(make_task, monkeypatch) -> None:  # noqa: F811
-    from transferkit.train import tuning
+    from transferkit.finetune import tuning
 
     sizes = []
 

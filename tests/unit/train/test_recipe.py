@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from transferkit.core.errors import OptionError
 from transferkit.data.augmentation import PRESETS
-from transferkit.train.recipe import AUGMENTS, MOMENTUM, Recipe
+from transferkit.finetune.recipe import AUGMENTS, MOMENTUM, Recipe
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ from tests.unit.train.training_toys import CLASSES, SIDE, head_then, make_backbo
 from transferkit.api import adapt
 from transferkit.core.batches import batches
 from transferkit.core.errors import OptionError, RunFolderError
-from transferkit.train import memory as memory_module
-from transferkit.train import run as run_module
-from transferkit.train import trainer_options
-from transferkit.train.memory import CHECKPOINT, Memory
-from transferkit.train.module import CutBatch, TransferModule
-from transferkit.train.recipe import Recipe
-from transferkit.train.run import Runner
-from transferkit.train.trainer_options import OF_THE_RECIPE, count_processes
+from transferkit.finetune import memory as memory_module
+from transferkit.finetune import run as run_module
+from transferkit.finetune import trainer_options
+from transferkit.finetune.memory import CHECKPOINT, Memory
+from transferkit.finetune.module import CutBatch, TransferModule
+from transferkit.finetune.recipe import Recipe
+from transferkit.finetune.run import Runner
+from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
 
 N, HELD_BACK = 20, 10
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from transferkit.core.errors import CheckpointError, OptionError
-from transferkit.train.schedule import SCHEDULES, PhasedSchedule, factor
+from transferkit.finetune.schedule import SCHEDULES, PhasedSchedule, factor
 
 FALLING = ("linear", "exponential", "cosine")
 

@@ -14,11 +14,11 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.unit.train.test_module import CLASSES, fit, make_backbone, make_module, make_trainer
 from transferkit.core.errors import OptionError
-from transferkit.look import load_backbone
+from transferkit.finetune import Recipe, TransferModule
+from transferkit.finetune.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
 from transferkit.nn import TransferModel
 from transferkit.records import Preprocessing
-from transferkit.train import Recipe, TransferModule
-from transferkit.train.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
+from transferkit.workflow.session import load_backbone
 
 
 @pytest.fixture

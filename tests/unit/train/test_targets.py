@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from transferkit.core.errors import DataError, OptionError
-from transferkit.train.targets import (
+from transferkit.finetune.targets import (
     TargetScale,
     check_classes,
     check_labels,
@@ -20,7 +20,7 @@ from transferkit.train.targets import (
     weigh_labels,
     weigh_numbers,
 )
-from transferkit.train.weighting import choose_weighting
+from transferkit.probe.weighting import choose_weighting
 
 NAMES = ("cat", "dog", "owl")
 

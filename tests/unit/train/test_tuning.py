@@ -27,11 +27,11 @@ from tests.unit.train.training_toys import (
     trunk_names,
 )
 from transferkit.features import FeatureBank, frozen_pass
+from transferkit.finetune import Recipe, Runner, fine_tune, tuning
+from transferkit.finetune import Task as TuningTask
 from transferkit.nn import Blend, TransferModel, logits_of
 from transferkit.records import Fold, Folds
 from transferkit.strategies import Plan
-from transferkit.train import Recipe, Runner, fine_tune, tuning
-from transferkit.train import Task as TuningTask
 
 IMAGES = 30
 CPU = torch.device("cpu")

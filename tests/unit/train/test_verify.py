@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
-from transferkit.train.verify import WEIGHTS, verify
+from transferkit.finetune.verify import WEIGHTS, verify
 
 
 @st.composite

@@ -6,7 +6,7 @@ import pytest
 
 from transferkit.core.errors import OptionError
 from transferkit.records import Preprocessing
-from transferkit.views.asked import apply_views, ask_views, distinct_geometries, refuse_for_tensors
+from transferkit.workflow.views.asked import apply_views, ask_views, distinct_geometries, refuse_for_tensors
 
 OWN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.875)
 

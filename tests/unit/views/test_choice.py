@@ -9,7 +9,7 @@ from PIL import Image
 from transferkit.data import open_data
 from transferkit.features import FeatureBank, FrozenPass
 from transferkit.records import Preprocessing
-from transferkit.views import ask_views, choice, choose_views
+from transferkit.workflow.views import ask_views, choice, choose_views
 
 OWN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=0.875)
 CLASSES = 3

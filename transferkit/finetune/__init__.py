@@ -1,0 +1,55 @@
+"""Plan -> network, fine-tuned by a Lightning trainer. What needs Lightning is imported when it is first asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transferkit.core.lazy import attach
+from transferkit.finetune.recipe import Recipe
+from transferkit.finetune.trainer_options import count_processes
+
+if TYPE_CHECKING:
+    from transferkit.finetune.blending import BlendRamp
+    from transferkit.finetune.callbacks import FreezePlanCallback
+    from transferkit.finetune.feeds import CutFeed
+    from transferkit.finetune.freeze import FreezePlan, claims_table
+    from transferkit.finetune.module import CutBatch, TransferModule
+    from transferkit.finetune.run import Runner
+    from transferkit.finetune.tuning import FineTuned, Judged, Task, fine_tune, judge_folds
+
+__all__ = [
+    "BlendRamp",
+    "CutBatch",
+    "CutFeed",
+    "FineTuned",
+    "FreezePlan",
+    "FreezePlanCallback",
+    "Judged",
+    "Recipe",
+    "Runner",
+    "Task",
+    "TransferModule",
+    "claims_table",
+    "count_processes",
+    "fine_tune",
+    "judge_folds",
+]
+
+_HOMES = {
+    "BlendRamp": "blending",
+    "CutBatch": "module",
+    "CutFeed": "feeds",
+    "FineTuned": "tuning",
+    "FreezePlan": "freeze",
+    "FreezePlanCallback": "callbacks",
+    "Judged": "tuning",
+    "Runner": "run",
+    "Task": "tuning",
+    "TransferModule": "module",
+    "claims_table": "freeze",
+    "fine_tune": "tuning",
+    "judge_folds": "tuning",
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = attach(__name__, _HOMES)

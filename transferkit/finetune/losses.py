@@ -1,0 +1,338 @@
+"""What is minimised, by task, and what tells a good model: losses of a batch, and the measure of a whole split.
+
+What targets must be is in `targets`; `L2SP` is added to any task's loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transferkit.core.errors import CheckpointError, DataError, OptionError, unknown_name
+from transferkit.core.registry import Registry
+from transferkit.finetune.sharding import add_up, is_sharded, local, placed, whole
+from transferkit.finetune.targets import (
+    check_batch_classes,
+    check_batch_labels,
+    check_batch_numbers,
+    check_classes,
+    check_labels,
+    check_numbers,
+    weigh_classes,
+    weigh_labels,
+    weigh_numbers,
+)
+
+__all__ = [
+    "HUBER_DELTA",
+    "L2SP",
+    "TASKS",
+    "Task",
+    "l2_sp",
+    "multi_label_loss",
+    "regression_loss",
+    "single_label_loss",
+]
+
+Array = npt.NDArray[Any]
+
+HUBER_DELTA = 1.0
+"""Error, in standard deviations of the target, from which on a regression loss grows linearly; torch's default."""
+
+
+class Loss(Protocol):
+    """(N, K) outputs and their targets -> scalar."""
+
+    def __call__(
+        self, outputs: Tensor, targets: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class BatchCheck(Protocol):
+    """Targets of a batch, and the number of outputs -> nothing, or a `DataError`; `values`: whether to read values."""
+
+    def __call__(self, targets: Tensor, outputs: int, *, values: bool = True) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A kind of target.
+
+    Args:
+        loss: Of a batch.
+        metric: What `score` measures, for people.
+        score: Outputs of N held-back images and their targets -> how good they are; higher is better.
+        check: All targets and the names of the K outputs -> nothing, or a `DataError` with all that is wrong.
+        check_batch: Targets of a batch and K -> nothing, or a `DataError` that says what they should be.
+        weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.
+    """
+
+    loss: Loss
+    metric: str
+    score: Callable[[Array, Array], float]
+    check: Callable[[Array, Sequence[str]], None]
+    check_batch: BatchCheck
+    weigh: Callable[[Array, int, str], npt.NDArray[np.float64] | None]
+
+
+TASKS: Registry[Task] = Registry("task")
+"""Name -> task."""
+
+
+def single_label_loss(
+    outputs: Tensor, targets: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy, mean over the images; lower is better.
+
+    An image that mixes two classes costs what it would cost as either, in the same shares; so do smoothing and weights.
+
+    Args:
+        outputs: (N, K) logits.
+        targets: (N,) int in [0, K), or (N, K) float, shares of classes that sum to 1, as mixup gives them.
+        smoothing: Share of a target that is spread over all K classes, in [0, 1).
+        weights: (K,) weight of each class.
+
+    References:
+        Szegedy et al., CVPR 2016, for smoothing. Deviation from torch's `cross_entropy`: weights are not divided by
+        their sum in the batch, which would depend on who is in it, and weigh an image's smoothed target as a whole.
+
+    Example:
+        >>> round(single_label_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2])).item(), 4)  # log 4
+        1.3863
+    """
+    _check_smoothing(smoothing)
+    outputs, classes = _precise(outputs), outputs.shape[1]
+    shares = targets if targets.is_floating_point() else F.one_hot(targets.long(), classes)
+    shares = shares.to(outputs.dtype) if weights is None else shares * weights.to(outputs)
+    smooth = (1 - smoothing) * shares + smoothing / classes * shares.sum(dim=1, keepdim=True)
+    return F.cross_entropy(outputs, smooth)
+
+
+def multi_label_loss(
+    outputs: Tensor, targets: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy, mean over images and labels; lower is better.
+
+    Args:
+        outputs: (N, K) logits.
+        targets: (N, K) 0 or 1, or anything between, as mixup gives them.
+        smoothing: Pulls targets towards 1/2: by how much, 1 all the way; in [0, 1).
+        weights: (K,) weight of each label's positives; its negatives weigh 1.
+
+    Example:
+        >>> round(multi_label_loss(torch.zeros(3, 4), torch.ones(3, 4)).item(), 4)  # log 2
+        0.6931
+    """
+    _check_smoothing(smoothing)
+    outputs = _precise(outputs)
+    targets = targets.to(outputs.dtype) * (1 - smoothing) + smoothing / 2
+    positive = None if weights is None else weights.to(outputs)
+    return F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=positive)
+
+
+def regression_loss(
+    outputs: Tensor,
+    targets: Tensor,
+    *,
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    delta: float | None = HUBER_DELTA,
+) -> Tensor:
+    """Huber loss, or half the squared error, mean over images and targets; lower is better.
+
+    Args:
+        outputs: (N,) or (N, R).
+        targets: (N,) or (N, R), standardised (`TargetScale`).
+        smoothing: 0: there are no classes to smooth over.
+        weights: (R,) weight of each target.
+        delta: Error from which on the loss grows linearly; None for squares all the way.
+
+    Example:
+        >>> regression_loss(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.0])).item()  # 1/2 and 3 - 1/2
+        1.5
+    """
+    if smoothing:
+        raise OptionError(f"Label smoothing is for classes; a regression takes 0, got {smoothing!r}.")
+    outputs = _columns(_precise(outputs))
+    targets = _columns(targets).to(outputs.dtype)
+    if outputs.shape != targets.shape:  # (N, 1) against (N,) would broadcast to (N, N) without a word
+        raise DataError(f"Outputs are {tuple(outputs.shape)}, targets {tuple(targets.shape)}: they must agree.")
+    if delta is None:
+        losses = 0.5 * F.mse_loss(outputs, targets, reduction="none")
+    else:
+        losses = F.huber_loss(outputs, targets, reduction="none", delta=delta)
+    return losses.mean() if weights is None else (losses * weights.to(losses)).mean()
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """In half precision a sum of exponentials, or a share of smoothing, is rounded to a few digits."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def _columns(values: Tensor) -> Tensor:
+    return values.unsqueeze(1) if values.ndim == 1 else values
+
+
+def _check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing < 1:
+        raise OptionError(f"Label smoothing must be in [0, 1), got {smoothing!r}.")
+
+
+def _accuracy(outputs: Array, targets: Array) -> float:
+    return float((outputs.argmax(axis=1) == targets).mean())
+
+
+def _mean_average_precision(outputs: Array, targets: Array) -> float:
+    """Over the labels that are on some image: one that is on none has no precision."""
+    from sklearn.metrics import average_precision_score
+
+    seen = np.asarray(targets).any(axis=0)
+    if not seen.any():
+        raise DataError("No held-back image has any label, so labels cannot be judged. Hold back more images.")
+    return float(average_precision_score(targets[:, seen], outputs[:, seen], average="macro"))
+
+
+def _r2(outputs: Array, targets: Array) -> float:
+    from sklearn.metrics import r2_score
+
+    if len(targets) < 2:
+        raise DataError(f"R2 needs 2 held-back images, got {len(targets)}. Hold back more images.")
+    return float(r2_score(targets.reshape(len(targets), -1), outputs.reshape(len(targets), -1)))
+
+
+TASKS.register("single_label")(
+    Task(
+        loss=single_label_loss,
+        metric="accuracy",
+        score=_accuracy,
+        check=check_classes,
+        check_batch=check_batch_classes,
+        weigh=weigh_classes,
+    )
+)
+TASKS.register("multi_label")(
+    Task(
+        loss=multi_label_loss,
+        metric="mean average precision",
+        score=_mean_average_precision,
+        check=check_labels,
+        check_batch=check_batch_labels,
+        weigh=weigh_labels,
+    )
+)
+TASKS.register("regression")(
+    Task(
+        loss=regression_loss,
+        metric="R2",
+        score=_r2,
+        check=check_numbers,
+        check_batch=check_batch_numbers,
+        weigh=weigh_numbers,
+    )
+)
+
+
+def l2_sp(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], *, alpha: float, beta: float) -> Tensor:
+    """alpha / 2 * |w - start|^2 + beta / 2 * |head|^2, a scalar that gradients flow through.
+
+    Args:
+        parameters: Name -> value, of at least one parameter.
+        start: Name -> value before training; what has none is the head's.
+        alpha: Strength of the pull to the start, >= 0.
+        beta: Strength of the pull of the head to zero, >= 0.
+
+    Example:
+        >>> l2_sp({"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}, alpha=0.5, beta=0.0).item()
+        1.0
+    """
+    penalty = next(iter(parameters.values())).new_zeros(())
+    for name, value in parameters.items():
+        if name in start:
+            penalty = penalty + alpha / 2 * (value - start[name]).square().sum()
+        else:
+            penalty = penalty + beta / 2 * value.square().sum()
+    return penalty
+
+
+class L2SP:
+    """Pulls trained parameters to where they started, the head's to zero: a prior that the pretrained network is good.
+
+    Weight decay, which pulls all of them to zero, must be off.
+
+    Args:
+        start: Name -> value before training, of all parameters that are ever trained but the head's; copied. After a
+            resume the network no longer has these values: load the state.
+        head: Names of the head's parameters.
+        alpha: Strength of the pull to the start, >= 0.
+        beta: Strength of the pull of the head to zero, >= 0.
+
+    Raises:
+        OptionError: If a strength is negative, or a name is in both.
+
+    References:
+        Li et al., ICML 2018, who train with SGD. Under Adam the gradient of the penalty is scaled per parameter, as
+        that of any L2 penalty is (Loshchilov & Hutter, ICLR 2019).
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> penalty = L2SP({"weight": layer.weight}, head=["bias"], alpha=0.5, beta=0.0)
+        >>> _ = layer.weight.data.add_(2.0)
+        >>> round(penalty(dict(layer.named_parameters())).item(), 4)
+        1.0
+    """
+
+    def __init__(self, start: Mapping[str, Tensor], *, head: Iterable[str], alpha: float, beta: float) -> None:
+        if not (0 <= alpha < math.inf and 0 <= beta < math.inf):
+            raise OptionError(f"alpha and beta of L2-SP must be finite and >= 0, got {alpha!r} and {beta!r}.")
+        self.alpha, self.beta = alpha, beta
+        self.head = frozenset(head)
+        self._start = {name: value.detach().clone() for name, value in start.items()}
+        if both := self.head & self._start.keys():
+            raise OptionError(f"Expected a parameter to be the head's or to have a start; {min(both)!r} is in both.")
+
+    def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The penalty, a scalar that gradients flow through.
+
+        Args:
+            parameters: Name -> value, of at least one parameter; those that ask for no gradient add nothing.
+
+        Raises:
+            OptionError: If a parameter that learns has no start and is not the head's.
+        """
+        learning = {name: value for name, value in parameters.items() if value.requires_grad}
+        if strange := learning.keys() - self._start.keys() - self.head:
+            known = [*self._start, *self.head]
+            raise OptionError(unknown_name("parameter", min(strange), known, remedy="L2-SP has no start for it."))
+        if not learning:
+            return next(iter(parameters.values())).new_zeros(())
+        self._start |= {name: placed(self._start[name], learning[name]) for name in learning.keys() & self._start}
+        parts = {name: local(value) for name, value in learning.items()}
+        start = {name: local(value) for name, value in self._start.items()}
+        penalty = l2_sp(parts, start, alpha=self.alpha, beta=self.beta)
+        return add_up(penalty) if any(map(is_sharded, learning.values())) else penalty
+
+    def state_dict(self) -> dict[str, Any]:
+        """The start."""
+        return {"start": {name: whole(value) for name, value in self._start.items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the start of the run that is resumed.
+
+        Raises:
+            CheckpointError: If it is about other parameters.
+        """
+        start = state_dict["start"]
+        if differ := start.keys() ^ self._start.keys():
+            raise CheckpointError(
+                f"The start of L2-SP is that of other parameters; {len(differ)} differ, such as {min(differ)!r}. "
+                "Resume with the plan that the run was started with."
+            )
+        self._start = {name: start[name].detach().clone() for name in self._start}

@@ -1,0 +1,96 @@
+"""What a model answers for a set of images, as columns and as CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FailedImage", "Predictions"]
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that could not be read.
+
+    Args:
+        item: Its name.
+        reason: Why, in a sentence.
+        position: Its place among all images that were given, from 0.
+    """
+
+    item: str
+    reason: str
+    position: int
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about some images.
+
+    Args:
+        items: N names.
+        classes: K class names.
+        probabilities: (N, K) float32, rows sum to 1.
+        failures: Images that could not be read, in order; none of the N. Only `on_error="skip"` leaves any.
+    """
+
+    items: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: npt.NDArray[np.float32]
+    failures: tuple[FailedImage, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """The likeliest class of each image."""
+        return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
+
+    @property
+    def confidences(self) -> npt.NDArray[np.float32]:
+        """(N,) probability of that class."""
+        confidences: npt.NDArray[np.float32] = self.probabilities.max(axis=1)
+        return confidences
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def to_csv(self) -> str:
+        """A header, then item, label, confidence and one column per class; where images failed, a column with why."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        reasons = ["error"] if self.failures else []
+        writer.writerow(["item", "label", "confidence", *(f"p({name})" for name in self.classes), *reasons])
+        for row in self._rows():
+            if isinstance(row, FailedImage):
+                writer.writerow([row.item, "", "", *("" for _ in self.classes), row.reason])
+                continue
+            item, label, shares = row
+            figures = [f"{shares.max():.6f}", *(f"{value:.6f}" for value in shares)]
+            writer.writerow([item, label, *figures, *("" for _ in reasons)])
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        """A list with an object per image; of one that failed, its item and error."""
+        rows: list[dict[str, Any]] = []
+        for row in self._rows():
+            if isinstance(row, FailedImage):
+                rows.append({"item": row.item, "error": row.reason})
+                continue
+            item, label, shares = row
+            named = {name: round(float(p), 6) for name, p in zip(self.classes, shares, strict=True)}
+            confidence = round(float(shares.max()), 6)
+            rows.append({"item": item, "label": label, "confidence": confidence, "probabilities": named})
+        return json.dumps(rows, indent=1, ensure_ascii=False)
+
+    def _rows(self) -> Iterator[FailedImage | tuple[str, str, npt.NDArray[np.float32]]]:
+        """Answers and failures in the order in which the images were given."""
+        answers = zip(self.items, self.labels, self.probabilities, strict=True)
+        failed = {failure.position: failure for failure in self.failures}
+        for position in range(len(self) + len(failed)):
+            yield failed[position] if position in failed else next(answers)

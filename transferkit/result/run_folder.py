@@ -1,0 +1,189 @@
+"""A run on disk: result.json, model.safetensors and report.html in one folder, each written whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from transferkit import zoo
+from transferkit.core.errors import RunFolderError, TransferkitError
+from transferkit.core.paths import mark_folder
+from transferkit.core.provenance import differing_settings
+from transferkit.core.serialization import from_json, to_json
+from transferkit.nn import Backbone, Blend, Classifier, TransferModel
+from transferkit.nn.norm import swap_norm
+from transferkit.records import Decision, Evidence, Metrics, RunRecord, TrainingRecord
+
+__all__ = ["check_replaceable", "read_run", "replace_file", "write_run"]
+
+SCHEMA = 1
+"""Version of `result.json`; raised when a reader of the old form would misread the new one."""
+
+PICTURES = frozenset({"held_out", "samples", "mistakes"})
+"""Fields of a record that live in the report only."""
+
+
+def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> str:
+    """Whether a run with these settings may be written to a folder; the sentence to say if that replaces another.
+
+    Raises:
+        RunFolderError: The folder holds a finished run of other settings, and it may not be overwritten.
+    """
+    if not (folder / "result.json").is_file():
+        return ""
+    if overwrite:
+        return f"{folder} holds a finished run, which is replaced."
+    try:
+        recorded = _read_result(folder).get("settings", {})
+    except RunFolderError:
+        recorded = {}
+    differing = differing_settings(recorded, settings)
+    if not differing and bool(recorded) == bool(settings):
+        return f"{folder} holds a finished run of the same settings, which is replaced."
+    which = f" ({', '.join(differing)})" if differing else ""
+    raise RunFolderError(
+        f"{folder} holds a finished run of other settings{which}. Choose another place with out=DIR, or replace that "
+        "run with overwrite=true (overwrite=True in Python)."
+    )
+
+
+def write_run(folder: Path, model: Classifier, record: RunRecord, html: str) -> None:
+    """Write the three files, `result.json` last.
+
+    Raises:
+        RunFolderError: If the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    plain = json.dumps(_described(model, record), indent=1, ensure_ascii=False)
+    try:
+        mark_folder(folder)
+        replace_file(folder / "model.safetensors", lambda file: save_file(weights, file))
+        replace_file(folder / "report.html", lambda file: file.write_text(html, encoding="utf-8"))
+        replace_file(folder / "result.json", lambda file: file.write_text(plain, "utf-8", "backslashreplace"))
+    except OSError as error:
+        raise RunFolderError(
+            f"The run folder {folder} cannot be written: {error.strerror or error}. Choose another with out=DIR."
+        ) from error
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place: nobody ever sees half of it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        write(partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _described(model: Classifier, record: RunRecord) -> dict[str, Any]:
+    members = model.parts if isinstance(model, Blend) else (model,)
+    heads = [{"stages": list(member.stages), "pooling": member.pooling} for member in members]
+    described = {"classes": list(model.classes), **(heads[0] if len(heads) == 1 else {"members": heads})}
+    return {"schema": SCHEMA, **to_json(record, leave_out=PICTURES), "model": described}
+
+
+def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifier, RunRecord, str | None]:
+    """The model in evaluation mode, its record, and the report if there is one.
+
+    Raises:
+        RunFolderError: If the folder holds no complete run, or one of another schema.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    plain = _read_result(folder)
+    evidence = from_json(Evidence, plain["evidence"])
+    record = RunRecord(
+        evidence=evidence,
+        decision=from_json(Decision, plain["decision"]),
+        metrics={split: from_json(Metrics, metrics) for split, metrics in plain["metrics"].items()},
+        seconds=plain["seconds"],
+        environment=plain["environment"],
+        command=plain["command"],
+        training=_read_training(plain),
+        settings=plain.get("settings") or {},
+        held_back_accuracy=plain.get("held_back_accuracy"),
+        trained_on=tuple(plain.get("trained_on") or ()),
+    )
+    try:
+        weights = load_file(folder / "model.safetensors")
+        model = _empty_model(evidence, plain["model"], module)
+        model.load_state_dict(weights)
+        report = folder / "report.html"
+        html = report.read_text(encoding="utf-8") if report.is_file() else None
+    except TransferkitError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunFolderError(f"The model in {folder} cannot be read: {reason}. Run transferkit adapt again.") from error
+    return model.eval(), record, html
+
+
+def _read_training(plain: Mapping[str, Any]) -> TrainingRecord | None:
+    """None for a closed form, and for a run from before there was anything else."""
+    found = plain.get("training")
+    return None if found is None else from_json(TrainingRecord, found)
+
+
+def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:
+    """One network, or the members of a blend, without their weights."""
+    backbone = Backbone(_architecture(evidence, module), evidence.backbone)
+    backbone.spec = evidence.backbone
+    members = [
+        TransferModel(
+            copy.deepcopy(backbone), stages=head["stages"], pooling=head["pooling"], classes=described["classes"]
+        )
+        for head in described.get("members", [described])
+    ]
+    return members[0] if len(members) == 1 else Blend(members)
+
+
+def _architecture(evidence: Evidence, module: nn.Module | None) -> nn.Module:
+    """The network of a saved run, without its weights."""
+    spec = evidence.backbone
+    if module is not None:
+        return module
+    source = "timm" if spec.source == "packaged" else spec.source
+    if source == "checkpoint":
+        source = spec.name.partition("/")[0]
+    if source == "module":
+        raise RunFolderError(
+            f"This run used a module of your own ({spec.architecture}), which cannot be rebuilt from its name. "
+            "Pass one like it: transferkit.load(path, module=...)."
+        )
+    network = zoo.load(f"{source}/{spec.architecture}", pretrained=False)[0]
+    return swap_norm(network, spec.norm) if spec.norm else network
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    if not (folder / "result.json").is_file():
+        raise RunFolderError(
+            f"There is no finished run at {folder}: result.json is missing. "
+            "Give the folder that transferkit adapt wrote to (out=DIR)."
+        )
+    try:
+        plain = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        schema = plain["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{folder / 'result.json'} cannot be read: {error}. Run transferkit adapt again."
+        ) from error
+    if schema != SCHEMA:
+        raise RunFolderError(
+            f"The run at {folder} has schema {schema}, this version reads {SCHEMA}. Run transferkit adapt again."
+        )
+    checked: dict[str, Any] = plain
+    return checked

@@ -1,0 +1,363 @@
+"""Backbone and data -> Evidence: one frozen pass, and every question that it answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.core.distributed import connect, neighbours
+from transferkit.core.intervals import wilson_interval
+from transferkit.data import Data
+from transferkit.features import (
+    FeatureBank,
+    FeatureTable,
+    FrozenPass,
+    average_tables,
+    choose_device,
+    frozen_pass,
+    image_seconds,
+)
+from transferkit.measure import (
+    RidgePath,
+    Selection,
+    fitting_threads,
+    knn_hits,
+    learning_curves,
+    ridge_paths,
+    select_features,
+)
+from transferkit.nn import Backbone
+from transferkit.probe import class_weights
+from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Folds, Preprocessing, ProbeScore
+from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
+from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
+
+__all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]
+
+NEIGHBOURS = 5
+NEIGHBOUR_IMAGES = 4096
+"""k-NN is a sanity row: this many images tell it within 1.6 points, and its cost grows with the square."""
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the wall-clock seconds that the block takes to `seconds[phase]`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one frozen pass leaves behind.
+
+    Args:
+        evidence: The measurements.
+        table: One row of features per image of the data, averaged over its views.
+        primary: The same in the geometry that networks are trained on, a single view.
+        folds: Labels of the N training images, and which of them are held back together.
+        train: (N,) indices of the training images in the data.
+        selection: How the features of all stages joined were weighted, and which were left out.
+    """
+
+    evidence: Evidence
+    table: FeatureTable
+    primary: FeatureTable
+    folds: Folds
+    train: npt.NDArray[np.int64]
+    selection: Selection
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) of the training images."""
+        return self.folds.labels
+
+
+def survey(
+    backbone: Backbone,
+    data: Data,
+    *,
+    bank: FeatureBank,
+    pooling: str,
+    device: str = "auto",
+    batch_size: int | None = None,
+    class_weight: str = "none",
+    similarity: float | None = None,
+    source: Data | None = None,
+    views: AskedViews | None = None,
+    budget: float | None = None,
+    seed: int = 0,
+    seconds: Mapping[str, float] | None = None,
+    progress: bool = True,
+) -> Survey:
+    """Run the frozen pass over all splits, and measure on the training split alone.
+
+    Args:
+        backbone, data: What to look at.
+        bank: Where features are kept.
+        pooling: "avg" or "avg+max".
+        device, batch_size, progress: As for `frozen_pass`.
+        class_weight: "none" or "balanced", for the probes.
+        similarity: If it is known from elsewhere; it wins over what is measured.
+        source: Images of the kind that the backbone was trained on, if the person has some.
+        views: Geometry and views that are wanted; None takes those of the backbone's preprocessing as they are.
+        budget: Seconds that all that follows the first pass may take, for what is left open there.
+        seed: Of the k-NN subsample.
+        seconds: Phases that came before, to be listed with these.
+    """
+    spent = dict(seconds or {})
+    read = partial(read_features, bank=bank, pooling=pooling, device=device, batch_size=batch_size, progress=progress)
+    if views is not None and data.normalised:
+        refuse_for_tensors(views)
+        views = None
+    own = backbone.spec.preprocessing
+    if views is not None:
+        backbone = backbone.with_preprocessing(apply_views(own, views.start, [views.start], mirror=False))
+    run = partial(read, backbone)
+    train = data.indices("train")
+    sample = choose_sample(data.content_ids, train)
+    # Without memory of a source and without source images there is nothing to compare moments with.
+    comparable = source is not None or bool(backbone.source_moments())
+    with timed(spent, "frozen pass"):
+        done = run(data, sample=sample if comparable else None)
+        looked = None if source is None else _look_at_source(run, source)
+    with timed(spent, "pace"):
+        pace = _pace(backbone, data, pooling, device)
+    with timed(spent, "similarity"):
+        target = Side(done.moments, done.table.take(sample), data.labels[sample])
+        detail = measure_similarity(backbone, target, source=looked, given=similarity)
+    if views is None:
+        primary = run(data, preprocessing=own.primary).table if own.views else done.table
+        seen = Chosen(own, done.table, primary, None)
+    else:
+        if neighbours()[1] > 1:
+            connect(choose_device(device))  # each has a clock of its own, and they must decide alike
+        with timed(spent, "views"):
+            seen = choose_views(
+                views,
+                own,
+                data,
+                partial(run, data),
+                first=done,
+                first_seconds=spent["frozen pass"],
+                image_seconds=pace,
+                budget=budget,
+                class_weight=class_weight,
+                seed=seed,
+            )
+    backbone, table = backbone.with_preprocessing(seen.preprocessing), seen.table
+    folds = data.folds.take(train)
+    probes, curves, selection = _measure(
+        table.take(train),
+        folds,
+        classes=data.summary.num_classes,
+        class_weight=class_weight,
+        seed=seed,
+        seconds=spent,
+    )
+    evidence = Evidence(
+        backbone=backbone.spec,
+        data=data.summary,
+        probes=probes,
+        pooling=pooling,
+        image_size=backbone.spec.preprocessing.size,
+        similarity=detail.value,
+        similarity_detail=detail,
+        seconds=spent,
+        images_computed=done.computed,
+        image_seconds=pace,
+        curves=curves,
+        views=seen.comparison,
+    )
+    return Survey(evidence, table, seen.primary, folds, train, selection)
+
+
+def _pace(backbone: Backbone, data: Data, pooling: str, device: str) -> float:
+    """Seconds per image of the frozen pass, decoding left out, whatever the bank holds."""
+    return image_seconds(backbone, pooling=pooling, device=device, workers=None if data.thread_safe else 1)
+
+
+def _measure(
+    known: FeatureTable,
+    folds: Folds,
+    *,
+    classes: int,
+    class_weight: str,
+    seed: int,
+    seconds: dict[str, float],
+) -> tuple[tuple[ProbeScore, ...], tuple[CurvePoint, ...], Selection]:
+    """All that the training images' features tell, in closed form."""
+    labels = folds.labels
+    weights = class_weights(labels, class_weight)
+    with fitting_threads(len(labels)):
+        with timed(seconds, "probe"):
+            probes, paths = probe_stages(known, folds, classes=classes, class_weight=class_weight, seed=seed)
+        with timed(seconds, "selection"):
+            chosen = select_features(
+                known.chunks, labels, known.blocks, classes=classes, weights=weights, folds=folds, seed=seed
+            )
+            *rows, neighbours = probes
+            probes = (*rows, _selected_score(chosen, paths[JOINED], folds), neighbours)
+        with timed(seconds, "learning curves"):
+            curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, folds=folds, seed=seed)
+    return probes, curves, chosen
+
+
+def _look_at_source(run: Callable[..., FrozenPass], source: Data) -> Side:
+    """The pass over a sample of the source images; which split they are in does not matter."""
+    among = choose_sample(source.content_ids, np.arange(len(source)))
+    done = run(source, among=among, sample=np.arange(len(among)))
+    assert done.moments is not None
+    return Side(done.moments, done.table, source.labels[among])
+
+
+def read_features(
+    backbone: Backbone,
+    data: Data,
+    *,
+    bank: FeatureBank,
+    pooling: str,
+    device: str = "auto",
+    batch_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    among: npt.NDArray[np.int64] | None = None,
+    sample: npt.NDArray[np.int64] | None = None,
+    progress: bool = True,
+) -> FrozenPass:
+    """The frozen pass over all images of the data, or those `among`; `sample` as for `frozen_pass`.
+
+    With several views a pass each: features are their mean, moments those of the first view, and an image counts as
+    computed if it was for any of them.
+
+    Args:
+        backbone, data: What runs over what.
+        bank, pooling, device, batch_size, sample, progress: As for `frozen_pass`.
+        preprocessing: How to see the images; None takes the backbone's.
+        among: Indices of the images that are wanted; None: all.
+    """
+    wanted = backbone.spec.preprocessing if preprocessing is None else preprocessing
+    rows = np.arange(len(data)) if among is None else among
+
+    def run(view: Preprocessing, sample: npt.NDArray[np.int64] | None) -> FrozenPass:
+        def read(index: int) -> npt.NDArray[Any]:
+            return data.pixels(int(rows[index]), view)
+
+        return frozen_pass(
+            backbone.with_preprocessing(view),
+            read,
+            data.content_ids[rows],
+            bank=bank,
+            pooling=pooling,
+            device=device,
+            batch_size=batch_size,
+            sample=sample,
+            workers=None if data.thread_safe else 1,
+            progress=progress,
+        )
+
+    done = [run(view, None if number else sample) for number, view in enumerate(wanted.each_view)]
+    table = average_tables([one.table for one in done])
+    return FrozenPass(table, done[0].moments, max(one.computed for one in done))
+
+
+def probe_stages(
+    known: FeatureTable, folds: Folds, *, classes: int, class_weight: str = "none", seed: int = 0
+) -> tuple[tuple[ProbeScore, ...], dict[str, RidgePath]]:
+    """Held-back scores of every stage and of all joined, the k-NN sanity row, and the paths of the ridge rows.
+
+    Args:
+        known: Rows of the N training images.
+        folds: Their labels, (N,) int in [0, K), and which of them are held back together.
+        classes: K.
+        class_weight: "none" or "balanced", for the ridge rows.
+        seed: Of the k-NN subsample.
+    """
+    weights, order = class_weights(folds.labels, class_weight), folds.order
+    with fitting_threads(len(folds)):
+        paths = ridge_paths(
+            known.take(order).chunks,
+            folds.labels[order],
+            known.blocks,
+            classes=classes,
+            weights=None if weights is None else weights[order],
+            folds=folds.take(order),
+        )
+    paths = {name: path.sorted_back(order) for name, path in paths.items()}
+    widths = {name: block.stop - block.start for name, block in known.blocks.items()}
+    rows = [
+        _ridge_score(name, path, widths.get(name, known.width), paths[JOINED], folds) for name, path in paths.items()
+    ]
+    return (*rows, _neighbour_score(known, folds, seed)), paths
+
+
+def _score(
+    stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: float
+) -> ProbeScore:
+    """A score with its interval, or an unknown one where no independent image counts."""
+    if images == 0:
+        return ProbeScore(stage=stage, method=method, dim=dim, accuracy=None, low=None, high=None, penalty=penalty)
+    low, high = wilson_interval(accuracy * images, images)
+    return ProbeScore(
+        stage=stage,
+        method=method,
+        dim=dim,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        penalty=penalty,
+        images=images,
+        **more,
+    )
+
+
+def _ridge_score(stage: str, path: RidgePath, dim: int, joined: RidgePath, folds: Folds) -> ProbeScore:
+    right, best = path.right[path.best], path.best
+    differences = right.astype(np.float64) - joined.right[joined.best]
+    return _score(
+        stage,
+        "ridge",
+        dim,
+        float(path.accuracy[best]),
+        folds.independent(right, path.counting),
+        float(path.penalties[best]),
+        squared_error=float(path.squared_error[best]),
+        gain_error=0.0 if stage == JOINED else folds.standard_error(differences, path.counting),
+    )
+
+
+def _selected_score(chosen: Selection, joined: RidgePath, folds: Folds) -> ProbeScore:
+    """What the joined stages score, plus what selection adds to that where both are cross-validated.
+
+    The folds' own accuracy would be that of a fit to four fifths of the images, not to be held against the rest.
+    """
+    best = joined.best
+    images = folds.independent(joined.right[best], joined.counting) if chosen.known else 0.0
+    return _score(
+        SELECTED,
+        "ridge",
+        chosen.kept,
+        min(1.0, max(0.0, float(joined.accuracy[best]) + chosen.gain)) if images else 0.0,
+        images,
+        chosen.penalty,
+        squared_error=max(0.0, float(joined.squared_error[best]) + chosen.error_gain),
+        gain_error=chosen.gain_error,
+    )
+
+
+def _neighbour_score(table: FeatureTable, folds: Folds, seed: int) -> ProbeScore:
+    """k-NN on the top stage, on a random sample of the training images if there are many."""
+    images = min(len(folds), NEIGHBOUR_IMAGES)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(folds))[:images])
+    features, sampled = table.take(chosen).load([TOP]), folds.take(chosen)
+    hits = knn_hits(features, sampled.labels, k=NEIGHBOURS, folds=sampled)
+    independent = sampled.independent(hits.right, hits.counting)
+    return _score(TOP, "knn", features.shape[1], hits.accuracy, independent, float(min(NEIGHBOURS, images - 1)))
