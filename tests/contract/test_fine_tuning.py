@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import transferkit as tk
-from tests.unit.train.training_toys import fit, is_statistic, moved, states
+from tests.unit.finetune.training_toys import fit, is_statistic, moved, states
 from transferkit.finetune import tuning
 from transferkit.finetune.adapters import find_targets
 from transferkit.nn import Backbone, Blend, TransferModel

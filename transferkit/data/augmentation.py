@@ -98,7 +98,7 @@ class Augmentation:
         Müller and Hutter, ICCV 2021 (TrivialAugment); Zhong et al., AAAI 2020 (random erasing).
 
     Example:
-        >>> from transferkit.core.provenance import draw_seed
+        >>> from transferkit.core.random import draw_seed
         >>> half = (0.5, 0.5, 0.5)
         >>> wants = Preprocessing(size=16, mean=half, std=half, interpolation="bilinear", crop_pct=0.8)
         >>> light = Augmentation(preset="light", preprocessing=wants)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.unit.measure.problems import chunked, least_squares, make_problem, scaled
-from transferkit import folds as folds_module
 from transferkit.core.errors import DataError
 from transferkit.measure import (
     fit_logistic,
@@ -18,6 +17,7 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.records import Folds
+from transferkit.records import folds as folds_module
 
 CLASSES = 3
 WHOLE = {"a": slice(0, 60), "b": slice(60, 100)}

@@ -10,9 +10,9 @@ from scipy.spatial.distance import pdist
 from sklearn.linear_model import Ridge, RidgeClassifier
 
 from tests.unit.measure.problems import chunked, make_problem, refit_without_each, scaled
-from transferkit import folds
 from transferkit.measure import ridge
 from transferkit.measure.ridge import PENALTIES, fit_ridge, principal_coordinates, ridge_paths
+from transferkit.records import folds
 
 SHAPES = {"dual": (24, (20, 16)), "primal": (40, (5, 4)), "streamed": (70, (9, 7))}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from transferkit import folds
 from transferkit.measure import PENALTIES, fit_ridge, ridge_paths
+from transferkit.records import folds
 
 
 def scaled(features, width):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from tests.unit.measure.problems import make_problem, refit_without_each, scaled
-from transferkit import folds
 from transferkit.core.errors import OptionError
 from transferkit.measure import PENALTIES, knn_accuracy
 from transferkit.measure.transferability import knn, press
-from transferkit.records import Folds
+from transferkit.records import Folds, folds
 
 
 def test_press_equals_refits_without_each_image(monkeypatch):

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.unit.train.test_tuning import make_task  # noqa: F401 - a fixture
-from tests.unit.train.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
+from tests.unit.finetune.test_tuning import make_task  # noqa: F401 - a fixture
+from tests.unit.finetune.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
 from transferkit.finetune import Runner, fine_tune

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from tests.unit.train.training_toys import Killed, Killer, Own, draw, fit, make_backbone, phase, plan_of
+from tests.unit.finetune.training_toys import Killed, Killer, Own, draw, fit, make_backbone, phase, plan_of
 from transferkit.core.errors import OptionError
 from transferkit.finetune import BlendRamp, FreezePlanCallback
 from transferkit.nn.norm import StandardisedGroupNorm, standardising, swap_norm

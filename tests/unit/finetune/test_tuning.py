@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from tests.unit.features.features_toys import name_images
-from tests.unit.train.training_toys import (
+from tests.unit.finetune.training_toys import (
     CLASSES,
     SIDE,
     head_then,

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from transferkit.core.errors import DataError, OptionError
 from transferkit.core.intervals import wilson_interval
-from transferkit.records import (
-    LARGE_CLASS,
-    LARGE_GROUP,
-    LARGE_PARTS,
-    LEFT_OUT_AT_ONCE,
-    Fold,
-    Folds,
-    connected_groups,
-)
+from transferkit.records import Fold, Folds, connected_groups
+from transferkit.records.folds import LARGE_CLASS, LARGE_GROUP, LARGE_PARTS, LEFT_OUT_AT_ONCE
 
 
 def hold_back(labels, groups, *, folds, seed=0) -> list[Fold]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.train.training_toys import make_backbone
+from tests.unit.finetune.training_toys import make_backbone
 from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
 from transferkit.finetune.plans import USUAL_BATCH, plan_for

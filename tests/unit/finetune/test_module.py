@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import transferkit as tk
-from tests.unit.nn.toy_networks import spec_of
-from tests.unit.train.training_toys import (
+from tests.unit.finetune.training_toys import (
     CLASSES,
     SIDE,
     Killed,
@@ -36,6 +35,7 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
+from tests.unit.nn.toy_networks import spec_of
 from transferkit.core.errors import DataError, OptionError
 from transferkit.finetune import CutBatch, Recipe, TransferModule
 from transferkit.finetune.adapters import is_adapter

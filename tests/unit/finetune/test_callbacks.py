@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import transferkit as tk
-from tests.unit.train.training_toys import (
+from tests.unit.finetune.training_toys import (
     Killed,
     Killer,
     Own,

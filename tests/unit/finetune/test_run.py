@@ -17,7 +17,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from tests.unit.train.training_toys import CLASSES, SIDE, head_then, make_backbone, phase, plan_of
+from tests.unit.finetune.training_toys import CLASSES, SIDE, head_then, make_backbone, phase, plan_of
 from transferkit.api import adapt
 from transferkit.core.batches import batches
 from transferkit.core.errors import OptionError, RunFolderError

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from tests.unit.nn.toy_networks import Isotropic, Wrapper, spec_of
-from tests.unit.train.training_toys import (
+from tests.unit.finetune.training_toys import (
     CLASSES,
     STAGES,
     Staged,
@@ -29,6 +28,7 @@ from tests.unit.train.training_toys import (
     states,
     trunk_names,
 )
+from tests.unit.nn.toy_networks import Isotropic, Wrapper, spec_of
 from transferkit.core.errors import OptionError
 from transferkit.finetune.freeze import FreezePlan
 from transferkit.nn import Backbone

@@ -12,7 +12,7 @@ import pytest
 
 from transferkit.core.lazy import attach
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = sorted(
     ".".join(path.parent.relative_to(ROOT).parts)
     for path in (ROOT / "transferkit").rglob("__init__.py")
