@@ -41,10 +41,10 @@ from transferkit.nn import Backbone, Classifier, logits_of
 from transferkit.probe import choose_head, fit_heads
 from transferkit.records import JOINED, SELECTED, TOP, Decision, Preprocessing
 from transferkit.strategies import STRATEGIES
-from transferkit.workflow.finetuning import Training, Tuning
+from transferkit.workflow.finetune_run import FineTuneOptions, FineTuneRun
 from transferkit.workflow.fit import plan_decision
-from transferkit.workflow.measure import read_features, survey
-from transferkit.workflow.session import Looked, load_backbone
+from transferkit.workflow.measure import measure_features, read_features
+from transferkit.workflow.session import Session, load_backbone
 from transferkit.workflow.views import ask_views, choose_views, fixed_views
 
 FOUND = Path(__file__).parents[1] / "benchmarks" / "views.json"
@@ -226,7 +226,7 @@ def tune(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int]
 
 def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) -> dict[str, Any]:
     """Test accuracy of the network with one view and with all that views=auto takes, and its weight in what is kept."""
-    found = survey(backbone, data, bank=bank, pooling=POOLING, views=ask_views(), progress=False)
+    found = measure_features(backbone, data, bank=bank, pooling=POOLING, views=ask_views(), progress=False)
     seen = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
     recipe = Recipe()
     size = recipe.fitted(len(found.train)).batch_size or 1
@@ -235,8 +235,8 @@ def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) 
         strategy=strategy, stage=TOP, lr=start.lr, lr_scale=start.scale, norm="frozen", mode="given", reasons=("all",)
     )
     began = time.process_time()
-    looked = Looked(seen, data, found, {})
-    tuning = Tuning(looked, plan_decision(looked, decision), OPTIONS, "auto", Training(recipe=recipe))
+    session = Session(seen, data, found, {})
+    tuning = FineTuneRun(session, plan_decision(session, decision), OPTIONS, "auto", FineTuneOptions(recipe=recipe))
     judged = tuning.judged
     # The network itself, whether or not the probe did better on held-back images.
     alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))

@@ -15,20 +15,20 @@ from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
 from transferkit.nn import Backbone
 from transferkit.records import SELECTED
-from transferkit.workflow.measure import survey
+from transferkit.workflow.measure import measure_features
 from transferkit.workflow.norm_swap import swap_backbone
-from transferkit.workflow.session import Looked, load_backbone
+from transferkit.workflow.session import Session, load_backbone
 
 KINDS = ("frozen", "recalibrated", "standardised_group")
 
 
 def probe(backbone: Backbone, data: Data, bank: FeatureBank, kind: str) -> dict[str, Any]:
     """Accuracy on held-back and on test images of a probe on selected features."""
-    look = partial(survey, bank=bank, pooling=OPTIONS.pooling, progress=False)
+    look = partial(measure_features, bank=bank, pooling=OPTIONS.pooling, progress=False)
     found = look(backbone, data)
     similarity = found.evidence.similarity
     if kind != "frozen":
-        backbone = swap_backbone(Looked(backbone, data, found, {}), kind)
+        backbone = swap_backbone(Session(backbone, data, found, {}), kind)
         found = look(backbone, data, similarity=similarity)
     heads = fit_all(found, data, [stage.name for stage in backbone.stages], SELECTED)
     (kept,) = (head for head in heads.values() if head["kept"])

@@ -40,12 +40,12 @@ from transferkit.result import Predictions, Result, check_replaceable, load
 from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
 from transferkit.strategies import NORMS, STRATEGIES, check_tune
 from transferkit.workflow.decide import ask, conditions_for, give
-from transferkit.workflow.finetuning import Training, Tuning
+from transferkit.workflow.finetune_run import FineTuneOptions, FineTuneRun
 from transferkit.workflow.fit import Outcome, fit_decision, plan_decision
 from transferkit.workflow.measure import timed
-from transferkit.workflow.norm_swap import look_through
-from transferkit.workflow.search import Pilot, search
-from transferkit.workflow.session import Looked, Options, load_backbone, look
+from transferkit.workflow.norm_swap import measure_swapped
+from transferkit.workflow.search import Trial, search
+from transferkit.workflow.session import Options, Session, load_backbone, open_session
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "decide", "load", "load_backbone"]
 
@@ -146,7 +146,7 @@ def analyze(
         device=device,
         progress=progress,
     )
-    return look(model, data, options).survey.evidence
+    return open_session(model, data, options).measured.evidence
 
 
 def decide(
@@ -322,10 +322,10 @@ def adapt(
         budget=budget,
     )
     asked = None if strategy == "auto" else partial(_ask_backbone, strategy=strategy, stage=stage, tune=tune)
-    looked = look(model, data, options, check=asked)
-    seconds = looked.seconds
-    training = Training(recipe=recipe, trainer=trainer or {}, folder=out, resume=resume is not False)
-    evidence = looked.survey.evidence
+    session = open_session(model, data, options, check=asked)
+    seconds = session.seconds
+    training = FineTuneOptions(recipe=recipe, trainer=trainer or {}, folder=out, resume=resume is not False)
+    evidence = session.measured.evidence
     conditions = conditions_for(
         evidence,
         recipe,
@@ -336,7 +336,7 @@ def adapt(
     )
     # What cannot be is said before any trial; a run that never fine-tunes has nothing to be refused.
     kind = "frozen" if strategy == "linear_probe" else settle_norm(evidence, conditions)[0]
-    trials = _Trials(looked, options, head, training, conditions, norm=kind if kind in NORMS else "frozen")
+    trials = _Trials(session, options, head, training, conditions, norm=kind if kind in NORMS else "frozen")
     if budget is not None:
         connect(choose_device(device))  # each has a clock of its own, and they must decide alike
     left = _left(budget, evidence)
@@ -348,25 +348,25 @@ def adapt(
         else:
             choice = agreed(choose(evidence, mode=mode, budget=left))
         decision = complete(choice, evidence, conditions)
-        looked, decision = _swapped(looked, decision, options)
+        session, decision = _swapped(session, decision, options)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
-    fitted = fit_decision(looked, decision, options, head=head, training=training, begun=begun)
+    fitted = fit_decision(session, decision, options, head=head, training=training, begun=begun)
     decision = conclude(
         decision,
-        looked.survey.evidence,
+        session.measured.evidence,
         fitted.held_back,
         lr_factor=1.0 if fitted.training is None else fitted.training.lr_factor,
         reasons=fitted.reasons,
     )
     with timed(seconds, "verify"):
-        held_out = _answers(fitted, looked, device, ("val",) if evaluate is False else ("val", "test"))
+        held_out = _answers(fitted, session, device, ("val",) if evaluate is False else ("val", "test"))
         metrics = {split: assess(answers) for split, answers in held_out.items()}
     with timed(seconds, "report pictures"):
         shown = held_out.get("test") or held_out.get("val")
-        samples = pick_samples(looked.data, seed)
-        mistakes = pick_mistakes(looked.data, shown, looked.data.summary.classes)
+        samples = pick_samples(session.data, seed)
+        mistakes = pick_mistakes(session.data, shown, session.data.summary.classes)
     record = RunRecord(
-        evidence=looked.survey.evidence,
+        evidence=session.measured.evidence,
         decision=decision,
         metrics=metrics,
         seconds={**seconds, "total": sum(seconds.values())},
@@ -378,7 +378,7 @@ def adapt(
         mistakes=mistakes,
         settings=describe_settings(adapt, given),
         held_back_accuracy=fitted.held_back.accuracy,
-        trained_on=sketch(looked.data),
+        trained_on=sketch(session.data),
     )
     result = Result(fitted.model, record)
     if out is not None and is_first():
@@ -576,14 +576,14 @@ def _left(budget: float | None, evidence: Evidence) -> float | None:
     return float(f"{budget - min(evidence.views.seconds, budget / 2):.3g}")
 
 
-def _swapped(looked: Looked, decision: Decision, options: Options) -> tuple[Looked, Decision]:
-    """The look to go on with, normalisation swapped if that is decided and harmless; and the decision."""
+def _swapped(session: Session, decision: Decision, options: Options) -> tuple[Session, Decision]:
+    """The session to go on with, its normalisation swapped if that is decided and harmless; and the decision."""
     if decision.strategy == "linear_probe" or decision.norm in NORMS:
-        return looked, decision
-    looked, outcome = look_through(looked, options, decision.norm)
+        return session, decision
+    session, outcome = measure_swapped(session, options, decision.norm)
     # Where the swap was refused: statistics of random weights are worth no freezing, those of trained ones are.
-    kind = looked.backbone.spec.norm or ("frozen" if looked.backbone.spec.pretrained else "keep")
-    return looked, dataclasses.replace(decision, norm=kind, reasons=(*decision.reasons, outcome))
+    kind = session.backbone.spec.norm or ("frozen" if session.backbone.spec.pretrained else "keep")
+    return session, dataclasses.replace(decision, norm=kind, reasons=(*decision.reasons, outcome))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -595,23 +595,23 @@ class _Trials:
         norm: "keep" or "frozen"; a swap comes after the decision.
     """
 
-    looked: Looked
+    session: Session
     options: Options
     head: str
-    training: Training
+    training: FineTuneOptions
     conditions: Conditions
     norm: str
-    begun: dict[str, Tuning] = dataclasses.field(default_factory=dict)
+    begun: dict[str, FineTuneRun] = dataclasses.field(default_factory=dict)
 
-    def begin(self, option: Alternative) -> Pilot:
+    def begin(self, option: Alternative) -> Trial:
         """Run its folds."""
-        evidence = self.looked.survey.evidence
+        evidence = self.session.measured.evidence
         choice = give(evidence, strategy=option.strategy, stage=option.stage)
         decision = complete(choice, evidence, self.conditions)
-        plan = plan_decision(self.looked, dataclasses.replace(decision, norm=self.norm))
-        tuning = self.begun[option.strategy] = Tuning(self.looked, plan, self.options, self.head, self.training)
+        plan = plan_decision(self.session, dataclasses.replace(decision, norm=self.norm))
+        tuning = self.begun[option.strategy] = FineTuneRun(self.session, plan, self.options, self.head, self.training)
         verdict = tuning.judged.verdict
-        return Pilot(verdict.kept, verdict.candidates[0], tuning.held_back)
+        return Trial(verdict.kept, verdict.candidates[0], tuning.held_back)
 
 
 def _ask_backbone(
@@ -621,32 +621,32 @@ def _ask_backbone(
     return ask(backbone.spec, strategy=strategy, stage=stage, tune=tune)
 
 
-def _answers(fitted: Outcome, looked: Looked, device: str, splits: Sequence[str]) -> dict[str, HeldOut]:
+def _answers(fitted: Outcome, session: Session, device: str, splits: Sequence[str]) -> dict[str, HeldOut]:
     """Split name -> the model's probabilities there."""
     answers = {}
     for split in splits:
-        indices = looked.data.indices(split)
+        indices = session.data.indices(split)
         if not len(indices):
             continue
         answers[split] = HeldOut(
             split=split,
-            labels=looked.data.labels[indices],
-            probabilities=softmax(_scores(fitted, looked, indices, device), axis=1),
-            items=tuple(looked.data.items[index] for index in indices),
+            labels=session.data.labels[indices],
+            probabilities=softmax(_scores(fitted, session, indices, device), axis=1),
+            items=tuple(session.data.items[index] for index in indices),
         )
     return answers
 
 
-def _scores(fitted: Outcome, looked: Looked, indices: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.float32]:
+def _scores(fitted: Outcome, session: Session, indices: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.float32]:
     """(N, K) logits: from the features at hand where the backbone is as it was, else by running the model."""
     model = fitted.model
     if isinstance(model, TransferModel) and fitted.is_probe:
         weight, bias = (tensor.detach().numpy() for tensor in (model.linear.weight, model.linear.bias))
-        table = looked.survey.table.take(indices)
+        table = session.measured.table.take(indices)
         _, columns = table.select(model.stages)
         return np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
     preprocessing = model.preprocessing
-    pictures = (looked.data.pixels(int(index), preprocessing) for index in indices)
+    pictures = (session.data.pixels(int(index), preprocessing) for index in indices)
     scores = logits_of(model, pictures, device=choose_device(device)).numpy()
     model.to("cpu")
     return scores

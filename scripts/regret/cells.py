@@ -14,7 +14,7 @@ from transferkit.decision import HELD_BACK, Situation, usual_folds, usual_passes
 from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import JOINED, Candidate, Evidence
-from transferkit.workflow.search import Pilot
+from transferkit.workflow.search import Trial
 
 PACE = 0.002
 """Seconds per image of the frozen pass: what costs are reckoned with, which no policy here heeds."""
@@ -84,7 +84,7 @@ class Cell:
         """To fit all heads on a representation."""
         return max(found["seconds"] for name, found in self.strategies.items() if name.startswith(f"{stage} "))
 
-    def pilot(self, strategy: str) -> Pilot:
+    def pilot(self, strategy: str) -> Trial:
         """What its trial says."""
         found = self.tuned[strategy]
         probe, kept = (
@@ -92,7 +92,7 @@ class Cell:
             for name, weight in (("probe", 0.0), ("kept", found["kept"]))
             for accuracy, loss, error in [found["held_back"][str(weight)]]
         )
-        return Pilot(kept, probe, self.held_back(strategy))
+        return Trial(kept, probe, self.held_back(strategy))
 
     def held_back(self, strategy: str) -> int:
         """Images that a way of fine-tuning was judged on; of runs that did not note it, those of its usual folds."""

@@ -18,10 +18,10 @@ from transferkit.features import FeatureBank
 from transferkit.finetune import Recipe
 from transferkit.nn import logits_of
 from transferkit.workflow.decide import conditions_for, give
-from transferkit.workflow.finetuning import Training
+from transferkit.workflow.finetune_run import FineTuneOptions
 from transferkit.workflow.fit import fit_decision
-from transferkit.workflow.measure import Survey, survey
-from transferkit.workflow.session import Looked, Options
+from transferkit.workflow.measure import Measurement, measure_features
+from transferkit.workflow.session import Options, Session
 
 OPTIONS = Options(
     image_size=SIZE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
@@ -51,7 +51,7 @@ def tune(
                     continue
                 data = open_data(tasks / task["task"], progress=False)
                 small = shrink(data, level, 0)
-                found = survey(backbone, small, bank=bank, pooling="avg+max", progress=False)
+                found = measure_features(backbone, small, bank=bank, pooling="avg+max", progress=False)
                 for name in missing:
                     cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, name)
                     # Another process may have filled in other levels meanwhile.
@@ -62,13 +62,13 @@ def tune(
                     print(task["task"], level, name, cell["tuned"][name], flush=True)
 
 
-def tune_cell(backbone: Any, data: Data, found: Survey, strategy: str) -> dict[str, Any]:
+def tune_cell(backbone: Any, data: Data, found: Measurement, strategy: str) -> dict[str, Any]:
     """What `adapt` with this strategy returns, on the test images; seconds are the processor's own."""
     recipe, evidence = Recipe(), found.evidence
     decision = complete(give(evidence, strategy=strategy, stage=None), evidence, conditions_for(evidence, recipe))
     began = time.process_time()
     fitted = fit_decision(
-        Looked(backbone, data, found, {}), decision, OPTIONS, head="auto", training=Training(recipe=recipe)
+        Session(backbone, data, found, {}), decision, OPTIONS, head="auto", training=FineTuneOptions(recipe=recipe)
     )
     seconds = time.process_time() - began
     assert fitted.training is not None

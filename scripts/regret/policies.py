@@ -11,7 +11,7 @@ from regret.learning import learn
 from transferkit.decision import GainModel, rule, weigh
 from transferkit.decision.gains import UNKNOWN_SIMILARITY
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice
-from transferkit.workflow.search import Pilot, search
+from transferkit.workflow.search import Trial, search
 
 Outcome = tuple[float, float]
 """Test accuracy, and seconds after the frozen pass."""
@@ -59,7 +59,7 @@ def by_search(cell: Cell, others: Sequence[Cell]) -> Outcome:
     """`mode=search`, advised likewise; its trials are the folds that were run."""
     tried = []
 
-    def begin(option: Alternative) -> Pilot:
+    def begin(option: Alternative) -> Trial:
         tried.append(option.strategy)
         return cell.pilot(option.strategy)
 

@@ -23,7 +23,7 @@ from transferkit.features import FeatureBank
 from transferkit.probe import HeadFit, choose_head, fit_heads
 from transferkit.records import JOINED, SELECTED, Decision, Evidence
 from transferkit.strategies import STRATEGIES
-from transferkit.workflow.measure import Survey, survey
+from transferkit.workflow.measure import Measurement, measure_features
 
 LEVELS = {5: 3, 20: 3, 100: 2, 1000: 1}
 """Images per class at most -> draws of them."""
@@ -86,7 +86,7 @@ def representations(stages: Sequence[str]) -> tuple[str, ...]:
     return (*stages, JOINED, SELECTED)
 
 
-def fit(looked: Survey, data: Data, stages: Sequence[str], stage: str, head: str) -> tuple[list[HeadFit], float]:
+def fit(looked: Measurement, data: Data, stages: Sequence[str], stage: str, head: str) -> tuple[list[HeadFit], float]:
     """Heads on one representation, and the seconds they took (selecting features is timed in the evidence)."""
     decision = Decision(
         strategy="linear_probe", stage=stage, lr=0, lr_scale=0, norm="frozen", mode="given", reasons=("exhaustive",)
@@ -109,7 +109,7 @@ def rounded(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def fit_all(looked: Survey, data: Data, stages: Sequence[str], stage: str) -> dict[str, dict[str, Any]]:
+def fit_all(looked: Measurement, data: Data, stages: Sequence[str], stage: str) -> dict[str, dict[str, Any]]:
     """Name of each strategy on one representation -> held-back and test accuracy, seconds, whether `adapt` keeps it."""
     _, alone = fit(looked, data, stages, stage, "ridge")
     fits, together = fit(looked, data, stages, stage, "auto")
@@ -147,7 +147,7 @@ def lean(evidence: Evidence) -> dict[str, Any]:
 def run_cell(backbone: Any, data: Data, bank: FeatureBank, level: int, number: int) -> dict[str, Any]:
     """Every linear head on one draw of a task's images."""
     small = shrink(data, level, number)
-    looked = survey(backbone, small, bank=bank, pooling="avg+max", progress=False)
+    looked = measure_features(backbone, small, bank=bank, pooling="avg+max", progress=False)
     stages = [stage.name for stage in backbone.stages]
     strategies: dict[str, dict[str, Any]] = {}
     for stage in representations(stages):

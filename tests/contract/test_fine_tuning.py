@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import transferkit as tk
 from tests.unit.finetune.training_toys import fit, is_statistic, moved, states
-from transferkit.finetune import tuning
+from transferkit.finetune import cross_validation
 from transferkit.finetune.adapters import find_targets
 from transferkit.nn import Backbone, Blend, TransferModel
 from transferkit.strategies import HEAD, STRATEGIES
@@ -62,15 +62,15 @@ def keep(monkeypatch):
     """Whatever the numbers say, the candidate of this weight is kept, after all epochs."""
 
     def force(weight: float) -> None:
-        plain = tuning.verify
+        plain = cross_validation.verify
 
         def verify(*arguments):
             verdict = plain(*arguments)
             chosen = next(candidate for candidate in verdict.candidates if candidate.weight == weight)
-            return tuning.Verdict(verdict.candidates, chosen, verdict.temperatures)
+            return cross_validation.Verdict(verdict.candidates, chosen, verdict.temperatures)
 
-        monkeypatch.setattr(tuning, "verify", verify)
-        monkeypatch.setattr(tuning, "_best_epoch", lambda trials: EPOCHS - 1)
+        monkeypatch.setattr(cross_validation, "verify", verify)
+        monkeypatch.setattr(cross_validation, "_best_epoch", lambda trials: EPOCHS - 1)
 
     return force
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import transferkit.api
-from transferkit.finetune import memory, tuning, verify
+from transferkit.finetune import checkpoint, cross_validation, verify
 
 judge = verify.verify
 
@@ -67,6 +67,6 @@ def main(images: str, folder: str, scenarios: str) -> None:
 
 
 if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
-    memory.SAVE_EVERY = 0.0  # every epoch
-    tuning.verify = keep_both
+    checkpoint.SAVE_EVERY = 0.0  # every epoch
+    cross_validation.verify = keep_both
     main(*sys.argv[1:])

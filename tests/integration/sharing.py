@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import transferkit.api
-from transferkit.finetune import memory, tuning, verify
+from transferkit.finetune import checkpoint, cross_validation, verify
 from transferkit.workflow import measure
 
 judge = verify.verify
@@ -77,9 +77,9 @@ def main(images: str, out: str, settings: str, *worlds: str) -> None:
 
 
 if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
-    memory.SAVE_EVERY = 0.0  # every epoch
-    tuning.verify = keep_both
+    checkpoint.SAVE_EVERY = 0.0  # every epoch
+    cross_validation.verify = keep_both
     measure._pace = pace_apart
     # So that all that was trained is in the weights.
-    tuning._best_epoch = lambda trials: len(trials[0].memory.epochs) - 1
+    cross_validation._best_epoch = lambda trials: len(trials[0].checkpoint.epochs) - 1
     main(*sys.argv[1:])

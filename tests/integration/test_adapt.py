@@ -15,10 +15,10 @@ from torch import nn
 
 import transferkit as tk
 from transferkit.core.errors import BackboneError, DataError, OptionError, RunFolderError
-from transferkit.finetune import tuning
+from transferkit.finetune import cross_validation
 from transferkit.records import JOINED, Preprocessing
 from transferkit.strategies import STRATEGIES, TUNABLE
-from transferkit.workflow import finetuning
+from transferkit.workflow import finetune_run
 
 PACKAGED = "packaged/tf_efficientnet_lite0"
 
@@ -141,7 +141,7 @@ def test_a_decision_names_the_rates_that_it_ended_with(stripes, monkeypatch):
         )  # fmt: skip
 
     losses = iter([2.0, 1.0])
-    monkeypatch.setattr(tuning, "_lowest_loss", lambda trial: next(losses))
+    monkeypatch.setattr(cross_validation, "_lowest_loss", lambda trial: next(losses))
     rule, tried = adapt("rule"), adapt(None)
     assert (tried.decision.lr, tried.decision.lr_scale) == (3 * rule.decision.lr, 3 * rule.decision.lr_scale)
     assert tried.decision.lr in {claim.lr for claim in tried.record.training.claims}
@@ -173,7 +173,7 @@ def test_stages_to_train_are_obeyed_and_said(stripes, tmp_path):
 
 
 def test_a_share_of_the_original_rate_is_obeyed_and_no_other_is_tried(stripes, monkeypatch):
-    monkeypatch.setattr(tuning, "_compare_rates", None)
+    monkeypatch.setattr(cross_validation, "_compare_rates", None)
     tenth = adapt_quickly(stripes, strategy="few_layers")
     fifth = adapt_quickly(stripes, strategy="few_layers", train={"lr": None, "lr_scale": 0.2})
     assert (tenth.decision.lr_scale, fifth.decision.lr_scale) == (0.1, 0.2)
@@ -250,7 +250,7 @@ def test_a_small_validation_split_is_left_for_the_report(stripes):
 
 def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypatch):
     (stripes / "test").rename(stripes / "val")
-    monkeypatch.setattr(finetuning, "ENOUGH", 12)
+    monkeypatch.setattr(finetune_run, "ENOUGH", 12)
     result = fine_tune_stripes(stripes)
     assert result.record.training.held_back == 12
     assert "images of the validation split" in result.record.training.how
@@ -263,7 +263,7 @@ def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, t
         patch.setattr("transferkit.finetune.fine_tune", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tune_stripes(stripes, **begun)
-    monkeypatch.setattr(finetuning.Tuning, "_cached", None)
+    monkeypatch.setattr(finetune_run.FineTuneRun, "_cached", None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
     states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "afresh")]

@@ -32,7 +32,7 @@ def looks(tmp_path_factory):
             split = "train" if number < 8 else "test"
             draw_stripes(root / "stripes" / split / name / f"{number}.png", angle=angle, seed=100 * angle + number)
     return {
-        name: api.look(model, root / "stripes", options(pretrained=pretrained, cache=root / "cache"))
+        name: api.open_session(model, root / "stripes", options(pretrained=pretrained, cache=root / "cache"))
         for name, (model, pretrained) in MODELS.items()
     }
 
@@ -50,20 +50,20 @@ def decisions(looks, monkeypatch):
     """(model, similarity, options) -> what `decide` says, and what `adapt` hands to the fit, which is not done."""
     taken: list[Decision] = []
 
-    def take(looked, decision, options, **how):
+    def take(session, decision, options, **how):
         taken.append(decision)
         raise Decided
 
     def both(model="pretrained", similarity=None, **asked) -> tuple[Decision, Decision]:
-        looked = looks[model]
+        session = looks[model]
         if similarity is not None:
-            evidence = dataclasses.replace(looked.survey.evidence, similarity=similarity)
-            looked = dataclasses.replace(looked, survey=dataclasses.replace(looked.survey, evidence=evidence))
-        monkeypatch.setattr(api, "look", lambda *_, **how: looked)
+            evidence = dataclasses.replace(session.measured.evidence, similarity=similarity)
+            session = dataclasses.replace(session, measured=dataclasses.replace(session.measured, evidence=evidence))
+        monkeypatch.setattr(api, "open_session", lambda *_, **how: session)
         monkeypatch.setattr(api, "fit_decision", take)
         with pytest.raises(Decided):
             tk.adapt(model, "builtin/digits", progress=False, **asked)
-        said = None if asked.get("mode") == "search" else tk.decide(looked.survey.evidence, **asked)
+        said = None if asked.get("mode") == "search" else tk.decide(session.measured.evidence, **asked)
         return said, taken.pop()
 
     return both
@@ -137,7 +137,7 @@ def test_only_a_swap_is_told_by_trying_alone(decisions):
 )
 def test_decide_refuses_what_adapt_refuses(asked, message, looks):
     with pytest.raises(OptionError, match=message):
-        tk.decide(looks["pretrained"].survey.evidence, **asked)
+        tk.decide(looks["pretrained"].measured.evidence, **asked)
 
 
 def test_after_a_run_the_promise_is_that_of_the_held_back_images(stripes, tmp_path):

@@ -174,7 +174,7 @@ def test_what_is_written_is_marked_while_it_is_written(flat, at, monkeypatch):
         marked.extend(sorted(path for path in at.rglob("*") if path.is_dir() and (path / MARKER).is_file()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("transferkit.finetune.run.Runner.fit", note)
+    monkeypatch.setattr("transferkit.finetune.runner.Runner.fit", note)
     words = [word for word in TINY_WORDS if not word.startswith("strategy")]
     with pytest.raises(SystemExit):
         main(["adapt", "data.root=images", "out=run", *words, "strategy=lp_ft", "train.epochs=1", "train.folds=1"])

@@ -11,7 +11,7 @@ import torch
 
 import transferkit as tk
 from transferkit.cli import main
-from transferkit.finetune import TransferModule, tuning, verify
+from transferkit.finetune import TransferModule, cross_validation, verify
 
 COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 
@@ -39,7 +39,7 @@ def keep_both(monkeypatch):
         verdict = verify.verify(*compared)
         return replace(verdict, kept=verdict.candidates[2])
 
-    monkeypatch.setattr(tuning, "verify", judge)
+    monkeypatch.setattr(cross_validation, "verify", judge)
 
 
 @pytest.mark.usefixtures("keep_both")

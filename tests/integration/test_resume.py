@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import transferkit as tk
 from transferkit import cli
 from transferkit.core.errors import RunFolderError
-from transferkit.finetune import memory
+from transferkit.finetune import checkpoint
 from transferkit.strategies import STRATEGIES
 
 SHORT = {"epochs": 5, "folds": 2, "lr": 0.01}
@@ -77,17 +77,17 @@ def assert_alike(one: Path, other: Path) -> None:
 @contextmanager
 def interrupted(monkeypatch) -> Iterator[None]:
     """Ctrl-C in the second fold, after its second epoch."""
-    own, memories = memory.Memory.on_train_epoch_end, []
+    own, memories = checkpoint.RunCheckpoint.on_train_epoch_end, []
 
-    def note(self: memory.Memory, trainer: Any, module: Any) -> None:
+    def note(self: checkpoint.RunCheckpoint, trainer: Any, module: Any) -> None:
         own(self, trainer, module)
         memories.append(self)
         if len(memories) > len(self.epochs) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(memory, "SAVE_EVERY", 0.0)
-        patched.setattr(memory.Memory, "on_train_epoch_end", note)
+        patched.setattr(checkpoint, "SAVE_EVERY", 0.0)
+        patched.setattr(checkpoint.RunCheckpoint, "on_train_epoch_end", note)
         yield
 
 

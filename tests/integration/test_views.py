@@ -115,16 +115,16 @@ def test_every_view_is_kept_in_the_bank_and_found_there(adapt):
 def test_a_fine_tuned_network_is_trained_on_one_view_and_predicts_with_all(
     adapt, photos, network, tmp_path, monkeypatch, weight
 ):
-    from transferkit.finetune import tuning
+    from transferkit.finetune import cross_validation
 
-    judge = tuning.verify
+    judge = cross_validation.verify
 
     def keep(*arguments, **options):
         verdict = judge(*arguments, **options)
         kept = replace(verdict.candidates[-1], weight=weight, name="fine-tuned" if weight == 1 else "average")
         return replace(verdict, kept=kept)
 
-    monkeypatch.setattr(tuning, "verify", keep)
+    monkeypatch.setattr(cross_validation, "verify", keep)
     recipe = {"epochs": 1, "folds": 1, "augment": "none", "lr": 1e-3, "batch_size": 8}
     result = adapt(strategy="few_layers", views=VIEWS, train=recipe, out=tmp_path / "run")
     assert isinstance(result.model, TransferModel if weight == 1 else Blend)

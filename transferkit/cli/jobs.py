@@ -186,7 +186,7 @@ def _discard_folder() -> None:
 
 def _way_back() -> list[str]:
     """How a run that was stopped in training goes on, in words."""
-    out, training = output_folder(), sys.modules.get("transferkit.workflow.finetuning")
+    out, training = output_folder(), sys.modules.get("transferkit.workflow.finetune_run")
     if training is None or not (out / training.WORK).is_dir():
         return []
     words = [word for word in _task_words() if not word.startswith(("out=", "resume="))]

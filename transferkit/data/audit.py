@@ -1,7 +1,7 @@
 """What is wrong with the data, all of it at once, before any work starts.
 
 An inventory goes in. Unusable images and leaks are set aside, splits are drawn if there are none, classes are checked;
-a `Verdict` comes out, or one `DataError` that lists every problem with its remedy.
+a `AuditReport` comes out, or one `DataError` that lists every problem with its remedy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transferkit.data.split_findings import DEFAULT_TEST, Shares, split_findings
 from transferkit.data.splits import stratified_split
 from transferkit.records import DataSummary, Finding, connected_groups
 
-__all__ = ["Verdict", "audit"]
+__all__ = ["AuditReport", "audit"]
 
 _SMALL_CLASS = 5
 """Training images under which a class's accuracy is mostly chance."""
@@ -60,7 +60,7 @@ Names = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class AuditReport:
     """What is left after the audit.
 
     Args:
@@ -86,7 +86,7 @@ def audit(
     seed: int,
     strict: bool,
     value_range: Range | None = None,
-) -> Verdict:
+) -> AuditReport:
     """Judge an inventory.
 
     Args:
@@ -134,7 +134,7 @@ def audit(
     findings += [*_conversions(inventory, rows), *find_losses(names, looks), *grey.findings]
     rule = split_rule(inventory, rows, splits, shares=shares, seed=seed)
     summary = _summary(inventory, ids, rows, splits, groups, findings, rule)
-    return Verdict(summary=summary, rows=rows, splits=splits, groups=groups, value_range=grey.value_range)
+    return AuditReport(summary=summary, rows=rows, splits=splits, groups=groups, value_range=grey.value_range)
 
 
 def _raise_errors(findings: Iterable[Finding], origin: str) -> None:

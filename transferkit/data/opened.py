@@ -16,7 +16,7 @@ from PIL import Image
 from transferkit.core.errors import DataError, OptionError
 from transferkit.core.file_kinds import is_text, kind_of, read_head
 from transferkit.core.paths import expand
-from transferkit.data.audit import Verdict, audit
+from transferkit.data.audit import AuditReport, audit
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
 from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.depth import Range
@@ -42,7 +42,7 @@ class Data:
 
     Args:
         inventory: What the source listed.
-        verdict: What the audit left of it.
+        report: What the audit left of it.
         normalised: Whether `pixels` returns float32 tensors that are normalised already.
 
     Attributes:
@@ -58,18 +58,18 @@ class Data:
         thread_safe: Whether images may be read from several threads at once.
     """
 
-    def __init__(self, inventory: Inventory, verdict: Verdict, *, normalised: bool) -> None:
-        rows = verdict.rows
-        self.summary: DataSummary = verdict.summary
+    def __init__(self, inventory: Inventory, report: AuditReport, *, normalised: bool) -> None:
+        rows = report.rows
+        self.summary: DataSummary = report.summary
         self.items: tuple[str, ...] = tuple(inventory.names[row] for row in rows)
         self.labels: npt.NDArray[np.int64] = inventory.labels[rows]
-        self.splits: npt.NDArray[np.str_] = verdict.splits
+        self.splits: npt.NDArray[np.str_] = report.splits
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
         )
-        self.groups: npt.NDArray[np.int64] = verdict.groups
+        self.groups: npt.NDArray[np.int64] = report.groups
         self.normalised = normalised
-        self.value_range: Range | None = None if normalised else verdict.value_range
+        self.value_range: Range | None = None if normalised else report.value_range
         self._outside = inventory.outside
         looks = [inventory.inspections[row] for row in rows]
         self._shapes = [(look.height, look.width) for look in looks] if normalised else []
@@ -263,8 +263,8 @@ def open_data(
         progress=progress,
         cache=None if cache is None else expand(cache),
     )
-    verdict = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
-    return Data(inventory, verdict, normalised=preprocessed)
+    report = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
+    return Data(inventory, report, normalised=preprocessed)
 
 
 def check_place(data: Any) -> None:

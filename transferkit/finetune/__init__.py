@@ -11,11 +11,11 @@ from transferkit.finetune.trainer_options import count_processes
 if TYPE_CHECKING:
     from transferkit.finetune.blending import BlendRamp
     from transferkit.finetune.callbacks import FreezePlanCallback
+    from transferkit.finetune.cross_validation import FineTuned, FineTuneTask, Judged, fine_tune, judge_folds
     from transferkit.finetune.feeds import CutFeed
     from transferkit.finetune.freeze import FreezePlan, claims_table
     from transferkit.finetune.module import CutBatch, TransferModule
-    from transferkit.finetune.run import Runner
-    from transferkit.finetune.tuning import FineTuned, Judged, Task, fine_tune, judge_folds
+    from transferkit.finetune.runner import Runner
 
 __all__ = [
     "BlendRamp",
@@ -27,7 +27,7 @@ __all__ = [
     "Judged",
     "Recipe",
     "Runner",
-    "Task",
+    "FineTuneTask",
     "TransferModule",
     "claims_table",
     "count_processes",
@@ -39,16 +39,16 @@ _HOMES = {
     "BlendRamp": "blending",
     "CutBatch": "module",
     "CutFeed": "feeds",
-    "FineTuned": "tuning",
+    "FineTuned": "cross_validation",
     "FreezePlan": "freeze",
     "FreezePlanCallback": "callbacks",
-    "Judged": "tuning",
-    "Runner": "run",
-    "Task": "tuning",
+    "Judged": "cross_validation",
+    "Runner": "runner",
+    "FineTuneTask": "cross_validation",
     "TransferModule": "module",
     "claims_table": "freeze",
-    "fine_tune": "tuning",
-    "judge_folds": "tuning",
+    "fine_tune": "cross_validation",
+    "judge_folds": "cross_validation",
 }
 
 if not TYPE_CHECKING:

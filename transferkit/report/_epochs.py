@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from transferkit.records import Epoch
-from transferkit.report._plots import LETTER, MAX_TICKS, Label, Scale, fit_scale
+from transferkit.report._plots import LETTER, MAX_TICKS, Axis, Label, fit_scale
 from transferkit.report._words import format_number, format_percent
 
 __all__ = ["Band", "EpochPanel", "EpochPhase", "draw_epochs", "find_phases"]
@@ -171,7 +171,7 @@ def find_phases(epochs: Iterable[Epoch]) -> tuple[EpochPhase, ...]:
     return tuple(runs)
 
 
-def fit_axis(values: Iterable[float]) -> Scale:
+def fit_axis(values: Iterable[float]) -> Axis:
     """A scale with round ends that holds all values, from 0 on unless they all lie far above it.
 
     Args:
@@ -198,7 +198,7 @@ def fit_axis(values: Iterable[float]) -> Scale:
         Label(at=round(at, 3), text=format_number(float(f"{n * step:.6g}")))
         for n, at in zip(range(first, last + 1), places, strict=True)
     )
-    return Scale(low=first * step, high=last * step, ticks=ticks)
+    return Axis(low=first * step, high=last * step, ticks=ticks)
 
 
 Points = list[tuple[Epoch, float]]
@@ -212,7 +212,7 @@ def _points(epochs: Iterable[Epoch], read: Callable[[Epoch], float | None]) -> P
 def _panel(
     frame: _Frame,
     title: str,
-    scale: Scale,
+    scale: Axis,
     quantities: dict[str, Points],
     write: Callable[[float], str],
     *,

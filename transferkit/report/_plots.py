@@ -23,7 +23,7 @@ __all__ = [
     "HeatMap",
     "Label",
     "ReliabilityPlot",
-    "Scale",
+    "Axis",
     "draw_curves",
     "draw_heat_map",
     "draw_reliability",
@@ -56,7 +56,7 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class Axis:
     """A stretch of numbers, shares mostly, laid out over 0 to 100 % of a plot's width."""
 
     low: float
@@ -67,7 +67,7 @@ class Scale:
         """Position of a share, in % of the width; what lies outside is put on the edge.
 
         Example:
-            >>> Scale(low=0.5, high=1.0, ticks=()).place(0.75)
+            >>> Axis(low=0.5, high=1.0, ticks=()).place(0.75)
             50.0
         """
         return round(100 * min(1.0, max(0.0, (share - self.low) / (self.high - self.low))), 3)
@@ -178,7 +178,7 @@ class CurvePlot:
     best: str
 
 
-def fit_scale(values: Iterable[float], *, slack: float = 0.0) -> Scale:
+def fit_scale(values: Iterable[float], *, slack: float = 0.0) -> Axis:
     """The shortest scale with round ends that holds all values.
 
     Args:
@@ -200,7 +200,7 @@ def fit_scale(values: Iterable[float], *, slack: float = 0.0) -> Scale:
         Label(at=round(100 * (mark - low) / (high - low), 3), text=format_percent(round(mark, 6), digits=0))
         for mark in marks
     )
-    return Scale(low=low, high=high, ticks=ticks)
+    return Axis(low=low, high=high, ticks=ticks)
 
 
 def draw_heat_map(counts: npt.NDArray[np.int64], names: Sequence[str]) -> HeatMap:

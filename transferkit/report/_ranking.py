@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transferkit.records import MeasureScore, RankedModel, Ranking
-from transferkit.report._plots import Label, Scale, fit_scale
+from transferkit.report._plots import Axis, Label, fit_scale
 from transferkit.report._words import (
     MISSING,
     format_count,
@@ -53,9 +53,9 @@ class RankingPage:
     reasons: tuple[str, ...]
     caveat: str
     pretrained: bool
-    rank_scale: Scale
+    rank_scale: Axis
     ranks: tuple[Strip, ...]
-    accuracy_scale: Scale
+    accuracy_scale: Axis
     accuracies: tuple[Strip, ...]
     prior: str
     costs: tuple[tuple[str, ...], ...]
@@ -110,19 +110,19 @@ def write_ranking(ranking: Ranking) -> RankingPage:
     )
 
 
-def _scale_ranks(models: int) -> Scale:
+def _scale_ranks(models: int) -> Axis:
     """Ranks as shares of a plot that leaves half a rank free at both ends."""
     step = -(-models // MAX_RANK_TICKS)
     marks = range(1, models + 1, step)
     ticks = tuple(Label(at=round(100 * (rank - 0.5) / models, 3), text=str(rank)) for rank in marks)
-    return Scale(low=0.5, high=models + 0.5, ticks=ticks)
+    return Axis(low=0.5, high=models + 0.5, ticks=ticks)
 
 
-def _place_rank(scale: Scale, rank: int) -> float:
+def _place_rank(scale: Axis, rank: int) -> float:
     return round(100 * (rank - scale.low) / (scale.high - scale.low), 3)
 
 
-def _rank_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
+def _rank_strip(row: RankedModel, scale: Axis, chosen: bool) -> Strip:
     interval = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
     return Strip(
         name=row.name,
@@ -136,7 +136,7 @@ def _rank_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
     )
 
 
-def _accuracy_strip(row: RankedModel, scale: Scale, chosen: bool) -> Strip:
+def _accuracy_strip(row: RankedModel, scale: Axis, chosen: bool) -> Strip:
     accuracy, low, high = row.joined.interval
     return Strip(
         name=row.name,

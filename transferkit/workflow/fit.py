@@ -1,4 +1,4 @@
-"""A decision, and what a look left behind -> a fitted model: a head from the bank, or a fine-tuned network."""
+"""Session and decision -> a fitted model: a head from the bank, or a fine-tuned network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from transferkit.nn import Classifier
 from transferkit.probe import fit_closed_form
 from transferkit.records import Decision, TrainingRecord
 from transferkit.strategies import STRATEGIES, Plan
-from transferkit.workflow.finetuning import Training, Tuning
+from transferkit.workflow.finetune_run import FineTuneOptions, FineTuneRun
 from transferkit.workflow.measure import timed
-from transferkit.workflow.session import Looked, Options
+from transferkit.workflow.session import Options, Session
 
 __all__ = ["Outcome", "fit_decision", "plan_decision"]
 
@@ -40,54 +40,54 @@ class Outcome:
         return self.training is None or self.training.kept.weight == 0
 
 
-def plan_decision(looked: Looked, decision: Decision) -> Plan:
+def plan_decision(session: Session, decision: Decision) -> Plan:
     """What a decision leads to on this backbone."""
-    if looked.backbone.spec.norm:  # swapped: what its layers measure, if anything, is theirs to go on measuring
+    if session.backbone.spec.norm:  # swapped: what its layers measure, if anything, is theirs to go on measuring
         decision = replace(decision, norm="keep")
-    return STRATEGIES[decision.strategy](decision, [stage.name for stage in looked.backbone.stages])
+    return STRATEGIES[decision.strategy](decision, [stage.name for stage in session.backbone.stages])
 
 
 def fit_decision(
-    looked: Looked,
+    session: Session,
     decision: Decision,
     options: Options,
     *,
     head: str,
-    training: Training,
-    begun: Tuning | None = None,
+    training: FineTuneOptions,
+    begun: FineTuneRun | None = None,
 ) -> Outcome:
     """Do what was decided.
 
     Args:
-        looked: Backbone, images, and what the frozen pass measured.
+        session: Backbone, images, and what the frozen pass measured.
         decision: Whose plan is carried out.
-        options: How it was looked.
+        options: How it was session.
         head: As for `fit_closed_form`.
         training: How to train, if it comes to that.
         begun: The run that was begun when it was decided, if one was.
     """
-    plan = plan_decision(looked, decision)
+    plan = plan_decision(session, decision)
     if not plan.closed_form:
-        tuned = (begun or Tuning(looked, plan, options, head, training)).run()
-        kept, seconds = tuned.record.kept, looked.seconds.get("fine-tune", 0.0)
+        tuned = (begun or FineTuneRun(session, plan, options, head, training)).run()
+        kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
         plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
         judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
         return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
-    with timed(looked.seconds, "fit head"):
+    with timed(session.seconds, "fit head"):
         fitted = fit_closed_form(
             plan,
-            looked.backbone,
-            looked.survey.table.take(looked.survey.train),
-            looked.survey.labels,
-            classes=looked.data.summary.classes,
+            session.backbone,
+            session.measured.table.take(session.measured.train),
+            session.measured.labels,
+            classes=session.data.summary.classes,
             pooling=options.pooling,
             head=head,
             class_weight=options.class_weight,
-            selection=looked.survey.selection,
-            folds=looked.survey.folds,
+            selection=session.measured.selection,
+            folds=session.measured.folds,
             seed=options.seed,
         )
-    seconds = looked.seconds.get("fit head", 0.0)
+    seconds = session.seconds.get("fit head", 0.0)
     accuracy = fitted.accuracy if fitted.held_back else None
     judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
     return Outcome(fitted.model, (fitted.reason,), judged)

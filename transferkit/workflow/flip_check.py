@@ -14,16 +14,16 @@ from transferkit.probe import HeadFit, fit_heads
 from transferkit.records import Fold, Folds
 from transferkit.strategies import Plan
 
-__all__ = ["MirrorCheck", "check_mirroring"]
+__all__ = ["FlipCheck", "check_flip"]
 
 LOOKED_AT = 300
-"""Held-back images that are looked at in the mirror: enough to tell a loss of 5 points."""
+"""Held-back images that are session at in the mirror: enough to tell a loss of 5 points."""
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class MirrorCheck:
+class FlipCheck:
     """What mirroring does to held-back images.
 
     Args:
@@ -45,7 +45,7 @@ class MirrorCheck:
         )
 
 
-def check_mirroring(
+def check_flip(
     table: FeatureTable,
     known: Folds,
     read_mirrored: Callable[[Indices], FeatureTable],
@@ -53,7 +53,7 @@ def check_mirroring(
     classes: int,
     folds: Sequence[Fold],
     seed: int = 0,
-) -> MirrorCheck:
+) -> FlipCheck:
     """Whether a probe classifies held-back images as well in the mirror; digits, letters and hand signs it does not.
 
     Costs a frozen pass over at most `LOOKED_AT` mirror images, and a ridge fit for each fold that they come from.
@@ -63,8 +63,8 @@ def check_mirroring(
         known: Their labels, (N,) int in [0, K), and which of them are held back together.
         read_mirrored: Positions among the N -> rows of these images' mirror images.
         classes: K.
-        folds: The probe is fitted to one part of each, the other is looked at, fold by fold until that is enough.
-        seed: Draws which held-back images are looked at.
+        folds: The probe is fitted to one part of each, the other is session at, fold by fold until that is enough.
+        seed: Draws which held-back images are session at.
     """
     stages, draw = tuple(table.blocks), np.random.default_rng(seed)
     shown: list[Indices] = []
@@ -84,7 +84,7 @@ def check_mirroring(
         answers.append(np.concatenate(named) == truth)
     plain, mirrored = answers
     safe = flip_is_safe(plain, mirrored, labels=truth)
-    return MirrorCheck(safe, len(everyone), int(plain.sum()), int(mirrored.sum()))
+    return FlipCheck(safe, len(everyone), int(plain.sum()), int(mirrored.sum()))
 
 
 def _probe(table: FeatureTable, known: Folds, stages: tuple[str, ...], classes: int) -> HeadFit:

@@ -39,7 +39,7 @@ from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Fol
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
 from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
-__all__ = ["Survey", "probe_stages", "read_features", "survey", "timed"]
+__all__ = ["Measurement", "probe_stages", "read_features", "measure_features", "timed"]
 
 NEIGHBOURS = 5
 NEIGHBOUR_IMAGES = 4096
@@ -57,7 +57,7 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Measurement:
     """What one frozen pass leaves behind.
 
     Args:
@@ -82,7 +82,7 @@ class Survey:
         return self.folds.labels
 
 
-def survey(
+def measure_features(
     backbone: Backbone,
     data: Data,
     *,
@@ -98,11 +98,11 @@ def survey(
     seed: int = 0,
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
-) -> Survey:
+) -> Measurement:
     """Run the frozen pass over all splits, and measure on the training split alone.
 
     Args:
-        backbone, data: What to look at.
+        backbone, data: What to measure.
         bank: Where features are kept.
         pooling: "avg" or "avg+max".
         device, batch_size, progress: As for `frozen_pass`.
@@ -129,12 +129,12 @@ def survey(
     comparable = source is not None or bool(backbone.source_moments())
     with timed(spent, "frozen pass"):
         done = run(data, sample=sample if comparable else None)
-        looked = None if source is None else _look_at_source(run, source)
+        session = None if source is None else _look_at_source(run, source)
     with timed(spent, "pace"):
         pace = _pace(backbone, data, pooling, device)
     with timed(spent, "similarity"):
         target = Side(done.moments, done.table.take(sample), data.labels[sample])
-        detail = measure_similarity(backbone, target, source=looked, given=similarity)
+        detail = measure_similarity(backbone, target, source=session, given=similarity)
     if views is None:
         primary = run(data, preprocessing=own.primary).table if own.views else done.table
         seen = Chosen(own, done.table, primary, None)
@@ -178,7 +178,7 @@ def survey(
         curves=curves,
         views=seen.comparison,
     )
-    return Survey(evidence, table, seen.primary, folds, train, selection)
+    return Measurement(evidence, table, seen.primary, folds, train, selection)
 
 
 def _pace(backbone: Backbone, data: Data, pooling: str, device: str) -> float:

@@ -18,14 +18,14 @@ from transferkit.core.progress import announce
 from transferkit.decision import Belief, choose
 from transferkit.records import Alternative, Candidate, Choice, Evidence
 
-__all__ = ["Pilot", "search"]
+__all__ = ["Trial", "search"]
 
 MOMENT = 1.0
 """Seconds that a budget leaves for a closed form, whatever the trials took."""
 
 
 @dataclass(frozen=True)
-class Pilot:
+class Trial:
     """What came of a trial, on images that it did not see.
 
     Args:
@@ -46,7 +46,7 @@ class Pilot:
 
 def search(
     evidence: Evidence,
-    begin: Callable[[Alternative], Pilot],
+    begin: Callable[[Alternative], Trial],
     *,
     budget: float | None = None,
     progress: bool = True,
@@ -74,7 +74,7 @@ def search(
         return replace(first, mode="search")
     best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
-    start, pilots = clock(), dict[str, Pilot]()
+    start, pilots = clock(), dict[str, Trial]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
         if agreed(budget is None or clock() - start + option.cost_seconds <= budget):
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
@@ -96,7 +96,7 @@ def _may_win(option: Alternative, best: Alternative) -> bool:
     return option.strategy != "linear_probe" and option.high > best.expected_accuracy
 
 
-def _tell(pilots: Mapping[str, Pilot], spent: float, untried: list[str], budget: float | None) -> list[str]:
+def _tell(pilots: Mapping[str, Trial], spent: float, untried: list[str], budget: float | None) -> list[str]:
     said = []
     if pilots:
         figures = ", ".join(

@@ -1,4 +1,4 @@
-"""Open a backbone and images, and look at them once: what every verb begins with."""
+"""A backbone and images, opened and measured in one frozen pass: what every verb begins with."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import POOLINGS, Backbone
 from transferkit.probe import CLASS_WEIGHTS
 from transferkit.records import Finding, Preprocessing, check_image_size
-from transferkit.workflow.measure import Survey, survey, timed
+from transferkit.workflow.measure import Measurement, measure_features, timed
 from transferkit.workflow.views import AskedViews, ask_views, refuse_for_tensors
 
-__all__ = ["Looked", "Options", "load_backbone", "look", "open_backbone", "open_images"]
+__all__ = ["Session", "Options", "load_backbone", "open_session", "open_backbone", "open_images"]
 
 
 def load_backbone(
@@ -57,7 +57,7 @@ def load_backbone(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to look: the arguments that `analyze`, `adapt` and `rank` share, explained in `analyze`.
+    """How to open and measure: the arguments that `analyze`, `adapt` and `rank` share, explained in `analyze`.
 
     Raises:
         OptionError: If a value is out of its range.
@@ -120,18 +120,18 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a look leaves behind.
+class Session:
+    """An opened backbone, the images, and what the frozen pass measured.
 
     Args:
         backbone, data: As they were opened.
-        survey: What the frozen pass measured.
+        measured: What the frozen pass measured.
         seconds: Phase -> wall-clock seconds so far; further phases are added by who goes on.
     """
 
     backbone: Backbone
     data: Data
-    survey: Survey
+    measured: Measurement
     seconds: dict[str, float]
 
 
@@ -182,7 +182,7 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
             f"{_three(own.std)}. Leave preprocessing out unless the weights are others than the published ones."
         )
         found = Finding(kind="preprocessing", severity="warning", message=message)
-        if found not in data.summary.findings:  # the same images may be looked at again
+        if found not in data.summary.findings:  # the same images may be session at again
             data.summary = replace(data.summary, findings=(*data.summary.findings, found))
 
 
@@ -209,7 +209,7 @@ def prepared_side(data: Data, options: Options) -> int | None:
 
 
 def open_source(options: Options) -> Data | None:
-    """The source images, if the person has some; they are only looked at, so none is held back."""
+    """The source images, if the person has some; they are only session at, so none is held back."""
     # Its columns may be called otherwise than those of `data`, so columns= is not for it.
     if options.source is None:
         return None
@@ -225,9 +225,9 @@ def open_source(options: Options) -> Data | None:
     )
 
 
-def look(
+def open_session(
     model: str | nn.Module, data: Any, options: Options, *, check: Callable[[Backbone], object] | None = None
-) -> Looked:
+) -> Session:
     """Open both, then one frozen pass and all that it can tell.
 
     Args:
@@ -250,7 +250,7 @@ def look(
         opened = open_images(data, options)
         source = open_source(options)
     fit_to_images(backbone, opened)
-    found = survey(
+    found = measure_features(
         backbone,
         opened,
         bank=bank,
@@ -267,4 +267,4 @@ def look(
         progress=options.progress,
     )
     backbone = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
-    return Looked(backbone, opened, found, dict(found.evidence.seconds))
+    return Session(backbone, opened, found, dict(found.evidence.seconds))

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from transferkit.zoo._recipe import Recipe
+from transferkit.zoo._entry import ZooEntry
 
 __all__ = ["COUNTER", "Blueprint", "draw_blueprint", "draw_module", "find_last_linear"]
 
@@ -43,7 +43,7 @@ class Blueprint:
         return tuple({f"{name.rpartition('.')[0]}." for name in self.head})
 
 
-def draw_blueprint(recipe: Recipe, keys: Collection[str], *, meta_only: bool = False) -> Blueprint:
+def draw_blueprint(recipe: ZooEntry, keys: Collection[str], *, meta_only: bool = False) -> Blueprint:
     """The classifier is what changes with the number of classes, and what is gone without any."""
     few, children = _shapes(recipe, 3, keys, meta_only)
     more, _ = _shapes(recipe, 5, keys, meta_only)
@@ -68,7 +68,7 @@ def draw_module(network: nn.Module) -> Blueprint:
 
 
 def _shapes(
-    recipe: Recipe, classes: int, keys: Collection[str], meta_only: bool
+    recipe: ZooEntry, classes: int, keys: Collection[str], meta_only: bool
 ) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
     """Name -> shape of the tensors of a network with so many classes, and its children."""
     try:
@@ -81,7 +81,7 @@ def _shapes(
     return {name: tensor.shape for name, tensor in network.state_dict().items()}, children
 
 
-def _build_shapeless(recipe: Recipe, classes: int, keys: Collection[str], *, meta: bool) -> nn.Module:
+def _build_shapeless(recipe: ZooEntry, classes: int, keys: Collection[str], *, meta: bool) -> nn.Module:
     with torch.device("meta") if meta else nullcontext():  # shapes without memory or arithmetic
         return recipe.build(pretrained=False, num_classes=classes, checkpoint_keys=keys)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from transferkit.core.errors import CheckpointError, list_problems
 from transferkit.zoo._blueprint import Blueprint, draw_blueprint, draw_module, find_last_linear
+from transferkit.zoo._entry import ZooEntry
 from transferkit.zoo._matching import Match, Misfit, count_classes, find_misfit, find_places, is_same, rank_of
 from transferkit.zoo._misfits import (
     CHECK_THE_NAME,
@@ -25,7 +26,6 @@ from transferkit.zoo._misfits import (
     find_remedy,
     list_misfit,
 )
-from transferkit.zoo._recipe import Recipe
 from transferkit.zoo._weights_file import Part, find_file, read_parts
 
 __all__ = ["Loaded", "fit", "load_checkpoint", "load_into"]
@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
     note: str
 
 
-def load_checkpoint(recipe: Recipe, path: str | Path, *, relatives: Iterable[Recipe] = ()) -> Loaded:
+def load_checkpoint(recipe: ZooEntry, path: str | Path, *, relatives: Iterable[ZooEntry] = ()) -> Loaded:
     """Build the recipe's network with the classifier that the file has, and load the file.
 
     Args:
@@ -121,7 +121,7 @@ def _resize(network: nn.Module, classes: int) -> None:
 
 
 def _locate(
-    parts: Sequence[Part], blueprint: Blueprint, file: Path, address: str, relatives: Iterable[Recipe]
+    parts: Sequence[Part], blueprint: Blueprint, file: Path, address: str, relatives: Iterable[ZooEntry]
 ) -> tuple[Match, str]:
     """The network in the file, and what there is to say of it."""
     ranked = find_places(parts, blueprint)
@@ -150,7 +150,7 @@ def _fill(network: nn.Module, match: Match, blueprint: Blueprint, classes: int) 
     network.load_state_dict({**network.state_dict(), **state})
 
 
-def _find_closest(parts: Sequence[Part], relatives: Iterable[Recipe]) -> str | None:
+def _find_closest(parts: Sequence[Part], relatives: Iterable[ZooEntry]) -> str | None:
     """Address of the first relative that the file fits; None if no one is found."""
     keys = [key for part in parts for key in part.state]
     deadline = time.monotonic() + GUESS_SECONDS

@@ -16,11 +16,11 @@ from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import BackboneSpec, Preprocessing
 from transferkit.zoo import _packaged, _timm, _torchvision
 from transferkit.zoo._checkpoint import load_checkpoint, load_into
-from transferkit.zoo._recipe import Recipe
+from transferkit.zoo._entry import ZooEntry
 
 __all__ = ["describe", "load"]
 
-SOURCES: Mapping[str, Callable[[str], Recipe]] = {
+SOURCES: Mapping[str, Callable[[str], ZooEntry]] = {
     "packaged": _packaged.describe,
     "timm": _timm.describe,
     "torchvision": _torchvision.describe,
@@ -106,7 +106,7 @@ def load(
     )
 
 
-def describe(model: object) -> Recipe:
+def describe(model: object) -> ZooEntry:
     """The facts of a named model, before anything is built or fetched.
 
     Raises:
@@ -142,7 +142,7 @@ def _without_source(name: str) -> str:
     return unknown_name("model", name, everything, remedy=HOW_TO_NAME)
 
 
-def _spec_of(recipe: Recipe, network: nn.Module, given: Preprocessing | None, *, note: str = "") -> BackboneSpec:
+def _spec_of(recipe: ZooEntry, network: nn.Module, given: Preprocessing | None, *, note: str = "") -> BackboneSpec:
     """What holds for the network whatever weights it carries; `note` says which, where not the source's own."""
     stated = recipe.preprocessing
     fixed_size = recipe.fixed_size and not _resamples_positions(network)
@@ -220,7 +220,7 @@ def _outputs(network: nn.Module) -> int:
     return last.out_features if isinstance(last, nn.Linear) else 0
 
 
-def _relatives(recipe: Recipe) -> Iterator[Recipe]:
+def _relatives(recipe: ZooEntry) -> Iterator[ZooEntry]:
     """What a misfitting weights file may be of: the same name in another source, then names close to it."""
     own = "torchvision" if recipe.source == "torchvision" else "timm"
     known = {"timm": _timm.architectures(), "torchvision": _torchvision.architectures()}

@@ -23,8 +23,8 @@ from transferkit.core.errors import BackboneError, CheckpointError, MissingDepen
 from transferkit.records import Preprocessing
 from transferkit.zoo import _timm
 from transferkit.zoo._checkpoint import fit
+from transferkit.zoo._entry import ZooEntry
 from transferkit.zoo._published import published_packaged
-from transferkit.zoo._recipe import Recipe
 from transferkit.zoo._training import training_packaged
 from transferkit.zoo._weights_file import read_state
 
@@ -135,7 +135,7 @@ MOBILENET = Naming(  # convolution, normalisation and activation are numbered
 )
 
 
-def describe(name: str) -> Recipe:
+def describe(name: str) -> ZooEntry:
     """The facts of a packaged network; whether its package is there shows when it is built.
 
     Raises:
@@ -144,7 +144,7 @@ def describe(name: str) -> Recipe:
     if name not in PACKAGED:
         raise BackboneError(unknown_name("packaged model", name, PACKAGED))
     packaged = PACKAGED[name]
-    return Recipe(
+    return ZooEntry(
         address=f"packaged/{name}",
         source="packaged",
         architecture=name,
@@ -251,7 +251,7 @@ def rename(
 def _build(
     name: str, *, pretrained: bool, num_classes: int | None = None, checkpoint_keys: Collection[str] = ()
 ) -> nn.Module:
-    # Looked for before anything is built: a missing package is the likely case, and costs nothing to see.
+    # Session for before anything is built: a missing package is the likely case, and costs nothing to see.
     weights = find_weights(name) if pretrained else None
     own = PACKAGED[name].classes
     network = _timm.describe(name).build(pretrained=False, num_classes=own if num_classes is None else num_classes)

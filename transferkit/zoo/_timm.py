@@ -11,8 +11,8 @@ from torch import nn
 from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import Interpolation, Preprocessing
 from transferkit.zoo import _hub
+from transferkit.zoo._entry import ZooEntry
 from transferkit.zoo._published import published_timm
-from transferkit.zoo._recipe import Recipe
 from transferkit.zoo._training import training_timm
 
 __all__ = [
@@ -36,7 +36,7 @@ def architectures() -> list[str]:
     return list(timm.list_models())
 
 
-def describe(name: str) -> Recipe:
+def describe(name: str) -> ZooEntry:
     """The facts of "ARCHITECTURE" or "ARCHITECTURE.TAG".
 
     Raises:
@@ -58,7 +58,7 @@ def describe(name: str) -> Recipe:
         known = timm.list_models(architecture, include_tags=True)
         raise BackboneError(unknown_name("weights tag", name, known)) from error
     full_name = f"{architecture}.{cfg['tag']}" if cfg.get("tag") else architecture
-    return Recipe(
+    return ZooEntry(
         address=f"timm/{name}",
         source="timm",
         architecture=architecture,

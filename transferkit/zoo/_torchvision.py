@@ -11,8 +11,8 @@ from torch import nn
 from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import Preprocessing
 from transferkit.zoo import _hub
+from transferkit.zoo._entry import ZooEntry
 from transferkit.zoo._published import published_torchvision
-from transferkit.zoo._recipe import Recipe
 from transferkit.zoo._training import training_torchvision
 
 __all__ = ["architectures", "describe", "published_weights"]
@@ -41,7 +41,7 @@ def published_weights(architecture: str) -> list[Any]:
     return sorted(known, key=lambda weights: bool(weights != known.DEFAULT))
 
 
-def describe(name: str) -> Recipe:
+def describe(name: str) -> ZooEntry:
     """The facts of "ARCHITECTURE" or "ARCHITECTURE:WEIGHTS".
 
     Raises:
@@ -57,7 +57,7 @@ def describe(name: str) -> Recipe:
         raise BackboneError(unknown_name(f"weights of torchvision/{architecture}", wanted, known))
     weights = known[wanted]
     class_names = tuple(weights.meta["categories"] or ())
-    return Recipe(
+    return ZooEntry(
         address=f"torchvision/{name}",
         source="torchvision",
         architecture=architecture,

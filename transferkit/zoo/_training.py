@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-__all__ = ["UNKNOWN", "Training", "training_packaged", "training_timm", "training_torchvision"]
+__all__ = ["UNKNOWN", "OriginalTraining", "training_packaged", "training_timm", "training_torchvision"]
 
 
-class Training(NamedTuple):
+class OriginalTraining(NamedTuple):
     """How weights were trained.
 
     Args:
@@ -29,7 +29,7 @@ class Training(NamedTuple):
     source: str
 
 
-UNKNOWN = Training(None, 0, "", "")
+UNKNOWN = OriginalTraining(None, 0, "", "")
 
 REFERENCES = "torchvision, references/classification/README.md"
 NEW_RECIPE = "torchvision, issue 3995 (new recipe)"
@@ -47,32 +47,32 @@ SWIN_V2 = "Liu et al., CVPR 2022 (microsoft/Swin-Transformer, configs/swinv2)"
 REGNET = "Radosavovic et al., CVPR 2020 (pycls, configs/dds_baselines): 0.2 per 256 images"
 MAXVIT = "google-research/maxvit, maxvit/models/hp/vision_i1k.py (commit 70a47072)"
 
-SGD_256 = Training(0.1, 256, "sgd", REFERENCES)
-SMALL_REGNET = Training(0.8, 1024, "sgd", REFERENCES)
-MEDIUM_REGNET = Training(0.4, 512, "sgd", REFERENCES)
-LARGE_REGNET = Training(0.2, 256, "sgd", REFERENCES)
-LATEST = Training(0.5, 1024, "sgd", NEW_RECIPE)
-ADAMW_4096 = Training(3e-3, 4096, "adamw", REFERENCES)
-ADAMW_1024 = Training(1e-3, 1024, "adamw", REFERENCES)
-EFFICIENTNET = Training(0.016, 256, "rmsprop", TPU)
+SGD_256 = OriginalTraining(0.1, 256, "sgd", REFERENCES)
+SMALL_REGNET = OriginalTraining(0.8, 1024, "sgd", REFERENCES)
+MEDIUM_REGNET = OriginalTraining(0.4, 512, "sgd", REFERENCES)
+LARGE_REGNET = OriginalTraining(0.2, 256, "sgd", REFERENCES)
+LATEST = OriginalTraining(0.5, 1024, "sgd", NEW_RECIPE)
+ADAMW_4096 = OriginalTraining(3e-3, 4096, "adamw", REFERENCES)
+ADAMW_1024 = OriginalTraining(1e-3, 1024, "adamw", REFERENCES)
+EFFICIENTNET = OriginalTraining(0.016, 256, "rmsprop", TPU)
 
-TORCHVISION: Mapping[str, Training] = {
-    "alexnet:IMAGENET1K_V1": Training(0.01, 256, "sgd", REFERENCES),
-    "vgg??:IMAGENET1K_V1": Training(0.01, 256, "sgd", REFERENCES),
+TORCHVISION: Mapping[str, OriginalTraining] = {
+    "alexnet:IMAGENET1K_V1": OriginalTraining(0.01, 256, "sgd", REFERENCES),
+    "vgg??:IMAGENET1K_V1": OriginalTraining(0.01, 256, "sgd", REFERENCES),
     "vgg??_bn:IMAGENET1K_V1": SGD_256,
     "resnet*:IMAGENET1K_V1": SGD_256,
     "resnext50_32x4d:IMAGENET1K_V1": SGD_256,
-    "resnext101_32x8d:IMAGENET1K_V1": Training(0.4, 1024, "sgd", REFERENCES),
-    "mobilenet_v2:IMAGENET1K_V1": Training(0.045, 256, "sgd", REFERENCES),
-    "mobilenet_v3_*:IMAGENET1K_V1": Training(0.064, 1024, "rmsprop", REFERENCES),
-    "shufflenet_v2_x1_5:IMAGENET1K_V1": Training(0.5, 1024, "sgd", REFERENCES),
-    "shufflenet_v2_x2_0:IMAGENET1K_V1": Training(0.5, 1024, "sgd", REFERENCES),
+    "resnext101_32x8d:IMAGENET1K_V1": OriginalTraining(0.4, 1024, "sgd", REFERENCES),
+    "mobilenet_v2:IMAGENET1K_V1": OriginalTraining(0.045, 256, "sgd", REFERENCES),
+    "mobilenet_v3_*:IMAGENET1K_V1": OriginalTraining(0.064, 1024, "rmsprop", REFERENCES),
+    "shufflenet_v2_x1_5:IMAGENET1K_V1": OriginalTraining(0.5, 1024, "sgd", REFERENCES),
+    "shufflenet_v2_x2_0:IMAGENET1K_V1": OriginalTraining(0.5, 1024, "sgd", REFERENCES),
     # Ported: B0 and B2 from timm, B5 to B7 from the authors' own.
-    "efficientnet_b0:IMAGENET1K_V1": Training(0.048, 768, "rmsprop", TIMM_EXAMPLES),
-    "efficientnet_b2:IMAGENET1K_V1": Training(0.016, 256, "rmsprop", TIMM_EXAMPLES),
+    "efficientnet_b0:IMAGENET1K_V1": OriginalTraining(0.048, 768, "rmsprop", TIMM_EXAMPLES),
+    "efficientnet_b2:IMAGENET1K_V1": OriginalTraining(0.016, 256, "rmsprop", TIMM_EXAMPLES),
     "efficientnet_b[567]:IMAGENET1K_V1": EFFICIENTNET,
-    "efficientnet_v2_[sm]:IMAGENET1K_V1": Training(0.5, 1024, "sgd", REFERENCES),
-    "regnet_y_400mf:IMAGENET1K_V1": Training(0.4, 1024, "sgd", REFERENCES),
+    "efficientnet_v2_[sm]:IMAGENET1K_V1": OriginalTraining(0.5, 1024, "sgd", REFERENCES),
+    "regnet_y_400mf:IMAGENET1K_V1": OriginalTraining(0.4, 1024, "sgd", REFERENCES),
     "regnet_?_?00mf:IMAGENET1K_V1": SMALL_REGNET,
     "regnet_?_1_6gf:IMAGENET1K_V1": SMALL_REGNET,
     "regnet_?_3_2gf:IMAGENET1K_V1": MEDIUM_REGNET,
@@ -82,7 +82,7 @@ TORCHVISION: Mapping[str, Training] = {
     "regnet_?_32gf:IMAGENET1K_V1": LARGE_REGNET,
     "vit_b_*:IMAGENET1K_V1": ADAMW_4096,
     "vit_l_32:IMAGENET1K_V1": ADAMW_4096,
-    "vit_l_16:IMAGENET1K_V1": Training(0.5, 1024, "sgd", REFERENCES),
+    "vit_l_16:IMAGENET1K_V1": OriginalTraining(0.5, 1024, "sgd", REFERENCES),
     "convnext_*:IMAGENET1K_V1": ADAMW_1024,
     "swin_*:IMAGENET1K_V1": ADAMW_1024,
     "maxvit_t:IMAGENET1K_V1": ADAMW_4096,
@@ -94,47 +94,47 @@ TORCHVISION: Mapping[str, Training] = {
 }
 """Pattern of "ARCHITECTURE:WEIGHTS" -> how they were trained; the first that fits counts."""
 
-TIMM: Mapping[str, Training] = {
+TIMM: Mapping[str, OriginalTraining] = {
     "tf_efficientnet_b?.in1k": EFFICIENTNET,
     "tf_efficientnet_b?.aa_in1k": EFFICIENTNET,
     "tf_efficientnet_e?.in1k": EFFICIENTNET,
     "tf_efficientnet_lite?.in1k": EFFICIENTNET,
-    "tf_efficientnetv2_*.in1k": Training(0.256, 4096, "rmsprop", "Tan and Le, ICML 2021"),
-    "tf_mobilenetv3_*.in1k": Training(0.1, 4096, "rmsprop", "Howard et al., ICCV 2019"),
-    "efficientnet_b0.ra_in1k": Training(0.048, 768, "rmsprop", TIMM_EXAMPLES),
-    "efficientnet_b2.ra_in1k": Training(0.016, 256, "rmsprop", TIMM_EXAMPLES),
-    "efficientnet_es.ra_in1k": Training(0.064, 1024, "rmsprop", TIMM_EXAMPLES),
-    "mixnet_xl.ra_in1k": Training(0.016, 256, "rmsprop", TIMM_EXAMPLES),
-    "mobilenetv3_large_100.ra_in1k": Training(0.064, 1024, "rmsprop", TIMM_EXAMPLES),
-    "resnext50_32x4d.ra_in1k": Training(0.6, 1536, "sgd", TIMM_EXAMPLES),
-    "skresnext50_32x4d.ra_in1k": Training(0.18, 384, "sgd", TIMM_EXAMPLES),
-    "seresnext26?_32x4d.bt_in1k": Training(0.1, 224, "sgd", TIMM_EXAMPLES),
-    "resnet50.ram_in1k": Training(0.05, 128, "sgd", TIMM_EXAMPLES),
-    "*resne*.a1_in1k": Training(5e-3, 2048, "lamb", f"{STRIKES_BACK}A1"),
-    "*resne*.a2_in1k": Training(5e-3, 2048, "lamb", f"{STRIKES_BACK}A2"),
-    "*resne*.a3_in1k": Training(8e-3, 2048, "lamb", f"{STRIKES_BACK}A3"),
+    "tf_efficientnetv2_*.in1k": OriginalTraining(0.256, 4096, "rmsprop", "Tan and Le, ICML 2021"),
+    "tf_mobilenetv3_*.in1k": OriginalTraining(0.1, 4096, "rmsprop", "Howard et al., ICCV 2019"),
+    "efficientnet_b0.ra_in1k": OriginalTraining(0.048, 768, "rmsprop", TIMM_EXAMPLES),
+    "efficientnet_b2.ra_in1k": OriginalTraining(0.016, 256, "rmsprop", TIMM_EXAMPLES),
+    "efficientnet_es.ra_in1k": OriginalTraining(0.064, 1024, "rmsprop", TIMM_EXAMPLES),
+    "mixnet_xl.ra_in1k": OriginalTraining(0.016, 256, "rmsprop", TIMM_EXAMPLES),
+    "mobilenetv3_large_100.ra_in1k": OriginalTraining(0.064, 1024, "rmsprop", TIMM_EXAMPLES),
+    "resnext50_32x4d.ra_in1k": OriginalTraining(0.6, 1536, "sgd", TIMM_EXAMPLES),
+    "skresnext50_32x4d.ra_in1k": OriginalTraining(0.18, 384, "sgd", TIMM_EXAMPLES),
+    "seresnext26?_32x4d.bt_in1k": OriginalTraining(0.1, 224, "sgd", TIMM_EXAMPLES),
+    "resnet50.ram_in1k": OriginalTraining(0.05, 128, "sgd", TIMM_EXAMPLES),
+    "*resne*.a1_in1k": OriginalTraining(5e-3, 2048, "lamb", f"{STRIKES_BACK}A1"),
+    "*resne*.a2_in1k": OriginalTraining(5e-3, 2048, "lamb", f"{STRIKES_BACK}A2"),
+    "*resne*.a3_in1k": OriginalTraining(8e-3, 2048, "lamb", f"{STRIKES_BACK}A3"),
     "*.tv2_in1k": LATEST,
-    "regnet[xy]_*.pycls_in1k": Training(0.2, 256, "sgd", REGNET),
-    "resnetv2_*_bit.goog_in21k*": Training(0.48, 4096, "sgd", BIT),
-    "convnext_*.fb_in*": Training(4e-3, 4096, "adamw", CONVNEXT),
-    "deit_*.fb_in1k": Training(1e-3, 1024, "adamw", DEIT),
-    "deit3_small_*.fb_in1k": Training(4e-3, 2048, "lamb", DEIT_III),
-    "deit3_[blh]*.fb_in1k": Training(3e-3, 2048, "lamb", DEIT_III),
-    "deit3_[sblh]*.fb_in22k_ft_in1k": Training(1e-3, 2048, "lamb", DEIT_III),
-    "vit_*.augreg_in*": Training(1e-3, 4096, "adam", AUGREG),
-    "vit_*.augreg2_in21k_ft_in1k": Training(1e-3, 4096, "adam", AUGREG),
-    "vit_base_patch*.orig_in21k*": Training(1e-3, 4096, "adam", VIT),
-    "vit_large_patch*.orig_in21k*": Training(1e-3, 4096, "adam", VIT),
-    "swin_*_patch4_*.ms_in1k": Training(1e-3, 1024, "adamw", SWIN),
-    "swin_*_patch4_*.ms_in22k*": Training(1e-3, 4096, "adamw", SWIN),
-    "swinv2_*.ms_in1k": Training(1e-3, 1024, "adamw", SWIN_V2),
-    "swinv2_*.ms_in22k*": Training(1e-3, 4096, "adamw", SWIN_V2),
-    "maxvit_*_tf_*.in1k": Training(3e-3, 4096, "adamw", MAXVIT),
+    "regnet[xy]_*.pycls_in1k": OriginalTraining(0.2, 256, "sgd", REGNET),
+    "resnetv2_*_bit.goog_in21k*": OriginalTraining(0.48, 4096, "sgd", BIT),
+    "convnext_*.fb_in*": OriginalTraining(4e-3, 4096, "adamw", CONVNEXT),
+    "deit_*.fb_in1k": OriginalTraining(1e-3, 1024, "adamw", DEIT),
+    "deit3_small_*.fb_in1k": OriginalTraining(4e-3, 2048, "lamb", DEIT_III),
+    "deit3_[blh]*.fb_in1k": OriginalTraining(3e-3, 2048, "lamb", DEIT_III),
+    "deit3_[sblh]*.fb_in22k_ft_in1k": OriginalTraining(1e-3, 2048, "lamb", DEIT_III),
+    "vit_*.augreg_in*": OriginalTraining(1e-3, 4096, "adam", AUGREG),
+    "vit_*.augreg2_in21k_ft_in1k": OriginalTraining(1e-3, 4096, "adam", AUGREG),
+    "vit_base_patch*.orig_in21k*": OriginalTraining(1e-3, 4096, "adam", VIT),
+    "vit_large_patch*.orig_in21k*": OriginalTraining(1e-3, 4096, "adam", VIT),
+    "swin_*_patch4_*.ms_in1k": OriginalTraining(1e-3, 1024, "adamw", SWIN),
+    "swin_*_patch4_*.ms_in22k*": OriginalTraining(1e-3, 4096, "adamw", SWIN),
+    "swinv2_*.ms_in1k": OriginalTraining(1e-3, 1024, "adamw", SWIN_V2),
+    "swinv2_*.ms_in22k*": OriginalTraining(1e-3, 4096, "adamw", SWIN_V2),
+    "maxvit_*_tf_*.in1k": OriginalTraining(3e-3, 4096, "adamw", MAXVIT),
 }
 """Pattern of "ARCHITECTURE.TAG" -> how they were trained; the first that fits counts."""
 
 
-def training_timm(full_name: str) -> Training:
+def training_timm(full_name: str) -> OriginalTraining:
     """For "ARCHITECTURE.TAG".
 
     Example:
@@ -147,15 +147,15 @@ def training_timm(full_name: str) -> Training:
     return _first(TIMM, full_name)
 
 
-def training_torchvision(full_name: str) -> Training:
+def training_torchvision(full_name: str) -> OriginalTraining:
     """For "ARCHITECTURE:WEIGHTS"."""
     return _first(TORCHVISION, full_name)
 
 
-def training_packaged(name: str) -> Training:
+def training_packaged(name: str) -> OriginalTraining:
     """For a packaged network: the packages carry the authors' own weights, as timm does under the tag "in1k"."""
     return training_timm(f"{name}.in1k")
 
 
-def _first(table: Mapping[str, Training], name: str) -> Training:
+def _first(table: Mapping[str, OriginalTraining], name: str) -> OriginalTraining:
     return next((training for pattern, training in table.items() if fnmatchcase(name, pattern)), UNKNOWN)

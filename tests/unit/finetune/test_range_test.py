@@ -429,7 +429,7 @@ def test_a_run_that_is_taken_up_finds_the_same_rate(make_task, tmp_path) -> None
 
 
 def test_where_memory_runs_out_smaller_batches_are_tried(make_task, monkeypatch) -> None:  # noqa: F811
-    from transferkit.finetune import tuning
+    from transferkit.finetune import cross_validation
 
     sizes = []
 
@@ -439,7 +439,7 @@ def test_where_memory_runs_out_smaller_batches_are_tried(make_task, monkeypatch)
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return find_rate(module, batches, **options)
 
-    monkeypatch.setattr(tuning, "find_rate", find)
+    monkeypatch.setattr(cross_validation, "find_rate", find)
     tuned = run(make_task(epochs=2, lr="find"))
     assert sizes == [10, 4]
     assert any("range test" in note for note in tuned.record.notes)

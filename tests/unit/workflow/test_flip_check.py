@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import PACKAGED
-from transferkit.workflow.flip_check import check_mirroring
+from transferkit.workflow.flip_check import check_flip
 from transferkit.workflow.measure import read_features
-from transferkit.workflow.session import Options, look
+from transferkit.workflow.session import Options, open_session
 
 SIDE = 32
 
@@ -37,15 +37,15 @@ OPTIONS = Options(
 
 @pytest.mark.parametrize(("slopes", "safe"), [(((1, 1), (1, -1)), False), (((1, 0), (0, 1)), True)])
 def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(slopes, safe):
-    looked = look(PACKAGED, {"train": pictures(slopes)}, OPTIONS)
-    rows = looked.data.indices("train")
-    preprocessing = looked.backbone.spec.preprocessing
+    session = open_session(PACKAGED, {"train": pictures(slopes)}, OPTIONS)
+    rows = session.data.indices("train")
+    preprocessing = session.backbone.spec.preprocessing
 
     def mirrored(positions):
         seen = replace(preprocessing, mirrored=True)
         done = read_features(
-            looked.backbone,
-            looked.data,
+            session.backbone,
+            session.data,
             bank=OPTIONS.bank,
             pooling="avg+max",
             preprocessing=seen,
@@ -54,8 +54,8 @@ def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(sl
         assert done.computed == len(positions)  # a shelf of their own: nothing was taken for what it is not
         return done.table
 
-    known = looked.data.folds.take(rows)
-    check = check_mirroring(looked.survey.primary, known, mirrored, classes=2, folds=known.split(2))
+    known = session.data.folds.take(rows)
+    check = check_flip(session.measured.primary, known, mirrored, classes=2, folds=known.split(2))
     assert check.safe == safe
     assert check.images == 120  # a fifth of the images in each of two folds
     assert check.right > 110

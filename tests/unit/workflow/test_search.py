@@ -14,7 +14,7 @@ from transferkit.core.errors import OptionError
 from transferkit.decision import GainModel, decide, usual_passes
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import Candidate
-from transferkit.workflow.search import Pilot, search
+from transferkit.workflow.search import Trial, search
 
 HOPE = GainModel(coefficients=dict.fromkeys(TUNED_SHARES, (0.1, 0.0, 0.0)), spread=dict.fromkeys(TUNED_SHARES, 0.5))
 """Knows that fine-tuning gains a little, on average, and not how much it does here."""
@@ -47,7 +47,7 @@ class World:
         self.now += option.cost_seconds * passes / (passes + 1)
         gain = self.gains[option.strategy]
         kept = Candidate(name="fine-tuned", weight=1.0, accuracy=0.8 + gain, log_loss=0.1, gain_error=0.005)
-        return Pilot(kept, Candidate(name="probe", weight=0.0, accuracy=0.8, log_loss=0.5), self.images)
+        return Trial(kept, Candidate(name="probe", weight=0.0, accuracy=0.8, log_loss=0.5), self.images)
 
     def search(self, found, budget=None):
         return search(found, self.begin, budget=budget, progress=False, clock=lambda: self.now)

@@ -18,9 +18,9 @@ from transferkit.nn.norm.calibration import Images, calibration_batches, calibra
 from transferkit.nn.norm.conversion import StandardisedGroupNorm, fit_successors
 from transferkit.nn.norm.fused import share_hooks
 from transferkit.nn.norm.kinds import CALIBRATED, GROUPED, NORM_KINDS, MakeNorm
-from transferkit.nn.norm.memory import Memory, memory_of, original_of, remember, swapped_layers
 from transferkit.nn.norm.recalibration import recalibrate_statistics
 from transferkit.nn.norm.source import is_batch_norm
+from transferkit.nn.norm.swap_record import SwapRecord, memory_of, original_of, remember, swapped_layers
 
 __all__ = ["restore_norm", "swap_norm"]
 
@@ -188,7 +188,7 @@ def _make(layer: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: 
     replacement.training = layer.training
     _ask_again(replacement, layer, original)
     kind = to if isinstance(to, str) else type(replacement).__name__
-    remember(replacement, Memory(original, kind))
+    remember(replacement, SwapRecord(original, kind))
     return replacement
 
 

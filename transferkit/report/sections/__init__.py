@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transferkit.records import RunRecord
-from transferkit.report.sections._calibration import Calibration, write_calibration
-from transferkit.report.sections._choice import Choice, write_choice
-from transferkit.report.sections._data import Data, write_data
+from transferkit.report.sections._calibration import CalibrationSection, write_calibration
+from transferkit.report.sections._choice import ChoiceSection, write_choice
+from transferkit.report.sections._data import DataSection, write_data
 from transferkit.report.sections._headline import Headline, write_headline
 from transferkit.report.sections._kept import Kept, write_kept
 from transferkit.report.sections._mistakes import Mistakes, write_mistakes
@@ -19,7 +19,7 @@ from transferkit.report.sections._quality import Quality, write_quality
 from transferkit.report.sections._similarity import Similarity, write_similarity
 from transferkit.report.sections._stages import Stages, write_stages
 from transferkit.report.sections._timings import Timings, write_timings
-from transferkit.report.sections._training import Training, write_training
+from transferkit.report.sections._training import TrainingSection, write_training
 from transferkit.report.sections._views import Views, write_views
 
 __all__ = ["Report", "write_report"]
@@ -32,16 +32,16 @@ class Report:
     title: str
     pretrained: bool
     headline: Headline
-    choice: Choice
+    choice: ChoiceSection
     stages: Stages
     views: Views | None
     similarity: Similarity | None
-    data: Data
-    training: Training | None
+    data: DataSection
+    training: TrainingSection | None
     kept: Kept | None
     quality: Quality
     mistakes: Mistakes
-    calibration: Calibration | None
+    calibration: CalibrationSection | None
     timings: Timings
     origins: Origins
 

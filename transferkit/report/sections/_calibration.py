@@ -9,11 +9,11 @@ from transferkit.report._answers import ReliabilityBin, mean_confidence, reliabi
 from transferkit.report._plots import ReliabilityPlot, draw_reliability
 from transferkit.report._words import format_count, format_number, format_percent, format_range
 
-__all__ = ["Calibration", "write_calibration"]
+__all__ = ["CalibrationSection", "write_calibration"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class CalibrationSection:
     """Whether the model's confidence can be taken at its word."""
 
     sentence: str
@@ -22,7 +22,7 @@ class Calibration:
     rows: tuple[tuple[str, ...], ...]
 
 
-def write_calibration(held_out: HeldOut, scores: Metrics | None) -> Calibration:
+def write_calibration(held_out: HeldOut, scores: Metrics | None) -> CalibrationSection:
     """Confidence against accuracy on the held-out images."""
     bins = reliability_bins(held_out.labels, held_out.probabilities)
     facts = [("Images", format_count(len(held_out.labels))), ("Bins of equal size", format_count(len(bins)))]
@@ -32,7 +32,7 @@ def write_calibration(held_out: HeldOut, scores: Metrics | None) -> Calibration:
             ("Log loss", f"{format_number(scores.log_loss)} nats"),
             *facts,
         ]
-    return Calibration(
+    return CalibrationSection(
         sentence=_describe_calibration(held_out),
         facts=tuple(facts),
         plot=draw_reliability(bins),

@@ -17,7 +17,7 @@ from transferkit.report._words import (
 from transferkit.report.sections._kept import is_fine_tuning, name_kept
 from transferkit.report.sections._learning import keeps_statistics, name_learnt
 
-__all__ = ["Choice", "write_choice"]
+__all__ = ["ChoiceSection", "write_choice"]
 
 
 NORMS = {
@@ -45,7 +45,7 @@ class Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChoiceSection:
     """What was decided, and why."""
 
     sentence: str
@@ -53,7 +53,7 @@ class Choice:
     options: tuple[Option, ...]
 
 
-def write_choice(record: RunRecord) -> Choice:
+def write_choice(record: RunRecord) -> ChoiceSection:
     """The decision in words."""
     decision, backbone = record.decision, record.evidence.backbone
     how = {
@@ -68,7 +68,7 @@ def write_choice(record: RunRecord) -> Choice:
     else:
         parts.append("Solved in closed form, so there is no learning rate to tune.")
     best_first = sorted(decision.options, key=lambda option: -option.expected_accuracy)
-    return Choice(
+    return ChoiceSection(
         sentence=" ".join(parts),
         reasons=decision.reasons,
         options=tuple(_write_option(option, record) for option in best_first),

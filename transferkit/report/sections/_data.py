@@ -10,7 +10,7 @@ from transferkit.records import DataSummary, Finding, Picture
 from transferkit.report._tiles import Tile, make_tile
 from transferkit.report._words import capitalise, format_count, format_number, name_split, order_splits, plural, quote
 
-__all__ = ["Data", "write_data"]
+__all__ = ["DataSection", "write_data"]
 
 MAX_BARS = 30
 """Classes drawn one by one; of more, the largest and the smallest are drawn."""
@@ -46,7 +46,7 @@ class FindingGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class DataSection:
     """The data after the audit."""
 
     sentence: str
@@ -62,7 +62,7 @@ class Data:
     findings: tuple[FindingGroup, ...]
 
 
-def write_data(data: DataSummary, samples: Mapping[str, Sequence[Picture]]) -> Data:
+def write_data(data: DataSummary, samples: Mapping[str, Sequence[Picture]]) -> DataSection:
     """The data in words, bars and pictures."""
     splits = order_splits(data.counts)
     order = sorted(range(data.num_classes), key=lambda k: -sum(data.counts[split][k] for split in splits))
@@ -76,7 +76,7 @@ def write_data(data: DataSummary, samples: Mapping[str, Sequence[Picture]]) -> D
     between = totals[EDGE_BARS:-EDGE_BARS]
     more = f"and {plural(len(between), 'more class', 'more classes')} of {_describe_span(between)}" if many else ""
     shown = [(name, pictures) for name, pictures in samples.items() if pictures]
-    return Data(
+    return DataSection(
         sentence=_describe_counts(data),
         split_rule=data.split_rule,
         splits=tuple((split, capitalise(name_split(split))) for split in splits),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import wilson_interval
 from transferkit.records import Candidate, RunRecord, TrainingRecord
-from transferkit.report._plots import Scale, fit_scale
+from transferkit.report._plots import Axis, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, format_range, plural
 
 __all__ = ["Kept", "find_probe", "held_back_interval", "is_fine_tuning", "name_held_back", "name_kept", "write_kept"]
@@ -35,7 +35,7 @@ class Kept:
     sentence: str
     how: str
     caveat: str
-    scale: Scale
+    scale: Axis
     rows: tuple[CandidateRow, ...]
 
 

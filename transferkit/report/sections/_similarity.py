@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.records import SimilarityDetail, StageDistance
-from transferkit.report._plots import Scale, fit_scale
+from transferkit.report._plots import Axis, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, plural
 
 __all__ = ["Similarity", "write_similarity"]
@@ -46,7 +46,7 @@ class Similarity:
 
     sentence: str
     note: str
-    scale: Scale | None
+    scale: Axis | None
     rows: tuple[DistanceRow, ...]
     others: tuple[tuple[str, str], ...]
 
@@ -94,7 +94,7 @@ def _interval(stage: StageDistance) -> tuple[float, float]:
     return _share(stage.distance - margin), _share(stage.distance + margin)
 
 
-def _write_row(stage: StageDistance, scale: Scale) -> DistanceRow:
+def _write_row(stage: StageDistance, scale: Axis) -> DistanceRow:
     low, high = _interval(stage)
     return DistanceRow(
         name=stage.stage,

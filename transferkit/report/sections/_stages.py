@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transferkit.records import JOINED, SELECTED, ProbeScore, RunRecord
-from transferkit.report._plots import CurvePlot, Scale, draw_curves, fit_scale
+from transferkit.report._plots import Axis, CurvePlot, draw_curves, fit_scale
 from transferkit.report._words import format_count, format_number, format_percent, format_range
 from transferkit.report.sections._kept import is_fine_tuning
 
@@ -43,7 +43,7 @@ class Stages:
     """Accuracy by stage, and by stage and number of images; `tag` marks the row of the decided stage."""
 
     sentence: str
-    scale: Scale | None
+    scale: Axis | None
     rows: tuple[StageRow, ...]
     curves: CurvePlot | None = None
     tag: str = ""
@@ -66,7 +66,7 @@ def write_stages(record: RunRecord) -> Stages:
     return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows), curves=curves, tag=tag)
 
 
-def _write_stage_row(probe: ProbeScore, chosen: str, scale: Scale, tag: str) -> StageRow:
+def _write_stage_row(probe: ProbeScore, chosen: str, scale: Axis, tag: str) -> StageRow:
     kind = "knn" if probe.method == "knn" else probe.stage if probe.stage in (JOINED, SELECTED) else "stage"
     is_chosen = kind != "knn" and probe.stage == chosen
     names = {

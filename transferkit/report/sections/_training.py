@@ -19,14 +19,14 @@ from transferkit.report._words import (
 from transferkit.report.sections._kept import find_probe, name_held_back
 from transferkit.report.sections._learning import Learning, write_learning
 
-__all__ = ["Training", "write_training"]
+__all__ = ["TrainingSection", "write_training"]
 
 MAX_EPOCH_ROWS = 200
 """Of more epochs, the table shows evenly spread ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingSection:
     """How the network was fine-tuned.
 
     Args:
@@ -49,7 +49,7 @@ class Training:
     notes: tuple[str, ...]
 
 
-def write_training(training: TrainingRecord | None) -> Training | None:
+def write_training(training: TrainingRecord | None) -> TrainingSection | None:
     """Sentences, small multiples and tables; None where nothing but a head was fitted."""
     if training is None:
         return None
@@ -61,7 +61,7 @@ def write_training(training: TrainingRecord | None) -> Training | None:
     phases = find_phases(epochs)
     rows, more = _write_rows(epochs, best)
     found = {line.kind for panel in panels for line in panel.lines}
-    return Training(
+    return TrainingSection(
         sentence=_describe(training, best, phases),
         panels=panels,
         lines=tuple(kind for kind in ("train", "held-back") if kind in found),

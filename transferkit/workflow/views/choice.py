@@ -23,7 +23,7 @@ from transferkit.features import FeatureTable, FrozenPass, average_tables
 from transferkit.measure import fit_ridge, fitting_threads, stratified_sample
 from transferkit.probe import class_weights
 from transferkit.records import Folds, Preprocessing, ViewComparison, ViewScore
-from transferkit.workflow.flip_check import MirrorCheck, check_mirroring
+from transferkit.workflow.flip_check import FlipCheck, check_flip
 from transferkit.workflow.views.asked import (
     ALONE_GEOMETRIES,
     AUTO_VIEWS,
@@ -177,8 +177,8 @@ def choose_views(
     allowed = AUTO_SECONDS if budget is None else min(AUTO_SECONDS, BUDGET_SHARE * budget)
     # Processes that share the passes out must want the same ones, and their clocks differ.
     image_seconds, allowed = agreed((image_seconds, allowed))
-    look = _Look(asked, data, passes, image_seconds, allowed, class_weight, seed)
-    return look.choose()
+    comparison = _Comparison(asked, data, passes, image_seconds, allowed, class_weight, seed)
+    return comparison.choose()
 
 
 def _single(name: str, passes: _Passes, image_seconds: float) -> Chosen:
@@ -192,7 +192,7 @@ def _single(name: str, passes: _Passes, image_seconds: float) -> Chosen:
     return Chosen(chosen, table, table, found)
 
 
-class _Look:
+class _Comparison:
     """One choice, step by step: what is averaged, whether mirror images are, which geometry is best alone."""
 
     def __init__(
@@ -262,7 +262,7 @@ class _Look:
         # The largest centre square takes the place of the checkpoint's crop: the two differ by a rim.
         return (start, *(others[1:] if start == "full" else others))
 
-    def _affordable(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], bool, MirrorCheck | None]:
+    def _affordable(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], bool, FlipCheck | None]:
         """The geometries and whether mirror images are averaged; and what was found about the latter."""
         if self.asked.views is not None:
             return names, self.asked.mirror, None
@@ -290,7 +290,7 @@ class _Look:
             f"them all the same: views={named}."
         )
 
-    def _mirroring(self) -> MirrorCheck | None:
+    def _mirroring(self) -> FlipCheck | None:
         """Whether mirror images may be averaged; None where that cannot be shown."""
         if len(self.train) < LEAST_MIRRORED:
             return None
@@ -299,7 +299,7 @@ class _Look:
         except DataError:  # no class can spare an image
             return None
         start = self.asked.start
-        return check_mirroring(
+        return check_flip(
             self.passes.everyone(start).take(self.train),
             self.folds,
             lambda positions: self.passes.some(start, self.train[positions], mirrored=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from transferkit.records import ViewComparison, ViewScore
-from transferkit.workflow.flip_check import MirrorCheck
+from transferkit.workflow.flip_check import FlipCheck
 from transferkit.workflow.views.asked import ALONE_GEOMETRIES, GEOMETRIES, AskedViews
 
 __all__ = ["explain"]
@@ -16,7 +16,7 @@ def explain(
     asked: AskedViews,
     *,
     same: Mapping[str, str],
-    mirror: MirrorCheck | None,
+    mirror: FlipCheck | None,
     notes: Sequence[str],
 ) -> Iterator[str]:
     """The reasons for a choice of views.

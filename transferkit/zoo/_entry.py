@@ -12,7 +12,7 @@ from transferkit.records import Preprocessing
 from transferkit.zoo import _training
 from transferkit.zoo._published import UNKNOWN, Published
 
-__all__ = ["Builder", "Recipe"]
+__all__ = ["Builder", "ZooEntry"]
 
 
 class Builder(Protocol):
@@ -32,7 +32,7 @@ class Builder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ZooEntry:
     """The facts of one network, and how to build it.
 
     Args:
@@ -63,6 +63,6 @@ class Recipe:
     fixed_size: bool = False
     license: str | None = None
     published: Published = UNKNOWN
-    training: _training.Training = _training.UNKNOWN
+    training: _training.OriginalTraining = _training.UNKNOWN
     classifiers: tuple[str, ...] = ()
     headless: bool = False

@@ -23,12 +23,12 @@ import torch
 from transferkit.core.distributed import agreed, connect
 from transferkit.decision import TELLING
 from transferkit.features import FeatureTable
+from transferkit.finetune.checkpoint import RunCheckpoint
 from transferkit.finetune.losses import TASKS
-from transferkit.finetune.memory import Memory
 from transferkit.finetune.module import TransferModule, count_images
 from transferkit.finetune.range_test import RangeTest, find_rate
 from transferkit.finetune.recipe import Recipe
-from transferkit.finetune.run import Runner
+from transferkit.finetune.runner import Runner
 from transferkit.finetune.verify import Verdict, verify
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
@@ -38,7 +38,7 @@ from transferkit.probe.heads import HeadFit, choose_head, fit_heads
 from transferkit.records import Candidate, Claim, Epoch, Fold, Folds, TrainingRecord
 from transferkit.strategies import Plan, scaled_plan
 
-__all__ = ["Feed", "FineTuned", "Judged", "Task", "fine_tune", "judge_folds"]
+__all__ = ["Feed", "FineTuned", "Judged", "FineTuneTask", "fine_tune", "judge_folds"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -63,7 +63,7 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class FineTuneTask:
     """What is to be learnt, from what.
 
     Args:
@@ -132,7 +132,7 @@ class _Trial:
 
     fold: Fold
     probe: npt.NDArray[np.floating]
-    memory: Memory
+    checkpoint: RunCheckpoint
     claims: tuple[Claim, ...]
 
 
@@ -148,14 +148,14 @@ class Judged:
         lr_factor: What its rates are, in units of those it came with.
     """
 
-    task: Task
+    task: FineTuneTask
     trials: tuple[_Trial, ...]
     best: int
     verdict: Verdict
     lr_factor: float = 1.0
 
 
-def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
+def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Judged:
     """The first half of `fine_tune`, for those who want to see its outcome before they go on. Arguments as there."""
     task.backbone.anatomy  # noqa: B018 - made once, not for each copy
     factor, begun = 1.0, list[_Trial]()
@@ -169,7 +169,7 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
     best = _best_epoch(trials)
     held_back = np.concatenate([trial.fold.held_back for trial in trials])
     labels, counting = task.labels[held_back], task.folds.shares[held_back]
-    tuned = np.concatenate([trial.memory.outputs[best].numpy() for trial in trials])
+    tuned = np.concatenate([trial.checkpoint.outputs[best].numpy() for trial in trials])
     diverged = not np.isfinite(tuned).all()
     weights = _class_weights(task, task.labels)
     verdict = verify(
@@ -187,7 +187,7 @@ def judge_folds(task: Task, folds: Sequence[Fold], runner: Runner) -> Judged:
 
 
 def fine_tune(
-    task: Task, folds: Sequence[Fold], runner: Runner, *, refit: bool, judged: Judged | None = None
+    task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, refit: bool, judged: Judged | None = None
 ) -> FineTuned:
     """Train, choose on held-back images, and train again on all of them.
 
@@ -221,11 +221,11 @@ def fine_tune(
     return FineTuned(model, record, _reason(record, weighted=_class_weights(task, task.labels) is not None))
 
 
-def _paced(task: Task, factor: float) -> Task:
+def _paced(task: FineTuneTask, factor: float) -> FineTuneTask:
     return task if factor == 1 else replace(task, plan=scaled_plan(task.plan, factor))
 
 
-def _compare_rates(task: Task, folds: Sequence[Fold], runner: Runner) -> tuple[float, list[_Trial]]:
+def _compare_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> tuple[float, list[_Trial]]:
     """What to multiply the rates by, and the runs at these of the folds that were needed to tell."""
     faster = _paced(task, FASTER)
     slow: list[_Trial] = []
@@ -245,7 +245,7 @@ def _compare_rates(task: Task, folds: Sequence[Fold], runner: Runner) -> tuple[f
     return factor, trials
 
 
-def _find(task: Task, fold: Fold, runner: Runner) -> float:
+def _find(task: FineTuneTask, fold: Fold, runner: Runner) -> float:
     """What to multiply the rates by, as a range test says.
 
     It is not kept in the run's folder: a run that is taken up makes the same test again and finds the same.
@@ -256,7 +256,7 @@ def _find(task: Task, fold: Fold, runner: Runner) -> float:
     return found.factor
 
 
-def _range_test(task: Task, fold: Fold, device: torch.device) -> RangeTest:
+def _range_test(task: FineTuneTask, fold: Fold, device: torch.device) -> RangeTest:
     """On smaller batches where memory runs out: what these bear, larger ones do too."""
     module, size = _module(task, fold.train), task.recipe.batch_size or JUDGED_AT_ONCE
     while True:
@@ -269,29 +269,31 @@ def _range_test(task: Task, fold: Fold, device: torch.device) -> RangeTest:
         torch.cuda.empty_cache()
 
 
-def _try(task: Task, fold: Fold, runner: Runner, name: str, *, probe: npt.NDArray[np.floating] | None = None) -> _Trial:
+def _try(
+    task: FineTuneTask, fold: Fold, runner: Runner, name: str, *, probe: npt.NDArray[np.floating] | None = None
+) -> _Trial:
     module = _module(task, fold.train)
-    memory = runner.fit(
+    checkpoint = runner.fit(
         module,
         _batches(task, fold.train),
         task.feed(fold.held_back, batch_size=JUDGED_AT_ONCE, training=False),
         name=name,
         stop_after=task.recipe.epochs or 1,
     )
-    return _Trial(fold, _probe_logits(task, fold) if probe is None else probe, memory, module.freeze_plan.claims())
+    return _Trial(fold, _probe_logits(task, fold) if probe is None else probe, checkpoint, module.freeze_plan.claims())
 
 
-def _batches(task: Task, positions: Indices) -> Callable[[int], Iterable[Any]]:
+def _batches(task: FineTuneTask, positions: Indices) -> Callable[[int], Iterable[Any]]:
     return lambda batch_size: task.feed(positions, batch_size=batch_size, training=True)
 
 
-def _probe_logits(task: Task, fold: Fold) -> npt.NDArray[np.floating]:
+def _probe_logits(task: FineTuneTask, fold: Fold) -> npt.NDArray[np.floating]:
     """(M, K) of the held-back images, by the probe of the others."""
     head = _solve(task, task.table, task.probe, fold.train)
     return task.table.take(fold.held_back).load(task.probe.stages) @ head.weight.T + head.bias
 
 
-def _solve(task: Task, table: FeatureTable, plan: Plan, positions: Indices) -> HeadFit:
+def _solve(task: FineTuneTask, table: FeatureTable, plan: Plan, positions: Indices) -> HeadFit:
     """The head that a plan's features allow, fitted to some of the images."""
     fits = fit_heads(
         plan,
@@ -306,7 +308,7 @@ def _solve(task: Task, table: FeatureTable, plan: Plan, positions: Indices) -> H
     return choose_head(fits)
 
 
-def _module(task: Task, positions: Indices) -> TransferModule:
+def _module(task: FineTuneTask, positions: Indices) -> TransferModule:
     """A fresh network, its head where the plan starts it."""
     backbone = copy.deepcopy(task.backbone).without_head()
     model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
@@ -325,12 +327,12 @@ def _module(task: Task, positions: Indices) -> TransferModule:
     return module.to(memory_format=torch.channels_last)
 
 
-def _class_weights(task: Task, labels: Indices) -> npt.NDArray[np.float64] | None:
+def _class_weights(task: FineTuneTask, labels: Indices) -> npt.NDArray[np.float64] | None:
     """(K,) what an image of each class counts, in training and in judging; None where all count alike."""
     return TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
 
 
-def _start(task: Task, linear: torch.nn.Linear, positions: Indices) -> None:
+def _start(task: FineTuneTask, linear: torch.nn.Linear, positions: Indices) -> None:
     with torch.no_grad():
         if task.plan.start == "zero":
             linear.weight.zero_()
@@ -357,7 +359,7 @@ def _mean_epochs(trials: Sequence[_Trial]) -> tuple[Epoch, ...]:
             val_loss=mean([epoch.val_loss for epoch in same]),
             val_accuracy=mean([epoch.val_accuracy for epoch in same]),
         )
-        for same in zip(*(trial.memory.epochs for trial in trials), strict=False)
+        for same in zip(*(trial.checkpoint.epochs for trial in trials), strict=False)
     )
 
 
@@ -381,7 +383,7 @@ def _held_back(trials: Sequence[_Trial]) -> int:
 
 
 def _final(
-    task: Task,
+    task: FineTuneTask,
     folds: Sequence[Fold],
     trials: Sequence[_Trial],
     runner: Runner,
@@ -395,17 +397,17 @@ def _final(
         return None
     if not refit:
         module = _module(task, folds[0].train)
-        module.load_state_dict(trials[0].memory.best_state)
+        module.load_state_dict(trials[0].checkpoint.best_state)
         return module
     everyone = _everyone(folds)
     module = _module(task, everyone)
     module.expected_losses = [epoch.val_loss for epoch in _mean_epochs(trials)]
     batches = _batches(task, everyone)
-    memory = runner.fit(module, batches, None, name="all", stop_after=best + 1)
-    if not all(tensor.isfinite().all() for tensor in memory.best_state.values()):
+    checkpoint = runner.fit(module, batches, None, name="all", stop_after=best + 1)
+    if not all(tensor.isfinite().all() for tensor in checkpoint.best_state.values()):
         runner.notes.append("On all images training diverged, though it had not on fewer. Try a lower train.lr.")
         return None
-    module.load_state_dict(memory.best_state)
+    module.load_state_dict(checkpoint.best_state)
     if module.average is not None and module.average.kind == "swa":
         # Under the plan: without it, statistics of frozen stages would be estimated anew as well.
         module.freeze_plan.start(len(task.plan.phases) - 1)
@@ -419,7 +421,7 @@ def _everyone(folds: Sequence[Fold]) -> Indices:
 
 
 def _compose(
-    task: Task, folds: Sequence[Fold], verdict: Verdict, module: TransferModule | None, *, refit: bool
+    task: FineTuneTask, folds: Sequence[Fold], verdict: Verdict, module: TransferModule | None, *, refit: bool
 ) -> Classifier:
     """Probe, network or both, with temperatures and weights folded into their classifiers."""
     weight = verdict.kept.weight

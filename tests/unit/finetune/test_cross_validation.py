@@ -27,8 +27,7 @@ from tests.unit.finetune.training_toys import (
     trunk_names,
 )
 from transferkit.features import FeatureBank, frozen_pass
-from transferkit.finetune import Recipe, Runner, fine_tune, tuning
-from transferkit.finetune import Task as TuningTask
+from transferkit.finetune import FineTuneTask, Recipe, Runner, cross_validation, fine_tune
 from transferkit.nn import Blend, TransferModel, logits_of
 from transferkit.records import Fold, Folds
 from transferkit.strategies import Plan
@@ -67,7 +66,7 @@ def make_task(tmp_path):
             steps = np.array_split(order, max(1, len(order) // batch_size))
             return loader([(torch.from_numpy(pictures[step]), torch.from_numpy(labels[step])) for step in steps])
 
-        return TuningTask(
+        return FineTuneTask(
             plan=plan_of(*(phases or head_then(top=0.02)), norm=norm),
             probe=PROBE,
             backbone=backbone,
@@ -105,14 +104,14 @@ def keep(monkeypatch):
     """Whatever the numbers say: the candidate of this weight is kept."""
 
     def force(weight):
-        plain = tuning.verify
+        plain = cross_validation.verify
 
         def verify(*arguments):
             verdict = plain(*arguments)
             chosen = next(c for c in verdict.candidates if c.weight == weight)
-            return tuning.Verdict(verdict.candidates, chosen, verdict.temperatures)
+            return cross_validation.Verdict(verdict.candidates, chosen, verdict.temperatures)
 
-        monkeypatch.setattr(tuning, "verify", verify)
+        monkeypatch.setattr(cross_validation, "verify", verify)
 
     return force
 
@@ -154,7 +153,7 @@ def test_frozen_stages_come_back_bit_for_bit(make_task, keep, average, refit, no
 
 def test_statistics_of_averaged_weights_are_those_of_the_images(make_task, keep, monkeypatch):
     keep(1.0)
-    monkeypatch.setattr(tuning, "_best_epoch", lambda trials: len(trials[0].memory.epochs) - 1)
+    monkeypatch.setattr(cross_validation, "_best_epoch", lambda trials: len(trials[0].checkpoint.epochs) - 1)
     task = make_task(phase("all", stem=0.02, middle=0.02, top=0.02), average="swa")
     model = network_of(run(task, refit=True))
     pictures, _ = draw_pictures()
@@ -197,10 +196,10 @@ def test_a_last_training_that_diverges_returns_the_probe(make_task, keep, monkey
     plain = Runner.fit
 
     def spoilt(self, *arguments, name, **options):
-        memory = plain(self, *arguments, name=name, **options)
+        checkpoint = plain(self, *arguments, name=name, **options)
         if name == "all":
-            memory.best_state["model.classifier.linear.weight"].fill_(float("nan"))
-        return memory
+            checkpoint.best_state["model.classifier.linear.weight"].fill_(float("nan"))
+        return checkpoint
 
     monkeypatch.setattr(Runner, "fit", spoilt)
     tuned = run(make_task(), refit=True)
@@ -248,7 +247,7 @@ def test_a_plateau_is_met_on_all_images_where_it_was_met_on_those_held_back(make
         return memories[name]
 
     monkeypatch.setattr(Runner, "fit", note)
-    monkeypatch.setattr(tuning, "_best_epoch", lambda trials: len(trials[0].memory.epochs) - 1)
+    monkeypatch.setattr(cross_validation, "_best_epoch", lambda trials: len(trials[0].checkpoint.epochs) - 1)
     task = make_task(phase("all", top=5.0), schedule="plateau", epochs=14, patience=20, warmup=0.0, average="none")
     run(task, refit=True)
     fold, everything = ([epoch.lr for epoch in memories[name].epochs] for name in ("fold-0", "all"))
@@ -260,7 +259,7 @@ def test_where_classes_are_weighted_they_are_so_in_judging_too(make_task):
     labels = np.array([0] * 24 + [1] * 3 + [2] * 3)
     folds = [Fold(np.arange(0, 30, 2), np.arange(1, 30, 2))]
     plain = make_task(labels=labels)
-    balanced = tuning.replace(plain, class_weight="balanced")
+    balanced = cross_validation.replace(plain, class_weight="balanced")
     found = {task.class_weight: run(task, folds=folds).record for task in (plain, balanced)}
     _, counts = np.unique(labels[folds[0].held_back], return_counts=True)
     assert found["none"].candidates[0].accuracy * counts.sum() == pytest.approx(
@@ -337,8 +336,8 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
         return plain(self, module, *arguments, name=name, **options)
 
     monkeypatch.setattr(Runner, "fit", fit)
-    monkeypatch.setattr(tuning, "TELLING", enough)
-    monkeypatch.setattr(tuning, "SEPARATED", separated)
+    monkeypatch.setattr(cross_validation, "TELLING", enough)
+    monkeypatch.setattr(cross_validation, "SEPARATED", separated)
     folds = Folds.alone(draw_pictures()[1]).split(2)
     tuned = run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
     second = [("fold-1", 0.1), ("fold-1-faster", 0.3)] if both == 2 else [("fold-1", 0.3)]
@@ -352,6 +351,6 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
 @pytest.mark.parametrize("said", [{"lr": 0.1}, {"lr": "rule"}, {"lr": None, "lr_scale": 0.1}], ids=str)
 def test_where_a_rate_was_said_only_that_is_run(said, make_task, monkeypatch):
     compared = []
-    monkeypatch.setattr(tuning, "_compare_rates", lambda *arguments: compared.append(arguments))
+    monkeypatch.setattr(cross_validation, "_compare_rates", lambda *arguments: compared.append(arguments))
     run(make_task(phase("everything", head=0.1, top=0.01), **{"epochs": 1, **said}))
     assert compared == []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["CHECKPOINT", "Memory", "put_back", "snapshot", "state_of"]
+__all__ = ["CHECKPOINT", "RunCheckpoint", "put_back", "snapshot", "state_of"]
 
 CHECKPOINT = "last.ckpt"
 """Name of the file that a fit is taken up from."""
@@ -38,7 +38,7 @@ SAVE_EVERY = 20.0
 writing one takes longer than a second, it is as many times that: no more than a twentieth of the time goes into it."""
 
 
-class Memory(pl.callbacks.Checkpoint):
+class RunCheckpoint(pl.callbacks.Checkpoint):
     """Notes every epoch of a `TransferModule`'s fit, keeps the best weights, and saves now and then.
 
     It counts as a checkpoint callback because Lightning calls those last: what the module does at the end of an epoch
@@ -69,6 +69,11 @@ class Memory(pl.callbacks.Checkpoint):
         self.best_state: dict[str, torch.Tensor] = {}
         self._begun = 0.0
         self._saved, self._saving = time.monotonic(), 0.0
+
+    @property
+    def state_key(self) -> str:
+        """The name in Lightning's checkpoints; that of the class's first version, so that its runs can be resumed."""
+        return "Memory"
 
     @property
     def best_loss(self) -> float:

@@ -9,14 +9,14 @@ from torch import nn
 
 from transferkit.nn.norm.source import read_source
 
-__all__ = ["Memory", "NormSwap", "memory_of", "original_of", "remember", "swapped_layers", "swapped_norms"]
+__all__ = ["SwapRecord", "NormSwap", "memory_of", "original_of", "remember", "swapped_layers", "swapped_norms"]
 
 _SLOT = "_swapped"
 """Attribute of a replacement. What stands there is no module, so torch does not register what it holds."""
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
+class SwapRecord:
     """Kept by a replacement.
 
     Args:
@@ -49,14 +49,14 @@ class NormSwap:
     note: str
 
 
-def remember(replacement: nn.Module, memory: Memory) -> None:
+def remember(replacement: nn.Module, memory: SwapRecord) -> None:
     """Make a replacement remember; `Module.to` does not reach what it remembers."""
     setattr(replacement, _SLOT, memory)
 
 
-def memory_of(module: nn.Module) -> Memory | None:
+def memory_of(module: nn.Module) -> SwapRecord | None:
     """What a replacement remembers; None for other modules."""
-    memory: Memory | None = module.__dict__.get(_SLOT)
+    memory: SwapRecord | None = module.__dict__.get(_SLOT)
     return memory
 
 

@@ -21,13 +21,13 @@ from tests.unit.finetune.training_toys import CLASSES, SIDE, head_then, make_bac
 from transferkit.api import adapt
 from transferkit.core.batches import batches
 from transferkit.core.errors import OptionError, RunFolderError
-from transferkit.finetune import memory as memory_module
-from transferkit.finetune import run as run_module
+from transferkit.finetune import checkpoint as checkpoint_module
+from transferkit.finetune import runner as runner_module
 from transferkit.finetune import trainer_options
-from transferkit.finetune.memory import CHECKPOINT, Memory
+from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
 from transferkit.finetune.module import CutBatch, TransferModule
 from transferkit.finetune.recipe import Recipe
-from transferkit.finetune.run import Runner
+from transferkit.finetune.runner import Runner
 from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
 
 N, HELD_BACK = 20, 10
@@ -77,14 +77,14 @@ def fit(
     stop_after: int | None = None,
     judged: bool = True,
     runner: Runner | None = None,
-) -> tuple[TransferModule, Memory]:
+) -> tuple[TransferModule, RunCheckpoint]:
     module = make_module(recipe, plan)
     runner = Runner(device=torch.device("cpu"), folder=folder, progress=False) if runner is None else runner
     held_back = Feed(HELD_BACK, training=False) if judged else None
     return module, runner.fit(module, Feed, held_back, name="fit", stop_after=stop_after or recipe.epochs or 1)
 
 
-def assert_alike(one: tuple[TransferModule, Memory], other: tuple[TransferModule, Memory]) -> None:
+def assert_alike(one: tuple[TransferModule, RunCheckpoint], other: tuple[TransferModule, RunCheckpoint]) -> None:
     """Bit for bit."""
     weights, same = one[0].state_dict(), other[0].state_dict()
     assert [name for name in weights if not torch.equal(weights[name], same[name])] == []
@@ -132,7 +132,7 @@ def kill_at(before_batch) -> Callable[[int], None]:
 
 @pytest.fixture(autouse=True)
 def every_epoch(monkeypatch):
-    monkeypatch.setattr(memory_module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint_module, "SAVE_EVERY", 0.0)
 
 
 # ---- Taken up --------------------------------------------------------------------------------------------------------
@@ -263,9 +263,9 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch):
 
 
 def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_module, "SAVE_EVERY", 3600.0)
+    monkeypatch.setattr(checkpoint_module, "SAVE_EVERY", 3600.0)
     saved = []
-    monkeypatch.setattr(Memory, "_save", lambda self, trainer, path: saved.append((trainer.current_epoch, path)))
+    monkeypatch.setattr(RunCheckpoint, "_save", lambda self, trainer, path: saved.append((trainer.current_epoch, path)))
     fit(tmp_path)
     assert saved == [(5, tmp_path / "fit" / CHECKPOINT)]
 
@@ -297,7 +297,7 @@ def test_being_told_to_end_does_not_look_like_success(tmp_path, before_batch):
     assert left.value.code == 143
 
 
-# ---- Memory ----------------------------------------------------------------------------------------------------------
+# ---- RunCheckpoint ----
 
 
 @pytest.fixture
@@ -391,7 +391,7 @@ def test_memory_for_a_single_image_says_how_each_halving_went_and_none_at_all_wh
 
 def test_one_of_several_processes_cannot_halve_alone(room_for, monkeypatch):
     room_for(5)
-    monkeypatch.setattr(run_module, "place", lambda: (0, 2))
+    monkeypatch.setattr(runner_module, "place", lambda: (0, 2))
     with pytest.raises(OptionError, match="Memory runs out at 5 images at once in one of 2 processes, and the others"):
         fit(None, EVEN, ALL_AT_ONCE)
 
@@ -523,7 +523,7 @@ def test_a_batch_must_be_enough_for_all_processes():
 
 
 def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(run_module, "launch_options", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
+    monkeypatch.setattr(runner_module, "launch_options", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
     runner = Runner(device=torch.device("cpu"), options={"devices": 1}, progress=False)
     with pytest.raises(OptionError, match="2 processes were started, but trainer.devices and .* ask for 1"):
         fit(None, runner=runner)

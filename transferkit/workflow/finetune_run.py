@@ -1,4 +1,4 @@
-"""One fine-tuning run over the images of a look: pictures, activations, folds, and the folder to take it up from."""
+"""One fine-tuning run over the images of a session: pixels, activations, folds, and the folder to resume from."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from transferkit.finetune import Recipe
 from transferkit.nn import CutError, Tail, TransferModel, cut
 from transferkit.records import Decision, Fold, Folds
 from transferkit.strategies import STRATEGIES, Plan
-from transferkit.workflow.flip_check import check_mirroring
+from transferkit.workflow.flip_check import check_flip
 from transferkit.workflow.measure import read_features, timed
-from transferkit.workflow.session import Looked, Options
+from transferkit.workflow.session import Options, Session
 
 if TYPE_CHECKING:
-    from transferkit.finetune import FineTuned, Judged, Runner, Task
+    from transferkit.finetune import FineTuned, FineTuneTask, Judged, Runner
 
-__all__ = ["Training", "Tuning"]
+__all__ = ["FineTuneOptions", "FineTuneRun"]
 
 WORK = "training"
 """Folder inside a run's folder that checkpoints and curves are kept in while it runs, a folder for each strategy."""
@@ -54,7 +54,7 @@ SAME_TO_GO_ON = ("seed", "device", "transferkit", "torch", "torchvision", "pytor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class FineTuneOptions:
     """How gradient training is to go, where a decision asks for it.
 
     Args:
@@ -86,29 +86,29 @@ class _Cached(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FineTuneRun:
     """One run.
 
     Args:
-        looked: Backbone, images, and what the frozen pass measured.
+        session: Backbone, images, and what the frozen pass measured.
         plan: A strategy's, with phases.
-        options: How it was looked.
+        options: How the session was opened.
         head: Of the probe and of the start, as for `fit_closed_form`.
         training: How to train.
     """
 
-    looked: Looked
+    session: Session
     plan: Plan
     options: Options
     head: str
-    training: Training
+    training: FineTuneOptions
 
     @cached_property
     def judged(self) -> Judged:
         """What held-back images say of it; `run` goes on from there."""
         from transferkit.finetune import judge_folds
 
-        with timed(self.looked.seconds, "fine-tune"):
+        with timed(self.session.seconds, "fine-tune"):
             return judge_folds(self._task(), self._folds, self._runner)
 
     @property
@@ -121,7 +121,7 @@ class Tuning:
         from transferkit.finetune import fine_tune
 
         judged = self.judged
-        with timed(self.looked.seconds, "fine-tune"):
+        with timed(self.session.seconds, "fine-tune"):
             return fine_tune(judged.task, self._folds, self._runner, refit=not self._has_validation, judged=judged)
 
     @cached_property
@@ -141,21 +141,21 @@ class Tuning:
     def _has_validation(self) -> bool:
         """Whether a validation split is there to choose on: one that is large enough to tell, or must do because no
         training image can be spared."""
-        data = self.looked.data
+        data = self.session.data
         images, fewest = len(data.indices("val")), data.summary.fewest_groups
         return images >= ENOUGH or (images > 0 and fewest < 2)
 
     @cached_property
     def _rows(self) -> npt.NDArray[np.int64]:
         """Images at hand: those of the training split, then those of a validation split that is chosen on."""
-        data = self.looked.data
+        data = self.session.data
         parts = ("train", "val") if self._has_validation else ("train",)
         return np.concatenate([data.indices(part) for part in parts])
 
     @cached_property
     def _known(self) -> Folds:
         """Labels of the images at hand, and which of them are held back together."""
-        return self.looked.data.folds.take(self._rows)
+        return self.session.data.folds.take(self._rows)
 
     @property
     def _labels(self) -> npt.NDArray[np.int64]:
@@ -163,17 +163,17 @@ class Tuning:
 
     @cached_property
     def _folds(self) -> list[Fold]:
-        train = len(self.looked.data.indices("train"))
+        train = len(self.session.data.indices("train"))
         if self._has_validation:
             return [Fold(np.arange(train), np.arange(train, len(self._rows)))]
         return self._known.split(self._recipe.folds or 1, seed=self.options.seed)
 
-    def _task(self) -> Task:
-        from transferkit.finetune import Task
+    def _task(self) -> FineTuneTask:
+        from transferkit.finetune import FineTuneTask
 
-        looked = self.looked
+        session = self.session
         self._go_on_as_before()
-        if not self._has_validation and len(small := looked.data.indices("val")):
+        if not self._has_validation and len(small := session.data.indices("val")):
             self._runner.notes.append(
                 f"The {len(small)} images of the validation split are too few to choose on ({ENOUGH} would do): epochs "
                 "and blend are chosen on training images held back in turn, and the split is left for the report."
@@ -181,26 +181,26 @@ class Tuning:
         if len(self._plan.phases) < len(self.plan.phases):
             phases = ", ".join(phase.name for phase in self.plan.phases)
             self._runner.notes.append(f"There are fewer epochs than phases: of {phases} only the last are trained.")
-        stages = [stage.name for stage in looked.backbone.stages]
-        stage = best_probe(looked.survey.evidence)
+        stages = [stage.name for stage in session.backbone.stages]
+        stage = best_probe(session.measured.evidence)
         as_probe = Decision(
             strategy="linear_probe", stage=stage, lr=0.0, lr_scale=0.0, norm="frozen", mode="given", reasons=("probe",)
         )
-        return Task(
+        return FineTuneTask(
             plan=self._plan,
             probe=STRATEGIES["linear_probe"](as_probe, stages),
-            backbone=looked.backbone,
-            table=looked.survey.table.take(self._rows),
-            start=looked.survey.primary.take(self._rows),
+            backbone=session.backbone,
+            table=session.measured.table.take(self._rows),
+            start=session.measured.primary.take(self._rows),
             folds=self._known,
-            classes=looked.data.summary.classes,
+            classes=session.data.summary.classes,
             pooling=self.options.pooling,
             feed=self._feed_pictures if self._cached is None else self._feed_activations,
             tail=None if self._cached is None else self._cached.tail,
             recipe=self._recipe,
             head=self.head,
             class_weight=self.options.class_weight,
-            selection=None if self._has_validation else looked.survey.selection,
+            selection=None if self._has_validation else session.measured.selection,
             seed=self.options.seed,
         )
 
@@ -210,17 +210,17 @@ class Tuning:
     def _augmentation(self) -> Augmentation:
         recipe = self._recipe
         preset = choose_preset(recipe.augment, images=len(self._rows), epochs=recipe.epochs)
-        preprocessing = self.looked.backbone.spec.preprocessing.primary
+        preprocessing = self.session.backbone.spec.preprocessing.primary
         return Augmentation(preset=preset, preprocessing=preprocessing, flip=self._may_flip(preset))
 
     def _may_flip(self, preset: str) -> bool:
         if self._recipe.flip is not None or preset == "none":
             return bool(self._recipe.flip)
-        check = check_mirroring(
-            self.looked.survey.primary.take(self._rows),
+        check = check_flip(
+            self.session.measured.primary.take(self._rows),
             self._known,
             self._mirrored,
-            classes=self.looked.data.summary.num_classes,
+            classes=self.session.data.summary.num_classes,
             folds=self._folds[:1],
             seed=self.options.seed,
         )
@@ -229,27 +229,27 @@ class Tuning:
 
     def _mirrored(self, positions: npt.NDArray[np.int64]) -> FeatureTable:
         """Features of the mirror images of these of the images at hand."""
-        looked, options = self.looked, self.options
+        session, options = self.session, self.options
         return read_features(
-            looked.backbone,
-            looked.data,
+            session.backbone,
+            session.data,
             bank=options.bank,
             pooling=options.pooling,
             device=options.device,
             batch_size=options.batch_size,
-            preprocessing=replace(looked.backbone.spec.preprocessing.primary, mirrored=True),
+            preprocessing=replace(session.backbone.spec.preprocessing.primary, mirrored=True),
             among=self._rows[positions],
             progress=False,
         ).table
 
     @cached_property
     def _store(self) -> PixelStore:
-        return PixelStore(self.looked.data, self._rows, self._augmentation.stored, progress=self.options.progress)
+        return PixelStore(self.session.data, self._rows, self._augmentation.stored, progress=self.options.progress)
 
     @cached_property
     def _pictures(self) -> dict[bool, Pictures]:
         """Whether they are for training -> the pictures."""
-        recipe, classes, seed = self._recipe, self.looked.data.summary.num_classes, self.options.seed
+        recipe, classes, seed = self._recipe, self.session.data.summary.num_classes, self.options.seed
         mixing = Mixing(classes=classes, mixup=recipe.mixup, cutmix=recipe.cutmix)
         return {
             True: Pictures(self._store, self._labels, augmentation=self._augmentation, mixing=mixing, seed=seed),
@@ -276,7 +276,7 @@ class Tuning:
         if tail is None:
             return None
         try:
-            with timed(self.looked.seconds, "cache activations"):
+            with timed(self.session.seconds, "cache activations"):
                 table = self._activations(tail)
         except CacheError as error:
             self._runner.notes.append(f"Nothing was cached: {error}")
@@ -294,7 +294,7 @@ class Tuning:
         """The part that learns, if it can be told apart and that is worth its disk."""
         from transferkit.finetune import FreezePlan
 
-        recipe, backbone = self._recipe, self.looked.backbone
+        recipe, backbone = self._recipe, self.session.backbone
         mixed = recipe.mixup > 0 or recipe.cutmix > 0
         if self.plan.adapters is not None or mixed or (self._augmentation.changes and not recipe.views):
             return None
@@ -302,7 +302,7 @@ class Tuning:
         if shape is not None and shape[0] != shape[1]:
             self._runner.notes.append("Nothing was cached: that needs square images.")
             return None
-        classes = self.looked.data.summary.classes
+        classes = self.session.data.summary.classes
         model = TransferModel(backbone, stages=self.plan.stages, pooling=self.options.pooling, classes=classes)
         stage = FreezePlan(model, self._plan.phases).cut
         if stage is None:
@@ -334,7 +334,7 @@ class Tuning:
             stages=[stage for stage in self.plan.stages if stage in tail.stages_before],
             pooling=self.options.pooling,
             device=self.options.device,
-            workers=None if self.looked.data.thread_safe else 1,
+            workers=None if self.session.data.thread_safe else 1,
             progress=self.options.progress,
         )
 
@@ -346,7 +346,7 @@ class Tuning:
 
     def _version_ids(self, number: int) -> npt.NDArray[np.bytes_]:
         """(N,) names of what `_version` gives."""
-        ids = self.looked.data.content_ids[self._rows]
+        ids = self.session.data.content_ids[self._rows]
         if not number:
             return ids
         drawn = f"{to_json(self._augmentation)}|{self.options.seed}|{number}".encode()
@@ -440,17 +440,17 @@ class Tuning:
     @cached_property
     def _identity(self) -> str:
         """What a run is: two with the same end with the same weights."""
-        looked, recipe = self.looked, self._recipe
+        session, recipe = self.session, self._recipe
         held_back = b"".join(fold.held_back.tobytes() for fold in self._folds)
         versions = environment(seed=self.options.seed, device=self._device.type)
         plain = {
             "plan": to_json(self._plan),
             "recipe": to_json(recipe),
-            "weights": looked.backbone.spec.weights_id,
-            "data": hashlib.blake2b(looked.data.content_ids[self._rows].tobytes(), digest_size=16).hexdigest(),
+            "weights": session.backbone.spec.weights_id,
+            "data": hashlib.blake2b(session.data.content_ids[self._rows].tobytes(), digest_size=16).hexdigest(),
             "labels": hashlib.blake2b(self._labels.tobytes(), digest_size=16).hexdigest(),
             "held_back": hashlib.blake2b(held_back, digest_size=16).hexdigest(),
-            "preprocessing": to_json(looked.backbone.spec.preprocessing),
+            "preprocessing": to_json(session.backbone.spec.preprocessing),
             "pooling": self.options.pooling,
             "class_weight": self.options.class_weight,
             "head": self.head,

@@ -16,7 +16,7 @@ from transferkit.core.distributed import agreed, connect, place
 from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.core.frameworks import lightning
 from transferkit.core.progress import announce
-from transferkit.finetune.memory import CHECKPOINT, Memory, put_back, state_of
+from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint, put_back, state_of
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.trainer_options import check_options, device_options, launch_options, quietly, with_sharding
 from transferkit.nn import is_out_of_memory
@@ -60,7 +60,7 @@ class Runner:
         *,
         name: str,
         stop_after: int,
-    ) -> Memory:
+    ) -> RunCheckpoint:
         """Train, and return what was measured; a fit that was finished before is only read.
 
         Args:
@@ -77,56 +77,59 @@ class Runner:
         connect(self.device)
         start = state_of(module)
         folder = None if self.folder is None else self.folder / name
-        memory = Memory(folder, stop_after=stop_after, parts=self.parts[-1])
-        saved = self._saved(memory.folder, name)
+        checkpoint = RunCheckpoint(folder, stop_after=stop_after, parts=self.parts[-1])
+        saved = self._saved(checkpoint.folder, name)
         taken_up = saved is not None
         if saved is not None:
-            memory.load_state_dict(saved["callbacks"][memory.state_key])
-            self._say_halved(module, up_to=memory.parts, since=2 * self.parts[-1])
-            self.parts.append(memory.parts)
-            if memory.finished:
+            checkpoint.load_state_dict(saved["callbacks"][checkpoint.state_key])
+            self._say_halved(module, up_to=checkpoint.parts, since=2 * self.parts[-1])
+            self.parts.append(checkpoint.parts)
+            if checkpoint.finished:
                 put_back(module, saved)
-                return memory
+                return checkpoint
             del saved
         while True:
             try:
-                self._run(module, train, held_back, memory, name, taken_up=taken_up)
-                return memory
+                self._run(module, train, held_back, checkpoint, name, taken_up=taken_up)
+                return checkpoint
             except RuntimeError as error:
                 if isinstance(error, TransferkitError) or not is_out_of_memory(error):
                     raise
-                self._check_divisible(module, memory.parts, error)
+                self._check_divisible(module, checkpoint.parts, error)
             # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
             put_back(module, start)
             torch.cuda.empty_cache()
             # From the start: which epochs ran in larger parts must not depend on when the last checkpoint was written.
-            taken_up, memory = False, Memory(memory.folder, stop_after=stop_after, parts=2 * memory.parts)
-            self._say_halved(module, up_to=memory.parts, since=memory.parts)
-            self.parts.append(memory.parts)
+            taken_up, checkpoint = (
+                False,
+                RunCheckpoint(checkpoint.folder, stop_after=stop_after, parts=2 * checkpoint.parts),
+            )
+            self._say_halved(module, up_to=checkpoint.parts, since=checkpoint.parts)
+            self.parts.append(checkpoint.parts)
 
     def _run(
         self,
         module: TransferModule,
         train: Callable[[int], Iterable[Any]],
         held_back: Iterable[Any] | None,
-        memory: Memory,
+        checkpoint: RunCheckpoint,
         name: str,
         *,
         taken_up: bool,
     ) -> None:
-        trainer = self._trainer(module, memory, held_back is not None, name)
-        share = (module.recipe.batch_size or 1) // (memory.parts * trainer.world_size)
+        trainer = self._trainer(module, checkpoint, held_back is not None, name)
+        share = (module.recipe.batch_size or 1) // (checkpoint.parts * trainer.world_size)
         if share < 1:
             raise OptionError(
                 f"A batch of {module.recipe.batch_size} cannot be shared out among {trainer.world_size} processes: "
                 "train.batch_size is for all of them together. Raise it, or use fewer devices."
             )
-        checkpoint = None
-        if taken_up and memory.folder is not None:
-            checkpoint = memory.folder / CHECKPOINT
-            announce(f"taking {name} up after epoch {len(memory.epochs)}", enabled=self.progress)
+        resume_from = None
+        if taken_up and checkpoint.folder is not None:
+            resume_from = checkpoint.folder / CHECKPOINT
+            announce(f"taking {name} up after epoch {len(checkpoint.epochs)}", enabled=self.progress)
         with quietly(), _leaving(trainer):
-            trainer.fit(module, train(share), held_back, ckpt_path=checkpoint)
+            trainer.fit(module, train(share), held_back, ckpt_path=resume_from)
 
     def _saved(self, folder: Path | None, name: str) -> dict[str, Any] | None:
         """The fit's checkpoint; None if there is none that can be read."""
@@ -169,9 +172,9 @@ class Runner:
         self.notes.append(note)
         announce(note, enabled=self.progress)
 
-    def _trainer(self, module: TransferModule, memory: Memory, judged: bool, name: str) -> pl.Trainer:
+    def _trainer(self, module: TransferModule, checkpoint: RunCheckpoint, judged: bool, name: str) -> pl.Trainer:
         recipe = module.recipe
-        callbacks: list[pl.Callback] = [memory]
+        callbacks: list[pl.Callback] = [checkpoint]
         if judged:
             stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.stops_after, check_finite=True)
             callbacks.insert(0, stopping)
@@ -179,14 +182,14 @@ class Runner:
             **device_options(self.device),
             "max_epochs": recipe.epochs,
             "gradient_clip_val": recipe.clip or None,
-            "accumulate_grad_batches": memory.parts,
-            "logger": self._loggers(name, memory),
+            "accumulate_grad_batches": checkpoint.parts,
+            "logger": self._loggers(name, checkpoint),
             "log_every_n_steps": 10,
             "enable_model_summary": False,
             "enable_progress_bar": self.progress and _on_terminal(),
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
-            "default_root_dir": memory.folder,
+            "default_root_dir": checkpoint.folder,
         }
         check_options(self.options)
         with quietly():
@@ -194,11 +197,11 @@ class Runner:
         _check_launch(trainer)
         return trainer
 
-    def _loggers(self, name: str, memory: Memory) -> Any:
+    def _loggers(self, name: str, checkpoint: RunCheckpoint) -> Any:
         """Curves as CSV, in another folder where a fit is taken up; TensorBoard's if it is installed."""
         if self.folder is None:
             return False
-        version = f"{name}-after-{len(memory.epochs)}" if memory.epochs else name
+        version = f"{name}-after-{len(checkpoint.epochs)}" if checkpoint.epochs else name
         found: list[Any] = [pl.loggers.CSVLogger(self.folder, name="curves", version=version)]
         with suppress(ModuleNotFoundError):
             found.append(pl.loggers.TensorBoardLogger(self.folder, name="tensorboard", version=name))
