@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.unit.finetune.test_tuning import make_task  # noqa: F401 - a fixture
+from tests.unit.finetune.test_cross_validation import make_task  # noqa: F401 - a fixture
 from tests.unit.finetune.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
