@@ -459,7 +459,10 @@ def _without_weights(model: str, image_size: int | None) -> Backbone:
 
 
 def _check_how(arguments: Mapping[str, Any]) -> None:
-    options: dict[str, Any] = {field.name: arguments.get(field.name) for field in dataclasses.fields(Options)}
+    usual = {name: parameter.default for name, parameter in inspect.signature(analyze).parameters.items()}
+    given = {**usual, **arguments}
+    options: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(Options)
+                               if field.name in given}  # fmt: skip
     Options(**options)
 
 

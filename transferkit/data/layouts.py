@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -262,7 +263,7 @@ def _unlabelled(root: Path, flat: Mapping[Path, Path]) -> list[Finding]:
         message = (
             f"{count} images lie directly in {name}/, without a class, so nothing can be measured on them; they are "
             f"left out. For accuracies, put them into {folder.name}/<class>/; to have them classified by the finished "
-            f"model, use transferkit predict run=DIR images={place}."
+            f"model, use transferkit predict run=DIR {shlex.quote(f'images={place}')}."
         )
         findings.append(Finding(kind="unlabelled_split", severity="warning", message=message, items=(name,)))
     return findings
