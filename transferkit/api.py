@@ -359,7 +359,8 @@ def adapt(
     )
     with timed(seconds, "verify"):
         held_out = _answers(fitted, looked, device, ("val",) if evaluate is False else ("val", "test"))
-        metrics = {split: assess(answers) for split, answers in held_out.items()}
+        folds = {split: looked.data.folds.take(looked.data.indices(split)) for split in held_out}
+        metrics = {split: assess(answers, folds[split]) for split, answers in held_out.items()}
     with timed(seconds, "report pictures"):
         shown = held_out.get("test") or held_out.get("val")
         samples = pick_samples(looked.data, seed)
