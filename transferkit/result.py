@@ -34,7 +34,7 @@ from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel, logits_of
 from transferkit.nn.norm import swap_norm
-from transferkit.paths import check_file, check_folder, expand, mark_folder
+from transferkit.paths import check_file, check_folder, expand, make_folder, mark_folder
 from transferkit.report import render
 from transferkit.repro import differing_settings
 from transferkit.serialise import from_json, to_json
@@ -319,7 +319,7 @@ class Result:
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
         path = expand(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _write(path, lambda file: file.write_text(self._rendered(), encoding="utf-8"))
         return path
 

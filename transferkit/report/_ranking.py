@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transferkit.report._plots import Label, Scale, fit_scale
 from transferkit.report._words import (
     MISSING,
+    as_typed,
     format_count,
     format_number,
     format_percent,
@@ -106,7 +107,7 @@ def write_ranking(ranking: Ranking) -> RankingPage:
             ("Pooling", ranking.pooling),
             ("Time in all", format_seconds(ranking.seconds)),
         ),
-        command=ranking.command,
+        command=as_typed(ranking.command),
     )
 
 
