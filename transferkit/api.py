@@ -360,7 +360,8 @@ def adapt(
     )
     with timed(seconds, "verify"):
         held_out = _answers(fitted, session, device, ("val",) if evaluate is False else ("val", "test"))
-        metrics = {split: assess(answers) for split, answers in held_out.items()}
+        folds = {split: session.data.folds.take(session.data.indices(split)) for split in held_out}
+        metrics = {split: assess(answers, folds[split]) for split, answers in held_out.items()}
     with timed(seconds, "report pictures"):
         shown = held_out.get("test") or held_out.get("val")
         samples = pick_samples(session.data, seed)
@@ -460,7 +461,10 @@ def _without_weights(model: str, image_size: int | None) -> Backbone:
 
 
 def _check_how(arguments: Mapping[str, Any]) -> None:
-    options: dict[str, Any] = {field.name: arguments.get(field.name) for field in dataclasses.fields(Options)}
+    usual = {name: parameter.default for name, parameter in inspect.signature(analyze).parameters.items()}
+    given = {**usual, **arguments}
+    options: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(Options)
+                               if field.name in given}  # fmt: skip
     Options(**options)
 
 

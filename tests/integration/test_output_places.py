@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -435,6 +437,56 @@ def test_the_quoted_command_does_the_same_again(flat, at):
     shutil.rmtree("one")
     main([verb, *words])
     assert numbers(at / "one") == before
+
+
+def test_what_the_report_quotes_is_run_in_a_fresh_python(flat, at):
+    tk.adapt("timm/test_resnet", flat, **TINY, out="a", preprocessing=None, device=torch.device("cpu"),
+             seed=np.int64(3), budget=None)  # fmt: skip
+    shown = html.unescape(re.search(r"<pre><code>(.*?)</code>", (at / "a/report.html").read_text("utf-8"), re.S)[1])
+    before = numbers(at / "a")
+    shutil.rmtree("a")
+    exec(shown, {})
+    assert numbers(at / "a") == before
+    assert f"<code>{at}</code>, where relative paths in it start" in (at / "a/report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("out", ["a b", "it's"])
+def test_the_command_that_scores_the_test_images_can_be_pasted(flat, at, capsys, out):
+    main(["adapt", "data.root=images", "evaluate=false", "train=null", f"out={out}", *TINY_WORDS])
+    shown = capsys.readouterr().out.partition("were not scored: ")[2].splitlines()[0]
+    main(shlex.split(shown)[1:])
+    assert "test" in recorded(at / out)["metrics"]
+
+
+def test_a_preprocessing_of_numpy_values_is_written_down(flat, at):
+    grey = tuple(np.float32([0.5, 0.5, 0.5]))
+    plain = tk.Preprocessing(size=32, mean=grey, std=grey, interpolation="bilinear")
+    result = tk.adapt("timm/test_resnet", flat, **{**TINY, "image_size": None}, preprocessing=plain, out="a")
+    assert eval(result.record.command, {"transferkit": tk}).record.settings == result.record.settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"seed": "3"}, "seed must be a whole number, got '3'"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"max_pixels": "900"}, "max_pixels must be a whole number, got '900'"),
+        ({"similarity": "0.5", "cache_limit": "1"},
+         "similarity must be a number, got '0.5'. cache_limit must be a number, got '1'"),
+        ({"strict": "no"}, "strict must be true or false, got 'no'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_or_no_flag_is_an_error_before_any_work(at, arguments, said):
+    with pytest.raises(OptionError, match=said):
+        tk.adapt("timm/test_resnet", "builtin/digits", **{**TINY, **arguments})
+
+
+def test_a_word_that_is_no_flag_is_not_taken_for_true(flat, at, capsys):
+    said = fails(capsys, "adapt", "data.root=images", *TINY_WORDS, "pretrained=no", "out=a")
+    assert "pretrained must be true or false, got 'no'" in said
+    assert "seed must be in [0, 2^63)" in fails(capsys, "adapt", "data.root=images", *TINY_WORDS, "seed=-1", "out=a")
 
 
 class Twelve(Dataset):

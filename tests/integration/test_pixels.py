@@ -306,3 +306,52 @@ def test_the_command_line_says_why_files_cannot_be_prepared(prepared, stripes, t
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("Error: ")
     assert "fitted on tensors that were prepared outside" in said
+
+
+def grey(path):
+    return Image.open(path).convert("L")
+
+
+def swapped(path):
+    return np.asarray(Image.open(path).convert("RGB"))[..., ::-1]
+
+
+def shrunk(path):
+    return Image.open(path).resize((8, 8))
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("loader", "told"), [(grey, True), (swapped, True), (shrunk, True), (read, False), (Image.open, False)]
+)
+def test_a_loader_that_changes_the_pictures_is_told(tmp_path, loader, told):
+    from torchvision.datasets import ImageFolder
+
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        place = tmp_path / "images" / f"class {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    found = tk.data.open_data(ImageFolder(tmp_path / "images", loader=loader)).summary.findings
+    steps = [finding.items for finding in found if finding.kind == "outside_transform"]
+    assert steps == ([(loader.__name__,)] if told else [])
+
+
+@pytest.mark.parametrize("place", ["answers/a.csv", "export/deep/a.onnx", "page/report.html"])
+def test_what_is_written_into_the_datas_folder_is_no_class(stripes, tmp_path, place, monkeypatch):
+    root, run = stripes / "train", tmp_path / "run"
+    result = tk.adapt("timm/test_resnet", root, pretrained=False, image_size=32, progress=False, out=run, seed=0,
+                      strategy="linear_probe", head="ridge", views=1, geometry="crop")  # fmt: skip
+    before = result.evidence.data
+    if place.endswith(".csv"):
+        main(["predict", f"run={run}", f"images={root}", f"out={root / place}"])
+    elif place.endswith(".onnx"):
+        main(["export", f"run={run}", f"out={root / place}"])
+    else:
+        result.report(root / place)
+    assert (root / place).exists()
+    after = tk.data.open_data(root).summary
+    assert (after.classes, after.counts) == (before.classes, before.counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,8 @@ def _untested_lines(result: Result, out: Path) -> list[str]:
         return []
     known = record.held_back_accuracy
     held_back = [] if known is None else [f"held-back accuracy {100 * known:.1f} %"]
-    return [*held_back, f"The {record.untested_images:,} test images were not scored: transferkit evaluate run={out}"]
+    again = shlex.join(["transferkit", "evaluate", f"run={out}"])
+    return [*held_back, f"The {record.untested_images:,} test images were not scored: {again}"]
 
 
 def audit_lines(data: DataSummary) -> list[str]:

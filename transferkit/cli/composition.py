@@ -133,10 +133,12 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
 
 
-def named_values(group: DictConfig) -> dict[str, Any]:
+def named_values(group: DictConfig | None) -> dict[str, Any]:
     """The settings of a group that are not left open."""
     from omegaconf import OmegaConf
 
+    if group is None:  # as `train=null` leaves it
+        return {}
     values = OmegaConf.to_container(group, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items() if value is not None}

@@ -11,7 +11,7 @@ from typing import Any
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import check_given, split_list
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
-from transferkit.core.paths import check_file, expand
+from transferkit.core.paths import check_file, expand, make_folder
 
 __all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "ZOO"]
 
@@ -79,7 +79,7 @@ def _predict(settings: dict[str, Any]) -> None:
         print(text, end="")
     else:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out.parent)
             out.write_text(text, "utf-8", "surrogateescape")
         except OSError as error:
             raise RunFolderError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +46,7 @@ class Sweep:
         print()
         print_table(("run", "settings", "held-back accuracy"), rows)
         best = max(known, key=lambda folder: known[folder])
-        print(f"Best held back: {best}. Its test accuracy: transferkit evaluate run={best}")
+        print(f"Best held back: {best}. Its test accuracy: {shlex.join(['transferkit', 'evaluate', f'run={best}'])}")
 
     def told(self) -> str:
         """The message about runs that failed; empty if none did."""

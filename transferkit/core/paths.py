@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transferkit.core.errors import OptionError, RunFolderError
 
-__all__ = ["MARKER", "check_file", "check_folder", "expand", "mark_folder"]
+__all__ = ["MARKER", "check_file", "check_folder", "expand", "make_folder", "mark_folder"]
 
 MARKER = ".transferkit"
 """File that lies in every folder that transferkit writes results to, from the start of the run."""
@@ -36,6 +36,20 @@ def mark_folder(folder: Path) -> None:
         raise RunFolderError(
             f"{folder} cannot be written: {error.strerror}. Choose another place with out=DIR."
         ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a file that is about to be written; a new or empty one gets the marker.
+
+    The working folder gets none: what comes into it later is a person's.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_new or (not any(folder.iterdir()) and not folder.samefile(Path.cwd())):
+        mark_folder(folder)
 
 
 def check_folder(folder: Path, *, key: str = "out") -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
+import math
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 from transferkit.core.paths import expand
 from transferkit.core.serialization import to_json
 
-__all__ = ["describe_settings", "differing_settings", "environment", "quote_call"]
+__all__ = ["WORKING_FOLDER", "describe_settings", "differing_settings", "environment", "quote_call"]
 
 ALWAYS_QUOTED = ("seed",)
 """Arguments that a quoted call has even where they are as usual."""
@@ -30,6 +33,10 @@ PLACES = frozenset({"data", "root", "checkpoint", "source"})
 """Arguments that may be paths, and are then compared as absolute ones."""
 
 PACKAGES = ("transferkit", "torch", "torchvision", "timm", "pytorch-lightning", "scikit-learn", "numpy", "pillow")
+
+
+WORKING_FOLDER = "working folder"
+"""Name in the environment's table of where relative paths of the command start."""
 
 
 def _processor() -> str:
@@ -60,13 +67,15 @@ def environment(*, seed: int, device: str) -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "device": device,
         "seed": seed,
+        WORKING_FOLDER: os.getcwd(),
     }
 
 
 def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """The Python call that does the same again: all arguments that are not as usual, and the seed.
 
-    What cannot be written down (a module, a dataset) stands in angle brackets, and a comment says so.
+    What cannot be written down (a module, a dataset) stands in angle brackets, and a comment says so; a second object
+    of the same type is numbered.
 
     Args:
         function: One of transferkit's public functions.
@@ -78,7 +87,7 @@ def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> st
         "transferkit.rank(['a', <Linear>], 'd', image_size=32, seed=0)  # put your own object in the place of <Linear>"
     """
     parts: list[str] = []
-    stand_ins: dict[str, None] = {}
+    stand_ins: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         value = arguments[name]
         if name in NOT_QUOTED or (name not in ALWAYS_QUOTED and _is_usual(value, parameter.default)):
@@ -98,14 +107,18 @@ def _is_usual(value: Any, default: Any) -> bool:
     return type(value) in (str, int, float, bool) and type(value) is type(default) and bool(value == default)
 
 
-def _expression(value: Any, stand_ins: dict[str, None]) -> str:
+def _expression(value: Any, stand_ins: dict[str, Any]) -> str:
     """Python for a value; what has none is named among the stand-ins."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Path):
         return repr(str(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
     if value is None or isinstance(value, (str, int, float, bool)):
         return repr(value)
+    if _is_device(value):
+        return repr(str(value))
     if isinstance(value, Mapping):
         pairs = [f"{_expression(key, stand_ins)}: {_expression(inner, stand_ins)}" for key, inner in value.items()]
         return f"{{{', '.join(pairs)}}}"
@@ -116,12 +129,25 @@ def _expression(value: Any, stand_ins: dict[str, None]) -> str:
         return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
     if dataclasses.is_dataclass(value) and type(value).__module__.startswith("transferkit.records."):
         return f"transferkit.{type(value).__name__}({', '.join(_said(value, stand_ins))})"
-    named = f"<{type(value).__name__}>"
-    stand_ins[named] = None
-    return named
+    return _stand_in(value, stand_ins)
 
 
-def _said(record: Any, stand_ins: dict[str, None]) -> Iterator[str]:
+def _stand_in(value: Any, stand_ins: dict[str, Any]) -> str:
+    """The name in angle brackets of an object: the same one for the same object."""
+    kind = type(value).__name__
+    for number in itertools.count(1):
+        named = f"<{kind}>" if number == 1 else f"<{kind} {number}>"
+        if stand_ins.setdefault(named, value) is value:
+            return named
+    raise AssertionError("there are names enough")
+
+
+def _is_device(value: Any) -> bool:
+    """Whether it is a torch.device, which its name stands for; torch may not be loaded yet."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].device)
+
+
+def _said(record: Any, stand_ins: dict[str, Any]) -> Iterator[str]:
     """name=value for the fields of a dataclass that are not as usual."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
@@ -149,6 +175,8 @@ def _plain(value: Any, *, place: bool = False) -> Any:
         return os.path.abspath(expand(value)) if there else str(value)
     if value is None or isinstance(value, (int, float, bool)):
         return value
+    if _is_device(value):
+        return str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()} or None
     if type(value) in (list, tuple):

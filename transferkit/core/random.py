@@ -14,7 +14,7 @@ def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators: libraries that take no generator draw from these."""
     import torch
 
-    random.seed(seed)
+    random.seed(int(seed))  # Python's own knows no integers of NumPy
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
 

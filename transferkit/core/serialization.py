@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 __all__ = ["from_json", "to_json"]
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ def to_json(value: Any, *, leave_out: frozenset[str] = frozenset()) -> Any:
         return {str(key): to_json(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(inner) for inner in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @functools.cache

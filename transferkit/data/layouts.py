@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,13 +130,22 @@ def files_under(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not is_system_name(name) and not _is_own(Path(place, name))]
+        below = [(name, Path(place, name)) for name in folders if not is_system_name(name)]
+        folders[:] = [name for name, path in below if not _leads_up(path) and not _is_own(path)]
         paths = (Path(place, name) for name in files if not is_system_name(name))
         yield from (path for path in paths if not is_own_file(path))
 
 
 def _is_own(folder: Path) -> bool:
     return is_own_folder(folder, _holds_images)
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in: all images there would be seen twice, as another class."""
+    if not folder.is_symlink():
+        return False
+    target, place = os.path.realpath(folder), os.path.realpath(folder.parent)
+    return place == target or place.startswith(os.path.join(target, ""))
 
 
 def _data_folders(folder: Path) -> list[Path]:
@@ -146,7 +156,8 @@ def _data_folders(folder: Path) -> list[Path]:
 def _folders_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not is_system_name(entry.name) and entry.is_dir()]
-    return [folder / name for name in sorted(names, key=natural_key)]
+    paths = [folder / name for name in sorted(names, key=natural_key)]
+    return [path for path in paths if not _leads_up(path)]
 
 
 def _has_images(folder: Path) -> bool:
@@ -262,7 +273,7 @@ def _unlabelled(root: Path, flat: Mapping[Path, Path]) -> list[Finding]:
         message = (
             f"{count} images lie directly in {name}/, without a class, so nothing can be measured on them; they are "
             f"left out. For accuracies, put them into {folder.name}/<class>/; to have them classified by the finished "
-            f"model, use transferkit predict run=DIR images={place}."
+            f"model, use transferkit predict run=DIR {shlex.quote(f'images={place}')}."
         )
         findings.append(Finding(kind="unlabelled_split", severity="warning", message=message, items=(name,)))
     return findings

@@ -122,7 +122,7 @@ def _their_name(ours: str, renamed: Mapping[str, str], table: Table, file: Path)
     if len(alike) > 1:
         raise DataError(
             f"Manifest {str(file)!r} has the columns {', '.join(map(repr, alike))}. Say which one it is: "
-            f"columns={{{ours!r}: {alike[0]!r}}} (command line: data.columns.{ours}={alike[0]})."
+            f"columns={{{ours!r}: {alike[0]!r}}} (command line: {_on_command_line(ours, alike[0])})."
         )
     return alike[0] if alike else wanted
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
+from transferkit.data.arrays import as_rgb
 from transferkit.records import Finding
 
 __all__ = ["outside_steps", "tell_steps"]
@@ -20,9 +22,10 @@ _LONGEST = 120
 
 
 def outside_steps(dataset: Any) -> tuple[str, ...]:
-    """The transforms behind a dataset that change its pictures, in words; through subsets and joined datasets.
+    """What a dataset does that changes its pictures, in words; through subsets and joined datasets.
 
-    Only what is kept as `.transform` or `.transforms`, as torchvision's datasets do, can be seen.
+    Only what is kept as `.transform`, `.transforms` or `.loader`, as torchvision does, can be seen; a loader is
+    tried on a few files.
 
     Example:
         >>> class Shrinking:
@@ -40,6 +43,8 @@ def _transforms(dataset: Any, *, depth: int) -> Iterator[Any]:
     joined = getattr(dataset, "datasets", None)
     for part in (inner, *(joined if isinstance(joined, (list, tuple)) else ())):
         yield from _transforms(part, depth=depth + 1)
+    if _loads_otherwise(dataset):
+        yield dataset.loader
     own: Any = getattr(dataset, "transform", None) or getattr(dataset, "transforms", None)
     if type(own).__name__ == "StandardTransform":  # torchvision's pair of one for images and one for labels
         own = own.transform
@@ -83,9 +88,39 @@ def _files_read_by_torchvision(dataset: Any, *, depth: int) -> Iterator[Any]:
     for part in (getattr(dataset, "dataset", None), *(joined if isinstance(joined, (list, tuple)) else ())):
         yield from _files_read_by_torchvision(part, depth=depth + 1)
     samples, loader = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
-    if isinstance(samples, list) and getattr(loader, "__name__", "") in ("default_loader", "pil_loader"):
+    if isinstance(samples, list) and getattr(loader, "__name__", "") in _KNOWN_LOADERS:
         spread = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
         yield from (sample[0] for sample in spread if isinstance(sample, (tuple, list)) and len(sample) == 2)
+
+
+def _loads_otherwise(dataset: Any) -> bool:
+    """Whether a loader of a person's own makes other pictures of the files than are in them."""
+    samples, loader = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
+    if not isinstance(samples, list) or not callable(loader) or getattr(loader, "__name__", "") in _KNOWN_LOADERS:
+        return False
+    spread = samples[:: max(1, len(samples) // _LOADED)][:_LOADED]
+    return any(_differs(loader, sample[0]) for sample in spread if isinstance(sample, (tuple, list)) and sample)
+
+
+def _differs(loader: Any, file: Any) -> bool:
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("L", "RGB") or "transparency" in image.info:
+                return False
+            stored = [image.convert("RGB"), ImageOps.exif_transpose(image).convert("RGB")]
+        got = loader(file)
+        loaded = got.convert("RGB") if isinstance(got, Image.Image) else as_rgb(got, name=str(file))
+    except Exception:  # what is wrong with a file, or comes out of a loader, is told where it is read
+        return False
+    return not any(_alike(loaded, one) for one in stored)
+
+
+def _alike(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two RGB pictures are the same but for what decoders differ in."""
+    if one.size != other.size:
+        return False
+    first, second = (np.asarray(image, dtype=np.int16) for image in (one, other))
+    return float(np.abs(first - second).mean()) < _DECODERS_DIFFER
 
 
 def _is_deep(file: Any) -> bool:
@@ -95,6 +130,14 @@ def _is_deep(file: Any) -> bool:
     except Exception:  # what is wrong with a file is told where it is read
         return False
 
+
+_KNOWN_LOADERS = ("default_loader", "pil_loader")
+
+_LOADED = 4
+"""Files that a loader is tried on."""
+
+_DECODERS_DIFFER = 2.0
+"""Mean difference in grey levels of 255: decoders of JPEG differ by less than one."""
 
 _LOOKED_AT = 8
 """Files whose header is read to notice it."""

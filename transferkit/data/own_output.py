@@ -25,6 +25,9 @@ _WRITTEN = frozenset(
     {*_RECORDS, MARKER, "model.safetensors", "model.onnx", "report.html", "ranking.html", "log.txt", "multirun.yaml"}
 )
 _CHECKPOINTS = "training"
+_LIGHTNING = "lightning_logs"
+"""What Lightning's trainer leaves in the working folder when a `TransferModule` is trained there."""
+
 _SHELVES = re.compile("v[0-9]+")
 
 
@@ -39,6 +42,8 @@ def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
     """
     if _is_shelves(folder):
         return True
+    if folder.name == _LIGHTNING and any(folder.glob("version_*")):
+        return not has_images(folder)
     if _is_marked(folder) or (folder / AUDIT).is_file() or _is_checkpoints(folder):
         return not has_images(folder)
     with os.scandir(folder) as entries:

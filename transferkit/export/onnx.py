@@ -12,6 +12,7 @@ from torch import nn
 
 from transferkit.core.errors import MissingDependencyError
 from transferkit.nn import Classifier
+from transferkit.core.paths import make_folder
 from transferkit.records import Preprocessing
 
 __all__ = ["export_onnx", "input_geometries"]
@@ -99,7 +100,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     proto.metadata_props.add(key="input", value=_say_input(wants))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     onnx.save(proto, str(path))
     return path
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from transferkit.core.intervals import wilson_interval
-from transferkit.records import HeldOut, Metrics
+from transferkit.records import Folds, HeldOut, Metrics
 
 __all__ = ["assess", "calibration_error", "fit_temperature", "log_loss"]
 
@@ -52,8 +52,13 @@ def calibration_error(probabilities: npt.NDArray[np.floating], labels: npt.NDArr
     return float(sum(abs(confidence[b].mean() - correct[b].mean()) * len(b) for b in bins) / len(order))
 
 
-def assess(answers: HeldOut) -> Metrics:
+def assess(answers: HeldOut, folds: Folds | None = None) -> Metrics:
     """The metrics of a held-out split.
+
+    Args:
+        answers: On its N images.
+        folds: Their groups and copies, N of them, for the interval of the accuracy: images that belong together tell
+            less than as many independent ones. None: every image is on its own.
 
     Raises:
         ValueError: If the split is empty.
@@ -62,7 +67,9 @@ def assess(answers: HeldOut) -> Metrics:
     if len(labels) == 0:
         raise ValueError(f"The {answers.split} split has no images to assess.")
     correct = probabilities.argmax(axis=1) == labels
-    low, high = wilson_interval(int(correct.sum()), len(labels))
+    alone = Folds.alone(labels) if folds is None else folds
+    trials = alone.independent(correct, alone.shares)
+    low, high = wilson_interval(float(correct.mean()) * trials, trials)
     recalls = [correct[labels == label].mean() for label in np.unique(labels)]
     return Metrics(
         images=len(labels),

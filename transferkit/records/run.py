@@ -24,7 +24,8 @@ class Metrics:
     Args:
         images: N.
         accuracy: In [0, 1].
-        low, high: 95 % Wilson interval of the accuracy.
+        low, high: 95 % Wilson interval of the accuracy; images of one group and copies count as far as they are
+            independent.
         balanced_accuracy: Mean recall over the classes present, in [0, 1].
         log_loss: Mean negative log-likelihood in nats, >= 0.
         calibration_error: Expected calibration error over 15 equal-mass bins, in [0, 1].

@@ -9,6 +9,7 @@ from transferkit.records import MeasureScore, RankedModel, Ranking
 from transferkit.report._plots import Axis, Label, fit_scale
 from transferkit.report._words import (
     MISSING,
+    as_typed,
     format_count,
     format_number,
     format_percent,
@@ -106,7 +107,7 @@ def write_ranking(ranking: Ranking) -> RankingPage:
             ("Pooling", ranking.pooling),
             ("Time in all", format_seconds(ranking.seconds)),
         ),
-        command=ranking.command,
+        command=as_typed(ranking.command),
     )
 
 

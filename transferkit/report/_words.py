@@ -9,6 +9,7 @@ from typing import Any
 from transferkit.records import JOINED, SELECTED, TOP, BackboneSpec
 
 __all__ = [
+    "as_typed",
     "capitalise",
     "format_count",
     "format_number",
@@ -256,3 +257,14 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def as_typed(command: str) -> str:
+    """What does the same again when it is pasted into a fresh shell or Python: a call with its import.
+
+    Example:
+        >>> print(as_typed("transferkit.adapt('m', 'd', seed=0)"))
+        import transferkit
+        transferkit.adapt('m', 'd', seed=0)
+    """
+    return f"import transferkit\n{command}" if command.startswith("transferkit.") else command

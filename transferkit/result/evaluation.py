@@ -86,7 +86,7 @@ def evaluate(
     indices = _choose(opened, split)
     _check_unseen(opened, indices, trained_on)
     answers = answer(model, opened, indices, split=split, device=device)
-    return Evaluation(assess(answers), answers, opened, is_own=is_own)
+    return Evaluation(assess(answers, opened.folds.take(indices)), answers, opened, is_own=is_own)
 
 
 def _choose(data: Data, split: str) -> npt.NDArray[np.int64]:

@@ -23,6 +23,7 @@ from transferkit.core.paths import check_file, check_folder, expand
 from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
+from transferkit.core.paths import check_file, check_folder, expand, make_folder
 from transferkit.nn import Classifier, logits_of
 from transferkit.records import Decision, Evidence, Metrics, RunRecord
 from transferkit.report import render
@@ -223,7 +224,7 @@ class Result:
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
         path = expand(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         replace_file(path, lambda file: file.write_text(self._rendered(), encoding="utf-8"))
         return path
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from transferkit import zoo
@@ -55,6 +57,22 @@ def load_backbone(
     return backbone.without_head() if checkpoint is not None and not spec.num_classes else backbone
 
 
+NUMBERS = (
+    ("seed", Integral, True),
+    ("batch_size", Integral, False),
+    ("max_pixels", Integral, True),
+    ("similarity", Real, False),
+    ("cache_limit", Real, False),
+    ("budget", Real, False),
+)
+"""Options that are numbers, of which kind, and whether there must be one."""
+
+FLAGS = ("pretrained", "strict", "preprocessed", "progress")
+"""Options that are true or false: the word "no" would count as true."""
+
+SEEDS = 2**63
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to open and measure: the arguments that `analyze`, `adapt` and `rank` share, explained in `analyze`.
@@ -89,6 +107,7 @@ class Options:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         check_image_size(self.image_size)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(
@@ -117,6 +136,25 @@ class Options:
         """Where features are kept: one bank per run, which holds the shelves that the run uses."""
         limit = DEFAULT_LIMIT if self.cache_limit is None else int(self.cache_limit * 2**30)
         return FeatureBank(self.cache, limit=limit)
+
+
+def _check_kinds(options: Options) -> None:
+    """Raise, all at once, what is no number where one belongs, or neither yes nor no."""
+    problems = []
+    for name, kind, needed in NUMBERS:
+        value = getattr(options, name)
+        is_number = isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
+        if not is_number and (needed or value is not None):
+            problems.append(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}.")
+        elif name == "seed" and not 0 <= value < SEEDS:
+            problems.append(f"seed must be in [0, 2^63), got {value!r}.")
+    problems += [
+        f"{name} must be true or false, got {getattr(options, name)!r}."
+        for name in FLAGS
+        if not isinstance(getattr(options, name), (bool, np.bool_))
+    ]
+    if problems:
+        raise OptionError(" ".join(problems))
 
 
 @dataclass(frozen=True)

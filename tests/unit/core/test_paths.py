@@ -10,6 +10,8 @@ import pytest
 from transferkit.core.errors import OptionError, RunFolderError
 from transferkit.core.paths import MARKER, check_file, check_folder, expand, mark_folder
 from transferkit.data.own_output import is_own_folder
+from transferkit.core.errors import OptionError, RunFolderError
+from transferkit.core.paths import MARKER, check_file, check_folder, expand, make_folder, mark_folder
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,27 @@ def test_the_marker_is_the_first_thing_in_a_folder_and_the_data_knows_it(tmp_pat
     (tmp_path / "c").mkdir()
     own = [is_own_folder(tmp_path / name, lambda _: False) for name in ("a", "a/b", "c")]
     assert own == [True, True, False]
+
+
+def test_a_folder_made_for_one_file_is_known_and_one_that_was_there_is_left_alone(tmp_path, monkeypatch):
+    for name in ("empty", "full", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full/notes.txt").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("new/deep", "empty", "full", "here"):
+        make_folder(tmp_path / name)
+        make_folder(tmp_path / name)
+    own = [is_own_folder(tmp_path / name, lambda _: False) for name in ("new", "new/deep", "empty", "full", "here")]
+    assert own == [True, True, True, False, False]
+    assert not is_own_folder(tmp_path / "new/deep", lambda _: True)
+
+
+def test_what_lightning_leaves_is_no_class_unless_there_are_images_in_it(tmp_path):
+    (tmp_path / "lightning_logs/version_0/checkpoints").mkdir(parents=True)
+    (tmp_path / "other/version_0").mkdir(parents=True)
+    assert is_own_folder(tmp_path / "lightning_logs", lambda _: False)
+    assert not is_own_folder(tmp_path / "lightning_logs", lambda _: True)
+    assert not is_own_folder(tmp_path / "other", lambda _: False)
 
 
 def test_a_folder_that_is_a_file_or_below_one_is_refused_and_nothing_is_made(tmp_path):

@@ -84,6 +84,9 @@ def quoted(**arguments):
         ({"tune": ("a",), "train": {"lr": None}}, "'m', 'd', seed=0, train={'lr': None}, tune=('a',)"),
         ({"tune": ["a", "b"], "train": {}}, "'m', 'd', seed=0, tune=['a', 'b']"),
         ({"tune": 0, "rate": False}, "'m', 'd', seed=0, tune=0, rate=False"),
+        ({"rate": float("inf")}, "'m', 'd', seed=0, rate=float('inf')"),
+        ({"rate": np.float32("nan")}, "'m', 'd', seed=0, rate=float('nan')"),
+        ({"rate": torch.device("cpu")}, "'m', 'd', seed=0, rate='cpu'"),
     ],
 )  # fmt: skip
 def test_a_call_holds_all_that_is_not_as_usual_and_the_seed(arguments, text):
@@ -101,6 +104,22 @@ def test_objects_are_stand_ins_and_said_to_be():
     assert said == (
         "transferkit.call([<ReLU>, 'm'], <object>, seed=0)  # put your own objects in the places of <ReLU> and <object>"
     )
+
+
+def test_two_objects_of_a_type_have_two_names_and_one_has_one():
+    one, other = torch.nn.ReLU(), torch.nn.ReLU()
+    said = quoted(images=one, data={"train": other, "test": one}, tune=[one, other])
+    assert said == (
+        "transferkit.call(<ReLU>, {'train': <ReLU 2>, 'test': <ReLU>}, seed=0, tune=[<ReLU>, <ReLU 2>])"
+        "  # put your own objects in the places of <ReLU> and <ReLU 2>"
+    )
+
+
+def test_integers_of_numpy_are_seeds():
+    seed_everything(np.int64(3))
+    drawn = torch.rand(1)
+    seed_everything(3)
+    assert torch.rand(1) == drawn
 
 
 def test_settings_are_those_that_make_a_run_what_it_is(tmp_path, monkeypatch):

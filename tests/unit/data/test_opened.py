@@ -92,6 +92,15 @@ def test_links_are_followed_and_a_loop_ends(official: Path, tmp_path: Path) -> N
     assert open_data(official).summary.counts["train"] == (7, 6)
 
 
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_that_leads_up_makes_no_class_and_no_images(official: Path, target: str) -> None:
+    before = open_data(official).summary
+    for place in ("train/cat", "train", "."):
+        (official / place / "up").symlink_to(target, target_is_directory=True)
+    after = open_data(official).summary
+    assert (after.classes, after.counts, after.findings) == (before.classes, before.counts, before.findings)
+
+
 def test_system_files_are_skipped_and_others_are_counted(official: Path) -> None:
     (official / "train/cat/.DS_Store").write_bytes(b"x")
     (official / "train/cat/Thumbs.db").write_bytes(b"x")

@@ -121,7 +121,8 @@ def test_the_options_of_a_run_have_one_bank(tmp_path: Path) -> None:
     options = Options(
         **dict.fromkeys(Options.__dataclass_fields__, None)
         | {"val": 0.0, "test": 0.2, "pooling": "avg", "class_weight": "none", "device": "cpu", "cache": tmp_path}
-        | {"geometry": "auto", "views": "auto"}
+        | {"geometry": "auto", "views": "auto", "seed": 0, "max_pixels": 1000}
+        | dict.fromkeys(("pretrained", "strict", "preprocessed", "progress"), False)
     )
     assert options.bank is options.bank
     assert replace(options, cache_limit=1.0).bank.limit == 2**30

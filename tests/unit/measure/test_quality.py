@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+from transferkit.records import Folds
 from transferkit.measure import assess, calibration_error, fit_temperature, log_loss
 from transferkit.records import HeldOut
 
@@ -113,6 +114,19 @@ def test_assess_agrees_with_scikit_learn_and_scipy():
     assert (metrics.low, metrics.high) == pytest.approx((interval.low, interval.high))
     assert metrics.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert metrics.log_loss == pytest.approx(sklearn_log_loss(labels, probabilities))
+
+
+@pytest.mark.parametrize("frames", [2, 5])
+def test_copies_and_frames_do_not_narrow_the_interval(frames):
+    probabilities, labels = answers(2, 40, 3)
+    once = assess(held_out(probabilities, labels))
+    many, of_many = np.repeat(probabilities, frames, axis=0), np.repeat(labels, frames)
+    whose, own = np.repeat(np.arange(40), frames), np.arange(40 * frames)
+    for folds in (Folds(of_many, whose, whose), Folds(of_many, whose, own)):
+        copied = assess(held_out(many, of_many), folds)
+        assert (copied.images, copied.accuracy) == (40 * frames, pytest.approx(once.accuracy))
+        assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.01)
+    assert assess(held_out(many, of_many), Folds.alone(of_many)) == assess(held_out(many, of_many))
 
 
 def test_balanced_accuracy_is_the_mean_recall_of_the_classes_present():

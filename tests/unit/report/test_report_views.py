@@ -65,6 +65,7 @@ def test_the_page_shows_them_and_what_the_backbone_ran_over(seen):
         ("transferkit adapt", {"views": ("crop",), "geometry": "crop"}, "views=1 geometry=crop"),
         ("transferkit adapt", {"geometry": "full"}, "views=crop+squash+pad"),
         ("transferkit adapt views=crop+squash+pad", {}, ""),
+        ("transferkit adapt train.views=4", {"geometry": "full"}, "views=crop+squash+pad"),
         ("", {}, ""),
     ],
 )

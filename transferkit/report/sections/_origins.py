@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from transferkit.core.provenance import WORKING_FOLDER
 from transferkit.records import BackboneSpec, Evidence, Preprocessing, RunRecord
-from transferkit.report._words import format_count, format_number, format_percent, list_facts
+from transferkit.report._words import as_typed, format_count, format_number, format_percent, list_facts
 
 __all__ = ["Origins", "write_origins"]
 
@@ -15,6 +17,7 @@ class Origins:
     """What it takes to do it again."""
 
     command: str
+    folder: str
     views: str
     backbone: tuple[tuple[str, str], ...]
     identities: tuple[tuple[str, str], ...]
@@ -25,30 +28,38 @@ def write_origins(record: RunRecord) -> Origins:
     """Command, backbone, content ids and environment."""
     evidence = record.evidence
     return Origins(
-        command=record.command,
+        command=as_typed(record.command),
+        folder=str(record.environment.get(WORKING_FOLDER, "")),
         views=_name_views(record),
         backbone=tuple(_describe_backbone(evidence)),
         identities=(
             ("Data", evidence.data.content_id or "not recorded"),
             ("Weights", evidence.backbone.weights_id or "not recorded"),
         ),
-        environment=tuple(list_facts(record.environment)),
+        environment=tuple(
+            list_facts({name: value for name, value in record.environment.items() if name != WORKING_FOLDER})
+        ),
     )
 
 
 def _name_views(record: RunRecord) -> str:
     """What to add so that the clock of another machine decides nothing; empty where the views were named."""
     found = record.evidence.views
-    if found is None or not record.command or "views=" in record.command:
+    if found is None or not record.command or _names("views", record.command):
         return ""
     names = [name for name in found.views if not name.endswith("+mirror")]
     mirror = ["mirror"] if len(names) < len(found.views) else []
     words = {"views": "+".join([*names, *mirror]) if len(found.views) > 1 else "1"}
-    if "geometry=" not in record.command and found.geometry in names:
+    if not _names("geometry", record.command) and found.geometry in names:
         words["geometry"] = found.geometry
     if record.command.startswith("transferkit "):
         return " ".join(f"{name}={value}" for name, value in words.items())
     return ", ".join(f'{name}="{value}"' for name, value in words.items())
+
+
+def _names(argument: str, command: str) -> bool:
+    """Whether a command has a setting, or a call an argument: `train.views=` is another one."""
+    return re.search(rf"(?<![\w.]){argument}=", command) is not None
 
 
 def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
