@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from transferkit.core.distributed import agreed, connect, is_first, neighbours
 from transferkit.core.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
 from transferkit.core.paths import check_folder, expand
 from transferkit.core.progress import announce
-from transferkit.core.provenance import describe_settings, environment, quote_call
+from transferkit.core.provenance import WORKING_FOLDER, describe_settings, environment, quote_call
 from transferkit.data import MAX_PIXELS, check_place
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
 from transferkit.features import choose_device
@@ -371,7 +372,7 @@ def adapt(
         decision=decision,
         metrics=metrics,
         seconds={**seconds, "total": sum(seconds.values())},
-        environment=environment(seed=seed, device=str(choose_device(device))),
+        environment={**environment(seed=seed, device=str(choose_device(device))), WORKING_FOLDER: os.getcwd()},
         command=command or quote_call(adapt, given),
         training=fitted.training,
         held_out=shown,

@@ -36,7 +36,7 @@ PACKAGES = ("transferkit", "torch", "torchvision", "timm", "pytorch-lightning", 
 
 
 WORKING_FOLDER = "working folder"
-"""Name in the environment's table of where relative paths of the command start."""
+"""Name in a run's environment of the folder that relative paths of its command start from."""
 
 
 def _processor() -> str:
@@ -67,7 +67,6 @@ def environment(*, seed: int, device: str) -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "device": device,
         "seed": seed,
-        WORKING_FOLDER: os.getcwd(),
     }
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import MissingDependencyError
-from transferkit.nn import Classifier
 from transferkit.core.paths import make_folder
+from transferkit.nn import Classifier
 from transferkit.records import Preprocessing
 
 __all__ = ["export_onnx", "input_geometries"]

@@ -19,11 +19,10 @@ from transferkit.core.errors import (
     list_problems,
     unknown_name,
 )
-from transferkit.core.paths import check_file, check_folder, expand
+from transferkit.core.paths import check_file, check_folder, expand, make_folder
 from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
-from transferkit.core.paths import check_file, check_folder, expand, make_folder
 from transferkit.nn import Classifier, logits_of
 from transferkit.records import Decision, Evidence, Metrics, RunRecord
 from transferkit.report import render

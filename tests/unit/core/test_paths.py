@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from transferkit.core.errors import OptionError, RunFolderError
-from transferkit.core.paths import MARKER, check_file, check_folder, expand, mark_folder
-from transferkit.data.own_output import is_own_folder
-from transferkit.core.errors import OptionError, RunFolderError
 from transferkit.core.paths import MARKER, check_file, check_folder, expand, make_folder, mark_folder
+from transferkit.data.own_output import is_own_folder
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,9 @@ def test_settings_are_those_that_make_a_run_what_it_is(tmp_path, monkeypatch):
     assert one == {"images": {"object": "ReLU"}, "data": str(tmp_path / "d"), "seed": 1, "preprocessing": None,
                    "train": None, "tune": ["a"], "rate": 1}  # fmt: skip
     assert differing_settings(one, {**one, "seed": 2, "new": 3, "tune": None}) == ["seed", "tune"]
+
+
+def test_environment_is_the_same_wherever_it_is_asked_for(tmp_path, monkeypatch):
+    before = environment(seed=0, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    assert environment(seed=0, device="cpu") == before  # a run that is resumed from elsewhere is the same run

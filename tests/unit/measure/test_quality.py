@@ -9,9 +9,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from transferkit.records import Folds
 from transferkit.measure import assess, calibration_error, fit_temperature, log_loss
-from transferkit.records import HeldOut
+from transferkit.records import Folds, HeldOut
 
 
 def answers(seed: int, images: int, classes: int):
