@@ -20,6 +20,7 @@ from transferkit.core.errors import CheckpointError, OptionError, list_problems,
 from transferkit.core.paths import check_folder, expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import WORKING_FOLDER, describe_settings, environment, quote_call
+from transferkit.core.renaming import renamed
 from transferkit.data import MAX_PIXELS, check_place
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
 from transferkit.features import choose_device
@@ -39,7 +40,7 @@ from transferkit.records import (
 )
 from transferkit.result import Predictions, Result, check_replaceable, load
 from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
-from transferkit.strategies import NORMS, STRATEGIES, check_tune
+from transferkit.strategies import NORMS, STRATEGIES, check_unfreeze
 from transferkit.workflow.decide import ask, conditions_for, give
 from transferkit.workflow.finetune_run import FineTuneOptions, FineTuneRun
 from transferkit.workflow.fit import Outcome, fit_decision, plan_decision
@@ -150,12 +151,13 @@ def analyze(
     return open_session(model, data, options).measured.evidence
 
 
+@renamed
 def decide(
     evidence: Evidence,
     *,
     strategy: str = "auto",
     stage: str | int | None = None,
-    tune: int | str | Sequence[str] | None = None,
+    unfreeze: int | str | Sequence[str] | None = None,
     mode: str = "evidence",
     norm: str = "auto",
     batch_size: int | None = None,
@@ -171,7 +173,7 @@ def decide(
 
     Args:
         evidence: What `analyze` measured.
-        strategy, stage, tune, norm, budget, train, trainer, device: As for `adapt`.
+        strategy, stage, unfreeze, norm, budget, train, trainer, device: As for `adapt`.
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
         batch_size: Images per optimizer step, unless `train` says it; None fits it to their number.
 
@@ -187,7 +189,7 @@ def decide(
     if mode == "search":
         raise OptionError("mode=search trains, which needs the images: use adapt. decide knows mode=evidence and rule.")
     _check_options(strategy=strategy, stage=stage, mode=mode, norm=norm)
-    _check_combinations(strategy=strategy, tune=tune, mode=mode, norm=norm, budget=budget, recipe=recipe)
+    _check_combinations(strategy=strategy, unfreeze=unfreeze, mode=mode, norm=norm, budget=budget, recipe=recipe)
     chosen = choose_device(device)
     conditions = conditions_for(
         evidence,
@@ -200,17 +202,18 @@ def decide(
     if strategy == "auto":
         choice = choose(evidence, mode=mode, budget=_left(budget, evidence))
     else:
-        choice = give(evidence, strategy=strategy, stage=stage, tune=tune)
+        choice = give(evidence, strategy=strategy, stage=stage, unfreeze=unfreeze)
     return complete(choice, evidence, conditions)
 
 
+@renamed
 def adapt(
     model: str | nn.Module,
     data: Any,
     *,
     strategy: str = "auto",
     stage: str | int | None = None,
-    tune: int | str | Sequence[str] | None = None,
+    unfreeze: int | str | Sequence[str] | None = None,
     mode: str = "evidence",
     norm: str = "auto",
     image_size: int | None = None,
@@ -253,8 +256,8 @@ def adapt(
         strategy: "auto" decides; a name ("linear_probe", "few_layers", "lp_ft", ...) is done without asking.
         stage: With a named strategy: the stage to read, a name or an index; None or "joined" reads all of them,
             "selected" those of their features that tell the classes apart.
-        tune: With "few_layers", "many_layers" or "surgical": the stages to train, by their names, or a whole number k
-            for the last k of those up to the last that is read; None leaves them to the strategy.
+        unfreeze: With "few_layers", "many_layers" or "surgical": the stages to train, by their names, or a whole
+            number k for the last k of those up to the last that is read; None leaves them to the strategy.
         mode: How "auto" decides: "evidence" (measured), "search" (measured, then fine-tuning is tried on held-back
             images before it is chosen) or "rule" (the textbook's matrix).
         norm: What becomes of batch normalisation while a network is fine-tuned: "frozen" or "keep" (it goes on
@@ -270,7 +273,7 @@ def adapt(
             of the backbone's last stage, its `lr_scale` the same as a share of the original rate. Refused with
             "linear_probe", which is solved for.
         trainer: Options for Lightning's trainer: {"precision": "bf16-mixed"}.
-        resume: "auto" (or True): a run that was killed in `out` is taken up where it was, and ends with the same
+        resume: "auto" (or True): a run that was killed in `out` is resumed, and ends with the same
             weights; False starts afresh.
         overwrite: Whether a finished run of other settings that lies in `out` may be replaced; one of the same settings
             always is.
@@ -322,7 +325,7 @@ def adapt(
         progress=progress,
         budget=budget,
     )
-    asked = None if strategy == "auto" else partial(_ask_backbone, strategy=strategy, stage=stage, tune=tune)
+    asked = None if strategy == "auto" else partial(_ask_backbone, strategy=strategy, stage=stage, unfreeze=unfreeze)
     session = open_session(model, data, options, check=asked)
     seconds = session.seconds
     training = FineTuneOptions(recipe=recipe, trainer=trainer or {}, folder=out, resume=resume is not False)
@@ -343,7 +346,7 @@ def adapt(
     left = _left(budget, evidence)
     with timed(seconds, "decide"):
         if strategy != "auto":
-            choice = give(evidence, strategy=strategy, stage=stage, tune=tune)
+            choice = give(evidence, strategy=strategy, stage=stage, unfreeze=unfreeze)
         elif mode == "search":
             choice = search(evidence, trials.begin, budget=left, progress=progress)
         else:
@@ -441,19 +444,19 @@ def check_backbone(
     image_size: int | None,
     strategy: str,
     stage: str | int | None,
-    tune: int | str | Sequence[str] | None,
+    unfreeze: int | str | Sequence[str] | None,
 ) -> None:
     """Whether there is such a backbone with the stages that are asked for; its weights are not loaded.
 
     Args:
-        model, image_size, strategy, stage, tune: As for `adapt`.
+        model, image_size, strategy, stage, unfreeze: As for `adapt`.
 
     Raises:
         TransferkitError: There is not.
     """
     backbone = _without_weights(model, image_size)
     if strategy != "auto":
-        _ask_backbone(backbone, strategy=strategy, stage=stage, tune=tune)
+        _ask_backbone(backbone, strategy=strategy, stage=stage, unfreeze=unfreeze)
 
 
 @lru_cache(maxsize=1)
@@ -475,7 +478,7 @@ def _check_fitting(arguments: Mapping[str, Any]) -> None:
         return
     asked = {name: arguments[name] for name in ("strategy", "stage", "mode", "norm", "head", "resume", "evaluate")}
     _check_options(**asked)
-    combined = {name: arguments[name] for name in ("strategy", "tune", "mode", "norm", "budget")}
+    combined = {name: arguments[name] for name in ("strategy", "unfreeze", "mode", "norm", "budget")}
     _check_combinations(**combined, recipe=_recipe(arguments["train"]))
 
 
@@ -530,14 +533,14 @@ def _check_options(
 def _check_combinations(
     *,
     strategy: str,
-    tune: int | str | Sequence[str] | None,
+    unfreeze: int | str | Sequence[str] | None,
     mode: str,
     norm: str,
     budget: float | None,
     recipe: Recipe,
 ) -> None:
     """What would be passed over in silence is refused, before any work too."""
-    check_tune(strategy, tune)
+    check_unfreeze(strategy, unfreeze)
     if strategy == "linear_probe" and recipe.said:
         said = ", ".join(f"train.{name}={getattr(recipe, name)}" for name in recipe.said)
         raise OptionError(
@@ -620,10 +623,10 @@ class _Trials:
 
 
 def _ask_backbone(
-    backbone: Backbone, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None
+    backbone: Backbone, *, strategy: str, stage: str | int | None, unfreeze: int | str | Sequence[str] | None
 ) -> Choice:
     """What was asked for; an error if the backbone cannot do it."""
-    return ask(backbone.spec, strategy=strategy, stage=stage, tune=tune)
+    return ask(backbone.spec, strategy=strategy, stage=stage, unfreeze=unfreeze)
 
 
 def _answers(fitted: Outcome, session: Session, device: str, splits: Sequence[str]) -> dict[str, HeldOut]:

@@ -12,7 +12,7 @@ import pytest
 
 from transferkit.core.errors import OptionError
 from transferkit.records import Decision
-from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, Phase, Plan, Rule, with_tuned
+from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, Phase, Plan, Rule, with_unfrozen
 from transferkit.strategies.plan import KINDS
 
 STAGES = ("stem", "middle", "top")
@@ -137,16 +137,16 @@ def test_the_last_stages_are_trained_by_number_or_that_is_refused(name, read):
     reached = DEEP if read == "joined" else DEEP[: DEEP.index(read) + 1]
     if name not in TUNABLE:
         with pytest.raises(OptionError, match=f"strategy={name} settles that itself. .* {', '.join(TUNABLE)}"):
-            with_tuned(asked, 1, DEEP)
+            with_unfrozen(asked, 1, DEEP)
         return
     for count in range(1, len(reached) + 1):
-        plan = STRATEGIES[name](with_tuned(asked, count, DEEP), DEEP)
+        plan = STRATEGIES[name](with_unfrozen(asked, count, DEEP), DEEP)
         assert tuned(plan) == list(reached[-count:])
     for count in (-1, 0, len(reached) + 1):
         with pytest.raises(
-            OptionError, match=rf"tune must be in \[1, {len(reached)}\], got {count}: .* '{reached[-1]}'"
+            OptionError, match=rf"unfreeze must be in \[1, {len(reached)}\], got {count}: .* '{reached[-1]}'"
         ):
-            with_tuned(asked, count, DEEP)
+            with_unfrozen(asked, count, DEEP)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -154,24 +154,24 @@ def test_named_stages_and_no_others_are_trained_or_that_is_refused(name):
     asked = decision(name, "top")
     if name not in TUNABLE:
         with pytest.raises(OptionError, match=f"strategy={name} settles that itself"):
-            with_tuned(asked, ["blocks.5"], DEEP)
+            with_unfrozen(asked, ["blocks.5"], DEEP)
         with pytest.raises(OptionError, match=f"strategy={name} settles that itself"):  # by hand as well
             make_plan(name, "top", DEEP, tuned=("blocks.5",))
         return
-    named = with_tuned(asked, ["top", "blocks.2", "top"], DEEP)
+    named = with_unfrozen(asked, ["top", "blocks.2", "top"], DEEP)
     assert named.tuned == ("blocks.2", "top")
     assert tuned(STRATEGIES[name](named, DEEP)) == ["blocks.2", "top"]
-    assert tuned(STRATEGIES[name](with_tuned(asked, "bn1", DEEP), DEEP)) == ["bn1"]
-    assert with_tuned(asked, None, DEEP) == asked
+    assert tuned(STRATEGIES[name](with_unfrozen(asked, "bn1", DEEP), DEEP)) == ["bn1"]
+    assert with_unfrozen(asked, None, DEEP) == asked
     with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
-        with_tuned(asked, ["block.5", "top"], DEEP)
+        with_unfrozen(asked, ["block.5", "top"], DEEP)
 
 
 @pytest.mark.parametrize("wrong", [[], "", (), [5], [None], 1.5, True, {"top": 1}], ids=repr)
 @pytest.mark.parametrize("name", TUNABLE)
 def test_stages_to_train_are_names_or_a_number(name, wrong):
-    with pytest.raises(OptionError, match="tune must be names of stages, or a whole number k for the last k stages"):
-        with_tuned(decision(name, "top"), wrong, DEEP)
+    with pytest.raises(OptionError, match="unfreeze must be names of stages, or a whole number k for"):
+        with_unfrozen(decision(name, "top"), wrong, DEEP)
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"linear_probe"}))

@@ -159,8 +159,8 @@ def adapt_quickly(stripes, **options):
 
 def test_stages_to_train_are_obeyed_and_said(stripes, tmp_path):
     names = [stage.name for stage in tk.load_backbone("timm/test_resnet", pretrained=False).stages]
-    by_number = adapt_quickly(stripes, strategy="many_layers", tune=len(names))
-    by_name = adapt_quickly(stripes, strategy="few_layers", tune=names[1:2], out=tmp_path / "run")
+    by_number = adapt_quickly(stripes, strategy="many_layers", unfreeze=len(names))
+    by_name = adapt_quickly(stripes, strategy="few_layers", unfreeze=names[1:2], out=tmp_path / "run")
     assert by_number.decision.tuned == tuple(names)
     assert by_name.decision.tuned == (names[1],)
     for result in (by_number, by_name):
@@ -168,7 +168,7 @@ def test_stages_to_train_are_obeyed_and_said(stripes, tmp_path):
         assert {claim.stage for claim in claims if claim.lr > 0} == {"head", *result.decision.tuned}
         assert result.decision.expected_before is None  # what earlier tasks taught is of the strategy's own choice
     assert f"The stages to train were asked for as well: {names[1]}." in by_name.decision.reasons
-    assert f"tune=['{names[1]}']" in by_name.record.command
+    assert f"unfreeze=['{names[1]}']" in by_name.record.command
     assert tk.load(tmp_path / "run").decision == by_name.decision
 
 
@@ -378,9 +378,9 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
         tk.adapt(PACKAGED, stripes, stage="top")
     for strategy in {"auto", *STRATEGIES} - set(TUNABLE):
         with pytest.raises(OptionError, match=f"strategy={strategy} settles that itself. .* few_layers, many_layers, "):
-            tk.adapt(PACKAGED, stripes, strategy=strategy, tune=2)
-    with pytest.raises(OptionError, match="tune must be names of stages, or a whole number k .* got 1.5"):
-        tk.adapt(PACKAGED, stripes, strategy="few_layers", tune=1.5)
+            tk.adapt(PACKAGED, stripes, strategy=strategy, unfreeze=2)
+    with pytest.raises(OptionError, match="unfreeze must be names of stages, or a whole number k .* got 1.5"):
+        tk.adapt(PACKAGED, stripes, strategy="few_layers", unfreeze=1.5)
     with pytest.raises(
         OptionError, match="mode=rule is a way of choosing a strategy, and strategy=lp_ft leaves nothing"
     ):
@@ -408,9 +408,9 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
     with pytest.raises(OptionError, match="Unknown stage 'block.2'. Closest known: blocks.2"):
         tk.adapt(PACKAGED, stripes, strategy="linear_probe", stage="block.2", image_size=32, progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
-        tk.adapt(PACKAGED, stripes, strategy="surgical", tune=["block.5", "top"], image_size=32, progress=False)
-    with pytest.raises(OptionError, match=r"tune must be in \[1, 4\], got 5: .* up to 'blocks.2', the last one"):
-        tk.adapt(PACKAGED, stripes, strategy="few_layers", stage="blocks.2", tune=5, image_size=32, progress=False)
+        tk.adapt(PACKAGED, stripes, strategy="surgical", unfreeze=["block.5", "top"], image_size=32, progress=False)
+    with pytest.raises(OptionError, match=r"unfreeze must be in \[1, 4\], got 5: .* up to 'blocks.2', the last one"):
+        tk.adapt(PACKAGED, stripes, strategy="few_layers", stage="blocks.2", unfreeze=5, image_size=32, progress=False)
 
 
 def test_a_weight_that_is_not_finite_is_named(stripes):

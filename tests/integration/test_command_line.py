@@ -122,11 +122,11 @@ def test_adapt_then_predict_then_export(at, stripes, capsys):
     assert (at / "run" / "model.onnx").is_file()
 
 
-@pytest.mark.parametrize(("tune", "stages"), [("2", ["blocks.6", "top"]), ("[blocks.5,top]", ["blocks.5", "top"])])
-def test_stages_to_train_and_a_share_of_the_rate(at, stripes, tune, stages):
+@pytest.mark.parametrize(("unfreeze", "stages"), [("2", ["blocks.6", "top"]), ("[blocks.5,top]", ["blocks.5", "top"])])
+def test_stages_to_train_and_a_share_of_the_rate(at, stripes, unfreeze, stages):
     quickly = ["train.epochs=2", "train.folds=1", "train.lr_scale=0.05", "train.augment=none"]
-    main(["adapt", "data=folder", f"data.root={stripes}", "strategy=few_layers", f"tune={tune}", *quickly, *QUICK,
-          "out=run"])  # fmt: skip
+    main(["adapt", "data=folder", f"data.root={stripes}", "strategy=few_layers", f"unfreeze={unfreeze}", *quickly,
+          *QUICK, "out=run"])  # fmt: skip
     decision = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))["decision"]
     assert decision["tuned"] == stages
     assert decision["lr_scale"] == 0.05
@@ -155,7 +155,7 @@ def test_the_same_command_again_reads_the_bank(at, stripes, capsys, monkeypatch)
 
 
 def test_analyze_decides_what_adapt_would_do_with_the_same_settings(at, stripes, capsys):
-    asked = ["strategy=few_layers", "tune=2", "norm=keep", "train.lr_scale=0.05", "train.batch_size=4"]
+    asked = ["strategy=few_layers", "unfreeze=2", "norm=keep", "train.lr_scale=0.05", "train.batch_size=4"]
     main(["analyze", "data=folder", f"data.root={stripes}", "out=look", *QUICK[:2], *asked])
     assert "were asked for as well: blocks.6, top." in capsys.readouterr().out
     decision = json.loads((at / "look" / "evidence.json").read_text(encoding="utf-8"))["decision"]
@@ -372,11 +372,11 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "data=folder", "data.rot=x"], "Closest known: data.root"),
         (["adapt", "folder"], "is not a setting"),
         (["adapt", "strategy=lp-ft"], "Unknown strategy 'lp-ft'"),
-        (["adapt", "strategy=lp_ft", "tune=2"], "strategy=lp_ft settles that itself"),
-        (["adapt", "strategy=few_layers", "tune=1.5"], "whole number k for the last k stages, got 1.5"),
-        (["adapt", "strategy=few_layers", "tune=[block.5]", "image_size=32"], "Closest known: blocks.5"),
-        (["adapt", "strategy=surgical", "tune=top,blocks.5"], "A list has brackets: tune=[top,blocks.5]"),
-        (["adapt", "tun=2"], "Closest known: tune"),
+        (["adapt", "strategy=lp_ft", "unfreeze=2"], "strategy=lp_ft settles that itself"),
+        (["adapt", "strategy=few_layers", "unfreeze=1.5"], "whole number k for the last k stages, got 1.5"),
+        (["adapt", "strategy=few_layers", "unfreeze=[block.5]", "image_size=32"], "Closest known: blocks.5"),
+        (["adapt", "strategy=surgical", "unfreeze=top,blocks.5"], "A list has brackets: unfreeze=[top,blocks.5]"),
+        (["adapt", "unfreez=2"], "Closest known: unfreeze"),
         (["adapt", "strategy=linear_probe", "train.lr=0.1"], "so train.lr=0.1 would do nothing"),
         (["adapt", "strategy=lp_ft", "budget=9"], "strategy=lp_ft leaves no such choice"),
         (["adapt", "train.lr_scale=tenth"], "train.lr_scale must be a number, got 'tenth'"),

@@ -84,7 +84,7 @@ def test_every_strategy_is_decided_on_as_it_is_done(strategy, model, decisions):
     {"mode": "rule", "similarity": 0.9},
     {"mode": "rule", "similarity": 0.1},
     {"mode": "evidence", "budget": 1000.0},
-    {"strategy": "few_layers", "stage": "blocks.3", "tune": 1},
+    {"strategy": "few_layers", "stage": "blocks.3", "unfreeze": 1},
     {"strategy": "lp_ft", "stage": -2, "batch_size": 8},
     {"strategy": "lp_ft", "train": {"lr": 0.002, "batch_size": 4}},
     {"strategy": "lora", "train": {"lr_scale": 0.3, "optimizer": "sgd"}},
@@ -131,8 +131,8 @@ def test_only_a_swap_is_told_by_trying_alone(decisions):
         ({"strategy": "lp_ft", "mode": "rule"}, "strategy=lp_ft leaves nothing to choose"),
         ({"strategy": "linear_probe", "train": {"epochs": 3}}, "train.epochs=3 would do nothing"),
         ({"strategy": "lp_ft", "stage": "attic"}, "Unknown stage 'attic'"),
-        ({"strategy": "lp_ft", "norm": "keep", "train": {"batch_size": 1}}, "one at once tells nothing"),
-        ({"strategy": "few_layers", "tune": 99}, r"tune must be in \[1, "),
+        ({"strategy": "lp_ft", "norm": "keep", "train": {"batch_size": 1}}, "a single image has no spread"),
+        ({"strategy": "few_layers", "unfreeze": 99}, r"unfreeze must be in \[1, "),
     ],
 )
 def test_decide_refuses_what_adapt_refuses(asked, message, looks):

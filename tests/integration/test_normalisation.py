@@ -94,7 +94,7 @@ def test_a_swap_that_costs_the_features_more_than_a_point_is_refused(after, acce
     assert (result.decision.norm, result.evidence.backbone.norm) == kind
     (outcome,) = (reason for reason in result.decision.reasons if "swapped for 'layer'" in reason)
     assert outcome.startswith("Accepted: with" if accepted else "Refused: with")
-    assert f"names {100 * after:.1f} % of the held-back images right, as it was 90.0 %" in outcome
+    assert f"the held-back accuracy of a probe is {100 * after:.1f} %, before it was 90.0 %" in outcome
     assert outcome in html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
 
 
@@ -115,7 +115,7 @@ def test_one_image_at_once_is_enough_for_what_needs_no_batch(norm, stripes, monk
 
 @pytest.mark.parametrize("norm", ["keep", "ghost"])
 def test_one_image_at_once_tells_nothing_of_how_images_vary(norm, stripes):
-    with pytest.raises(OptionError, match=f"norm={norm} .* one at once tells nothing .* Use norm=frozen, norm=group,"):
+    with pytest.raises(OptionError, match=f"norm={norm} .* a single image has no spread. Use norm=frozen, norm=group,"):
         adapt_stripes(stripes, norm=norm, train={"batch_size": 1})
     probe = tk.adapt(
         "packaged/tf_efficientnet_lite0", stripes, batch_size=1, strategy="linear_probe", image_size=32, progress=False,

@@ -406,7 +406,7 @@ def test_the_quoted_call_does_the_same_again(flat, at):
             {"val": 0.2, "test": 0.25, "class_weight": "balanced", "pooling": "avg", "seed": 3, "out": "a b"},
             {"head": "logistic", "stage": -1, "image_size": 64, "similarity": 0.5, "checkpoint": "w.pt",
              "pretrained": True, "out": "it's"},
-            {"strategy": "few_layers", "tune": 1, "train": tk.Recipe(epochs=1, folds=1, augment="none"),
+            {"strategy": "few_layers", "unfreeze": 1, "train": tk.Recipe(epochs=1, folds=1, augment="none"),
              "norm": "frozen", "trainer": {"log_every_n_steps": 1}, "out": "tuned", "resume": False},
         ]
     ):  # fmt: skip

@@ -197,7 +197,7 @@ def test_onnx_of_prepared_tensors_takes_them_as_they_are(prepared, tmp_path):
 
 def test_fine_tuning_keeps_it():
     tuned = adapt(
-        Prepared(), preprocessed=True, strategy="few_layers", train={"epochs": 1, "folds": 2, "lr": 1e-3}, tune=1
+        Prepared(), preprocessed=True, strategy="few_layers", train={"epochs": 1, "folds": 2, "lr": 1e-3}, unfreeze=1
     )
     assert tuned.model.preprocessing.prepared
     assert len(tuned.predict(Prepared().tensors, preprocessed=True)) == 40

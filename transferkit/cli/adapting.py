@@ -67,7 +67,7 @@ def deciding_arguments(settings: DictConfig) -> dict[str, Any]:
     """What `adapt` and `decide` take alike."""
     return {
         **{key: settings[key] for key in ("strategy", "stage", "mode", "norm", "budget")},
-        "tune": plain(settings.tune),
+        "unfreeze": plain(settings.unfreeze),
         "train": named_values(settings.train),
         "trainer": named_values(settings.trainer),
     }
@@ -87,7 +87,7 @@ def _check_backbone(settings: DictConfig) -> None:
         image_size=settings.image_size,
         strategy=settings.strategy,
         stage=settings.stage,
-        tune=plain(settings.tune),
+        unfreeze=plain(settings.unfreeze),
     )
 
 

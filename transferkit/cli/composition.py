@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.renaming import RENAMED, explain_renamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +100,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         key, equals, _ = override.partition("=")
         if not equals:
             return f"{override!r} is not a setting. Write key=value; see transferkit adapt --help."
+        if key in RENAMED:
+            return explain_renamed(key)
         if key.lstrip("+~") not in known and not key.startswith(("hydra", "+", "~")):
             return unknown_name("setting", key, known, remedy="See transferkit adapt --help.")
     groups = data_sources()

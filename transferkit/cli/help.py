@@ -44,7 +44,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
                         surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
                         stages; selected: their useful features)
-  tune=K                the last K stages learn (few_layers, many_layers, surgical); tune=[blocks.5,top]: these
+  unfreeze=K                the last K stages learn (few_layers, many_layers, surgical); unfreeze=[blocks.5,top]: these
   train.epochs=N        and train.lr=, train.lr_scale=, train.optimizer=, train.augment=, ...: how to fine-tune
   trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp (or fsdp): options for Lightning's trainer
   resume=auto           the same command with the same out=DIR takes a killed run up; false starts afresh

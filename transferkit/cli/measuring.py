@@ -29,7 +29,7 @@ ADAPT_ONLY = (
     "checkpoint",
     "strategy",
     "stage",
-    "tune",
+    "unfreeze",
     "mode",
     "norm",
     "budget",

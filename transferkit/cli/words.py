@@ -91,8 +91,8 @@ def plain_word(word: str) -> str:
     """What `hydra_words` made of a word, as a person would type it.
 
     Example:
-        >>> plain_word("data.root='it\\\\'s'"), plain_word("tune=[a,b]")
-        ("data.root=it's", 'tune=[a,b]')
+        >>> plain_word("data.root='it\\\\'s'"), plain_word("unfreeze=[a,b]")
+        ("data.root=it's", 'unfreeze=[a,b]')
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

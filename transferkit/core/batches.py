@@ -1,4 +1,4 @@
-"""Which images go together in which step: told from seed and epoch alone, for one process or several."""
+"""Which images form which step: a pure function of seed and epoch, for one process or several."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batches(
     Args:
         n: Images, >= 1.
         batch_size: Images per step and process, >= 1.
-        seed, epoch: What the order is told from.
+        seed, epoch: The order is a function of them.
         shuffle: False keeps the order, epoch by epoch.
         drop_last: Leave out a last step that is not full, unless it is the only one.
         balanced: Every class makes up the same share of the n images that are gone through. Images of small classes

@@ -106,7 +106,7 @@ class ValueSketch:
 
 
 def sketch_values(pixels: DeepPixels) -> ValueSketch:
-    """What the range of a data set is told from, of one image.
+    """What one image contributes to the range of its data set.
 
     Example:
         >>> heights = np.array([[-9999.0, 120.0], [180.0, np.nan]], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Randomness told from where it is used and nothing else: the same seed, epoch and image draw the same.
+"""Randomness as a pure function of where it is used: the same seed, epoch and image draw the same.
 
 torchvision's transforms draw from torch's global CPU generator, which all threads of a process share. `drawing` lends
 it to one of them at a time and puts it back. A lock cannot keep out a network that trains in another thread and draws

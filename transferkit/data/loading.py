@@ -54,7 +54,7 @@ class Pictures(Dataset[Batch]):
         targets: (n,) int classes, (n, K) labels, or (n,) or (n, R) numbers.
         augmentation: What may change in them; None changes nothing.
         mixing: How they are mixed within a batch; None leaves them apart.
-        seed: What every draw is told from, with the epoch and the image.
+        seed: Every draw is a function of it, the epoch and the image.
 
     Example:
         >>> from transferkit.data import open_data
@@ -123,7 +123,7 @@ class EpochSampler(DistributedSampler[Any]):
     Args:
         n: Images.
         batch_size: Per step and process.
-        seed: What the order is told from, with the epoch.
+        seed: The order is a function of it and the epoch.
         shuffle, drop_last, balanced, labels: As for `batches`.
         distributed: Whether the images are shared out among the processes of torch.distributed. Evaluate with False:
             every process then sees all images, and what they say is exact.

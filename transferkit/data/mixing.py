@@ -16,7 +16,7 @@ __all__ = ["Mixing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Mixup, cutmix, or one of the two at random; told from the draw alone.
+    """Mixup, cutmix, or one of the two at random; a function of the draw alone.
 
     For few images and short schedules leave it off: BiT-HyperRule begins at 20,000 images, with mixup 0.1.
 

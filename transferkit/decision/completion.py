@@ -95,8 +95,8 @@ def settle_norm(evidence: Evidence, conditions: Conditions) -> tuple[str, str]:
     if asked != "auto":
         if (asked == "keep" or conditions.needs_several) and normalises_batches and at_once == 1:
             raise OptionError(
-                f"norm={asked} lets batch normalisation take its statistics from the images at hand, and one at once "
-                "tells nothing of how images vary. Use norm=frozen, norm=group, or a larger train.batch_size."
+                f"norm={asked} normalises by the statistics of the images at hand, and a single image has no spread. "
+                "Use norm=frozen, norm=group, or a larger train.batch_size."
             )
         if asked == "sync" and conditions.processes > 1 and not conditions.on_gpus:
             raise OptionError(

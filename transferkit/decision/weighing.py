@@ -345,7 +345,7 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
         ]
     same = [option for option in among if option.is_probe == chosen.is_probe]
     if chosen.expected.mean < max(option.expected.mean for option in same):
-        return [f"It is taken for its cost: the best is no more than {100 * TIE:.1f} points ahead of it."]
+        return [f"Chosen because it is the cheapest: the best is no more than {100 * TIE:.1f} points ahead of it."]
     return []
 
 

@@ -528,8 +528,8 @@ def fill_shelves(
 def _shared_out(needs: Mapping[str, Need]) -> dict[str, Need]:
     """What of it is for this process to compute, where several were started together on this machine.
 
-    Who computes an image is told from its position alone: a process that comes late, and finds rows of the others in
-    the bank already, leaves out the same ones.
+    Which process computes an image depends on its position alone: a process that comes late, and finds rows of the
+    others in the bank already, leaves out the same ones.
     """
     rank, world = neighbours()
     return {kind: Need(need.shelf, need.positions[need.positions % world == rank]) for kind, need in needs.items()}

@@ -22,8 +22,8 @@ class BlendRamp(pl.Callback):
 
     For networks with fitted group normalisation, best by `swap_norm(network, partial(standardising, blend=0),
     calibrate=images)` (`transferkit.nn.norm`): they begin as what the source computes and end as plain group
-    normalisation, and the weights have time to follow. The share is told from the step, so a resumed run goes on where
-    it was.
+    normalisation, and the weights have time to follow. The share is a function of the step, so a resumed run goes
+    on where it was.
 
     Args:
         until: Share of all steps after which the blend is 1, in (0, 1]. Judge checkpoints from there on: those

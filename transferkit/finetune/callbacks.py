@@ -9,6 +9,7 @@ import torch
 
 from transferkit.core.errors import OptionError
 from transferkit.core.frameworks import lightning
+from transferkit.core.renaming import renamed
 from transferkit.finetune.adapters import is_adapter
 from transferkit.finetune.freeze import FreezePlan, claims_table, find_backbone
 from transferkit.finetune.plans import plan_for
@@ -56,7 +57,7 @@ class FreezePlanCallback(pl.Callback):
     Args:
         plan: Name of a strategy, its plan, or a freeze plan that was made already.
         stage: With a name: the stage that your head reads.
-        tune: With a name: stages to train, by their names, or k for the last k; None leaves them to the strategy.
+        unfreeze: With a name: stages to train, by their names, or k for the last k; None leaves them to the strategy.
         lr: With a name: learning rate of the backbone's last stage; None takes a tenth of the rate it was trained at.
         norm: With a name: "frozen" leaves running statistics as they are, "keep" goes on measuring those of stages that
             learn.
@@ -69,18 +70,19 @@ class FreezePlanCallback(pl.Callback):
         >>> trainer = pl.Trainer(max_epochs=10, callbacks=[freeze])  # doctest: +SKIP
     """
 
+    @renamed
     def __init__(
         self,
         plan: str | Plan | FreezePlan,
         *,
         stage: str | int = TOP,
-        tune: int | str | Sequence[str] | None = None,
+        unfreeze: int | str | Sequence[str] | None = None,
         lr: float | None = None,
         norm: str = "frozen",
         weight_decay: float = 0.0,
     ) -> None:
         self._plan = plan
-        self._asked: dict[str, Any] = {"stage": stage, "tune": tune, "lr": lr, "norm": norm}
+        self._asked: dict[str, Any] = {"stage": stage, "unfreeze": unfreeze, "lr": lr, "norm": norm}
         self._freeze = plan if isinstance(plan, FreezePlan) else None
         self._weight_decay = weight_decay
         self._starts: list[int] = []

@@ -1,7 +1,7 @@
-"""What a fit measured, its best weights, and the checkpoint that it is taken up from.
+"""What a fit measured, its best weights, and the checkpoint that it is resumed from.
 
-Checkpoints are written at ends of epochs. All that training draws is told from seed, epoch and place, so the epoch that
-a kill cut short is simply run again, and nothing needs the state of a generator.
+Checkpoints are written at ends of epochs. All that training draws is a function of seed, epoch and place, so the
+epoch that a kill cut short is simply run again, and nothing needs the state of a generator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ else:
 __all__ = ["CHECKPOINT", "RunCheckpoint", "put_back", "snapshot", "state_of"]
 
 CHECKPOINT = "last.ckpt"
-"""Name of the file that a fit is taken up from."""
+"""Name of the file that a fit is resumed from."""
 
 SAVE_EVERY = 20.0
 """Seconds after which the end of an epoch is worth a checkpoint: a kill costs that much and the epoch in hand. Where

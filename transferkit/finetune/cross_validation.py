@@ -248,7 +248,7 @@ def _compare_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) ->
 def _find(task: FineTuneTask, fold: Fold, runner: Runner) -> float:
     """What to multiply the rates by, as a range test says.
 
-    It is not kept in the run's folder: a run that is taken up makes the same test again and finds the same.
+    It is not kept in the run's folder: a resumed run makes the same test again and finds the same.
     """
     connect(runner.device)
     found = agreed(_range_test(task, fold, runner.device))
@@ -479,10 +479,10 @@ def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> 
 
 def _reason(record: TrainingRecord, *, weighted: bool) -> str:
     probe, tuned = record.candidates[0], record.candidates[-1]
-    alike = ", each class counting the same," if weighted else ""
+    alike = ", each class counting the same" if weighted else ""
     return (
-        f"On {record.held_back:,} held-back images{alike} the probe names {_percent(probe)} right, the fine-tuned "
-        f"network {_percent(tuned)}; kept is {_named(record.kept)}, with {_percent(record.kept)}."
+        f"Accuracy on {record.held_back:,} held-back images{alike}: the probe {_percent(probe)}, the fine-tuned "
+        f"network {_percent(tuned)}; kept is {_named(record.kept)}, {_percent(record.kept)}."
     )
 
 

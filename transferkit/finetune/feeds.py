@@ -1,4 +1,4 @@
-"""Batches of what frozen stages made of the images, in an order told from seed and epoch alone."""
+"""Batches of the outputs of frozen stages, in an order that is a function of seed and epoch."""
 
 from __future__ import annotations
 

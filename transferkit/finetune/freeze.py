@@ -327,7 +327,7 @@ def _stay_evaluating(module: nn.Module, _inputs: object) -> None:
 
 
 def claims_table(claims: Sequence[Claim]) -> list[str]:
-    """Lines for people: who learns, phase by phase, and how fast.
+    """Lines for people: which parameters are trained in each phase, and at what learning rate.
 
     Example:
         >>> claim = Claim(phase="all", rule="*", stage="top", tensors=2, parameters=1200, lr=1e-3, decayed=0,

@@ -15,6 +15,7 @@ import torch
 from transferkit.core.errors import DataError, OptionError
 from transferkit.core.frameworks import lightning
 from transferkit.core.random import draw_seed
+from transferkit.core.renaming import renamed
 from transferkit.finetune.adapters import add_adapters, is_adapter, merge_adapters
 from transferkit.finetune.averaging import WeightAverage, swa_start
 from transferkit.finetune.callbacks import FreezePlanCallback, phase_starts
@@ -69,8 +70,8 @@ class TransferModule(pl.LightningModule):
         strategy: Name of a strategy with phases ("few_layers", "lp_ft", ...), or the plan of one.
         classes: K names, or their number; needed for a backbone.
         stage: What a new head reads: a stage's name or index, "joined" for all.
-        tune: With the name of a strategy: stages to train, by their names, or k for the last k; None leaves them to the
-            strategy.
+        unfreeze: With the name of a strategy: stages to train, by their names, or k for the last k; None leaves
+            them to the strategy.
         lr: Learning rate of the backbone's last stage; None takes the recipe's, or if that has none either its share
             (a tenth) of the rate it was trained at.
         norm: "frozen": running statistics stay; "keep": those of stages that learn go on being measured.
@@ -104,6 +105,7 @@ class TransferModule(pl.LightningModule):
         >>> model = module.finish()  # doctest: +SKIP
     """
 
+    @renamed
     def __init__(
         self,
         network: Backbone | TransferModel,
@@ -111,7 +113,7 @@ class TransferModule(pl.LightningModule):
         *,
         classes: Sequence[str] | int | None = None,
         stage: str | int = TOP,
-        tune: int | str | Sequence[str] | None = None,
+        unfreeze: int | str | Sequence[str] | None = None,
         lr: float | None = None,
         norm: str = "frozen",
         pooling: str = "avg+max",
@@ -132,7 +134,7 @@ class TransferModule(pl.LightningModule):
             strategy
             if isinstance(strategy, Plan)
             else plan_for(
-                strategy, backbone, stage=read, tune=tune, lr=lr, norm=norm, recipe=self.recipe, new_head=is_new
+                strategy, backbone, stage=read, unfreeze=unfreeze, lr=lr, norm=norm, recipe=self.recipe, new_head=is_new
             )
         )
         if not self.plan.phases:
@@ -169,7 +171,7 @@ class TransferModule(pl.LightningModule):
             self.task.check(targets, self.model.classes)
         if isinstance(weights, str):
             if targets is None:
-                raise OptionError(f"weights={weights!r} are told from the training targets: give targets as well.")
+                raise OptionError(f"weights={weights!r} are computed from the training targets: give targets as well.")
             told = self.task.weigh(targets, outputs, weights)
             weights = None if told is None else told.tolist()
         found = None if weights is None else torch.tensor(weights, dtype=torch.float32)
@@ -315,7 +317,7 @@ class TransferModule(pl.LightningModule):
         return max(int(steps), starts[-1] + 1), starts
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Learning rates are told from the step alone."""
+        """Learning rates are a function of the step alone."""
         scheduler.step()
 
     def train(self, mode: bool = True) -> TransferModule:

@@ -9,7 +9,7 @@ from transferkit.decision import starting_rate
 from transferkit.finetune.recipe import Recipe
 from transferkit.nn import Backbone
 from transferkit.records import JOINED, SELECTED, TOP, Decision
-from transferkit.strategies import STRATEGIES, Plan, with_new_head, with_tuned
+from transferkit.strategies import STRATEGIES, Plan, with_new_head, with_unfrozen
 
 __all__ = ["plan_for"]
 
@@ -22,7 +22,7 @@ def plan_for(
     backbone: Backbone,
     *,
     stage: str | int = TOP,
-    tune: int | str | Sequence[str] | None = None,
+    unfreeze: int | str | Sequence[str] | None = None,
     lr: float | None = None,
     norm: str = "frozen",
     recipe: Recipe | None = None,
@@ -34,8 +34,8 @@ def plan_for(
         strategy: Its name.
         backbone: Whose stages it is about.
         stage: What the head reads: a stage's name or index, "joined" or "selected".
-        tune: Stages to train, for `few_layers`, `many_layers` and `surgical`: their names, or k for the last k; None
-            leaves them to the strategy.
+        unfreeze: Stages to train, for `few_layers`, `many_layers` and `surgical`: their names, or k for the last k;
+            None leaves them to the strategy.
         lr: Learning rate of the last stage; None takes the recipe's, or if that has none either its share (a tenth) of
             the rate that the backbone was trained at.
         norm: "frozen": running statistics stay; "keep": those of stages that learn go on being measured.
@@ -60,5 +60,5 @@ def plan_for(
         strategy=strategy, stage=chosen, lr=lr, lr_scale=0.0, norm=norm, mode="given", reasons=("asked for",)
     )
     stages = [known.name for known in backbone.stages]
-    plan = make(with_tuned(decision, tune, stages), stages)
+    plan = make(with_unfrozen(decision, unfreeze, stages), stages)
     return with_new_head(plan) if new_head else plan

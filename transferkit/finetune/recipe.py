@@ -100,7 +100,7 @@ class Recipe:
     def __post_init__(self) -> None:
         problems = list(self._wrong_types()) or [message for right, message in self._conditions() if not right]
         if problems:
-            raise OptionError(list_problems("Training cannot go like this:", problems))
+            raise OptionError(list_problems("Invalid training options:", problems))
 
     def _wrong_types(self) -> Iterator[str]:
         """A command line gives whatever was typed."""

@@ -1,4 +1,4 @@
-"""One fit: a Lightning trainer around a module, taken up where it was killed, in smaller batches if memory runs out."""
+"""One fit: a Lightning trainer around a module, resumed where it was killed, in micro-batches if memory runs out."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Runner:
                 saved["callbacks"], saved["state_dict"]
             except UNREADABLE as error:
                 saved, reason = None, str(error).strip().split("\n")[0] or type(error).__name__
-                self._say(f"The checkpoint of {name} cannot be read ({reason}): this fit starts afresh.")
+                self._say(f"The checkpoint of {name} cannot be read ({reason}): this fit starts over.")
         return saved if agreed(saved is not None) else None
 
     def _check_divisible(self, module: TransferModule, parts: int, error: RuntimeError) -> None:
@@ -163,8 +163,8 @@ class Runner:
         size, parts = module.recipe.batch_size or 1, since
         while parts <= up_to:
             self._say(
-                f"Memory ran out at {2 * size // parts} images at once: batches of {size} are now added up from "
-                f"{parts} parts."
+                f"Memory ran out at {2 * size // parts} images at once: switching to gradient accumulation over "
+                f"{parts} micro-batches for a batch of {size}."
             )
             parts *= 2
 
@@ -198,7 +198,7 @@ class Runner:
         return trainer
 
     def _loggers(self, name: str, checkpoint: RunCheckpoint) -> Any:
-        """Curves as CSV, in another folder where a fit is taken up; TensorBoard's if it is installed."""
+        """Curves as CSV, in another folder where a fit is resumed; TensorBoard's if it is installed."""
         if self.folder is None:
             return False
         version = f"{name}-after-{len(checkpoint.epochs)}" if checkpoint.epochs else name

@@ -1,4 +1,4 @@
-"""Which stage each module of a network belongs to, told from the order in which modules finish.
+"""Which stage each module of a network belongs to, by the order in which modules finish.
 
 What finishes after one stage's tap and no later than the next one's belongs to the next stage. Parameters that a module
 holding several stages owns itself (position embeddings, class tokens) are used on the way in and belong to the first of

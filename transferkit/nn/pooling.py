@@ -21,7 +21,7 @@ MAX_PREFIX_TOKENS = 8
 
 
 def find_layout(shape: tuple[int, ...]) -> Layout:
-    """The layout of a stage's output for a square input, told from its shape alone.
+    """The layout of a stage's output for a square input, by its shape alone.
 
     Args:
         shape: With the batch first. (N, C, H, W) and (N, H, W, C) are told apart by which two sides are equal;

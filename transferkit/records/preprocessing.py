@@ -19,7 +19,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
 _SMALLEST = 8
-"""Side in pixels under which an image tells nothing."""
+"""Smallest side in pixels that is accepted."""
 
 _LARGEST = 8192
 """Side in pixels from which on a batch of two does not fit into memory."""

@@ -12,7 +12,7 @@ from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
 from transferkit.strategies.plan import HEAD, NORMS, STRATEGIES, Adapters, Phase, Plan, Rule
 from transferkit.strategies.rates import scaled_plan, with_new_head
-from transferkit.strategies.reach import TUNABLE, check_tune, with_tuned
+from transferkit.strategies.reach import TUNABLE, check_unfreeze, with_unfrozen
 from transferkit.strategies.surgical import surgical
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "Plan",
     "Rule",
     "bias_only",
-    "check_tune",
+    "check_unfreeze",
     "few_layers",
     "linear_probe",
     "lora",
@@ -35,5 +35,5 @@ __all__ = [
     "scaled_plan",
     "surgical",
     "with_new_head",
-    "with_tuned",
+    "with_unfrozen",
 ]

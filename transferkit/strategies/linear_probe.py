@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transferkit.records import Decision
 from transferkit.strategies.plan import STRATEGIES, Plan
 from transferkit.strategies.rates import NEW_HEAD_FACTOR, head_only
-from transferkit.strategies.reach import check_tune, is_selected, read_stages
+from transferkit.strategies.reach import check_unfreeze, is_selected, read_stages
 
 __all__ = ["linear_probe"]
 
@@ -32,7 +32,7 @@ def linear_probe(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> linear_probe(decision, ["stem", "top"]).stages
         ('top',)
     """
-    check_tune("linear_probe", decision.tuned or None)
+    check_unfreeze("linear_probe", decision.tuned or None)
     by_gradient = decision.lr > 0
     return Plan(
         strategy="linear_probe",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transferkit.records import Decision
 from transferkit.strategies.plan import STRATEGIES, Phase, Plan
 from transferkit.strategies.rates import SOLVED_HEAD_FACTOR, decayed_rates, rate_of, stage_rules
-from transferkit.strategies.reach import check_tune, is_selected, reached_stages, read_stages
+from transferkit.strategies.reach import check_unfreeze, is_selected, reached_stages, read_stages
 
 __all__ = ["lp_ft"]
 
@@ -38,7 +38,7 @@ def lp_ft(decision: Decision, stages: Sequence[str]) -> Plan:
         >>> plan.start, [f"{rule} {rule.lr:g}" for rule in plan.phases[0].rules]
         ('closed_form', ['head 0.0001', 'top 0.001', 'stem 0.00075'])
     """
-    check_tune("lp_ft", decision.tuned or None)
+    check_unfreeze("lp_ft", decision.tuned or None)
     lr = rate_of(decision)
     rules = stage_rules(decayed_rates(reached_stages(decision, stages), lr=lr), stages, head=SOLVED_HEAD_FACTOR * lr)
     return Plan(

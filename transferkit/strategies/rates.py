@@ -9,7 +9,7 @@ from dataclasses import replace
 from transferkit.core.errors import OptionError
 from transferkit.records import Decision
 from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, Rule
-from transferkit.strategies.reach import check_tune, is_selected, reached_stages, read_stages
+from transferkit.strategies.reach import check_unfreeze, is_selected, reached_stages, read_stages
 
 __all__ = [
     "CHOSEN",
@@ -159,7 +159,7 @@ def light_plan(
     Raises:
         OptionError: If the backbone has no such stage, there is no learning rate, or stages to train are named.
     """
-    check_tune(name, decision.tuned or None)
+    check_unfreeze(name, decision.tuned or None)
     lr = rate_of(decision)
     beyond = stages[len(reached_stages(decision, stages)) :]
     rules = (

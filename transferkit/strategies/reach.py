@@ -9,7 +9,7 @@ from typing import TypeVar
 from transferkit.core.errors import OptionError, list_problems, unknown_name
 from transferkit.records import JOINED, SELECTED, Choice
 
-__all__ = ["TUNABLE", "check_tune", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_tuned"]
+__all__ = ["TUNABLE", "check_unfreeze", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_unfrozen"]
 
 C = TypeVar("C", bound=Choice)
 
@@ -81,38 +81,38 @@ def tuned_stages(decision: Choice, stages: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in reached if name in decision.tuned)
 
 
-def check_tune(strategy: str, tune: object) -> None:
+def check_unfreeze(strategy: str, unfreeze: object) -> None:
     """Whether a strategy can be told which stages to train, and is told it in words that it knows.
 
     Args:
         strategy: Its name.
-        tune: Names of stages, one name, or a whole number; None if nothing was said.
+        unfreeze: Names of stages, one name, or a whole number; None if nothing was said.
 
     Raises:
         OptionError: If the strategy takes no such names, or they are none.
     """
-    if tune is None:
+    if unfreeze is None:
         return
     if strategy not in TUNABLE:
         raise OptionError(
-            f"tune says which stages are trained, and strategy={strategy} settles that itself. Leave tune out, or take "
-            f"a strategy that can be told: {', '.join(TUNABLE)}."
+            f"unfreeze says which stages are trained, and strategy={strategy} settles that itself. Leave unfreeze out, "
+            f"or take a strategy that can be told: {', '.join(TUNABLE)}."
         )
-    is_number = isinstance(tune, int) and not isinstance(tune, bool)
-    is_names = isinstance(tune, Sequence) and len(tune) > 0 and all(isinstance(name, str) for name in tune)
+    is_number = isinstance(unfreeze, int) and not isinstance(unfreeze, bool)
+    is_names = isinstance(unfreeze, Sequence) and len(unfreeze) > 0 and all(isinstance(name, str) for name in unfreeze)
     if not (is_number or is_names):
         raise OptionError(
-            f"tune must be names of stages, or a whole number k for the last k stages, got {tune!r}. "
+            f"unfreeze must be names of stages, or a whole number k for the last k stages, got {unfreeze!r}. "
             "For the strategy's own choice leave it out."
         )
 
 
-def with_tuned(decision: C, tune: int | str | Sequence[str] | None, stages: Sequence[str]) -> C:
+def with_unfrozen(decision: C, unfreeze: int | str | Sequence[str] | None, stages: Sequence[str]) -> C:
     """The decision with the stages that a person wants trained.
 
     Args:
         decision: Its `strategy` and `stage` are what counts.
-        tune: Names of stages, one name, or k for the last k of those up to what the head reads; None leaves the
+        unfreeze: Names of stages, one name, or k for the last k of those up to what the head reads; None leaves the
             decision as it is.
         stages: The backbone's stage names, stem -> head.
 
@@ -123,19 +123,19 @@ def with_tuned(decision: C, tune: int | str | Sequence[str] | None, stages: Sequ
         >>> from transferkit.records import Decision
         >>> decision = Decision(strategy="few_layers", stage="middle", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
         ...                     reasons=("asked for",))
-        >>> with_tuned(decision, 1, ["stem", "middle", "top"]).tuned
+        >>> with_unfrozen(decision, 1, ["stem", "middle", "top"]).tuned
         ('middle',)
     """
-    check_tune(decision.strategy, tune)
-    if tune is None:
+    check_unfreeze(decision.strategy, unfreeze)
+    if unfreeze is None:
         return decision
-    if isinstance(tune, int):
+    if isinstance(unfreeze, int):
         reached = reached_stages(decision, stages)
-        if not 1 <= tune <= len(reached):
+        if not 1 <= unfreeze <= len(reached):
             raise OptionError(
-                f"tune must be in [1, {len(reached)}], got {tune}: so many stages there are up to {reached[-1]!r}, the "
-                "last one that the head reads."
+                f"unfreeze must be in [1, {len(reached)}], got {unfreeze}: so many stages there are up to "
+                f"{reached[-1]!r}, the last one that the head reads."
             )
-        return replace(decision, tuned=reached[-tune:])
-    named = replace(decision, tuned=(tune,) if isinstance(tune, str) else tuple(tune))
+        return replace(decision, tuned=reached[-unfreeze:])
+    named = replace(decision, tuned=(unfreeze,) if isinstance(unfreeze, str) else tuple(unfreeze))
     return replace(named, tuned=tuned_stages(named, stages))

@@ -10,7 +10,7 @@ from transferkit.decision import SMALL_BATCH, Conditions, choose
 from transferkit.finetune import Recipe
 from transferkit.nn.norm import NEEDS_SEVERAL
 from transferkit.records import JOINED, SELECTED, TOP, BackboneSpec, Choice, Evidence
-from transferkit.strategies import with_tuned
+from transferkit.strategies import with_unfrozen
 
 __all__ = ["ask", "conditions_for", "give"]
 
@@ -19,7 +19,7 @@ DEFAULT_STAGE = {"linear_probe": JOINED}
 
 
 def ask(
-    backbone: BackboneSpec, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None = None
+    backbone: BackboneSpec, *, strategy: str, stage: str | int | None, unfreeze: int | str | Sequence[str] | None = None
 ) -> Choice:
     """The choice that a person made.
 
@@ -27,7 +27,7 @@ def ask(
         backbone: Whose stages it is about.
         strategy: A registered name.
         stage: What the head reads, by name or index; None takes what is usual for the strategy.
-        tune: Stages to train; None leaves them to the strategy.
+        unfreeze: Stages to train; None leaves them to the strategy.
 
     Raises:
         OptionError: If the backbone or the strategy cannot do that.
@@ -36,14 +36,14 @@ def ask(
     chosen = str(named) if named in (JOINED, SELECTED) else backbone.find_stages(named)[0]
     said = f"{strategy} on {chosen} was asked for; nothing was decided."
     choice = Choice(strategy=strategy, stage=chosen, mode="given", reasons=(said,))
-    return with_tuned(choice, tune, [known.name for known in backbone.stages])
+    return with_unfrozen(choice, unfreeze, [known.name for known in backbone.stages])
 
 
 def give(
-    evidence: Evidence, *, strategy: str, stage: str | int | None, tune: int | str | Sequence[str] | None = None
+    evidence: Evidence, *, strategy: str, stage: str | int | None, unfreeze: int | str | Sequence[str] | None = None
 ) -> Choice:
     """The choice that a person made, beside what was measured; arguments and errors as for `ask`."""
-    asked = ask(evidence.backbone, strategy=strategy, stage=stage, tune=tune)
+    asked = ask(evidence.backbone, strategy=strategy, stage=stage, unfreeze=unfreeze)
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
     reasons = asked.reasons

@@ -71,8 +71,8 @@ def measure_swapped(session: Session, options: Options, kind: str) -> tuple[Sess
             "image can be held back without its class. Batch normalisation stays."
         )
     figures = (
-        f"with batch normalisation swapped for {kind!r}, a probe of the features names {100 * after:.1f} % of the "
-        f"held-back images right, as it was {100 * before:.1f} %"
+        f"with batch normalisation swapped for {kind!r}, the held-back accuracy of a probe is "
+        f"{100 * after:.1f} %, before it was {100 * before:.1f} %"
     )
     if after < before - MARGIN:
         return session, f"Refused: {figures}; {100 * MARGIN:g} points may be lost. Batch normalisation stays."

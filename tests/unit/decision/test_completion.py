@@ -107,9 +107,9 @@ def test_normalisation_is_what_adapt_would_use(backbone, conditions, norm):
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        ({"norm": "keep", "batch_size": 1}, "norm=keep lets batch normalisation .* Use norm=frozen, norm=group"),
-        ({"norm": "keep", "batch_size": 2, "processes": 2}, "norm=keep .* one at once tells nothing"),
-        ({"norm": "ghost", "needs_several": True, "batch_size": 1}, "norm=ghost .* one at once tells nothing"),
+        ({"norm": "keep", "batch_size": 1}, "norm=keep normalises .* Use norm=frozen, norm=group"),
+        ({"norm": "keep", "batch_size": 2, "processes": 2}, "norm=keep .* a single image has no spread"),
+        ({"norm": "ghost", "needs_several": True, "batch_size": 1}, "norm=ghost .* a single image has no spread"),
         ({"norm": "sync", "processes": 2}, "norm=sync shares .* on GPUs only"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_strategy_hardly_worse_but_cheaper_is_taken_and_that_is_said():
     )
     decision = weigh(looked, knowledge=NOTHING)
     assert decision.stage == "late"
-    assert any("taken for its cost" in reason for reason in decision.reasons)
+    assert any("because it is the cheapest" in reason for reason in decision.reasons)
     assert "ahead but dearer" in decision.reasons[1]
 
 

@@ -265,7 +265,7 @@ def test_a_strategys_name_is_enough(strategy):
 
 
 def test_stages_to_train_can_be_named_with_it():
-    callback = tk.FreezePlanCallback("surgical", lr=1e-2, tune="middle")
+    callback = tk.FreezePlanCallback("surgical", lr=1e-2, unfreeze="middle")
     module = Own(callback)
     before = states(module)
     fit(module, 2, [callback])

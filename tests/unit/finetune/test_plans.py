@@ -57,13 +57,13 @@ def test_a_recipes_share_of_the_original_rate_is_obeyed():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(("tune", "names"), [(2, ["middle", "top"]), (["stem"], ["stem"]), ("top", ["top"])])
-def test_stages_to_train_are_obeyed_or_refused(strategy, tune, names):
+@pytest.mark.parametrize(("unfreeze", "names"), [(2, ["middle", "top"]), (["stem"], ["stem"]), ("top", ["top"])])
+def test_stages_to_train_are_obeyed_or_refused(strategy, unfreeze, names):
     if strategy not in TUNABLE:
         with pytest.raises(OptionError, match=f"strategy={strategy} settles that itself"):
-            plan_for(strategy, make_backbone(), tune=tune)
+            plan_for(strategy, make_backbone(), unfreeze=unfreeze)
         return
-    plan = plan_for(strategy, make_backbone(), tune=tune, lr=1e-3)
+    plan = plan_for(strategy, make_backbone(), unfreeze=unfreeze, lr=1e-3)
     learning = {rule.stage for phase in plan.phases for rule in phase.rules if rule.lr > 0}
     assert learning == {HEAD, *names}
 
@@ -76,11 +76,11 @@ def test_a_rate_that_is_yet_to_be_found_needs_images():
 
 def test_what_is_unknown_is_offered_its_closest():
     with pytest.raises(OptionError, match="Unknown strategy 'few-layers'. Closest known: few_layers."):
-        plan_for("few-layers", make_backbone(), tune=1)
+        plan_for("few-layers", make_backbone(), unfreeze=1)
     with pytest.raises(OptionError, match="Unknown stage 'midle'. Closest known: middle."):
         plan_for("few_layers", make_backbone(), stage="midle")
     with pytest.raises(OptionError, match="Unknown stage 'midle'. Closest known: middle."):
-        plan_for("few_layers", make_backbone(), tune=["midle"])
+        plan_for("few_layers", make_backbone(), unfreeze=["midle"])
     with pytest.raises(OptionError, match=r"Stage index must be in \[-3, 2\], got 3."):
         plan_for("few_layers", make_backbone(), stage=3)
     with pytest.raises(OptionError, match="Unknown treatment of normalisation 'kept'. Closest known: keep."):

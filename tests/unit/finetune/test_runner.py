@@ -37,6 +37,7 @@ LABELS = IMAGES.mean((2, 3)).argmax(1)
 
 TWO_PHASES = plan_of(*head_then(top=0.02, middle=0.01), norm="keep")
 ALL_AT_ONCE = plan_of(phase("all", top=0.02, middle=0.02, stem=0.02), norm="frozen")
+ACCUMULATING = "switching to gradient accumulation over 2 micro-batches for a batch of"
 """Nothing in it depends on what else is in a batch."""
 
 PLAIN = Recipe(epochs=6, batch_size=8, optimizer="adamw", patience=6)
@@ -231,7 +232,7 @@ def test_a_checkpoint_that_cannot_be_read_starts_the_fit_afresh_and_says_so(dama
     assert_alike(whole, fit(None, runner=runner))
     (note,) = runner.notes
     assert note.startswith("The checkpoint of fit cannot be read")
-    assert note.endswith("this fit starts afresh.")
+    assert note.endswith("this fit starts over.")
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
@@ -337,7 +338,7 @@ def test_where_memory_runs_out_batches_are_added_up_from_parts_with_the_same_out
     runner = Runner(device=torch.device("cpu"), folder=tmp_path, progress=False)
     halved, memory_of_halved = fit(None, EVEN, ALL_AT_ONCE, runner=runner)
     assert refused == [10]
-    assert runner.notes == ["Memory ran out at 10 images at once: batches of 10 are now added up from 2 parts."]
+    assert runner.notes == [f"Memory ran out at 10 images at once: {ACCUMULATING} 10."]
     assert halved.average.count == whole.average.count == 2 * 4
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(halved.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
@@ -370,7 +371,7 @@ def test_memory_that_runs_out_in_a_later_phase_starts_again_in_parts_and_is_take
     runner = Runner(device=torch.device("cpu"), folder=tmp_path / "killed", progress=False)
     assert_alike(whole, fit(None, recipe, runner=runner))
     assert refused == [8, 8]  # the fit that was taken up did not try again
-    assert runner.notes == ["Memory ran out at 8 images at once: batches of 8 are now added up from 2 parts."]
+    assert runner.notes == [f"Memory ran out at 8 images at once: {ACCUMULATING} 8."]
     finished = Runner(device=torch.device("cpu"), folder=tmp_path / "killed", progress=False)
     fit(None, recipe, runner=finished)
     assert finished.notes == runner.notes
@@ -381,8 +382,8 @@ def test_memory_for_a_single_image_says_how_each_halving_went_and_none_at_all_wh
     runner = Runner(device=torch.device("cpu"), folder=tmp_path, progress=False)
     fit(None, replace(EVEN, batch_size=4, epochs=1), ALL_AT_ONCE, runner=runner)
     assert [note[:40] for note in runner.notes] == [
-        "Memory ran out at 4 images at once: batc",
-        "Memory ran out at 2 images at once: batc",
+        "Memory ran out at 4 images at once: swit",
+        "Memory ran out at 2 images at once: swit",
     ]
     room_for(0)
     with pytest.raises(OptionError, match="Memory runs out on cpu with a single image. Choose a smaller image_size"):

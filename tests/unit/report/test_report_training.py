@@ -144,8 +144,8 @@ def test_an_axis_has_round_ends_around_all_values(values):
 def test_the_summary_counts_what_learnt_once_and_names_the_rest():
     text = plain(write_learning(TRAINING.claims).sentence)
     assert text == (
-        "Learnt 2.1 of 3.3 million numbers: the head and stage top; the rest, its running statistics included, "
-        "stayed as it was. Where stages learnt, normalisation went on measuring its running statistics."
+        "Trained: 2.1 of 3.3 million parameters (the head and stage top); frozen: the rest, its running statistics "
+        "included. In the stages that are trained, running statistics of normalisation are updated."
     )
 
 
@@ -171,15 +171,15 @@ def test_a_part_of_a_stage_is_called_a_part():
     claims = [claim("a", 0.1, rule="* (norm)", statistics="fixed"), claim("a", 0, parameters=90, statistics="fixed")]
     learning = write_learning([*claims, claim("head", 0.1)])
     assert learning.sentence == (
-        "Learnt 20 of 110 numbers: the head and a part of stage a; the rest stayed as it was. "
-        "Running statistics of normalisation stayed as they were in the stages that learnt, too."
+        "Trained: 20 of 110 parameters (the head and a part of stage a); frozen: the rest. "
+        "Running statistics of normalisation are frozen in all stages."
     )
     assert [cell.kind for cell in learning.phases[0].cells] == ["part", "all"]
     assert learning.kinds == ("all", "part")
 
 
 def test_nothing_is_said_of_running_statistics_where_there_are_none():
-    assert write_learning([claim("a", 0.1), claim("head", 0.1)]).sentence == "All 20 numbers learnt."
+    assert write_learning([claim("a", 0.1), claim("head", 0.1)]).sentence == "All 20 parameters are trained."
     assert "statistics" not in write_learning([claim("a", 0), claim("head", 0.1)]).sentence
     assert write_learning([]) is None
 
@@ -225,18 +225,18 @@ def test_the_best_epoch_and_the_phases_are_said(trained_record):
     [
         (
             PROBE,
-            "Kept is the probe: nothing that training changed is in the model. On the 100 held-back images it names "
-            "85.0 % right (log loss 0.55), the fine-tuned network 90.0 % right (log loss 0.5): 5 images fewer.",
+            "Kept is the probe: nothing that training changed is in the model. On the 100 held-back images its "
+            "accuracy is 85.0 % (log loss 0.55), that of the fine-tuned network 90.0 % (log loss 0.5): 5 images fewer.",
         ),
         (
             AVERAGE,
             "Kept is the average of the fine-tuned network and the probe, 50 % to 50 %. On the 100 held-back images "
-            "it names 92.0 % right (log loss 0.45), the probe 85.0 % right (log loss 0.55): 7 images more.",
+            "its accuracy is 92.0 % (log loss 0.45), that of the probe 85.0 % (log loss 0.55): 7 images more.",
         ),
         (
             TUNED,
-            "Kept is the fine-tuned network. On the 100 held-back images it names 90.0 % right (log loss 0.5), "
-            "the probe 85.0 % right (log loss 0.55): 5 images more.",
+            "Kept is the fine-tuned network. On the 100 held-back images its accuracy is 90.0 % (log loss 0.5), "
+            "that of the probe 85.0 % (log loss 0.55): 5 images more.",
         ),
     ],
 )

@@ -140,7 +140,7 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
         return None
     subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised while held back"
     caveat = (
-        f"{_missing_test(record, 'There is no held-out split.')} This is what a linear classifier names right of the "
-        "images held back from its fit."
+        f"{_missing_test(record, 'There is no held-out split.')} This is the accuracy of a linear classifier on "
+        "the images held back from its fit."
     )
     return (*probe.interval, subject, caveat)

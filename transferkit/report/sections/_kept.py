@@ -125,13 +125,13 @@ def _describe(training: TrainingRecord) -> str:
         return f"{what}. There was nothing to compare it with."
     name = "the probe" if rival is probe else "the fine-tuned network"
     return (
-        f"{what}. On the {name_held_back(training.held_back)} it names {_figures(kept)}, {name} {_figures(rival)}"
-        f"{_count_difference(kept, rival, training.held_back)}."
+        f"{what}. On the {name_held_back(training.held_back)} its accuracy is {_figures(kept)}, that of {name} "
+        f"{_figures(rival)}{_count_difference(kept, rival, training.held_back)}."
     )
 
 
 def _figures(one: Candidate) -> str:
-    return f"{format_percent(one.accuracy)} right (log loss {format_number(one.log_loss)})"
+    return f"{format_percent(one.accuracy)} (log loss {format_number(one.log_loss)})"
 
 
 def _count_difference(kept: Candidate, rival: Candidate, images: int) -> str:

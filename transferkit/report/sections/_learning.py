@@ -175,14 +175,14 @@ def _describe(claims: Sequence[Claim]) -> str:
     fixed = {claim.stage for claim in claims if claim.statistics == "fixed"} - updated
     learning = {share.stage for share in shares if share.learnt}
     if learnt == whole:
-        text = f"All {plural(whole, 'number')} learnt."
+        text = f"All {format_part(whole, whole).rpartition(' of ')[2]} parameters are trained."
     else:
-        rest = "the rest, its running statistics included," if fixed - learning else "the rest"
-        text = f"Learnt {format_part(learnt, whole)} numbers: {name_learnt(claims)}; {rest} stayed as it was."
+        rest = "the rest, its running statistics included" if fixed - learning else "the rest"
+        text = f"Trained: {format_part(learnt, whole)} parameters ({name_learnt(claims)}); frozen: {rest}."
     if updated:
-        return f"{text} Where stages learnt, normalisation went on measuring its running statistics."
+        return f"{text} In the stages that are trained, running statistics of normalisation are updated."
     if fixed & learning:
-        return f"{text} Running statistics of normalisation stayed as they were in the stages that learnt, too."
+        return f"{text} Running statistics of normalisation are frozen in all stages."
     return text
 
 
@@ -199,10 +199,10 @@ def _draw_phase(name: str, claims: Sequence[Claim]) -> PhaseRow:
 
 def _describe_share(share: _Share, claims: Sequence[Claim]) -> str:
     if not share.learnt:
-        return f"{share.stage}: {plural(share.whole, 'number')}, frozen"
+        return f"{share.stage}: {plural(share.whole, 'parameter')}, frozen"
     rates = sorted({claim.lr for claim in claims if claim.stage == share.stage and claim.lr > 0}, reverse=True)
     at = list_names([format_number(rate) for rate in rates])
-    return f"{share.stage}: {format_part(share.learnt, share.whole)} numbers learn, at {at}"
+    return f"{share.stage}: {format_part(share.learnt, share.whole)} parameters are trained, at {at}"
 
 
 def _write_claim(claim: Claim) -> ClaimRow:
