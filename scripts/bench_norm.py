@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from norm_distillation import distil_norms
 from norm_probing import probes
 from norm_tuning import EPOCHS, PER_CLASS, chosen_factor, trials
 from PIL import Image
@@ -46,7 +47,7 @@ from transferkit.data.decode import decode
 from transferkit.data.geometry import to_pixels
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import recalibrate_statistics
-from transferkit.nn.norm.conversion import distil_norms, find_batch_norms, fit_group_norms
+from transferkit.nn.norm.conversion import find_batch_norms, fit_group_norms
 from transferkit.records import Preprocessing
 
 MODEL = "packaged/tf_efficientnet_lite0"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.errors import CacheError, OptionError, unknown_name
-from transferkit.features.bank import DTYPES, FeatureBank, FeatureTable, RowOverflowError
+from transferkit.features.bank import FeatureBank
 from transferkit.features.engine import (
     Compute,
     Need,
@@ -28,6 +28,7 @@ from transferkit.features.engine import (
     origin_of,
 )
 from transferkit.features.identity import closeness
+from transferkit.features.tables import DTYPES, FeatureTable, RowOverflowError
 from transferkit.nn.pooling import pooled_width
 from transferkit.nn.tail import Tail
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import OptionError
-from transferkit.features.bank import FeatureTable, OpenTable
+from transferkit.features.tables import FeatureTable, OpenTable
 
 __all__ = ["AveragedTable", "average_tables"]
 

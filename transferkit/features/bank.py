@@ -20,117 +20,42 @@ import json
 import os
 import shutil
 import uuid
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from transferkit.core.cache_folder import default_folder
 from transferkit.core.errors import CacheError
 from transferkit.core.paths import expand
-from transferkit.features.leases import STALE, Lease, age, is_abandoned, is_leased, name_file
+from transferkit.features.leases import Lease, is_leased
+from transferkit.features.shelf import Shelf, folder_size
+from transferkit.features.tables import explaining_loss
 
 __all__ = [
     "DEFAULT_LIMIT",
-    "DTYPES",
     "FeatureBank",
-    "FeatureTable",
-    "OpenTable",
-    "RowOverflowError",
-    "Shelf",
     "ShelfInfo",
 ]
 
+
 FORMAT = "v1"
+
 DEFAULT_LIMIT = 10 * 2**30
 """Bytes the bank may take before the shelves that were used least recently are dropped."""
 
-SEGMENT_ROWS = 8192
-SEGMENT_BYTES = 2**28
-"""Rows, or bytes of them, after which a segment is committed: a killed run keeps what it had computed so far."""
-
-CHUNK_ROWS = 1024
-"""Rows read at once: 17 MB at 4192 features."""
-
 SPARE = 64 * 2**20
 """Bytes of disk left free for others."""
-
-GRACE = 60
-"""Seconds after which rows without ids cannot belong to a writer that is between its two renames."""
 
 CLOSE = 1e-4
 """How far two imprints of the same network may lie apart, in units of their size. EfficientNet-Lite0's moves by 8e-6
 with the number of threads, the memory layout or the library of kernels; one channel of one stage that is 1 % larger
 moves it by 1e-2."""
 
-Ids = npt.NDArray[np.bytes_]
 Imprint = npt.NDArray[np.float64]
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(np.uint16),
-}
-"""What the rows of a shelf can be kept as -> how numpy holds that; the upper half of a float32 has no type there."""
-
-
-BEYOND_FLOAT16 = 65520
-"""The least value that rounds to infinity."""
-
-
-class RowOverflowError(OverflowError):
-    """A value is beyond what a shelf can keep."""
-
-
-def _packed(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """float32 rows as they are kept.
-
-    Raises:
-        RowOverflowError: If a finite value is beyond the type's range.
-    """
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
-    if dtype == "float32":
-        return rows
-    # torch converts some 20 times faster than numpy.
-    if dtype == "bfloat16":
-        return torch.from_numpy(rows).bfloat16().view(torch.uint16).numpy()
-    largest = np.abs(rows).max(initial=0)
-    if not largest < BEYOND_FLOAT16:
-        largest = np.abs(rows[np.isfinite(rows)]).max(initial=0)
-        if largest >= BEYOND_FLOAT16:
-            raise RowOverflowError(f"float16 holds values up to 65504, got {largest:.4g}")
-    return torch.from_numpy(rows).half().numpy()
-
-
-def _unpacked(rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
-    """Rows as they are kept -> float32."""
-    kept = torch.from_numpy(rows)
-    return (kept.view(torch.bfloat16) if dtype == "bfloat16" else kept).float().numpy()
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn the operating system's errors into one that names the folder and the way out."""
-    try:
-        yield
-    except CacheError:
-        raise
-    except FileNotFoundError as error:
-        raise CacheError(
-            f"Files of the feature bank at {folder} are gone; was it cleared meanwhile? Run again. "
-            "Or choose another folder with cache=DIR."
-        ) from error
-    except OSError as error:
-        raise CacheError(
-            f"The feature bank at {folder} cannot be used: {error.strerror or error}. "
-            "Free some space there, or choose another folder with cache=DIR."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -144,395 +69,6 @@ class ShelfInfo:
     images: int
     size: int
     last_used: float
-
-
-class FeatureTable:
-    """Rows of a shelf in the order asked for, read chunk by chunk; nothing stays in memory.
-
-    Args:
-        shelf: Where the rows are.
-        segments: (N,) index into `files`.
-        rows: (N,) row inside the segment.
-        files: Segment files.
-        blocks: Stage name -> its columns.
-        dtype: What the rows are kept as; they are read as float32.
-        lease: Keeps the shelf from being dropped while the table lives.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        segments: npt.NDArray[np.integer],
-        rows: npt.NDArray[np.integer],
-        blocks: Mapping[str, slice],
-        dtype: str = "float32",
-        *,
-        lease: Lease | None = None,
-    ) -> None:
-        self._files = list(files)
-        self._lease = lease
-        self._segments = segments
-        self._rows = rows
-        self.blocks = dict(blocks)
-        self.dtype = dtype
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def width(self) -> int:
-        """D, all stages together."""
-        return max(int(block.stop) for block in self.blocks.values())
-
-    def take(self, indices: npt.NDArray[np.integer]) -> FeatureTable:
-        """The same table for other rows, in the order given."""
-        return FeatureTable(
-            self._files, self._segments[indices], self._rows[indices], self.blocks, self.dtype, lease=self._lease
-        )
-
-    def select(self, stages: Sequence[str]) -> tuple[dict[str, slice], npt.NDArray[np.int64]]:
-        """Stage -> its columns once only `stages` are read, and the columns of the table that these are."""
-        blocks, columns, start = {}, [], 0
-        for stage in stages:
-            block = self.blocks[stage]
-            blocks[stage] = slice(start, start + block.stop - block.start)
-            columns.append(np.arange(block.start, block.stop))
-            start = blocks[stage].stop
-        return blocks, np.concatenate(columns)
-
-    def chunks(self, columns: npt.NDArray[np.int64] | None = None) -> Iterator[npt.NDArray[np.float32]]:
-        """(n, D) float32 chunks, in order; with `columns`, only those."""
-        width = self.width
-        for start in range(0, len(self), CHUNK_ROWS):
-            span = slice(start, start + CHUNK_ROWS)
-            segments, rows = self._segments[span], self._rows[span]
-            chunk = np.empty((len(rows), width if columns is None else len(columns)), dtype=np.float32)
-            for segment in np.unique(segments):
-                here = np.flatnonzero(segments == segment)
-                # Mapped anew for each chunk: pages of a mapping that stays open count as this process's memory.
-                mapped = self._mapped(segment)
-                stored = mapped[rows[here]] if columns is None else mapped[rows[here]][:, columns]
-                chunk[here] = _unpacked(stored, self.dtype)
-                del mapped
-            yield chunk
-
-    def _mapped(self, segment: int) -> npt.NDArray[Any]:
-        """(n, D) as they are kept, on disk."""
-        file = self._files[segment]
-        if self._lease is not None:
-            self._lease.renew()
-        with _explained(file.parent):
-            return np.memmap(file, dtype=DTYPES[self.dtype], mode="r").reshape(-1, self.width)
-
-    def opened(self) -> OpenTable:
-        """The same rows for random access."""
-        mapped = [self._mapped(at) for at in range(len(self._files))]
-        return OpenTable(mapped, self._segments, self._rows, self.dtype, lease=self._lease)
-
-    def load(self, stages: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(N, D) float32 of some stages, in memory."""
-        _, columns = self.select(stages)
-        loaded = np.empty((len(self), len(columns)), dtype=np.float32)
-        start = 0
-        for chunk in self.chunks(columns):
-            loaded[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        return loaded
-
-
-class OpenTable:
-    """Rows in any order, again and again: their files stay mapped, which clearing the bank does not undo.
-
-    Args:
-        mapped: Segments, (n, D) each.
-        segments: (N,) index into `mapped`.
-        rows: (N,) row inside the segment.
-        dtype: What the rows are kept as.
-        lease: As for `FeatureTable`.
-    """
-
-    def __init__(
-        self,
-        mapped: Sequence[npt.NDArray[Any]],
-        segments: npt.NDArray[np.integer],
-        rows: npt.NDArray[np.integer],
-        dtype: str,
-        *,
-        lease: Lease | None = None,
-    ) -> None:
-        self._mapped = mapped
-        self._lease = lease
-        self._segments = segments
-        self._rows = rows
-        self._dtype = dtype
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-        """(n, D) float32 of the rows at these positions, in this order."""
-        if self._lease is not None:
-            self._lease.renew()
-        segments, rows = self._segments[indices], self._rows[indices]
-        present = np.unique(segments)
-        if len(present) == 1:
-            return _unpacked(self._mapped[present[0]][rows], self._dtype)
-        read = np.empty((len(rows), self._mapped[0].shape[1]), dtype=np.float32)
-        for segment in present:
-            here = segments == segment
-            read[here] = _unpacked(self._mapped[segment][rows[here]], self._dtype)
-        return read
-
-
-class _Index(NamedTuple):
-    """Where every row of a shelf is, in the order of the ids; of equal ids the first one written down comes first.
-
-    Args:
-        files: Segment files.
-        ids: (N,) sorted.
-        segments: (N,) int32 index into `files`.
-        rows: (N,) int32 row inside the segment.
-    """
-
-    files: list[Path]
-    ids: Ids
-    segments: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int32]
-
-    def find(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """(n,) place of each id in the index, and (n,) whether it is there at all.
-
-        Session up in sorted order: places far apart in memory would take ten times as long.
-        """
-        order = np.argsort(ids, kind="stable")
-        place = np.empty(len(ids), dtype=np.int64)
-        place[order] = np.searchsorted(self.ids, ids[order])
-        found = place < len(self.ids)
-        found[found] = self.ids[place[found]] == ids[found]
-        return place, found
-
-
-def _whole_segments(folder: Path, row_bytes: int) -> list[Path]:
-    """Rows files that have as many rows as ids; others are passed over."""
-    whole = []
-    for listing in sorted(folder.glob("*.ids")):
-        rows = listing.with_suffix(".rows")
-        with suppress(FileNotFoundError):  # cleared meanwhile
-            if rows.stat().st_size * 32 == listing.stat().st_size * row_bytes:
-                whole.append(rows)
-    return whole
-
-
-def _read_index(segments: Sequence[Path]) -> _Index:
-    """The index of these segments. At a million rows: a second, and 118 MB of which a third stays."""
-    files, parts = [], []
-    for rows in segments:
-        with suppress(FileNotFoundError):  # cleared meanwhile
-            parts.append(np.fromfile(rows.with_suffix(".ids"), dtype="S32"))
-            files.append(rows)
-    lengths = [len(part) for part in parts]
-    ids = np.concatenate(parts) if parts else np.empty(0, dtype="S32")
-    order = np.argsort(ids, kind="stable")
-    within = np.repeat(np.arange(len(files), dtype=np.int32), lengths)[order]
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return _Index(files, ids[order], within, (order - starts[within]).astype(np.int32))
-
-
-class Shelf:
-    """The rows of one backbone, preprocessing and pooling.
-
-    Args:
-        folder: Where its files are.
-        blocks: Stage name -> its columns.
-        dtype: What its rows are kept as: one of `DTYPES`.
-        lease: The run's hold on it, kept by whoever opened the shelf; tables keep it as well.
-    """
-
-    def __init__(
-        self, folder: Path, blocks: Mapping[str, slice], dtype: str = "float32", *, lease: Lease | None = None
-    ) -> None:
-        self.folder = folder
-        self.blocks = dict(blocks)
-        self.dtype = dtype
-        self.width = max(block.stop for block in blocks.values())
-        self._lease = None if lease is None else weakref.ref(lease)
-        self._seen: set[Path] = set()
-        self._read: _Index | None = None
-
-    @property
-    def row_bytes(self) -> int:
-        """What a row takes on disk."""
-        return self.width * DTYPES[self.dtype].itemsize
-
-    @property
-    def last_change(self) -> float:
-        """When somebody last wrote a row, in seconds since the epoch; 0 if nobody has."""
-        changes = [0.0]
-        for path in self.folder.glob("*"):
-            with suppress(FileNotFoundError):  # renamed meanwhile
-                if path.suffix != ".lease":
-                    changes.append(path.stat().st_mtime)
-        return max(changes)
-
-    def _index(self) -> _Index:
-        """The index of what is here now; read again only where segments came or went."""
-        segments = _whole_segments(self.folder, self.row_bytes)
-        self._seen.update(segments)
-        if self._read is None or self._read.files != segments:
-            self._read = _read_index(segments)
-        return self._read
-
-    def missing(self, ids: Ids) -> npt.NDArray[np.int64]:
-        """Positions in `ids` of images that are not here yet; of equal ones only the first."""
-        unique, first = np.unique(ids, return_index=True)
-        with _explained(self.folder):
-            return np.sort(first[~self._index().find(unique)[1]])
-
-    def table(self, ids: Ids) -> FeatureTable:
-        """The rows of these images, in this order.
-
-        Raises:
-            CacheError: If some are not here: they were never written, or another process cleared the bank meanwhile.
-        """
-        with _explained(self.folder):
-            index = self._index()
-            place, found = index.find(ids)
-            if not found.all():
-                raise self._lost(int((~found).sum()), len(ids))
-            (self.folder / "meta.json").touch()
-            rows, lease = index.rows[place], self._held()
-            return FeatureTable(index.files, index.segments[place], rows, self.blocks, self.dtype, lease=lease)
-
-    def _held(self) -> Lease:
-        """The lease of whoever opened the shelf, or a new one where that run is over."""
-        lease = None if self._lease is None else self._lease()
-        return Lease(self.folder) if lease is None or not lease.exists else lease
-
-    def _lost(self, lost: int, of: int) -> CacheError:
-        if all(path.exists() for path in self._seen):
-            return CacheError(
-                f"{lost} of {of} images are not in the feature bank at {self.folder}: nobody has computed them, and "
-                "nothing was removed."
-            )
-        return CacheError(
-            f"{lost} of {of} images are no longer in the feature bank at {self.folder}; was it cleared meanwhile? "
-            "Run again."
-        )
-
-    @contextmanager
-    def writer(self) -> Iterator[Writer]:
-        """Append rows; what was appended is committed at the end, or in part every `SEGMENT_ROWS` rows.
-
-        After an exception the segment in hand is removed and those committed before stay.
-        """
-        _sweep(self.folder)
-        writer = Writer(self.folder, self.width, self.dtype, seen=self._seen)
-        try:
-            yield writer  # outside `_explained`: an OSError raised in the block need not be the bank's
-            writer.commit()
-        finally:
-            writer.discard()
-
-
-class Writer:
-    """Appends rows to a shelf.
-
-    Args:
-        folder: The shelf's.
-        width: D, numbers per row.
-        dtype: What rows are kept as.
-        seen: Takes down the segments that are committed.
-    """
-
-    def __init__(self, folder: Path, width: int, dtype: str, *, seen: set[Path]) -> None:
-        self._folder = folder
-        self._width = width
-        self._dtype = dtype
-        self._seen = seen
-        self._partial: Path | None = None
-        self._ids: list[Ids] = []
-        self._bytes = 0
-
-    def append(self, ids: Ids, rows: npt.NDArray[np.float32]) -> None:
-        """Add (n,) ids and their (n, D) rows.
-
-        Written with ordinary writes, never through a mapping: a full disk must raise, not kill the process.
-
-        Raises:
-            ValueError: If there are more or fewer rows than ids, or they are wider or narrower than the shelf's.
-            RowOverflowError: If a value is beyond what the shelf can keep; nothing of these rows is written then.
-        """
-        if rows.shape != (len(ids), self._width):
-            raise ValueError(f"Expected rows of shape {(len(ids), self._width)} for {len(ids)} ids, got {rows.shape}.")
-        packed = _packed(rows, self._dtype)
-        with _explained(self._folder):
-            mode = "r+b"  # not "ab": a file that was cleared meanwhile must not come back without its first rows
-            if self._partial is None:
-                self._partial, mode = self._folder / name_file("partial"), "xb"
-            with self._partial.open(mode) as file:
-                file.seek(0, os.SEEK_END)
-                file.write(packed.data)
-        self._ids.append(ids.astype("S32"))
-        self._bytes += packed.nbytes
-        if self._bytes >= SEGMENT_BYTES or sum(len(part) for part in self._ids) >= SEGMENT_ROWS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Make a segment of the rows in hand: all of them, or none after an exception."""
-        if self._partial is None:
-            return
-        rows = self._folder / f"{uuid.uuid4().hex}.rows"
-        ids = rows.with_suffix(".ids")
-        listing = self._partial.with_suffix(".ids-partial")
-        with _explained(self._folder):
-            try:
-                # Not `tofile`: its errors say how many items were written, not that the disk is full.
-                listing.write_bytes(np.concatenate(self._ids).tobytes())
-                for path in (self._partial, listing):
-                    with path.open("r+b") as file:
-                        os.fsync(file.fileno())
-                os.utime(self._partial)  # `GRACE` runs from here, not from before a slow fsync
-                self._partial.replace(rows)
-                listing.replace(ids)
-            finally:
-                listing.unlink(missing_ok=True)
-                if not ids.exists():
-                    rows.unlink(missing_ok=True)
-        self._seen.add(rows)
-        self._partial, self._ids, self._bytes = None, [], 0
-
-    def discard(self) -> None:
-        """Remove what is not committed; quietly, for another error may be on its way."""
-        if self._partial is not None:
-            with suppress(OSError):
-                self._partial.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left half-written, as far as that is allowed."""
-    for pattern in ("*.partial", "*.ids-partial", "*.tmp"):
-        for path in folder.glob(pattern):
-            with suppress(OSError):  # another process sweeps as well, or the file is another person's
-                if is_abandoned(path) or age(path) > STALE:
-                    path.unlink()
-    for path in folder.glob("*.lease"):
-        with suppress(OSError):
-            if is_abandoned(path):  # a run that lives may hold a shelf for weeks
-                path.unlink()
-    for path in folder.glob("*.rows"):
-        with suppress(OSError):
-            # Killed between two renames. The age is asked first: ids that are to come are there within the grace.
-            if age(path) > GRACE and not path.with_suffix(".ids").exists():
-                path.unlink()
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.stat(os.path.join(parent, name)).st_size
-    return total
 
 
 def _read_meta(folder: Path) -> dict[str, object]:
@@ -595,7 +131,7 @@ def _describe(folder: Path) -> ShelfInfo:
         image_size=side if isinstance(side, int) else 0,
         pooling=str(described.get("pooling", "?")),
         images=sum(path.stat().st_size // 32 for path in folder.glob("*.ids")),
-        size=_size(folder),
+        size=folder_size(folder),
         last_used=(meta if meta.exists() else folder).stat().st_mtime,
     )
 
@@ -662,7 +198,7 @@ class FeatureBank:
             fixed["dtype"] = dtype
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
         meta = {**(about or {}), **fixed}
-        with _explained(self.folder):
+        with explaining_loss(self.folder):
             if imprint is None:
                 folder = self._root / digest
                 folder.mkdir(parents=True, exist_ok=True)
@@ -707,10 +243,10 @@ class FeatureBank:
         needed = sum(rows * (shelf.row_bytes + 32) for shelf, rows in needs)
         images = max(rows for _, rows in needs)
         own = {shelf.folder.name for shelf, _ in needs}
-        with _explained(self.folder):
+        with explaining_loss(self.folder):
             free_to_go = [info for info in self.list_shelves() if info.name not in own and not self._is_held(info)]
             spendable = sum(info.size for info in free_to_go)
-            over = _size(self._root) + needed - self.limit
+            over = folder_size(self._root) + needed - self.limit
             free = shutil.disk_usage(self.folder).free - SPARE
         if over > spendable:
             raise CacheError(
@@ -735,7 +271,7 @@ class FeatureBank:
     def list_shelves(self) -> list[ShelfInfo]:
         """What is in the bank, most recently used first."""
         found = []
-        with _explained(self.folder):
+        with explaining_loss(self.folder):
             for folder in self._root.glob("*"):
                 with suppress(FileNotFoundError):  # cleared meanwhile
                     if folder.is_dir():
@@ -747,4 +283,4 @@ class FeatureBank:
         chosen = [info for info in self.list_shelves() if name in (None, info.name)]
         for info in chosen:
             shutil.rmtree(self._root / info.name, ignore_errors=True)
-        return sum(info.size - _size(self._root / info.name) for info in chosen)
+        return sum(info.size - folder_size(self._root / info.name) for info in chosen)

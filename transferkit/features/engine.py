@@ -27,8 +27,10 @@ from torch import nn
 from transferkit.core.distributed import neighbours
 from transferkit.core.errors import BackboneError, CacheError, OptionError, TransferkitError
 from transferkit.core.progress import track
-from transferkit.features.bank import FeatureBank, FeatureTable, Shelf, Writer
+from transferkit.features.bank import FeatureBank
 from transferkit.features.identity import IMPRINT_IMAGES, circumstances, closeness, imprint_of, probe_images, same_draws
+from transferkit.features.shelf import Shelf, Writer
+from transferkit.features.tables import FeatureTable
 from transferkit.nn.backbone import Backbone, weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.stages import evaluating

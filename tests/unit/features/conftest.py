@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.features.features_toys import open_toy_shelf
-from transferkit.features import bank as bank_module
-from transferkit.features.bank import FeatureBank, Shelf
+from transferkit.features import shelf as shelf_module
+from transferkit.features import tables as tables_module
+from transferkit.features.bank import FeatureBank
+from transferkit.features.shelf import Shelf
 
 
 @pytest.fixture
@@ -24,5 +26,5 @@ def shelf(bank: FeatureBank) -> Shelf:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 4 rows, chunks of 3."""
-    monkeypatch.setattr(bank_module, "SEGMENT_ROWS", 4)
-    monkeypatch.setattr(bank_module, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(shelf_module, "SEGMENT_ROWS", 4)
+    monkeypatch.setattr(tables_module, "CHUNK_ROWS", 3)

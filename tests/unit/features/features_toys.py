@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.features.bank import FeatureBank, Ids, Shelf
+from transferkit.features.bank import FeatureBank
+from transferkit.features.shelf import Shelf
+from transferkit.features.tables import Ids
 from transferkit.nn import Backbone
 from transferkit.records import BackboneSpec, Preprocessing
 

@@ -7,7 +7,7 @@ import pytest
 
 from transferkit.core.errors import OptionError
 from transferkit.features import FeatureBank, average_tables
-from transferkit.features import bank as bank_module
+from transferkit.features import tables as tables_module
 
 IDS = np.array([f"{number:032x}".encode() for number in range(7)], dtype="S32")
 
@@ -31,7 +31,7 @@ def tables(tmp_path, rows):
 
 
 def test_rows_are_the_mean_and_everything_else_is_as_in_one_table(tables, rows, monkeypatch):
-    monkeypatch.setattr(bank_module, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(tables_module, "CHUNK_ROWS", 3)
     table, mean = average_tables(tables), rows.mean(axis=0)
     assert (len(table), table.width, table.blocks) == (7, 5, tables[0].blocks)
     assert [len(chunk) for chunk in table.chunks()] == [3, 3, 1]

@@ -30,7 +30,11 @@ from tests.unit.features.features_toys import (
 from transferkit.core.errors import CacheError
 from transferkit.features import bank as bank_module
 from transferkit.features import default_folder
-from transferkit.features.bank import FeatureBank, Ids, Shelf
+from transferkit.features import shelf as shelf_module
+from transferkit.features import tables as tables_module
+from transferkit.features.bank import FeatureBank
+from transferkit.features.shelf import Shelf
+from transferkit.features.tables import Ids
 
 ROW_BYTES = WIDTH * 4 + 32
 
@@ -160,8 +164,8 @@ def _write_around(shelf: Shelf, ids: Ids, event: Callable[[], object]) -> None:
 )
 def test_any_sequence_of_steps_equals_a_dict(steps: list[tuple[str, list[int]]], piece: int) -> None:
     known: dict[int, np.ndarray] = {}
-    before = bank_module.SEGMENT_ROWS, bank_module.CHUNK_ROWS
-    bank_module.SEGMENT_ROWS, bank_module.CHUNK_ROWS = 4, piece
+    before = shelf_module.SEGMENT_ROWS, tables_module.CHUNK_ROWS
+    shelf_module.SEGMENT_ROWS, tables_module.CHUNK_ROWS = 4, piece
     folder = tempfile.mkdtemp()
     try:
         bank = FeatureBank(folder)
@@ -190,7 +194,7 @@ def test_any_sequence_of_steps_equals_a_dict(steps: list[tuple[str, list[int]]],
                     load_all(shelf, ids), np.array([known[n] for n in numbers], np.float32).reshape(-1, WIDTH)
                 )
     finally:
-        bank_module.SEGMENT_ROWS, bank_module.CHUNK_ROWS = before
+        shelf_module.SEGMENT_ROWS, tables_module.CHUNK_ROWS = before
         shutil.rmtree(folder)
 
 

@@ -27,8 +27,9 @@ from tests.unit.features.features_toys import (
     rows_of,
 )
 from transferkit.core.errors import CacheError
-from transferkit.features import bank as bank_module
-from transferkit.features.bank import FeatureBank, Shelf
+from transferkit.features import shelf as shelf_module
+from transferkit.features.bank import FeatureBank
+from transferkit.features.shelf import Shelf
 
 CHILD = f"""
 import os, sys, time, types
@@ -39,6 +40,7 @@ package.__path__ = [{str(Path(transferkit.__file__).parent / "features")!r}]
 sys.modules["transferkit.features"] = package
 import numpy as np
 from transferkit.features import bank as bank_module
+from transferkit.features import shelf as shelf_module
 from transferkit.features.bank import FeatureBank
 
 def name_images(*numbers):
@@ -71,7 +73,7 @@ def _wait_ready(child: subprocess.Popen[str]) -> None:
 # Several processes
 
 WRITE_300 = """
-bank_module.SEGMENT_ROWS = 16
+shelf_module.SEGMENT_ROWS = 16
 print("ready", flush=True)
 sys.stdin.readline()
 first, last = {first}, {last}
@@ -104,7 +106,7 @@ def test_two_processes_write_one_shelf_while_a_third_reads(bank: FeatureBank, sh
 
 
 WRITE_AND_HANG = """
-bank_module.SEGMENT_ROWS = 10
+shelf_module.SEGMENT_ROWS = 10
 ids = name_images(*range(15))
 with shelf.writer() as writer:
     writer.append(ids[:10], rows_of(ids[:10]))
@@ -269,7 +271,7 @@ def test_a_sweep_between_the_renames_spares_a_writer_whose_fsync_took_minutes(
     def sweep_after(path: Path, target: Path) -> Path:
         renamed.append(path)
         moved = real(path, target)
-        bank_module._sweep(shelf.folder)
+        shelf_module.sweep(shelf.folder)
         return moved
 
     monkeypatch.setattr(os, "fsync", slow_fsync)
@@ -303,7 +305,7 @@ def _write_in_pieces(shelf: Shelf, ids: np.ndarray, piece: int) -> None:
 
 @pytest.mark.parametrize("piece", [7, 1000, 60_000])
 def test_a_disk_that_really_fills_up(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr(bank_module, "SEGMENT_ROWS", 3000)
+    monkeypatch.setattr(shelf_module, "SEGMENT_ROWS", 3000)
     shelf = open_toy_shelf(FeatureBank(tiny_disk))
     committed = fill(shelf, 1, 2, 3)
     everything = name_images(*range(60_000))  # 3 MB

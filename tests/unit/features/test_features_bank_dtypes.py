@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from tests.unit.features.features_toys import AT_REST, WIDTH, WIDTHS, fill, list_files, load_all, name_images, rows_of
 from transferkit.core.errors import CacheError
-from transferkit.features import bank as bank_module
-from transferkit.features.bank import FeatureBank, RowOverflowError, Shelf
+from transferkit.features import shelf as shelf_module
+from transferkit.features import tables as tables_module
+from transferkit.features.bank import FeatureBank
+from transferkit.features.shelf import Shelf
+from transferkit.features.tables import RowOverflowError
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -82,9 +85,9 @@ def test_infinities_and_what_is_not_a_number_survive(bank: FeatureBank) -> None:
 @given(st.floats(width=32, allow_nan=False))
 def test_two_bytes_are_read_as_torch_reads_them(value: float) -> None:
     row = np.array([[value]], dtype=np.float32)
-    packed = bank_module._packed(row, "bfloat16")
+    packed = tables_module.pack_rows(row, "bfloat16")
     expected = torch.tensor(value).to(torch.bfloat16).float().item()
-    assert bank_module._unpacked(packed, "bfloat16").item() == expected
+    assert tables_module.unpack_rows(packed, "bfloat16").item() == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALVES])
@@ -92,7 +95,7 @@ def test_a_segment_is_committed_once_it_is_large(
     bank: FeatureBank, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     shelf = open_half(bank, dtype)
-    monkeypatch.setattr(bank_module, "SEGMENT_BYTES", 3 * shelf.row_bytes)
+    monkeypatch.setattr(shelf_module, "SEGMENT_BYTES", 3 * shelf.row_bytes)
     ids = name_images(*range(7))
     with shelf.writer() as writer:
         for start in range(7):

@@ -32,7 +32,7 @@ from tests.unit.features.features_toys import (
 )
 from transferkit.core.errors import BackboneError, CacheError, DataError, OptionError
 from transferkit.features import FeatureBank, choose_device, engine, frozen_pass
-from transferkit.features import bank as bank_module
+from transferkit.features import shelf as shelf_module
 from transferkit.features.engine import open_shelves
 from transferkit.nn import Backbone
 from transferkit.nn.model import normalise
@@ -379,7 +379,7 @@ def test_an_exception_in_read_surfaces_unchanged(bank: FeatureBank, error: BaseE
 def test_what_was_committed_before_an_interruption_is_not_computed_again(
     bank: FeatureBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bank_module, "SEGMENT_ROWS", 4)
+    monkeypatch.setattr(shelf_module, "SEGMENT_ROWS", 4)
     images, ids = draw_images(20), name_images(*range(20))
 
     def read(index: int) -> np.ndarray:
@@ -495,7 +495,7 @@ def test_no_more_batches_are_in_flight_than_two_per_worker(
     bank: FeatureBank, monkeypatch: pytest.MonkeyPatch, workers: int, batch_size: int
 ) -> None:
     reader, peak, written = Reader(draw_images(80)), [0], [0]
-    real = bank_module.Writer.append
+    real = shelf_module.Writer.append
 
     def slow_append(writer: Any, ids: np.ndarray, rows: np.ndarray) -> None:
         time.sleep(0.003)
@@ -503,7 +503,7 @@ def test_no_more_batches_are_in_flight_than_two_per_worker(
         written[0] += len(ids)
         real(writer, ids, rows)
 
-    monkeypatch.setattr(bank_module.Writer, "append", slow_append)
+    monkeypatch.setattr(shelf_module.Writer, "append", slow_append)
     run(bank, reader, name_images(*range(80)), workers=workers, batch_size=batch_size)
     assert batch_size < peak[0] <= 2 * workers * batch_size
 

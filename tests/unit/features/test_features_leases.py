@@ -27,7 +27,7 @@ from tests.unit.features.features_toys import (
 )
 from transferkit.core.errors import CacheError
 from transferkit.features import FeatureBank, cache_activations, frozen_pass, leases
-from transferkit.features.bank import Shelf
+from transferkit.features.shelf import Shelf
 from transferkit.nn import cut
 from transferkit.workflow.session import Options
 

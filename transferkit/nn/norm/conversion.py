@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferkit.core.errors import BackboneError, DataError, OptionError, list_problems, unknown_name
+from transferkit.core.errors import BackboneError, DataError, OptionError, unknown_name
 from transferkit.nn.norm.fused import apply_affine, check_count, check_layout, take_affine, take_followers
 from transferkit.nn.norm.source import nearest_divisor, read_source
 from transferkit.nn.stages import evaluating, explaining, tensor_of
@@ -30,7 +28,7 @@ __all__ = [
     "ConversionReport",
     "LayerFit",
     "StandardisedGroupNorm",
-    "distil_norms",
+    "check_images",
     "find_batch_norms",
     "fit_group_norms",
     "fit_successors",
@@ -249,7 +247,7 @@ def fit_successors(
     Raises:
         DataError, BackboneError: As there.
     """
-    _check_images(images)
+    check_images(images)
     fitted: list[_Twin] = []
     for _, successor in pairs.values():
         _allow_affine(successor)
@@ -300,84 +298,8 @@ def fold(conv: nn.Conv2d, norm: StandardisedGroupNorm) -> tuple[nn.Conv2d, nn.Gr
     return folded, plain
 
 
-def distil_norms(
-    student: nn.Module,
-    teacher: nn.Module,
-    images: torch.Tensor,
-    *,
-    epochs: int = 8,
-    lr: float = 3e-4,
-    batch: int = 32,
-    seed: int = 0,
-) -> tuple[float, ...]:
-    """Train weight and bias of the fitted layers, and nothing else, until the student answers more like the teacher.
-
-    The loss is the divergence of the two softmaxes plus the squared distance of what the last fitted layer gives,
-    averaged over positions, in units of its variance. Half of the batches are mirrored.
-
-    Args:
-        student: A classifier that `fit_group_norms` went over; changed in place, its modes and gradient flags are as
-            before afterwards.
-        teacher: The network as it was; unchanged.
-        images: (N, 3, H, W) float, as both take them. No labels.
-        epochs: Passes over the images, >= 1.
-        lr: Highest learning rate of Adam, > 0; it rises over a tenth of the steps and then falls away.
-        batch: Images per step.
-        seed: Of the order and the mirroring.
-
-    Returns:
-        Mean loss of each epoch.
-
-    Raises:
-        OptionError: If the student has no fitted layer, or a number is out of range.
-        DataError: If there are no images or a value of theirs is not finite.
-
-    References:
-        Hinton et al., 2015. Deviations: temperature 1, no labels, and only normalisation learns.
-    """
-    _check_images(images)
-    _check_training(epochs, lr, batch)
-    fitted = {path: part for path, part in student.named_modules() if isinstance(part, StandardisedGroupNorm)}
-    if not fitted:
-        raise OptionError("The student has no StandardisedGroupNorm; call fit_group_norms on it first.")
-    learning = [parameter for norm in fitted.values() for parameter in (norm.weight, norm.bias)]
-    steps = epochs * math.ceil(len(images) / batch)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(learning, lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.1)
-    last = list(fitted)[-1]
-    losses = []
-    with evaluating(student), evaluating(teacher), _only_learning(student, learning), torch.enable_grad():
-        for _ in range(epochs):
-            total = 0.0
-            for rows in _shuffled(len(images), batch, generator):
-                mirrored = bool(torch.rand((), generator=generator) < 0.5)
-                chosen = images[rows.to(images.device)]
-                loss = _distance(student, teacher, chosen.flip(-1) if mirrored else chosen, last)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach()) * len(rows)
-            losses.append(total / len(images))
-    return tuple(losses)
-
-
-def _shuffled(count: int, batch: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Row numbers in a drawn order, batch by batch."""
-    order = torch.randperm(count, generator=generator)
-    return [order[start : start + batch] for start in range(0, count, batch)]
-
-
-def _check_training(epochs: int, lr: float, batch: int) -> None:
-    problems = [f"epochs must be >= 1, got {epochs!r}"] if epochs < 1 else []
-    problems += [f"lr must be finite and > 0, got {lr!r}"] if not (lr > 0 and math.isfinite(lr)) else []
-    problems += [f"batch must be >= 1, got {batch!r}"] if batch < 1 else []
-    if problems:
-        raise OptionError(list_problems("The layers cannot be distilled:", problems))
-
-
-def _check_images(images: torch.Tensor) -> None:
+def check_images(images: torch.Tensor) -> None:
+    """Raise `DataError` unless there are images, floating-point and finite."""
     if images.ndim < 2 or not len(images) or not images.is_floating_point():
         raise DataError(f"Images must be (N, ...) float, N >= 1, got {tuple(images.shape)} {images.dtype}.")
     if not bool(images.isfinite().all()):
@@ -613,40 +535,3 @@ def _slope(act: nn.Module, values: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(values)
     risen: torch.Tensor = act(values + PASSING) - act(values - PASSING)
     return risen.abs() / (2 * PASSING)
-
-
-@contextmanager
-def _only_learning(module: nn.Module, learning: Collection[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters alone; every flag is as before afterwards, and no gradient is left behind."""
-    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    try:
-        module.requires_grad_(False)
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for parameter in learning:
-            parameter.grad = None
-
-
-def _distance(student: nn.Module, teacher: nn.Module, images: torch.Tensor, last: str) -> torch.Tensor:
-    """How far the student is from the teacher on one batch, see `distil_norms`."""
-    with torch.no_grad():
-        wanted, inner = _watched(teacher, images, last)
-    given, own = _watched(student, images, last)
-    divergence = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
-    spread = inner.square().mean().clamp(min=torch.finfo(inner.dtype).tiny)
-    return divergence + F.mse_loss(own, inner) / spread
-
-
-def _watched(network: nn.Module, images: torch.Tensor, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the network gives, and what the module at `path` gives, averaged over positions."""
-    seen: list[torch.Tensor] = []
-    handle = network.get_submodule(path).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    try:
-        output = network(images)
-    finally:
-        handle.remove()
-    return cast(torch.Tensor, output), seen[-1].mean((2, 3))
