@@ -8,11 +8,13 @@ from transferkit.measure.head_information import (
     measure_head_information,
 )
 from transferkit.measure.knn import knn_accuracy, knn_hits
+from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.logistic import LogisticHead, fit_logistic
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
 from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks
-from transferkit.measure.ridge import PENALTIES, Chunks, RidgeHead, RidgePath, fit_ridge, ridge_paths
+from transferkit.measure.ridge import PENALTIES, RidgeHead, fit_ridge, ridge_paths
+from transferkit.measure.scaled_rows import Chunks
 from transferkit.measure.selection import Selection, select_features
 from transferkit.measure.similarity import (
     ChannelMoments,

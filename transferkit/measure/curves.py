@@ -22,7 +22,8 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.core.errors import OptionError
-from transferkit.measure.ridge import Chunks, RidgePath, scale_rows
+from transferkit.measure.leave_out import RidgePath
+from transferkit.measure.scaled_rows import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, CurvePoint, Folds
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from transferkit.core.errors import OptionError
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.quality import log_loss
-from transferkit.measure.ridge import Array, Chunks, principal_coordinates
+from transferkit.measure.ridge import principal_coordinates
+from transferkit.measure.scaled_rows import Array, Chunks
 from transferkit.records import PARTS, Folds
 
 if TYPE_CHECKING:

@@ -24,34 +24,26 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import eigh
 
-from transferkit.core.errors import DataError
+from transferkit.measure.leave_out import LeaveOut, RidgePath, RidgeProblem, eigen, moment_type
+from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, whole_sets
 from transferkit.records import JOINED, Folds
 
 __all__ = [
     "MAX_RANK",
     "PENALTIES",
-    "Chunks",
     "Coordinates",
     "RidgeHead",
-    "RidgePath",
-    "ScaledRows",
     "fit_ridge",
     "principal_coordinates",
     "ridge_paths",
-    "scale_rows",
 ]
 
-Array = npt.NDArray[np.floating[Any]]
-Chunks = Callable[[], Iterable[npt.NDArray[np.float32]]]
-"""Called for each pass over the images: yields (n, D) float32 rows, in the order of the labels."""
 
 PENALTIES = 10.0 ** np.arange(-2, 3.01, 0.5)
 """Candidates. The best one is near 1 whatever N and D, since every stage is scaled to total variance 1. Below 0.01
@@ -61,63 +53,8 @@ MAX_RANK = 2048
 """Above this many images and features at once, stages are joined by their leading principal components, so that
 neither time nor memory grows with N. Chosen so that the eigendecomposition stays near one second on two cores."""
 
-USUAL_PENALTY = 1.0
-"""Taken where nothing can be held back, so that none can be chosen: the best one is near it whatever N and D."""
-
 KEPT_SCORES = 20_000_000
 """Held-back scores that a fit returns, at most: those of evenly spaced images where N K is more."""
-
-SINGLE_IMAGES = 16_384
-"""Images above which moments are decomposed in double precision: their eigenvalues grow with N, and the rounding of a
-larger one in single precision comes near the smallest penalty."""
-
-SOLVED_AT_ONCE = 2**24
-"""Numbers in the systems that are solved together: 64 MB."""
-
-SINGULAR = 1e-6
-"""Where the others say nothing about an image that is left out, its residual is held below 1 / SINGULAR."""
-
-TIE = 1e-6
-"""Lead below which an answer is none: features that say nothing must not be right by rounding."""
-
-CONSTANT = 1e-6
-"""A feature whose standard deviation is below this share of the largest one is constant and gets weight 0."""
-
-
-@dataclass(frozen=True)
-class RidgePath:
-    """Held-back results for every penalty.
-
-    Args:
-        penalties: (P,).
-        accuracy: (P,) held-back accuracy, in [0, 1]; NaN where nothing could be held back.
-        squared_error: (P,) held-back squared error per image, >= 0; NaN likewise.
-        right: (P, N) bool, whether each image is classified right while it is left out.
-        counting: (N,) what each image counts in them (`Folds.counting`).
-    """
-
-    penalties: Array
-    accuracy: Array
-    squared_error: Array
-    right: npt.NDArray[np.bool_]
-    counting: npt.NDArray[np.float64]
-
-    @property
-    def known(self) -> bool:
-        """Whether anything could be held back."""
-        return bool(self.counting.any())
-
-    @property
-    def best(self) -> int:
-        """Index of the penalty with the lowest squared error: smoother than accuracy, so chosen with less luck."""
-        if not self.known:
-            return int(np.argmin(np.abs(self.penalties - USUAL_PENALTY)))
-        return int(np.argmin(self.squared_error))
-
-    def sorted_back(self, order: npt.NDArray[np.int64]) -> RidgePath:
-        """The same, its images in the order they had before they were taken in this one."""
-        back = np.argsort(order)
-        return replace(self, right=self.right[:, back], counting=self.counting[back])
 
 
 @dataclass(frozen=True)
@@ -142,46 +79,6 @@ class RidgeHead:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """Targets and weights, centred and scaled once for all stages."""
-
-    labels: npt.NDArray[np.int64]
-    classes: int
-    weights: npt.NDArray[np.float64]  # (N,), mean 1
-    together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
-    counting: npt.NDArray[np.float64]  # (N,), what each counts in held-back results
-
-    @property
-    def roots(self) -> npt.NDArray[np.float32]:
-        return np.sqrt(self.weights).astype(np.float32)[:, None]
-
-    @property
-    def base(self) -> npt.NDArray[np.float64]:
-        """(K,) weighted class shares: what is predicted without any feature."""
-        sums = np.bincount(self.labels, weights=self.weights, minlength=self.classes)
-        return np.asarray(sums / self.weights.sum(), dtype=np.float64)
-
-    def targets(self, rows: slice) -> npt.NDArray[np.float32]:
-        """(n, K) one-hot, centred, scaled by the root of the weights."""
-        one_hot = np.eye(self.classes, dtype=np.float32)[self.labels[rows]]
-        return (one_hot - self.base.astype(np.float32)) * self.roots[rows]
-
-
-@dataclass(frozen=True)
-class _Scaling:
-    """z = (x - mean) * scale: centred, unit variance per feature, then total variance 1 per stage."""
-
-    mean: Array
-    scale: Array
-
-    def apply(self, chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return (chunk - self.mean.astype(np.float32)) * self.scale.astype(np.float32)
-
-    def emphasised(self, emphasis: Array | None) -> _Scaling:
-        return self if emphasis is None else _Scaling(self.mean, self.scale * emphasis)
-
-
-@dataclass(frozen=True)
 class _Spectrum:
     """One eigendecomposition: how to get T, and diag(s) = T'T."""
 
@@ -190,233 +87,25 @@ class _Spectrum:
     dual: bool
 
 
-def _rows(chunks: Chunks) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    start = 0
-    for chunk in chunks():
-        yield slice(start, start + len(chunk)), chunk
-        start += len(chunk)
-
-
-def _whole_sets(chunks: Chunks, together: npt.NDArray[np.int64]) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """The same chunks, cut so that none parts images that are left out together.
-
-    Raises:
-        DataError: If such images are not side by side.
-    """
-    starts = np.flatnonzero(np.diff(together, prepend=together[0] - 1))
-    if len(starts) != len(np.unique(together)):
-        raise DataError(
-            "Images that are left out together must be side by side where features are streamed: take features, labels "
-            "and folds in the order of `folds.order`."
-        )
-    starts = np.append(starts, len(together))
-    start, held = 0, list[npt.NDArray[np.float32]]()
-    for rows, chunk in _rows(chunks):
-        held.append(chunk)
-        cut = int(starts[np.searchsorted(starts, rows.stop, side="right") - 1])
-        if cut > start:
-            block = np.concatenate(held) if len(held) > 1 else chunk
-            yield slice(start, cut), block[: cut - start]
-            start, held = cut, [block[cut - start :]]
-
-
-def _fit_scaling(chunks: Chunks, blocks: Mapping[str, slice], weights: npt.NDArray[np.float64]) -> _Scaling:
-    """Weighted mean and deviation in one pass, shifted by the first chunk's mean against cancellation."""
-    shift: Array | None = None
-    total = squares = np.zeros(1)
-    for rows, chunk in _rows(chunks):
-        wide = chunk.astype(np.float64)
-        shift = wide.mean(axis=0) if shift is None else shift
-        wide -= shift
-        total = total + weights[rows] @ wide
-        squares = squares + weights[rows] @ (wide * wide)
-    assert shift is not None
-    offset = total / weights.sum()
-    deviation = np.sqrt(np.maximum(squares / weights.sum() - offset**2, 0))
-    scale = np.zeros_like(deviation)
-    for block in blocks.values():
-        inside = deviation[block]
-        varies = inside > CONSTANT * max(inside.max(), np.finfo(np.float32).tiny)
-        scale[block] = np.where(varies, 1 / np.where(varies, inside, 1), 0) / np.sqrt(max(varies.sum(), 1))
-    return _Scaling(shift + offset, scale)
-
-
-@dataclass(frozen=True)
-class ScaledRows:
-    """Some images' features as the probe sees them: unit variance per feature, then total variance 1 per stage.
-
-    Args:
-        values: (n, D) float32, (x - mean) * scale.
-        mean, scale: (D,) float64; over all images, not only these. A constant feature has scale 0.
-    """
-
-    values: npt.NDArray[np.float32]
-    mean: Array
-    scale: Array
-
-
-def scale_rows(
-    chunks: Chunks, blocks: Mapping[str, slice], rows: npt.NDArray[np.int64], *, weights: Array
-) -> ScaledRows:
-    """Load the features of some images, scaled as `ridge_paths` scales them.
-
-    Args:
-        chunks: Gives a fresh pass over the (N, D) features.
-        blocks: Stage name -> its columns.
-        rows: (n,) indices of the images wanted, in rising order.
-        weights: (N,) > 0, one per image.
-    """
-    scaling = _fit_scaling(chunks, blocks, np.asarray(weights, dtype=np.float64))
-    kept = []
-    for span, chunk in _rows(chunks):
-        here = rows[np.searchsorted(rows, span.start) : np.searchsorted(rows, span.stop)] - span.start
-        kept.append(scaling.apply(chunk[here]))
-    return ScaledRows(np.concatenate(kept), scaling.mean, scaling.scale)
-
-
-def _eigen(matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Eigenvalues (>= 0) and vectors of a symmetric matrix, which is overwritten."""
-    values, vectors = eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
-    return np.maximum(values, 0).astype(np.float32), vectors.astype(np.float32, copy=False)
-
-
-def _moment_type(images: int) -> type[np.floating[Any]]:
-    return np.float32 if images <= SINGLE_IMAGES else np.float64
-
-
-def _sets(together: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
-    """Number of images n -> (F, n) positions of the sets of that many."""
-    order = np.argsort(together, kind="stable")
-    starts = np.flatnonzero(np.diff(together[order], prepend=together[order[0]] - 1))
-    sizes = np.diff(np.append(starts, len(together)))
-    return {int(n): order[starts[sizes == n][:, None] + np.arange(n)] for n in np.unique(sizes)}
-
-
-@dataclass(frozen=True)
-class _Refit:
-    """A fit to all images but those of one set, and what it makes of that set; for every penalty."""
-
-    projected: npt.NDArray[np.float32]  # (n, R) of the set, in the directions of the others
-    eigenvalues: npt.NDArray[np.float32]  # (R,) of the others
-    correlation: Array  # (R, K) of the others
-    base: Array  # (n, K) their mean target, times the root of the set's weights
-
-    def residual(self, targets: npt.NDArray[np.float32], penalty: float) -> npt.NDArray[np.float32]:
-        """(n, K) of the set's targets."""
-        slope = self.correlation / (self.eigenvalues[:, None] + penalty)
-        return np.asarray(targets - self.base - self.projected @ slope, dtype=np.float32)
-
-
-class _LeaveOut:
-    """Gathers the held-back results of one spectrum, chunk by chunk, for every penalty."""
-
-    def __init__(self, problem: _Problem, eigenvalues: Array, correlation: Array, penalties: Array) -> None:
-        self._problem = problem
-        self._eigenvalues = eigenvalues
-        self._inverse = (1 / (eigenvalues[:, None] + penalties[None, :])).astype(np.float32)  # (R, P)
-        self._correlation = correlation  # (R, K): T'Y
-        self._penalties = penalties
-        self._right = np.zeros((len(penalties), len(problem.labels)), dtype=bool)
-        self._error = np.zeros(len(penalties))
-
-    def scores(self, rows: slice, projected: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        """(n, K) scores of these images, each while its set is left out; a penalty at a time."""
-        problem, rank = self._problem, projected.shape[1]
-        targets, roots = problem.targets(rows), problem.roots[rows]
-        sets = _sets(problem.together[rows])
-        refits = [
-            (one, self._without(projected[one], roots[one], targets[one]))
-            for size, found in sets.items()
-            if size > rank
-            for one in found
-        ]
-        one_hot = targets / roots + problem.base.astype(np.float32)
-        for p, penalty in enumerate(self._penalties):
-            inverse = self._inverse[:, p]
-            residual = targets - projected @ (self._correlation * inverse[:, None])
-            for size, found in sets.items():
-                at_once = max(1, SOLVED_AT_ONCE // size**2)
-                for start in range(0, len(found) if size <= rank else 0, at_once):
-                    some = found[start : start + at_once]
-                    residual[some] = self._left_out(projected[some], inverse, roots[some], residual[some])
-            for one, refit in refits:
-                residual[one] = refit.residual(targets[one], float(penalty))
-            yield one_hot - residual / roots
-
-    def _without(
-        self,
-        projected: npt.NDArray[np.float32],
-        roots: npt.NDArray[np.float32],
-        targets: npt.NDArray[np.float32],
-    ) -> _Refit:
-        """The fit to the others of (n, R) images: T'T, T'Y and the means of all, less theirs.
-
-        Both T and Y have the weighted mean 0 over all images, so that of the others follows from theirs.
-        """
-        wide, root, wanted = (part.astype(np.float64) for part in (projected, roots, targets))
-        others = self._problem.weights.sum() - float((root**2).sum())
-        mean, base = -(root.T @ wide) / others, -(root.T @ wanted) / others
-        moment = np.diag(self._eigenvalues.astype(np.float64)) - wide.T @ wide - others * mean.T @ mean
-        values, vectors = _eigen(moment)
-        correlation = self._correlation - wide.T @ wanted - others * mean.T @ base
-        inside = ((wide - root * mean) @ vectors).astype(np.float32)
-        return _Refit(inside, values, vectors.T @ correlation, root * base)
-
-    def _left_out(
-        self,
-        projected: npt.NDArray[np.float32],
-        inverse: npt.NDArray[np.float32],
-        roots: npt.NDArray[np.float32],
-        residual: npt.NDArray[np.float32],
-    ) -> npt.NDArray[np.float32]:
-        """(F, n, K) residuals of F folds of n images once each fold is left out, from those with all images in."""
-        intercept = roots @ roots.transpose(0, 2, 1) / np.float32(self._problem.weights.sum())
-        if projected.shape[1] == 1:
-            leverage = np.einsum("fnr,r->fn", projected**2, inverse)[..., None] + intercept
-            return residual / np.maximum(1 - leverage, SINGULAR)
-        hat = (projected * inverse) @ projected.transpose(0, 2, 1) + intercept
-        system = (1 + SINGULAR) * np.eye(hat.shape[1]) - hat
-        return np.linalg.solve(system, residual.astype(np.float64)).astype(np.float32)
-
-    def add(self, rows: slice, projected: npt.NDArray[np.float32]) -> None:
-        labels = self._problem.labels[rows]
-        weights = self._problem.weights[rows] * self._problem.counting[rows]
-        for p, scores in enumerate(self.scores(rows, projected)):
-            own = (np.arange(len(labels)), labels)
-            mine = scores[own]
-            scores[own] -= 1
-            self._error[p] += weights @ (scores * scores).sum(axis=1)
-            scores[own] = -np.inf
-            self._right[p, rows] = mine > scores.max(axis=1) + TIE
-
-    def path(self) -> RidgePath:
-        counting, images = self._problem.counting, float(self._problem.counting.sum())
-        accuracy, error = np.full_like(self._error, np.nan), np.full_like(self._error, np.nan)
-        if images:
-            accuracy = self._right @ counting / images
-            error = self._error / float(self._problem.weights @ counting)
-        return RidgePath(self._penalties, accuracy, error, self._right, counting)
-
-
 def _problem(
     labels: npt.NDArray[np.int64], classes: int, weights: Array | None, folds: Folds | None = None
-) -> _Problem:
+) -> RidgeProblem:
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.int64)
     folds = Folds.alone(labels) if folds is None else folds
     together = folds.together
-    return _Problem(labels, classes, weights / weights.mean(), together, folds.counting(together))
+    return RidgeProblem(labels, classes, weights / weights.mean(), together, folds.counting(together))
 
 
-def _load(chunks: Chunks, scaling: _Scaling, problem: _Problem) -> npt.NDArray[np.float32]:
+def _load(chunks: Chunks, scaling: Scaling, problem: RidgeProblem) -> npt.NDArray[np.float32]:
     """(N, D) scaled features, rows scaled by the root of the weights."""
-    return np.concatenate([scaling.apply(chunk) * problem.roots[rows] for rows, chunk in _rows(chunks)])
+    return np.concatenate([scaling.apply(chunk) * problem.roots[rows] for rows, chunk in row_chunks(chunks)])
 
 
 def _small_spectrum(part: npt.NDArray[np.float32]) -> _Spectrum:
     """Of features in memory, from whichever of Z Z' and Z'Z is smaller."""
     dual = part.shape[0] <= part.shape[1]
-    return _Spectrum(*_eigen(part @ part.T if dual else part.T @ part), dual)
+    return _Spectrum(*eigen(part @ part.T if dual else part.T @ part), dual)
 
 
 def _project_small(spectrum: _Spectrum, part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -430,7 +119,7 @@ def _columns(blocks: Mapping[str, slice], name: str) -> slice:
 
 
 def _scan_small(
-    features: npt.NDArray[np.float32], blocks: Mapping[str, slice], problem: _Problem
+    features: npt.NDArray[np.float32], blocks: Mapping[str, slice], problem: RidgeProblem
 ) -> dict[str, RidgePath]:
     rows = slice(0, len(features))
     targets = problem.targets(rows)
@@ -439,23 +128,23 @@ def _scan_small(
         part = features[:, _columns(blocks, name)]
         spectrum = _small_spectrum(part)
         projected = _project_small(spectrum, part)
-        left_out = _LeaveOut(problem, spectrum.eigenvalues, projected.T @ targets, PENALTIES)
+        left_out = LeaveOut(problem, spectrum.eigenvalues, projected.T @ targets, PENALTIES)
         left_out.add(rows, projected)
         paths[name] = left_out.path()
     return paths
 
 
 def _stage_spectra(
-    chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem
+    chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem
 ) -> dict[str, _Spectrum]:
     """The spectrum of every stage from its covariance, features streamed."""
-    precision = _moment_type(len(problem.labels))
+    precision = moment_type(len(problem.labels))
     moments = {name: np.zeros((_width(b), _width(b)), dtype=np.float64) for name, b in blocks.items()}
-    for rows, chunk in _rows(chunks):
+    for rows, chunk in row_chunks(chunks):
         scaled = scaling.apply(chunk) * problem.roots[rows]
         for name, block in blocks.items():
             moments[name] += scaled[:, block].T @ scaled[:, block]
-    return {name: _Spectrum(*_eigen(moments.pop(name).astype(precision)), dual=False) for name in blocks}
+    return {name: _Spectrum(*eigen(moments.pop(name).astype(precision)), dual=False) for name in blocks}
 
 
 def _width(block: slice) -> int:
@@ -474,8 +163,8 @@ class _Streamed:
     """Spectra of streamed features: stages in their own directions, joined in the leading ones of all."""
 
     blocks: Mapping[str, slice]
-    scaling: _Scaling
-    problem: _Problem
+    scaling: Scaling
+    problem: RidgeProblem
     leading: Mapping[str, npt.NDArray[np.float32]]
 
     def reduce(self, rows: slice, chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -487,10 +176,10 @@ class _Streamed:
 def _joined_spectrum(chunks: Chunks, streamed: _Streamed) -> _Spectrum:
     rank = sum(directions.shape[1] for directions in streamed.leading.values())
     moment = np.zeros((rank, rank), dtype=np.float64)
-    for rows, chunk in _rows(chunks):
+    for rows, chunk in row_chunks(chunks):
         reduced = streamed.reduce(rows, chunk)
         moment += reduced.T @ reduced
-    return _Spectrum(*_eigen(moment.astype(_moment_type(len(streamed.problem.labels)))), dual=False)
+    return _Spectrum(*eigen(moment.astype(moment_type(len(streamed.problem.labels)))), dual=False)
 
 
 def _projections(
@@ -513,7 +202,7 @@ def _correlations(
         name: np.zeros((len(spectrum.eigenvalues), streamed.problem.classes), dtype=np.float64)
         for name, spectrum in spectra.items()
     }
-    for rows, chunk in _rows(chunks):
+    for rows, chunk in row_chunks(chunks):
         targets = streamed.problem.targets(rows)
         for name, projected in _projections(streamed, spectra, rows, chunk):
             found[name] += projected.T @ targets
@@ -525,17 +214,17 @@ def _scan_streamed(
 ) -> tuple[dict[str, RidgePath], dict[str, npt.NDArray[np.float32]]]:
     correlations = _correlations(chunks, streamed, spectra)
     gathered = {
-        name: _LeaveOut(streamed.problem, spectrum.eigenvalues, correlations[name], PENALTIES)
+        name: LeaveOut(streamed.problem, spectrum.eigenvalues, correlations[name], PENALTIES)
         for name, spectrum in spectra.items()
     }
-    for rows, chunk in _whole_sets(chunks, streamed.problem.together):
+    for rows, chunk in whole_sets(chunks, streamed.problem.together):
         for name, projected in _projections(streamed, spectra, rows, chunk):
             gathered[name].add(rows, projected)
     return {name: left_out.path() for name, left_out in gathered.items()}, correlations
 
 
 def _stream(
-    chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem
+    chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem
 ) -> tuple[_Streamed, dict[str, _Spectrum]]:
     stages = _stage_spectra(chunks, blocks, scaling, problem)
     streamed = _Streamed(blocks, scaling, problem, _leading(stages, MAX_RANK))
@@ -586,7 +275,7 @@ def ridge_paths(
         [('a', True), ('b', True), ('joined', True)]
     """
     problem = _problem(labels, classes, weights, folds)
-    scaling = _fit_scaling(chunks, blocks, problem.weights)
+    scaling = fit_scaling(chunks, blocks, problem.weights)
     if _fits_memory(len(labels), blocks):
         return _scan_small(_load(chunks, scaling, problem), blocks, problem)
     streamed, spectra = _stream(chunks, blocks, scaling, problem)
@@ -614,7 +303,7 @@ def fit_ridge(
         A head in the units of the raw features.
     """
     problem = _problem(labels, classes, weights, folds)
-    scaling = _fit_scaling(chunks, blocks, problem.weights).emphasised(emphasis)
+    scaling = fit_scaling(chunks, blocks, problem.weights).emphasised(emphasis)
     solve = _fit_small if _fits_memory(len(labels), blocks) else _fit_streamed
     slope, rows, scores, path = solve(chunks, blocks, scaling, problem)
     weight = (slope.astype(np.float64) * scaling.scale[:, None]).T
@@ -626,14 +315,14 @@ _Fitted = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.f
 """Slope, rows whose held-back scores follow, these scores, path."""
 
 
-def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem) -> _Fitted:
+def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem) -> _Fitted:
     features = _load(chunks, scaling, problem)
     rows = slice(0, len(features))
     spectrum = _small_spectrum(features)
     projected = _project_small(spectrum, features)
     targets = problem.targets(rows)
     correlation = projected.T @ targets
-    left_out = _LeaveOut(problem, spectrum.eigenvalues, correlation, PENALTIES)
+    left_out = LeaveOut(problem, spectrum.eigenvalues, correlation, PENALTIES)
     left_out.add(rows, projected)
     path = left_out.path()
     inverse = 1 / (spectrum.eigenvalues + np.float32(path.penalties[path.best]))
@@ -645,7 +334,7 @@ def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, p
 
 
 def _best_scores(
-    left_out: _LeaveOut, path: RidgePath, rows: slice, projected: npt.NDArray[np.float32]
+    left_out: LeaveOut, path: RidgePath, rows: slice, projected: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     for p, scores in enumerate(left_out.scores(rows, projected)):
         if p == path.best:
@@ -653,15 +342,15 @@ def _best_scores(
     raise AssertionError("the best penalty is one of the candidates")
 
 
-def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: _Scaling, problem: _Problem) -> _Fitted:
+def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem) -> _Fitted:
     streamed, spectra = _stream(chunks, blocks, scaling, problem)
     spectrum = spectra[JOINED]
     paths, correlations = _scan_streamed(chunks, streamed, {JOINED: spectrum})
     path, correlation = paths[JOINED], correlations[JOINED]
     best = path.penalties[path.best : path.best + 1]
-    left_out = _LeaveOut(problem, spectrum.eigenvalues, correlation, best)
+    left_out = LeaveOut(problem, spectrum.eigenvalues, correlation, best)
     shown, scores = _shown_rows(len(problem.labels), problem.classes), []
-    for rows, chunk in _whole_sets(chunks, problem.together):
+    for rows, chunk in whole_sets(chunks, problem.together):
         inside = shown[np.searchsorted(shown, rows.start) : np.searchsorted(shown, rows.stop)] - rows.start
         scores.append(next(left_out.scores(rows, streamed.reduce(rows, chunk) @ spectrum.vectors))[inside])
     inner = spectrum.vectors @ (correlation / (spectrum.eigenvalues[:, None] + np.float32(best[0])))
@@ -720,7 +409,7 @@ def principal_coordinates(
     """
     problem = _problem(np.zeros(images, dtype=np.int64), 1, None)
     wanted = np.arange(images) if rows is None else rows
-    scaling = _fit_scaling(chunks, blocks, problem.weights).emphasised(emphasis)
+    scaling = fit_scaling(chunks, blocks, problem.weights).emphasised(emphasis)
     if _fits_memory(images, blocks):
         features = _load(chunks, scaling, problem)
         spectrum = _small_spectrum(features)
@@ -736,7 +425,7 @@ def principal_coordinates(
         stages = _stage_spectra(chunks, blocks, scaling, problem)
         streamed = _Streamed(blocks, scaling, problem, _leading(stages, MAX_RANK))
         reduced = []
-        for span, chunk in _rows(chunks):
+        for span, chunk in row_chunks(chunks):
             here = wanted[np.searchsorted(wanted, span.start) : np.searchsorted(wanted, span.stop)] - span.start
             reduced.append(streamed.reduce(span, chunk)[here])
         values = np.concatenate(reduced)

@@ -24,7 +24,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.core.errors import DataError
 from transferkit.measure.curves import stratified_sample
-from transferkit.measure.ridge import Chunks, scale_rows
+from transferkit.measure.scaled_rows import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
 from transferkit.records import PARTS, Folds
 

@@ -1,0 +1,229 @@
+"""Held-back scores of ridge regression at every penalty, without refitting: images leave with all they are tied to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh
+
+from transferkit.measure.scaled_rows import Array
+
+__all__ = [
+    "LeaveOut",
+    "RidgePath",
+    "RidgeProblem",
+    "SINGLE_IMAGES",
+    "SINGULAR",
+    "SOLVED_AT_ONCE",
+    "TIE",
+    "USUAL_PENALTY",
+    "eigen",
+    "moment_type",
+]
+
+
+USUAL_PENALTY = 1.0
+"""Taken where nothing can be held back, so that none can be chosen: the best one is near it whatever N and D."""
+
+SINGLE_IMAGES = 16_384
+"""Images above which moments are decomposed in double precision: their eigenvalues grow with N, and the rounding of a
+larger one in single precision comes near the smallest penalty."""
+
+SOLVED_AT_ONCE = 2**24
+"""Numbers in the systems that are solved together: 64 MB."""
+
+SINGULAR = 1e-6
+"""Where the others say nothing about an image that is left out, its residual is held below 1 / SINGULAR."""
+
+TIE = 1e-6
+"""Lead below which an answer is none: features that say nothing must not be right by rounding."""
+
+
+@dataclass(frozen=True)
+class RidgePath:
+    """Held-back results for every penalty.
+
+    Args:
+        penalties: (P,).
+        accuracy: (P,) held-back accuracy, in [0, 1]; NaN where nothing could be held back.
+        squared_error: (P,) held-back squared error per image, >= 0; NaN likewise.
+        right: (P, N) bool, whether each image is classified right while it is left out.
+        counting: (N,) what each image counts in them (`Folds.counting`).
+    """
+
+    penalties: Array
+    accuracy: Array
+    squared_error: Array
+    right: npt.NDArray[np.bool_]
+    counting: npt.NDArray[np.float64]
+
+    @property
+    def known(self) -> bool:
+        """Whether anything could be held back."""
+        return bool(self.counting.any())
+
+    @property
+    def best(self) -> int:
+        """Index of the penalty with the lowest squared error: smoother than accuracy, so chosen with less luck."""
+        if not self.known:
+            return int(np.argmin(np.abs(self.penalties - USUAL_PENALTY)))
+        return int(np.argmin(self.squared_error))
+
+    def sorted_back(self, order: npt.NDArray[np.int64]) -> RidgePath:
+        """The same, its images in the order they had before they were taken in this one."""
+        back = np.argsort(order)
+        return replace(self, right=self.right[:, back], counting=self.counting[back])
+
+
+@dataclass(frozen=True)
+class RidgeProblem:
+    """Targets and weights, centred and scaled once for all stages."""
+
+    labels: npt.NDArray[np.int64]
+    classes: int
+    weights: npt.NDArray[np.float64]  # (N,), mean 1
+    together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
+    counting: npt.NDArray[np.float64]  # (N,), what each counts in held-back results
+
+    @property
+    def roots(self) -> npt.NDArray[np.float32]:
+        return np.sqrt(self.weights).astype(np.float32)[:, None]
+
+    @property
+    def base(self) -> npt.NDArray[np.float64]:
+        """(K,) weighted class shares: what is predicted without any feature."""
+        sums = np.bincount(self.labels, weights=self.weights, minlength=self.classes)
+        return np.asarray(sums / self.weights.sum(), dtype=np.float64)
+
+    def targets(self, rows: slice) -> npt.NDArray[np.float32]:
+        """(n, K) one-hot, centred, scaled by the root of the weights."""
+        one_hot = np.eye(self.classes, dtype=np.float32)[self.labels[rows]]
+        return (one_hot - self.base.astype(np.float32)) * self.roots[rows]
+
+
+def eigen(matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Eigenvalues (>= 0) and vectors of a symmetric matrix, which is overwritten."""
+    values, vectors = eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
+    return np.maximum(values, 0).astype(np.float32), vectors.astype(np.float32, copy=False)
+
+
+def moment_type(images: int) -> type[np.floating[Any]]:
+    return np.float32 if images <= SINGLE_IMAGES else np.float64
+
+
+def _sets(together: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
+    """Number of images n -> (F, n) positions of the sets of that many."""
+    order = np.argsort(together, kind="stable")
+    starts = np.flatnonzero(np.diff(together[order], prepend=together[order[0]] - 1))
+    sizes = np.diff(np.append(starts, len(together)))
+    return {int(n): order[starts[sizes == n][:, None] + np.arange(n)] for n in np.unique(sizes)}
+
+
+@dataclass(frozen=True)
+class _Refit:
+    """A fit to all images but those of one set, and what it makes of that set; for every penalty."""
+
+    projected: npt.NDArray[np.float32]  # (n, R) of the set, in the directions of the others
+    eigenvalues: npt.NDArray[np.float32]  # (R,) of the others
+    correlation: Array  # (R, K) of the others
+    base: Array  # (n, K) their mean target, times the root of the set's weights
+
+    def residual(self, targets: npt.NDArray[np.float32], penalty: float) -> npt.NDArray[np.float32]:
+        """(n, K) of the set's targets."""
+        slope = self.correlation / (self.eigenvalues[:, None] + penalty)
+        return np.asarray(targets - self.base - self.projected @ slope, dtype=np.float32)
+
+
+class LeaveOut:
+    """Gathers the held-back results of one spectrum, chunk by chunk, for every penalty."""
+
+    def __init__(self, problem: RidgeProblem, eigenvalues: Array, correlation: Array, penalties: Array) -> None:
+        self._problem = problem
+        self._eigenvalues = eigenvalues
+        self._inverse = (1 / (eigenvalues[:, None] + penalties[None, :])).astype(np.float32)  # (R, P)
+        self._correlation = correlation  # (R, K): T'Y
+        self._penalties = penalties
+        self._right = np.zeros((len(penalties), len(problem.labels)), dtype=bool)
+        self._error = np.zeros(len(penalties))
+
+    def scores(self, rows: slice, projected: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+        """(n, K) scores of these images, each while its set is left out; a penalty at a time."""
+        problem, rank = self._problem, projected.shape[1]
+        targets, roots = problem.targets(rows), problem.roots[rows]
+        sets = _sets(problem.together[rows])
+        refits = [
+            (one, self._without(projected[one], roots[one], targets[one]))
+            for size, found in sets.items()
+            if size > rank
+            for one in found
+        ]
+        one_hot = targets / roots + problem.base.astype(np.float32)
+        for p, penalty in enumerate(self._penalties):
+            inverse = self._inverse[:, p]
+            residual = targets - projected @ (self._correlation * inverse[:, None])
+            for size, found in sets.items():
+                at_once = max(1, SOLVED_AT_ONCE // size**2)
+                for start in range(0, len(found) if size <= rank else 0, at_once):
+                    some = found[start : start + at_once]
+                    residual[some] = self._left_out(projected[some], inverse, roots[some], residual[some])
+            for one, refit in refits:
+                residual[one] = refit.residual(targets[one], float(penalty))
+            yield one_hot - residual / roots
+
+    def _without(
+        self,
+        projected: npt.NDArray[np.float32],
+        roots: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.float32],
+    ) -> _Refit:
+        """The fit to the others of (n, R) images: T'T, T'Y and the means of all, less theirs.
+
+        Both T and Y have the weighted mean 0 over all images, so that of the others follows from theirs.
+        """
+        wide, root, wanted = (part.astype(np.float64) for part in (projected, roots, targets))
+        others = self._problem.weights.sum() - float((root**2).sum())
+        mean, base = -(root.T @ wide) / others, -(root.T @ wanted) / others
+        moment = np.diag(self._eigenvalues.astype(np.float64)) - wide.T @ wide - others * mean.T @ mean
+        values, vectors = eigen(moment)
+        correlation = self._correlation - wide.T @ wanted - others * mean.T @ base
+        inside = ((wide - root * mean) @ vectors).astype(np.float32)
+        return _Refit(inside, values, vectors.T @ correlation, root * base)
+
+    def _left_out(
+        self,
+        projected: npt.NDArray[np.float32],
+        inverse: npt.NDArray[np.float32],
+        roots: npt.NDArray[np.float32],
+        residual: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """(F, n, K) residuals of F folds of n images once each fold is left out, from those with all images in."""
+        intercept = roots @ roots.transpose(0, 2, 1) / np.float32(self._problem.weights.sum())
+        if projected.shape[1] == 1:
+            leverage = np.einsum("fnr,r->fn", projected**2, inverse)[..., None] + intercept
+            return residual / np.maximum(1 - leverage, SINGULAR)
+        hat = (projected * inverse) @ projected.transpose(0, 2, 1) + intercept
+        system = (1 + SINGULAR) * np.eye(hat.shape[1]) - hat
+        return np.linalg.solve(system, residual.astype(np.float64)).astype(np.float32)
+
+    def add(self, rows: slice, projected: npt.NDArray[np.float32]) -> None:
+        labels = self._problem.labels[rows]
+        weights = self._problem.weights[rows] * self._problem.counting[rows]
+        for p, scores in enumerate(self.scores(rows, projected)):
+            own = (np.arange(len(labels)), labels)
+            mine = scores[own]
+            scores[own] -= 1
+            self._error[p] += weights @ (scores * scores).sum(axis=1)
+            scores[own] = -np.inf
+            self._right[p, rows] = mine > scores.max(axis=1) + TIE
+
+    def path(self) -> RidgePath:
+        counting, images = self._problem.counting, float(self._problem.counting.sum())
+        accuracy, error = np.full_like(self._error, np.nan), np.full_like(self._error, np.nan)
+        if images:
+            accuracy = self._right @ counting / images
+            error = self._error / float(self._problem.weights @ counting)
+        return RidgePath(self._penalties, accuracy, error, self._right, counting)
