@@ -25,7 +25,7 @@ import torch
 from transferkit import load_backbone
 from transferkit.core.provenance import environment
 from transferkit.features import FeatureBank, image_seconds
-from transferkit.features.engine import open_shelves, origin_of
+from transferkit.features.opening import open_shelves, origin_of
 
 MODEL = "packaged/tf_efficientnet_lite0"
 SIZE = 96

@@ -17,17 +17,10 @@ import torch
 
 from transferkit.core.errors import CacheError, OptionError, unknown_name
 from transferkit.features.bank import FeatureBank
-from transferkit.features.engine import (
-    Compute,
-    Need,
-    Read,
-    choose_device,
-    fill_shelves,
-    imprints,
-    label_of,
-    origin_of,
-)
+from transferkit.features.engine import Need, Read, choose_device, fill_shelves
+from transferkit.features.forward import Compute
 from transferkit.features.identity import closeness
+from transferkit.features.opening import imprints, label_of, origin_of
 from transferkit.features.tables import DTYPES, FeatureTable, RowOverflowError
 from transferkit.nn.pooling import pooled_width
 from transferkit.nn.tail import Tail

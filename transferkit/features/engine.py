@@ -8,50 +8,38 @@ only decode.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from transferkit.core.distributed import neighbours
-from transferkit.core.errors import BackboneError, CacheError, OptionError, TransferkitError
+from transferkit.core.errors import CacheError, OptionError
 from transferkit.core.progress import track
 from transferkit.features.bank import FeatureBank
-from transferkit.features.identity import IMPRINT_IMAGES, circumstances, closeness, imprint_of, probe_images, same_draws
+from transferkit.features.forward import FEATURES, Compute, Forward, Rows, check_shape, features_and_moments, placed_on
+from transferkit.features.opening import Shelves, open_shelves, probe_outputs
 from transferkit.features.shelf import Shelf, Writer
 from transferkit.features.tables import FeatureTable
-from transferkit.nn.backbone import Backbone, weights_digest
-from transferkit.nn.model import normalise
-from transferkit.nn.stages import evaluating
+from transferkit.nn.backbone import Backbone
 
 __all__ = [
-    "Compute",
     "FrozenPass",
     "Need",
-    "Shelves",
-    "label_of",
     "choose_device",
     "fill_shelves",
     "frozen_pass",
     "image_seconds",
-    "imprints",
-    "open_shelves",
-    "origin_of",
 ]
 
-ENGINE_VERSION = 2
-"""Raised whenever the same image and weights would give other features than before."""
 
 CPU_PIXELS = 160_000
 """Pixels per batch and core: 16 images of 96 px. Beyond it activations fall out of the cache
@@ -66,8 +54,6 @@ PATIENCE = 300.0
 PAUSE = 0.2
 """Seconds between two looks into the bank."""
 
-FEATURES = frozenset({"features"})
-
 PACE_ROUNDS = 5
 """Rounds that are timed at most; the fastest counts: what else a shared machine does only adds to the others."""
 
@@ -75,9 +61,6 @@ PACE_SECONDS = 0.3
 """Seconds after which no further round begins."""
 
 Read = Callable[[int], npt.NDArray[Any]]
-
-Compute = Callable[[torch.Tensor, frozenset[str]], Mapping[str, Mapping[str, torch.Tensor]]]
-"""(normalised images, kinds of rows wanted) -> kind -> block name -> (n, D), as the kind's shelf has them."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -102,134 +85,6 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-class Shelves(NamedTuple):
-    """Where the rows of a backbone are kept. Moments lie apart: only a sample of the images has any, if that."""
-
-    features: Shelf
-    moments: Shelf | None
-
-
-def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict[str, object]:
-    """What fixes the rows that a part of this backbone gives, but for the image: not what the backbone is called.
-
-    The code that runs has no name; `imprints` tell it.
-    """
-    preprocessing = asdict(backbone.spec.preprocessing.primary)
-    for silent in ("origin", "views"):
-        preprocessing.pop(silent)
-    for name in ("value_range", "prepared", "shape", "mirrored"):  # rows from before they were known stay valid
-        if not preprocessing[name]:
-            preprocessing.pop(name)
-    return {
-        "architecture": backbone.spec.architecture,
-        "layers": _layers_digest(part),
-        "weights": weights_digest(part),
-        "preprocessing": preprocessing,
-        "engine": ENGINE_VERSION,
-        **circumstances(device),
-    }
-
-
-def imprints(
-    backbone: Backbone, compute: Compute, widths: Mapping[str, int], device: torch.device
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Kind of rows -> its imprint: what this network makes of fixed images now, on this device.
-
-    Costs one forward pass of two images.
-
-    Args:
-        backbone: Run in evaluation mode and without gradients; left as it was.
-        compute: Makes rows of a batch, with this backbone.
-        widths: Kind of rows -> D that they should have.
-        device: Where.
-
-    Raises:
-        BackboneError: If the network cannot take images of the size in use, or does not give a row for each.
-    """
-    pixels = _probe(backbone, IMPRINT_IMAGES)
-    with _placed(backbone, device) as placed, same_draws(device):
-        found = _Pass(placed, device, compute).parts(pixels, frozenset(widths))
-    for kind, width in widths.items():
-        _check_shape(backbone, {name: tuple(part.shape) for name, part in found[kind].items()}, len(pixels), width)
-    return {kind: imprint_of(found[kind]) for kind in widths}
-
-
-def _probe(backbone: Backbone, count: int) -> npt.NDArray[Any]:
-    """Fixed images as this backbone is given them: uint8 pictures, or float32 tensors that are prepared already."""
-    wanted = backbone.spec.preprocessing
-    height, width = wanted.shape or (wanted.size, wanted.size)
-    pictures = probe_images(height, width, count)
-    return pictures.astype(np.float32) / 127.5 - 1 if wanted.prepared else pictures
-
-
-def _check_shape(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]], images: int, width: int) -> None:
-    """See to it that there is one row per image, as wide as the stages were when the network was traced."""
-    rows = all(len(shape) == 2 and shape[0] == images for shape in shapes.values())
-    if rows and sum(shape[1] for shape in shapes.values()) == width:
-        return
-    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    expected = f"{images} rows of {width} numbers for {images} images"
-    raise _misfit(backbone, f"expected {expected}, got the shapes {listed}")
-
-
-def _misfit(backbone: Backbone, told: str, shape: tuple[int, ...] | None = None) -> BackboneError:
-    """The error for a network that does not cope with the images: what it did, and what it copes with."""
-    spec = backbone.spec
-    size, native = spec.preprocessing.size, spec.native_size
-    if spec.preprocessing.prepared or shape not in (None, (3, size, size)):  # which image_size does not reach
-        return BackboneError(
-            f"{spec.name} failed on images of shape {shape or spec.preprocessing.shape}: {told}. It works on "
-            f"(3, {native}, {native}): prepare them like that."
-        )
-    if size != native:
-        return BackboneError(
-            f"{spec.name} does not work on images of {size} px: {told}. It works at its native {native} px: leave "
-            f"image_size out, or set image_size={native}."
-        )
-    return BackboneError(f"{spec.name} failed on images of {size} px, the size that it is made for: {told}.")
-
-
-def _told(error: Exception) -> str:
-    """An exception in one line: its first, or the last one where a traceback comes before it, as in TorchScript."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a word"]
-    said = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
-    return f"{type(error).__name__}: {said.rstrip('.')}"
-
-
-def label_of(backbone: Backbone) -> dict[str, object]:
-    """What people are told of a shelf."""
-    return {"backbone": backbone.spec.name, "image_size": backbone.spec.preprocessing.size}
-
-
-def open_shelves(
-    bank: FeatureBank, backbone: Backbone, *, pooling: str, moments: bool = False, device: torch.device
-) -> Shelves:
-    """Where the rows of this backbone are kept: named by what makes them.
-
-    Costs one forward pass of two images, see `imprints`.
-    """
-    origin = origin_of(backbone, backbone.trunk, device)
-    widths = {"features": backbone.widths(pooling)}
-    about = {"features": {**origin, "pooling": pooling}}
-    if moments:
-        places = {tap.stage: [tap.path, tap.layout] for tap in backbone.moment_taps}
-        widths["moments"] = backbone.moment_widths()
-        about["moments"] = {**origin, "pooling": "moments", "places": places}
-    compute = _features_and_moments(backbone, pooling)
-    found = imprints(backbone, compute, {kind: sum(parts.values()) for kind, parts in widths.items()}, device)
-    shelves = {
-        kind: bank.shelf(about[kind], parts, about=label_of(backbone), imprint=found[kind], close=closeness(device))
-        for kind, parts in widths.items()
-    }
-    return Shelves(shelves["features"], shelves.get("moments"))
-
-
-def _layers_digest(trunk: nn.Module) -> str:
-    """Tells apart networks of equal weights: a stride or an activation has none."""
-    listing = re.sub(r" at 0x[0-9a-f]+", "", repr(trunk))
-    return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
-
-
 @contextmanager
 def _worker_pool(workers: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that are all gone afterwards; on a CPU each computes on one core."""
@@ -246,17 +101,6 @@ def _worker_pool(workers: int, device: torch.device) -> Iterator[ThreadPoolExecu
 
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@contextmanager
-def _placed(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
-    """The backbone on the device and in evaluation mode; back home and in its own modes afterwards."""
-    home = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
-    try:
-        with evaluating(backbone):
-            yield backbone.to(device).to(memory_format=torch.channels_last)
-    finally:
-        backbone.to(home)
 
 
 @dataclass(frozen=True)
@@ -292,73 +136,6 @@ class _Batch(NamedTuple):
 
     positions: npt.NDArray[np.int64]
     wanted: frozenset[str]
-
-
-_Rows = dict[str, npt.NDArray[np.float32]]
-"""Kind -> (n, D)."""
-
-
-class _Pass:
-    """One backbone on one device, turning stacks of pixels into rows."""
-
-    def __init__(self, backbone: Backbone, device: torch.device, compute: Compute) -> None:
-        self._backbone = backbone
-        self._device = device
-        self._compute = compute
-
-    def rows(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
-        """(n, 3, H, W) uint8 or normalised float32 -> rows of the kinds wanted."""
-        parts = self.parts(pixels, wanted)
-        rows = {kind: _joined(parts[kind]) for kind in parts if kind in wanted}
-        for kind, found in rows.items():
-            if not np.isfinite(found).all():
-                broken = next(name for name, part in parts[kind].items() if not bool(torch.isfinite(part).all()))
-                raise BackboneError(
-                    f"Stage {broken!r} of {self._backbone.spec.name} gives values that are not finite. "
-                    "Are the weights intact, and is the preprocessing the checkpoint's own?"
-                )
-        return rows
-
-    def parts(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """The same, stage by stage and still on the device.
-
-        Raises:
-            BackboneError: If the network cannot take the images.
-        """
-        try:
-            stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
-            # no_grad, not inference_mode: what is cached may be trained on later. And float32, whatever is around it.
-            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-                images = normalise(stack, self._backbone.spec.preprocessing)
-                return self._compute(images.contiguous(memory_format=torch.channels_last), wanted)
-        except (torch.OutOfMemoryError, TransferkitError):
-            raise
-        except Exception as error:
-            raise _misfit(self._backbone, f"it raised {_told(error)}", tuple(pixels.shape[1:])) from error
-
-    def rows_within_memory(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> _Rows:
-        """The same, in halves for as long as the device runs out of memory.
-
-        Raises:
-            BackboneError: If not even one image fits.
-        """
-        try:
-            return self.rows(pixels, wanted)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(pixels) == 1:
-                raise BackboneError(
-                    f"{self._backbone.spec.name} runs out of memory on {self._device} with a single image of shape "
-                    f"{pixels.shape[1:]}. Choose a smaller image_size or backbone, or device=cpu."
-                ) from error
-        # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
-        torch.cuda.empty_cache()
-        half = len(pixels) // 2
-        first, second = (self.rows_within_memory(part, wanted) for part in (pixels[:half], pixels[half:]))
-        return {kind: np.concatenate([first[kind], second[kind]]) for kind in first}
-
-
-def _joined(blocks: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
-    return torch.cat([part.float() for part in blocks.values()], dim=1).cpu().numpy()
 
 
 def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
@@ -427,7 +204,7 @@ def frozen_pass(
         needs["moments"] = Need(shelves.moments, unmeasured)
     computed = fill_shelves(
         backbone,
-        _features_and_moments(backbone, pooling),
+        features_and_moments(backbone, pooling),
         read,
         content_ids,
         needs,
@@ -439,17 +216,6 @@ def frozen_pass(
     )
     moments = None if shelves.moments is None or sample is None else shelves.moments.table(content_ids[sample])
     return FrozenPass(shelves.features.table(content_ids), moments, computed)
-
-
-def _features_and_moments(backbone: Backbone, pooling: str) -> Compute:
-    def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
-        if "moments" not in wanted:
-            return {"features": backbone.pooled_stages(images, pooling=pooling)}
-        with backbone.recording_moments() as recorded:
-            pooled = backbone.pooled_stages(images, pooling=pooling)
-        return {"features": pooled, "moments": recorded}
-
-    return compute
 
 
 def _missing(
@@ -513,15 +279,15 @@ def fill_shelves(
     batches = _batches(mine, _fitting_batch(backbone, chosen) if batch_size is None else batch_size)
     workers = _usual_workers() if workers is None else workers
     with (
-        _placed(backbone, chosen) as placed,
+        placed_on(backbone, chosen) as placed,
         _worker_pool(workers, chosen) as pool,
         _writers(mine) as writers,
     ):
         steps = track(batches, label or "", enabled=label is not None)
-        results = _run_all(_Pass(placed, chosen, compute), read, batches, pool, workers, on_cpu=chosen.type == "cpu")
+        results = _run_all(Forward(placed, chosen, compute), read, batches, pool, workers, on_cpu=chosen.type == "cpu")
         for batch, rows in zip(steps, results, strict=True):
             for kind in batch.wanted:
-                _check_shape(backbone, {kind: rows[kind].shape}, len(batch.positions), needs[kind].shelf.width)
+                check_shape(backbone, {kind: rows[kind].shape}, len(batch.positions), needs[kind].shelf.width)
                 writers[kind].append(content_ids[batch.positions], rows[kind])
     _await_others(needs, content_ids)
     return len(np.unique(np.concatenate([need.positions for need in needs.values()])))
@@ -565,8 +331,8 @@ def _writers(needs: Mapping[str, Need]) -> Iterator[dict[str, Writer]]:
 
 
 def _run_all(
-    frozen: _Pass, read: Read, batches: Sequence[_Batch], pool: ThreadPoolExecutor, workers: int, *, on_cpu: bool
-) -> Iterator[_Rows]:
+    frozen: Forward, read: Read, batches: Sequence[_Batch], pool: ThreadPoolExecutor, workers: int, *, on_cpu: bool
+) -> Iterator[Rows]:
     """The rows of each batch, in order. On an accelerator workers only read: the device runs one batch at a time."""
 
     def load(batch: _Batch) -> npt.NDArray[Any]:
@@ -599,10 +365,10 @@ def image_seconds(
     """
     chosen = choose_device(device)
     on_cpu = chosen.type == "cpu"
-    pixels = _probe(backbone, _fitting_batch(backbone, chosen))
+    pixels = probe_outputs(backbone, _fitting_batch(backbone, chosen))
     workers = (_usual_workers() if workers is None else workers) if on_cpu else 1
-    with _placed(backbone, chosen) as placed, _worker_pool(workers, chosen) as pool:
-        frozen = _Pass(placed, chosen, _features_and_moments(backbone, pooling))
+    with placed_on(backbone, chosen) as placed, _worker_pool(workers, chosen) as pool:
+        frozen = Forward(placed, chosen, features_and_moments(backbone, pooling))
 
         def round_of_batches() -> float:
             began = time.perf_counter()

@@ -31,9 +31,9 @@ from tests.unit.features.features_toys import (
     pool_by_hand,
 )
 from transferkit.core.errors import BackboneError, CacheError, DataError, OptionError
-from transferkit.features import FeatureBank, choose_device, engine, frozen_pass
+from transferkit.features import FeatureBank, choose_device, engine, frozen_pass, opening
 from transferkit.features import shelf as shelf_module
-from transferkit.features.engine import open_shelves
+from transferkit.features.opening import open_shelves
 from transferkit.nn import Backbone
 from transferkit.nn.model import normalise
 
@@ -241,7 +241,7 @@ def test_the_key_changes_with_weights_buffers_and_pooling(bank: FeatureBank, mon
         drifted[2][1].running_var[0] += 1e-6
     keys = _keys(bank, make_backbone(), make_backbone(shifted), make_backbone(drifted))
     keys += _keys(bank, make_backbone(), pooling="avg+max")
-    monkeypatch.setattr(engine, "ENGINE_VERSION", -1)
+    monkeypatch.setattr(opening, "ENGINE_VERSION", -1)
     keys += _keys(bank, make_backbone())
     assert len(set(keys)) == 5
 
@@ -521,11 +521,11 @@ def test_threads_do_not_mix_up_each_others_stages(bank: FeatureBank) -> None:
 FEATURES = frozenset({"features"})
 
 
-def make_pass(backbone: Backbone) -> engine._Pass:
+def make_pass(backbone: Backbone) -> engine.Forward:
     def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
         return {kind: backbone.pooled_stages(images, pooling="avg") for kind in wanted}
 
-    return engine._Pass(backbone, torch.device("cpu"), compute)
+    return engine.Forward(backbone, torch.device("cpu"), compute)
 
 
 class Device:

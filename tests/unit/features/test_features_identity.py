@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.unit.features.features_toys import PLAIN, Reader, draw_images, make_backbone, make_network, name_images
 from transferkit.features import FeatureBank, frozen_pass, identity, image_seconds
-from transferkit.features.engine import open_shelves
+from transferkit.features.opening import open_shelves
 from transferkit.nn import Backbone
 from transferkit.records import BackboneSpec
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.unit.nn.toy_networks import Pyramid, spec_of
 from transferkit.data import open_data
 from transferkit.features import FeatureBank
-from transferkit.features.engine import open_shelves, origin_of
+from transferkit.features.opening import open_shelves, origin_of
 from transferkit.nn import Backbone
 from transferkit.records import View
 from transferkit.workflow.measure import read_features
