@@ -796,7 +796,7 @@ def test_weights_are_told_from_the_targets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "auto"}, "weights='auto' are told from the training targets: give targets as well"),
+        ({"weights": "auto"}, "weights='auto' are computed from the training targets: give targets as well"),
         ({"weights": [1.0, 2.0]}, r"There are 3 outputs, so 3 weights are needed; got \(2,\)"),
     ],
 )
