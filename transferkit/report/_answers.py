@@ -121,7 +121,7 @@ def most_confused(counts: IntArray, *, limit: int) -> tuple[ConfusedPair, ...]:
 
 
 def class_recalls(counts: IntArray) -> npt.NDArray[np.float64]:
-    """Share of each class's images that were recognised.
+    """Share of each class's images that were classified correctly (recall).
 
     Args:
         counts: (K, K) confusion counts.

@@ -231,7 +231,7 @@ def draw_heat_map(counts: npt.NDArray[np.int64], names: Sequence[str]) -> HeatMa
                 x=left + float(p) * side,
                 y=top + float(t) * side,
                 text=format_count(count) if count < 1000 else f"{count / 1000:.1f}k",
-                title=what + ("recognised" if t == p else f"taken for {names[p]}"),
+                title=what + ("classified correctly" if t == p else f"taken for {names[p]}"),
                 strength=round(strength, 3),
                 right=bool(t == p),
             )

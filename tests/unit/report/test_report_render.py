@@ -100,7 +100,7 @@ def test_the_answer_comes_first(record):
     top = text[: text.index("What was decided")]
     for part in (
         "75.0 %",
-        "of 12 test images",
+        "accuracy on 12 test images",
         "70.0 – 80.0 %",
         "A linear classifier on frozen features",
         "all stages joined",
@@ -112,10 +112,10 @@ def test_the_answer_comes_first(record):
 
 def test_validation_and_leave_one_out_stand_in_for_a_missing_test_split(record):
     scores = replace(record.metrics["test"], accuracy=0.5, low=0.4, high=0.6)
-    assert "of 12 validation images" in Page(render(replace(record, metrics={"val": scores}))).text
+    assert "accuracy on 12 validation images" in Page(render(replace(record, metrics={"val": scores}))).text
     text = Page(render(replace(record, metrics={}, held_out=None))).text
     assert "81.2 %" in text
-    assert "training images recognised while held back" in text
+    assert "training images while held back" in text
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_recalls_are_sorted_worst_first(record):
     text = section(render(replace(record, held_out=answers, mistakes=())), "quality")
     table = text[text.index("Recall of each class") :]
     assert table.index("cat") < table.index("50.0 %") < table.index("100 %")
-    assert "3 of 6 test images are not recognised." in text
+    assert "3 of 6 test images are misclassified." in text
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_answers_without_a_mistake_and_without_images(record):
     held_out = record.held_out
     perfect = replace(held_out, labels=held_out.probabilities.argmax(axis=1))
     text = Page(render(replace(record, held_out=perfect, mistakes=()))).text
-    assert "Every one of 12 test images is recognised." in text
+    assert "Every one of 12 test images is classified correctly." in text
     assert "There are none on 12 test images." in text
     empty = HeldOut(split="test", labels=held_out.labels[:0], probabilities=held_out.probabilities[:0], items=())
     assert "no held-out answers" in Page(render(replace(record, held_out=empty, mistakes=()))).text

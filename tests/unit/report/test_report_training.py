@@ -213,9 +213,7 @@ def test_every_claim_is_in_the_table_stem_to_head(trained_record):
 
 def test_the_best_epoch_and_the_phases_are_said(trained_record):
     text = section(render(trained_record), "training")
-    assert (
-        "6 epochs in 2 phases, 60 s. Epoch 5 did best on the 100 held-back images: 90.0 % recognised, loss 0.5" in text
-    )
+    assert "6 epochs in 2 phases, 60 s. Epoch 5 did best on the 100 held-back images: accuracy 90.0 %, loss 0.5" in text
     assert "1: head first (epochs 1 to 2), 2: last stages (epochs 3 to 6)." in " ".join(text.split())
     assert "The batch was halved to 16." in text
 
@@ -289,7 +287,7 @@ def test_the_headline_names_what_is_returned(trained_record, one, said):
 def test_without_a_split_the_headline_is_of_the_held_back_images(trained_record):
     head = write_headline(replace(trained_record, metrics={}))
     assert plain(head.figure) == "92.0 %"
-    assert head.subject == "of the 100 held-back images recognised"
+    assert head.subject == "accuracy on the 100 held-back images"
     assert head.caveat.startswith("The 12 test images were not scored yet. Choices were made on these images")
 
 

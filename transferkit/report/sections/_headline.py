@@ -107,7 +107,7 @@ def _promised_accuracy(record: RunRecord, expected: Alternative, images: int) ->
 
 def _held_back_accuracy(record: RunRecord, training: TrainingRecord) -> tuple[float, float, float, str, str]:
     low, high = held_back_interval(training.kept, training.held_back)
-    subject = f"of the {name_held_back(training.held_back)} recognised"
+    subject = f"accuracy on the {name_held_back(training.held_back)}"
     caveat = f"{_missing_test(record, 'There is no held-out split.')} {CHOSEN_ON}"
     return training.kept.accuracy, low, high, subject, caveat
 
@@ -129,7 +129,7 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
                 caveat += (
                     f" From the {source} images {format_range(expected.low, expected.high)} was expected: these differ."
                 )
-            subject = f"of {plural(scores.images, f'{name_split(split)} image')} recognised"
+            subject = f"accuracy on {plural(scores.images, f'{name_split(split)} image')}"
             return scores.accuracy, scores.low, scores.high, subject, caveat
     if record.decision.held_back and record.decision.expected is not None:
         return _promised_accuracy(record, record.decision.expected, record.decision.held_back)
@@ -138,7 +138,7 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
     if probe is None or probe.accuracy is None:
         return None
-    subject = f"of {plural(record.evidence.data.train_images, 'training image')} recognised while held back"
+    subject = f"accuracy on {plural(record.evidence.data.train_images, 'training image')} while held back"
     caveat = (
         f"{_missing_test(record, 'There is no held-out split.')} This is the accuracy of a linear classifier on "
         "the images held back from its fit."

@@ -132,8 +132,8 @@ def _describe_errors(counts: Counts, split: str, pairs: Sequence[ConfusedPair], 
     total, right = int(counts.sum()), int(np.trace(counts))
     where = plural(total, f"{name_split(split)} image")
     if right == total:
-        return f"Every one of {where} is recognised."
-    text = f"{format_count(total - right)} of {where} {'is' if total - right == 1 else 'are'} not recognised."
+        return f"Every one of {where} is classified correctly."
+    text = f"{format_count(total - right)} of {where} {'is' if total - right == 1 else 'are'} misclassified."
     worst = pairs[0]
     what = f"{quote(names[worst.true])} is taken for {quote(names[worst.predicted])}"
     return f"{text} Most often, {what} ({plural(worst.count, 'time')})."

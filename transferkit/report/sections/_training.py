@@ -92,7 +92,7 @@ def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[Epo
     if best is None:
         return f"{text} Nothing was held back to tell the epochs apart."
     said = [
-        *([] if best.val_accuracy is None else [f"{format_percent(best.val_accuracy)} recognised"]),
+        *([] if best.val_accuracy is None else [f"accuracy {format_percent(best.val_accuracy)}"]),
         *([] if best.val_loss is None else [f"loss {format_number(best.val_loss)}"]),
     ]
     return f"{text} Epoch {best.number + 1} did best on the {name_held_back(training.held_back)}: {', '.join(said)}."
