@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from transferkit.core.errors import OptionError, list_problems
-from transferkit.nn.norm.conversion import StandardisedGroupNorm, check_images
+from transferkit.nn.norm.conversion import check_images
+from transferkit.nn.norm.standardised import StandardisedGroupNorm
 from transferkit.nn.stages import evaluating
 
 

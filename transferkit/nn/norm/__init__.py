@@ -5,15 +5,7 @@ Which kind suits which data is for others; here is what each computes.
 
 from transferkit.nn.norm.batch import AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
-from transferkit.nn.norm.conversion import (
-    ConversionReport,
-    LayerFit,
-    StandardisedGroupNorm,
-    find_batch_norms,
-    fit_group_norms,
-    fold,
-    standardising,
-)
+from transferkit.nn.norm.conversion import ConversionReport, LayerFit, find_batch_norms, fit_group_norms
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.kinds import BY_BATCH, CALIBRATED, KEEPS_OUTPUTS, NEEDS_SEVERAL, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm, begin_step
@@ -21,6 +13,7 @@ from transferkit.nn.norm.per_image import ChannelLayerNorm, GroupNorm, InstanceN
 from transferkit.nn.norm.recalibration import follows_batches, recalibrate_statistics
 from transferkit.nn.norm.renorm import AT_ONCE, FROM_SCRATCH, BatchRenorm, Clipping
 from transferkit.nn.norm.source import NormSource, folded_affine, is_batch_norm, nearest_divisor, read_source
+from transferkit.nn.norm.standardised import StandardisedGroupNorm, fold, standardising
 from transferkit.nn.norm.swap import restore_norm, swap_norm
 from transferkit.nn.norm.swap_record import NormSwap, original_of, swapped_layers, swapped_norms
 from transferkit.nn.norm.weights import StandardisedWeight, normalise_weights, plain_weights, standardise_weights

@@ -13,11 +13,11 @@ from torch import nn
 from transferkit.core.registry import Registry
 from transferkit.nn.norm.batch import SLOW_MOMENTUM, AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
-from transferkit.nn.norm.conversion import standardising
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
 from transferkit.nn.norm.per_image import GROUPS, ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
 from transferkit.nn.norm.renorm import BatchRenorm
+from transferkit.nn.norm.standardised import standardising
 
 __all__ = ["BY_BATCH", "CALIBRATED", "GROUPED", "KEEPS_OUTPUTS", "NEEDS_SEVERAL", "NORM_KINDS", "MakeNorm"]
 

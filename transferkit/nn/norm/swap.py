@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.core.errors import BackboneError, OptionError, TransferkitError, list_problems
 from transferkit.nn.norm.calibration import Images, calibration_batches, calibration_images
-from transferkit.nn.norm.conversion import StandardisedGroupNorm, fit_successors
+from transferkit.nn.norm.conversion import fit_successors
 from transferkit.nn.norm.fused import share_hooks
 from transferkit.nn.norm.kinds import CALIBRATED, GROUPED, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.recalibration import recalibrate_statistics
 from transferkit.nn.norm.source import is_batch_norm
+from transferkit.nn.norm.standardised import StandardisedGroupNorm
 from transferkit.nn.norm.swap_record import SwapRecord, memory_of, original_of, remember, swapped_layers
 
 __all__ = ["restore_norm", "swap_norm"]

@@ -11,16 +11,8 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import BackboneError, DataError, OptionError
-from transferkit.nn.norm.conversion import (
-    StandardisedGroupNorm,
-    _balance,
-    _least_squares,
-    _steady,
-    find_batch_norms,
-    fit_group_norms,
-    fold,
-    standardising,
-)
+from transferkit.nn.norm.conversion import _balance, _least_squares, _steady, find_batch_norms, fit_group_norms
+from transferkit.nn.norm.standardised import StandardisedGroupNorm, fold, standardising
 
 
 @pytest.fixture
