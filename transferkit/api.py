@@ -467,8 +467,8 @@ def _without_weights(model: str, image_size: int | None) -> Backbone:
 def _check_how(arguments: Mapping[str, Any]) -> None:
     usual = {name: parameter.default for name, parameter in inspect.signature(analyze).parameters.items()}
     given = {**usual, **arguments}
-    options: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(Options)
-                               if field.name in given}  # fmt: skip
+    names = {field.name for field in dataclasses.fields(Options)} & given.keys()
+    options: dict[str, Any] = {name: given[name] for name in names}
     Options(**options)
 
 

@@ -22,7 +22,7 @@ Policy = Callable[[Cell, Sequence[Cell]], Outcome]
 
 
 LOOKING = ("similarity", "probe", "selection")
-"""Phases of the survey after the frozen pass that a decision needs."""
+"""Phases of the measurement after the frozen pass that a decision needs."""
 
 
 def take(cell: Cell, strategy: str, *, looked: bool = False, seconds: float | None = None) -> Outcome:

@@ -1,4 +1,4 @@
-"""A swapped network on the whole road: session at, fine-tuned, saved, loaded, exported."""
+"""A swapped network on the whole road: measured, fine-tuned, saved, loaded, exported."""
 
 from __future__ import annotations
 

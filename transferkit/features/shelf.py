@@ -56,7 +56,7 @@ class _Index(NamedTuple):
     def find(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """(n,) place of each id in the index, and (n,) whether it is there at all.
 
-        Session up in sorted order: places far apart in memory would take ten times as long.
+        Looked up in sorted order: places far apart in memory would take ten times as long.
         """
         order = np.argsort(ids, kind="stable")
         place = np.empty(len(ids), dtype=np.int64)

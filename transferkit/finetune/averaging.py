@@ -150,7 +150,7 @@ class WeightAverage:
         return tensor.to(dtype, copy=True)
 
     def _find(self, model: nn.Module) -> dict[str, Tensor]:
-        """Session up each time: `Module.to` puts new tensors in the place of buffers."""
+        """Looked up each time: `Module.to` puts new tensors in the place of buffers."""
         tensors: dict[str, Tensor] = dict(model.named_parameters())
         tensors.update(model.named_buffers())
         if missing := [name for name in self.names if name not in tensors]:

@@ -82,7 +82,7 @@ class FreezePlan:
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """Session up each time: sharding puts others in their place."""
+        """Looked up each time: sharding puts others in their place."""
         return dict(self._network.named_parameters())
 
     def _claim(self, phase: Phase) -> dict[str, Rule]:

@@ -139,7 +139,7 @@ class Folds:
             A number in [0, sum(counting)]; 0 if no image counts.
 
         References:
-            Kish, Measurement Sampling, 1965, for the design effect and for the bound by group sizes.
+            Kish, Survey Sampling, 1965, for the design effect and for the bound by group sizes.
         """
         total = float(counting.sum())
         if total == 0:

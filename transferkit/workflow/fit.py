@@ -61,7 +61,7 @@ def fit_decision(
     Args:
         session: Backbone, images, and what the frozen pass measured.
         decision: Whose plan is carried out.
-        options: How it was session.
+        options: How the session was opened.
         head: As for `fit_closed_form`.
         training: How to train, if it comes to that.
         begun: The run that was begun when it was decided, if one was.

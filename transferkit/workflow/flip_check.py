@@ -17,7 +17,7 @@ from transferkit.strategies import Plan
 __all__ = ["FlipCheck", "check_flip"]
 
 LOOKED_AT = 300
-"""Held-back images that are session at in the mirror: enough to tell a loss of 5 points."""
+"""Held-back images that are classified in the mirror: enough to tell a loss of 5 points."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -63,8 +63,8 @@ def check_flip(
         known: Their labels, (N,) int in [0, K), and which of them are held back together.
         read_mirrored: Positions among the N -> rows of these images' mirror images.
         classes: K.
-        folds: The probe is fitted to one part of each, the other is session at, fold by fold until that is enough.
-        seed: Draws which held-back images are session at.
+        folds: The probe is fitted to one part of each, the other is classified, fold by fold until that is enough.
+        seed: Draws which held-back images are classified.
     """
     stages, draw = tuple(table.blocks), np.random.default_rng(seed)
     shown: list[Indices] = []

@@ -36,8 +36,8 @@ def measure_swapped(session: Session, options: Options, kind: str) -> tuple[Sess
     and no second pass is needed.
 
     Args:
-        session: At the backbone as it is; stays so.
-        options: How it was session.
+        session: With the backbone as it is; unchanged.
+        options: How the session was opened.
         kind: A name in `NORM_KINDS`.
 
     Returns:

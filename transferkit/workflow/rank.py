@@ -88,7 +88,7 @@ def rank(
     """Rank backbones by the held-back accuracy of a closed-form probe on all their stages joined.
 
     Beside it stand the other measures of transferability, what each model costs, and a prior that has not seen the
-    data. Only the training split is session at. What was computed is in the feature bank: the same call again, or
+    data. Only the training split is used. What was computed is in the feature bank: the same call again, or
     `adapt` with the winner, runs the backbone over no image twice.
 
     Args:

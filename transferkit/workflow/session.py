@@ -220,7 +220,7 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
             f"{_three(own.std)}. Leave preprocessing out unless the weights are others than the published ones."
         )
         found = Finding(kind="preprocessing", severity="warning", message=message)
-        if found not in data.summary.findings:  # the same images may be session at again
+        if found not in data.summary.findings:  # the same images may be opened again
             data.summary = replace(data.summary, findings=(*data.summary.findings, found))
 
 
@@ -247,7 +247,7 @@ def prepared_side(data: Data, options: Options) -> int | None:
 
 
 def open_source(options: Options) -> Data | None:
-    """The source images, if the person has some; they are only session at, so none is held back."""
+    """The source images, if the person has some; they are only measured, so none is held back."""
     # Its columns may be called otherwise than those of `data`, so columns= is not for it.
     if options.source is None:
         return None

@@ -46,7 +46,7 @@ NO_MEMORY = (
 )
 
 LEAST_CLASSES = 100
-"""Of a classifier whose answers are session at: one with few classes is sure of anything. The scale was set on 1000."""
+"""Of a classifier whose answers are used: one with few classes is sure of anything. The scale was set on 1000."""
 
 LEAST_ANSWERS = 20
 """Different images below which answers tell too little: N images tell at most N classes apart."""

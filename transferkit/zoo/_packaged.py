@@ -251,7 +251,7 @@ def rename(
 def _build(
     name: str, *, pretrained: bool, num_classes: int | None = None, checkpoint_keys: Collection[str] = ()
 ) -> nn.Module:
-    # Session for before anything is built: a missing package is the likely case, and costs nothing to see.
+    # Looked for before anything is built: a missing package is the likely case, and costs nothing to see.
     weights = find_weights(name) if pretrained else None
     own = PACKAGED[name].classes
     network = _timm.describe(name).build(pretrained=False, num_classes=own if num_classes is None else num_classes)
