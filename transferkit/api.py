@@ -15,13 +15,13 @@ import numpy.typing as npt
 from scipy.special import softmax
 from torch import nn
 
-from transferkit.core.distributed import agreed, connect, is_first, neighbours
+from transferkit.core.distributed import broadcast, connect, is_first, local_rank_and_world_size
 from transferkit.core.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
 from transferkit.core.paths import check_folder, expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import WORKING_FOLDER, describe_settings, environment, quote_call
 from transferkit.core.renaming import renamed
-from transferkit.data import MAX_PIXELS, check_place
+from transferkit.data import MAX_PIXELS, check_data_path
 from transferkit.decision import MODES, Conditions, choose, complete, conclude, settle_norm
 from transferkit.features import choose_device
 from transferkit.finetune import Recipe, count_processes
@@ -350,7 +350,7 @@ def adapt(
         elif mode == "search":
             choice = search(evidence, trials.begin, budget=left, progress=progress)
         else:
-            choice = agreed(choose(evidence, mode=mode, budget=left))
+            choice = broadcast(choose(evidence, mode=mode, budget=left))
         decision = complete(choice, evidence, conditions)
         session, decision = _swapped(session, decision, options)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
@@ -492,7 +492,7 @@ def _check_places(arguments: Mapping[str, Any]) -> None:
     if arguments.get("out") is not None:
         check_folder(expand(arguments["out"]))
     for data in (arguments["data"], arguments["source"]):
-        check_place(data)
+        check_data_path(data)
     checkpoint = arguments["checkpoint"]
     if checkpoint is not None and not expand(checkpoint).exists():
         raise CheckpointError(f"There is no file {str(checkpoint)!r}. checkpoint= takes the path of one weights file.")
@@ -569,7 +569,7 @@ def _check_combinations(
 
 def _check_clocks(processes: int) -> None:
     """Whether all processes that decide by the clock are there when it is decided."""
-    if processes > 1 and neighbours()[1] == 1:
+    if processes > 1 and local_rank_and_world_size()[1] == 1:
         raise OptionError(
             "A budget is a matter of the clock, and the processes that trainer.devices starts would each decide by "
             "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from transferkit.core.batches import batches
-from transferkit.core.distributed import place
+from transferkit.core.distributed import rank_and_world_size
 from transferkit.core.errors import OptionError
 from transferkit.core.random import draw_seed
 from transferkit.data.augmentation import Augmentation
@@ -154,13 +154,13 @@ class EpochSampler(DistributedSampler[Any]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchKey]:
-        rank, world = place() if self.distributed else (0, 1)
+        rank, world = rank_and_world_size() if self.distributed else (0, 1)
         epoch = self.epoch  # a loader reads ahead: what it has begun stays of one epoch
         for number, positions in enumerate(self._steps(epoch, rank, world)):
             yield BatchKey(epoch, number * world + rank, self.among[positions])
 
     def __len__(self) -> int:
-        return len(self._steps(0, *(place() if self.distributed else (0, 1))))
+        return len(self._steps(0, *(rank_and_world_size() if self.distributed else (0, 1))))
 
     def _steps(self, epoch: int, rank: int, world: int) -> list[npt.NDArray[np.int64]]:
         return batches(

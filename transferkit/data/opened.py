@@ -32,7 +32,7 @@ from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
 from transferkit.records import DataSummary, Folds, Picture, Preprocessing
 
-__all__ = ["Data", "check_place", "open_data"]
+__all__ = ["Data", "check_data_path", "open_data"]
 
 _JPEG_QUALITY = 85
 
@@ -267,14 +267,14 @@ def open_data(
     return Data(inventory, report, normalised=preprocessed)
 
 
-def check_place(data: Any) -> None:
+def check_data_path(data: Any) -> None:
     """Whether there is anything where a path points; other kinds of data are not looked at.
 
     Raises:
         DataError: There is nothing.
 
     Example:
-        >>> check_place("builtin/digits")
+        >>> check_data_path("builtin/digits")
     """
     if not isinstance(data, (str, Path)):
         return

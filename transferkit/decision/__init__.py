@@ -13,7 +13,15 @@ from transferkit.core.errors import OptionError, unknown_name
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
 from transferkit.decision.completion import Conditions, HeldBack, complete, conclude, settle_norm
-from transferkit.decision.effort import ENOUGH, HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
+from transferkit.decision.effort import (
+    MIN_COMPARED_IMAGES,
+    MIN_VAL_IMAGES,
+    VAL_SHARE,
+    default_batch_size,
+    default_epochs,
+    default_folds,
+    default_passes,
+)
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
@@ -22,11 +30,11 @@ from transferkit.decision.weighing import best_probe, weigh
 from transferkit.records import Choice, Decision, Evidence
 
 __all__ = [
-    "ENOUGH",
-    "HELD_BACK",
+    "MIN_VAL_IMAGES",
+    "VAL_SHARE",
     "MODES",
     "SMALL_BATCH",
-    "TELLING",
+    "MIN_COMPARED_IMAGES",
     "Belief",
     "Calibration",
     "Conditions",
@@ -46,10 +54,10 @@ __all__ = [
     "rule",
     "starting_rate",
     "update",
-    "usual_batch",
-    "usual_epochs",
-    "usual_folds",
-    "usual_passes",
+    "default_batch_size",
+    "default_epochs",
+    "default_folds",
+    "default_passes",
     "weigh",
 ]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
-from transferkit.decision.effort import usual_epochs, usual_passes
+from transferkit.decision.effort import default_epochs, default_passes
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
@@ -200,8 +200,8 @@ def _tuning_cost(evidence: Evidence, share: float, *, tried: bool) -> float:
     """Seconds: folds, unless they were run as a trial, then all images, epoch by epoch, at the frozen pass's pace."""
     assert evidence.image_seconds is not None
     images = max(evidence.data.train_images, 1)
-    passes = 1 + (0 if tried else usual_passes(images))
-    return STEP_COST * share * passes * usual_epochs(images) * images * evidence.image_seconds
+    passes = 1 + (0 if tried else default_passes(images))
+    return STEP_COST * share * passes * default_epochs(images) * images * evidence.image_seconds
 
 
 def _gain(

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from transferkit.core.errors import OptionError, list_problems, unknown_name
-from transferkit.decision import usual_batch, usual_epochs, usual_folds
+from transferkit.decision import default_batch_size, default_epochs, default_folds
 from transferkit.finetune.averaging import AVERAGES
 from transferkit.finetune.schedule import SCHEDULES
 from transferkit.finetune.sharding import is_sharded
-from transferkit.records import PARTS
+from transferkit.records import N_SPLITS
 
 __all__ = ["OPTIMIZERS", "Recipe"]
 
@@ -136,8 +136,8 @@ class Recipe:
             (self.batch_size is None or self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size!r}."),
             (self.patience is None or self.patience >= 1, f"patience must be >= 1, got {self.patience!r}."),
             (
-                self.folds is None or 1 <= self.folds <= PARTS,
-                f"folds must be 1 to {PARTS}, got {self.folds!r}.",
+                self.folds is None or 1 <= self.folds <= N_SPLITS,
+                f"folds must be 1 to {N_SPLITS}, got {self.folds!r}.",
             ),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
             (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
@@ -169,12 +169,12 @@ class Recipe:
             images: N to train on, >= 1.
             batch_size: What to take where the recipe names none; None fits it.
         """
-        size = self.batch_size or batch_size or usual_batch(images)
+        size = self.batch_size or batch_size or default_batch_size(images)
         return replace(
             self,
             batch_size=min(size, images),
-            epochs=usual_epochs(images) if self.epochs is None else self.epochs,
-            folds=usual_folds(images) if self.folds is None else self.folds,
+            epochs=default_epochs(images) if self.epochs is None else self.epochs,
+            folds=default_folds(images) if self.folds is None else self.folds,
         )
 
     def make_optimizer(self, groups: list[dict[str, Any]], *, mixed: bool = False) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from transferkit.measure.curves import stratified_sample
 from transferkit.measure.quality import log_loss
 from transferkit.measure.ridge import principal_coordinates
 from transferkit.measure.scaled_rows import Array, Chunks
-from transferkit.records import PARTS, Folds
+from transferkit.records import N_SPLITS, Folds
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -125,7 +125,7 @@ class _Problem:
 
     def parts(self, seed: int) -> npt.NDArray[np.int64]:
         """(n,) the fold that each image is held back in."""
-        parts = self.folds.deal(min(PARTS, int(self.folds.groups_per_class.min())), seed=seed)
+        parts = self.folds.assign_splits(min(N_SPLITS, int(self.folds.groups_per_class.min())), seed=seed)
         return np.unique(parts, return_inverse=True)[1].reshape(-1)
 
     def fit(self, rows: npt.NDArray[np.int64], strength: float) -> LogisticRegression:

@@ -26,7 +26,7 @@ from transferkit.core.errors import DataError
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.scaled_rows import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
-from transferkit.records import PARTS, Folds
+from transferkit.records import N_SPLITS, Folds
 
 __all__ = ["SELECTION_IMAGES", "SHARES", "Selection", "select_features"]
 
@@ -381,7 +381,7 @@ def select_features(
     one_hot = np.eye(classes, dtype=np.float32)[labels[rows]]
     known = _Images(values, labels[rows], one_hot, weights[rows].astype(np.float32), blocks)
     alike = (Folds.alone(labels) if folds is None else folds).take(rows)
-    fold = alike.deal(min(PARTS, len(rows)), seed=seed)
+    fold = alike.assign_splits(min(N_SPLITS, len(rows)), seed=seed)
     counting = alike.counting(fold)
     held_back = _cross_validate(known, fold)
     share, penalty, joined = _best(held_back, known, counting)

@@ -28,7 +28,7 @@ from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
-from transferkit.decision import ENOUGH, best_probe
+from transferkit.decision import MIN_VAL_IMAGES, best_probe
 from transferkit.features import ActivationTable, FeatureTable, activation_bytes, cache_activations, choose_device
 from transferkit.finetune import Recipe
 from transferkit.nn import CutError, Tail, TransferModel, cut
@@ -143,7 +143,7 @@ class FineTuneRun:
         training image can be spared."""
         data = self.session.data
         images, fewest = len(data.indices("val")), data.summary.fewest_groups
-        return images >= ENOUGH or (images > 0 and fewest < 2)
+        return images >= MIN_VAL_IMAGES or (images > 0 and fewest < 2)
 
     @cached_property
     def _rows(self) -> npt.NDArray[np.int64]:
@@ -175,8 +175,8 @@ class FineTuneRun:
         self._go_on_as_before()
         if not self._has_validation and len(small := session.data.indices("val")):
             self._runner.notes.append(
-                f"The {len(small)} images of the validation split are too few to choose on ({ENOUGH} would do): epochs "
-                "and blend are chosen on training images held back in turn, and the split is left for the report."
+                f"The validation split has {len(small)} images, too few to choose epochs and blend on (at least "
+                f"{MIN_VAL_IMAGES} are needed): cross-validation on the training images is used instead."
             )
         if len(self._plan.phases) < len(self.plan.phases):
             phases = ", ".join(phase.name for phase in self.plan.phases)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.distributed import connect, neighbours
+from transferkit.core.distributed import connect, local_rank_and_world_size
 from transferkit.core.intervals import wilson_interval
 from transferkit.data import Data
 from transferkit.features import (
@@ -139,7 +139,7 @@ def measure_features(
         primary = run(data, preprocessing=own.primary).table if own.views else done.table
         seen = Chosen(own, done.table, primary, None)
     else:
-        if neighbours()[1] > 1:
+        if local_rank_and_world_size()[1] > 1:
             connect(choose_device(device))  # each has a clock of its own, and they must decide alike
         with timed(spent, "views"):
             seen = choose_views(
@@ -205,8 +205,8 @@ def _measure(
             chosen = select_features(
                 known.chunks, labels, known.blocks, classes=classes, weights=weights, folds=folds, seed=seed
             )
-            *rows, neighbours = probes
-            probes = (*rows, _selected_score(chosen, paths[JOINED], folds), neighbours)
+            *rows, knn = probes
+            probes = (*rows, _selected_score(chosen, paths[JOINED], folds), knn)
         with timed(seconds, "learning curves"):
             curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, folds=folds, seed=seed)
     return probes, curves, chosen

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from transferkit.core.distributed import agreed
+from transferkit.core.distributed import broadcast
 from transferkit.core.errors import OptionError
 from transferkit.core.progress import announce
 from transferkit.decision import Belief, choose
@@ -69,18 +69,18 @@ def search(
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    first = agreed(choose(evidence))
+    first = broadcast(choose(evidence))
     if not first.options:  # no accuracy is known: nothing to compare a trial with
         return replace(first, mode="search")
     best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
     start, pilots = clock(), dict[str, Trial]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
-        if agreed(budget is None or clock() - start + option.cost_seconds <= budget):
+        if broadcast(budget is None or clock() - start + option.cost_seconds <= budget):
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
             pilots[option.strategy] = begin(option)
     spent = clock() - start
-    chosen = agreed(
+    chosen = broadcast(
         choose(
             evidence,
             budget=None if budget is None else max(budget - spent, MOMENT),

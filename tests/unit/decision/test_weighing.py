@@ -15,10 +15,10 @@ from transferkit.decision import (
     GainModel,
     Situation,
     best_probe,
+    default_epochs,
+    default_folds,
     load_gain_model,
     update,
-    usual_epochs,
-    usual_folds,
     weigh,
 )
 from transferkit.decision.gains import LEAST_LEFT
@@ -270,8 +270,8 @@ def test_fine_tuning_costs_its_folds_and_epochs_at_the_pace_of_the_frozen_pass(i
     expected = weigh(looked, knowledge=knowing).expected
     assert expected is not None
     # Folds of 10 images run at two rates until 30 have told, larger ones once; then all images once more.
-    passes = 0.8 * (usual_folds(images) + (3 if images == 50 else 1)) + 1
-    assert expected.cost_seconds == pytest.approx(STEP_COST * 0.02 * images * usual_epochs(images) * passes)
+    passes = 0.8 * (default_folds(images) + (3 if images == 50 else 1)) + 1
+    assert expected.cost_seconds == pytest.approx(STEP_COST * 0.02 * images * default_epochs(images) * passes)
 
 
 def test_fine_tuning_is_not_weighed_where_nothing_is_known_of_its_gain_or_its_cost():

@@ -336,7 +336,7 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
         return plain(self, module, *arguments, name=name, **options)
 
     monkeypatch.setattr(Runner, "fit", fit)
-    monkeypatch.setattr(cross_validation, "TELLING", enough)
+    monkeypatch.setattr(cross_validation, "MIN_COMPARED_IMAGES", enough)
     monkeypatch.setattr(cross_validation, "SEPARATED", separated)
     folds = Folds.alone(draw_pictures()[1]).split(2)
     tuned = run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
