@@ -1,4 +1,4 @@
-"""Labelled images from any source: audited, split, decoded, cut to what a checkpoint wants, batched for training."""
+"""Labelled images from any source: audited, split, decoded, preprocessed for a checkpoint, batched for training."""
 
 from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import MAX_PIXELS, decode

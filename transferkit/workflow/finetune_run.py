@@ -175,8 +175,9 @@ class FineTuneRun:
         self._go_on_as_before()
         if not self._has_validation and len(small := session.data.indices("val")):
             self._runner.notes.append(
-                f"The validation split has {len(small)} images, too few to choose epochs and blend on (at least "
-                f"{MIN_VAL_IMAGES} are needed): cross-validation on the training images is used instead."
+                f"The {len(small)} images of the validation split are too few to choose on ({MIN_VAL_IMAGES} are "
+                "needed): epochs and blend are chosen on training images held back in turn, and the split is left for "
+                "the report."
             )
         if len(self._plan.phases) < len(self.plan.phases):
             phases = ", ".join(phase.name for phase in self.plan.phases)

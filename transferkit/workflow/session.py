@@ -210,7 +210,7 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
         DataError: Prepared tensors are of several shapes.
         OptionError: They are of another size than was asked for.
     """
-    preprocessing = data.fitted(backbone.spec.preprocessing)
+    preprocessing = data.adapt_preprocessing(backbone.spec.preprocessing)
     backbone.spec = replace(backbone.spec, preprocessing=preprocessing)
     own = backbone.spec.own_preprocessing
     if own is not None and not preprocessing.prepared:

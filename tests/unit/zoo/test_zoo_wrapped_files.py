@@ -491,7 +491,7 @@ def test_the_next_step_follows_from_what_is_missing(state, tmp_path, change, sai
 
 
 def test_an_address_is_no_path():
-    with pytest.raises(CheckpointError, match=r"is an address. Download the file"):
+    with pytest.raises(CheckpointError, match=r"is a URL. Download the file"):
         load(NAME, checkpoint="https://example.org/weights.pth")
 
 
