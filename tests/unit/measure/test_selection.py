@@ -170,7 +170,7 @@ def test_features_without_any_spread_are_no_reason_to_stop(images):
 
 def test_one_image_is_an_error():
     features, labels, blocks, _ = needles(0, images=1)
-    with pytest.raises(DataError, match="from 2 images or more, got 1"):
+    with pytest.raises(DataError, match="at least 2 images, got 1"):
         choose(features, labels, blocks)
 
 

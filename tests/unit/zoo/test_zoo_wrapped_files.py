@@ -318,7 +318,7 @@ def test_another_vision_transformer_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "said"),
     [
-        (1, "takes 1 channel, but images have 3 here .* For grey images, spread it over the three and save"),
+        (1, "takes 1 channel, but images have 3 here .* For grey images, repeat its weights for all three"),
         (4, "takes 4 channels, but images have 3 here .* keep these and save"),
         (13, "takes 13 channels, but images have 3 here"),
         (2, "takes 2 channels, .* Choose weights that were trained on colour images"),
