@@ -64,6 +64,8 @@ def test_equal_ratios_are_equal_distances_on_a_log_axis():
     axis = log_axis([0.001, 10])
     assert [axis.place(value) for value in (0.001, 0.01, 0.1, 1, 10)] == [0, 25, 50, 75, 100]
     assert texts(axis) == ["0.001", "0.01", "0.1", "1", "10"]
+    assert texts(log_axis([20, 5000])) == ["50", "100", "500", "1,000", "5,000"]
+    assert texts(log_axis([1e-9, 1])) == ["1e-09", "1e-07", "1e-05", "0.001", "0.1"]
     assert axis.place(-1) == axis.place(0) == 0  # an error bar may reach below 0
 
 

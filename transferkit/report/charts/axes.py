@@ -201,10 +201,12 @@ def _round_ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _round_marks(low: float, high: float) -> list[float]:
-    """At most `MAX_TICKS` round values: all of them, else the powers of ten, else every second, third ... of these."""
+    """At most `MAX_TICKS` round values: 1, 2, 5 times powers of ten, else 1, 5, else 1, else every second of those."""
     marks = _round_values(low, high)
-    decades = [mark for mark in marks if f"{mark:e}".startswith("1.000000e")]
-    choices = itertools.chain([marks], (decades[::step] for step in itertools.count(1)))
+    leading = {mark: f"{mark:e}"[0] for mark in marks}
+    decades = [mark for mark in marks if leading[mark] == "1"]
+    halves = [mark for mark in marks if leading[mark] in "15"]
+    choices = itertools.chain([marks, halves], (decades[::step] for step in itertools.count(1)))
     return next(choice for choice in choices if len(choice) <= MAX_TICKS)
 
 

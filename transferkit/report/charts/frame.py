@@ -48,7 +48,7 @@ class Chart:
     @cached_property
     def plot(self) -> Plot:
         """The plot area inside its margins."""
-        left = (NAME if self.y.name else 0) + text_width(tick.text for tick in self.y.ticks) + GAP
+        left = (NAME + 4 if self.y.name else 0) + text_width(tick.text for tick in self.y.ticks) + GAP
         above = HEADER if any(mark.has_header() for mark in self.marks) else 0.0
         if self.x.kind == "classes":
             above = NAME + LINE + self._reach
