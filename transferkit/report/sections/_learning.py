@@ -177,7 +177,8 @@ def _describe(claims: Sequence[Claim]) -> str:
     if trained == whole:
         text = f"All {format_part(whole, whole).rpartition(' of ')[2]} parameters are trained."
     else:
-        rest = "the rest, with its normalisation statistics" if fixed - stages else "the rest"
+        elsewhere = bool(fixed - stages) and not fixed & stages
+        rest = "the rest, with its normalisation statistics" if elsewhere else "the rest"
         text = f"Trained: {format_part(trained, whole)} parameters ({name_trained(claims)}); frozen: {rest}."
     if updated:
         return f"{text} Normalisation statistics are updated in the trained stages."
