@@ -24,7 +24,7 @@ PROBE = "the probe on the same images"
 
 @CHARTS.register("epochs")
 def epochs(record: RunRecord) -> Figure | None:
-    """How the quantities of a fine-tuning run went; None without epochs."""
+    """Training history of a fine-tuned network; None without epochs."""
     if record.training is None:
         return None
     best, probe = find_best_epoch(record.training), find_probe(record.training.candidates)
@@ -74,7 +74,7 @@ def draw_epochs(epochs: Sequence[Epoch], *, best: int | None, probe: float | Non
 
 
 class _Drawer:
-    """What the charts of one run share: the axis of epochs, its phases, and its best epoch."""
+    """Draws charts that share an axis of epochs, its phases and its best epoch."""
 
     def __init__(self, epochs: Sequence[Epoch], best: int | None) -> None:
         self.epochs = epochs

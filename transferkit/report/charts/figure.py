@@ -1,4 +1,4 @@
-"""What stands in the report: one or more charts under one heading, and the registry of the functions that make them."""
+"""Figures of the report, each of one or more charts, and the registry of the functions that draw them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SECTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Charts side by side with what is said about them.
+    """One chart, or several side by side, with heading, legend and caption.
 
     Args:
-        section: Where it stands, one of `SECTIONS`.
+        section: The section it appears in, one of `SECTIONS`.
         charts: One or more. Their legend is collected from their marks.
         heading: Above it; empty where the section's own heading says enough.
-        caption: Below it: how to read it.
+        caption: Below it, how to read it.
 
     Raises:
         OptionError: If there is no such section, or no chart.

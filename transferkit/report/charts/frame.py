@@ -30,7 +30,7 @@ class Chart:
     Args:
         title: What it shows, in a sentence: read out by a screen reader, and its tooltip.
         x, y: The axes; a class axis as `x` is labelled at the top.
-        marks: In the order of drawing: what matters most comes last.
+        marks: In the order of drawing, so the most important come last.
         across, down: Size of the plot area, px; margins are added as its labels need them.
         heading: Written above it in a figure of several charts.
         indent: Room for the labels of the y axis, px, where more than they need: lines up charts of one figure.
@@ -63,7 +63,7 @@ class Chart:
 
     @property
     def width(self) -> float:
-        """px."""
+        """Of the whole drawing, px."""
         ends = [LETTER * len(label.text) + 14 for label in self.series_labels.values()]
         if self.x.kind == "classes":
             ends.append(self._reach - self._slot / 2)
@@ -73,7 +73,7 @@ class Chart:
 
     @property
     def height(self) -> float:
-        """px."""
+        """Of the whole drawing, px."""
         if self.x.kind == "classes":
             return round(self.plot.bottom + EDGE, 1)
         return round(self.plot.bottom + GAP + LINE + (NAME if self.x.name else 0), 1)
@@ -113,7 +113,7 @@ class Chart:
 
     @property
     def _reach(self) -> float:
-        """How far slanted labels of classes reach upwards and to the right, px; 0 where they fit upright."""
+        """How far slanted class labels reach upwards and to the right, px; 0 if they fit horizontally."""
         longest = text_width(tick.text for tick in self.x.ticks)
         # Slanted labels stand at 45 degrees, hence sqrt(1/2) of their length.
         return 0.0 if longest <= self._slot - 4 else longest * math.sqrt(0.5)
@@ -159,7 +159,7 @@ def _thin_out(ticks: Sequence[Label], *, across: float) -> list[Label]:
 
 
 def keep_apart(heights: Sequence[float], *, top: float, bottom: float) -> list[float]:
-    """Heights of labels, px from the top, moved as little as it takes to have them a line apart.
+    """Heights of labels, px from the top, moved as little as needed to be at least one line apart.
 
     Args:
         heights: Where the labels would be best.

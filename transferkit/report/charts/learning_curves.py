@@ -15,7 +15,7 @@ from transferkit.report.charts.marks import Dots, Line, Mark, Point, Tone
 __all__ = ["MAX_LABELLED", "best_stage", "draw_curves"]
 
 MAX_LABELLED = 14
-"""With more curves than this only those that matter most are named: their labels would fill the plot."""
+"""With more curves than this only the two highlighted ones are named: more labels would fill the plot."""
 
 
 @CHARTS.register("learning_curves")
@@ -36,7 +36,7 @@ def learning_curves(record: RunRecord) -> Figure | None:
 
 
 def draw_curves(points: Sequence[CurvePoint]) -> Chart:
-    """Curves named at their right ends, the best single stage and all stages joined set off and on top.
+    """Curves named at their right ends; the best single stage and all stages joined are highlighted, on top.
 
     Args:
         points: One or more sizes for each stage, and two or more different sizes in all.

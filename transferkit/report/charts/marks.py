@@ -1,4 +1,4 @@
-"""What is drawn in a plot area: lines, dots with error bars, boxes, bands and rules, in the units of the axes.
+"""Marks in a plot area: lines, dots with error bars, boxes, bands and rules, in the units of the axes.
 
 Colours are names (`Tone`) for CSS variables, so that one drawing serves the light page, the dark one and paper.
 """
@@ -74,7 +74,7 @@ class Plot:
 
 
 class Mark:
-    """Something drawn in a plot.
+    """Something drawn in a plot area.
 
     Attributes:
         tone: Its colour.
@@ -89,11 +89,11 @@ class Mark:
         return False
 
     def backdrop(self, plot: Plot) -> Iterator[Element]:
-        """What lies below the grid."""
+        """Elements below the grid."""
         return iter(())
 
     def elements(self, plot: Plot) -> Iterator[Element]:
-        """What lies above it."""
+        """Elements above the grid."""
         raise NotImplementedError
 
     def swatch(self) -> Element:
