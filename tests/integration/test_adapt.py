@@ -263,7 +263,7 @@ def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, t
         patch.setattr("transferkit.finetune.fine_tune", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tune_stripes(stripes, **begun)
-    monkeypatch.setattr(finetune_run.FineTuneRun, "_cached", None)
+    monkeypatch.setattr(finetune_run, "cache_frozen_stages", lambda *_: None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
     states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "afresh")]
