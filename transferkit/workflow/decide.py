@@ -65,8 +65,14 @@ def choose_strategy(evidence: Evidence, options: AdaptOptions) -> Choice:
     Raises:
         OptionError: If the backbone or the strategy cannot do what was asked for.
     """
-    if options.strategy == "auto":
-        return choose(evidence, mode=options.mode, budget=_left(options.budget, evidence))
+    budget = _left(options.budget, evidence)
+    if options.strategy != "auto":
+        return _compared(evidence, options)
+    return choose(evidence, mode=options.mode, budget=budget)
+
+
+def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
+    """The strategy that was asked for, with what is expected of it and of the others."""
     asked = named_choice(evidence.backbone, strategy=options.strategy, stage=options.stage, unfreeze=options.unfreeze)
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
