@@ -102,7 +102,7 @@ def kind_problem(name: str, value: object, declared: object) -> str | None:
     Args:
         name: Of the option.
         value: As it was given; NumPy's numbers are numbers.
-        declared: Its annotation as text, such as "int | None". Only numbers and flags are checked here.
+        declared: Its annotation as text, such as "int | None". A text only must be a single one.
 
     Example:
         >>> kind_problem("seed", "x", "int")
@@ -119,6 +119,8 @@ def kind_problem(name: str, value: object, declared: object) -> str | None:
         return f"{name} must be a whole number, got {value!r}."
     if kind == "float" and (is_flag or not isinstance(value, Real)):
         return f"{name} must be a number, got {value!r}."
+    if kind == "str" and (value is None or isinstance(value, (list, tuple, Mapping))):
+        return f"{name} must be a single name, got {value!r}."
     return None
 
 
@@ -153,7 +155,7 @@ class MeasureOptions:
         None, "Weights file for that architecture, or the folder of a finished run, instead of the published weights."
     )
     pretrained: bool = option(True, "False: random weights.")
-    geometry: str = option(
+    geometry: Any = option(
         "auto",
         "How a single view shows an image: crop (the checkpoint's own), full (the largest centre square), squash (all "
         "of it, squeezed), pad (all of it, with borders), zoom (the middle, closer), wide (all of it, smaller, with "

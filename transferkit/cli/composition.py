@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from transferkit.cli.schema import PLACES, find_kind_problems, known_settings, register_schema
@@ -66,13 +67,19 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from transferkit.strategies import STRATEGIES
+
     with _initialized():
         from hydra import compose
 
-        check_words(words)
+        strategy = check_words(words).get("strategy", "auto")
+        unknown = strategy not in (*group_choices("strategy"), *STRATEGIES)
+        words = [word for word in words if not (unknown and word.startswith("strategy="))]
         try:
             numbered = [] if job is None else [f"hydra.job.num={job}"]
             composed = compose("config", overrides=[*words, *numbered], return_hydra_config=True)
+            if unknown:  # refused later, with everything else that is wrong
+                composed.strategy = strategy
         except (HydraException, OmegaConfBaseException) as error:
             raise OptionError(str(error).split("\n")[0]) from error
     source = composed.data.source
@@ -85,13 +92,13 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
 def _initialized() -> Iterator[None]:
     from hydra import initialize_config_dir
 
-    register_schema()
+    register_schema(known_strategies=group_choices("strategy"))
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield
 
 
-def check_words(words: Sequence[str]) -> None:
-    """What is wrong with single words, before Hydra composes them.
+def check_words(words: Sequence[str]) -> dict[str, Any]:
+    """Setting -> value of these words; what is wrong with single ones is said before Hydra composes them.
 
     Args:
         words: In Hydra's grammar, without flags and sweeps.
@@ -107,6 +114,7 @@ def check_words(words: Sequence[str]) -> None:
     if problems := list(find_kind_problems(given)):
         raise OptionError(" ".join(problems))
     _check_places(given)
+    return given
 
 
 def _split(word: str) -> tuple[str, Any]:
@@ -114,7 +122,7 @@ def _split(word: str) -> tuple[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    key, equals, value = word.partition("=")
+    key, equals, text = word.partition("=")
     if not equals and not word.startswith("~"):
         raise OptionError(f"{word!r} is not a setting. Write key=value; see transferkit adapt --help.")
     _check_key(key)
@@ -124,9 +132,12 @@ def _split(word: str) -> tuple[str, Any]:
         raise OptionError(f"{word!r} is not a setting: {str(error).splitlines()[0]}") from error
     if override.is_sweep_override():
         raise OptionError(
-            f"{word!r} is several values. A list has brackets: {key}=[{value}]; a run for each --multirun."
+            f"{word!r} is several values. A list has brackets: {key}=[{text}]; a run for each --multirun."
         )
-    return key, override.value()
+    value = override.value()
+    if key in ("train", "data.columns") and not isinstance(value, (Mapping, NoneType)):
+        raise OptionError(f"{key} is several settings. Set one of them: {_inside(key, known_settings())}.")
+    return key, value
 
 
 def _check_key(key: str) -> None:
@@ -134,8 +145,6 @@ def _check_key(key: str) -> None:
     if name in RENAMED:
         raise OptionError(explain_renamed(name))
     known = dict.fromkeys([*known_settings(), *GROUPS])
-    if name in ("train", "data.columns"):
-        raise OptionError(f"{name} is several settings. Set one of them: {_inside(name, known)}.")
     if key.startswith("trainer.") and key not in (trainer := [f"trainer.{name}" for name in TRAINER]):
         raise OptionError(unknown_name("setting", key, trainer, remedy=f"Any other of Lightning's is +{key}=..."))
     if not name.startswith(("hydra", "trainer.")) and name not in known:
@@ -148,11 +157,7 @@ def _inside(group: str, known: Iterable[str]) -> str:
 
 def _check_choice(key: str, value: Any) -> None:
     """Whether a group has this choice."""
-    choices = group_choices(key) if key in GROUPS else []
-    if key == "strategy":
-        from transferkit.strategies import STRATEGIES
-
-        choices = ["auto", *STRATEGIES]
+    choices = group_choices(key) if key in GROUPS and key != "strategy" else []
     if choices and not (value is None and key == "experiment") and value not in choices:
         raise OptionError(unknown_name(GROUPS[key], str(value), choices, remedy=REMEDIES.get(key, "")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,12 @@ class Settings(FitOptions, MeasureOptions):
     debug: bool = False
 
 
-def register_schema() -> None:
-    """Tell Hydra the types and defaults of all settings; config.yaml starts from them."""
+def register_schema(*, known_strategies: Collection[str]) -> None:
+    """Tell Hydra the types and defaults of all settings; config.yaml starts from them.
+
+    Args:
+        known_strategies: Those with a file in conf/strategy; each other registered one gets an entry like theirs.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -65,7 +69,7 @@ def register_schema() -> None:
         OmegaConf.set_readonly(node, None)  # frozen classes make frozen nodes
     store = ConfigStore.instance()
     store.store(name="settings", node=schema)
-    for name in STRATEGIES:  # one that has no file of its own in conf/strategy
+    for name in set(STRATEGIES) - set(known_strategies):
         store.store(group="strategy", name=name, node={"strategy": name}, package="_global_")
 
 

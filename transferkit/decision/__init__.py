@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
-from transferkit.decision.completion import Conditions, HeldBack, complete, conclude, settle_norm
+from transferkit.decision.completion import Conditions, HeldBack, Normalisation, complete, conclude, settle_norm
 from transferkit.decision.effort import (
     MIN_COMPARED_IMAGES,
     MIN_VAL_IMAGES,
@@ -27,7 +27,7 @@ from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import rule
 from transferkit.decision.weighing import best_probe, weigh
-from transferkit.records import Choice, Decision, Evidence
+from transferkit.records import Choice, Evidence
 
 __all__ = [
     "MIN_VAL_IMAGES",
@@ -40,6 +40,7 @@ __all__ = [
     "Conditions",
     "GainModel",
     "HeldBack",
+    "Normalisation",
     "Situation",
     "StartingRate",
     "best_probe",
@@ -48,7 +49,6 @@ __all__ = [
     "choose_norm",
     "complete",
     "conclude",
-    "decide",
     "load_gain_model",
     "read_gain_model",
     "rule",
@@ -98,30 +98,6 @@ def choose(
         detail = evidence.similarity_detail
         raise OptionError(NEEDS_SIMILARITY.format(why="." if detail is None else f": {detail.note}"))
     return advice
-
-
-def decide(
-    evidence: Evidence,
-    *,
-    mode: str = "evidence",
-    batch_size: int | None = None,
-    budget: float | None = None,
-    trials: Mapping[str, Belief] | None = None,
-    conditions: Conditions | None = None,
-) -> Decision:
-    """What to do, how, and why: `choose`, then `complete`.
-
-    Args:
-        evidence, mode, budget, trials: As for `choose`.
-        batch_size: Images per optimizer step; None fits it to their number.
-        conditions: All of how training is asked to go, in place of `batch_size`.
-
-    Raises:
-        OptionError: As `choose` and `complete`.
-    """
-    if conditions is None:
-        conditions = Conditions(batch_size=batch_size)
-    return complete(choose(evidence, mode=mode, budget=budget, trials=trials), evidence, conditions)
 
 
 def _advice_of_rule(evidence: Evidence) -> Choice | None:

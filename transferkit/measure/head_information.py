@@ -146,8 +146,8 @@ def _entropy(probabilities: Array) -> Array:
 
 
 def fit_head_scale(shares: Array, similarities: Array, families: Sequence[str]) -> HeadScale:
-    """The scale that best predicts similarities from shares, by least squares of logits; its scatter is measured on families
-    of tasks left out of the fit.
+    """The scale that best predicts similarities from shares, by least squares of logits; its scatter is measured on
+    families of tasks left out of the fit.
 
     Args:
         shares: (T,) float.

@@ -179,7 +179,7 @@ class _Fit:
     images: _Images  # the fitted ones
 
     def centre(self, gram: Single) -> tuple[Single, Single]:
-        """Centred, weighted Gram matrices: (m, m) of the fitted images; (n, m) of all with them, up to row constants."""
+        """Centred, weighted Gram matrices: (m, m) of the fitted images; (n, m) of all with them, up to row shifts."""
         share = self.images.weights / self.images.weights.sum()
         columns = gram[:, self.fitted]
         means = share @ columns[self.fitted]

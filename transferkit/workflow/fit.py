@@ -58,8 +58,13 @@ def fit_decision(
         begun: The trial to go on from, if there was one.
     """
     plan = plan_decision(session, decision)
-    if plan.closed_form:
-        return _fit_head(session, plan, options)
+    if not plan.closed_form:
+        return _fine_tune(session, plan, options, begun)
+    return _fit_head(session, plan, options)
+
+
+def _fine_tune(session: Session, plan: Plan, options: FitOptions, begun: FineTuneRun | None) -> Outcome:
+    """A network by gradient, or the probe where that did better on held-back images."""
     tuned = finish_run(session, begun or begin_run(session, plan, options))
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy

@@ -9,7 +9,7 @@ its trial; nothing is computed twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transferkit.core.distributed import broadcast
@@ -20,8 +20,8 @@ from transferkit.records import Alternative, Candidate, Choice, Evidence
 
 __all__ = ["Trial", "search"]
 
-MOMENT = 1.0
-"""Seconds that a budget leaves for a closed form, whatever the trials took."""
+LEAST_SECONDS = 1.0
+"""What a budget leaves for a closed form, whatever the trials took."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,27 @@ def search(
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    first = broadcast(choose(evidence))
+    first = choose(evidence)
+    first = broadcast(first)
     if not first.options:  # no accuracy is known: nothing to compare a trial with
         return replace(first, mode="search")
     best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
-    start, pilots = clock(), dict[str, Trial]()
+    start, trials = clock(), dict[str, Trial]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
         if broadcast(budget is None or clock() - start + option.cost_seconds <= budget):
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
-            pilots[option.strategy] = begin(option)
+            trials[option.strategy] = begin(option)
     spent = clock() - start
-    chosen = broadcast(
-        choose(
-            evidence,
-            budget=None if budget is None else max(budget - spent, MOMENT),
-            trials={name: pilot.gain for name, pilot in pilots.items()},
-        )
+    untried = [option.strategy for option in hopeful if option.strategy not in trials]
+    reasons = _describe_trials(trials, spent, untried, budget)
+    chosen = choose(
+        evidence,
+        budget=None if budget is None else max(budget - spent, LEAST_SECONDS),
+        trials={name: trial.gain for name, trial in trials.items()},
     )
-    said = _tell(pilots, spent, [option.strategy for option in hopeful if option.strategy not in pilots], budget)
-    return replace(chosen, mode="search", reasons=(*said, *chosen.reasons))
+    chosen = broadcast(chosen)
+    return replace(chosen, mode="search", reasons=(*reasons, *chosen.reasons))
 
 
 def _may_win(option: Alternative, best: Alternative) -> bool:
@@ -96,15 +97,18 @@ def _may_win(option: Alternative, best: Alternative) -> bool:
     return option.strategy != "linear_probe" and option.high > best.expected_accuracy
 
 
-def _tell(pilots: Mapping[str, Trial], spent: float, untried: list[str], budget: float | None) -> list[str]:
+def _describe_trials(
+    trials: Mapping[str, Trial], spent: float, untried: Sequence[str], budget: float | None
+) -> list[str]:
+    """Sentences about what was tried, and what was not."""
     said = []
-    if pilots:
+    if trials:
         figures = ", ".join(
-            f"{name} {100 * pilot.kept.accuracy:.1f} % ({100 * pilot.gain.mean:+.1f} points)"
-            for name, pilot in pilots.items()
+            f"{name} {100 * trial.kept.accuracy:.1f} % ({100 * trial.gain.mean:+.1f} points)"
+            for name, trial in trials.items()
         )
-        images = next(iter(pilots.values())).images
-        said.append(f"Tried in {spent:.0f} s, right of {images:,} held-back images, against the probe: {figures}.")
+        images = next(iter(trials.values())).images
+        said.append(f"Tried in {spent:.0f} s, accuracy on {images:,} held-back images, gain over the probe: {figures}.")
     if untried:
         said.append(f"Not tried, for the budget of {budget:g} s: {', '.join(untried)}.")
-    return said or ["No way of fine-tuning can be expected to do better: no trials were needed."]
+    return said or ["No fine-tuning strategy is expected to do better: no trials were needed."]
