@@ -179,7 +179,7 @@ def test_a_share_of_the_original_rate_is_obeyed_and_no_other_is_tried(stripes, m
     assert (tenth.decision.lr_scale, fifth.decision.lr_scale) == (0.1, 0.2)
     assert fifth.decision.lr == pytest.approx(2 * tenth.decision.lr)
     assert fifth.decision.lr in {claim.lr for claim in fifth.record.training.claims}
-    assert any("0.2, as asked for, of the original rate" in reason for reason in fifth.decision.reasons)
+    assert any("0.2, as requested, of the original rate" in reason for reason in fifth.decision.reasons)
 
 
 def test_rule_mode_obeys_the_matrix(stripes):

@@ -1,8 +1,8 @@
-"""Evidence -> Decision: arithmetic only, no network, no image; under a millisecond.
+"""Decision from `Evidence`: arithmetic only, no network, no images; under a millisecond.
 
-Two ways. `mode="rule"` is the textbook matrix, a pure function of how much data there is and how near it is to what
-the backbone has seen. `mode="evidence"` (the default) expects of every strategy an accuracy, from what was measured on
-these images and from what earlier tasks taught, and says what the rule would have said.
+`mode="rule"` is the textbook matrix, a pure function of the amount of data and its similarity to the source.
+`mode="evidence"` (the default) estimates the accuracy of every strategy from the measurements on these images and from
+earlier tasks, and compares its choice with the rule's.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ __all__ = [
 MODES = ("evidence", "rule")
 
 NEEDS_SIMILARITY = (
-    "mode='rule' needs to know how near the data is to what the backbone was trained on, and that could not be "
-    "measured{why} Pass similarity=S in [0, 1]: 0.8 for everyday photographs, 0.2 for scans or medical images."
+    "mode='rule' needs the similarity of the data to the backbone's training images, which could not be measured{why} "
+    "Pass similarity=S in [0, 1]: 0.8 for everyday photographs, 0.2 for scans or medical images."
 )
 
 
@@ -76,13 +76,13 @@ def choose(
     budget: float | None = None,
     trials: Mapping[str, Belief] | None = None,
 ) -> Choice:
-    """Which strategy to use, and why; `complete` says at which rate and with which normalisation.
+    """The strategy to use, and why; `complete` adds learning rate and normalisation.
 
     Args:
-        evidence: What the frozen pass measured.
+        evidence: Measurements of the frozen pass.
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
-        budget: Seconds that fitting may take on this machine, > 0; None sets no limit. The rule knows no costs.
-        trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
+        budget: Seconds that fitting may take on this machine, > 0; None for no limit. The rule ignores it.
+        trials: Fine-tuning strategy -> measured gain in held-back accuracy over the best probe.
 
     Raises:
         OptionError: If the mode is unknown, the budget is not > 0, or the rule lacks a similarity.
