@@ -38,8 +38,8 @@ Caffe's fine-tuning example, Jia et al., 2014)."""
 
 LIGHT_FACTOR = 10.0
 """Rate of norms, biases or adapters trained alone, relative to full fine-tuning: LoRA's best rate is about ten times
-that of full fine-tuning (Schulman et al., LoRA without regret, 2025), and BitFit searched rates about ten times as high (Ben
-Zaken et al., ACL 2022)."""
+that of full fine-tuning (Schulman et al., LoRA without regret, 2025), and BitFit searched rates about ten times as high
+(Ben Zaken et al., ACL 2022)."""
 
 STAGE_DECAY = 0.75
 """Rate of each stage relative to the one above it: the upper end of BEiT's per-block decay (0.65 to 0.75; Bao et al.,
