@@ -40,7 +40,7 @@ from transferkit.core.errors import DataError, OptionError
 from transferkit.finetune import CutBatch, Recipe, TransferModule
 from transferkit.finetune.adapters import is_adapter
 from transferkit.finetune.averaging import EMA_DECAY
-from transferkit.finetune.module import count_images
+from transferkit.finetune.cut_batch import count_images
 from transferkit.nn import Backbone, TransferModel, cut
 from transferkit.nn.norm import AccumulatedBatchNorm
 from transferkit.strategies import HEAD, STRATEGIES
@@ -185,7 +185,7 @@ def test_a_checkpoint_is_loaded_with_what_the_module_was_made_of(tmp_path):
 
 
 def test_what_has_nothing_to_train_or_no_classes_is_refused():
-    with pytest.raises(OptionError, match="linear_probe learns nothing by gradient; transferkit.adapt solves"):
+    with pytest.raises(OptionError, match="linear_probe trains nothing by gradient; transferkit.adapt fits its head"):
         TransferModule(make_backbone(), "linear_probe", lr=0.0, classes=2)
     with pytest.raises(OptionError, match="A new head needs its classes"):
         TransferModule(make_backbone(), "few_layers")

@@ -19,8 +19,7 @@ from tests.unit.finetune.test_cross_validation import make_task  # noqa: F401 - 
 from tests.unit.finetune.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
-from transferkit.finetune import Runner, fine_tune
-from transferkit.finetune.module import CutBatch, TransferModule
+from transferkit.finetune import CutBatch, Runner, TransferModule, fine_tune
 from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
 from transferkit.finetune.recipe import MOMENTUM, Recipe
 from transferkit.nn import TransferModel, cut

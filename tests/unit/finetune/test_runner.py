@@ -21,11 +21,10 @@ from tests.unit.finetune.training_toys import CLASSES, SIDE, head_then, make_bac
 from transferkit.api import adapt
 from transferkit.core.batches import batches
 from transferkit.core.errors import OptionError, RunFolderError
+from transferkit.finetune import CutBatch, TransferModule, trainer_options
 from transferkit.finetune import checkpoint as checkpoint_module
 from transferkit.finetune import runner as runner_module
-from transferkit.finetune import trainer_options
 from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
-from transferkit.finetune.module import CutBatch, TransferModule
 from transferkit.finetune.recipe import Recipe
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
