@@ -1,9 +1,10 @@
 """Labelled images from any source: audited, split, decoded, cut to what a checkpoint wants, batched for training."""
 
 from transferkit.data.augmentation import Augmentation, choose_preset
-from transferkit.data.decode import MAX_PIXELS, decode
+from transferkit.data.decode import decode
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import same_pictures, to_pixels
+from transferkit.data.headers import MAX_PIXELS
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing

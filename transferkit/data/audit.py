@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from transferkit.core.errors import DataError, list_problems
 from transferkit.data.class_names import alike_names
-from transferkit.data.decode import FAULTS, heic_hint
 from transferkit.data.depth import Range
 from transferkit.data.fingerprints import digest, near_twins
+from transferkit.data.headers import heic_hint
+from transferkit.data.image_errors import FAULTS
 from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory
 from transferkit.data.label_findings import describe_many_labels, label_findings
 from transferkit.data.ranges import find_losses, find_range

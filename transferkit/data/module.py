@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transferkit.core.errors import OptionError
 from transferkit.core.frameworks import lightning
 from transferkit.data.augmentation import Augmentation, choose_preset
-from transferkit.data.decode import MAX_PIXELS
+from transferkit.data.headers import MAX_PIXELS
 from transferkit.data.loading import Batch, EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip
 from transferkit.data.mixing import Mixing

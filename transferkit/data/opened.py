@@ -18,11 +18,11 @@ from transferkit.core.file_kinds import is_text, kind_of, read_head
 from transferkit.core.paths import expand
 from transferkit.data.audit import AuditReport, audit
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
-from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.depth import Range
 from transferkit.data.folders import take_folder
 from transferkit.data.formats import is_image
 from transferkit.data.geometry import to_pixels
+from transferkit.data.headers import MAX_PIXELS
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
