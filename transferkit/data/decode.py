@@ -51,6 +51,8 @@ def decode(
         DataError: The file is missing, empty, no image, damaged, or larger than `max_pixels`.
 
     Example:
+        >>> import io
+        >>> import numpy as np
         >>> buffer = io.BytesIO()
         >>> Image.fromarray(np.full((3, 4), 1020, np.uint16)).save(buffer, format="PNG")
         >>> decode(buffer.getvalue(), value_range=(1000, 1100)).getpixel((0, 0))
