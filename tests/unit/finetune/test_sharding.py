@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.unit.finetune.test_module import CLASSES, fit, make_backbone, make_module, make_trainer
+from tests.unit.finetune.training_toys import CLASSES, fit, make_backbone, make_module, make_trainer
 from transferkit.core.errors import OptionError
 from transferkit.finetune import Recipe, TransferModule
 from transferkit.finetune.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
