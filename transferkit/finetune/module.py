@@ -21,13 +21,14 @@ from transferkit.finetune.freeze import FreezePlan
 from transferkit.finetune.losses import L2SP
 from transferkit.finetune.network import add_plan_adapters, add_zero_head, fold_scale, head_stage, standardise_head
 from transferkit.finetune.plans import plan_for
-from transferkit.finetune.recipe import Recipe
+from transferkit.finetune.recipe import make_optimizer
 from transferkit.finetune.schedule import PhasedSchedule
 from transferkit.finetune.sharding import Shards, fill_state
 from transferkit.finetune.steps import phase_steps
 from transferkit.finetune.trainer_options import check_sharding
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel
 from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
+from transferkit.options import Recipe
 from transferkit.records import TOP, Preprocessing
 from transferkit.strategies import Plan
 
@@ -234,7 +235,7 @@ class TransferModule(EvaluatedModule):
         groups = self.freeze_plan.groups()
         recipe = self.recipe
         mixed = isinstance(self.trainer.precision_plugin, pl.plugins.MixedPrecision)
-        optimizer = recipe.make_optimizer(groups, mixed=mixed)
+        optimizer = make_optimizer(recipe, groups, mixed=mixed)
         if self._shards is not None:
             fill_state(optimizer)
         steps, starts = phase_steps(self.trainer, self.freeze_plan.phases)

@@ -21,8 +21,9 @@ from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
 from transferkit.finetune import CutBatch, Runner, TransferModule, fine_tune
 from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, find_rate, judge
-from transferkit.finetune.recipe import MOMENTUM, Recipe
+from transferkit.finetune.recipe import MOMENTUM
 from transferkit.nn import TransferModel, cut
+from transferkit.options import Recipe
 from transferkit.records import Fold
 from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan
 

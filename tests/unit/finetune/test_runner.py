@@ -25,9 +25,9 @@ from transferkit.finetune import CutBatch, TransferModule, trainer_options
 from transferkit.finetune import checkpoint as checkpoint_module
 from transferkit.finetune import runner as runner_module
 from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
-from transferkit.finetune.recipe import Recipe
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
+from transferkit.options import Recipe
 
 N, HELD_BACK = 20, 10
 
