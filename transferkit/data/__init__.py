@@ -4,7 +4,6 @@ from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.decode import decode
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import same_pictures, to_pixels
-from transferkit.data.headers import MAX_PIXELS
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
@@ -13,6 +12,7 @@ from transferkit.data.pixels import PixelStore
 from transferkit.data.predictable import predictable_images
 from transferkit.data.prepared import check_prepared, prepared_tensors
 from transferkit.data.splits import stratified_split
+from transferkit.options import MAX_PIXELS
 
 __all__ = [
     "MAX_PIXELS",

@@ -12,8 +12,9 @@ from PIL import ExifTags, Image
 
 from transferkit.data.deep_pixels import load_deep
 from transferkit.data.depth import DeepPixels, Range, fallback_range, sketch_values, to_8_bit
-from transferkit.data.headers import MAX_PIXELS, open_header, read_bytes
+from transferkit.data.headers import open_header, read_bytes
 from transferkit.data.image_errors import ImageError
+from transferkit.options import MAX_PIXELS
 
 __all__ = ["decode", "flatten", "is_clear", "is_turned", "to_grey", "to_rgb"]
 

@@ -17,7 +17,6 @@ from transferkit.data.image_errors import ImageError
 from transferkit.data.tiff import is_page, unreadable_tiff
 
 __all__ = [
-    "MAX_PIXELS",
     "TGA_EXTENSIONS",
     "can_identify",
     "count_frames",
@@ -25,9 +24,6 @@ __all__ = [
     "open_header",
     "read_bytes",
 ]
-
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit against decompression bombs: a quarter of a gigabyte of RGB."""
 
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "HEIF"),

@@ -22,7 +22,6 @@ from transferkit.data.depth import Range
 from transferkit.data.folders import take_folder
 from transferkit.data.formats import is_image
 from transferkit.data.geometry import to_pixels
-from transferkit.data.headers import MAX_PIXELS
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
@@ -30,6 +29,7 @@ from transferkit.data.prepared import check_prepared
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
+from transferkit.options import MAX_PIXELS
 from transferkit.records import DataSummary, Folds, Picture, Preprocessing
 
 __all__ = ["Data", "check_place", "open_data"]

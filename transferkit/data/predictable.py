@@ -23,7 +23,8 @@ from transferkit.data.deep_images import DeepImages
 from transferkit.data.deep_pixels import load_deep
 from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
-from transferkit.data.headers import MAX_PIXELS, open_header, read_bytes
+from transferkit.data.headers import open_header, read_bytes
+from transferkit.options import MAX_PIXELS
 
 __all__ = ["predictable_images"]
 

@@ -20,8 +20,9 @@ from tests.unit.finetune.training_toys import (
     quiet,
     states,
 )
-from transferkit.finetune import Recipe, TransferModule
+from transferkit.finetune import TransferModule
 from transferkit.finetune.averaging import EMA_DECAY
+from transferkit.options import Recipe
 
 
 def test_a_checkpoint_is_loaded_with_what_the_module_was_made_of(tmp_path):

@@ -19,7 +19,7 @@ from tests.unit.finetune.training_toys import (
     states,
 )
 from transferkit.core.errors import OptionError
-from transferkit.finetune import Recipe
+from transferkit.options import Recipe
 
 
 class Rates(pl.Callback):

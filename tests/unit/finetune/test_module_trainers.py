@@ -26,7 +26,7 @@ from tests.unit.finetune.training_toys import (
     states,
 )
 from transferkit.core.errors import OptionError
-from transferkit.finetune import Recipe
+from transferkit.options import Recipe
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
