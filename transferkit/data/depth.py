@@ -1,6 +1,6 @@
 """Values deeper than 8 bits: which of them are black and white, measured once for a whole data set.
 
-Pure: arrays in, numbers out. Reading such values from files is `decode`'s part, telling people about them `ranges`'.
+Pure: arrays in, numbers out. Reading such values from files is in `deep_pixels`, findings about them in `ranges`.
 """
 
 from __future__ import annotations
