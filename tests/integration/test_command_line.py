@@ -76,7 +76,7 @@ def test_the_folder_of_the_data_may_be_where_one_works(stripes, monkeypatch, cap
     for out in ([], ["out=."]):
         main(["analyze", "data=folder", "data.root=.", *out, "image_size=32", "progress=false"])
         said = capsys.readouterr().out
-        assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, kept as they are: train, test." in said
+        assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, unchanged: train, test." in said
     assert "The audit also noted: " in said  # runs/ was skipped
 
 

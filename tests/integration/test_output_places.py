@@ -147,7 +147,7 @@ def test_an_analysis_is_not_replaced_by_another_unasked(flat, at, capsys):
     ("words", "problem"),
     [
         (["adapt", "out=file"], "file is a file, not a folder"),
-        (["analyze", "out=file/x"], "lies below file"),
+        (["analyze", "out=file/x"], "is inside file"),
         (["rank", "out=file"], "is a file"),
         (["export", "run=none", "out=images"], "out=images is a folder"),
         (["export", "run=none", "out=m.pt"], "must end in .onnx"),
@@ -506,7 +506,7 @@ def test_what_cannot_be_written_down_is_said_to_be_a_stand_in():
     call = result.record.command
     assert call.startswith("transferkit.adapt('timm/test_resnet', <Twelve>, strategy='linear_probe', image_size=32")
     assert call.endswith(
-        "seed=0, head='ridge', pretrained=False, progress=False)  # put your own object in the place of <Twelve>"
+        "seed=0, head='ridge', pretrained=False, progress=False)  # replace <Twelve> with your own object"
     )
     assert len(result.predict(Twelve())) == 12
     with pytest.raises(DataError, match="The run does not name its images by a path"):

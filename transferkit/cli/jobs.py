@@ -58,7 +58,9 @@ class Job:
         # The first word stays: Lightning starts further processes by it.
         before, sys.argv = sys.argv, [sys.argv[0], *words]
         try:
-            register_schema(known_strategies=group_choices("strategy"))
+            from transferkit.strategies import STRATEGIES
+
+            register_schema(set(STRATEGIES) - set(group_choices("strategy")))
             with _own_logging():
                 main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
                 main(_guarded(self.run, sweep, typed))()

@@ -160,11 +160,11 @@ AUDIT = "audit"
 
 
 def _cache(settings: dict[str, Any]) -> None:
-    from transferkit.data.remembered import InspectionMemory
+    from transferkit.data.remembered import InspectionCache
     from transferkit.features import FeatureBank
 
     bank = FeatureBank(settings["cache"])
-    audit = InspectionMemory(bank.folder)
+    audit = InspectionCache(bank.folder)
     if settings["clear"]:
         name = None if settings["clear"] is True else str(settings["clear"])
         freed = 0 if name == AUDIT else bank.clear(name)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.distributed import neighbours
+from transferkit.core.distributed import local_rank_and_world_size
 from transferkit.core.errors import CacheError, OptionError
 from transferkit.core.progress import track
 from transferkit.features.bank import FeatureBank
@@ -232,7 +232,7 @@ def _missing(
 
 def _usual_workers() -> int:
     """One per core, where several processes share the machine of its share."""
-    return max(1, (os.cpu_count() or 1) // neighbours()[1])
+    return max(1, (os.cpu_count() or 1) // local_rank_and_world_size()[1])
 
 
 def _fitting_batch(backbone: Backbone, device: torch.device) -> int:
@@ -299,7 +299,7 @@ def _shared_out(needs: Mapping[str, Need]) -> dict[str, Need]:
     Which process computes an image depends on its position alone: a process that comes late, and finds rows of the
     others in the bank already, leaves out the same ones.
     """
-    rank, world = neighbours()
+    rank, world = local_rank_and_world_size()
     return {kind: Need(need.shelf, need.positions[need.positions % world == rank]) for kind, need in needs.items()}
 
 
@@ -309,7 +309,7 @@ def _await_others(needs: Mapping[str, Need], content_ids: npt.NDArray[np.bytes_]
     Raises:
         CacheError: If nothing has come for `PATIENCE` seconds.
     """
-    rank, world = neighbours()
+    rank, world = local_rank_and_world_size()
     began = time.time()
     for need in needs.values():
         wanted = content_ids[need.positions]

@@ -81,7 +81,9 @@ def evaluate(
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
         opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
     check_prepared(model.preprocessing, preprocessed=opened.normalised)
-    opened.fitted(model.preprocessing)  # refuses pictures where tensors are needed, and tensors of another shape
+    opened.adapt_preprocessing(
+        model.preprocessing
+    )  # refuses pictures where tensors are needed, and tensors of another shape
     _check_classes(opened, model.classes)
     indices = _choose(opened, split)
     _check_unseen(opened, indices, trained_on)

@@ -315,7 +315,7 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
 def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_better(
     make_task, monkeypatch, enough, separated, both
 ):
-    monkeypatch.setattr(cross_validation, "TELLING", enough)
+    monkeypatch.setattr(cross_validation, "MIN_COMPARED_IMAGES", enough)
     monkeypatch.setattr(cross_validation, "SEPARATED", separated)
     folds = Folds.alone(draw_pictures()[1]).split(2)
     runner = NotingRunner(device=CPU, progress=False)

@@ -142,7 +142,7 @@ def test_held_back_accuracy_of_small_classes_is_that_of_new_images():
 def test_streaming_wants_images_of_a_set_side_by_side(monkeypatch):
     features, folds = grouped(0, groups=12, each=4, width=9)
     monkeypatch.setattr(ridge, "MAX_RANK", 9)
-    with pytest.raises(DataError, match="side by side where features are streamed"):
+    with pytest.raises(DataError, match="adjacent if features are streamed"):
         ridge_paths(chunked(features, 7), folds.labels, {"a": slice(0, 9)}, classes=CLASSES, folds=folds)
 
 
