@@ -14,10 +14,8 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-import numpy as np
-
-from transferkit.core.errors import OptionError, list_problems, unknown_name
-from transferkit.records import N_SPLITS, check_image_size
+from transferkit.core.errors import OptionError, list_problems, problem_of, unknown_name
+from transferkit.core.limits import N_SPLITS, check_image_size
 
 __all__ = [
     "AUGMENTS",
@@ -108,11 +106,14 @@ def kind_problem(name: str, value: object, declared: object) -> str | None:
         >>> kind_problem("seed", "x", "int")
         "seed must be a whole number, got 'x'."
     """
+    if name.endswith("image_size"):
+        error = problem_of(lambda: check_image_size(value))
+        return None if error is None else str(error)
     parts = str(declared).split(" | ")
     if value is None and "None" in parts:
         return None
     kind = " | ".join(part for part in parts if part != "None")
-    is_flag = isinstance(value, (bool, np.bool_))
+    is_flag = type(value).__name__ in ("bool", "bool_")  # NumPy's too, which is not imported for it
     if kind == "bool" and not is_flag:
         return f"{name} must be true{', false or left out' if 'None' in parts else ' or false'}, got {value!r}."
     if kind == "int" and (is_flag or not isinstance(value, Integral)):
@@ -201,7 +202,6 @@ class PassOptions(MeasureOptions, DataOptions):
             raise OptionError(" ".join(problems))
         if not 0 <= self.seed < SEEDS:
             raise OptionError(f"seed must be in [0, 2^63), got {self.seed!r}.")
-        check_image_size(self.image_size)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(
                 f"batch_size must be >= 1, got {self.batch_size!r}; leave it out to fit it to the machine."

@@ -250,7 +250,7 @@ def test_a_small_validation_split_is_left_for_the_report(stripes):
 
 def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypatch):
     (stripes / "test").rename(stripes / "val")
-    monkeypatch.setattr(finetune_run, "MIN_VAL_IMAGES", 12)
+    monkeypatch.setattr("transferkit.workflow.training_images.MIN_VAL_IMAGES", 12)
     result = fine_tune_stripes(stripes)
     assert result.record.training.held_back == 12
     assert "images of the validation split" in result.record.training.how

@@ -184,7 +184,7 @@ def test_rank_prints_both_tables_and_leaves_a_page(at, stripes, capsys):
     assert kept["command"].startswith("transferkit rank 'models=[packaged/tf_efficientnet_lite0")
     assert all(row["images_per_second"] for row in kept["models"])
     page = (at / "which" / "ranking.html").read_text(encoding="utf-8")
-    assert "Which backbone?" in page
+    assert "Ranked first:" in page
     main([*command[:-3], "out=again", *QUICK[:2]])
     kept = json.loads((at / "again" / "ranking.json").read_text(encoding="utf-8"))["ranking"]
     assert not any(row["images_per_second"] for row in kept["models"])

@@ -1,7 +1,7 @@
 """Labelled images from any source: audited, split, decoded, preprocessed for a checkpoint, batched for training."""
 
 from transferkit.data.augmentation import Augmentation, choose_preset
-from transferkit.data.decode import MAX_PIXELS, decode
+from transferkit.data.decode import decode
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import same_pictures, to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
@@ -12,6 +12,7 @@ from transferkit.data.pixels import PixelStore
 from transferkit.data.predictable import predictable_images
 from transferkit.data.prepared import check_prepared, prepared_tensors
 from transferkit.data.splits import stratified_split
+from transferkit.options import MAX_PIXELS
 
 __all__ = [
     "MAX_PIXELS",

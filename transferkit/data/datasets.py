@@ -18,20 +18,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from transferkit.core.errors import DataError, unknown_name
 from transferkit.core.progress import track
 from transferkit.data.arrays import as_rgb, as_tensor_values, deep_values, render
-from transferkit.data.decode import (
-    ImageError,
-    dropped_bands,
-    flatten,
-    late_traits,
-    load_deep,
-    traits,
-)
+from transferkit.data.decode import flatten
+from transferkit.data.deep_pixels import load_deep
 from transferkit.data.depth import DeepPixels, Range, own_range, sketch_values
 from transferkit.data.fingerprints import array_digest, digest
+from transferkit.data.image_errors import ImageError
 from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name
 from transferkit.data.labels import UNREAD, class_names, read_labels
 from transferkit.data.outside import clipping_findings, outside_steps, step_findings
+from transferkit.data.tiff import dropped_bands
+from transferkit.data.traits import late_traits, traits
 from transferkit.records import Finding
 
 __all__ = ["BUILTINS", "is_data_module", "is_dataset", "module_datasets", "read_builtin", "read_datasets"]

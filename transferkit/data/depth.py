@@ -1,6 +1,6 @@
 """Images deeper than 8 bits: black and white points, measured once for the whole data set, and scaling to 8 bits.
 
-Pure: arrays in, numbers out. `decode` reads such values from files; `ranges` makes findings about them.
+Pure: arrays in, numbers out. `deep_pixels` reads such values from files; `ranges` makes findings about them.
 """
 
 from __future__ import annotations

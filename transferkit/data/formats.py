@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transferkit.data.decode import TGA_EXTENSIONS, can_identify
+from transferkit.data.headers import TGA_EXTENSIONS, can_identify
 
 __all__ = ["EXTENSIONS", "is_image", "is_system_name"]
 

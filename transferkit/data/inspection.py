@@ -13,21 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from transferkit.data.decode import (
-    ImageError,
-    count_frames,
-    dropped_bands,
-    flatten,
-    late_traits,
-    load_deep,
-    may_be_deep,
-    open_header,
-    read_bytes,
-    to_grey,
-    traits,
-)
+from transferkit.data.decode import flatten, to_grey
+from transferkit.data.deep_pixels import load_deep, may_be_deep
 from transferkit.data.depth import DeepPixels, ValueSketch, own_range, sketch_values
 from transferkit.data.fingerprints import THUMB_SIDE, difference_hash, digest, thumb
+from transferkit.data.headers import count_frames, open_header, read_bytes
+from transferkit.data.image_errors import ImageError
+from transferkit.data.tiff import dropped_bands
+from transferkit.data.traits import late_traits, traits
 
 __all__ = ["Inspection", "in_threads", "inspect_file", "inspect_picture"]
 
@@ -47,7 +40,7 @@ class Inspection:
 
     Args:
         content_id: Digest of the content, 32 ASCII characters.
-        fault: A key of `decode.FAULTS`, or "" if the image is usable.
+        fault: A key of `image_errors.FAULTS`, or "" if the image is usable.
         detail: Details of the fault.
         width, height: In pixels, as stored.
         traits: Conversions needed, as phrases.

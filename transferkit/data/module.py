@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 from transferkit.core.errors import OptionError
 from transferkit.core.frameworks import lightning
 from transferkit.data.augmentation import Augmentation, choose_preset
-from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.loading import Batch, EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import MEMORY_LIMIT, PixelStore
+from transferkit.options import MAX_PIXELS
 from transferkit.records import Preprocessing
 
 if TYPE_CHECKING:

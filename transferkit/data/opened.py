@@ -18,7 +18,6 @@ from transferkit.core.file_kinds import is_text, kind_of, read_head
 from transferkit.core.paths import expand
 from transferkit.data.audit import AuditReport, audit
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, read_builtin, read_datasets
-from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.depth import Range
 from transferkit.data.folders import read_folder
 from transferkit.data.formats import is_image
@@ -30,6 +29,7 @@ from transferkit.data.prepared import check_prepared
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
+from transferkit.options import MAX_PIXELS
 from transferkit.records import DataSummary, Folds, Picture, Preprocessing
 
 __all__ = ["Data", "check_data_path", "open_data"]

@@ -18,10 +18,13 @@ from transferkit.core.paths import expand
 from transferkit.data.arrays import ACCEPTED, as_rgb, deep_values
 from transferkit.data.class_names import NaturalKey, natural_key
 from transferkit.data.datasets import is_dataset
-from transferkit.data.decode import MAX_PIXELS, flatten, load_deep, open_header, read_bytes
+from transferkit.data.decode import flatten
 from transferkit.data.deep_images import DeepImages
+from transferkit.data.deep_pixels import load_deep
 from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
+from transferkit.data.headers import open_header, read_bytes
+from transferkit.options import MAX_PIXELS
 
 __all__ = ["predictable_images"]
 

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from transferkit.data.decode import CLEAR, REDUCED
 from transferkit.data.depth import Range, ValueSketch, choose_range
 from transferkit.data.inspection import Inspection
+from transferkit.data.traits import CLEAR, REDUCED
 from transferkit.records import Finding, Severity
 
 __all__ = ["RangeCheck", "describe_range", "find_losses", "find_range"]

@@ -24,8 +24,9 @@ from transferkit.core.distributed import broadcast, connect
 from transferkit.decision import MIN_COMPARED_IMAGES
 from transferkit.features import FeatureTable
 from transferkit.finetune.checkpoint import RunCheckpoint
+from transferkit.finetune.cut_batch import count_images
 from transferkit.finetune.losses import TASKS
-from transferkit.finetune.module import TransferModule, count_images
+from transferkit.finetune.module import TransferModule
 from transferkit.finetune.range_test import RangeTest, find_rate
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.verify import Verdict, verify

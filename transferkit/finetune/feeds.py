@@ -10,7 +10,7 @@ import torch
 
 from transferkit.core.batches import batches
 from transferkit.core.distributed import rank_and_world_size
-from transferkit.finetune.module import CutBatch
+from transferkit.finetune.cut_batch import CutBatch
 
 __all__ = ["CutFeed"]
 

@@ -1,6 +1,6 @@
-"""Losses and metrics by task.
+"""Tasks and their losses.
 
-`targets` defines valid targets; `L2SP` can be added to any task's loss.
+`targets` defines valid targets, `scores` the metric of a split; `L2SP` can be added to any task's loss.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from transferkit.core.errors import CheckpointError, DataError, OptionError, unknown_name
 from transferkit.core.registry import Registry
+from transferkit.finetune.scores import accuracy, mean_average_precision, r2
 from transferkit.finetune.sharding import full_tensor, is_sharded, local, placed, sum_over_processes
 from transferkit.finetune.targets import (
     check_batch_classes,
@@ -68,8 +70,8 @@ class Task:
 
     Args:
         loss: Loss of a batch.
-        metric: Name of `score`, for display.
-        score: Outputs of N held-back images and their targets -> metric; higher is better.
+        metric: Name of the score, for display.
+        make_score: K -> a new metric of outputs and targets of validation images; higher is better.
         check: Raises `DataError` with all problems unless all targets fit the names of the K outputs.
         check_batch: Raises `DataError` unless the targets of a batch fit K outputs.
         weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.
@@ -77,7 +79,7 @@ class Task:
 
     loss: Loss
     metric: str
-    score: Callable[[Array, Array], float]
+    make_score: Callable[[int], Metric]
     check: Callable[[Array, Sequence[str]], None]
     check_batch: BatchCheck
     weigh: Callable[[Array, int, str], npt.NDArray[np.float64] | None]
@@ -186,33 +188,11 @@ def _check_smoothing(smoothing: float) -> None:
         raise OptionError(f"Label smoothing must be in [0, 1), got {smoothing!r}.")
 
 
-def _accuracy(outputs: Array, targets: Array) -> float:
-    return float((outputs.argmax(axis=1) == targets).mean())
-
-
-def _mean_average_precision(outputs: Array, targets: Array) -> float:
-    """Mean average precision over the labels that occur; precision is undefined for others."""
-    from sklearn.metrics import average_precision_score
-
-    present = np.asarray(targets).any(axis=0)
-    if not present.any():
-        raise DataError("No held-back image has any label, so precision is undefined. Hold back more images.")
-    return float(average_precision_score(targets[:, present], outputs[:, present], average="macro"))
-
-
-def _r2(outputs: Array, targets: Array) -> float:
-    from sklearn.metrics import r2_score
-
-    if len(targets) < 2:
-        raise DataError(f"R2 needs 2 held-back images, got {len(targets)}. Hold back more images.")
-    return float(r2_score(targets.reshape(len(targets), -1), outputs.reshape(len(targets), -1)))
-
-
 TASKS.register("single_label")(
     Task(
         loss=single_label_loss,
         metric="accuracy",
-        score=_accuracy,
+        make_score=accuracy,
         check=check_classes,
         check_batch=check_batch_classes,
         weigh=weigh_classes,
@@ -222,7 +202,7 @@ TASKS.register("multi_label")(
     Task(
         loss=multi_label_loss,
         metric="mean average precision",
-        score=_mean_average_precision,
+        make_score=mean_average_precision,
         check=check_labels,
         check_batch=check_batch_labels,
         weigh=weigh_labels,
@@ -232,7 +212,7 @@ TASKS.register("regression")(
     Task(
         loss=regression_loss,
         metric="R2",
-        score=_r2,
+        make_score=r2,
         check=check_numbers,
         check_batch=check_batch_numbers,
         weigh=weigh_numbers,

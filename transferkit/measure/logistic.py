@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import OptionError
+from transferkit.core.limits import N_SPLITS
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.quality import log_loss
 from transferkit.measure.ridge import principal_coordinates
 from transferkit.measure.scaled_rows import Array, Chunks
-from transferkit.records import N_SPLITS, Folds
+from transferkit.records import Folds
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

@@ -23,10 +23,11 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.core.errors import DataError
+from transferkit.core.limits import N_SPLITS
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.scaled_rows import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
-from transferkit.records import N_SPLITS, Folds
+from transferkit.records import Folds
 
 __all__ = ["SELECTION_IMAGES", "SHARES", "Selection", "select_features"]
 

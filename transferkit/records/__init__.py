@@ -20,14 +20,20 @@ from transferkit.records.evidence import (
     ViewComparison,
     ViewScore,
 )
-from transferkit.records.folds import N_SPLITS, Fold, Folds, connected_groups
-from transferkit.records.preprocessing import CropMode, Interpolation, Preprocessing, View, check_image_size
+from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.preprocessing import (
+    GEOMETRIES,
+    CropMode,
+    Interpolation,
+    Preprocessing,
+    View,
+)
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
-    "N_SPLITS",
+    "GEOMETRIES",
     "CropMode",
     "Interpolation",
     "Severity",
@@ -65,6 +71,5 @@ __all__ = [
     "View",
     "ViewComparison",
     "ViewScore",
-    "check_image_size",
     "connected_groups",
 ]

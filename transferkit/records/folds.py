@@ -17,14 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, OptionError
+from transferkit.core.limits import N_SPLITS
 
-__all__ = ["N_SPLITS", "Fold", "Folds", "connected_groups"]
+__all__ = ["Fold", "Folds", "connected_groups"]
 
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
-
-N_SPLITS = 5
-"""Default number of splits in cross-validation: a fold holds back one of them."""
 
 LARGE_CLASS = 100
 """Mean groups per class from which groups are left out one by one: leaving one out then shifts a class by 1 %."""

@@ -6,41 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
-from transferkit.core.errors import OptionError
+from transferkit.core.limits import SMALLEST_SIDE, check_image_size
 from transferkit.records._checks import require, require_positive
 
-__all__ = ["CropMode", "Interpolation", "Preprocessing", "View", "check_image_size"]
+__all__ = ["GEOMETRIES", "CropMode", "Interpolation", "Preprocessing", "View"]
 
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 CropMode = Literal["center", "squash", "border"]
-
-_SMALLEST = 8
-"""Smallest side in pixels that is accepted."""
-
-_LARGEST = 8192
-"""Largest side in pixels that is accepted: above it a batch of two does not fit into memory."""
-
-
-def check_image_size(size: object) -> None:
-    """Raise `OptionError` unless a side in pixels is None or an integer in the accepted range.
-
-    Example:
-        >>> check_image_size(96)
-    """
-    if size is None:
-        return
-    expected = f"image_size is the side of a square in pixels, a whole number of {_SMALLEST} or more"
-    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= _SMALLEST:
-        if size <= _LARGEST:
-            return
-        raise OptionError(f"{expected}, up to {_LARGEST}, got {size!r}. For example image_size=96.")
-    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
-        raise OptionError(f"{expected}, got {size!r}. Give one number: image_size={size[0]}.")
-    raise OptionError(f"{expected}, got {size!r}. For example image_size=96; None uses the checkpoint's own.")
 
 
 def _check_range(value_range: tuple[float, float] | None) -> None:
@@ -48,6 +22,17 @@ def _check_range(value_range: tuple[float, float] | None) -> None:
         return
     fits = len(value_range) == 2 and all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]
     require(fits, f"Preprocessing.value_range must be (black, white), finite, black < white, got {value_range!r}.")
+
+
+GEOMETRIES = {
+    "crop": "the checkpoint's own crop",
+    "full": "the largest centre square",
+    "squash": "the whole picture squeezed to a square",
+    "pad": "the whole picture with borders",
+    "zoom": "the middle of the picture, closer",
+    "wide": "the whole picture, smaller, with borders all round",
+}
+"""Geometry of a view -> what it shows, in the order in which views are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +88,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _check_range(self.value_range)
-        require(self.size >= _SMALLEST, f"Preprocessing.size must be >= {_SMALLEST} pixels, got {self.size!r}.")
+        require(self.size >= SMALLEST_SIDE, f"Preprocessing.size must be >= {SMALLEST_SIDE} pixels, got {self.size!r}.")
         require_positive("Preprocessing", "crop_pct", self.crop_pct)
         require(self.crop_pct <= 2, f"Preprocessing.crop_pct must be <= 2, got {self.crop_pct!r}.")
         for value in self.std:

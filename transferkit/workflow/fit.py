@@ -19,12 +19,12 @@ __all__ = ["Outcome", "fit_decision", "plan_decision"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a decision.
+    """A fitted model and its accuracy on held-back images.
 
     Args:
         model: In evaluation mode, on the CPU.
         reasons: Sentences with the held-back numbers.
-        held_back: How it did on images that were held back from it.
+        held_back: Its accuracy on images that were held back from it.
         training: How it was fine-tuned; None for a closed form.
     """
 
@@ -35,13 +35,13 @@ class Outcome:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the backbone is as it was, and only a head was fitted."""
+        """Whether the backbone is unchanged, and only a head was fitted."""
         return self.training is None or self.training.kept.weight == 0
 
 
 def plan_decision(session: Session, decision: Decision) -> Plan:
-    """What a decision leads to on this backbone."""
-    if session.backbone.spec.norm:  # swapped: what its layers measure, if anything, is theirs to go on measuring
+    """The plan of a decision on this backbone."""
+    if session.backbone.spec.norm:  # swapped: its layers go on measuring statistics, if they do
         decision = replace(decision, norm="keep")
     return STRATEGIES[decision.strategy](decision, [stage.name for stage in session.backbone.stages])
 
@@ -49,7 +49,7 @@ def plan_decision(session: Session, decision: Decision) -> Plan:
 def fit_decision(
     session: Session, decision: Decision, options: FitOptions, *, begun: FineTuneRun | None = None
 ) -> Outcome:
-    """Do what was decided.
+    """Fit the model that was decided on.
 
     Args:
         session: Backbone, images, and what the frozen pass measured.

@@ -1,9 +1,8 @@
-"""`mode="search"`: ways of fine-tuning are tried on held-back images before one is chosen.
+"""`mode="search"`: fine-tuning strategies are tried on held-back images before one is chosen.
 
-What a linear probe is worth the frozen pass has measured already, exactly; what fine-tuning gains it cannot tell. So
-each way of it that may, by its interval, do better than anything else is tried: its folds are run, and what it gains
-over the probe there goes into the expectation, beside what earlier tasks taught. The way that is chosen goes on from
-its trial; nothing is computed twice.
+The frozen pass has measured the accuracy of a linear probe exactly, but not the gain by fine-tuning. So each strategy
+that may, by its interval, be better than all others is tried: its folds are trained, and its gain over the probe there
+updates the expectation from earlier tasks. The chosen strategy continues from its trial; nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ LEAST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a trial, on images that it did not see.
+    """Result of a trial on images held back from it.
 
     Args:
-        kept: What `adapt` would return: the network, its average with the probe, or the probe.
+        kept: What `adapt` would return: the network, its blend with the probe, or the probe.
         probe: The probe alone.
         images: Held-back images.
     """
@@ -53,16 +52,16 @@ def search(
     choose: Callable[..., Choice] = choose,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """The strategy that is expected to do best once fine-tuning was tried.
+    """The strategy with the best expected accuracy once fine-tuning was tried.
 
     Args:
         evidence: What the frozen pass measured.
-        begin: Tries one of the options that the evidence leaves open.
-        budget: Seconds for trials and fitting together, > 0; None sets no limit. A way of fine-tuning that would break
-            it is neither tried nor chosen.
-        progress: Say what is tried.
+        begin: Tries one of the strategies.
+        budget: Seconds for trials and fitting together, > 0; None sets no limit. A strategy that would exceed it is
+            neither tried nor chosen.
+        progress: Print what is tried.
         choose: Evidence, and `budget` and `trials` by name -> choice.
-        clock: What tells the time.
+        clock: Returns seconds.
 
     Raises:
         OptionError: If the budget is not > 0.
@@ -71,7 +70,7 @@ def search(
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
     first = choose(evidence)
     first = broadcast(first)
-    if not first.options:  # no accuracy is known: nothing to compare a trial with
+    if not first.options:  # no accuracy is known, so a trial has nothing to be compared with
         return replace(first, mode="search")
     best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
@@ -93,7 +92,7 @@ def search(
 
 
 def _may_win(option: Alternative, best: Alternative) -> bool:
-    """Whether it must be trained to be known, and may by its interval do better than what is expected to do best."""
+    """Whether it must be trained to be measured, and may by its interval be better than the best expectation."""
     return option.strategy != "linear_probe" and option.high > best.expected_accuracy
 
 

@@ -175,10 +175,12 @@ def test_pictures_travel_to_a_process_that_was_not_forked(digits):
 
 
 @pytest.mark.parametrize(("cores", "cuda", "count"), [(2, False, 0), (16, False, 4), (64, False, 8), (6, True, 6)])
-def test_workers_are_fitted_to_the_machine(monkeypatch, cores, cuda, count):
+def test_workers_are_fitted_to_the_machine(digits, monkeypatch, cores, cuda, count):
+    pictures = make(digits)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert loading._default_workers() == count
+    monkeypatch.setattr(PixelStore, "shareable", True)
+    assert make_loader(pictures, EpochSampler(N, 8), workers=None).num_workers == count
 
 
 def test_a_dataset_read_each_time_has_no_workers(digits, monkeypatch):

@@ -19,7 +19,7 @@ from torchvision import transforms
 from tests.unit.data.deep_files import FLOAT, SIGNED, UNSIGNED, png16, saved, tiff
 from transferkit.core.errors import DataError
 from transferkit.data import Data, decode, open_data
-from transferkit.data.decode import ImageError
+from transferkit.data.image_errors import ImageError
 from transferkit.records import Finding, Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest")

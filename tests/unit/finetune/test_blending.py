@@ -84,5 +84,5 @@ def test_what_cannot_be_blended_is_said_before_the_first_step():
     with pytest.raises(OptionError, match="no fitted group normalisation to blend. Before training"):
         fit(Own(freeze), 1, [freeze, BlendRamp()])
     _, _, run = train(-1, max_steps=-1)
-    with pytest.raises(OptionError, match="pass max_epochs to the trainer or max_steps"):
+    with pytest.raises(OptionError, match="pass max_epochs or max_steps to the trainer"):
         run()
