@@ -12,7 +12,7 @@ from torch import nn
 
 from transferkit.core.errors import MissingDependencyError
 from transferkit.core.paths import make_folder
-from transferkit.nn import Classifier
+from transferkit.nn import Classifier, tracing
 from transferkit.records import Preprocessing
 
 __all__ = ["export_onnx", "input_geometries"]
@@ -79,7 +79,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
     height, width = wants.shape or (wants.size, wants.size)
     views = () if len(geometries) == 1 else (len(geometries),)
     example = torch.zeros(2, *views, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
-    with warnings.catch_warnings():
+    with tracing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.onnx.export(
             _PixelsToProbabilities(model).eval(),

@@ -2,7 +2,7 @@
 
 `BackboneSpec` (what the zoo knows) -> `DataSummary` (what the audit found) -> `Evidence` (what one frozen pass
 measured) -> `Decision` (what to do, and why) -> `RunRecord` (what came of it, everything but the weights).
-`Ranking` compares backbones before any of it.
+`Ranking` compares backbones before any of it; `Predictions` are what a `Predictor` says of new images.
 Maths letters: N images, D features, K classes, S stages.
 """
 
@@ -21,6 +21,8 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import PARTS, Fold, Folds, connected_groups
+from transferkit.records.predictions import FailedImage, Predictions
+from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import CropMode, Interpolation, Preprocessing, View, check_image_size
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
@@ -41,6 +43,7 @@ __all__ = [
     "Decision",
     "Epoch",
     "Evidence",
+    "FailedImage",
     "Finding",
     "Fold",
     "Folds",
@@ -51,6 +54,9 @@ __all__ = [
     "Metrics",
     "Mistake",
     "Picture",
+    "PixelClassifier",
+    "Predictions",
+    "Predictor",
     "Preprocessing",
     "ProbeScore",
     "RankedModel",

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from transferkit.core.errors import DataError, unknown_name
 from transferkit.data import Data, open_data
 from transferkit.data.prepared import check_prepared
-from transferkit.nn import Classifier, logits_of
-from transferkit.records import HeldOut, Metrics, Mistake, Picture
+from transferkit.records import HeldOut, Metrics, Mistake, Picture, PixelClassifier
+from transferkit.result.prediction import probabilities_of
 
-__all__ = ["Evaluation", "answer", "evaluate", "pick_mistakes", "pick_samples", "sketch"]
+__all__ = ["Evaluation", "evaluate", "pick_mistakes", "pick_samples", "predict_split", "sketch"]
 
 SPLITS = ("test", "val")
 
@@ -48,23 +47,21 @@ class Evaluation:
 
 
 def evaluate(
-    model: Classifier,
+    classifier: PixelClassifier,
     data: Any,
     *,
     split: str,
     trained_on: tuple[str, ...],
-    device: Any,
     opening: dict[str, Any],
     own_opening: dict[str, Any],
 ) -> Evaluation:
     """Test a model on a split, or on all images where there are no splits.
 
     Args:
-        model: In evaluation mode.
+        classifier: The model, on the device where it is to run.
         data: Anything that `open_data` takes.
         split: "test" or "val".
         trained_on: `sketch` of the images that the model was trained on.
-        device: Where to compute.
         opening: Options to open images that may be any.
         own_opening: Options that the model's own images were opened with; empty if they are not known.
 
@@ -80,12 +77,12 @@ def evaluate(
     is_own = bool(trained_on) and sketch(opened) == trained_on
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
         opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
-    check_prepared(model.preprocessing, preprocessed=opened.normalised)
-    opened.fitted(model.preprocessing)  # refuses pictures where tensors are needed, and tensors of another shape
-    _check_classes(opened, model.classes)
+    check_prepared(classifier.preprocessing, preprocessed=opened.normalised)
+    opened.fitted(classifier.preprocessing)  # refuses pictures where tensors are needed, and tensors of another shape
+    _check_classes(opened, classifier.classes)
     indices = _choose(opened, split)
     _check_unseen(opened, indices, trained_on)
-    answers = answer(model, opened, indices, split=split, device=device)
+    answers = predict_split(classifier, opened, indices, split=split)
     return Evaluation(assess(answers, opened.folds.take(indices)), answers, opened, is_own=is_own)
 
 
@@ -118,17 +115,15 @@ def _check_classes(data: Data, known: tuple[str, ...]) -> None:
         )
 
 
-def answer(model: Classifier, data: Data, indices: npt.NDArray[np.int64], *, split: str, device: Any) -> HeldOut:
-    """The model's probabilities for these images, run through it; all their classes are the model's."""
-    known = {name: index for index, name in enumerate(model.classes)}
-    as_known = np.array([known[name] for name in data.summary.classes], dtype=np.int64)
-    pictures = (data.pixels(int(index), model.preprocessing) for index in indices)
-    probabilities = torch.softmax(logits_of(model, pictures, device=device), dim=1).numpy()
-    model.to("cpu")
+def predict_split(classifier: PixelClassifier, data: Data, indices: npt.NDArray[np.int64], *, split: str) -> HeldOut:
+    """The classifier's probabilities for these images, beside their labels; all their classes are the classifier's."""
+    label_of = {name: label for label, name in enumerate(classifier.classes)}
+    labels = np.array([label_of[name] for name in data.summary.classes], dtype=np.int64)
+    pixels = (data.pixels(int(index), classifier.preprocessing) for index in indices)
     return HeldOut(
         split=split,
-        labels=as_known[data.labels[indices]],
-        probabilities=probabilities,
+        labels=labels[data.labels[indices]],
+        probabilities=probabilities_of(classifier, pixels),
         items=tuple(data.items[index] for index in indices),
     )
 

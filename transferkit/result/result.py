@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.core.errors import (
-    DataError,
-    OptionError,
-    list_problems,
-    unknown_name,
-)
+from transferkit.core.errors import DataError, OptionError, unknown_name
 from transferkit.core.paths import check_file, check_folder, expand, make_folder
-from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
+from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
-from transferkit.nn import Classifier, logits_of
-from transferkit.records import Decision, Evidence, Metrics, RunRecord
+from transferkit.nn import Classifier, PlacedClassifier, Replicas
+from transferkit.records import Decision, Evidence, Metrics, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
 from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples
-from transferkit.result.predictions import FailedImage, Predictions
+from transferkit.result.prediction import predict_images
 from transferkit.result.run_folder import check_replaceable, read_run, replace_file, write_run
 
 __all__ = ["Result", "check_export", "load"]
 
 
-ON_ERROR = ("raise", "skip")
-
 OPENING = ("root", "columns", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
 """Settings of a run that its images were opened with."""
-
-SHOWN = 5
-"""Images named in an error, of those that could not be read."""
 
 
 class Result:
@@ -55,6 +46,14 @@ class Result:
         self.model = model
         self.record = record
         self._html = html
+        self._replicas: Replicas[Classifier] = Replicas(model)
+        self._recording = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:  # a lock can be neither copied nor pickled
+        return {name: value for name, value in vars(self).items() if name != "_recording"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _recording=threading.Lock())
 
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else next(iter(self.metrics), None)
@@ -80,6 +79,11 @@ class Result:
     def classes(self) -> tuple[str, ...]:
         """The K class names, in label order."""
         return self.model.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the model's input."""
+        return self.model.preprocessing
 
     def predict(
         self,
@@ -111,41 +115,30 @@ class Result:
         Warns:
             UserWarning: If deep images do not fit the range that the model was fitted with.
         """
-        if on_error not in ON_ERROR:
-            raise OptionError(unknown_name("on_error", on_error, ON_ERROR))
-        items: list[str] = []
-        failures: list[FailedImage] = []
-        deep = DeepImages(self.model.preprocessing.value_range)
+        return predict_images(
+            self._placed(device), images, on_error=on_error, preprocessed=preprocessed, max_pixels=max_pixels
+        )
 
-        def inputs() -> Iterator[npt.NDArray[Any]]:
-            named = self._named_inputs(
-                images, deep, preprocessed=preprocessed, on_error=on_error, max_pixels=max_pixels
-            )
-            for position, (item, image) in enumerate(named):
-                if isinstance(image, DataError):
-                    failures.append(FailedImage(item, str(image), position))
-                    continue
-                items.append(item)
-                yield image
+    def probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """(N, K) float32 of pixels that are prepared already, on the device that "auto" picks.
 
-        logits = logits_of(self.model, inputs(), device=choose_device(device))
-        if not items:
-            raise DataError(list_problems("No image could be read:", [failure.reason for failure in failures[:SHOWN]]))
-        if deep.note:
-            warnings.warn(deep.note, stacklevel=2)
-        return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy(), tuple(failures))
+        Args:
+            pixels: (N, 3, S, S) uint8, resized and cropped as `preprocessing` says, or (N, V, 3, S, S) of its V views;
+                or (N, 3, H, W) float32, normalised.
 
-    def _named_inputs(
-        self, images: Any, deep: DeepImages, *, preprocessed: bool, on_error: str, max_pixels: int
-    ) -> Iterator[tuple[str, npt.NDArray[Any] | DataError]]:
-        """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
-        wants = self.model.preprocessing
-        check_prepared(wants, preprocessed=preprocessed)
-        if wants.prepared:
-            yield from prepared_tensors(images, shape=wants.shape)
-            return
-        for item, image in predictable_images(images, max_pixels=max_pixels, deep=deep, on_error=on_error):
-            yield item, image if isinstance(image, DataError) else to_pixels(image, wants)
+        Raises:
+            DataError: The pixels have another shape or type.
+        """
+        return self._placed("auto").probabilities(pixels)
+
+    def _placed(self, device: str) -> PlacedClassifier:
+        return PlacedClassifier(self._current_replicas(), choose_device(device))
+
+    def _current_replicas(self) -> Replicas[Classifier]:
+        replicas = self._replicas
+        if replicas.model is not self.model:  # somebody has put another in its place
+            replicas = self._replicas = Replicas(self.model)
+        return replicas
 
     def evaluate(
         self,
@@ -195,42 +188,46 @@ class Result:
         if root is not None:
             opening["root"] = own["root"] = root
         found = evaluate(
-            self.model,
+            self._placed(device),
             named,
             split=split,
             trained_on=self.record.trained_on,
-            device=choose_device(device),
             opening={**opening, "cache": cache, "progress": progress},
             own_opening={} if is_other or not own else {**own, "cache": cache, "progress": progress},
         )
-        if split not in self.metrics:
-            self._note(found, split)
+        self._add(found, split)
         return found.metrics
 
-    def _note(self, found: Evaluation, split: str) -> None:
-        """Let the record and the report say what came of a test."""
-        record = self.record
-        samples = pick_samples(found.data, int(record.settings.get("seed", 0))) if found.is_own else record.samples
-        self.record = replace(
-            record,
-            metrics={**record.metrics, split: found.metrics},
-            held_out=found.answers,
-            samples=record.samples or samples,
-            mistakes=pick_mistakes(found.data, found.answers, self.classes),
-        )
-        self._html = None
+    def _add(self, found: Evaluation, split: str) -> None:
+        """Add an evaluation to the record, and so to the report, unless the split is there already."""
+        mistakes = pick_mistakes(found.data, found.answers, self.classes)
+        samples = pick_samples(found.data, int(self.record.settings.get("seed", 0))) if found.is_own else {}
+        with self._recording:
+            if split in self.metrics:
+                return
+            self.record = replace(
+                self.record,
+                metrics={**self.record.metrics, split: found.metrics},
+                held_out=found.answers,
+                samples=self.record.samples or samples,
+                mistakes=mistakes,
+            )
+            self._html = None
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
         path = expand(path)
         make_folder(path.parent)
-        replace_file(path, lambda file: file.write_text(self._rendered(), encoding="utf-8"))
+        _, html = self._reported()
+        replace_file(path, lambda file: file.write_text(html, encoding="utf-8"))
         return path
 
-    def _rendered(self) -> str:
-        if self._html is None:
-            self._html = render(self.record)
-        return self._html
+    def _reported(self) -> tuple[RunRecord, str]:
+        """The record, and the report on just that."""
+        with self._recording:
+            if self._html is None:
+                self._html = render(self.record)
+            return self.record, self._html
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `model.safetensors`, `report.html` and `result.json` into a folder; returns it.
@@ -247,7 +244,7 @@ class Result:
         folder = expand(folder)
         check_folder(folder)
         check_replaceable(folder, self.record.settings, overwrite=overwrite)
-        write_run(folder, self.model, self.record, self._rendered())
+        write_run(folder, self.model, *self._reported())
         return folder
 
     def export(self, path: str | Path, *, format: str = "onnx") -> Path:
@@ -263,7 +260,8 @@ class Result:
         """
         path = expand(path)
         check_export(path, format)
-        return EXPORTS[format](self.model.to("cpu"), path)
+        with self._current_replicas().on(torch.device("cpu")) as model:
+            return EXPORTS[format](model, path)
 
 
 EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_onnx}
