@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from transferkit.core.cache_folder import default_folder
 from transferkit.core.errors import CacheError
 from transferkit.core.paths import expand
+from transferkit.features.identity import CLOSE, Imprint
 from transferkit.features.leases import Lease, is_leased
 from transferkit.features.shelf import Shelf, folder_size
 from transferkit.features.tables import explaining_loss
@@ -49,13 +49,6 @@ DEFAULT_LIMIT = 10 * 2**30
 
 SPARE = 64 * 2**20
 """Bytes of disk left free for others."""
-
-CLOSE = 1e-4
-"""How far two imprints of the same network may lie apart, in units of their size. EfficientNet-Lite0's moves by 8e-6
-with the number of threads, the memory layout or the library of kernels; one channel of one stage that is 1 % larger
-moves it by 1e-2."""
-
-Imprint = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ class FeatureBank:
 
     def shelf(
         self,
-        description: Mapping[str, object],
+        identity: Mapping[str, object],
         widths: Mapping[str, int],
         *,
         about: Mapping[str, object] | None = None,
@@ -178,11 +171,11 @@ class FeatureBank:
         """The shelf for everything that fixes a row but the image itself.
 
         Args:
-            description: What it is; its digest names the shelf.
+            identity: Names of that; their digest names the shelf. See `Identity`.
             widths: Stage name -> width; rows hold the stages in this order.
             about: Kept with it for people; the same rows under another name are the same shelf.
             dtype: What rows are kept as: one of `DTYPES`. Rows of another dtype lie on another shelf.
-            imprint: (M, W) what makes the rows, told by what it makes of fixed inputs. Shelves of one description whose
+            imprint: (M, W) what makes the rows, told by what it makes of fixed inputs. Shelves of one identity whose
                 imprints are not close to each other are different shelves.
             close: How far imprints may lie apart, in units of their size, and still be of one shelf.
 
@@ -193,7 +186,7 @@ class FeatureBank:
         blocks = {
             name: slice(int(stop) - width, int(stop)) for (name, width), stop in zip(widths.items(), stops, strict=True)
         }
-        fixed = {**description, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
+        fixed = {**identity, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
         if dtype != "float32":
             fixed["dtype"] = dtype
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()

@@ -79,7 +79,7 @@ def test_a_warning_is_the_callers() -> None:
     ranged = Preprocessing(
         size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", value_range=(1000.0, 2000.0)
     )
-    with pytest.warns(UserWarning, match="8-bit") as caught:
+    with pytest.warns(UserWarning, match="1 of these images have 8 bits") as caught:
         ImagePredictor(Brightness(ranged)).predict(grey(7))
     assert caught[0].filename == __file__
 
