@@ -37,7 +37,7 @@ BATCH = 32
 last bit of a convolution: predictions are bit-equal after a round trip through a run folder."""
 
 EXHAUSTED = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-"""What CUDA and MPS, the CPU, and cuBLAS say when memory runs out."""
+"""Parts of the messages of CUDA and MPS, the CPU, and cuBLAS when memory runs out."""
 
 _torch = SharedLock()
 
@@ -164,10 +164,10 @@ def in_batches(pictures: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any
 
 
 def in_halves(run: Callable[[slice], torch.Tensor], n: int) -> torch.Tensor:
-    """What `run` makes of n images, one half after the other for as long as memory runs out.
+    """The output of `run` for n images, computed in halves for as long as memory runs out.
 
     Args:
-        run: Slice of the images -> (m, ...) of theirs, which must not depend on what else is in the slice.
+        run: Slice of the images -> (m, ...), a row each, which must not depend on the other images of the slice.
         n: Images, >= 1.
 
     Raises:
@@ -182,12 +182,12 @@ def in_halves(run: Callable[[slice], torch.Tensor], n: int) -> torch.Tensor:
 
 def _halved(run: Callable[[slice], torch.Tensor], start: int, stop: int) -> Iterator[torch.Tensor]:
     try:
-        made = run(slice(start, stop))
+        rows = run(slice(start, stop))
     except RuntimeError as error:
         if stop - start == 1 or not is_out_of_memory(error):
             raise
     else:
-        yield made
+        yield rows
         return
     # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
     torch.cuda.empty_cache()
@@ -197,11 +197,11 @@ def _halved(run: Callable[[slice], torch.Tensor], start: int, stop: int) -> Iter
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the machine, had no memory left.
+    """Whether the error says that a device, or the machine, had no memory left.
 
     Example:
         >>> is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
         True
     """
-    said = str(error).lower()
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in said for words in EXHAUSTED)
+    message = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(part in message for part in EXHAUSTED)

@@ -1,4 +1,4 @@
-"""The final test of a model, a step of its own: its answers on images that it was not trained on."""
+"""The evaluation of a finished model on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Evaluation", "evaluate", "pick_mistakes", "pick_samples", "predict_s
 SPLITS = ("test", "val")
 
 SKETCH = 256
-"""Digests of training images that are kept. Digests are as good as drawn at random: if a share s of the training images
-is among others, the chance that no digest of these tells is (1 - s)^256, 0.5 % for s = 2 %."""
+"""Digests of training images that are kept. The least digests are a random sample of the images: if a share s of the
+training images is among others, the chance that none of the sample is among them is (1 - s)^256, 0.5 % for s = 2 %."""
 
 SAMPLES_SHOWN = 120
-"""Training pictures in the report, all classes together: a report stays near one megabyte."""
+"""Training pictures in the report, all classes together: keeps a report near one megabyte."""
 
 SAMPLES_PER_CLASS = 6
 
@@ -30,13 +30,13 @@ MISTAKES_SHOWN = 24
 
 
 class Evaluation:
-    """What came of a test.
+    """Metrics of a model on a split, and what they were computed from.
 
     Args:
-        metrics: How the model does.
-        answers: Its answers.
-        data: The images it was tested on, and those beside them.
-        is_own: Whether these are the images that the model was made from.
+        metrics: Of the model on the split.
+        answers: Its probabilities, beside the labels.
+        data: The images of the split, and of the other splits.
+        is_own: Whether these are the images of the run that made the model.
     """
 
     def __init__(self, metrics: Metrics, answers: HeldOut, data: Data, *, is_own: bool) -> None:
@@ -55,19 +55,19 @@ def evaluate(
     opening: dict[str, Any],
     own_opening: dict[str, Any],
 ) -> Evaluation:
-    """Test a model on a split, or on all images where there are no splits.
+    """Evaluate a model on a split, or on all images where there are no splits.
 
     Args:
         classifier: The model, on the device where it is to run.
         data: Anything that `open_data` takes.
         split: "test" or "val".
         trained_on: `sketch` of the images that the model was trained on.
-        opening: Options to open images that may be any.
-        own_opening: Options that the model's own images were opened with; empty if they are not known.
+        opening: Options of `open_data` for images of any origin.
+        own_opening: Options that the model's own images were opened with; empty if unknown.
 
     Raises:
-        OptionError: There is no such kind of split.
-        DataError: The images are trained on, of classes that the model does not know, or there are none.
+        DataError: There is no such split, the model was trained on some of the images, or one has a class that the
+            model does not have.
     """
     from transferkit.measure import assess
 
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _choose(data: Data, split: str) -> npt.NDArray[np.int64]:
-    """Indices of the split; of all images where nobody split them."""
+    """Indices of the split; of all images if there are no splits."""
     there = [name for name in ("train", *SPLITS) if len(data.indices(name))]
     if split in there:
         return data.indices(split)
@@ -129,7 +129,7 @@ def predict_split(classifier: PixelClassifier, data: Data, indices: npt.NDArray[
 
 
 def sketch(data: Data) -> tuple[str, ...]:
-    """The least content digests of the training images: enough to tell whether others are among them."""
+    """The least content digests of the training images: enough to tell whether other images include some of them."""
     return tuple(sorted({_hex(content) for content in data.content_ids[data.indices("train")]})[:SKETCH])
 
 
@@ -138,7 +138,7 @@ def _hex(content: bytes) -> str:
 
 
 def pick_samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
-    """A few training pictures of each class, no more than `SAMPLES_SHOWN` in all."""
+    """A few training pictures of each class, at most `SAMPLES_SHOWN` in all."""
     rng = np.random.default_rng(seed)
     train = data.indices("train")
     classes = data.summary.classes
@@ -152,12 +152,12 @@ def pick_samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
 
 
 def pick_mistakes(data: Data, answers: HeldOut | None, classes: tuple[str, ...]) -> tuple[Mistake, ...]:
-    """The mistakes made with the most confidence.
+    """The most confident mistakes.
 
     Args:
-        data: Where the pictures are.
+        data: Has the pictures.
         answers: On one of its splits, in order, or on all its images.
-        classes: Names of the K classes that labels and probabilities are of.
+        classes: Names of the K classes.
     """
     if answers is None:
         return ()

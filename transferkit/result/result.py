@@ -1,4 +1,4 @@
-"""What a person keeps: the model, what is known about it, and what can be done with it."""
+"""A finished run: a trained model, its record, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ __all__ = ["Result", "check_export", "load"]
 
 
 OPENING = ("root", "columns", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
-"""Settings of a run that its images were opened with."""
+"""Settings of a run that are options of opening its images."""
 
 
 class Result:
-    """A trained model and all that is known about it.
+    """A trained model and its record. A `Predictor`: any number of threads may predict with it at the same time.
 
     Args:
-        model: In evaluation mode; carries its preprocessing and class names.
-        record: The rest.
+        model: In evaluation mode; has its preprocessing and class names. Nothing here changes or moves it: predictions
+            are made with copies that share its weights.
+        record: Everything else that is known about the run.
         html: The report, if it was written already (a loaded run keeps the one made with its pictures).
     """
 
@@ -62,17 +63,17 @@ class Result:
 
     @property
     def evidence(self) -> Evidence:
-        """What was measured."""
+        """The measurements before the decision."""
         return self.record.evidence
 
     @property
     def decision(self) -> Decision:
-        """What was decided."""
+        """The strategy, stage and rates that were chosen, and why."""
         return self.record.decision
 
     @property
     def metrics(self) -> Mapping[str, Metrics]:
-        """Split name -> how the model does there; "test" was computed once, at the end."""
+        """Split name -> metrics of the model there; "test" was computed once, at the end."""
         return self.record.metrics
 
     @property
@@ -94,7 +95,7 @@ class Result:
         max_pixels: int = MAX_PIXELS,
         device: str = "auto",
     ) -> Predictions:
-        """Classify images.
+        """Classify images. Concurrent calls return the same bits as calls one after the other.
 
         Args:
             images: One or many of: path, folder, pattern ("photos/*.jpg", "photos/**/*.png"), PIL image, (H, W, 3)
@@ -102,15 +103,14 @@ class Result:
                 label) pairs. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is scaled
                 by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W) float
                 tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
-            on_error: "raise" stops at the first image that cannot be read; "skip" goes on, and lists it among the
-                `failures`.
-            preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
-            max_pixels: Width times height above which a file is not decoded.
+            on_error: "raise" raises at the first image that cannot be read; "skip" lists it among the `failures`.
+            preprocessed: The images are such tensors; required if the model was fitted on them, and an error if not.
+            max_pixels: Width times height above which a file is refused, not decoded.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
-            DataError: Something is not an image, or not prepared as the model needs it, or with "skip" no image could
-                be read.
+            DataError: Something is not an image, or not prepared as the model needs it; with "skip", no image could be
+                read.
 
         Warns:
             UserWarning: If deep images do not fit the range that the model was fitted with.
@@ -150,21 +150,22 @@ class Result:
         cache: str | Path | None = None,
         progress: bool = True,
     ) -> Metrics:
-        """Score the model on images that it was not trained on, and note it in `metrics` and the report.
+        """Evaluate the model on images that it was not trained on, and add the result to `metrics` and the report.
 
-        A split is scored once: what is in `metrics` already is returned as it is, and stays when other data is given.
+        A split is recorded once: what is in `metrics` already is returned, and stays when other data is given.
 
         Args:
-            data: None opens the run's own images as they were opened for it. Else anything that `adapt` takes: of data
-                with splits that split is scored, of data without any all images.
+            data: None opens the run's own images as they were opened for it. Else anything that `adapt` takes: that
+                split of it, or all images if there are no splits.
             split: "test" or "val".
             root: Folder that a manifest's paths start from.
             device: "auto", "cpu", "cuda", ...
-            cache: Folder of the feature bank, where the audit of files is remembered; None takes the usual one.
+            cache: Folder of the feature bank, where the audit of files is remembered; None is the default one.
             progress: Show bars on a terminal.
 
         Raises:
-            DataError: The images cannot be used, some were trained on, or a class is none of the model's.
+            DataError: The images cannot be used, the model was trained on some, or some are of a class that it does not
+                have.
 
         Example:
             >>> result = tk.adapt(model, "DIR", evaluate=False)  # doctest: +SKIP
@@ -235,8 +236,8 @@ class Result:
         Each file appears whole or not at all, `result.json` last.
 
         Args:
-            folder: Where to.
-            overwrite: Whether a finished run of other settings that lies there may be replaced.
+            folder: Created if it does not exist.
+            overwrite: Whether a finished run of other settings in that folder may be replaced.
 
         Raises:
             RunFolderError: If the folder cannot be written, or holds another run.
@@ -248,7 +249,9 @@ class Result:
         return folder
 
     def export(self, path: str | Path, *, format: str = "onnx") -> Path:
-        """Write the model for other programs; returns the path.
+        """Write the model in a format that other programs run; returns the path.
+
+        Takes seconds, during which predictions of other threads wait: torch cannot trace and predict at once.
 
         Args:
             path: The file, its extension that of the format.
@@ -268,7 +271,7 @@ EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_o
 
 
 def check_export(path: Path, format: str) -> None:
-    """What can be known to be wrong before a model is exported.
+    """Check all that can be checked before a model is exported.
 
     Raises:
         OptionError: If the format is unknown, or the file has another's extension.
@@ -285,7 +288,7 @@ def _absolute(path: str | Path) -> str:
 
 
 def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
-    """What `adapt` saved: the same model, bit for bit, and what is known about it.
+    """A run that `adapt` or `Result.save` wrote: the same model, bit for bit, and its record.
 
     Args:
         path: A run's folder.
