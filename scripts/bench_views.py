@@ -36,13 +36,13 @@ from transferkit.core.provenance import environment
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
 from transferkit.features import FeatureBank, FeatureTable
-from transferkit.finetune import Recipe, fine_tune
+from transferkit.finetune import fine_tune, fit_recipe
 from transferkit.nn import Backbone, Classifier, logits_of
+from transferkit.options import Recipe
 from transferkit.probe import choose_head, fit_heads
-from transferkit.records import JOINED, SELECTED, TOP, Decision, Preprocessing
-from transferkit.strategies import STRATEGIES
-from transferkit.workflow.finetune_run import FineTuneOptions, FineTuneRun
-from transferkit.workflow.fit import plan_decision
+from transferkit.records import JOINED, SELECTED, TOP, Preprocessing
+from transferkit.strategies import STRATEGIES, PlanSettings
+from transferkit.workflow.finetune_run import begin_run
 from transferkit.workflow.measure import measure_features, read_features
 from transferkit.workflow.session import Session, load_backbone
 from transferkit.workflow.views import ask_views, choose_views, fixed_views
@@ -77,10 +77,7 @@ def time_passes(backbone: Backbone, data: Data, read: Callable[..., Any]) -> dic
 
 def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
     """The head that `adapt` keeps: held-back and test accuracy."""
-    decision = Decision(
-        strategy="linear_probe", stage=stage, lr=0, lr_scale=0, norm="frozen", mode="given", reasons=("exhaustive",)
-    )
-    plan = STRATEGIES["linear_probe"](decision, list(table.blocks))
+    plan = STRATEGIES["linear_probe"](PlanSettings(strategy="linear_probe", stage=stage), list(table.blocks))
     train, test = data.indices("train"), data.indices("test")
     folds = data.folds.take(train)
     fits = fit_heads(plan, table.take(train), folds.labels, classes=data.summary.num_classes, folds=folds)
@@ -226,21 +223,19 @@ def tune(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int]
 
 def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) -> dict[str, Any]:
     """Test accuracy of the network with one view and with all that views=auto takes, and its weight in what is kept."""
-    found = measure_features(backbone, data, bank=bank, pooling=POOLING, views=ask_views(), progress=False)
+    found = measure_features(backbone, data, OPTIONS, bank=bank, views=ask_views())
     seen = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
     recipe = Recipe()
-    size = recipe.fitted(len(found.train)).batch_size or 1
+    size = fit_recipe(recipe, len(found.train)).batch_size or 1
     start = starting_rate(seen.spec, optimizer=recipe.optimizer, batch_size=size)
-    decision = Decision(
-        strategy=strategy, stage=TOP, lr=start.lr, lr_scale=start.scale, norm="frozen", mode="given", reasons=("all",)
-    )
+    settings = PlanSettings(strategy=strategy, stage=TOP, lr=start.lr)
     began = time.process_time()
-    session = Session(seen, data, found, {})
-    tuning = FineTuneRun(session, plan_decision(session, decision), OPTIONS, "auto", FineTuneOptions(recipe=recipe))
-    judged = tuning.judged
+    session = Session(backbone=seen, data=data, measured=found, options=OPTIONS, bank=bank)
+    run = begin_run(session, STRATEGIES[strategy](settings, [stage.name for stage in seen.stages]), OPTIONS)
+    judged = run.judged
     # The network itself, whether or not the probe did better on held-back images.
     alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))
-    network = fine_tune(judged.task, tuning._folds, tuning._runner, refit=True, judged=alone).model
+    network = fine_tune(judged.task, run.images.folds, run.runner, refit=True, judged=alone).model
     return {
         "views": [view.name for view in seen.spec.preprocessing.views],
         "kept": judged.verdict.kept.weight,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ KINDS = ("frozen", "recalibrated", "standardised_group")
 
 def probe(backbone: Backbone, data: Data, bank: FeatureBank, kind: str) -> dict[str, Any]:
     """Accuracy on held-back and on test images of a probe on selected features."""
-    look = partial(measure_features, bank=bank, pooling=OPTIONS.pooling, progress=False)
-    found = look(backbone, data)
+    found = measure_features(backbone, data, OPTIONS, bank=bank)
     similarity = found.evidence.similarity
     if kind != "frozen":
-        backbone = swap_backbone(Session(backbone, data, found, {}), kind)
-        found = look(backbone, data, similarity=similarity)
+        session = Session(backbone=backbone, data=data, measured=found, options=OPTIONS, bank=bank)
+        backbone = swap_backbone(session, kind)
+        found = measure_features(backbone, data, replace(OPTIONS, similarity=similarity), bank=bank)
     heads = fit_all(found, data, [stage.name for stage in backbone.stages], SELECTED)
     (kept,) = (head for head in heads.values() if head["kept"])
     return {

@@ -26,13 +26,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from transferkit.data import Data, open_data
 from transferkit.decision import starting_rate
 from transferkit.features import FeatureBank
-from transferkit.finetune import BlendRamp, Recipe, TransferModule
+from transferkit.finetune import BlendRamp, TransferModule
 from transferkit.nn import Backbone, TransferModel, logits_of
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import recalibrate_statistics, standardising, swap_norm
+from transferkit.options import Recipe
 from transferkit.probe import choose_head, fit_heads
-from transferkit.records import TOP, Decision
-from transferkit.strategies import STRATEGIES
+from transferkit.records import TOP
+from transferkit.strategies import STRATEGIES, PlanSettings
 from transferkit.workflow.measure import read_features
 from transferkit.workflow.session import load_backbone
 
@@ -124,7 +125,7 @@ def started(backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatm
     stages = [stage.name for stage in swapped.stages]
     head = choose_head(
         fit_heads(
-            STRATEGIES["linear_probe"](decision("linear_probe"), stages),
+            STRATEGIES["linear_probe"](plan_settings("linear_probe"), stages),
             table.take(task.data.indices("train")),
             task.labels.numpy(),
             classes=len(task.data.summary.classes),
@@ -137,8 +138,8 @@ def started(backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatm
     return Start(model, moments(model, task), accuracy(model, task))
 
 
-def decision(strategy: str, *, lr: float = 0.0, scale: float = 0.0, norm: str = "keep") -> Decision:
-    return Decision(strategy=strategy, stage=TOP, lr=lr, lr_scale=scale, norm=norm, mode="given", reasons=("all",))
+def plan_settings(strategy: str, *, lr: float = 0.0, norm: str = "keep") -> PlanSettings:
+    return PlanSettings(strategy=strategy, stage=TOP, lr=lr, norm=norm)
 
 
 def accuracy(model: TransferModel, task: Task) -> float:
@@ -163,7 +164,7 @@ def tune(start: Start, task: Task, treatment: Treatment, *, batch: int, seed: in
     model = copy.deepcopy(start.model)
     recipe = Recipe(epochs=EPOCHS, batch_size=batch)
     rate = starting_rate(model.backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
-    asked = decision("lp_ft", lr=factor * rate.lr, scale=factor * rate.scale, norm=treatment.norm)
+    asked = plan_settings("lp_ft", lr=factor * rate.lr, norm=treatment.norm)
     plan = STRATEGIES["lp_ft"](asked, [stage.name for stage in model.backbone.stages])
     pl.seed_everything(seed, verbose=False)
     module = TransferModule(model, plan, recipe=recipe, moments=start.moments, seed=seed)

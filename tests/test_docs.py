@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-import transferkit as tk
 from transferkit.cli import HELP, VERBS
 from transferkit.nn.norm import NORM_KINDS
 
@@ -39,25 +36,6 @@ def test_links_and_scripts_exist(page):
 def test_every_command_shown_is_a_verb(text):
     for verb in re.findall(r"^ *(?:\S*bin/)?transferkit ([a-z]+)\b", text, flags=re.M):
         assert verb in VERBS, verb
-
-
-def test_every_setting_is_an_argument_of_adapt_analyze_or_rank():
-    settings = OmegaConf.load(REPOSITORY / "conf" / "config.yaml")
-    arguments = {name for verb in (tk.adapt, tk.analyze, tk.rank) for name in inspect.signature(verb).parameters}
-    for key in settings:
-        assert key in arguments | {"defaults", "hydra", "debug"}, key
-
-
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "conf" / "data").glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_data_setting_is_an_argument_too(file):
-    assert set(OmegaConf.load(file)) - {"source", "path"} <= set(inspect.signature(tk.adapt).parameters)
-
-
-def test_every_setting_and_verb_is_in_the_help():
-    settings = OmegaConf.load(REPOSITORY / "conf" / "config.yaml")
-    hidden = {"defaults", "hydra", "data", "pretrained", "pooling", "similarity", "stage", "models"}
-    for key in set(settings) - hidden:
-        assert f"{key}=" in HELP["adapt"] or f"  {key}." in HELP["adapt"], key
 
 
 def test_constraints_are_names_and_versions_only():

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, load
+    from transferkit.api import adapt, analyze, decide, load, rank
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
-    from transferkit.finetune import FreezePlan, FreezePlanCallback, Recipe, TransferModule
+    from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
+    from transferkit.options import Recipe
     from transferkit.records import Decision, Evidence, Preprocessing, Ranking
     from transferkit.result import Predictions, Result
-    from transferkit.workflow.rank import rank
     from transferkit.workflow.session import load_backbone
 
 __version__ = "0.1.0"
@@ -55,7 +55,7 @@ _HOMES = {
     "Predictions": "result",
     "Preprocessing": "records",
     "Ranking": "records",
-    "Recipe": "finetune",
+    "Recipe": "options",
     "Result": "result",
     "TransferDataModule": "data.module",
     "TransferModule": "finetune",
@@ -65,7 +65,7 @@ _HOMES = {
     "decide": "api",
     "load": "result",
     "load_backbone": "workflow.session",
-    "rank": "workflow.rank",
+    "rank": "api",
     "restore_norm": "nn.norm",
     "swap_norm": "nn.norm",
     "swapped_norms": "nn.norm",

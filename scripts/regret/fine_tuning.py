@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,15 @@ from regret.running import shrink
 from transferkit.data import Data, open_data
 from transferkit.decision import complete
 from transferkit.features import FeatureBank
-from transferkit.finetune import Recipe
+from transferkit.finetune import fit_recipe
 from transferkit.nn import logits_of
-from transferkit.workflow.decide import conditions_for, give
-from transferkit.workflow.finetune_run import FineTuneOptions
+from transferkit.options import AdaptOptions
+from transferkit.workflow.decide import choose_strategy, conditions_for
 from transferkit.workflow.fit import fit_decision
 from transferkit.workflow.measure import Measurement, measure_features
-from transferkit.workflow.session import Options, Session
+from transferkit.workflow.session import Session
 
-OPTIONS = Options(
-    image_size=SIZE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
-    test=0.2, strict=False, preprocessed=False, pooling="avg+max", class_weight="none", similarity=None, cache=None,
-    cache_limit=None, device="cpu", progress=False,
-)  # fmt: skip
+OPTIONS = AdaptOptions(image_size=SIZE, test=0.2, device="cpu", progress=False)
 
 
 def tune(
@@ -51,9 +48,9 @@ def tune(
                     continue
                 data = open_data(tasks / task["task"], progress=False)
                 small = shrink(data, level, 0)
-                found = measure_features(backbone, small, bank=bank, pooling="avg+max", progress=False)
+                found = measure_features(backbone, small, OPTIONS, bank=bank)
                 for name in missing:
-                    cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, name)
+                    cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, bank, name)
                     # Another process may have filled in other levels meanwhile.
                     fresh = json.loads(path.read_text(encoding="utf-8"))
                     same = next(c for c in fresh["cells"] if (c["level"], c["draw"]) == (level, 0))
@@ -62,14 +59,13 @@ def tune(
                     print(task["task"], level, name, cell["tuned"][name], flush=True)
 
 
-def tune_cell(backbone: Any, data: Data, found: Measurement, strategy: str) -> dict[str, Any]:
+def tune_cell(backbone: Any, data: Data, found: Measurement, bank: FeatureBank, strategy: str) -> dict[str, Any]:
     """What `adapt` with this strategy returns, on the test images; seconds are the processor's own."""
-    recipe, evidence = Recipe(), found.evidence
-    decision = complete(give(evidence, strategy=strategy, stage=None), evidence, conditions_for(evidence, recipe))
+    options, evidence = replace(OPTIONS, strategy=strategy), found.evidence
+    decision = complete(choose_strategy(evidence, options), evidence, conditions_for(evidence, options))
+    session = Session(backbone=backbone, data=data, measured=found, options=options, bank=bank)
     began = time.process_time()
-    fitted = fit_decision(
-        Session(backbone, data, found, {}), decision, OPTIONS, head="auto", training=FineTuneOptions(recipe=recipe)
-    )
+    fitted = fit_decision(session, decision, options)
     seconds = time.process_time() - began
     assert fitted.training is not None
     test = data.indices("test")
@@ -85,7 +81,7 @@ def tune_cell(backbone: Any, data: Data, found: Measurement, strategy: str) -> d
             for candidate in fitted.training.candidates
         },
         "held_back_images": fitted.training.held_back,
-        "epochs": [fitted.training.best_epoch + 1, recipe.fitted(len(found.train)).epochs],
+        "epochs": [fitted.training.best_epoch + 1, fit_recipe(options.recipe, len(found.train)).epochs],
         "lr_factor": fitted.training.lr_factor,
         "seconds": round(seconds, 1),
     }

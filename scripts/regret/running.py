@@ -20,9 +20,10 @@ from transferkit.core.provenance import environment
 from transferkit.core.serialization import to_json
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
+from transferkit.options import PassOptions
 from transferkit.probe import HeadFit, choose_head, fit_heads
-from transferkit.records import JOINED, SELECTED, Decision, Evidence
-from transferkit.strategies import STRATEGIES
+from transferkit.records import JOINED, SELECTED, Evidence
+from transferkit.strategies import STRATEGIES, PlanSettings
 from transferkit.workflow.measure import Measurement, measure_features
 
 LEVELS = {5: 3, 20: 3, 100: 2, 1000: 1}
@@ -88,12 +89,10 @@ def representations(stages: Sequence[str]) -> tuple[str, ...]:
 
 def fit(looked: Measurement, data: Data, stages: Sequence[str], stage: str, head: str) -> tuple[list[HeadFit], float]:
     """Heads on one representation, and the seconds they took (selecting features is timed in the evidence)."""
-    decision = Decision(
-        strategy="linear_probe", stage=stage, lr=0, lr_scale=0, norm="frozen", mode="given", reasons=("exhaustive",)
-    )
+    settings = PlanSettings(strategy="linear_probe", stage=stage)
     start = time.perf_counter()
     fits = fit_heads(
-        STRATEGIES["linear_probe"](decision, stages),
+        STRATEGIES["linear_probe"](settings, stages),
         looked.table.take(looked.train),
         looked.labels,
         classes=data.summary.num_classes,
@@ -147,7 +146,7 @@ def lean(evidence: Evidence) -> dict[str, Any]:
 def run_cell(backbone: Any, data: Data, bank: FeatureBank, level: int, number: int) -> dict[str, Any]:
     """Every linear head on one draw of a task's images."""
     small = shrink(data, level, number)
-    looked = measure_features(backbone, small, bank=bank, pooling="avg+max", progress=False)
+    looked = measure_features(backbone, small, PassOptions(progress=False), bank=bank)
     stages = [stage.name for stage in backbone.stages]
     strategies: dict[str, dict[str, Any]] = {}
     for stage in representations(stages):

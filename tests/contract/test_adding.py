@@ -1,6 +1,8 @@
-"""One more strategy, measure, kind of normalisation and verb, added at run time, as a new file and its line would."""
+"""One more strategy, measure, kind of normalisation, chart and verb, added at run time as a new file would add it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +10,14 @@ import torch
 from torch import nn
 
 import transferkit as tk
+from tests.unit.report.conftest import build_record, build_training
 from tests.unit.workflow.test_rank import ALL, ONE, PLAIN, Colours, Tinted
 from transferkit import cli
 from transferkit.measure import MEASURES
 from transferkit.measure.transferability.catalog import Measure
 from transferkit.nn.norm.kinds import NORM_KINDS
+from transferkit.report import render
+from transferkit.report.charts import CHARTS, Band, Chart, Figure, Line, Point, count_axis, log_axis
 from transferkit.strategies import STRATEGIES, few_layers
 
 
@@ -51,6 +56,29 @@ def test_a_kind_of_normalisation(added):
     network = tk.swap_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), to="nothing")
     assert isinstance(network[1], nn.Identity)
     assert torch.equal(network(torch.ones(1, 3, 2, 2)), network[0](torch.ones(1, 3, 2, 2)))
+
+
+def test_a_chart(added):
+    def rates(record):
+        if record.training is None:
+            return None
+        points = [Point(x=epoch.number + 1, y=epoch.lr, title=f"toy: {epoch.lr:g}") for epoch in record.training.epochs]
+        chart = Chart(
+            title="Learning rate by epoch",
+            x=count_axis(1, len(points), name="Epoch"),
+            y=log_axis([point.y for point in points], name="Learning rate"),
+            marks=[Band(low=1e-3, high=5e-3, axis="y", legend="usual"), Line(points=points)],
+        )
+        return Figure(section="training", heading="Toy rates", caption="Shaded: the usual range.", charts=[chart])
+
+    added(CHARTS, "toy", rates)
+    probe = build_record(("ant", "bee", "cat"))
+    page = render(replace(probe, training=build_training()))
+    drawn = page[page.index('data-chart="toy"') : page.index("Shaded: the usual range.")]
+    assert page.index('id="training"') < page.index("Toy rates") < page.index('id="kept"')
+    for part in ('aria-label="Learning rate by epoch"', "usual</li>", ">0.005</text>", 'class="line in-accent"'):
+        assert part in drawn
+    assert "Toy rates" not in render(probe)
 
 
 def test_a_verb(monkeypatch, capsys):

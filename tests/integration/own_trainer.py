@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDatas
 
 import transferkit as tk
 from transferkit.core.distributed import is_first
-from transferkit.finetune import Recipe
+from transferkit.options import Recipe
 
 IMAGES, BATCH, CLASSES, EPOCHS = 48, 16, 3, 4
 

@@ -196,7 +196,7 @@ def test_similarity_is_measured_unless_given_and_survives_saving(stripes, tmp_pa
     assert 0 <= detail.low <= result.evidence.similarity == detail.value <= detail.high <= 1
     assert [stage.stage for stage in detail.stages] == [stage.name for stage in result.evidence.backbone.stages]
     assert tk.load(tmp_path / "run").evidence.similarity_detail == detail
-    assert "How near the images are" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert '<section id="similarity"' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     given = tk.analyze(PACKAGED, stripes, image_size=32, similarity=0.9, progress=False)
     assert (given.similarity, given.similarity_detail.origin) == (0.9, "given")
 
@@ -263,7 +263,7 @@ def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, t
         patch.setattr("transferkit.finetune.fine_tune", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tune_stripes(stripes, **begun)
-    monkeypatch.setattr(finetune_run.FineTuneRun, "_cached", None)
+    monkeypatch.setattr(finetune_run, "cache_frozen_stages", lambda *_: None)
     fine_tune_stripes(stripes, **begun)
     fine_tune_stripes(stripes, out=tmp_path / "afresh", train={"epochs": 3, "views": 0})
     states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "afresh")]

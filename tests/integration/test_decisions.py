@@ -11,9 +11,9 @@ from tests.conftest import draw_stripes
 from transferkit import api
 from transferkit.core.errors import OptionError
 from transferkit.decision import choose
+from transferkit.options import PassOptions
 from transferkit.records import Decision
 from transferkit.strategies import STRATEGIES
-from transferkit.workflow.session import Options
 
 LOOK = {"image_size": 32, "progress": False}
 MODELS = {"random weights": ("timm/test_resnet", False), "pretrained": ("packaged/tf_efficientnet_lite0", True)}
@@ -32,17 +32,13 @@ def looks(tmp_path_factory):
             split = "train" if number < 8 else "test"
             draw_stripes(root / "stripes" / split / name / f"{number}.png", angle=angle, seed=100 * angle + number)
     return {
-        name: api.open_session(model, root / "stripes", options(pretrained=pretrained, cache=root / "cache"))
+        name: api.open_session(
+            model,
+            root / "stripes",
+            PassOptions(image_size=32, test=0.2, pretrained=pretrained, cache=root / "cache", progress=False),
+        )
         for name, (model, pretrained) in MODELS.items()
     }
-
-
-def options(**changed) -> Options:
-    fields = dataclasses.fields(Options)
-    plain = {field.name: None for field in fields if field.default is dataclasses.MISSING}
-    usual = {"image_size": 32, "seed": 0, "val": 0.0, "test": 0.2, "strict": False, "preprocessed": False}
-    said = {"pooling": "avg+max", "class_weight": "none", "device": "auto", "progress": False}
-    return Options(**{**plain, **usual, **said, **changed})
 
 
 @pytest.fixture
@@ -109,7 +105,7 @@ def test_what_a_search_finds_is_completed_in_the_same_place(decisions, monkeypat
     def search(evidence, begin, **how):
         return dataclasses.replace(choose(evidence), strategy="lp_ft", stage="top", mode="search")
 
-    monkeypatch.setattr(api, "search", search)
+    monkeypatch.setattr("transferkit.workflow.decide.search", search)
     _, done = decisions(mode="search")
     said, _ = decisions(strategy="lp_ft")
     assert (done.lr, done.lr_scale, done.norm) == (said.lr, said.lr_scale, said.norm)

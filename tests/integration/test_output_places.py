@@ -447,7 +447,7 @@ def test_what_the_report_quotes_is_run_in_a_fresh_python(flat, at):
     shutil.rmtree("a")
     exec(shown, {})
     assert numbers(at / "a") == before
-    assert f"<code>{at}</code>, where relative paths in it start" in (at / "a/report.html").read_text("utf-8")
+    assert f"<code>{at}</code>: relative paths start there" in (at / "a/report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("out", ["a b", "it's"])

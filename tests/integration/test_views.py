@@ -172,11 +172,13 @@ def test_left_open_the_choice_is_said_with_its_numbers(adapt):
 
 
 def test_what_views_took_comes_out_of_the_budget(adapt, monkeypatch):
-    from transferkit import api
+    from transferkit.workflow import decide
 
     left = []
-    choose = api.choose
-    monkeypatch.setattr(api, "choose", lambda *a, budget=None, **o: left.append(budget) or choose(*a, **o))
+    choose = decide.choose
+    monkeypatch.setattr(
+        "transferkit.workflow.decide.choose", lambda *a, budget=None, **o: left.append(budget) or choose(*a, **o)
+    )
     result = adapt(strategy="auto", budget=100.0)
     assert left == [pytest.approx(100 - result.evidence.views.seconds, abs=0.06)]
     tk.decide(result.evidence, budget=100.0)

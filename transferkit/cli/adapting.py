@@ -6,10 +6,10 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from transferkit.cli.composition import named_values, plain
 from transferkit.cli.jobs import Job, current_command, in_sweep, output_folder
+from transferkit.cli.schema import arguments_of
 from transferkit.core.distributed import is_first
 from transferkit.core.errors import list_problems
 
@@ -19,76 +19,23 @@ if TYPE_CHECKING:
     from transferkit.records import DataSummary, Finding, TrainingRecord
     from transferkit.result import Result
 
-__all__ = ["ADAPT", "SHARED", "audit_lines", "data_arguments", "deciding_arguments", "shared_arguments"]
+__all__ = ["ADAPT", "audit_lines"]
 
 log = logging.getLogger("transferkit")
 
 
-def data_arguments(settings: DictConfig) -> dict[str, Any]:
-    """The arguments of `adapt` and `analyze` that say what the data is."""
-    data = settings.data
-    place = {"folder": "root", "manifest": "path"}.get(data.source)
-    return {
-        "data": data.source if place is None else data[place],
-        "root": data.get("root") if data.source == "manifest" else None,
-        "columns": {str(key): str(name) for key, name in data.get("columns", {}).items() if name is not None} or None,
-        **({} if data.max_pixels is None else {"max_pixels": data.max_pixels}),
-        "val": data.val,
-        "test": data.test,
-        "strict": data.strict,
-    }
-
-
-SHARED = (
-    "model", "checkpoint", "pretrained", "image_size", "geometry", "views", "similarity", "source", "pooling",
-    "class_weight", "cache", "cache_limit", "device", "batch_size", "seed", "progress",
-)  # fmt: skip
-
-
-def shared_arguments(settings: DictConfig) -> dict[str, Any]:
-    """The arguments that `adapt` and `analyze` share."""
-    return {**{key: plain(settings[key]) for key in SHARED}, **data_arguments(settings)}
-
-
-def _arguments(settings: DictConfig, out: Path) -> dict[str, Any]:
-    """The arguments of `transferkit.adapt`."""
-    return {
-        **shared_arguments(settings),
-        **deciding_arguments(settings),
-        "head": settings.head,
-        "resume": settings.resume,
-        "overwrite": settings.overwrite,
-        "evaluate": settings.evaluate,
-        "out": out,
-    }
-
-
-def deciding_arguments(settings: DictConfig) -> dict[str, Any]:
-    """What `adapt` and `decide` take alike."""
-    return {
-        **{key: settings[key] for key in ("strategy", "stage", "mode", "norm", "budget")},
-        "unfreeze": plain(settings.unfreeze),
-        "train": named_values(settings.train),
-        "trainer": named_values(settings.trainer),
-    }
-
-
 def _check(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
-    from transferkit.api import check_adapt
+    from transferkit.api import adapt, check_adapt
 
-    return check_adapt(_arguments(settings, out))
+    return check_adapt({**arguments_of(settings, adapt), "out": out})
 
 
 def _check_backbone(settings: DictConfig) -> None:
-    from transferkit.api import check_backbone
+    from transferkit.api import adapt
+    from transferkit.options import AdaptOptions, options_from
+    from transferkit.workflow.checks import check_backbone
 
-    check_backbone(
-        settings.model,
-        image_size=settings.image_size,
-        strategy=settings.strategy,
-        stage=settings.stage,
-        unfreeze=plain(settings.unfreeze),
-    )
+    check_backbone(settings.model, options_from(AdaptOptions, arguments_of(settings, adapt)))
 
 
 def _adapt(settings: DictConfig) -> float | None:
@@ -97,7 +44,8 @@ def _adapt(settings: DictConfig) -> float | None:
     out, more = output_folder(), []
     if settings.evaluate == "auto" and in_sweep():  # runs that are compared are not compared on the test images
         settings.evaluate, more = False, ["evaluate=false"]
-    result = adapt(**_arguments(settings, out), command=current_command("adapt", settings, *more))
+    arguments = {**arguments_of(settings, adapt), "out": out}
+    result = adapt(**arguments, command=current_command("adapt", settings, *more))
     if is_first():
         for line in _summary(result, out):
             print(line)

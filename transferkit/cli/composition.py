@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from transferkit.cli.schema import PLACES, find_kind_problems, known_settings, register_schema
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.renaming import RENAMED, explain_renamed
 
@@ -15,13 +17,29 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-__all__ = ["compose_settings", "config_folder", "data_sources", "named_values", "plain"]
+__all__ = ["GROUPS", "compose_settings", "config_folder", "group_choices"]
 
-NUMBERS = ("similarity", "cache_limit", "budget", "data.val", "data.test", "train.lr_scale")
-WHOLE_NUMBERS = (
-    *("image_size", "batch_size", "seed", "data.max_pixels"),
-    *("train.epochs", "train.batch_size", "train.folds", "train.views"),
-)
+TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "benchmark")
+"""Options of Lightning's trainer that conf/trainer/ lists."""
+
+GROUPS = {
+    "backbone": "backbone",
+    "data": "data source",
+    "strategy": "strategy",
+    "finetune": "way of fine-tuning",
+    "trainer": "trainer",
+    "experiment": "experiment",
+}
+"""Group of the configuration -> what one of its choices is called in messages."""
+
+REMEDIES = {
+    "backbone": "Any backbone is model=NAME; transferkit zoo lists them.",
+    "data": "A folder is data.root=DIR.",
+    "finetune": "Single values are train.epochs=10.",
+    "trainer": "Single values are trainer.precision=bf16-mixed.",
+}
+
+HELP = "See transferkit adapt --help."
 
 
 def config_folder() -> Path:
@@ -31,9 +49,9 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def data_sources() -> list[str]:
-    """Names that `data=` may have."""
-    return sorted(path.stem for path in (config_folder() / "data").glob("*.yaml"))
+def group_choices(group: str) -> list[str]:
+    """Names that a group's choice may have: the files in its folder of conf/."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
 def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictConfig:
@@ -47,22 +65,26 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
         OptionError: They do not fit the configuration, or a value is missing or no number.
     """
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+
+    from transferkit.strategies import STRATEGIES
 
     with _initialized():
         from hydra import compose
 
+        strategy = check_words(words).get("strategy", "auto")
+        unknown = strategy not in (*group_choices("strategy"), *STRATEGIES)
+        words = [word for word in words if not (unknown and word.startswith("strategy="))]
         try:
             numbered = [] if job is None else [f"hydra.job.num={job}"]
             composed = compose("config", overrides=[*words, *numbered], return_hydra_config=True)
-            missing = sorted(OmegaConf.missing_keys(composed.data))
+            if unknown:  # refused later, with everything else that is wrong
+                composed.strategy = strategy
         except (HydraException, OmegaConfBaseException) as error:
-            raise OptionError(_explain(error, words)) from error
-    if missing:
-        settings = ", ".join(f"{key}=..." for key in missing)
-        raise OptionError(f"data={composed.data.source} needs {settings} (see transferkit adapt --help).")
-    _check_numbers(composed)
+            raise OptionError(str(error).split("\n")[0]) from error
+    source = composed.data.source
+    if source in PLACES and composed.data[PLACES[source]] is None:
+        raise OptionError(f"data={source} needs data.{PLACES[source]}=... (see transferkit adapt --help).")
     return composed
 
 
@@ -70,78 +92,80 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
 def _initialized() -> Iterator[None]:
     from hydra import initialize_config_dir
 
+    register_schema(known_strategies=group_choices("strategy"))
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield
 
 
-def _check_numbers(composed: DictConfig) -> None:
-    """Words where a number belongs, all at once."""
-    from omegaconf import OmegaConf
+def check_words(words: Sequence[str]) -> dict[str, Any]:
+    """Setting -> value of these words; what is wrong with single ones is said before Hydra composes them.
 
-    wrong = []
-    for key in (*WHOLE_NUMBERS, *NUMBERS):
-        value, kind = OmegaConf.select(composed, key), int if key in WHOLE_NUMBERS else (int, float)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            wrong.append(f"{key} must be a {'whole ' if key in WHOLE_NUMBERS else ''}number, got {value!r}.")
-    if wrong:
-        raise OptionError(" ".join(wrong))
+    Args:
+        words: In Hydra's grammar, without flags and sweeps.
+
+    Raises:
+        OptionError: A setting is unknown or has the wrong type, or a group has no such choice.
+    """
+    given: dict[str, Any] = {}
+    for word in words:
+        key, value = _split(word)
+        _check_choice(key, value)
+        given[key.lstrip("+")] = value
+    if problems := list(find_kind_problems(given)):
+        raise OptionError(" ".join(problems))
+    _check_places(given)
+    return given
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's complaint in the words of this project: the key that is not known, and the closest that are."""
-    from hydra import compose
-    from omegaconf import OmegaConf
+def _split(word: str) -> tuple[str, Any]:
+    """Key and value of a word, the value as Hydra reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    defaults = OmegaConf.to_container(compose("config"), resolve=False)
-    assert isinstance(defaults, dict)
-    inside = [f"{group}.{key}" for group in ("train", "trainer") for key in defaults[group]]
-    known = [*map(str, defaults), *inside, *(f"data.{key}" for key in _data_keys())]
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals:
-            return f"{override!r} is not a setting. Write key=value; see transferkit adapt --help."
-        if key in RENAMED:
-            return explain_renamed(key)
-        if key.lstrip("+~") not in known and not key.startswith(("hydra", "+", "~")):
-            return unknown_name("setting", key, known, remedy="See transferkit adapt --help.")
-    groups = data_sources()
+    key, equals, text = word.partition("=")
+    if not equals and not word.startswith("~"):
+        raise OptionError(f"{word!r} is not a setting. Write key=value; see transferkit adapt --help.")
+    _check_key(key)
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise OptionError(f"{word!r} is not a setting: {str(error).splitlines()[0]}") from error
+    if override.is_sweep_override():
+        raise OptionError(
+            f"{word!r} is several values. A list has brackets: {key}=[{text}]; a run for each --multirun."
+        )
+    value = override.value()
+    if key in ("train", "data.columns") and not isinstance(value, (Mapping, NoneType)):
+        raise OptionError(f"{key} is several settings. Set one of them: {_inside(key, known_settings())}.")
+    return key, value
+
+
+def _check_key(key: str) -> None:
+    name = key.lstrip("+~")
+    if name in RENAMED:
+        raise OptionError(explain_renamed(name))
+    known = dict.fromkeys([*known_settings(), *GROUPS])
+    if key.startswith("trainer.") and key not in (trainer := [f"trainer.{name}" for name in TRAINER]):
+        raise OptionError(unknown_name("setting", key, trainer, remedy=f"Any other of Lightning's is +{key}=..."))
+    if not name.startswith(("hydra", "trainer.")) and name not in known:
+        raise OptionError(unknown_name("setting", name, known, remedy=HELP))
+
+
+def _inside(group: str, known: Iterable[str]) -> str:
+    return ", ".join(f"{name}=..." for name in known if name.startswith(f"{group}."))
+
+
+def _check_choice(key: str, value: Any) -> None:
+    """Whether a group has this choice."""
+    choices = group_choices(key) if key in GROUPS and key != "strategy" else []
+    if choices and not (value is None and key == "experiment") and value not in choices:
+        raise OptionError(unknown_name(GROUPS[key], str(value), choices, remedy=REMEDIES.get(key, "")))
+
+
+def _check_places(given: Mapping[str, Any]) -> None:
+    """Whether the data source that is named knows the places that are."""
     places = {"data.root": ("folder", "manifest"), "data.path": ("manifest",)}
-    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     for key in given.keys() & places.keys():
-        if given.get("data") in groups and given["data"] not in places[key]:
+        if "data" in given and given["data"] not in places[key]:
             remedy = "Leave data= out: a folder is data.root=DIR, a manifest data.path=FILE."
-            return f"data={given['data']} has no {key}. {remedy}"
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if "," in value and str(error).startswith("Ambiguous value"):
-            return f"{override!r} is several values. A list has brackets: {key}=[{value}]; a run for each --multirun."
-        if key == "data" and value not in groups:
-            return unknown_name("data source", value, groups, remedy="A folder is data.root=DIR.")
-    return str(error).split("\n")[0]
-
-
-def _data_keys() -> set[str]:
-    from omegaconf import OmegaConf
-
-    loaded = [OmegaConf.to_container(OmegaConf.load(path)) for path in (config_folder() / "data").glob("*.yaml")]
-    groups = [group for group in loaded if isinstance(group, dict)]
-    columns = {f"columns.{name}" for group in groups for name in group.get("columns", {})}
-    return columns | {str(key) for group in groups for key in group}
-
-
-def plain(value: Any) -> Any:
-    """A list of the settings as Python knows it; anything else as it is."""
-    from omegaconf import ListConfig, OmegaConf
-
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
-
-
-def named_values(group: DictConfig | None) -> dict[str, Any]:
-    """The settings of a group that are not left open."""
-    from omegaconf import OmegaConf
-
-    if group is None:  # as `train=null` leaves it
-        return {}
-    values = OmegaConf.to_container(group, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if value is not None}
+            raise OptionError(f"data={given['data']} has no {key}. {remedy}")

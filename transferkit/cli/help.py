@@ -2,7 +2,146 @@
 
 from __future__ import annotations
 
-__all__ = ["HELP", "USAGE"]
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transferkit.cli.composition import GROUPS, group_choices
+from transferkit.options import AdaptOptions, DataOptions, Recipe, describe_options
+
+__all__ = ["HELP", "SECTIONS", "USAGE", "Section"]
+
+WIDTH = 118
+"""Of a terminal that shows every line whole."""
+
+KEYS = 27
+"""Width of the column of keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Settings that are explained together.
+
+    Args:
+        title: What they are about.
+        rows: (setting, default as typed, sentence).
+    """
+
+    title: str
+    rows: tuple[tuple[str, str, str], ...]
+
+
+def _rows(kind: type, names: Iterable[str] | None = None, *, group: str = "") -> list[tuple[str, str, str]]:
+    defaults = {one.name: one.default for one in fields(kind)}
+    return [
+        (f"{group}{name}", _typed(defaults[name]), _as_typed(text))
+        for name, text in describe_options(kind, names=names)
+    ]
+
+
+def _typed(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_typed(text: str) -> str:
+    """A sentence in the words of the command line."""
+    return text.replace("None", "null").replace("False:", "false:")
+
+
+SECTIONS = (
+    Section(
+        title="Backbone",
+        rows=(
+            (
+                "model",
+                "packaged/tf_efficientnet_lite0",
+                "timm/..., torchvision/..., packaged/...; see transferkit zoo.",
+            ),
+            *_rows(AdaptOptions, ("checkpoint", "pretrained", "image_size", "geometry", "views", "pooling")),
+        ),
+    ),
+    Section(
+        title="Data",
+        rows=(
+            (
+                "data.root",
+                "null",
+                "A folder of images, DIR/<class>/* or DIR/{train,val,test}/<class>/*; beside data.path: "
+                "where a manifest's relative paths start.",
+            ),
+            ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
+            ("data.columns.label", "null", "What a manifest calls that column; also .path, .split, .group."),
+            *_rows(DataOptions, ("val", "test", "strict", "max_pixels"), group="data."),
+        ),
+    ),
+    Section(
+        title="What is decided",
+        rows=tuple(
+            _rows(
+                AdaptOptions,
+                (
+                    "strategy",
+                    "stage",
+                    "unfreeze",
+                    "mode",
+                    "budget",
+                    "norm",
+                    "head",
+                    "class_weight",
+                    "similarity",
+                    "source",
+                ),
+            )
+        ),
+    ),
+    Section(title="How networks are fine-tuned", rows=tuple(_rows(Recipe, group="train."))),
+    Section(
+        title="Lightning's trainer",
+        rows=(
+            ("trainer.precision", "null", "bf16-mixed, 16-mixed, ...; null: 32-true."),
+            ("trainer.devices", "null", "How many processes train together."),
+            ("trainer.strategy", "null", "ddp, or fsdp to share weights among processes."),
+            (
+                "trainer.accelerator",
+                "null",
+                "cpu, gpu, ...; also trainer.num_nodes, trainer.benchmark; any other option is +trainer.NAME=VALUE.",
+            ),
+        ),
+    ),
+    Section(
+        title="Where and with what",
+        rows=(
+            ("out", "runs/DATE_TIME", "Folder for model, result and report."),
+            *_rows(
+                AdaptOptions,
+                ("overwrite", "resume", "evaluate", "cache", "cache_limit", "device", "batch_size", "seed", "progress"),
+            ),
+            ("debug", "false", "Tracebacks instead of one-paragraph errors."),
+        ),
+    ),
+)
+"""All settings of adapt, in the order of --help and docs/options.md."""
+
+
+def _section(section: Section) -> str:
+    return "\n".join(
+        [f"{section.title}:", *(_entry(f"{key}={default}", text) for key, default, text in section.rows), ""]
+    )
+
+
+def _entry(key: str, text: str) -> str:
+    """Key and sentence side by side; a key that is too long stands on a line of its own."""
+    indent = " " * (KEYS + 4)
+    first = f"  {key:<{KEYS}}  "
+    wrapped = textwrap.fill(text, width=WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return first + wrapped[len(indent) :] if len(first) == len(indent) else f"  {key}\n{wrapped}"
+
+
+def _groups() -> str:
+    lines = [_entry(f"{group}=NAME", ", ".join(group_choices(group))) for group in GROUPS if group != "strategy"]
+    return "\n".join(["Prepared settings, a file each in conf/:", *lines, ""])
+
 
 USAGE = """\
 transferkit: a classifier for your images from a pretrained backbone. It measures before it decides.
@@ -20,8 +159,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
 `transferkit VERB --help` says more.
 """
 
-HELP = {
-    "adapt": """\
+ADAPT = """\
 transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model, result and report in one folder.
 
   transferkit adapt                                                    scikit-learn's digits, offline
@@ -29,39 +167,14 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   transferkit adapt data.path=labels.csv                               columns path, label [, split, group]
   transferkit adapt model=timm/resnet50.a1_in1k data.root=DIR
   transferkit adapt model=torchvision/resnet18 checkpoint=my.pth data.root=DIR
+  transferkit adapt strategy=few_layers unfreeze=2 train.epochs=10 data.root=DIR
+  transferkit adapt experiment=digits_150                              a prepared run, offline
+  transferkit adapt --multirun seed=0,1,2                              one run per value, compared by held-back accuracy
+  transferkit adapt --cfg job                                          show the settings and stop
+"""
 
-  model=NAME            packaged/..., timm/..., torchvision/... (transferkit zoo lists them)
-  checkpoint=FILE       your weights for that architecture, or the folder of a finished run of it
-  data.root=DIR         a folder of images; data.path=FILE: a manifest; neither: the digits (data=digits)
-  data.test=0.2         share of train held back for the test, where the data has no test split; as it is, only where
-                        it has no splits at all
-  data.strict=true      what would be set aside is an error; data.max_pixels=N: larger images are set aside
-  data.columns.label=NAME   what a manifest calls the column; also .path, .split, .group; data.root=DIR: where its
-                        paths start
-  image_size=N          side in pixels; smaller is faster
-  geometry=auto         or crop (the checkpoint's own), full, squash, pad, zoom, wide: how one view shows a picture
-  views=auto            or 1, or crop+squash+zoom[+mirror]: features and predictions are means over these; a pass each
-  strategy=auto         or linear_probe, few_layers (the last ones), many_layers, lp_ft (all, from a solved head),
-                        surgical, norm_only, bias_only, lora; with stage=NAME for what the head reads (joined: all
-                        stages; selected: their useful features)
-  unfreeze=K                the last K stages learn (few_layers, many_layers, surgical); unfreeze=[blocks.5,top]: these
-  train.epochs=N        and train.lr=, train.lr_scale=, train.optimizer=, train.augment=, ...: how to fine-tune
-  trainer.precision=bf16-mixed, trainer.devices=2, trainer.strategy=ddp (or fsdp): options for Lightning's trainer
-  resume=auto           the same command with the same out=DIR takes a killed run up; false starts afresh
-  mode=evidence         or search: fine-tuning is tried on held-back images before it is chosen; or rule: the
-                        textbook's matrix on the number of images and their similarity to the source
-  norm=auto             or frozen, keep, or what to swap batch normalisation for (group, renorm, ...): fine-tuning
-  budget=SECONDS        limit on fitting what strategy=auto chooses; with mode=search on all trials as well
-  similarity=0..1       if you know better than what is measured; source=DIR: images like the backbone's own
-  head=auto             or ridge, logistic, average (of the two)
-  class_weight=none     or balanced, auto
-  out=DIR               where the run goes; overwrite=true replaces a finished run of other settings there
-  evaluate=auto         scores the test images once, at the end; false leaves that to transferkit evaluate
-  cache=DIR, cache_limit=GB, device=auto, batch_size=N, seed=0, progress=false, debug=true
-
-  transferkit adapt --multirun seed=0,1,2     one run per value, compared by held-back accuracy
-  transferkit adapt --cfg job                 show the settings and stop
-""",
+HELP = {
+    "adapt": "\n".join([ADAPT, *map(_section, SECTIONS), _groups()]),
     "analyze": """\
 transferkit analyze [key=value ...]: one frozen pass over your images; prints how well each stage tells the classes
 apart and what to do, and leaves evidence.json in the run's folder. Takes the same keys as adapt.

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from transferkit.cli.composition import compose_settings, config_folder, data_sources
+from transferkit.cli.composition import compose_settings, config_folder, group_choices
+from transferkit.cli.schema import register_schema
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
 from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word
 from transferkit.core.distributed import is_first
@@ -51,12 +52,13 @@ class Job:
         """Check, then run once, or once for each value of a sweep."""
         import hydra
 
-        words = hydra_words(typed, sources=data_sources())
+        words = hydra_words(typed, sources=group_choices("data"))
         runs = self._check(words)
         sweep = Sweep(names=differing_words(runs)) if is_multirun(words) else None
         # The first word stays: Lightning starts further processes by it.
         before, sys.argv = sys.argv, [sys.argv[0], *words]
         try:
+            register_schema(known_strategies=group_choices("strategy"))
             with _own_logging():
                 main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
                 main(_guarded(self.run, sweep, typed))()
@@ -186,7 +188,7 @@ def _discard_folder() -> None:
 
 def _way_back() -> list[str]:
     """How a run that was stopped in training goes on, in words."""
-    out, training = output_folder(), sys.modules.get("transferkit.workflow.finetune_run")
+    out, training = output_folder(), sys.modules.get("transferkit.workflow.training_folder")
     if training is None or not (out / training.WORK).is_dir():
         return []
     words = [word for word in _task_words() if not word.startswith(("out=", "resume="))]

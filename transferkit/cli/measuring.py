@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from transferkit.cli.adapting import SHARED, audit_lines, data_arguments, deciding_arguments, shared_arguments
-from transferkit.cli.composition import plain
+from transferkit.cli.adapting import audit_lines
 from transferkit.cli.jobs import Job, command_line, current_command, output_folder
+from transferkit.cli.schema import arguments_of
 from transferkit.cli.tables import print_table
 from transferkit.core.errors import OptionError, RunFolderError, list_problems
 
@@ -24,48 +25,41 @@ __all__ = ["ANALYZE", "RANK"]
 
 log = logging.getLogger("transferkit")
 
-ADAPT_ONLY = (
-    "model",
-    "checkpoint",
-    "strategy",
-    "stage",
-    "unfreeze",
-    "mode",
-    "norm",
-    "budget",
-    "head",
-    "similarity",
-    "source",
-    "evaluate",
-)
-"""Settings that say nothing about a ranking; given all the same, they mean another verb."""
-
-RANK_ARGUMENTS = tuple(key for key in SHARED if key not in ADAPT_ONLY)
-
+NOT_RANKED = ("backbone", "strategy", "finetune", "trainer")
+"""Groups of settings that say nothing about a ranking."""
 
 NOT_COMPARED = ("out=", "cache=", "cache_limit=", "progress=", "overwrite=", "debug=")
 """Words that make no other run."""
 
 
 def _check_analyze(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
-    from transferkit.api import check_arguments
+    from transferkit.api import analyze
+    from transferkit.workflow.checks import check_arguments
 
     if settings.mode == "search":
         raise OptionError("analyze only measures; mode=search trains. Use transferkit adapt mode=search.")
-    check_arguments({**shared_arguments(settings), "out": out})
+    check_arguments({**arguments_of(settings, analyze), "out": out}, fits=False)
     command = command_line("analyze", words, settings)
     return _check_kept(out / "evidence.json", command, overwrite=settings.overwrite)
 
 
 def _check_rank(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
-    from transferkit.api import check_arguments
+    from transferkit.api import rank
+    from transferkit.workflow.checks import check_arguments
 
-    given = {word.partition("=")[0].lstrip("+") for word in words}
-    if alien := [key for key in ADAPT_ONLY if key in given]:
+    if alien := _not_ranked([word.partition("=")[0].lstrip("+") for word in words]):
         raise OptionError(f"rank takes no {', '.join(alien)}; what to rank is models=[NAME,...].")
-    check_arguments({**_rank_arguments(settings), "checkpoint": None, "source": None, "out": out})
+    check_arguments({**arguments_of(settings, rank), "out": out}, fits=False)
     command = command_line("rank", words, settings)
     return _check_kept(out / "ranking.json", command, overwrite=settings.overwrite)
+
+
+def _not_ranked(given: Sequence[str]) -> list[str]:
+    """Settings that were given and that say nothing about a ranking: they mean another verb."""
+    from transferkit.api import rank
+
+    taken = {*inspect.signature(rank).parameters, "data", "out", "overwrite", "debug", "experiment", "hydra"}
+    return [key for key in given if key in NOT_RANKED or key.split(".")[0] not in taken]
 
 
 def _check_kept(file: Path, command: str, *, overwrite: bool) -> str:
@@ -103,8 +97,8 @@ def _analyze(settings: DictConfig) -> float | None:
     from transferkit.api import analyze, decide
     from transferkit.core.serialization import to_json
 
-    evidence = analyze(**shared_arguments(settings))
-    decision = decide(evidence, **deciding_arguments(settings), batch_size=settings.batch_size, device=settings.device)
+    evidence = analyze(**arguments_of(settings, analyze))
+    decision = decide(evidence, **arguments_of(settings, decide))
     command = current_command("analyze", settings)
     plain = {"schema": 1, "command": command, "evidence": to_json(evidence), "decision": to_json(decision)}
     out = output_folder() / "evidence.json"
@@ -125,17 +119,13 @@ def _accuracy_cells(score: ProbeScore) -> tuple[str, str]:
     return f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def _rank_arguments(settings: DictConfig) -> dict[str, Any]:
-    return {**{key: plain(settings[key]) for key in RANK_ARGUMENTS}, **data_arguments(settings)}
-
-
 def _rank(settings: DictConfig) -> float | None:
+    from transferkit.api import rank
     from transferkit.core.serialization import to_json
     from transferkit.report import render_ranking
-    from transferkit.workflow.rank import rank
 
     models = settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
-    ranking = rank(models, **_rank_arguments(settings), command=current_command("rank", settings))
+    ranking = rank(models, **arguments_of(settings, rank), command=current_command("rank", settings))
     out = output_folder()
     plain = {"schema": 1, "ranking": to_json(ranking)}
     (out / "ranking.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")

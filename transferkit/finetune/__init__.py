@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from transferkit.core.lazy import attach
-from transferkit.finetune.recipe import Recipe
+from transferkit.finetune.recipe import fit_recipe
 from transferkit.finetune.trainer_options import count_processes
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ __all__ = [
     "FreezePlan",
     "FreezePlanCallback",
     "Judged",
-    "Recipe",
     "Runner",
     "FineTuneTask",
     "TransferModule",
     "claims_table",
     "count_processes",
     "fine_tune",
+    "fit_recipe",
     "judge_folds",
 ]
 

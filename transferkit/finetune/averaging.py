@@ -16,11 +16,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from transferkit.core.errors import CheckpointError, OptionError, list_problems, unknown_name
 from transferkit.finetune.sharding import local, placed, whole
+from transferkit.options import AVERAGES
 
-__all__ = ["AVERAGES", "EMA_DECAY", "SWA_SHARE", "WeightAverage", "swa_start"]
-
-AVERAGES = ("ema", "swa")
-"""Exponential moving average, updated after every step; equal average of the ends of the last epochs."""
+__all__ = ["EMA_DECAY", "SWA_SHARE", "WeightAverage", "swa_start"]
 
 EMA_DECAY = 0.999
 """Highest decay. The decay's own warm-up reaches it after 9000 steps only: shorter runs average about the last tenth of
@@ -40,7 +38,8 @@ class WeightAverage:
 
     Args:
         names: Of parameters and buffers, as `named_parameters` and `named_buffers` give them.
-        kind: One of `AVERAGES`.
+        kind: "ema", the exponential moving average, updated after every step, or "swa", the equal average of the
+            ends of the last epochs.
         decay: Of "ema", in [0, 1): update t (from 0) keeps min(decay, (1 + t) / (10 + t)) of the old average.
 
     Attributes:

@@ -27,12 +27,12 @@ from transferkit.finetune.checkpoint import RunCheckpoint
 from transferkit.finetune.losses import TASKS
 from transferkit.finetune.module import TransferModule, count_images
 from transferkit.finetune.range_test import RangeTest, find_rate
-from transferkit.finetune.recipe import Recipe
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.verify import Verdict, verify
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
 from transferkit.nn.norm import recalibrate_statistics
+from transferkit.options import Recipe
 from transferkit.probe.closed_form import fit_closed_form
 from transferkit.probe.heads import HeadFit, choose_head, fit_heads
 from transferkit.records import Candidate, Claim, Epoch, Fold, Folds, TrainingRecord

@@ -22,7 +22,7 @@ from transferkit.finetune.callbacks import FreezePlanCallback, phase_starts
 from transferkit.finetune.freeze import FreezePlan
 from transferkit.finetune.losses import L2SP, TASKS
 from transferkit.finetune.plans import plan_for
-from transferkit.finetune.recipe import Recipe
+from transferkit.finetune.recipe import make_optimizer
 from transferkit.finetune.schedule import PhasedSchedule
 from transferkit.finetune.sharding import Shards, fill_state
 from transferkit.finetune.targets import TargetScale
@@ -30,6 +30,7 @@ from transferkit.finetune.trainer_options import check_sharding
 from transferkit.measure import fit_temperature
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel, in_halves
 from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
+from transferkit.options import Recipe
 from transferkit.records import JOINED, TOP, Preprocessing
 from transferkit.strategies import Plan
 
@@ -282,7 +283,7 @@ class TransferModule(pl.LightningModule):
         groups = self.freeze_plan.groups()
         recipe = self.recipe
         mixed = isinstance(self.trainer.precision_plugin, pl.plugins.MixedPrecision)
-        optimizer = recipe.make_optimizer(groups, mixed=mixed)
+        optimizer = make_optimizer(recipe, groups, mixed=mixed)
         if self._shards is not None:
             fill_state(optimizer)
         steps, starts = self._steps()

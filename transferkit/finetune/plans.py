@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
-from transferkit.finetune.recipe import Recipe
 from transferkit.nn import Backbone
-from transferkit.records import JOINED, SELECTED, TOP, Decision
-from transferkit.strategies import STRATEGIES, Plan, with_new_head, with_unfrozen
+from transferkit.options import Recipe
+from transferkit.records import JOINED, SELECTED, TOP
+from transferkit.strategies import STRATEGIES, Plan, PlanSettings, with_new_head, with_unfrozen
 
 __all__ = ["plan_for"]
 
@@ -56,9 +56,7 @@ def plan_for(
         start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size, scale=recipe.lr_scale)
         lr = start.lr
     chosen = str(stage) if stage in (JOINED, SELECTED) else backbone.find_stages(stage)[0]
-    decision = Decision(
-        strategy=strategy, stage=chosen, lr=lr, lr_scale=0.0, norm=norm, mode="given", reasons=("asked for",)
-    )
+    request = PlanSettings(strategy=strategy, stage=chosen, lr=lr, norm=norm)
     stages = [known.name for known in backbone.stages]
-    plan = make(with_unfrozen(decision, unfreeze, stages), stages)
+    plan = make(with_unfrozen(request, unfreeze, stages), stages)
     return with_new_head(plan) if new_head else plan

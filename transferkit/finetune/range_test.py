@@ -23,6 +23,7 @@ import torch
 from transferkit.core.errors import OptionError
 from transferkit.core.random import draw_seed
 from transferkit.finetune.module import TransferModule
+from transferkit.finetune.recipe import make_optimizer
 
 __all__ = ["RangeTest", "find_rate", "judge"]
 
@@ -214,7 +215,7 @@ def _swept(trial: TransferModule, batches: Iterable[Any], rates: Floats, planned
 def _make_optimizer(trial: TransferModule) -> torch.optim.Optimizer:
     """As the module would make it, for what the last phase trains."""
     groups = [{**group, "planned": group["lrs"][-1]} for group in trial.freeze_plan.groups() if group["lrs"][-1] > 0]
-    return trial.recipe.make_optimizer(groups)
+    return make_optimizer(trial.recipe, groups)
 
 
 def _step(trial: TransferModule, optimizer: torch.optim.Optimizer, batch: Any, factor: float) -> float:

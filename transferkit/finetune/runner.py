@@ -176,7 +176,7 @@ class Runner:
         recipe = module.recipe
         callbacks: list[pl.Callback] = [checkpoint]
         if judged:
-            stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.stops_after, check_finite=True)
+            stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.allowed_patience, check_finite=True)
             callbacks.insert(0, stopping)
         settings: dict[str, Any] = {
             **device_options(self.device),

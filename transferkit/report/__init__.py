@@ -1,4 +1,4 @@
-"""What a person opens after a run: one HTML file, offline, from a `RunRecord` alone.
+"""The report of a run: one HTML file that opens offline, made from a `RunRecord` alone.
 
 A ranking has a page of its own."""
 

@@ -1,4 +1,4 @@
-"""What the page of a ranking says: a `Ranking` in; sentences, rows and positions out."""
+"""What the page of a ranking says: a `Ranking` in; sentences and rows out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transferkit.records import MeasureScore, RankedModel, Ranking
-from transferkit.report._plots import Axis, Label, fit_scale
+from transferkit.report._interval_rows import IntervalRow
 from transferkit.report._words import (
     MISSING,
     as_typed,
@@ -17,6 +17,7 @@ from transferkit.report._words import (
     format_seconds,
     plural,
 )
+from transferkit.report.charts.axes import Axis, Label, share_axis
 
 __all__ = ["RankingPage", "write_ranking"]
 
@@ -25,25 +26,11 @@ MAX_RANK_TICKS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strip:
-    """A point with its interval; positions in % of the width."""
-
-    name: str
-    kind: str
-    chosen: bool
-    value: str
-    interval: str
-    at: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class RankingPage:
     """Everything the page says.
 
     Args:
-        ranks, accuracies: One strip per model, on their scales.
+        ranks, accuracies: One row per model, on their axes.
         costs: Rows of text under `cost_names`.
         measures: Rows of text under `measure_names`.
         missing: Why a measure has no value, a sentence each.
@@ -54,10 +41,10 @@ class RankingPage:
     reasons: tuple[str, ...]
     caveat: str
     pretrained: bool
-    rank_scale: Axis
-    ranks: tuple[Strip, ...]
-    accuracy_scale: Axis
-    accuracies: tuple[Strip, ...]
+    rank_axis: Axis
+    ranks: tuple[IntervalRow, ...]
+    accuracy_axis: Axis
+    accuracies: tuple[IntervalRow, ...]
     prior: str
     costs: tuple[tuple[str, ...], ...]
     measure_names: tuple[str, ...]
@@ -72,30 +59,30 @@ class RankingPage:
 def write_ranking(ranking: Ranking) -> RankingPage:
     """The page of a ranking."""
     models = ranking.models
-    accuracy_scale = fit_scale([share for row in models for share in row.joined.interval[1:]])
-    rank_scale = _scale_ranks(len(models))
+    accuracy_axis = share_axis([share for row in models for share in row.joined.interval[1:]])
+    rank_axis = _rank_axis(len(models))
     names = tuple(score.measure for score in models[0].scores)
     return RankingPage(
         title=f"{plural(len(models), 'backbone')} on {ranking.data.origin}",
         figure=models[0].name,
         reasons=ranking.reasons,
         caveat=(
-            "An interval of a rank speaks of other images of the same kind. It leaves out the luck in choosing the "
-            "training images and whatever fine-tuning would change: the share of resamples in which a backbone is best "
-            "overstates its chance of being best."
+            "The interval of a rank covers which images of the same kind it is measured on. It covers neither which "
+            "images the classifiers were fitted to nor what fine-tuning would change, so the share of resamples in "
+            "which a backbone is best overstates its probability of being best."
         ),
         pretrained=all(row.pretrained for row in models),
-        rank_scale=rank_scale,
-        ranks=tuple(_rank_strip(row, rank_scale, at == 0) for at, row in enumerate(models)),
-        accuracy_scale=accuracy_scale,
-        accuracies=tuple(_accuracy_strip(row, accuracy_scale, at == 0) for at, row in enumerate(models)),
+        rank_axis=rank_axis,
+        ranks=tuple(_rank_row(row, rank_axis, at == 0) for at, row in enumerate(models)),
+        accuracy_axis=accuracy_axis,
+        accuracies=tuple(_accuracy_row(row, accuracy_axis, at == 0) for at, row in enumerate(models)),
         prior=ranking.prior,
         costs=tuple(_cost_row(row, ranking.prior) for row in models),
         measure_names=names,
         measures=tuple((row.name, *map(_value, row.scores)) for row in models),
         measured=(
             f"On the top stage of {plural(ranking.measured_images, 'training image')}. Higher is better everywhere; "
-            "columns are not comparable with one another, nor, but for accuracies (knn, press), with other data."
+            "columns are not comparable with one another, and only accuracies (knn, press) are comparable across data."
         ),
         missing=tuple(_missing(models)),
         left_out=tuple((row.name, row.reason) for row in ranking.left_out),
@@ -105,49 +92,43 @@ def write_ranking(ranking: Ranking) -> RankingPage:
             ("Resamples", format_count(ranking.resamples)),
             ("Seed", str(ranking.seed)),
             ("Pooling", ranking.pooling),
-            ("Time in all", format_seconds(ranking.seconds)),
+            ("Total time", format_seconds(ranking.seconds)),
         ),
         command=as_typed(ranking.command),
     )
 
 
-def _scale_ranks(models: int) -> Axis:
-    """Ranks as shares of a plot that leaves half a rank free at both ends."""
+def _rank_axis(models: int) -> Axis:
+    """Ranks, with half a rank free at both ends."""
     step = -(-models // MAX_RANK_TICKS)
     marks = range(1, models + 1, step)
     ticks = tuple(Label(at=round(100 * (rank - 0.5) / models, 3), text=str(rank)) for rank in marks)
-    return Axis(low=0.5, high=models + 0.5, ticks=ticks)
+    return Axis(low=0.5, high=models + 0.5, ticks=ticks, grid=tuple(tick.at for tick in ticks))
 
 
-def _place_rank(scale: Axis, rank: int) -> float:
-    return round(100 * (rank - scale.low) / (scale.high - scale.low), 3)
-
-
-def _rank_strip(row: RankedModel, scale: Axis, chosen: bool) -> Strip:
+def _rank_row(row: RankedModel, axis: Axis, chosen: bool) -> IntervalRow:
     interval = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
-    return Strip(
+    return IntervalRow(
         name=row.name,
-        kind="stage",
         chosen=chosen,
         value=str(row.rank),
         interval=interval,
-        at=_place_rank(scale, row.rank),
-        low=_place_rank(scale, row.rank_low),
-        high=_place_rank(scale, row.rank_high),
+        at=axis.place(row.rank),
+        low=axis.place(row.rank_low),
+        high=axis.place(row.rank_high),
     )
 
 
-def _accuracy_strip(row: RankedModel, scale: Axis, chosen: bool) -> Strip:
+def _accuracy_row(row: RankedModel, axis: Axis, chosen: bool) -> IntervalRow:
     accuracy, low, high = row.joined.interval
-    return Strip(
+    return IntervalRow(
         name=row.name,
-        kind="stage",
         chosen=chosen,
         value=format_percent(accuracy),
         interval=format_range(low, high),
-        at=scale.place(accuracy),
-        low=scale.place(low),
-        high=scale.place(high),
+        at=axis.place(accuracy),
+        low=axis.place(low),
+        high=axis.place(high),
     )
 
 

@@ -22,13 +22,13 @@ def render(record: RunRecord) -> str:
         record: The run. Class names, file names and all other text in it are treated as untrusted.
 
     Returns:
-        HTML that loads nothing from elsewhere: pictures are data URIs, plots inline SVG; it holds no script.
+        HTML that loads nothing from elsewhere: pictures are data URIs, charts inline SVG; it holds no script.
     """
     return _encodable(_environment().get_template("report.html.j2").render(report=write_report(record)))
 
 
 def render_ranking(ranking: Ranking) -> str:
-    """The page of a ranking, made like the report of a run.
+    """The page of a ranking as one HTML document, like the report of a run.
 
     Args:
         ranking: All text in it is treated as untrusted.

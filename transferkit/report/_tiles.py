@@ -1,4 +1,4 @@
-"""Pictures inside the page: JPEG bytes as data URIs."""
+"""Pictures embedded in the page: JPEG bytes as data URIs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Tile", "make_tile"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A picture, ready to be shown."""
+    """A picture, ready for an `<img>`."""
 
     source: str
     item: str
 
 
 def make_tile(picture: Picture) -> Tile:
-    """A picture that needs no file beside the page."""
+    """A picture as a data URI."""
     return Tile(source="data:image/jpeg;base64," + base64.b64encode(picture.jpeg).decode("ascii"), item=picture.item)

@@ -1,4 +1,4 @@
-"""Numbers and names as people write them: 97.4 %, 1,402 images, 3.2 s, "a linear classifier on frozen features"."""
+"""Numbers and names as text: 97.4 %, 1,402 images, 3.2 s, "a linear classifier on frozen features"."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ STRATEGIES = {
     "lp_ft": "a linear classifier first, then fine-tuning",
     "norm_only": "fine-tuning of the normalisation layers only",
     "bias_only": "fine-tuning of the biases only",
-    "surgical": "fine-tuning of the layers picked for it",
-    "lora": "low-rank updates beside frozen weights (LoRA)",
+    "surgical": "fine-tuning of selected layers (surgical)",
+    "lora": "low-rank updates to frozen weights (LoRA)",
 }
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def format_percent(share: float, *, digits: int = 1) -> str:
-    """A share in [0, 1] as a percentage; only exactly 1 is written 100 %, only exactly 0 is written 0 %.
+    """A share in [0, 1] as a percentage; only exactly 1 is 100 %, only exactly 0 is 0 %.
 
     Example:
         >>> [format_percent(share).replace(GAP, " ") for share in (0.9742, 1.0, 0.99996, 0.0, 0.00001)]
@@ -90,7 +90,7 @@ def format_count(count: int) -> str:
 
 
 def format_part(part: int, whole: int) -> str:
-    """A count of a larger one, in millions where that tells them apart.
+    """A count out of a larger one, in millions if they still differ when rounded.
 
     Example:
         >>> format_part(1_210_570, 3_383_834), format_part(12_810, 3_383_834), format_part(3_380_000, 3_383_834)
@@ -178,7 +178,7 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def shorten(name: str, *, length: int) -> str:
-    """A name cut to `length` characters in its middle: names of a kind often differ only at the end.
+    """A name cut to `length` characters in the middle, because similar names often differ only at the end.
 
     Example:
         >>> shorten("Chesapeake Bay retriever", length=10)
@@ -196,7 +196,7 @@ def name_split(split: str) -> str:
 
 
 def order_splits(splits: Iterable[str]) -> list[str]:
-    """Splits in the order people think of them, unknown ones last.
+    """Splits in the order training, validation, test, then unknown ones.
 
     Example:
         >>> order_splits(["test", "extra", "train"])
@@ -222,7 +222,7 @@ def name_strategy(strategy: str) -> str:
 
 
 def name_stage(stage: str, backbone: BackboneSpec) -> str:
-    """A stage in words, with its place on the way from stem to top."""
+    """A stage in words, with its position between stem and top."""
     if stage == JOINED:
         return "all stages joined"
     if stage == SELECTED:
@@ -260,7 +260,7 @@ def _text(value: object) -> str:
 
 
 def as_typed(command: str) -> str:
-    """What does the same again when it is pasted into a fresh shell or Python: a call with its import.
+    """A command or call as it is typed into a fresh shell or Python: a call gets its import.
 
     Example:
         >>> print(as_typed("transferkit.adapt('m', 'd', seed=0)"))

@@ -1,4 +1,4 @@
-"""Decision -> plan: each strategy is one file with one function, found by its name.
+"""Decision, or another request -> plan: each strategy is one file with one function, found by its name.
 
 A plan says what is to be fitted; it does nothing itself.
 """
@@ -10,7 +10,7 @@ from transferkit.strategies.lora import lora
 from transferkit.strategies.lp_ft import lp_ft
 from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
-from transferkit.strategies.plan import HEAD, NORMS, STRATEGIES, Adapters, Phase, Plan, Rule
+from transferkit.strategies.plan import HEAD, NORMS, STRATEGIES, Adapters, Phase, Plan, PlanRequest, PlanSettings, Rule
 from transferkit.strategies.rates import scaled_plan, with_new_head
 from transferkit.strategies.reach import TUNABLE, check_unfreeze, with_unfrozen
 from transferkit.strategies.surgical import surgical
@@ -23,6 +23,8 @@ __all__ = [
     "Adapters",
     "Phase",
     "Plan",
+    "PlanRequest",
+    "PlanSettings",
     "Rule",
     "bias_only",
     "check_unfreeze",

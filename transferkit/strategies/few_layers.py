@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.records import Decision
-from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.plan import STRATEGIES, Plan, PlanRequest
 from transferkit.strategies.rates import decayed_rates, head_first, rate_of
 from transferkit.strategies.reach import reached_stages, tuned_stages
 
@@ -19,29 +18,29 @@ FEWEST = 2
 
 
 @STRATEGIES.register("few_layers")
-def few_layers(decision: Decision, stages: Sequence[str]) -> Plan:
+def few_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """The head alone, then the head with the last third of the stages, or with those that the decision names.
 
     Where the head reads an early stage, the last stages are those up to it.
 
     Args:
-        decision: Its `stage`, `tuned`, `lr` and `norm` are what counts.
+        request: Its `stage`, `tuned`, `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
         OptionError: If the backbone has no such stage, or there is no learning rate.
 
     Example:
-        >>> decision = Decision(strategy="few_layers", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
-        ...                     reasons=("asked for",))
-        >>> plan = few_layers(decision, ["stem", "a", "b", "c", "top"])
+        >>> from transferkit.strategies import PlanSettings
+        >>> request = PlanSettings(strategy="few_layers", stage="top", lr=1e-3, norm="keep")
+        >>> plan = few_layers(request, ["stem", "a", "b", "c", "top"])
         >>> [f"{rule} {rule.lr:g}" for rule in plan.phases[1].rules]
         ['head 0.0001', 'top 0.001', 'c 0.00075', '* 0']
     """
-    reached = reached_stages(decision, stages)
-    chosen = tuned_stages(decision, stages) or reached[-_count(len(reached)) :]
-    rates = decayed_rates(reached, lr=rate_of(decision))
-    return head_first("few_layers", decision, stages, phase="last stages", rates={name: rates[name] for name in chosen})
+    reached = reached_stages(request, stages)
+    chosen = tuned_stages(request, stages) or reached[-_count(len(reached)) :]
+    rates = decayed_rates(reached, lr=rate_of(request))
+    return head_first("few_layers", request, stages, phase="last stages", rates={name: rates[name] for name in chosen})
 
 
 def _count(stages: int) -> int:

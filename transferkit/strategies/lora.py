@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.records import Decision
-from transferkit.strategies.plan import STRATEGIES, Adapters, Plan
+from transferkit.strategies.plan import STRATEGIES, Adapters, Plan, PlanRequest
 from transferkit.strategies.rates import light_plan
 
 __all__ = ["lora"]
@@ -19,12 +18,12 @@ ALPHA = 16.0
 
 
 @STRATEGIES.register("lora")
-def lora(decision: Decision, stages: Sequence[str]) -> Plan:
+def lora(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """The head and a low-rank update of every large linear layer and 1x1 convolution learn; afterwards the updates are
     added to the weights, so that what is saved is the plain network.
 
     Args:
-        decision: Its `stage`, `lr` and `norm` are what counts.
+        request: Its `stage`, `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -34,10 +33,10 @@ def lora(decision: Decision, stages: Sequence[str]) -> Plan:
         Hu et al., LoRA: Low-rank adaptation of large language models, ICLR 2022.
 
     Example:
-        >>> decision = Decision(strategy="lora", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
-        ...                     reasons=("asked for",))
-        >>> [f"{rule} {rule.lr:g}" for rule in lora(decision, ["stem", "top"]).phases[0].rules]
+        >>> from transferkit.strategies import PlanSettings
+        >>> request = PlanSettings(strategy="lora", stage="top", lr=1e-3, norm="keep")
+        >>> [f"{rule} {rule.lr:g}" for rule in lora(request, ["stem", "top"]).phases[0].rules]
         ['head 0.0001', '* (adapter) 0.01', '* 0']
     """
     adapters = Adapters(rank=RANK, alpha=ALPHA)
-    return light_plan("lora", decision, stages, phase="adapters", kind="adapter", adapters=adapters)
+    return light_plan("lora", request, stages, phase="adapters", kind="adapter", adapters=adapters)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.records import Decision
-from transferkit.strategies.plan import STRATEGIES, Phase, Plan
+from transferkit.strategies.plan import STRATEGIES, Phase, Plan, PlanRequest
 from transferkit.strategies.rates import SOLVED_HEAD_FACTOR, decayed_rates, rate_of, stage_rules
 from transferkit.strategies.reach import check_unfreeze, is_selected, reached_stages, read_stages
 
@@ -13,14 +12,14 @@ __all__ = ["lp_ft"]
 
 
 @STRATEGIES.register("lp_ft")
-def lp_ft(decision: Decision, stages: Sequence[str]) -> Plan:
+def lp_ft(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """The head is solved for on frozen features, then all stages learn with it, in one phase.
 
     A new head would send large, senseless gradients through good features; one that fits them already does not. It is
     solved for, so it learns more slowly than the last stage.
 
     Args:
-        decision: Its `stage` (one, "joined" or "selected"), `lr` and `norm` are what counts.
+        request: Its `stage` (one, "joined" or "selected"), `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -32,20 +31,20 @@ def lp_ft(decision: Decision, stages: Sequence[str]) -> Plan:
         slowly; the paper trains a probe on the last one by gradient, and all layers at one rate.
 
     Example:
-        >>> decision = Decision(strategy="lp_ft", stage="joined", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
-        ...                     reasons=("asked for",))
-        >>> plan = lp_ft(decision, ["stem", "top"])
+        >>> from transferkit.strategies import PlanSettings
+        >>> request = PlanSettings(strategy="lp_ft", stage="joined", lr=1e-3, norm="keep")
+        >>> plan = lp_ft(request, ["stem", "top"])
         >>> plan.start, [f"{rule} {rule.lr:g}" for rule in plan.phases[0].rules]
         ('closed_form', ['head 0.0001', 'top 0.001', 'stem 0.00075'])
     """
-    check_unfreeze("lp_ft", decision.tuned or None)
-    lr = rate_of(decision)
-    rules = stage_rules(decayed_rates(reached_stages(decision, stages), lr=lr), stages, head=SOLVED_HEAD_FACTOR * lr)
+    check_unfreeze("lp_ft", request.tuned or None)
+    lr = rate_of(request)
+    rules = stage_rules(decayed_rates(reached_stages(request, stages), lr=lr), stages, head=SOLVED_HEAD_FACTOR * lr)
     return Plan(
         strategy="lp_ft",
-        stages=read_stages(decision, stages),
+        stages=read_stages(request, stages),
         closed_form=False,
-        selected=is_selected(decision),
+        selected=is_selected(request),
         phases=(Phase(name="all layers", rules=rules),),
-        norm=decision.norm,
+        norm=request.norm,
     )

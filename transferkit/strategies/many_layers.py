@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.records import Decision
-from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.plan import STRATEGIES, Plan, PlanRequest
 from transferkit.strategies.rates import decayed_rates, head_first, rate_of
 from transferkit.strategies.reach import reached_stages, tuned_stages
 
@@ -13,29 +12,29 @@ __all__ = ["many_layers"]
 
 
 @STRATEGIES.register("many_layers")
-def many_layers(decision: Decision, stages: Sequence[str]) -> Plan:
+def many_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """The head alone, then the head with all stages but the first, or with those that the decision names.
 
     The stem's filters (edges, blobs of colour) serve any images, and its activations are cached. Where the decision
     names all stages, the stem learns as well.
 
     Args:
-        decision: Its `stage`, `tuned`, `lr` and `norm` are what counts.
+        request: Its `stage`, `tuned`, `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
         OptionError: If the backbone has no such stage, or there is no learning rate.
 
     Example:
-        >>> decision = Decision(strategy="many_layers", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
-        ...                     reasons=("asked for",))
-        >>> plan = many_layers(decision, ["stem", "a", "top"])
+        >>> from transferkit.strategies import PlanSettings
+        >>> request = PlanSettings(strategy="many_layers", stage="top", lr=1e-3, norm="keep")
+        >>> plan = many_layers(request, ["stem", "a", "top"])
         >>> [f"{rule} {rule.lr:g}" for rule in plan.phases[1].rules]
         ['head 0.0001', 'top 0.001', 'a 0.00075', '* 0']
     """
-    reached = reached_stages(decision, stages)
-    rates = decayed_rates(reached, lr=rate_of(decision))
-    chosen = tuned_stages(decision, stages) or reached[1:] or reached
+    reached = reached_stages(request, stages)
+    rates = decayed_rates(reached, lr=rate_of(request))
+    chosen = tuned_stages(request, stages) or reached[1:] or reached
     return head_first(
-        "many_layers", decision, stages, phase="all but the stem", rates={name: rates[name] for name in chosen}
+        "many_layers", request, stages, phase="all but the stem", rates={name: rates[name] for name in chosen}
     )

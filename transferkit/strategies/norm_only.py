@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.records import Decision
-from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.plan import STRATEGIES, Plan, PlanRequest
 from transferkit.strategies.rates import light_plan
 
 __all__ = ["norm_only"]
 
 
 @STRATEGIES.register("norm_only")
-def norm_only(decision: Decision, stages: Sequence[str]) -> Plan:
+def norm_only(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """The head and every stage's normalisation learn; convolutions and linear layers stay as they are.
 
     With `norm="keep"` batch normalisation measures its statistics anew as well.
 
     Args:
-        decision: Its `stage`, `lr` and `norm` are what counts.
+        request: Its `stage`, `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -29,9 +28,9 @@ def norm_only(decision: Decision, stages: Sequence[str]) -> Plan:
         not random, and layers of any normalisation count.
 
     Example:
-        >>> decision = Decision(strategy="norm_only", stage="top", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
-        ...                     reasons=("asked for",))
-        >>> [f"{rule} {rule.lr:g}" for rule in norm_only(decision, ["stem", "top"]).phases[0].rules]
+        >>> from transferkit.strategies import PlanSettings
+        >>> request = PlanSettings(strategy="norm_only", stage="top", lr=1e-3, norm="keep")
+        >>> [f"{rule} {rule.lr:g}" for rule in norm_only(request, ["stem", "top"]).phases[0].rules]
         ['head 0.0001', '* (norm) 0.01', '* 0']
     """
-    return light_plan("norm_only", decision, stages, phase="norms", kind="norm")
+    return light_plan("norm_only", request, stages, phase="norms", kind="norm")

@@ -5,12 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.registry import Registry
-from transferkit.records import Decision
+from transferkit.records import Alternative
 
-__all__ = ["HEAD", "KINDS", "NORMS", "STARTS", "STRATEGIES", "Adapters", "Phase", "Plan", "Rule", "Strategy"]
+__all__ = [
+    "HEAD",
+    "KINDS",
+    "NORMS",
+    "STARTS",
+    "STRATEGIES",
+    "Adapters",
+    "Phase",
+    "Plan",
+    "PlanRequest",
+    "PlanSettings",
+    "Rule",
+    "StageRequest",
+    "Strategy",
+]
 
 HEAD = "head"
 """What rules call the classifier; no stage of a backbone has this name."""
@@ -126,7 +141,51 @@ class Plan:
             raise ValueError("The shares of a plan's phases must sum to 1.")
 
 
-Strategy = Callable[[Decision, Sequence[str]], Plan]
+class StageRequest(Protocol):
+    """Which stages a strategy is about."""
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy."""
+
+    @property
+    def stage(self) -> str:
+        """What the head reads: a stage, "joined" or "selected"."""
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Stages to train; empty: the strategy's own choice."""
+
+
+class PlanRequest(StageRequest, Protocol):
+    """All that a strategy needs to make a plan; a `Decision` has it, and so has `PlanSettings`."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the backbone's last stage; 0 for a closed form."""
+
+    @property
+    def norm(self) -> str:
+        """Batch normalisation of stages that are trained: "keep" or "frozen"."""
+
+    @property
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """What was measured of other strategies and stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """A `PlanRequest` where nothing was decided; fields as there."""
+
+    strategy: str
+    stage: str
+    lr: float = 0.0
+    norm: str = "frozen"
+    tuned: tuple[str, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+
+
+Strategy = Callable[[PlanRequest, Sequence[str]], Plan]
 
 STRATEGIES: Registry[Strategy] = Registry("strategy")
-"""Name -> function from a decision and the backbone's stage names to a plan."""
+"""Name -> function from a request, such as a decision, and the backbone's stage names to a plan."""

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from transferkit.core.errors import OptionError
-from transferkit.records import Decision
-from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, Rule
+from transferkit.strategies.plan import HEAD, Adapters, Phase, Plan, PlanRequest, Rule
 from transferkit.strategies.reach import check_unfreeze, is_selected, reached_stages, read_stages
 
 __all__ = [
@@ -55,18 +54,18 @@ HEAD_SHARE = 0.1
 the stages at rest under the training's own loss."""
 
 
-def rate_of(decision: Decision) -> float:
+def rate_of(request: PlanRequest) -> float:
     """The learning rate of the backbone's last stage.
 
     Raises:
         OptionError: If the decision gives none.
     """
-    if not decision.lr > 0:
+    if not request.lr > 0:
         raise OptionError(
-            f"The strategy {decision.strategy!r} learns by gradient and needs lr > 0, got {decision.lr!r}. "
+            f"The strategy {request.strategy!r} learns by gradient and needs lr > 0, got {request.lr!r}. "
             "A tenth of the rate that the backbone was trained at is a good start."
         )
-    return decision.lr
+    return request.lr
 
 
 def decayed_rates(stages: Sequence[str], *, lr: float, decay: float = STAGE_DECAY) -> dict[str, float]:
@@ -112,36 +111,38 @@ def stage_rules(rates: Mapping[str, float], stages: Sequence[str], *, head: floa
     return (Rule(stage=HEAD, lr=head), *learning, *rest)
 
 
-def head_only(decision: Decision, *, share: float = 1.0, factor: float = SOLVED_HEAD_FACTOR) -> Phase:
+def head_only(request: PlanRequest, *, share: float = 1.0, factor: float = SOLVED_HEAD_FACTOR) -> Phase:
     """The phase in which nothing but the head learns."""
-    head = factor * rate_of(decision)
+    head = factor * rate_of(request)
     return Phase(name="head", rules=(Rule(stage=HEAD, lr=head), Rule(stage="*")), share=share)
 
 
-def head_first(name: str, decision: Decision, stages: Sequence[str], *, phase: str, rates: Mapping[str, float]) -> Plan:
+def head_first(
+    name: str, request: PlanRequest, stages: Sequence[str], *, phase: str, rates: Mapping[str, float]
+) -> Plan:
     """The head alone, then the head with some stages.
 
     Args:
         name: Of the strategy.
-        decision: Where the head reads, how fast it learns, and what becomes of normalisation.
+        request: Where the head reads, how fast it learns, and what becomes of normalisation.
         stages: All of the backbone's, stem -> head.
         phase: Name of the second phase, where the decision leaves its stages to the strategy.
         rates: Stage name -> learning rate in the second phase; the others are frozen.
     """
-    rules = stage_rules(rates, stages, head=SOLVED_HEAD_FACTOR * rate_of(decision))
-    phase = CHOSEN if decision.tuned else phase
+    rules = stage_rules(rates, stages, head=SOLVED_HEAD_FACTOR * rate_of(request))
+    phase = CHOSEN if request.tuned else phase
     return Plan(
         strategy=name,
-        stages=read_stages(decision, stages),
+        stages=read_stages(request, stages),
         closed_form=False,
-        selected=is_selected(decision),
-        phases=(head_only(decision, share=HEAD_SHARE), Phase(name=phase, rules=rules, share=1 - HEAD_SHARE)),
-        norm=decision.norm,
+        selected=is_selected(request),
+        phases=(head_only(request, share=HEAD_SHARE), Phase(name=phase, rules=rules, share=1 - HEAD_SHARE)),
+        norm=request.norm,
     )
 
 
 def light_plan(
-    name: str, decision: Decision, stages: Sequence[str], *, phase: str, kind: str, adapters: Adapters | None = None
+    name: str, request: PlanRequest, stages: Sequence[str], *, phase: str, kind: str, adapters: Adapters | None = None
 ) -> Plan:
     """The head and one kind of parameter in every stage that gradients reach, in a single phase.
 
@@ -150,7 +151,7 @@ def light_plan(
 
     Args:
         name: Of the strategy.
-        decision: Where the head reads, how fast it learns, and what becomes of normalisation.
+        request: Where the head reads, how fast it learns, and what becomes of normalisation.
         stages: All of the backbone's, stem -> head.
         phase: Name of the phase.
         kind: One of `KINDS`.
@@ -159,9 +160,9 @@ def light_plan(
     Raises:
         OptionError: If the backbone has no such stage, there is no learning rate, or stages to train are named.
     """
-    check_unfreeze(name, decision.tuned or None)
-    lr = rate_of(decision)
-    beyond = stages[len(reached_stages(decision, stages)) :]
+    check_unfreeze(name, request.tuned or None)
+    lr = rate_of(request)
+    beyond = stages[len(reached_stages(request, stages)) :]
     rules = (
         Rule(stage=HEAD, lr=SOLVED_HEAD_FACTOR * lr),
         *(Rule(stage=exactly(stage)) for stage in beyond),
@@ -170,11 +171,11 @@ def light_plan(
     )
     return Plan(
         strategy=name,
-        stages=read_stages(decision, stages),
+        stages=read_stages(request, stages),
         closed_form=False,
-        selected=is_selected(decision),
+        selected=is_selected(request),
         phases=(Phase(name=phase, rules=rules),),
-        norm=decision.norm,
+        norm=request.norm,
         adapters=adapters,
     )
 

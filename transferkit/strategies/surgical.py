@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.records import Decision
-from transferkit.strategies.plan import STRATEGIES, Plan
+from transferkit.strategies.plan import STRATEGIES, Plan, PlanRequest
 from transferkit.strategies.rates import CHOSEN, head_first, rate_of
 from transferkit.strategies.reach import reached_stages, tuned_stages
 
@@ -13,7 +12,7 @@ __all__ = ["surgical"]
 
 
 @STRATEGIES.register("surgical")
-def surgical(decision: Decision, stages: Sequence[str]) -> Plan:
+def surgical(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """The head alone, then the head with the stage that the evidence points at and its neighbours.
 
     That stage is the one that a probe is expected to do best on, of those up to the last that the head reads: up to
@@ -22,7 +21,7 @@ def surgical(decision: Decision, stages: Sequence[str]) -> Plan:
     word.
 
     Args:
-        decision: Its `stage`, `alternatives`, `tuned`, `lr` and `norm` are what counts.
+        request: Its `stage`, `alternatives`, `tuned`, `lr` and `norm` are what counts.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -34,23 +33,23 @@ def surgical(decision: Decision, stages: Sequence[str]) -> Plan:
         or by gradients, and the head learns too, since its classes are new.
 
     Example:
-        >>> decision = Decision(strategy="surgical", stage="joined", lr=1e-3, lr_scale=0.1, norm="keep", mode="given",
-        ...                     reasons=("asked for",), tuned=("stem",))
-        >>> [f"{rule} {rule.lr:g}" for rule in surgical(decision, ["stem", "a", "top"]).phases[1].rules]
+        >>> from transferkit.strategies import PlanSettings
+        >>> request = PlanSettings(strategy="surgical", stage="joined", lr=1e-3, norm="keep", tuned=("stem",))
+        >>> [f"{rule} {rule.lr:g}" for rule in surgical(request, ["stem", "a", "top"]).phases[1].rules]
         ['head 0.0001', 'stem 0.001', '* 0']
     """
-    chosen = tuned_stages(decision, stages) or _around_evidence(decision, reached_stages(decision, stages))
-    lr = rate_of(decision)
-    return head_first("surgical", decision, stages, phase=CHOSEN, rates=dict.fromkeys(chosen, lr))
+    chosen = tuned_stages(request, stages) or _around_evidence(request, reached_stages(request, stages))
+    lr = rate_of(request)
+    return head_first("surgical", request, stages, phase=CHOSEN, rates=dict.fromkeys(chosen, lr))
 
 
-def _around_evidence(decision: Decision, reached: Sequence[str]) -> tuple[str, ...]:
-    place = list(reached).index(_stage_of_evidence(decision, reached))
+def _around_evidence(request: PlanRequest, reached: Sequence[str]) -> tuple[str, ...]:
+    place = list(reached).index(_stage_of_evidence(request, reached))
     return tuple(reached[max(place - 1, 0) : place + 2])
 
 
-def _stage_of_evidence(decision: Decision, reached: Sequence[str]) -> str:
-    probes = [o for o in decision.alternatives if o.strategy == "linear_probe" and o.stage in reached]
+def _stage_of_evidence(request: PlanRequest, reached: Sequence[str]) -> str:
+    probes = [o for o in request.alternatives if o.strategy == "linear_probe" and o.stage in reached]
     if probes:
         return max(probes, key=lambda option: option.expected_accuracy).stage
-    return decision.stage if decision.stage in reached else reached[len(reached) // 2]
+    return request.stage if request.stage in reached else reached[len(reached) // 2]

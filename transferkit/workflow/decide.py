@@ -1,32 +1,42 @@
-"""Which choice is completed, and under which conditions: what a person asked for, beside what was measured."""
+"""Evidence and options -> Choice -> Decision: what was asked for, tried or advised, completed once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from transferkit import zoo
-from transferkit.decision import SMALL_BATCH, Conditions, choose
-from transferkit.finetune import Recipe
+from transferkit.core.distributed import agreed, connect
+from transferkit.decision import SMALL_BATCH, Conditions, choose, complete, settle_norm
+from transferkit.features import choose_device
+from transferkit.finetune import count_processes
+from transferkit.nn import Backbone
 from transferkit.nn.norm import NEEDS_SEVERAL
-from transferkit.records import JOINED, SELECTED, TOP, BackboneSpec, Choice, Evidence
-from transferkit.strategies import with_unfrozen
+from transferkit.options import AdaptOptions
+from transferkit.records import JOINED, SELECTED, TOP, Alternative, BackboneSpec, Choice, Decision, Evidence
+from transferkit.strategies import NORMS, with_unfrozen
+from transferkit.workflow.finetune_run import FineTuneRun, begin_run
+from transferkit.workflow.fit import plan_decision
+from transferkit.workflow.measure import timed
+from transferkit.workflow.norm_swap import measure_swapped
+from transferkit.workflow.search import Trial, search
+from transferkit.workflow.session import Session
 
-__all__ = ["ask", "conditions_for", "give"]
+__all__ = ["Decided", "check_stages", "choose_strategy", "conditions_for", "decide_session", "named_choice"]
 
 DEFAULT_STAGE = {"linear_probe": JOINED}
-"""Strategy -> the stage that its head reads unless the person names one; fine-tuned networks are read at the top."""
+"""Strategy -> the stage that its head reads unless one is named; fine-tuned networks are read at the top."""
 
 
-def ask(
+def named_choice(
     backbone: BackboneSpec, *, strategy: str, stage: str | int | None, unfreeze: int | str | Sequence[str] | None = None
 ) -> Choice:
-    """The choice that a person made.
+    """The choice of a strategy that was asked for by name.
 
     Args:
         backbone: Whose stages it is about.
         strategy: A registered name.
-        stage: What the head reads, by name or index; None takes what is usual for the strategy.
+        stage: What the head reads, by name or index; None: the strategy's default.
         unfreeze: Stages to train; None leaves them to the strategy.
 
     Raises:
@@ -39,11 +49,25 @@ def ask(
     return with_unfrozen(choice, unfreeze, [known.name for known in backbone.stages])
 
 
-def give(
-    evidence: Evidence, *, strategy: str, stage: str | int | None, unfreeze: int | str | Sequence[str] | None = None
-) -> Choice:
-    """The choice that a person made, beside what was measured; arguments and errors as for `ask`."""
-    asked = ask(evidence.backbone, strategy=strategy, stage=stage, unfreeze=unfreeze)
+def check_stages(backbone: Backbone, options: AdaptOptions) -> None:
+    """Whether the backbone has the stages that a named strategy is to read and train.
+
+    Raises:
+        OptionError: It has not.
+    """
+    if options.strategy != "auto":
+        named_choice(backbone.spec, strategy=options.strategy, stage=options.stage, unfreeze=options.unfreeze)
+
+
+def choose_strategy(evidence: Evidence, options: AdaptOptions) -> Choice:
+    """The strategy that was asked for, beside what was measured of others, or the one that evidence or rule advises.
+
+    Raises:
+        OptionError: If the backbone or the strategy cannot do what was asked for.
+    """
+    if options.strategy == "auto":
+        return choose(evidence, mode=options.mode, budget=_left(options.budget, evidence))
+    asked = named_choice(evidence.backbone, strategy=options.strategy, stage=options.stage, unfreeze=options.unfreeze)
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
     reasons = asked.reasons
@@ -54,37 +78,108 @@ def give(
     return replace(asked, reasons=reasons, expected=expected, alternatives=tuple(known.values()))
 
 
-def conditions_for(
-    evidence: Evidence,
-    recipe: Recipe,
-    *,
-    norm: str = "auto",
-    batch_size: int | None = None,
-    processes: int = 1,
-    on_gpus: bool = False,
-) -> Conditions:
-    """How training is asked to go, for `complete`.
-
-    Args:
-        evidence: What the frozen pass measured.
-        recipe: Its optimizer, rate and batch size.
-        norm: What becomes of normalisation.
-        batch_size: What to take where the recipe names none; None fits it.
-        processes, on_gpus: How many train together, and where.
-    """
+def conditions_for(evidence: Evidence, options: AdaptOptions) -> Conditions:
+    """How training is asked to go, for `complete`."""
+    recipe, norm, device = options.recipe, options.norm, choose_device(options.device)
     conditions = Conditions(
-        batch_size=recipe.batch_size or batch_size,
+        batch_size=recipe.batch_size or options.batch_size,
         optimizer=recipe.optimizer,
         lr=float(recipe.lr) if isinstance(recipe.lr, (int, float)) else None,
         lr_scale=recipe.lr_scale,
         norm=norm,
-        processes=processes,
-        on_gpus=on_gpus,
+        processes=count_processes(device, options.trainer or {}),
+        on_gpus=device.type == "cuda",
         needs_several=norm in NEEDS_SEVERAL,
     )
     if norm != "auto" or conditions.at_once(evidence.data.train_images) >= SMALL_BATCH:
         return conditions
     if evidence.backbone.batch_norm is False:
         return conditions
-    relative = zoo.native_group_norm(evidence.backbone.name) or ""
-    return replace(conditions, relative=relative)
+    return replace(conditions, relative=zoo.native_group_norm(evidence.backbone.name) or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What was decided.
+
+    Args:
+        session: To go on with: its normalisation may have been swapped.
+        decision: Complete, but for what only the fit can tell.
+        begun: The trial that the fit goes on from, if there is one.
+    """
+
+    session: Session
+    decision: Decision
+    begun: FineTuneRun | None = None
+
+
+def decide_session(session: Session, options: AdaptOptions) -> Decided:
+    """Choose, complete the choice, and swap normalisation if that is decided and the features do not get worse.
+
+    Args:
+        session: What was opened and measured.
+        options: What was asked for.
+
+    Raises:
+        OptionError: Something that was asked for is impossible with this backbone.
+    """
+    evidence = session.measured.evidence
+    if options.budget is not None:
+        connect(choose_device(options.device))  # each process has a clock of its own, and they must decide alike
+    conditions = conditions_for(evidence, options)
+    # What is impossible is refused before any trial; a run that never fine-tunes has nothing to be refused.
+    norm = "frozen" if options.strategy == "linear_probe" else settle_norm(evidence, conditions)[0]
+    trials = _Trials(session, options, conditions, norm=norm if norm in NORMS else "frozen")
+    with timed(session.seconds, "decide"):
+        if options.strategy == "auto" and options.mode == "search":
+            budget = _left(options.budget, evidence)
+            choice = search(evidence, trials.begin, budget=budget, progress=options.progress)
+        else:
+            choice = choose_strategy(evidence, options)
+            choice = agreed(choice) if options.strategy == "auto" else choice
+        decision = complete(choice, evidence, conditions)
+        session, decision = _swap_norm(session, decision)
+    begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
+    return Decided(session=session, decision=decision, begun=begun)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Fine-tuning runs that were begun in the search, by strategy; the chosen one goes on from there.
+
+    Args:
+        norm: "keep" or "frozen"; a swap comes after the decision.
+    """
+
+    session: Session
+    options: AdaptOptions
+    conditions: Conditions
+    norm: str
+    begun: dict[str, FineTuneRun] = field(default_factory=dict)
+
+    def begin(self, option: Alternative) -> Trial:
+        """Train the folds of one strategy."""
+        evidence = self.session.measured.evidence
+        named = replace(self.options, strategy=option.strategy, stage=option.stage)
+        decision = complete(choose_strategy(evidence, named), evidence, self.conditions)
+        plan = plan_decision(self.session, replace(decision, norm=self.norm))
+        run = self.begun[option.strategy] = begin_run(self.session, plan, self.options)
+        verdict = run.judged.verdict
+        return Trial(verdict.kept, verdict.candidates[0], run.images.held_back)
+
+
+def _left(budget: float | None, evidence: Evidence) -> float | None:
+    """What further views have left of a budget, in seconds, rounded to three digits; at least half of it."""
+    if budget is None or evidence.views is None or evidence.views.seconds == 0:
+        return budget
+    return float(f"{budget - min(evidence.views.seconds, budget / 2):.3g}")
+
+
+def _swap_norm(session: Session, decision: Decision) -> tuple[Session, Decision]:
+    """The session to go on with, its normalisation swapped if that is decided and harmless; and the decision."""
+    if decision.strategy == "linear_probe" or decision.norm in NORMS:
+        return session, decision
+    session, outcome = measure_swapped(session, decision.norm)
+    # Where the swap was refused: statistics of random weights are not worth freezing, those of trained ones are.
+    kind = session.backbone.spec.norm or ("frozen" if session.backbone.spec.pretrained else "keep")
+    return session, replace(decision, norm=kind, reasons=(*decision.reasons, outcome))

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from transferkit.decision import HeldBack
 from transferkit.nn import Classifier
+from transferkit.options import FitOptions
 from transferkit.probe import fit_closed_form
 from transferkit.records import Decision, TrainingRecord
 from transferkit.strategies import STRATEGIES, Plan
-from transferkit.workflow.finetune_run import FineTuneOptions, FineTuneRun
+from transferkit.workflow.finetune_run import FineTuneRun, begin_run, finish_run
 from transferkit.workflow.measure import timed
-from transferkit.workflow.session import Options, Session
+from transferkit.workflow.session import Session
 
 __all__ = ["Outcome", "fit_decision", "plan_decision"]
 
@@ -25,14 +26,12 @@ class Outcome:
         reasons: Sentences with the held-back numbers.
         held_back: How it did on images that were held back from it.
         training: How it was fine-tuned; None for a closed form.
-        held_back_accuracy: Of the model on images held back from its fit, in [0, 1]; None where that is not known.
     """
 
     model: Classifier
     reasons: tuple[str, ...]
     held_back: HeldBack
     training: TrainingRecord | None = None
-    held_back_accuracy: float | None = None
 
     @property
     def is_probe(self) -> bool:
@@ -48,31 +47,29 @@ def plan_decision(session: Session, decision: Decision) -> Plan:
 
 
 def fit_decision(
-    session: Session,
-    decision: Decision,
-    options: Options,
-    *,
-    head: str,
-    training: FineTuneOptions,
-    begun: FineTuneRun | None = None,
+    session: Session, decision: Decision, options: FitOptions, *, begun: FineTuneRun | None = None
 ) -> Outcome:
     """Do what was decided.
 
     Args:
         session: Backbone, images, and what the frozen pass measured.
         decision: Whose plan is carried out.
-        options: How the session was opened.
-        head: As for `fit_closed_form`.
-        training: How to train, if it comes to that.
-        begun: The run that was begun when it was decided, if one was.
+        options: How heads are fitted and networks trained.
+        begun: The trial to go on from, if there was one.
     """
     plan = plan_decision(session, decision)
-    if not plan.closed_form:
-        tuned = (begun or FineTuneRun(session, plan, options, head, training)).run()
-        kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
-        plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
-        judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
-        return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
+    if plan.closed_form:
+        return _fit_head(session, plan, options)
+    tuned = finish_run(session, begun or begin_run(session, plan, options))
+    kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
+    plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
+    judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
+    return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
+
+
+def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
+    """A head in closed form, from the features at hand."""
+    how = session.options
     with timed(session.seconds, "fit head"):
         fitted = fit_closed_form(
             plan,
@@ -80,12 +77,12 @@ def fit_decision(
             session.measured.table.take(session.measured.train),
             session.measured.labels,
             classes=session.data.summary.classes,
-            pooling=options.pooling,
-            head=head,
-            class_weight=options.class_weight,
+            pooling=how.pooling,
+            head=options.head,
+            class_weight=how.class_weight,
             selection=session.measured.selection,
             folds=session.measured.folds,
-            seed=options.seed,
+            seed=how.seed,
         )
     seconds = session.seconds.get("fit head", 0.0)
     accuracy = fitted.accuracy if fitted.held_back else None

@@ -34,6 +34,7 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.nn import Backbone
+from transferkit.options import PassOptions
 from transferkit.probe import class_weights
 from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Folds, Preprocessing, ProbeScore
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
@@ -85,37 +86,34 @@ class Measurement:
 def measure_features(
     backbone: Backbone,
     data: Data,
+    options: PassOptions,
     *,
     bank: FeatureBank,
-    pooling: str,
-    device: str = "auto",
-    batch_size: int | None = None,
-    class_weight: str = "none",
-    similarity: float | None = None,
     source: Data | None = None,
     views: AskedViews | None = None,
     budget: float | None = None,
-    seed: int = 0,
     seconds: Mapping[str, float] | None = None,
-    progress: bool = True,
 ) -> Measurement:
     """Run the frozen pass over all splits, and measure on the training split alone.
 
     Args:
         backbone, data: What to measure.
+        options: How; a `similarity` given there wins over what is measured.
         bank: Where features are kept.
-        pooling: "avg" or "avg+max".
-        device, batch_size, progress: As for `frozen_pass`.
-        class_weight: "none" or "balanced", for the probes.
-        similarity: If it is known from elsewhere; it wins over what is measured.
-        source: Images of the kind that the backbone was trained on, if the person has some.
+        source: Images of the kind that the backbone was trained on, if there are some.
         views: Geometry and views that are wanted; None takes those of the backbone's preprocessing as they are.
-        budget: Seconds that all that follows the first pass may take, for what is left open there.
-        seed: Of the k-NN subsample.
+        budget: Seconds that everything after the first pass may take.
         seconds: Phases that came before, to be listed with these.
     """
     spent = dict(seconds or {})
-    read = partial(read_features, bank=bank, pooling=pooling, device=device, batch_size=batch_size, progress=progress)
+    read = partial(
+        read_features,
+        bank=bank,
+        pooling=options.pooling,
+        device=options.device,
+        batch_size=options.batch_size,
+        progress=options.progress,
+    )
     if views is not None and data.normalised:
         refuse_for_tensors(views)
         views = None
@@ -123,67 +121,90 @@ def measure_features(
     if views is not None:
         backbone = backbone.with_preprocessing(apply_views(own, views.start, [views.start], mirror=False))
     run = partial(read, backbone)
-    train = data.indices("train")
-    sample = choose_sample(data.content_ids, train)
-    # Without memory of a source and without source images there is nothing to compare moments with.
-    comparable = source is not None or bool(backbone.source_moments())
     with timed(spent, "frozen pass"):
-        done = run(data, sample=sample if comparable else None)
-        session = None if source is None else _look_at_source(run, source)
+        first, target, other = _first_pass(run, backbone, data, source)
     with timed(spent, "pace"):
-        pace = _pace(backbone, data, pooling, device)
+        pace = _pace(backbone, data, options)
     with timed(spent, "similarity"):
-        target = Side(done.moments, done.table.take(sample), data.labels[sample])
-        detail = measure_similarity(backbone, target, source=session, given=similarity)
-    if views is None:
-        primary = run(data, preprocessing=own.primary).table if own.views else done.table
-        seen = Chosen(own, done.table, primary, None)
-    else:
-        if neighbours()[1] > 1:
-            connect(choose_device(device))  # each has a clock of its own, and they must decide alike
-        with timed(spent, "views"):
-            seen = choose_views(
-                views,
-                own,
-                data,
-                partial(run, data),
-                first=done,
-                first_seconds=spent["frozen pass"],
-                image_seconds=pace,
-                budget=budget,
-                class_weight=class_weight,
-                seed=seed,
-            )
-    backbone, table = backbone.with_preprocessing(seen.preprocessing), seen.table
+        detail = measure_similarity(backbone, target, source=other, given=options.similarity)
+    seen = _see(views, own, data, run, options, first=first, pace=pace, budget=budget, seconds=spent)
+    backbone = backbone.with_preprocessing(seen.preprocessing)
+    train = data.indices("train")
     folds = data.folds.take(train)
     probes, curves, selection = _measure(
-        table.take(train),
+        seen.table.take(train),
         folds,
         classes=data.summary.num_classes,
-        class_weight=class_weight,
-        seed=seed,
+        class_weight=options.class_weight,
+        seed=options.seed,
         seconds=spent,
     )
     evidence = Evidence(
         backbone=backbone.spec,
         data=data.summary,
         probes=probes,
-        pooling=pooling,
+        pooling=options.pooling,
         image_size=backbone.spec.preprocessing.size,
         similarity=detail.value,
         similarity_detail=detail,
         seconds=spent,
-        images_computed=done.computed,
+        images_computed=first.computed,
         image_seconds=pace,
         curves=curves,
         views=seen.comparison,
     )
-    return Measurement(evidence, table, seen.primary, folds, train, selection)
+    return Measurement(evidence, seen.table, seen.primary, folds, train, selection)
 
 
-def _pace(backbone: Backbone, data: Data, pooling: str, device: str) -> float:
+def _first_pass(
+    run: Callable[..., FrozenPass], backbone: Backbone, data: Data, source: Data | None
+) -> tuple[FrozenPass, Side, Side | None]:
+    """The pass over all images and a sample of the source images; what similarity is measured between."""
+    sample = choose_sample(data.content_ids, data.indices("train"))
+    # Without statistics of a source and without source images there is nothing to compare moments with.
+    comparable = source is not None or bool(backbone.source_moments())
+    done = run(data, sample=sample if comparable else None)
+    other = None if source is None else _pass_over_source(run, source)
+    return done, Side(done.moments, done.table.take(sample), data.labels[sample]), other
+
+
+def _see(
+    views: AskedViews | None,
+    own: Preprocessing,
+    data: Data,
+    run: Callable[..., FrozenPass],
+    options: PassOptions,
+    *,
+    first: FrozenPass,
+    pace: float,
+    budget: float | None,
+    seconds: dict[str, float],
+) -> Chosen:
+    """Geometry and views: as they are, or chosen on held-back images."""
+    if views is None:
+        primary = run(data, preprocessing=own.primary).table if own.views else first.table
+        return Chosen(own, first.table, primary, None)
+    if neighbours()[1] > 1:
+        connect(choose_device(options.device))  # each has a clock of its own, and they must decide alike
+    with timed(seconds, "views"):
+        return choose_views(
+            views,
+            own,
+            data,
+            partial(run, data),
+            first=first,
+            first_seconds=seconds["frozen pass"],
+            image_seconds=pace,
+            budget=budget,
+            class_weight=options.class_weight,
+            seed=options.seed,
+        )
+
+
+def _pace(backbone: Backbone, data: Data, options: PassOptions) -> float:
     """Seconds per image of the frozen pass, decoding left out, whatever the bank holds."""
-    return image_seconds(backbone, pooling=pooling, device=device, workers=None if data.thread_safe else 1)
+    workers = None if data.thread_safe else 1
+    return image_seconds(backbone, pooling=options.pooling, device=options.device, workers=workers)
 
 
 def _measure(
@@ -212,7 +233,7 @@ def _measure(
     return probes, curves, chosen
 
 
-def _look_at_source(run: Callable[..., FrozenPass], source: Data) -> Side:
+def _pass_over_source(run: Callable[..., FrozenPass], source: Data) -> Side:
     """The pass over a sample of the source images; which split they are in does not matter."""
     among = choose_sample(source.content_ids, np.arange(len(source)))
     done = run(source, among=among, sample=np.arange(len(among)))

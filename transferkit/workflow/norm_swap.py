@@ -14,7 +14,7 @@ from transferkit.nn.model import normalise
 from transferkit.nn.norm import CALIBRATED, KEEPS_OUTPUTS, swap_norm
 from transferkit.records import SELECTED, Evidence
 from transferkit.workflow.measure import Measurement, measure_features, timed
-from transferkit.workflow.session import Options, Session
+from transferkit.workflow.session import Session
 
 __all__ = ["MARGIN", "measure_swapped", "swap_backbone"]
 
@@ -29,7 +29,7 @@ CALIBRATION_PIXELS = CALIBRATION_IMAGES * 96**2
 """In all of them, unless that makes them too few: they go through the network at once, so memory grows with these."""
 
 
-def measure_swapped(session: Session, options: Options, kind: str) -> tuple[Session, str]:
+def measure_swapped(session: Session, kind: str) -> tuple[Session, str]:
     """The same session with a backbone whose batch normalisation was swapped, if that costs no more than `MARGIN`.
 
     Kinds that give in evaluation what they took the place of cannot cost anything: the features stay what they were,
@@ -37,7 +37,6 @@ def measure_swapped(session: Session, options: Options, kind: str) -> tuple[Sess
 
     Args:
         session: With the backbone as it is; unchanged.
-        options: How the session was opened.
         kind: A name in `NORM_KINDS`.
 
     Returns:
@@ -52,18 +51,8 @@ def measure_swapped(session: Session, options: Options, kind: str) -> tuple[Sess
             return _with_backbone(session, backbone, session.measured), (
                 f"Batch normalisation was swapped for {kind!r}, which leaves the features as they were until it trains."
             )
-        found = measure_features(
-            backbone,
-            session.data,
-            bank=options.bank,
-            pooling=options.pooling,
-            device=options.device,
-            batch_size=options.batch_size,
-            class_weight=options.class_weight,
-            similarity=session.measured.evidence.similarity,
-            seed=options.seed,
-            progress=options.progress,
-        )
+        options = dataclasses.replace(session.options, similarity=session.measured.evidence.similarity)
+        found = measure_features(backbone, session.data, options, bank=session.bank)
     before, after = _accuracy(session.measured.evidence), _accuracy(found.evidence)
     if before is None or after is None:
         return session, (

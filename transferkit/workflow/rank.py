@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from transferkit.core.errors import (
     list_problems,
 )
 from transferkit.core.progress import announce
-from transferkit.core.provenance import quote_call
 from transferkit.core.random import seed_everything
-from transferkit.data import MAX_PIXELS, Data
-from transferkit.features import FeatureTable
+from transferkit.data import Data
+from transferkit.features import FeatureBank, FeatureTable
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
+from transferkit.options import PassOptions
 from transferkit.records import (
     JOINED,
     TOP,
@@ -37,16 +36,15 @@ from transferkit.records import (
     Folds,
     LeftOut,
     MeasureScore,
-    Preprocessing,
     ProbeScore,
     RankedModel,
     Ranking,
 )
 from transferkit.workflow.measure import probe_stages, read_features, timed
-from transferkit.workflow.session import Options, fit_to_images, open_backbone, open_images, prepared_side
-from transferkit.workflow.views import AskedViews, fixed_views, refuse_for_tensors
+from transferkit.workflow.session import fit_to_images, open_backbone, open_bank, open_images, prepared_side
+from transferkit.workflow.views import AskedViews, ask_views, fixed_views, refuse_for_tensors
 
-__all__ = ["rank"]
+__all__ = ["rank_backbones"]
 
 MEASURED_IMAGES = 2000
 """Measures of transferability see no more images: their cost grows up to its cube, the ranks rest on all images."""
@@ -59,117 +57,51 @@ PARAMETERS = "parameters"
 GLOB = "*?["
 
 
-def rank(
-    models: Sequence[str | nn.Module] | str,
-    data: Any,
-    *,
-    image_size: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    pretrained: bool = True,
-    preprocessing: Preprocessing | None = None,
-    root: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    max_pixels: int = MAX_PIXELS,
-    val: float = 0.0,
-    test: float | None = None,
-    strict: bool = False,
-    preprocessed: bool = False,
-    geometry: str = "auto",
-    views: str | int | Sequence[str] = "auto",
-    pooling: str = "avg+max",
-    class_weight: str = "none",
-    cache: str | Path | None = None,
-    cache_limit: float | None = None,
-    device: str = "auto",
-    progress: bool = True,
-    command: str | None = None,
+def rank_backbones(
+    models: Sequence[str | nn.Module] | str, data: Any, options: PassOptions, *, command: str
 ) -> Ranking:
-    """Rank backbones by the held-back accuracy of a closed-form probe on all their stages joined.
-
-    Beside it stand the other measures of transferability, what each model costs, and a prior that has not seen the
-    data. Only the training split is used. What was computed is in the feature bank: the same call again, or
-    `adapt` with the winner, runs the backbone over no image twice.
+    """Backbones by the held-back accuracy of a closed-form probe on all their stages joined, best first.
 
     Args:
-        models: Names or modules, as for `load_backbone`; a name with * in it stands for all models of the zoo that it
-            matches and whose weights are on this machine ("packaged/*").
-        data: As for `analyze`, and so are all arguments not named here; it is opened and audited once for all.
-        image_size: Side in pixels for all models; None takes each checkpoint's own.
-        preprocessing: For the modules among `models`; named models know theirs.
-        geometry, views: As for `analyze`, the same for all models; "auto" is each checkpoint's own crop here, one view.
-        seed: Draws the splits, the resamples, and the images that the measures see.
-        command: What to quote as the way to run this again; None composes the Python call.
-
-    Returns:
-        Best first. A model that cannot be loaded or run is listed as left out, with the reason.
+        models: Names or modules; a name with * in it stands for all models of the zoo that it matches and whose weights
+            are on this machine.
+        data: Opened and audited once for all.
+        options: How; `preprocessing` is for the modules among the models, `geometry` and `views` "auto" are each
+            checkpoint's own crop.
+        command: What to quote as the way to run this again.
 
     Raises:
         OptionError: No model is named, or a pattern matches none.
         BackboneError: Not one of the models could be ranked.
-        TransferkitError: Another of its kinds, saying what to do.
-
-    Comparable:
-        Accuracies between models on the same images. The interval of a rank speaks of other images of the same kind,
-        not of what fine-tuning would change, and not of the luck in choosing the training images.
-
-    Example:
-        >>> found = rank("packaged/*", "builtin/digits", image_size=96)  # doctest: +SKIP
-        >>> found.best.name, found.best.rank_low, found.best.rank_high  # doctest: +SKIP
-        ('packaged/tf_efficientnet_lite1', 1, 2)
     """
-    given = dict(locals())
-    options = Options(
-        image_size=image_size,
-        batch_size=batch_size,
-        seed=seed,
-        checkpoint=None,
-        pretrained=pretrained,
-        preprocessing=preprocessing,
-        root=root,
-        columns=columns,
-        max_pixels=max_pixels,
-        val=val,
-        test=test,
-        strict=strict,
-        preprocessed=preprocessed,
-        geometry=geometry,
-        views=views,
-        pooling=pooling,
-        class_weight=class_weight,
-        similarity=None,
-        cache=cache,
-        cache_limit=cache_limit,
-        device=device,
-        progress=progress,
-    )
     start = time.perf_counter()
-    named = _name_all(models, pretrained=pretrained)
+    asked = ask_views(options.geometry, options.views)
+    named = _name_all(models, pretrained=options.pretrained)
     opened = open_images(data, options)
     if opened.normalised:
-        refuse_for_tensors(options.asked_views)
+        refuse_for_tensors(asked)
     if not opened.folds.take(opened.indices("train")).measurable:
         raise DataError(
             "Backbones are ranked by held-back accuracy, and no training image can be held back: every class has one "
             "image or one group. Add images of another group to each class."
         )
-    rows, left_out = _measure_all(named, opened, options)
+    rows, left_out = _measure_all(named, opened, options, open_bank(options))
     prior = PUBLISHED if all(row.spec.published_accuracy is not None for row in rows) else PARAMETERS
     images = len(opened.indices("train"))
-    ranked = _order(rows, prior, opened.folds.take(opened.indices("train")), seed)
+    ranked = _order(rows, prior, opened.folds.take(opened.indices("train")), options.seed)
     return Ranking(
         models=ranked,
-        reasons=tuple(_explain(ranked, prior, images, options.asked_views)),
+        reasons=tuple(_explain(ranked, prior, images, asked)),
         data=opened.summary,
         prior=prior,
         left_out=tuple(left_out),
         images=images,
         measured_images=min(images, MEASURED_IMAGES),
         resamples=RESAMPLES,
-        pooling=pooling,
-        seed=seed,
+        pooling=options.pooling,
+        seed=options.seed,
         seconds=time.perf_counter() - start,
-        command=command or quote_call(rank, given),
+        command=command,
     )
 
 
@@ -235,7 +167,7 @@ class _Measured:
 
 
 def _measure_all(
-    named: dict[str, str | nn.Module], data: Data, options: Options
+    named: dict[str, str | nn.Module], data: Data, options: PassOptions, bank: FeatureBank
 ) -> tuple[list[_Measured], list[LeftOut]]:
     """Every model that can be, one after the other; why the others cannot.
 
@@ -246,7 +178,7 @@ def _measure_all(
     for number, (name, model) in enumerate(named.items(), start=1):
         announce(f"model {number} of {len(named)}: {name}", enabled=options.progress)
         try:
-            rows.append(_measure(name, model, data, options))
+            rows.append(_measure(name, model, data, options, bank))
         except (BackboneError, MissingDependencyError) as error:
             left_out.append(LeftOut(name=name, reason=str(error)))
         gc.collect()  # a network refers to itself through its hooks; two large ones may not fit at once
@@ -257,7 +189,7 @@ def _measure_all(
     return rows, left_out
 
 
-def _measure(name: str, model: str | nn.Module, data: Data, options: Options) -> _Measured:
+def _measure(name: str, model: str | nn.Module, data: Data, options: PassOptions, bank: FeatureBank) -> _Measured:
     seconds: dict[str, float] = {}
     seed_everything(options.seed)
     with timed(seconds, "load backbone"):
@@ -265,7 +197,9 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
         own = dataclasses.replace(options, preprocessing=None) if isinstance(model, str) else options
         backbone = open_backbone(model, dataclasses.replace(own, image_size=prepared_side(data, options)))
         fit_to_images(backbone, data)
-    backbone = backbone.with_preprocessing(fixed_views(options.asked_views, backbone.spec.preprocessing, data))
+    backbone = backbone.with_preprocessing(
+        fixed_views(ask_views(options.geometry, options.views), backbone.spec.preprocessing, data)
+    )
     train = data.indices("train")
     folds = data.folds.take(train)
     with timed(seconds, "frozen pass"):
@@ -273,7 +207,7 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: Options) ->
         done = read_features(
             backbone,
             data,
-            bank=options.bank,
+            bank=bank,
             pooling=options.pooling,
             device=options.device,
             batch_size=options.batch_size,

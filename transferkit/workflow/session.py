@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from numbers import Integral, Real
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from transferkit import zoo
-from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.errors import OptionError
 from transferkit.core.random import seed_everything
-from transferkit.data import MAX_PIXELS, Data, open_data
-from transferkit.features import FeatureBank, choose_device
+from transferkit.data import Data, open_data
+from transferkit.features import FeatureBank
 from transferkit.features.bank import DEFAULT_LIMIT
-from transferkit.nn import POOLINGS, Backbone
-from transferkit.probe import CLASS_WEIGHTS
+from transferkit.nn import Backbone
+from transferkit.options import PassOptions
 from transferkit.records import Finding, Preprocessing, check_image_size
 from transferkit.workflow.measure import Measurement, measure_features, timed
-from transferkit.workflow.views import AskedViews, ask_views, refuse_for_tensors
+from transferkit.workflow.views import ask_views
 
-__all__ = ["Session", "Options", "load_backbone", "open_session", "open_backbone", "open_images"]
+__all__ = ["Session", "load_backbone", "open_backbone", "open_bank", "open_images", "open_session"]
 
 
 def load_backbone(
@@ -57,123 +54,33 @@ def load_backbone(
     return backbone.without_head() if checkpoint is not None and not spec.num_classes else backbone
 
 
-NUMBERS = (
-    ("seed", Integral, True),
-    ("batch_size", Integral, False),
-    ("max_pixels", Integral, True),
-    ("similarity", Real, False),
-    ("cache_limit", Real, False),
-    ("budget", Real, False),
-)
-"""Options that are numbers, of which kind, and whether there must be one."""
-
-FLAGS = ("pretrained", "strict", "preprocessed", "progress")
-"""Options that are true or false: the word "no" would count as true."""
-
-SEEDS = 2**63
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to open and measure: the arguments that `analyze`, `adapt` and `rank` share, explained in `analyze`.
-
-    Raises:
-        OptionError: If a value is out of its range.
-    """
-
-    image_size: int | None
-    batch_size: int | None
-    seed: int
-    checkpoint: str | Path | None
-    pretrained: bool
-    preprocessing: Preprocessing | None
-    root: str | Path | None
-    val: float
-    test: float | None
-    strict: bool
-    preprocessed: bool
-    pooling: str
-    class_weight: str
-    similarity: float | None
-    cache: str | Path | None
-    cache_limit: float | None
-    device: str
-    progress: bool
-    source: Any = None
-    geometry: str = "auto"
-    views: str | int | Sequence[str] = "auto"
-    budget: float | None = None
-    columns: Mapping[str, str] | None = None
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        _check_kinds(self)
-        check_image_size(self.image_size)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise OptionError(
-                f"batch_size must be >= 1, got {self.batch_size!r}; leave it out to fit it to the machine."
-            )
-        if self.similarity is not None and not 0 <= self.similarity <= 1:
-            raise OptionError(f"similarity must be in [0, 1], got {self.similarity!r}.")
-        for name, value, known in (
-            ("pooling", self.pooling, POOLINGS),
-            ("class_weight", self.class_weight, CLASS_WEIGHTS),
-        ):
-            if value not in known:
-                raise OptionError(unknown_name(name, value, known))
-        choose_device(self.device)
-        asked = self.asked_views  # raises where that is no way of seeing anything
-        if self.preprocessed:
-            refuse_for_tensors(asked)
-
-    @property
-    def asked_views(self) -> AskedViews:
-        """What geometry and views ask for."""
-        return ask_views(self.geometry, self.views)
-
-    @cached_property
-    def bank(self) -> FeatureBank:
-        """Where features are kept: one bank per run, which holds the shelves that the run uses."""
-        limit = DEFAULT_LIMIT if self.cache_limit is None else int(self.cache_limit * 2**30)
-        return FeatureBank(self.cache, limit=limit)
-
-
-def _check_kinds(options: Options) -> None:
-    """Raise, all at once, what is no number where one belongs, or neither yes nor no."""
-    problems = []
-    for name, kind, needed in NUMBERS:
-        value = getattr(options, name)
-        is_number = isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
-        if not is_number and (needed or value is not None):
-            problems.append(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}.")
-        elif name == "seed" and not 0 <= value < SEEDS:
-            problems.append(f"seed must be in [0, 2^63), got {value!r}.")
-    problems += [
-        f"{name} must be true or false, got {getattr(options, name)!r}."
-        for name in FLAGS
-        if not isinstance(getattr(options, name), (bool, np.bool_))
-    ]
-    if problems:
-        raise OptionError(" ".join(problems))
-
-
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Session:
     """An opened backbone, the images, and what the frozen pass measured.
 
     Args:
         backbone, data: As they were opened.
         measured: What the frozen pass measured.
-        seconds: Phase -> wall-clock seconds so far; further phases are added by who goes on.
+        options: How they were opened.
+        bank: Where features are kept: one bank per run, which holds the shelves that the run uses.
+        seconds: Phase -> wall-clock seconds so far; later steps add theirs.
     """
 
     backbone: Backbone
     data: Data
     measured: Measurement
-    seconds: dict[str, float]
+    options: PassOptions
+    bank: FeatureBank
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def open_backbone(model: str | nn.Module, options: Options) -> Backbone:
+def open_bank(options: PassOptions) -> FeatureBank:
+    """The feature bank that the options ask for."""
+    limit = DEFAULT_LIMIT if options.cache_limit is None else int(options.cache_limit * 2**30)
+    return FeatureBank(options.cache, limit=limit)
+
+
+def open_backbone(model: str | nn.Module, options: PassOptions) -> Backbone:
     """The backbone that the options ask for."""
     return load_backbone(
         model,
@@ -184,7 +91,7 @@ def open_backbone(model: str | nn.Module, options: Options) -> Backbone:
     )
 
 
-def open_images(data: Any, options: Options) -> Data:
+def open_images(data: Any, options: PassOptions) -> Data:
     """The images behind whatever the person named, audited and split."""
     given = options.preprocessing
     return open_data(
@@ -228,7 +135,7 @@ def _three(values: tuple[float, float, float]) -> str:
     return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
 
 
-def prepared_side(data: Data, options: Options) -> int | None:
+def prepared_side(data: Data, options: PassOptions) -> int | None:
     """Side in pixels that a backbone must be loaded for to take these images; None where they do not say.
 
     Raises:
@@ -246,7 +153,7 @@ def prepared_side(data: Data, options: Options) -> int | None:
     return options.image_size or min(height, width)
 
 
-def open_source(options: Options) -> Data | None:
+def open_source(options: PassOptions) -> Data | None:
     """The source images, if the person has some; they are only measured, so none is held back."""
     # Its columns may be called otherwise than those of `data`, so columns= is not for it.
     if options.source is None:
@@ -264,17 +171,22 @@ def open_source(options: Options) -> Data | None:
 
 
 def open_session(
-    model: str | nn.Module, data: Any, options: Options, *, check: Callable[[Backbone], object] | None = None
+    model: str | nn.Module,
+    data: Any,
+    options: PassOptions,
+    *,
+    budget: float | None = None,
+    check: Callable[[Backbone], object] | None = None,
 ) -> Session:
-    """Open both, then one frozen pass and all that it can tell.
+    """Open both, then one frozen pass and all that it can measure.
 
     Args:
         model, data: As for `analyze`.
         options: How.
-        check: Raises if the backbone cannot do what will be asked of it: a mistyped stage is met before the pass.
+        budget: Seconds that everything after the first pass may take; None sets no limit.
+        check: Raises if the backbone cannot do what is asked: a mistyped stage is found before the pass.
     """
     seconds: dict[str, float] = {}
-    bank = options.bank  # of the run's own options, which outlive those made below
     seed_everything(options.seed)
     if options.preprocessed:  # the tensors say which size the backbone is loaded for
         with timed(seconds, "audit data"):
@@ -288,21 +200,11 @@ def open_session(
         opened = open_images(data, options)
         source = open_source(options)
     fit_to_images(backbone, opened)
+    bank = open_bank(options)
+    views = ask_views(options.geometry, options.views)
     found = measure_features(
-        backbone,
-        opened,
-        bank=bank,
-        pooling=options.pooling,
-        device=options.device,
-        batch_size=options.batch_size,
-        class_weight=options.class_weight,
-        similarity=options.similarity,
-        source=source,
-        views=options.asked_views,
-        budget=options.budget,
-        seed=options.seed,
-        seconds=seconds,
-        progress=options.progress,
+        backbone, opened, options, bank=bank, source=source, views=views, budget=budget, seconds=seconds
     )
     backbone = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
-    return Session(backbone, opened, found, dict(found.evidence.seconds))
+    return Session(backbone=backbone, data=opened, measured=found, options=options, bank=bank,
+                   seconds=dict(found.evidence.seconds))  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from transferkit.cli.composition import compose_settings, data_sources
+from transferkit.cli.composition import compose_settings, group_choices
 from transferkit.cli.jobs import command_line
 from transferkit.cli.sweeps import differing_words, list_runs
 from transferkit.cli.words import JOB_PATHS, hydra_words, plain_word, split_list
@@ -23,7 +23,7 @@ AWKWARD = [
 
 
 def settings_of(*words: str):
-    return compose_settings(hydra_words(words, sources=data_sources()))
+    return compose_settings(hydra_words(words, sources=group_choices("data")))
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_a_path_arrives_as_it_was_typed_and_is_shown_as_it_was_typed(name):
     assert (settings.checkpoint, settings.source, settings.cache) == (f"w/{name}", f"./{name}", f"{name}/c")
     again = OmegaConf.create(OmegaConf.to_yaml(settings.data))  # what lies in .hydra/config.yaml
     assert again.root == typed
-    shown = shlex.split(command_line("adapt", hydra_words(words, sources=data_sources()), settings))
+    shown = shlex.split(command_line("adapt", hydra_words(words, sources=group_choices("data")), settings))
     assert shown[:2] == ["transferkit", "adapt"]
     assert shown[2:] == ["data=folder", f"data.root={typed}", *words[1:], "seed=0"]
 
@@ -125,7 +125,7 @@ def test_lists_are_split_at_commas_outside_quotes(text, parts):
 
 
 def test_in_a_sweep_several_inputs_are_a_run_each_but_a_file_of_that_name_is_one(tmp_path):
-    words = hydra_words(["data.root=a=1,b (2)", "-m", "seed=0,1", "out=x,y"], sources=data_sources())
+    words = hydra_words(["data.root=a=1,b (2)", "-m", "seed=0,1", "out=x,y"], sources=group_choices("data"))
     assert words[0] == "-m"
     runs = list_runs(words)
     assert differing_words(runs) == [
@@ -134,7 +134,7 @@ def test_in_a_sweep_several_inputs_are_a_run_each_but_a_file_of_that_name_is_one
     assert {compose_settings(run, job=0).out for run in runs} == {"x,y"}
     assert [compose_settings(run, job=0).data.root for run in runs[::2]] == ["a=1", "b (2)"]
     (tmp_path / "a=1,b (2)").mkdir()
-    runs = list_runs(hydra_words(["data.root=a=1,b (2)", "--multirun", "seed=0,1"], sources=data_sources()))
+    runs = list_runs(hydra_words(["data.root=a=1,b (2)", "--multirun", "seed=0,1"], sources=group_choices("data")))
     assert [compose_settings(run, job=0).data.root for run in runs] == 2 * ["a=1,b (2)"]
 
 
@@ -150,7 +150,7 @@ def test_names_of_columns_are_plain_text(name):
     words = ["data.path=m.csv", f"data.columns.path={name}", "data.columns.label=kind"]
     settings = settings_of(*words)
     assert (str(settings.data.columns.path), settings.data.columns.label) == (name, "kind")
-    assert [plain_word(word) for word in hydra_words(words, sources=data_sources())][1:] == words
+    assert [plain_word(word) for word in hydra_words(words, sources=group_choices("data"))][1:] == words
 
 
 @pytest.mark.parametrize(("typed", "name"), [("'image file'", "image file"), ('"x"', "x"), ("null", None), ("'", "'")])

@@ -86,6 +86,6 @@ def test_a_name_that_its_module_lacks_is_said_to_lack_there(shop):
 
 
 def test_a_package_of_another_name_knows_nothing_of_it():
-    find, _ = attach("transferkit.finetune", {"Recipe": "recipe"})
+    find, _ = attach("transferkit.finetune", {"fit_recipe": "recipe"})
     with pytest.raises(AttributeError, match="'transferkit.finetune' has no attribute 'recipes'"):
         find("recipes")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import transferkit as tk
 from tests.unit.data.pictures import Writer, noise
-from transferkit.cli.adapting import data_arguments
-from transferkit.cli.composition import config_folder
+from transferkit.cli.composition import compose_settings
+from transferkit.cli.schema import arguments_of
 from transferkit.core.errors import DataError, OptionError, TransferkitError
 from transferkit.data import open_data
+from transferkit.options import DataOptions
 
 _SETTING = re.compile(r"data\.([a-z_.]+)=([A-Za-z0-9_.]+)")
 
@@ -26,9 +27,9 @@ def typed(message: str, source: str, place: Path) -> dict[str, Any]:
     settings = [f"data.{key}={value}" for key, value in _SETTING.findall(message)]
     assert settings, message
     where = "root" if source == "folder" else "path"
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        composed = compose("config", overrides=[f"data={source}", f"data.{where}='{place}'", *settings])
-    return data_arguments(composed)
+    composed = compose_settings([f"data={source}", f"data.{where}='{place}'", *settings])
+    names = {"data", *(one.name for one in dataclasses.fields(DataOptions))}
+    return {name: value for name, value in arguments_of(composed, tk.adapt).items() if name in names}
 
 
 def complaint(data: Any, **options: Any) -> str:
@@ -150,7 +151,7 @@ def test_every_way_in_takes_what_messages_advise(verb: Any) -> None:
 def test_the_command_lines_default_is_pythons(official: Path) -> None:
     arguments = typed("data.strict=false", "folder", official)
     assert arguments["test"] is None
-    assert "max_pixels" not in arguments
+    assert arguments["max_pixels"] == inspect.signature(open_data).parameters["max_pixels"].default
     assert arguments["columns"] is None
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,8 @@ from transferkit.core.errors import CacheError
 from transferkit.features import FeatureBank, cache_activations, frozen_pass, leases
 from transferkit.features.shelf import Shelf
 from transferkit.nn import cut
-from transferkit.workflow.session import Options
+from transferkit.options import PassOptions
+from transferkit.workflow.session import open_bank
 
 ROWS = 1000
 ROW_BYTES = WIDTH * 4 + 32
@@ -117,15 +117,9 @@ def test_features_moments_and_activations_of_one_run_are_all_held(tmp_path: Path
     assert len(run.list_shelves()) == 6
 
 
-def test_the_options_of_a_run_have_one_bank(tmp_path: Path) -> None:
-    options = Options(
-        **dict.fromkeys(Options.__dataclass_fields__, None)
-        | {"val": 0.0, "test": 0.2, "pooling": "avg", "class_weight": "none", "device": "cpu", "cache": tmp_path}
-        | {"geometry": "auto", "views": "auto", "seed": 0, "max_pixels": 1000}
-        | dict.fromkeys(("pretrained", "strict", "preprocessed", "progress"), False)
-    )
-    assert options.bank is options.bank
-    assert replace(options, cache_limit=1.0).bank.limit == 2**30
+def test_the_bank_of_a_run_has_the_limit_that_was_asked_for(tmp_path: Path) -> None:
+    assert open_bank(PassOptions(cache=tmp_path)).limit == 10 * 2**30
+    assert open_bank(PassOptions(cache=tmp_path, cache_limit=1.0)).limit == 2**30
 
 
 # Other processes

@@ -27,8 +27,9 @@ from tests.unit.finetune.training_toys import (
     trunk_names,
 )
 from transferkit.features import FeatureBank, frozen_pass
-from transferkit.finetune import FineTuneTask, Recipe, Runner, cross_validation, fine_tune
+from transferkit.finetune import FineTuneTask, Runner, cross_validation, fine_tune
 from transferkit.nn import Blend, TransferModel, logits_of
+from transferkit.options import Recipe
 from transferkit.records import Fold, Folds
 from transferkit.strategies import Plan
 

@@ -37,12 +37,13 @@ from tests.unit.finetune.training_toys import (
 )
 from tests.unit.nn.toy_networks import spec_of
 from transferkit.core.errors import DataError, OptionError
-from transferkit.finetune import CutBatch, Recipe, TransferModule
+from transferkit.finetune import CutBatch, TransferModule
 from transferkit.finetune.adapters import is_adapter
 from transferkit.finetune.averaging import EMA_DECAY
 from transferkit.finetune.module import count_images
 from transferkit.nn import Backbone, TransferModel, cut
 from transferkit.nn.norm import AccumulatedBatchNorm
+from transferkit.options import Recipe
 from transferkit.strategies import HEAD, STRATEGIES
 
 TRUNK = "model.backbone.trunk."

@@ -8,7 +8,7 @@ from tests.unit.finetune.training_toys import make_backbone
 from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
 from transferkit.finetune.plans import USUAL_BATCH, plan_for
-from transferkit.finetune.recipe import Recipe
+from transferkit.options import Recipe
 from transferkit.records import Decision
 from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, with_new_head
 

@@ -22,8 +22,9 @@ from transferkit.data.loading import EpochSampler
 from transferkit.finetune import Runner, fine_tune
 from transferkit.finetune.module import CutBatch, TransferModule
 from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
-from transferkit.finetune.recipe import MOMENTUM, Recipe
+from transferkit.finetune.recipe import MOMENTUM
 from transferkit.nn import TransferModel, cut
+from transferkit.options import Recipe
 from transferkit.records import Fold
 from transferkit.strategies import HEAD, Phase, Plan, Rule, scaled_plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from transferkit.core.errors import OptionError
 from transferkit.data.augmentation import PRESETS
-from transferkit.finetune.recipe import AUGMENTS, MOMENTUM, Recipe
+from transferkit.finetune.recipe import MOMENTUM, fit_recipe, make_optimizer
+from transferkit.options import AUGMENTS, Recipe
 
 
 @pytest.mark.parametrize(
@@ -85,25 +87,25 @@ def test_values_come_by_name_and_a_misspelt_one_is_offered_its_closest():
 
 @given(st.integers(1, 200_000))
 def test_a_fitted_recipe_leaves_nothing_open_that_the_number_of_images_decides(images):
-    recipe = Recipe().fitted(images)
+    recipe = fit_recipe(Recipe(), images)
     assert recipe.epochs >= 1
     assert min(2, images) <= recipe.batch_size <= images
     assert recipe.folds >= 1
-    assert recipe.stops_after >= 1
-    more = Recipe().fitted(2 * images)
+    assert recipe.allowed_patience >= 1
+    more = fit_recipe(Recipe(), 2 * images)
     assert more.epochs <= recipe.epochs
     assert more.epochs * 2 * images >= recipe.epochs * images  # fewer epochs, yet no fewer images seen
     assert more.batch_size >= recipe.batch_size
     assert more.folds <= recipe.folds
-    assert recipe.fitted(images) == recipe
+    assert fit_recipe(recipe, images) == recipe
 
 
 @given(st.integers(1, 5000), st.integers(1, 50), st.integers(1, 64), st.integers(1, 5))
 def test_what_was_said_stays(images, epochs, batch_size, folds):
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, folds=folds).fitted(images, batch_size=7)
+    recipe = fit_recipe(Recipe(epochs=epochs, batch_size=batch_size, folds=folds), images, batch_size=7)
     assert (recipe.epochs, recipe.folds) == (epochs, folds)
     assert recipe.batch_size == min(batch_size, images)
-    assert Recipe().fitted(images, batch_size=3).batch_size == min(3, images)
+    assert fit_recipe(Recipe(), images, batch_size=3).batch_size == min(3, images)
     kept = [field.name for field in fields(Recipe) if field.name not in ("epochs", "batch_size", "folds")]
     assert all(getattr(recipe, name) == getattr(Recipe(), name) for name in kept)
 
@@ -115,14 +117,14 @@ def test_where_a_rate_was_said_no_other_is_compared(rate):
 
 
 def test_a_recipe_knows_what_was_said():
-    assert Recipe().said == Recipe(lr=None, epochs=None, clip=1).said == ()
-    assert Recipe(flip=False, epochs=3, lr_scale=0.2).said == ("epochs", "lr_scale", "flip")
+    assert Recipe().changed == Recipe(lr=None, epochs=None, clip=1).changed == {}
+    assert Recipe(flip=False, epochs=3, lr_scale=0.2).changed == {"epochs": 3, "lr_scale": 0.2, "flip": False}
 
 
 def test_early_stopping_waits_for_a_third_of_the_epochs_and_three_at_least():
-    assert Recipe(epochs=30).stops_after == 10
-    assert Recipe(epochs=4).stops_after == 3
-    assert Recipe(epochs=30, patience=1).stops_after == 1
+    assert Recipe(epochs=30).allowed_patience == 10
+    assert Recipe(epochs=4).allowed_patience == 3
+    assert Recipe(epochs=30, patience=1).allowed_patience == 1
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -132,7 +134,7 @@ def test_the_optimizer_steps_as_the_plain_one_does(name):
         "adamw": torch.optim.AdamW,
     }[name]
     ends = []
-    for make in (Recipe(optimizer=name).make_optimizer, plain):
+    for make in (partial(make_optimizer, Recipe(optimizer=name)), plain):
         torch.manual_seed(0)
         weight, bias = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(5))
         optimizer = make(
@@ -154,7 +156,7 @@ def test_the_optimizer_steps_as_the_plain_one_does(name):
 def test_one_pass_over_memory_is_not_for_mixed_precision(name):
     weight = torch.nn.Parameter(torch.randn(5, 3))
     made = [
-        Recipe(optimizer=name).make_optimizer([{"params": [weight], "lr": 0.1}], mixed=is_mixed)
+        make_optimizer(Recipe(optimizer=name), [{"params": [weight], "lr": 0.1}], mixed=is_mixed)
         for is_mixed in (True, False)
     ]
     assert [optimizer.defaults["fused"] for optimizer in made] == [False, True]

@@ -26,9 +26,9 @@ from transferkit.finetune import runner as runner_module
 from transferkit.finetune import trainer_options
 from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
 from transferkit.finetune.module import CutBatch, TransferModule
-from transferkit.finetune.recipe import Recipe
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
+from transferkit.options import Recipe
 
 N, HELD_BACK = 20, 10
 

@@ -14,9 +14,11 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.unit.finetune.test_module import CLASSES, fit, make_backbone, make_module, make_trainer
 from transferkit.core.errors import OptionError
-from transferkit.finetune import Recipe, TransferModule
+from transferkit.finetune import TransferModule
+from transferkit.finetune.recipe import make_optimizer
 from transferkit.finetune.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
 from transferkit.nn import TransferModel
+from transferkit.options import Recipe
 from transferkit.records import Preprocessing
 from transferkit.workflow.session import load_backbone
 
@@ -148,7 +150,7 @@ def test_a_filled_state_is_the_one_that_an_optimizer_begins_with(name):
         torch.manual_seed(0)
         weights = [nn.Parameter(torch.randn(3)) for _ in range(2)]
         groups = [{"params": [weight], "lr": 0.1, "weight_decay": 0.3} for weight in weights]
-        optimizer = Recipe(optimizer=name).make_optimizer(groups)
+        optimizer = make_optimizer(Recipe(optimizer=name), groups)
         if filled:
             fill_state(optimizer)
             assert optimizer.state.keys() == set(weights)

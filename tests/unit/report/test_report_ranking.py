@@ -106,8 +106,8 @@ def test_the_page_opens_offline_and_holds_no_script(ranking):
 
 def test_ranks_stand_where_their_numbers_are(ranking):
     page = write_ranking(ranking)
-    assert [tick.text for tick in page.rank_scale.ticks] == ["1", "2"]
-    assert [strip.at for strip in page.ranks] == [tick.at for tick in page.rank_scale.ticks] == [25.0, 75.0]
+    assert [tick.text for tick in page.rank_axis.ticks] == ["1", "2"]
+    assert [strip.at for strip in page.ranks] == [tick.at for tick in page.rank_axis.ticks] == [25.0, 75.0]
     assert (page.ranks[1].low, page.ranks[1].high) == (25.0, 75.0)
 
 
@@ -118,6 +118,6 @@ def test_parameters_as_prior_are_a_count(ranking):
 
 def test_many_models_share_few_ticks(ranking):
     page = write_ranking(replace(ranking, models=tuple(row(f"net{n}", n) for n in range(1, 41) if n < 9)))
-    assert len(page.rank_scale.ticks) == 8
+    assert len(page.rank_axis.ticks) == 8
     page = write_ranking(replace(ranking, models=tuple(row(f"net{n}", 1) for n in range(40))))
-    assert len(page.rank_scale.ticks) <= 12
+    assert len(page.rank_axis.ticks) <= 12

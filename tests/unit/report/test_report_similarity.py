@@ -1,4 +1,4 @@
-"""What the report says of the similarity, and that it says nothing where nobody looked."""
+"""What the report says about similarity, and that it says nothing where it was not measured."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def test_the_number_its_interval_and_each_stage_are_there():
 def test_what_is_not_known_is_said_without_a_plot():
     section = write_similarity(SimilarityDetail(value=None, origin="unknown", note="No batch normalisation."))
     assert "not known" in section.sentence
-    assert (section.scale, section.rows) == (None, ())
+    assert (section.axis, section.rows) == (None, ())
     assert write_similarity(None) is None
 
 
 def test_an_estimate_from_a_classifier_is_called_one_and_needs_no_plot():
     section = write_similarity(replace(MEASURED, origin="head confidence", note="It is rough.", stages=()))
-    assert "0.70 to 0.74), estimated from what the backbone's own classifier answers to 347 training images." in (
+    assert "0.70 to 0.74), estimated from the predictions of the backbone's own classifier on 347 training images." in (
         section.sentence
     )
-    assert (section.note, section.scale, section.rows) == ("It is rough.", None, ())
+    assert (section.note, section.axis, section.rows) == ("It is rough.", None, ())
 
 
 def test_other_measures_have_names_for_people():
     section = write_similarity(replace(MEASURED, others={"mmd": 0.0123, "brand_new": 2.0}))
     assert section.others == (
-        ("Maximum mean discrepancy, squared and unbiased (0: alike)", "0.0123"),
+        ("Maximum mean discrepancy, squared and unbiased (0: identical)", "0.0123"),
         ("brand_new", "2"),
     )
 
@@ -57,4 +57,4 @@ def test_the_page_has_the_section_if_somebody_looked(record: RunRecord, detail):
     page = render(replace(record, evidence=replace(record.evidence, similarity_detail=detail)))
     assert ('id="similarity"' in page) == (detail is not None)
     assert ('href="#similarity"' in page) == (detail is not None)
-    assert ("Against the source images" in page) == (detail is not None and bool(detail.others))
+    assert ("Comparison with source images" in page) == (detail is not None and bool(detail.others))

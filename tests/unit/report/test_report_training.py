@@ -1,4 +1,4 @@
-"""What people see of a fine-tuning run: its epochs, what learnt, and whether it beat the probe."""
+"""What people see of a fine-tuning run: its epochs, what was trained, and whether it beat the probe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from tests.unit.report.conftest import build_training
 from tests.unit.report.test_report_render import Page, section
 from transferkit.records import Candidate, Claim, Epoch, RunRecord
 from transferkit.report import render
-from transferkit.report._epochs import DOTTED, draw_epochs, find_phases, fit_axis
+from transferkit.report._fine_tuning import find_phases
+from transferkit.report.charts import CHARTS, Band, Chart, Dots, Line, Rule
+from transferkit.report.charts.epochs import MAX_DOTS, draw_epochs
 from transferkit.report.sections._headline import write_headline
 from transferkit.report.sections._kept import write_kept
-from transferkit.report.sections._learning import OPEN_CLAIMS, name_learnt, write_learning
+from transferkit.report.sections._learning import OPEN_CLAIMS, name_trained, write_learning
 from transferkit.report.sections._training import MAX_EPOCH_ROWS, write_training
 from transferkit.strategies.plan import STRATEGIES
 
@@ -43,35 +45,54 @@ def plain(text: str) -> str:
     return text.replace("\u202f", " ").replace("\u00a0", " ")
 
 
-# ---- drawing
+# ---- charts
+
+
+def lines(chart: Chart) -> list[Line]:
+    return [mark for mark in chart.marks if isinstance(mark, Line)]
+
+
+def dots(chart: Chart) -> list[Dots]:
+    return [mark for mark in chart.marks if isinstance(mark, Dots)]
+
+
+def rules(chart: Chart, axis: str) -> list[Rule]:
+    return [mark for mark in chart.marks if isinstance(mark, Rule) and mark.axis == axis]
+
+
+def bands(chart: Chart) -> list[Band]:
+    return [mark for mark in chart.marks if isinstance(mark, Band)]
 
 
 def test_equal_epochs_are_equal_distances_and_a_lower_loss_lies_lower():
     loss, accuracy, rate = draw_epochs(TRAINING.epochs, best=4)
-    assert [panel.title for panel in (loss, accuracy, rate)] == [
+    assert [chart.heading for chart in (loss, accuracy, rate)] == [
         "Loss, nats",
         "Held-back accuracy",
         "Highest learning rate",
     ]
-    train = next(line for line in loss.lines if line.kind == "train")
-    steps = [right.x - left.x for left, right in itertools.pairwise(train.dots)]
+    train = lines(loss)[0]
+    places = [(loss.plot.x(point.x), loss.plot.y(point.y)) for point in train.points]
+    steps = [right[0] - left[0] for left, right in itertools.pairwise(places)]
     assert steps == pytest.approx([steps[0]] * 5, abs=0.02)
-    heights = [dot.y for dot in train.dots]  # the loss falls: y, counted from the top, rises
+    heights = [y for _, y in places]  # the loss falls: y, counted from the top, rises
     assert heights == sorted(heights)
-    best = min(accuracy.lines[0].dots, key=lambda dot: dot.y)
-    assert best.best
-    assert best.x == accuracy.best.at
-    assert accuracy.best.text == "epoch 5"  # people count from 1
+    best = max(lines(accuracy)[0].points, key=lambda point: point.y)
+    marked = rules(accuracy, "x")[0]
+    assert best.x == marked.at
+    assert marked.label == "epoch 5"  # people count from 1
+    assert [point for point in dots(accuracy)[0].points if point.radius] == [best]
 
 
 def test_phases_tile_the_axis_between_their_epochs():
-    panel = draw_epochs(TRAINING.epochs, best=None)[0]
-    first, second = panel.bands
-    assert (first.x, second.x + second.width) == pytest.approx((panel.left, panel.left + panel.across), abs=0.02)
-    assert first.x + first.width == pytest.approx(second.x, abs=0.02)
-    assert second.width == pytest.approx(2 * first.width, abs=0.02)
-    dots = panel.lines[0].dots
-    assert dots[1].x < second.x < dots[2].x
+    chart = draw_epochs(TRAINING.epochs, best=None)[0]
+    plot = chart.plot
+    first, second = [(plot.x(band.low), plot.x(band.high)) for band in bands(chart)]
+    assert (first[0], second[1]) == pytest.approx((plot.left, plot.right), abs=0.02)
+    assert first[1] == pytest.approx(second[0], abs=0.02)
+    assert second[1] - second[0] == pytest.approx(2 * (first[1] - first[0]), abs=0.02)
+    points = lines(chart)[0].points
+    assert plot.x(points[1].x) < second[0] < plot.x(points[2].x)
     assert [(phase.name, phase.first, phase.last) for phase in find_phases(TRAINING.epochs)] == [
         ("head first", 1, 2),
         ("last stages", 3, 6),
@@ -79,29 +100,36 @@ def test_phases_tile_the_axis_between_their_epochs():
 
 
 def test_one_phase_needs_no_marks_and_an_unknown_best_epoch_gets_none():
-    panels = draw_epochs([epoch(0), epoch(1)], best=7)
-    assert all(panel.bands == () and panel.best is None for panel in panels)
+    charts = draw_epochs([epoch(0), epoch(1)], best=7)
+    assert not any(bands(chart) or rules(chart, "x") for chart in charts)
 
 
 def test_the_probe_is_drawn_beside_the_accuracy_only_and_stays_inside():
-    panels = draw_epochs([epoch(0), epoch(1)], best=1, probe=0.2)
-    assert [panel.probe is not None for panel in panels] == [False, True, False]
-    assert panels[1].top <= panels[1].probe <= panels[1].top + panels[1].down
-    assert panels[1].probe > panels[1].lines[0].dots[0].y  # 20 % lies below 50 %
+    charts = draw_epochs([epoch(0), epoch(1)], best=1, probe=0.2)
+    assert [len(rules(chart, "y")) for chart in charts] == [0, 1, 0]
+    plot, probe = charts[1].plot, rules(charts[1], "y")[0]
+    assert plot.top <= plot.y(probe.at) <= plot.bottom
+    assert plot.y(probe.at) > plot.y(lines(charts[1])[0].points[0].y)  # 20 % lies below 50 %
 
 
-def test_without_held_back_images_there_is_no_panel_of_accuracy():
-    panels = draw_epochs([epoch(0, val_loss=None, val_accuracy=None)], best=0)
-    assert [panel.title for panel in panels] == ["Loss, nats", "Highest learning rate"]
-    assert [line.kind for line in panels[0].lines] == ["train"]
+def test_without_held_back_images_there_is_no_chart_of_accuracy():
+    charts = draw_epochs([epoch(0, val_loss=None, val_accuracy=None)], best=0)
+    assert [chart.heading for chart in charts] == ["Loss, nats", "Highest learning rate"]
+    assert [line.legend for line in lines(charts[0]) if line.points] == ["training, with everything added to the loss"]
 
 
 def test_many_epochs_are_a_line_with_one_dot():
-    panels = draw_epochs([epoch(n) for n in range(DOTTED + 1)], best=3)
-    for panel in panels:
-        for line in panel.lines:
-            assert len(line.dots) == 1
-            assert line.path.count("L") == DOTTED
+    for chart in draw_epochs([epoch(n) for n in range(MAX_DOTS + 1)], best=3):
+        assert [len(mark.points) for mark in dots(chart)] == [1] * len(lines(chart))
+        assert [len(mark.points) for mark in lines(chart)] == [MAX_DOTS + 1] * len(lines(chart))
+
+
+def test_the_legend_of_the_epochs_is_shared(trained_record):
+    page = render(trained_record)
+    start = page.index('data-chart="epochs"')
+    legend = Page(page[page.index("<ul", start) : page.index("</ul>", start) + 5]).text
+    for words in ("training, with everything added to the loss", "held-back images", "the probe on the same images"):
+        assert legend.count(words) == 1
 
 
 @given(
@@ -115,37 +143,29 @@ def test_many_epochs_are_a_line_with_one_dot():
         max_size=40,
     )
 )
-def test_whatever_was_measured_stays_inside_its_panel(measured):
+def test_whatever_was_measured_stays_inside_its_chart(measured):
     epochs = [
         epoch(n, train_loss=loss, val_loss=val, val_accuracy=share, lr=lr)
         for n, (loss, val, share, lr) in enumerate(measured)
     ]
-    for panel in draw_epochs(epochs, best=0, probe=0.5):
-        assert len(panel.rows) <= 8
-        assert len(panel.columns) <= 6
-        for line in panel.lines:
-            for dot in line.dots:
-                assert panel.left <= dot.x <= panel.left + panel.across
-                assert panel.top <= dot.y <= panel.top + panel.down
+    for chart in draw_epochs(epochs, best=0, probe=0.5):
+        assert len(chart.y.ticks) <= 8
+        assert len(chart.x.ticks) <= 6
+        slack = 1e-6 * abs(chart.y.high - chart.y.low)
+        for line in lines(chart):
+            for point in line.points:
+                assert chart.x.low < point.x < chart.x.high
+                assert chart.y.low - slack <= point.y <= chart.y.high + slack
 
 
-@given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=9))
-def test_an_axis_has_round_ends_around_all_values(values):
-    scale = fit_axis(values)
-    slack = 1e-6 * max(map(abs, values)) + 1e-12
-    assert scale.low <= min(values) + slack
-    assert max(values) - slack <= scale.high
-    assert [tick.at for tick in scale.ticks] == sorted({tick.at for tick in scale.ticks})
+# ---- what was trained
 
 
-# ---- what learnt
-
-
-def test_the_summary_counts_what_learnt_once_and_names_the_rest():
+def test_the_summary_counts_what_was_trained_once_and_names_the_rest():
     text = plain(write_learning(TRAINING.claims).sentence)
     assert text == (
-        "Trained: 2.1 of 3.3 million parameters (the head and stage top); frozen: the rest, its running statistics "
-        "included. In the stages that are trained, running statistics of normalisation are updated."
+        "Trained: 2.1 of 3.3 million parameters (the head and stage top); frozen: the rest, with its normalisation "
+        "statistics. Normalisation statistics are updated in the trained stages."
     )
 
 
@@ -161,9 +181,9 @@ def test_the_summary_counts_what_learnt_once_and_names_the_rest():
         ([], ""),
     ],
 )
-def test_what_learnt_is_named_as_people_would(learning, said):
+def test_what_was_trained_is_named_as_people_would(learning, said):
     assert (
-        name_learnt([claim(stage, 0.1 if stage in learning else 0) for stage in ("a", "b", "c", "d", "head")]) == said
+        name_trained([claim(stage, 0.1 if stage in learning else 0) for stage in ("a", "b", "c", "d", "head")]) == said
     )
 
 
@@ -171,14 +191,14 @@ def test_a_part_of_a_stage_is_called_a_part():
     claims = [claim("a", 0.1, rule="* (norm)", statistics="fixed"), claim("a", 0, parameters=90, statistics="fixed")]
     learning = write_learning([*claims, claim("head", 0.1)])
     assert learning.sentence == (
-        "Trained: 20 of 110 parameters (the head and a part of stage a); frozen: the rest. "
-        "Running statistics of normalisation are frozen in all stages."
+        "Trained: 20 of 110 parameters (the head and part of stage a); frozen: the rest. "
+        "Normalisation statistics are frozen in all stages."
     )
     assert [cell.kind for cell in learning.phases[0].cells] == ["part", "all"]
     assert learning.kinds == ("all", "part")
 
 
-def test_nothing_is_said_of_running_statistics_where_there_are_none():
+def test_statistics_are_not_mentioned_where_there_are_none():
     assert write_learning([claim("a", 0.1), claim("head", 0.1)]).sentence == "All 20 parameters are trained."
     assert "statistics" not in write_learning([claim("a", 0), claim("head", 0.1)]).sentence
     assert write_learning([]) is None
@@ -196,13 +216,13 @@ def test_a_long_table_of_claims_is_folded(trained_record):
     assert not few.folded
     assert write_learning(many).folded
     page = render(replace(trained_record, training=replace(TRAINING, claims=tuple(many))))
-    assert "takes hold of: 13 rows" in section(page, "training")
+    assert "Show the parameters of each rule: 13 rows" in section(page, "training")
 
 
 def test_every_claim_is_in_the_table_stem_to_head(trained_record):
     text = section(render(trained_record), "training")
     table = text[text.index("Running statistics") :]
-    for part in ("Phase 1: head first", "Phase 2: last stages", "on 50,900", "stay as they were", "updated", "frozen"):
+    for part in ("Phase 1: head first", "Phase 2: last stages", "on 50,900", "updated", "frozen"):
         assert part in table
     last = table[table.index("Phase 2") :]
     assert last.index("stem") < last.index("blocks.0") < last.index("top") < last.index("head")
@@ -213,7 +233,7 @@ def test_every_claim_is_in_the_table_stem_to_head(trained_record):
 
 def test_the_best_epoch_and_the_phases_are_said(trained_record):
     text = section(render(trained_record), "training")
-    assert "6 epochs in 2 phases, 60 s. Epoch 5 did best on the 100 held-back images: accuracy 90.0 %, loss 0.5" in text
+    assert "6 epochs in 2 phases, 60 s. Epoch 5 was best on the 100 held-back images: accuracy 90.0 %, loss 0.5" in text
     assert "1: head first (epochs 1 to 2), 2: last stages (epochs 3 to 6)." in " ".join(text.split())
     assert "The batch was halved to 16." in text
 
@@ -223,18 +243,20 @@ def test_the_best_epoch_and_the_phases_are_said(trained_record):
     [
         (
             PROBE,
-            "Kept is the probe: nothing that training changed is in the model. On the 100 held-back images its "
-            "accuracy is 85.0 % (log loss 0.55), that of the fine-tuned network 90.0 % (log loss 0.5): 5 images fewer.",
+            "The probe was kept: the returned model contains nothing from fine-tuning. On the 100 held-back images "
+            "its accuracy is 85.0 % (log loss 0.55), the fine-tuned network's is 90.0 % (log loss 0.5): 5 images fewer "
+            "classified correctly.",
         ),
         (
             AVERAGE,
-            "Kept is the average of the fine-tuned network and the probe, 50 % to 50 %. On the 100 held-back images "
-            "its accuracy is 92.0 % (log loss 0.45), that of the probe 85.0 % (log loss 0.55): 7 images more.",
+            "The average of the fine-tuned network and the probe was kept, weighted 50 % to 50 %. On the 100 held-back "
+            "images its accuracy is 92.0 % (log loss 0.45), the probe's is 85.0 % (log loss 0.55): 7 images more "
+            "classified correctly.",
         ),
         (
             TUNED,
-            "Kept is the fine-tuned network. On the 100 held-back images its accuracy is 90.0 % (log loss 0.5), "
-            "that of the probe 85.0 % (log loss 0.55): 5 images more.",
+            "The fine-tuned network was kept. On the 100 held-back images its accuracy is 90.0 % (log loss 0.5), "
+            "the probe's is 85.0 % (log loss 0.55): 5 images more classified correctly.",
         ),
     ],
 )
@@ -249,21 +271,23 @@ def test_the_kept_one_is_compared_with_its_rival(trained_record, one, sentence):
 def test_the_images_behind_the_comparison_are_named(trained_record):
     text = section(render(trained_record), "kept")
     assert "They are a fifth of the training images." in text
-    assert "The test images took no part in it." in text
+    assert "The test images played no part in it." in text
     assert "The test images" not in section(render(replace(trained_record, metrics={})), "kept")
 
 
 def test_a_kept_one_that_is_not_among_the_candidates_still_shows(trained_record):
     training = replace(TRAINING, candidates=(), kept=TUNED, held_back=0)
     found = write_kept(replace(trained_record, training=training))
-    assert found.sentence == "Kept is the fine-tuned network. There was nothing to compare it with."
+    assert found.sentence == "The fine-tuned network was kept. There was nothing to compare it with."
     assert [row.chosen for row in found.rows] == [True]
 
 
 def test_equals_are_called_equals(trained_record):
     tuned = replace(TUNED, accuracy=PROBE.accuracy)
     training = replace(TRAINING, candidates=(PROBE, tuned), kept=tuned)
-    assert write_kept(replace(trained_record, training=training)).sentence.endswith(": as many.")
+    assert write_kept(replace(trained_record, training=training)).sentence.endswith(
+        ": as many images classified correctly."
+    )
 
 
 # ---- the rest of the page
@@ -293,9 +317,12 @@ def test_without_a_split_the_headline_is_of_the_held_back_images(trained_record)
 
 def test_the_decision_speaks_of_fine_tuning(trained_record):
     text = section(render(trained_record), "decision")
-    assert "fine-tuning of a few layers, reading the top stage. Fine-tuned: the head and stage top." in text
-    assert "Learning rate 0.002, 0.1 of the backbone's own; where layers learn, batch normalisation" in text
-    assert "What is returned is its average with the probe" in text
+    assert "fine-tuning of a few layers, reading the top stage. Trained: the head and stage top." in text
+    assert (
+        "Learning rate 0.002, 0.1 times the backbone's original rate; batch-normalisation statistics are updated"
+        in text
+    )
+    assert "The returned model is the average of the fine-tuned network and the probe" in text
     assert "closed form" not in text
 
 
@@ -305,7 +332,7 @@ def test_a_decision_to_fine_tune_without_a_record_is_not_called_a_closed_form(tr
     assert "closed form" not in text
 
 
-def test_normalisation_without_statistics_is_not_spoken_of(trained_record):
+def test_normalisation_without_statistics_is_not_mentioned(trained_record):
     claims = tuple(replace(one, statistics="none") for one in TRAINING.claims)
     text = section(render(replace(trained_record, training=replace(TRAINING, claims=claims))), "decision")
     assert "statistics" not in text
@@ -314,8 +341,8 @@ def test_normalisation_without_statistics_is_not_spoken_of(trained_record):
 def test_the_stage_that_is_read_was_not_chosen_for_its_frozen_accuracy(record, trained_record):
     text = section(render(trained_record), "stages")
     assert "chosen" not in text
-    assert "from before any fine-tuning" in text
-    assert "from before any fine-tuning" not in section(render(record), "stages")
+    assert "accuracy before any fine-tuning" in text
+    assert "accuracy before any fine-tuning" not in section(render(record), "stages")
 
 
 def test_the_frozen_pass_and_the_epochs_are_told_apart(trained_record):
@@ -361,15 +388,16 @@ def test_bare_training_is_said_to_be_bare(trained_record):
     training = replace(TRAINING, claims=(), epochs=(), candidates=(), notes=(), how="")
     page = render(replace(trained_record, training=training))
     assert "No epochs were recorded." in section(page, "training")
-    assert "Worth knowing" not in Page(page).text
+    assert "Notes" not in Page(page).text
 
 
-def test_epochs_without_validation_have_no_best_one():
+def test_epochs_without_validation_have_no_best_one(trained_record):
     epochs = tuple(epoch(n, val_loss=None, val_accuracy=None) for n in range(3))
     found = write_training(replace(TRAINING, epochs=epochs, best_epoch=2))
-    assert found.sentence.endswith("Nothing was held back to tell the epochs apart.")
+    assert found.sentence.endswith("No images were held back to compare the epochs on.")
     assert not any(best for _, best in found.rows)
-    assert all(panel.best is None for panel in found.panels)
+    figure = CHARTS["epochs"](replace(trained_record, training=replace(TRAINING, epochs=epochs, best_epoch=2)))
+    assert not any(rules(chart, "x") for chart in figure.charts)
 
 
 def test_a_loss_that_was_not_finite_is_said_and_not_drawn(trained_record):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import PACKAGED
+from transferkit.options import PassOptions
 from transferkit.workflow.flip_check import check_flip
 from transferkit.workflow.measure import read_features
-from transferkit.workflow.session import Options, open_session
+from transferkit.workflow.session import open_session
 
 SIDE = 32
 
@@ -28,11 +29,7 @@ def pictures(slopes: tuple[tuple[int, int], ...], *, each: int = 150):
     return made
 
 
-OPTIONS = Options(
-    image_size=SIDE, batch_size=None, seed=0, checkpoint=None, pretrained=True, preprocessing=None, root=None, val=0.0,
-    test=0.0, strict=False, preprocessed=False, pooling="avg+max", class_weight="none", similarity=None, cache=None,
-    cache_limit=None, device="cpu", progress=False, geometry="crop", views=1,
-)  # fmt: skip
+OPTIONS = PassOptions(image_size=SIDE, test=0.0, device="cpu", progress=False, geometry="crop", views=1)
 
 
 @pytest.mark.parametrize(("slopes", "safe"), [(((1, 1), (1, -1)), False), (((1, 0), (0, 1)), True)])
@@ -46,7 +43,7 @@ def test_slopes_that_turn_into_each_other_must_not_be_mirrored_and_others_may(sl
         done = read_features(
             session.backbone,
             session.data,
-            bank=OPTIONS.bank,
+            bank=session.bank,
             pooling="avg+max",
             preprocessing=seen,
             among=rows[positions],

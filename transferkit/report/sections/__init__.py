@@ -1,13 +1,16 @@
-"""What each section of the report says: a `RunRecord` in; sentences, rows and positions out.
+"""What each section of the report says: a `RunRecord` in; sentences, rows and figures out.
 
 The templates only lay out. One private file per section, in the order of the page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transferkit.records import RunRecord
+from transferkit.report._predictions import find_held_out
+from transferkit.report.charts import SECTIONS, Figure, draw_figures
 from transferkit.report.sections._calibration import CalibrationSection, write_calibration
 from transferkit.report.sections._choice import ChoiceSection, write_choice
 from transferkit.report.sections._data import DataSection, write_data
@@ -27,7 +30,7 @@ __all__ = ["Report", "write_report"]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All sections, in order."""
+    """All sections, in order; `figures`: section -> name -> figure."""
 
     title: str
     pretrained: bool
@@ -44,12 +47,18 @@ class Report:
     calibration: CalibrationSection | None
     timings: Timings
     origins: Origins
+    figures: Mapping[str, Mapping[str, Figure]]
 
 
 def write_report(record: RunRecord) -> Report:
     """Everything the report says."""
-    evidence = record.evidence
-    held_out = record.held_out if record.held_out is not None and len(record.held_out.labels) else None
+    evidence, held_out = record.evidence, find_held_out(record)
+    missing = {
+        "views": evidence.views is None,
+        "similarity": evidence.similarity_detail is None,
+        "training": record.training is None,
+        "kept": record.training is None,
+    }
     return Report(
         title=f"{evidence.backbone.name} on {evidence.data.origin}",
         pretrained=evidence.backbone.pretrained,
@@ -66,4 +75,5 @@ def write_report(record: RunRecord) -> Report:
         calibration=None if held_out is None else write_calibration(held_out, record.metrics.get(held_out.split)),
         timings=write_timings(record),
         origins=write_origins(record),
+        figures=draw_figures(record, sections=[name for name in SECTIONS if not missing.get(name)]),
     )

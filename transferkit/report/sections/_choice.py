@@ -1,10 +1,11 @@
-"""What was decided and why, and what else could be done."""
+"""The decision, its reasons and its alternatives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from transferkit.records import Alternative, Decision, RunRecord, TrainingRecord
+from transferkit.report._fine_tuning import is_fine_tuning, name_kept
 from transferkit.report._words import (
     capitalise,
     format_number,
@@ -14,27 +15,26 @@ from transferkit.report._words import (
     name_stage,
     name_strategy,
 )
-from transferkit.report.sections._kept import is_fine_tuning, name_kept
-from transferkit.report.sections._learning import keeps_statistics, name_learnt
+from transferkit.report.sections._learning import keeps_statistics, name_trained
 
 __all__ = ["ChoiceSection", "write_choice"]
 
 
 NORMS = {
-    "keep": "where layers learn, batch normalisation goes on measuring its statistics",
-    "frozen": "the statistics of batch normalisation stay as they were",
+    "keep": "batch-normalisation statistics are updated in the trained layers",
+    "frozen": "batch-normalisation statistics are frozen",
 }
 
 KEPT = {
-    "probe": "the probe all the same",
+    "probe": "the probe",
     "fine-tuned": "the fine-tuned network",
-    "average": "its average with the probe",
+    "average": "the average of the fine-tuned network and the probe",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A row of the table of what could be done."""
+    """A row of the table of options."""
 
     strategy: str
     stage: str
@@ -46,7 +46,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceSection:
-    """What was decided, and why."""
+    """The decision, its reasons, and all options."""
 
     sentence: str
     reasons: tuple[str, ...]
@@ -58,9 +58,9 @@ def write_choice(record: RunRecord) -> ChoiceSection:
     decision, backbone = record.decision, record.evidence.backbone
     how = {
         "evidence": "Decided by measurement",
-        "search": "Decided by trials of what the measurements left open",
+        "search": "Decided by trials of the options that the measurements left open",
         "rule": "Decided by the textbook rule on size and similarity",
-        "given": "As you asked",
+        "given": "As requested",
     }.get(decision.mode, f"Decided by {decision.mode}")
     parts = [f"{how}: {name_strategy(decision.strategy)}, reading {name_stage(decision.stage, backbone)}."]
     if is_fine_tuning(record):
@@ -77,15 +77,17 @@ def write_choice(record: RunRecord) -> ChoiceSection:
 
 def _describe_fine_tuning(decision: Decision, training: TrainingRecord | None) -> list[str]:
     claims = () if training is None else training.claims
-    parts = [f"Fine-tuned: {learnt}."] if (learnt := name_learnt(claims)) else []
+    parts = [f"Trained: {trained}."] if (trained := name_trained(claims)) else []
     if decision.lr > 0:
-        share = f", {format_number(decision.lr_scale)} of the backbone's own" if decision.lr_scale > 0 else ""
+        share = (
+            f", {format_number(decision.lr_scale)} times the backbone's original rate" if decision.lr_scale > 0 else ""
+        )
         norm = NORMS.get(decision.norm, f"normalisation layers: {decision.norm}")
-        # Networks that normalise without running statistics have none to speak of.
+        # Networks that normalise without running statistics have none to mention.
         said = f"; {norm}" if keeps_statistics(claims) or not claims else ""
         parts.append(f"Learning rate {format_number(decision.lr)}{share}{said}.")
     if training is not None:
-        parts.append(f"What is returned is {KEPT[name_kept(training.kept)]}, by what images held back said.")
+        parts.append(f"The returned model is {KEPT[name_kept(training.kept)]}, chosen on held-back images.")
     return parts
 
 

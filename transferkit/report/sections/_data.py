@@ -1,4 +1,4 @@
-"""What the data is: counts, samples, splits, and what the audit found."""
+"""The data: counts, samples, splits, and the audit's findings."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def _describe_sides(quantiles: tuple[float, float, float]) -> str:
     if low == high:
         return f"The shorter side of the images is {middle:,.0f} px."
     return (
-        f"The shorter side is {middle:,.0f} px in the median image, {low:,.0f} to {high:,.0f} px in nine of ten images."
+        f"The shorter side is {middle:,.0f} px in the median image, and {low:,.0f} to {high:,.0f} px in nine of ten "
+        "images."
     )
 
 

@@ -1,10 +1,11 @@
-"""The answer first: how accurate the model is, how sure that is, and what it is."""
+"""The headline: how accurate the model is, how certain that is, and what the model is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from transferkit.records import Alternative, RunRecord, TrainingRecord
+from transferkit.report._fine_tuning import held_back_interval, name_held_back, name_kept
 from transferkit.report._words import (
     capitalise,
     format_count,
@@ -16,18 +17,17 @@ from transferkit.report._words import (
     name_strategy,
     plural,
 )
-from transferkit.report.sections._kept import held_back_interval, name_held_back, name_kept
 from transferkit.report.sections._stages import chosen_probe
 from transferkit.report.sections._timings import total_seconds
 
 __all__ = ["Headline", "write_headline"]
 
-CHOSEN_ON = "Choices were made on these images: expect a little less on new ones."
+CHOSEN_ON = "Choices were made on these images; expect slightly lower accuracy on new ones."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """The answer first."""
+    """The accuracy with its interval, what it was measured on, and facts about the run."""
 
     figure: str
     subject: str
@@ -41,7 +41,7 @@ class Headline:
 
 
 def write_headline(record: RunRecord) -> Headline:
-    """The headline: test accuracy, else validation, else that on training images held back."""
+    """The headline: test accuracy, else validation accuracy, else that on held-back training images."""
     evidence = record.evidence
     found = _headline_accuracy(record)
     images = sum(evidence.data.size(split) for split in evidence.data.counts)
@@ -79,7 +79,7 @@ def write_headline(record: RunRecord) -> Headline:
 
 
 def _describe_model(record: RunRecord) -> str:
-    """What is returned: with a probe that no training beat, that is not what was decided."""
+    """The returned model; if the probe was kept, that is not what was decided."""
     decision, backbone = record.decision, record.evidence.backbone
     strategy = name_strategy(decision.strategy)
     kept = "" if record.training is None else name_kept(record.training.kept)
@@ -97,7 +97,7 @@ def _missing_test(record: RunRecord, otherwise: str) -> str:
     return f"The {plural(record.untested_images, 'test image')} were not scored yet."
 
 
-def _promised_accuracy(record: RunRecord, expected: Alternative, images: int) -> tuple[float, float, float, str, str]:
+def _expected_accuracy(record: RunRecord, expected: Alternative, images: int) -> tuple[float, float, float, str, str]:
     caveat = (
         f"{_missing_test(record, 'There is no held-out split.')} This was measured on {name_held_back(images)} and "
         "corrected for the choices made on them."
@@ -113,7 +113,7 @@ def _held_back_accuracy(record: RunRecord, training: TrainingRecord) -> tuple[fl
 
 
 def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str] | None:
-    """Accuracy, its interval, what it is of, what to keep in mind: test, else validation, else what was held back."""
+    """Accuracy, low, high, subject and caveat: of the test images, else validation, else held-back ones."""
     for split, caveat in (
         ("test", "Measured once, at the end; nothing was chosen on these images."),
         (
@@ -127,18 +127,19 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
                 expected = record.decision.expected
                 source = "held-back" if record.decision.held_back else "training"
                 caveat += (
-                    f" From the {source} images {format_range(expected.low, expected.high)} was expected: these differ."
+                    f" It is below the {format_range(expected.low, expected.high)} expected from the {source} images: "
+                    "these images differ from them."
                 )
             subject = f"accuracy on {plural(scores.images, f'{name_split(split)} image')}"
             return scores.accuracy, scores.low, scores.high, subject, caveat
     if record.decision.held_back and record.decision.expected is not None:
-        return _promised_accuracy(record, record.decision.expected, record.decision.held_back)
+        return _expected_accuracy(record, record.decision.expected, record.decision.held_back)
     if record.training is not None:
         return _held_back_accuracy(record, record.training)
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
     if probe is None or probe.accuracy is None:
         return None
-    subject = f"accuracy on {plural(record.evidence.data.train_images, 'training image')} while held back"
+    subject = f"cross-validated accuracy on {plural(record.evidence.data.train_images, 'training image')}"
     caveat = (
         f"{_missing_test(record, 'There is no held-out split.')} This is the accuracy of a linear classifier on "
         "the images held back from its fit."

@@ -1,4 +1,4 @@
-"""What learnt and what stayed as it was: the claims of a freeze plan."""
+"""Which parameters were trained and which were frozen: the claims of a freeze plan."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from transferkit.report._words import (
     plural,
 )
 
-__all__ = ["Learning", "keeps_statistics", "name_learnt", "write_learning"]
+__all__ = ["Learning", "keeps_statistics", "name_trained", "write_learning"]
 
 HEAD = "head"
-"""What claims call the classifier."""
+"""Stage name of the classifier in claims."""
 
 OPEN_CLAIMS = 12
 """A table of claims up to this length is shown at once; a longer one is folded."""
 
 NAMED = 3
-"""Stages that a sentence names one by one."""
+"""Up to so many stages are named one by one in a sentence."""
 
-STATISTICS = {"fixed": "stay as they were", "updated": "updated", "none": MISSING}
+STATISTICS = {"fixed": "frozen", "updated": "updated", "none": MISSING}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCell:
-    """One stage in the drawing of a phase; positions in % of the width. `kind` is "all", "part" or "none" of it."""
+    """One stage in the drawing of a phase; positions in % of the width. `kind`: "all", "part" or "none" is trained."""
 
     x: float
     width: float
@@ -42,7 +42,7 @@ class StageCell:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseRow:
-    """Which stages learn in a phase, stem -> head."""
+    """Which stages are trained in a phase, stem -> head."""
 
     name: str
     cells: tuple[StageCell, ...]
@@ -55,7 +55,7 @@ class ClaimRow:
 
     rule: str
     stage: str
-    numbers: str
+    parameters: str
     lr: str
     decayed: str
     statistics: str
@@ -64,15 +64,15 @@ class ClaimRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """What learnt.
+    """What was trained.
 
     Args:
-        phases: The drawing.
+        phases: Rows of the drawing.
         ends: Names of the first and the last stage in it.
-        kinds: Those of its cells that occur.
+        kinds: Kinds of cells that occur in it.
         tables: Name of each phase and its rows.
-        claims: Rows in all.
-        folded: Whether they are too many to be shown at once.
+        claims: Number of rows in all tables.
+        folded: Whether there are too many rows to show at once.
     """
 
     sentence: str
@@ -86,19 +86,19 @@ class Learning:
 
 @dataclass(frozen=True)
 class _Share:
-    """How much of a stage learns."""
+    """How much of a stage is trained, in parameters."""
 
     stage: str
-    learnt: int
+    trained: int
     whole: int
 
     @property
     def kind(self) -> str:
-        return "none" if not self.learnt else "all" if self.learnt == self.whole else "part"
+        return "none" if not self.trained else "all" if self.trained == self.whole else "part"
 
 
 def write_learning(claims: Sequence[Claim]) -> Learning | None:
-    """The claims in a sentence, a drawing and a table; None without any."""
+    """The claims as a sentence, a drawing and tables; None if there are none."""
     if not claims:
         return None
     phases = {name: list(members) for name, members in itertools.groupby(claims, key=lambda claim: claim.phase)}
@@ -116,73 +116,74 @@ def write_learning(claims: Sequence[Claim]) -> Learning | None:
     )
 
 
-def name_learnt(claims: Sequence[Claim]) -> str:
-    """What learns in any phase, as a phrase; empty if nothing does.
+def name_trained(claims: Sequence[Claim]) -> str:
+    """What is trained in any phase, as a phrase; empty if nothing is.
 
     Example:
         >>> def claim(stage, lr):
         ...     return Claim(phase="all", rule=stage, stage=stage, tensors=1, parameters=9, lr=lr, decayed=9,
         ...                  statistics="none")
-        >>> name_learnt([claim("stem", 0), claim("mid", 0.1), claim("top", 0.1), claim("head", 0.1)])
+        >>> name_trained([claim("stem", 0), claim("mid", 0.1), claim("top", 0.1), claim("head", 0.1)])
         'the head and the last 2 stages, mid to top'
     """
     shares = _shares(claims)
     trunk = [share for share in shares if share.stage != HEAD]
-    learning = [share for share in trunk if share.learnt]
-    head = any(share.learnt for share in shares if share.stage == HEAD)
-    if not learning:
+    trained = [share for share in trunk if share.trained]
+    head = any(share.trained for share in shares if share.stage == HEAD)
+    if not trained:
         return "the head alone" if head else ""
-    where = _name_stages([share.stage for share in learning], [share.stage for share in trunk])
-    part = "a part of " if any(share.kind == "part" for share in learning) else ""
+    where = _name_stages([share.stage for share in trained], [share.stage for share in trunk])
+    part = "part of " if any(share.kind == "part" for share in trained) else ""
     return f"{'the head and ' if head else ''}{part}{where}"
 
 
 def keeps_statistics(claims: Sequence[Claim]) -> bool:
-    """Whether there are running statistics anywhere."""
+    """Whether any stage has running statistics."""
     return any(claim.statistics != "none" for claim in claims)
 
 
-def _name_stages(learning: Sequence[str], known: Sequence[str]) -> str:
-    if len(learning) == len(known):
+def _name_stages(trained: Sequence[str], known: Sequence[str]) -> str:
+    if len(trained) == len(known):
         return f"all {len(known)} stages" if len(known) > 1 else f"stage {known[0]}"
-    if len(learning) == 1:
-        return f"stage {learning[0]}"
-    first = known.index(learning[0])
-    if list(known[first : first + len(learning)]) == list(learning):
-        place = "the last " if learning[-1] == known[-1] else ""
-        return f"{place}{len(learning)} stages, {learning[0]} to {learning[-1]}"
-    if len(learning) <= NAMED:
-        return f"stages {list_names(learning)}"
-    return f"{len(learning)} of the {len(known)} stages"
+    if len(trained) == 1:
+        return f"stage {trained[0]}"
+    first = known.index(trained[0])
+    if list(known[first : first + len(trained)]) == list(trained):
+        place = "the last " if trained[-1] == known[-1] else ""
+        return f"{place}{len(trained)} stages, {trained[0]} to {trained[-1]}"
+    if len(trained) <= NAMED:
+        return f"stages {list_names(trained)}"
+    return f"{len(trained)} of the {len(known)} stages"
 
 
 def _shares(claims: Sequence[Claim]) -> list[_Share]:
-    """Stem -> head. What learns in several phases counts once; were they different parts of a stage, the largest."""
+    """Stem -> head. A stage trained in several phases counts once, with the largest part that was trained at a time."""
     phases = list(dict.fromkeys(claim.phase for claim in claims))
     shares = []
     for stage in dict.fromkeys(claim.stage for claim in claims):
         members = [[claim for claim in claims if claim.stage == stage and claim.phase == phase] for phase in phases]
-        learnt = max(sum(claim.parameters for claim in of_phase if claim.lr > 0) for of_phase in members)
+        trained = max(sum(claim.parameters for claim in of_phase if claim.lr > 0) for of_phase in members)
         whole = max(sum(claim.parameters for claim in of_phase) for of_phase in members)
-        shares.append(_Share(stage, learnt, whole))
+        shares.append(_Share(stage, trained, whole))
     return shares
 
 
 def _describe(claims: Sequence[Claim]) -> str:
     shares = _shares(claims)
-    learnt, whole = sum(share.learnt for share in shares), sum(share.whole for share in shares)
+    trained, whole = sum(share.trained for share in shares), sum(share.whole for share in shares)
     updated = {claim.stage for claim in claims if claim.statistics == "updated"}
     fixed = {claim.stage for claim in claims if claim.statistics == "fixed"} - updated
-    learning = {share.stage for share in shares if share.learnt}
-    if learnt == whole:
+    stages = {share.stage for share in shares if share.trained}
+    if trained == whole:
         text = f"All {format_part(whole, whole).rpartition(' of ')[2]} parameters are trained."
     else:
-        rest = "the rest, its running statistics included" if fixed - learning else "the rest"
-        text = f"Trained: {format_part(learnt, whole)} parameters ({name_learnt(claims)}); frozen: {rest}."
+        elsewhere = bool(fixed - stages) and not fixed & stages
+        rest = "the rest, with its normalisation statistics" if elsewhere else "the rest"
+        text = f"Trained: {format_part(trained, whole)} parameters ({name_trained(claims)}); frozen: {rest}."
     if updated:
-        return f"{text} In the stages that are trained, running statistics of normalisation are updated."
-    if fixed & learning:
-        return f"{text} Running statistics of normalisation are frozen in all stages."
+        return f"{text} Normalisation statistics are updated in the trained stages."
+    if fixed & stages:
+        return f"{text} Normalisation statistics are frozen in all stages."
     return text
 
 
@@ -193,16 +194,16 @@ def _draw_phase(name: str, claims: Sequence[Claim]) -> PhaseRow:
         StageCell(x=round(n * width, 3), width=round(width, 3), kind=share.kind, title=_describe_share(share, claims))
         for n, share in enumerate(shares)
     )
-    learnt, whole = sum(share.learnt for share in shares), sum(share.whole for share in shares)
-    return PhaseRow(name=name, cells=cells, value=format_part(learnt, whole))
+    trained, whole = sum(share.trained for share in shares), sum(share.whole for share in shares)
+    return PhaseRow(name=name, cells=cells, value=format_part(trained, whole))
 
 
 def _describe_share(share: _Share, claims: Sequence[Claim]) -> str:
-    if not share.learnt:
+    if not share.trained:
         return f"{share.stage}: {plural(share.whole, 'parameter')}, frozen"
     rates = sorted({claim.lr for claim in claims if claim.stage == share.stage and claim.lr > 0}, reverse=True)
     at = list_names([format_number(rate) for rate in rates])
-    return f"{share.stage}: {format_part(share.learnt, share.whole)} parameters are trained, at {at}"
+    return f"{share.stage}: {format_part(share.trained, share.whole)} parameters trained at {at}"
 
 
 def _write_claim(claim: Claim) -> ClaimRow:
@@ -210,7 +211,7 @@ def _write_claim(claim: Claim) -> ClaimRow:
     return ClaimRow(
         rule=claim.rule,
         stage=claim.stage,
-        numbers=format_count(claim.parameters),
+        parameters=format_count(claim.parameters),
         lr="frozen" if frozen else format_number(claim.lr),
         decayed=MISSING if frozen else _describe_decay(claim),
         statistics=STATISTICS.get(claim.statistics, claim.statistics),

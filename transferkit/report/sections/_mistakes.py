@@ -1,4 +1,4 @@
-"""The wrong answers the model was surest of."""
+"""The wrong predictions with the highest confidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_MISTAKES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A picture the model got wrong."""
+    """A misclassified image."""
 
     tile: Tile
     true: str
@@ -25,7 +25,7 @@ class Wrong:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistakes:
-    """The worst of them."""
+    """The worst mistakes."""
 
     sentence: str
     pictures: tuple[Wrong, ...]
@@ -44,11 +44,13 @@ def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
         for mistake in record.mistakes[:MAX_MISTAKES]
     )
     if pictures:
-        sentence = "The wrong answers the model was surest of. A picture that looks right may carry a wrong label."
+        sentence = (
+            "The wrong predictions with the highest confidence. Where the prediction looks right, check the label."
+        )
     elif held_out is None:
-        sentence = "There are no held-out answers to look for mistakes in."
+        sentence = "There are no held-out predictions to find mistakes in."
     elif bool((held_out.probabilities.argmax(axis=1) == held_out.labels).all()):
-        sentence = f"There are none on {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
+        sentence = f"There are none among {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
     else:
         sentence = "No pictures of mistakes were kept for this run."
     return Mistakes(sentence=sentence, pictures=pictures, more=max(0, len(record.mistakes) - MAX_MISTAKES))

@@ -1,4 +1,4 @@
-"""What it takes to do it again."""
+"""How to reproduce the run: command, backbone, content ids, environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Origins", "write_origins"]
 
 @dataclass(frozen=True, kw_only=True)
 class Origins:
-    """What it takes to do it again."""
+    """What reproducing the run takes."""
 
     command: str
     folder: str
@@ -43,7 +43,7 @@ def write_origins(record: RunRecord) -> Origins:
 
 
 def _name_views(record: RunRecord) -> str:
-    """What to add so that the clock of another machine decides nothing; empty where the views were named."""
+    """What to add so that the choice of views does not depend on speed; empty if the command names them."""
     found = record.evidence.views
     if found is None or not record.command or _names("views", record.command):
         return ""
@@ -58,7 +58,7 @@ def _name_views(record: RunRecord) -> str:
 
 
 def _names(argument: str, command: str) -> bool:
-    """Whether a command has a setting, or a call an argument: `train.views=` is another one."""
+    """Whether a command or a call sets an argument; `train.views=` does not set `views`."""
     return re.search(rf"(?<![\w.]){argument}=", command) is not None
 
 

@@ -1,4 +1,4 @@
-"""How well the model does on every split, and which classes it confuses."""
+"""Accuracy on every split, and which classes are confused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import numpy.typing as npt
 
 from transferkit.core.intervals import wilson_interval
 from transferkit.records import HeldOut, Metrics, RunRecord
-from transferkit.report._answers import ConfusedPair, class_recalls, confusion_counts, most_confused
-from transferkit.report._plots import HeatMap, draw_heat_map
+from transferkit.report._predictions import (
+    ConfusedPair,
+    class_recalls,
+    confusion_counts,
+    most_confused,
+    name_classes,
+)
 from transferkit.report._words import (
     capitalise,
     format_count,
@@ -24,10 +29,10 @@ from transferkit.report._words import (
     plural,
     quote,
 )
+from transferkit.report.charts.heat_map import MAX_CLASSES
 
 __all__ = ["Quality", "describe_untested", "write_quality"]
 
-MAX_HEAT_CLASSES = 30
 MAX_PAIRS = 20
 MAX_RECALLS = 200
 OPEN_RECALLS = 12
@@ -44,18 +49,17 @@ class RecallRow:
     right: str
     recall: str
     interval: str
-    taken_for: str
+    confused_with: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How well the model does."""
+    """Metrics, confusions and recalls."""
 
     metrics: tuple[tuple[str, ...], ...]
     untested: str
     split: str
     sentence: str
-    heat_map: HeatMap | None
     pairs: tuple[tuple[str, str, str, str], ...]
     recalls: tuple[RecallRow, ...]
     more_recalls: int
@@ -71,15 +75,13 @@ def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
             untested=describe_untested(record),
             split="",
             sentence="",
-            heat_map=None,
             pairs=(),
             recalls=(),
             more_recalls=0,
             folded=False,
         )
-    names = _class_names(record.evidence.data.classes, held_out)
+    names = name_classes(record, held_out)
     counts = confusion_counts(held_out.labels, held_out.probabilities.argmax(axis=1), classes=len(names))
-    small = len(names) <= MAX_HEAT_CLASSES
     pairs = most_confused(counts, limit=MAX_PAIRS)
     recalls = _write_recalls(counts, names)
     return Quality(
@@ -87,13 +89,8 @@ def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
         untested=describe_untested(record),
         split=name_split(held_out.split),
         sentence=_describe_errors(counts, held_out.split, pairs, names),
-        heat_map=draw_heat_map(counts, names) if small else None,
-        pairs=()
-        if small
-        else tuple(
-            (names[pair.true], names[pair.predicted], format_count(pair.count), format_percent(pair.share))
-            for pair in pairs
-        ),
+        # With few classes the heat map shows them.
+        pairs=() if len(names) <= MAX_CLASSES else tuple(_write_pair(pair, names) for pair in pairs),
         recalls=recalls[:MAX_RECALLS],
         more_recalls=max(0, len(recalls) - MAX_RECALLS),
         folded=len(recalls) > OPEN_RECALLS,
@@ -101,19 +98,17 @@ def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
 
 
 def describe_untested(record: RunRecord) -> str:
-    """That there are test images whose accuracy is still to be measured, and how; empty if there are none."""
+    """A sentence on how to score the test images, if that was not done; else empty."""
     if not record.untested_images:
         return ""
     return (
         f"The {plural(record.untested_images, 'test image')} were not scored in this run: transferkit evaluate run=DIR "
-        "does it, DIR being the folder of this page."
+        "scores them, where DIR is the folder of this page."
     )
 
 
-def _class_names(classes: Sequence[str], held_out: HeldOut) -> list[str]:
-    # A head may have more outputs than the data has classes (a pretrained head kept as it was).
-    extra = range(len(classes), held_out.probabilities.shape[1])
-    return [*classes, *(f"output {k}" for k in extra)]
+def _write_pair(pair: ConfusedPair, names: Sequence[str]) -> tuple[str, str, str, str]:
+    return names[pair.true], names[pair.predicted], format_count(pair.count), format_percent(pair.share)
 
 
 def _write_metrics_row(split: str, scores: Metrics) -> tuple[str, ...]:
@@ -135,13 +130,13 @@ def _describe_errors(counts: Counts, split: str, pairs: Sequence[ConfusedPair], 
         return f"Every one of {where} is classified correctly."
     text = f"{format_count(total - right)} of {where} {'is' if total - right == 1 else 'are'} misclassified."
     worst = pairs[0]
-    what = f"{quote(names[worst.true])} is taken for {quote(names[worst.predicted])}"
-    return f"{text} Most often, {what} ({plural(worst.count, 'time')})."
+    what = f"{quote(names[worst.true])} is classified as {quote(names[worst.predicted])}"
+    return f"{text} The most frequent mistake: {what} ({plural(worst.count, 'time')})."
 
 
 def _write_recalls(counts: Counts, names: Sequence[str]) -> tuple[RecallRow, ...]:
     recalls, totals = class_recalls(counts), counts.sum(axis=1)
-    # Worst first; of equals the one with more images, which is the surer bad news; classes without images last.
+    # Worst first; of equal recalls the one over more images, which is the more certain; classes without images last.
     order = sorted(
         range(len(names)),
         key=lambda k: (math.isnan(recalls[k]), 0 if math.isnan(recalls[k]) else recalls[k], -totals[k]),
@@ -160,5 +155,5 @@ def _write_recall_row(counts: Counts, names: Sequence[str], k: int, recall: floa
         right=format_count(right),
         recall=format_percent(recall),
         interval=format_range(*wilson_interval(right, total)) if total else "–",
-        taken_for=f"{names[rival]} ({format_count(int(errors[rival]))})" if errors[rival] else "–",
+        confused_with=f"{names[rival]} ({format_count(int(errors[rival]))})" if errors[rival] else "–",
     )

@@ -1,4 +1,4 @@
-"""How far each stage of the frozen backbone gets."""
+"""Accuracy of each stage of the frozen backbone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transferkit.records import JOINED, SELECTED, ProbeScore, RunRecord
-from transferkit.report._plots import Axis, CurvePlot, draw_curves, fit_scale
+from transferkit.report._fine_tuning import is_fine_tuning
+from transferkit.report._interval_rows import IntervalRow
 from transferkit.report._words import format_count, format_number, format_percent, format_range
-from transferkit.report.sections._kept import is_fine_tuning
+from transferkit.report.charts.axes import Axis, share_axis
 
 __all__ = ["Stages", "write_stages", "chosen_probe"]
 
@@ -20,53 +21,43 @@ UNKNOWN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageRow:
-    """One representation on the plot of accuracies; positions in % of the width."""
+class StageRow(IntervalRow):
+    """One representation in the plot and the table of accuracies; `kind` is "stage", "joined", "selected" or "knn"."""
 
-    name: str
     kind: str
-    chosen: bool
-    tag: str
     method: str
     dim: str
-    value: str
-    interval: str
-    at: float
-    low: float
-    high: float
     squared_error: str
     penalty: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """Accuracy by stage, and by stage and number of images; `tag` marks the row of the decided stage."""
+    """Accuracy by stage; `tag` marks the row of the chosen stage."""
 
     sentence: str
-    scale: Axis | None
+    axis: Axis | None
     rows: tuple[StageRow, ...]
-    curves: CurvePlot | None = None
     tag: str = ""
 
 
 def write_stages(record: RunRecord) -> Stages:
-    """The probes as rows of a plot: stages from stem to top, then all joined, selected, then the reference."""
+    """The probes as rows: stages from stem to top, then all joined, the selected features, and k-NN for reference."""
     evidence, chosen = record.evidence, record.decision.stage
     probes = [probe for probe in evidence.probes if probe.accuracy is not None]
     if not evidence.probes:
-        return Stages(sentence="No stage was probed in this run.", scale=None, rows=())
+        return Stages(sentence="No stage was probed in this run.", axis=None, rows=())
     if not probes:
-        return Stages(sentence=UNKNOWN, scale=None, rows=())
-    scale = fit_scale([share for probe in probes for share in probe.interval[1:]])
-    # A fine-tuned network reads a stage too, but what was measured of that stage when it was frozen was not chosen.
+        return Stages(sentence=UNKNOWN, axis=None, rows=())
+    axis = share_axis([share for probe in probes for share in probe.interval[1:]])
+    # A fine-tuned network reads a stage too, but that stage was not chosen for its accuracy when frozen.
     tag = "read" if is_fine_tuning(record) else "chosen"
-    rows = [_write_stage_row(probe, chosen, scale, tag) for probe in probes]
+    rows = [_write_stage_row(probe, chosen, axis, tag) for probe in probes]
     rows.sort(key=lambda row: ("stage", JOINED, SELECTED, "knn").index(row.kind))
-    curves = draw_curves(evidence.curves) if len({point.images for point in evidence.curves}) > 1 else None
-    return Stages(sentence=_describe_stages(probes), scale=scale, rows=tuple(rows), curves=curves, tag=tag)
+    return Stages(sentence=_describe_stages(probes), axis=axis, rows=tuple(rows), tag=tag)
 
 
-def _write_stage_row(probe: ProbeScore, chosen: str, scale: Axis, tag: str) -> StageRow:
+def _write_stage_row(probe: ProbeScore, chosen: str, axis: Axis, tag: str) -> StageRow:
     kind = "knn" if probe.method == "knn" else probe.stage if probe.stage in (JOINED, SELECTED) else "stage"
     is_chosen = kind != "knn" and probe.stage == chosen
     names = {
@@ -85,9 +76,11 @@ def _write_stage_row(probe: ProbeScore, chosen: str, scale: Axis, tag: str) -> S
         dim=format_count(probe.dim),
         value=format_percent(accuracy),
         interval=format_range(low, high),
-        at=scale.place(accuracy),
-        low=scale.place(low),
-        high=scale.place(high),
+        at=axis.place(accuracy),
+        low=axis.place(low),
+        high=axis.place(high),
+        apart=kind != "stage",
+        diamond=kind == "knn",
         squared_error="" if probe.squared_error is None else format_number(probe.squared_error),
         penalty="" if probe.penalty is None else format_number(probe.penalty),
     )
@@ -105,7 +98,7 @@ def _describe_stages(probes: Sequence[ProbeScore]) -> str:
     if joined is not None:
         text += f". All stages joined reach {format_percent(joined.interval[0])}"
     if selected is not None:
-        text += f", the {format_count(selected.dim)} features selected of them {format_percent(selected.interval[0])}"
+        text += f", the {format_count(selected.dim)} features selected from them {format_percent(selected.interval[0])}"
     return text + "."
 
 

@@ -13,7 +13,7 @@ __all__ = ["Timings", "write_timings", "total_seconds"]
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Where the time went; rows are (phase, seconds, share, bar width in %)."""
+    """Time by phase; rows are (phase, seconds, share, bar width in %)."""
 
     sentence: str
     rows: tuple[tuple[str, str, str, float], ...]
@@ -46,7 +46,7 @@ def _describe_pass(record: RunRecord) -> str:
         more = f", and {plural(further, 'time')} more for further views" if further else ""
         said = f"The backbone ran over {plural(computed, 'image')}{more}; other features came from the cache."
     else:
-        said = "The backbone did not have to run: all features came from the cache."
+        said = "The backbone was not run: all features came from the cache."
     if record.training is None or not record.training.epochs:
         return said
     epochs = record.training.epochs
@@ -56,7 +56,7 @@ def _describe_pass(record: RunRecord) -> str:
 
 
 def total_seconds(record: RunRecord) -> float:
-    """Seconds a person waited; the sum of the phases where no total was recorded; NaN where nothing was."""
+    """Wall-clock seconds; the sum of the phases if no total was recorded; NaN if nothing was."""
     if "total" in record.seconds:
         return record.seconds["total"]
     return math.fsum(record.seconds.values()) if record.seconds else math.nan

@@ -1,4 +1,4 @@
-"""How the network was fine-tuned: epoch by epoch, what learnt, and what is worth knowing."""
+"""How the network was fine-tuned: epochs, which parameters were trained, notes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transferkit.records import Epoch, TrainingRecord
-from transferkit.report._epochs import EpochPanel, EpochPhase, draw_epochs, find_phases
+from transferkit.report._fine_tuning import Phase, find_best_epoch, find_phases, name_held_back
 from transferkit.report._words import (
     MISSING,
     format_count,
@@ -16,13 +16,12 @@ from transferkit.report._words import (
     format_seconds,
     plural,
 )
-from transferkit.report.sections._kept import find_probe, name_held_back
 from transferkit.report.sections._learning import Learning, write_learning
 
 __all__ = ["TrainingSection", "write_training"]
 
 MAX_EPOCH_ROWS = 200
-"""Of more epochs, the table shows evenly spread ones."""
+"""Of more epochs, the table shows evenly spaced ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +29,13 @@ class TrainingSection:
     """How the network was fine-tuned.
 
     Args:
-        panels: Small multiples over the epochs.
-        lines: Kinds of lines in them that need a legend.
-        has_probe: Whether the probe is drawn for comparison.
-        phases: In order; empty if there is but one.
         rows: Texts of each epoch: number, phase, losses, accuracy, rate, time; and whether it is the best.
-        more: What the rows leave out, as a sentence.
+        more: Which epochs the rows show, if not all.
+        learning: Which parameters were trained.
+        notes: Further facts, a sentence each.
     """
 
     sentence: str
-    panels: tuple[EpochPanel, ...]
-    lines: tuple[str, ...]
-    has_probe: bool
-    phases: tuple[EpochPhase, ...]
     rows: tuple[tuple[tuple[str, ...], bool], ...]
     more: str
     learning: Learning | None
@@ -50,23 +43,13 @@ class TrainingSection:
 
 
 def write_training(training: TrainingRecord | None) -> TrainingSection | None:
-    """Sentences, small multiples and tables; None where nothing but a head was fitted."""
+    """Sentences and tables; None if only a head was fitted."""
     if training is None:
         return None
-    epochs, best = training.epochs, _best(training)
-    probe = find_probe(training.candidates)
-    panels = draw_epochs(
-        epochs, best=None if best is None else best.number, probe=None if probe is None else probe.accuracy
-    )
-    phases = find_phases(epochs)
-    rows, more = _write_rows(epochs, best)
-    found = {line.kind for panel in panels for line in panel.lines}
+    best = find_best_epoch(training)
+    rows, more = _write_rows(training.epochs, best)
     return TrainingSection(
-        sentence=_describe(training, best, phases),
-        panels=panels,
-        lines=tuple(kind for kind in ("train", "held-back") if kind in found),
-        has_probe=any(panel.probe is not None for panel in panels),
-        phases=phases if len(phases) > 1 else (),
+        sentence=_describe(training, best, find_phases(training.epochs)),
         rows=rows,
         more=more,
         learning=write_learning(training.claims),
@@ -74,13 +57,7 @@ def write_training(training: TrainingRecord | None) -> TrainingSection | None:
     )
 
 
-def _best(training: TrainingRecord) -> Epoch | None:
-    """The best epoch; None where nothing held back could tell."""
-    epoch = next((epoch for epoch in training.epochs if epoch.number == training.best_epoch), None)
-    return None if epoch is None or (epoch.val_loss is None and epoch.val_accuracy is None) else epoch
-
-
-def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[EpochPhase]) -> str:
+def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[Phase]) -> str:
     if not training.epochs:
         return "No epochs were recorded."
     several = f" in {plural(len(phases), 'phase')}" if len(phases) > 1 else ""
@@ -90,12 +67,12 @@ def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[Epo
     if lost:
         text += f" The training loss was not finite in {format_count(lost)} of them."
     if best is None:
-        return f"{text} Nothing was held back to tell the epochs apart."
+        return f"{text} No images were held back to compare the epochs on."
     said = [
         *([] if best.val_accuracy is None else [f"accuracy {format_percent(best.val_accuracy)}"]),
         *([] if best.val_loss is None else [f"loss {format_number(best.val_loss)}"]),
     ]
-    return f"{text} Epoch {best.number + 1} did best on the {name_held_back(training.held_back)}: {', '.join(said)}."
+    return f"{text} Epoch {best.number + 1} was best on the {name_held_back(training.held_back)}: {', '.join(said)}."
 
 
 def _write_rows(epochs: Sequence[Epoch], best: Epoch | None) -> tuple[tuple[tuple[tuple[str, ...], bool], ...], str]:

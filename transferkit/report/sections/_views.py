@@ -1,4 +1,4 @@
-"""How the images were seen: geometries compared, and the views that are averaged."""
+"""Which views of the images were used: geometries compared, and the views that are averaged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Views", "write_views"]
 GEOMETRIES = {
     "crop": "the checkpoint's own crop",
     "full": "the largest centre square",
-    "squash": "the whole picture, squeezed",
+    "squash": "the whole picture, squashed to a square",
     "pad": "the whole picture, with borders",
-    "zoom": "the middle of the picture, closer",
-    "wide": "the whole picture, smaller, with borders all round",
+    "zoom": "the centre of the picture, enlarged",
+    "wide": "the whole picture, smaller, with borders on all sides",
 }
 
 
@@ -33,7 +33,7 @@ class ViewRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """The comparison of ways to see the images."""
+    """The comparison of views."""
 
     sentence: str
     rows: tuple[ViewRow, ...]
@@ -41,18 +41,18 @@ class Views:
 
 
 def write_views(found: ViewComparison | None) -> Views | None:
-    """What was compared; None if the checkpoint's own crop was taken without a word."""
+    """What was compared; None if the checkpoint's own crop was used without a comparison."""
     if found is None:
         return None
     if len(found.views) > 1:
         sentence = (
             f"Features and predictions are averaged over {len(found.views)} views of each image: "
-            f"{', '.join(found.views)}. What is fine-tuned is trained on {found.geometry}."
+            f"{', '.join(found.views)}. Fine-tuned networks are trained on {found.geometry}."
         )
     else:
         sentence = f"Each image is seen in one view: {found.geometry}, {GEOMETRIES.get(found.geometry, '')}."
     measured = f"Accuracy of a ridge classifier on all stages joined, on {plural(found.images, 'training image')}, "
-    measured += "each held back from the fit; beside it the gain over the first row and its standard error."
+    measured += "each held back from the fit, with the gain over the first row and its standard error."
     return Views(
         sentence=sentence,
         rows=tuple(map(_write_row, found.scores)),

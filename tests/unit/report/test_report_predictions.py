@@ -1,4 +1,4 @@
-"""The pure functions behind the report; every answer is known by construction."""
+"""Confusions, recalls and reliability; every answer is known by construction."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, recall_score
 
-from transferkit.report._answers import (
+from transferkit.report._predictions import (
     class_recalls,
     confusion_counts,
     mean_confidence,
     most_confused,
     reliability_bins,
 )
-from transferkit.report._plots import draw_heat_map, draw_reliability, fit_scale
 
 
 def binary(confidences: list[float], right: list[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and two-class probabilities with these confidences, answered with class 0."""
+    """Labels and two-class probabilities with these confidences, predicted as class 0."""
     top = np.array(confidences)
     return np.where(right, 0, 1), np.stack([top, 1 - top], axis=1)
 
@@ -66,38 +65,3 @@ def test_mean_confidence_of_a_model_that_claims_too_much():
     found = mean_confidence(*binary([0.9] * 100, [True] * 60 + [False] * 40))
     assert found.gap == pytest.approx(0.3)
     assert found.chance == pytest.approx(1.959964 * 0.03)
-
-
-@pytest.mark.parametrize(
-    ("values", "low", "high"),
-    [
-        ([0.61, 0.975], 0.6, 1.0),
-        ([0.0, 1.0], 0.0, 1.0),
-        ([0.6, 0.6], 0.59, 0.6),
-        ([0.0], 0.0, 0.01),
-        ([1.0], 0.99, 1.0),
-    ],
-)
-def test_scale_holds_all_values_between_round_ends(values, low, high):
-    scale = fit_scale(values)
-    assert (scale.low, scale.high) == (pytest.approx(low), pytest.approx(high))
-    assert scale.place(low) == 0
-    assert scale.place(high) == 100
-    assert 2 <= len(scale.ticks) <= 6
-
-
-def test_heat_map_draws_only_cells_with_images_inside_its_frame():
-    counts = np.array([[3, 1], [0, 1234]])
-    heat_map = draw_heat_map(counts, ["cat", "a very long name of a class indeed"])
-    assert [(cell.text, cell.right) for cell in heat_map.cells] == [("3", True), ("1", False), ("1.2k", True)]
-    assert heat_map.cells[1].title == "cat: 1 of 4 images taken for a very long name of a class indeed"
-    assert all(cell.x + heat_map.side <= heat_map.width for cell in heat_map.cells)
-    assert all(cell.y + heat_map.side <= heat_map.height for cell in heat_map.cells)
-    assert [label.full for label in heat_map.rows] == ["cat", "a very long name of a class indeed"]
-
-
-def test_exact_calibration_lies_on_the_diagonal():
-    labels, probabilities = binary([0.75] * 4, [True, True, True, False])
-    plot = draw_reliability(reliability_bins(labels, probabilities, bins=1))
-    point = plot.points[0]
-    assert point.x - plot.left == pytest.approx(plot.top + plot.side - point.y, abs=0.02)

@@ -1,4 +1,4 @@
-"""What a model's answers on held-out images say: confusions, recalls, reliability. Arrays in, numbers out."""
+"""Figures of merit of a model's predictions on held-out images: confusions, recalls, reliability."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.intervals import wilson_interval
+from transferkit.records import HeldOut, RunRecord
 
 __all__ = [
     "Confidence",
@@ -16,8 +17,10 @@ __all__ = [
     "ReliabilityBin",
     "class_recalls",
     "confusion_counts",
+    "find_held_out",
     "mean_confidence",
     "most_confused",
+    "name_classes",
     "reliability_bins",
 ]
 
@@ -29,7 +32,7 @@ NORMAL_95 = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusedPair:
-    """Images of one class taken for another.
+    """Images of one class predicted as another.
 
     Args:
         true, predicted: Class indices.
@@ -50,7 +53,7 @@ class ReliabilityBin:
     Args:
         count: Images in the bin, >= 1.
         confidence: Mean probability of the predicted class, in [0, 1].
-        accuracy: Share of right answers, in [0, 1].
+        accuracy: Share of correct predictions, in [0, 1].
         low, high: 95 % Wilson interval of the accuracy.
     """
 
@@ -63,12 +66,12 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """What the model claims on average, against how often it is right.
+    """Mean confidence against accuracy.
 
     Args:
         mean: Mean probability of the predicted class, in [0, 1].
-        accuracy: Share of right answers, in [0, 1].
-        chance: Half-width of the gap that chance alone explains 95 times in 100, if the probabilities were true.
+        accuracy: Share of correct predictions, in [0, 1].
+        chance: Half-width of the 95 % interval of their difference if the probabilities were exact.
     """
 
     mean: float
@@ -77,12 +80,25 @@ class Confidence:
 
     @property
     def gap(self) -> float:
-        """Claimed minus true accuracy; above 0 is over-confident."""
+        """Mean confidence minus accuracy; above 0 is over-confident."""
         return self.mean - self.accuracy
 
 
+def find_held_out(record: RunRecord) -> HeldOut | None:
+    """The predictions on the held-out images; None if there are none."""
+    return record.held_out if record.held_out is not None and len(record.held_out.labels) else None
+
+
+def name_classes(record: RunRecord, held_out: HeldOut) -> list[str]:
+    """Names of the model's K outputs."""
+    classes = record.evidence.data.classes
+    # A head may have more outputs than the data has classes (a pretrained head kept as it was).
+    extra = range(len(classes), held_out.probabilities.shape[1])
+    return [*classes, *(f"output {k}" for k in extra)]
+
+
 def confusion_counts(labels: IntArray, predicted: IntArray, *, classes: int) -> IntArray:
-    """How often each class was taken for each.
+    """Confusion matrix.
 
     Args:
         labels: (N,) int in [0, K).
@@ -121,7 +137,7 @@ def most_confused(counts: IntArray, *, limit: int) -> tuple[ConfusedPair, ...]:
 
 
 def class_recalls(counts: IntArray) -> npt.NDArray[np.float64]:
-    """Share of each class's images that were classified correctly (recall).
+    """Recall: the share of each class's images that are classified correctly.
 
     Args:
         counts: (K, K) confusion counts.
@@ -168,14 +184,14 @@ def reliability_bins(
 
 
 def mean_confidence(labels: IntArray, probabilities: npt.NDArray[np.floating]) -> Confidence:
-    """What the model claims on average, against how often it is right.
+    """Mean confidence against accuracy.
 
     Args:
         labels: (N,) int in [0, K), N >= 1.
         probabilities: (N, K) float, rows sum to 1.
     """
     confidence = probabilities.max(axis=1).astype(np.float64).clip(0, 1)
-    # Were each claim true, the count of right answers would be a sum of independent Bernoulli draws.
+    # If the probabilities were exact, the number of correct predictions would be a sum of independent Bernoulli draws.
     deviation = math.sqrt(float((confidence * (1 - confidence)).sum())) / len(confidence)
     return Confidence(
         mean=float(confidence.mean()),

@@ -1,0 +1,122 @@
+"""The shape of Hydra's configuration: the classes of `transferkit.options`, and how their values become arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from transferkit.options import AdaptOptions, DataOptions, FitOptions, MeasureOptions, Recipe, kind_problem
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["PLACES", "arguments_of", "find_kind_problems", "known_settings", "register_schema", "settings_fields"]
+
+MISSING = "???"
+"""OmegaConf's mark of a value that must be given."""
+
+
+PLACES = {"folder": "root", "manifest": "path"}
+"""Data source -> the setting inside `data` that says where it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of a manifest's columns, where they differ."""
+
+    path: Any = None
+    label: Any = None
+    split: Any = None
+    group: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(DataOptions):
+    """The group `data`: where the images are, beside the options of how they are opened."""
+
+    source: str = MISSING
+    path: Any = None
+    image_size: int | None = None
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(FitOptions, MeasureOptions):
+    """The whole configuration of adapt, analyze and rank."""
+
+    model: str = MISSING
+    models: Any = MISSING
+    data: DataSettings = field(default_factory=DataSettings)
+    train: Recipe | None = field(default_factory=Recipe)
+    debug: bool = False
+
+
+def register_schema(*, known_strategies: Collection[str]) -> None:
+    """Tell Hydra the types and defaults of all settings; config.yaml starts from them.
+
+    Args:
+        known_strategies: Those with a file in conf/strategy; each other registered one gets an entry like theirs.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from transferkit.strategies import STRATEGIES
+
+    schema = OmegaConf.structured(Settings)
+    for node in (schema, schema.data, schema.data.columns, schema.train):
+        OmegaConf.set_readonly(node, None)  # frozen classes make frozen nodes
+    store = ConfigStore.instance()
+    store.store(name="settings", node=schema)
+    for name in set(STRATEGIES) - set(known_strategies):
+        store.store(group="strategy", name=name, node={"strategy": name}, package="_global_")
+
+
+def settings_fields() -> dict[str, str]:
+    """Setting -> its type as text: top-level names, `train.NAME`, `data.NAME`."""
+    inside = (("", Settings), ("train.", Recipe), ("data.", DataSettings))
+    return {f"{group}{one.name}": str(one.type) for group, kind in inside for one in fields(kind)}
+
+
+def known_settings() -> list[str]:
+    """All settings, with those inside groups."""
+    return [*settings_fields(), *(f"data.columns.{one.name}" for one in fields(Columns))]
+
+
+def find_kind_problems(given: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each value that has the wrong type.
+
+    Args:
+        given: Setting -> value.
+    """
+    kinds = settings_fields()
+    for name, value in given.items():
+        if name in kinds and (problem := kind_problem(name, value, kinds[name])):
+            yield problem
+
+
+def arguments_of(settings: DictConfig, function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of one of transferkit's verbs that the settings give.
+
+    Args:
+        settings: As Hydra composed them.
+        function: `adapt`, `analyze`, `rank` or `decide`.
+    """
+    data = {one.name: _plain(settings.data[one.name]) for one in fields(DataOptions)}
+    data["columns"] = {name: value for name, value in data["columns"].items() if value is not None} or None
+    data["root"] = data["root"] if settings.data.source == "manifest" else None
+    top = {one.name: _plain(settings[one.name]) for one in fields(AdaptOptions) if one.name in settings}
+    for group in ("train", "trainer"):
+        top[group] = {name: value for name, value in (top[group] or {}).items() if value is not None}
+    place = PLACES.get(settings.data.source)
+    named = {"model": settings.model, "data": settings.data.source if place is None else settings.data[place]}
+    taken = inspect.signature(function).parameters
+    return {name: value for name, value in {**top, **data, **named}.items() if name in taken}
+
+
+def _plain(value: Any) -> Any:
+    """A list or group of the settings as Python knows it; anything else as it is."""
+    from omegaconf import Container, OmegaConf
+
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
