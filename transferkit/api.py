@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,21 @@ from transferkit.core.distributed import is_first
 from transferkit.core.errors import OptionError
 from transferkit.core.paths import expand
 from transferkit.core.progress import announce
-from transferkit.core.provenance import WORKING_FOLDER, describe_settings, environment, quote_call
+from transferkit.core.provenance import describe_settings, environment, quote_call
 from transferkit.core.renaming import renamed
 from transferkit.decision import complete, conclude
 from transferkit.features import choose_device
-from transferkit.measure import assess
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
-from transferkit.records import Decision, Evidence, Preprocessing, Ranking, RunRecord
+from transferkit.records import Decision, Evidence, Preprocessing, Ranking
 from transferkit.result import Predictions, Result, check_replaceable, load
-from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
+from transferkit.result.run_record import record_run
 from transferkit.workflow.checks import check_arguments, check_clocks, check_fit, check_pass
 from transferkit.workflow.decide import check_stages, choose_strategy, conditions_for, decide_session
-from transferkit.workflow.fit import Outcome, fit_decision
+from transferkit.workflow.fit import fit_decision
 from transferkit.workflow.measure import timed
 from transferkit.workflow.rank import rank_backbones
 from transferkit.workflow.score import score_splits
-from transferkit.workflow.session import Session, load_backbone, open_session
+from transferkit.workflow.session import load_backbone, open_session
 from transferkit.workflow.training_folder import clear_checkpoints
 
 __all__ = ["Predictions", "Result", "adapt", "analyze", "check_adapt", "decide", "load", "load_backbone", "rank"]
@@ -192,7 +190,29 @@ def adapt(
     session = open_session(model, data, options, budget=budget, check=lambda backbone: check_stages(backbone, options))
     decided = decide_session(session, options)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun)
-    record = _record(decided.session, decided.decision, fitted, options, given)
+    session = decided.session
+    decision = conclude(
+        decided.decision,
+        session.measured.evidence,
+        fitted.held_back,
+        lr_factor=1.0 if fitted.training is None else fitted.training.lr_factor,
+        reasons=fitted.reasons,
+    )
+    with timed(session.seconds, "verify"):
+        answers = score_splits(session, fitted, ("val",) if evaluate is False else ("val", "test"))
+    given["train"] = options.recipe.changed
+    record = record_run(
+        session.data,
+        session.measured.evidence,
+        decision,
+        answers=answers,
+        training=fitted.training,
+        held_back_accuracy=fitted.held_back.accuracy,
+        seconds=session.seconds,
+        environment=environment(seed=seed, device=str(choose_device(device))),
+        command=command or quote_call(adapt, given),
+        settings=describe_settings(adapt, given),
+    )
     result = Result(fitted.model, record)
     if out is not None and is_first():
         result.save(out, overwrite=True)  # whether that is wanted was asked before the work
@@ -261,44 +281,6 @@ def rank(
     options = options_from(PassOptions, given)
     check_pass(options)
     return rank_backbones(models, data, options, command=command or quote_call(rank, given))
-
-
-def _record(
-    session: Session, decision: Decision, fitted: Outcome, options: AdaptOptions, given: Mapping[str, Any]
-) -> RunRecord:
-    """All that is known of a fitted model, once it answered the images that it was not trained on."""
-    evidence, data, seconds = session.measured.evidence, session.data, session.seconds
-    decision = conclude(
-        decision,
-        evidence,
-        fitted.held_back,
-        lr_factor=1.0 if fitted.training is None else fitted.training.lr_factor,
-        reasons=fitted.reasons,
-    )
-    with timed(seconds, "verify"):
-        held_out = score_splits(session, fitted, ("val",) if options.evaluate is False else ("val", "test"))
-        metrics = {split: assess(answers, data.folds.take(data.indices(split))) for split, answers in held_out.items()}
-    shown = held_out.get("test") or held_out.get("val")
-    with timed(seconds, "report pictures"):
-        samples = pick_samples(data, options.seed)
-        mistakes = pick_mistakes(data, shown, data.summary.classes)
-    given = {**given, "train": options.recipe.changed}
-    device = str(choose_device(options.device))
-    return RunRecord(
-        evidence=evidence,
-        decision=decision,
-        metrics=metrics,
-        seconds={**seconds, "total": sum(seconds.values())},
-        environment={**environment(seed=options.seed, device=device), WORKING_FOLDER: os.getcwd()},
-        command=given["command"] or quote_call(adapt, given),
-        training=fitted.training,
-        held_out=shown,
-        samples=samples,
-        mistakes=mistakes,
-        settings=describe_settings(adapt, given),
-        held_back_accuracy=fitted.held_back.accuracy,
-        trained_on=sketch(data),
-    )
 
 
 def check_adapt(arguments: Mapping[str, Any]) -> str:

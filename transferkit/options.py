@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from transferkit.core.errors import OptionError, list_problems, unknown_name
+from transferkit.core.errors import OptionError, list_problems, problem_of, unknown_name
 from transferkit.records import PARTS, check_image_size
 
 __all__ = [
@@ -108,6 +108,9 @@ def kind_problem(name: str, value: object, declared: object) -> str | None:
         >>> kind_problem("seed", "x", "int")
         "seed must be a whole number, got 'x'."
     """
+    if name.endswith("image_size"):
+        error = problem_of(lambda: check_image_size(value))
+        return None if error is None else str(error)
     parts = str(declared).split(" | ")
     if value is None and "None" in parts:
         return None
@@ -201,7 +204,6 @@ class PassOptions(MeasureOptions, DataOptions):
             raise OptionError(" ".join(problems))
         if not 0 <= self.seed < SEEDS:
             raise OptionError(f"seed must be in [0, 2^63), got {self.seed!r}.")
-        check_image_size(self.image_size)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(
                 f"batch_size must be >= 1, got {self.batch_size!r}; leave it out to fit it to the machine."

@@ -68,7 +68,7 @@ def test_what_becomes_of_normalisation_is_decided_and_said(stripes):
 def test_a_swap_that_leaves_the_features_as_they_were_is_not_measured_and_comes_back_from_the_folder(stripes, tmp_path):
     result = adapt_stripes(stripes, norm="renorm", out=tmp_path / "run")
     assert (result.decision.norm, result.evidence.backbone.norm) == ("renorm", "renorm")
-    said = "Batch normalisation was swapped for 'renorm', which leaves the features as they were until it trains."
+    said = "Batch normalisation was swapped for 'renorm', which leaves the features unchanged until it is trained."
     assert said in result.decision.reasons
     assert said in html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     images = stripes / "test" / "down"

@@ -229,7 +229,7 @@ def test_a_ranking_sees_the_images_alike_with_all_models(network, photos):
     plain = tk.rank([network], photos, preprocessing=OWN, progress=False)
     assert any("one view, each checkpoint's own crop" in reason for reason in plain.reasons)
     several = tk.rank([network], photos, preprocessing=OWN, progress=False, views="crop+pad")
-    assert "All models saw the images in the same way: crop+pad." in several.reasons
+    assert "All models were measured on the same views: crop+pad." in several.reasons
     assert several.models[0].joined.squared_error != plain.models[0].joined.squared_error
     evidence = tk.analyze(network, photos, preprocessing=OWN, progress=False, views="pad+crop")
     assert several.models[0].joined.squared_error == pytest.approx(evidence.probe("joined").squared_error, rel=1e-4)

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
-from transferkit.decision.completion import Conditions, HeldBack, complete, conclude, settle_norm
+from transferkit.decision.completion import Conditions, HeldBack, Normalisation, complete, conclude, settle_norm
 from transferkit.decision.effort import ENOUGH, HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import rule
 from transferkit.decision.weighing import best_probe, weigh
-from transferkit.records import Choice, Decision, Evidence
+from transferkit.records import Choice, Evidence
 
 __all__ = [
     "ENOUGH",
@@ -32,6 +32,7 @@ __all__ = [
     "Conditions",
     "GainModel",
     "HeldBack",
+    "Normalisation",
     "Situation",
     "StartingRate",
     "best_probe",
@@ -40,7 +41,6 @@ __all__ = [
     "choose_norm",
     "complete",
     "conclude",
-    "decide",
     "load_gain_model",
     "read_gain_model",
     "rule",
@@ -90,30 +90,6 @@ def choose(
         detail = evidence.similarity_detail
         raise OptionError(NEEDS_SIMILARITY.format(why="." if detail is None else f": {detail.note}"))
     return advice
-
-
-def decide(
-    evidence: Evidence,
-    *,
-    mode: str = "evidence",
-    batch_size: int | None = None,
-    budget: float | None = None,
-    trials: Mapping[str, Belief] | None = None,
-    conditions: Conditions | None = None,
-) -> Decision:
-    """What to do, how, and why: `choose`, then `complete`.
-
-    Args:
-        evidence, mode, budget, trials: As for `choose`.
-        batch_size: Images per optimizer step; None fits it to their number.
-        conditions: All of how training is asked to go, in place of `batch_size`.
-
-    Raises:
-        OptionError: As `choose` and `complete`.
-    """
-    if conditions is None:
-        conditions = Conditions(batch_size=batch_size)
-    return complete(choose(evidence, mode=mode, budget=budget, trials=trials), evidence, conditions)
 
 
 def _advice_of_rule(evidence: Evidence) -> Choice | None:

@@ -15,7 +15,7 @@ from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import starting_rate
 from transferkit.records import JOINED, SELECTED, Alternative, Choice, Decision, Evidence
 
-__all__ = ["Conditions", "HeldBack", "complete", "conclude", "independent_share", "settle_norm"]
+__all__ = ["Conditions", "HeldBack", "Normalisation", "complete", "conclude", "independent_share", "settle_norm"]
 
 CLOSED_FORM = "linear_probe"
 """The strategy that is solved for: it has no rate, and its normalisation stays."""
@@ -83,8 +83,21 @@ class HeldBack:
     seconds: float = 0.0
 
 
-def settle_norm(evidence: Evidence, conditions: Conditions) -> tuple[str, str]:
-    """What becomes of normalisation while a network is fine-tuned under these conditions, and why.
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How a network is normalised while it is fine-tuned.
+
+    Args:
+        kind: "keep", "frozen", or a kind that batch normalisation is swapped for.
+        reasons: Why.
+    """
+
+    kind: str
+    reasons: tuple[str, ...]
+
+
+def settle_norm(evidence: Evidence, conditions: Conditions) -> Normalisation:
+    """Batch normalisation kept, frozen or swapped under these conditions.
 
     Raises:
         OptionError: If what was asked for cannot train under them.
@@ -103,9 +116,9 @@ def settle_norm(evidence: Evidence, conditions: Conditions) -> tuple[str, str]:
                 "norm=sync shares the statistics of a batch among processes on GPUs only. Use norm=frozen or "
                 "norm=group."
             )
-        return FITTED.get(asked, asked), f"What becomes of normalisation was asked for: {asked}."
+        return Normalisation(kind=FITTED.get(asked, asked), reasons=(f"norm={asked} was asked for.",))
     if spec.norm:
-        return spec.norm, f"Batch normalisation was swapped for {spec.norm!r} before."
+        return Normalisation(kind=spec.norm, reasons=(f"Batch normalisation was swapped for {spec.norm!r} before.",))
     kind, why = choose_norm(
         pretrained=spec.pretrained,
         normalises_batches=normalises_batches,
@@ -114,21 +127,24 @@ def settle_norm(evidence: Evidence, conditions: Conditions) -> tuple[str, str]:
         on_gpus=conditions.on_gpus,
     )
     kind = FITTED.get(kind, kind)
-    if not conditions.relative or not normalises_batches or at_once >= SMALL_BATCH:
-        return kind, why
-    return kind, (
-        f"{why} {conditions.relative} is a relative that was trained with group normalisation, which no size of a "
-        "batch matters to: transferkit rank tells whether its features suit these images better."
-    )
+    if conditions.relative and normalises_batches and at_once < SMALL_BATCH:
+        why = (
+            f"{why} {conditions.relative} is a relative that was trained with group normalisation, which works at any "
+            "batch size: transferkit rank measures whether its features suit these images better."
+        )
+    return Normalisation(kind=kind, reasons=(why,))
 
 
-def complete(choice: Choice, evidence: Evidence, conditions: Conditions | None = None) -> Decision:
-    """The decision that a choice comes to: with the rate that it starts at and what becomes of normalisation.
+def complete(
+    choice: Choice, evidence: Evidence, conditions: Conditions | None = None, norm: Normalisation | None = None
+) -> Decision:
+    """The choice with the learning rate that it starts at and its normalisation.
 
     Args:
         choice: What was chosen, or asked for.
         evidence: What the frozen pass measured.
-        conditions: How training is asked to go; None takes all as usual.
+        conditions: How training is asked to go; None takes the defaults.
+        norm: What came of trying the normalisation; None takes what `settle_norm` says.
 
     Raises:
         OptionError: If the normalisation that was asked for cannot train under these conditions.
@@ -140,9 +156,9 @@ def complete(choice: Choice, evidence: Evidence, conditions: Conditions | None =
     if choice.strategy == CLOSED_FORM:
         return Decision(**chosen, lr=0.0, lr_scale=0.0, norm="frozen")
     lr, scale, why_lr = _rate(evidence, conditions)
-    norm, why_norm = settle_norm(evidence, conditions)
-    chosen["reasons"] = (*chosen["reasons"], why_lr, why_norm)
-    return Decision(**chosen, lr=lr, lr_scale=scale, norm=norm)
+    norm = norm or settle_norm(evidence, conditions)
+    chosen["reasons"] = (*chosen["reasons"], why_lr, *norm.reasons)
+    return Decision(**chosen, lr=lr, lr_scale=scale, norm=norm.kind)
 
 
 def _rate(evidence: Evidence, conditions: Conditions) -> tuple[float, float, str]:

@@ -23,12 +23,20 @@ from transferkit.records.evidence import (
 from transferkit.records.folds import PARTS, Fold, Folds, connected_groups
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
-from transferkit.records.preprocessing import CropMode, Interpolation, Preprocessing, View, check_image_size
+from transferkit.records.preprocessing import (
+    GEOMETRIES,
+    CropMode,
+    Interpolation,
+    Preprocessing,
+    View,
+    check_image_size,
+)
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
+    "GEOMETRIES",
     "PARTS",
     "CropMode",
     "Interpolation",

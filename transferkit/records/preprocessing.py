@@ -11,7 +11,7 @@ import numpy as np
 from transferkit.core.errors import OptionError
 from transferkit.records._checks import require, require_positive
 
-__all__ = ["CropMode", "Interpolation", "Preprocessing", "View", "check_image_size"]
+__all__ = ["GEOMETRIES", "CropMode", "Interpolation", "Preprocessing", "View", "check_image_size"]
 
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -48,6 +48,17 @@ def _check_range(value_range: tuple[float, float] | None) -> None:
         return
     fits = len(value_range) == 2 and all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]
     require(fits, f"Preprocessing.value_range must be (black, white), finite, black < white, got {value_range!r}.")
+
+
+GEOMETRIES = {
+    "crop": "the checkpoint's own crop",
+    "full": "the largest centre square",
+    "squash": "the whole picture squeezed to a square",
+    "pad": "the whole picture with borders",
+    "zoom": "the middle of the picture, closer",
+    "wide": "the whole picture, smaller, with borders all round",
+}
+"""Geometry of a view -> what it shows, in the order in which views are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)

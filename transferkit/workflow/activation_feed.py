@@ -131,10 +131,11 @@ def _find_tail(
 def _activations(
     session: Session, tail: Tail, pictures: PictureFeed, images: int, *, versions: int, stages: list[str]
 ) -> ActivationTable:
+    ids = np.concatenate([pictures.version_ids(version) for version in range(1 + versions)])
     return cache_activations(
         tail,
         lambda row: pictures.version(row % images, row // images).numpy(),
-        np.concatenate([pictures.version_ids(version) for version in range(1 + versions)]),
+        ids,
         bank=session.bank,
         stages=stages,
         pooling=session.options.pooling,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from transferkit import zoo
 from transferkit.core.distributed import agreed, connect
-from transferkit.decision import SMALL_BATCH, Conditions, choose, complete, settle_norm
+from transferkit.decision import SMALL_BATCH, Conditions, Normalisation, choose, complete, settle_norm
 from transferkit.features import choose_device
 from transferkit.finetune import count_processes
 from transferkit.nn import Backbone
@@ -23,6 +23,9 @@ from transferkit.workflow.search import Trial, search
 from transferkit.workflow.session import Session
 
 __all__ = ["Decided", "check_stages", "choose_strategy", "conditions_for", "decide_session", "named_choice"]
+
+PROBE_NORM = Normalisation(kind="frozen", reasons=())
+"""A closed form leaves the backbone as it is."""
 
 DEFAULT_STAGE = {"linear_probe": JOINED}
 """Strategy -> the stage that its head reads unless one is named; fine-tuned networks are read at the top."""
@@ -65,8 +68,14 @@ def choose_strategy(evidence: Evidence, options: AdaptOptions) -> Choice:
     Raises:
         OptionError: If the backbone or the strategy cannot do what was asked for.
     """
-    if options.strategy == "auto":
-        return choose(evidence, mode=options.mode, budget=_left(options.budget, evidence))
+    budget = _left(options.budget, evidence)
+    if options.strategy != "auto":
+        return _compared(evidence, options)
+    return choose(evidence, mode=options.mode, budget=budget)
+
+
+def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
+    """The strategy that was asked for, with what is expected of it and of the others."""
     asked = named_choice(evidence.backbone, strategy=options.strategy, stage=options.stage, unfreeze=options.unfreeze)
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
@@ -128,8 +137,8 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
         connect(choose_device(options.device))  # each process has a clock of its own, and they must decide alike
     conditions = conditions_for(evidence, options)
     # What is impossible is refused before any trial; a run that never fine-tunes has nothing to be refused.
-    norm = "frozen" if options.strategy == "linear_probe" else settle_norm(evidence, conditions)[0]
-    trials = _Trials(session, options, conditions, norm=norm if norm in NORMS else "frozen")
+    norm = PROBE_NORM if options.strategy == "linear_probe" else settle_norm(evidence, conditions)
+    trials = _Trials(session, options, conditions, norm=norm.kind if norm.kind in NORMS else "frozen")
     with timed(session.seconds, "decide"):
         if options.strategy == "auto" and options.mode == "search":
             budget = _left(options.budget, evidence)
@@ -137,8 +146,9 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
         else:
             choice = choose_strategy(evidence, options)
             choice = agreed(choice) if options.strategy == "auto" else choice
-        decision = complete(choice, evidence, conditions)
-        session, decision = _swap_norm(session, decision)
+        if choice.strategy != "linear_probe" and norm.kind not in NORMS:
+            session, norm = _swap_norm(session, norm)
+        decision = complete(choice, evidence, conditions, norm)
     begun = trials.begun.get(decision.strategy) if decision.norm == trials.norm else None
     return Decided(session=session, decision=decision, begun=begun)
 
@@ -175,11 +185,9 @@ def _left(budget: float | None, evidence: Evidence) -> float | None:
     return float(f"{budget - min(evidence.views.seconds, budget / 2):.3g}")
 
 
-def _swap_norm(session: Session, decision: Decision) -> tuple[Session, Decision]:
-    """The session to go on with, its normalisation swapped if that is decided and harmless; and the decision."""
-    if decision.strategy == "linear_probe" or decision.norm in NORMS:
-        return session, decision
-    session, outcome = measure_swapped(session, decision.norm)
+def _swap_norm(session: Session, norm: Normalisation) -> tuple[Session, Normalisation]:
+    """The session to go on with, swapped unless its features get worse; and what came of it."""
+    session, outcome = measure_swapped(session, norm.kind)
     # Where the swap was refused: statistics of random weights are not worth freezing, those of trained ones are.
     kind = session.backbone.spec.norm or ("frozen" if session.backbone.spec.pretrained else "keep")
-    return session, replace(decision, norm=kind, reasons=(*decision.reasons, outcome))
+    return session, Normalisation(kind=kind, reasons=(*norm.reasons, outcome))

@@ -19,12 +19,12 @@ __all__ = ["Outcome", "fit_decision", "plan_decision"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a decision.
+    """A fitted model and its accuracy on held-back images.
 
     Args:
         model: In evaluation mode, on the CPU.
         reasons: Sentences with the held-back numbers.
-        held_back: How it did on images that were held back from it.
+        held_back: Its accuracy on images that were held back from it.
         training: How it was fine-tuned; None for a closed form.
     """
 
@@ -35,13 +35,13 @@ class Outcome:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the backbone is as it was, and only a head was fitted."""
+        """Whether the backbone is unchanged, and only a head was fitted."""
         return self.training is None or self.training.kept.weight == 0
 
 
 def plan_decision(session: Session, decision: Decision) -> Plan:
-    """What a decision leads to on this backbone."""
-    if session.backbone.spec.norm:  # swapped: what its layers measure, if anything, is theirs to go on measuring
+    """The plan of a decision on this backbone."""
+    if session.backbone.spec.norm:  # swapped: its layers go on measuring statistics, if they do
         decision = replace(decision, norm="keep")
     return STRATEGIES[decision.strategy](decision, [stage.name for stage in session.backbone.stages])
 
@@ -49,7 +49,7 @@ def plan_decision(session: Session, decision: Decision) -> Plan:
 def fit_decision(
     session: Session, decision: Decision, options: FitOptions, *, begun: FineTuneRun | None = None
 ) -> Outcome:
-    """Do what was decided.
+    """Fit the model that was decided on.
 
     Args:
         session: Backbone, images, and what the frozen pass measured.
@@ -58,8 +58,13 @@ def fit_decision(
         begun: The trial to go on from, if there was one.
     """
     plan = plan_decision(session, decision)
-    if plan.closed_form:
-        return _fit_head(session, plan, options)
+    if not plan.closed_form:
+        return _fine_tune(session, plan, options, begun)
+    return _fit_head(session, plan, options)
+
+
+def _fine_tune(session: Session, plan: Plan, options: FitOptions, begun: FineTuneRun | None) -> Outcome:
+    """A network by gradient, or the probe where that did better on held-back images."""
     tuned = finish_run(session, begun or begin_run(session, plan, options))
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy

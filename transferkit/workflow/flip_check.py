@@ -1,4 +1,4 @@
-"""Whether images may be mirrored: asked of a probe that has never seen a mirrored one."""
+"""Whether images may be mirrored: tested with a probe that was fitted without mirror images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from transferkit.strategies import Plan
 
 __all__ = ["FlipCheck", "check_flip"]
 
-LOOKED_AT = 300
-"""Held-back images that are classified in the mirror: enough to tell a loss of 5 points."""
+MAX_IMAGES = 300
+"""Held-back images whose mirror images are classified: enough to detect a loss of 5 points."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -54,37 +54,38 @@ def check_flip(
     folds: Sequence[Fold],
     seed: int = 0,
 ) -> FlipCheck:
-    """Whether a probe classifies held-back images as well in the mirror; digits, letters and hand signs it does not.
+    """Whether a probe classifies mirror images as well as the held-back images themselves; not so for digits, letters
+    and hand signs.
 
-    Costs a frozen pass over at most `LOOKED_AT` mirror images, and a ridge fit for each fold that they come from.
+    Costs a frozen pass over at most `MAX_IMAGES` mirror images, and a ridge fit for each fold that they come from.
 
     Args:
         table: Rows of the N images at hand.
         known: Their labels, (N,) int in [0, K), and which of them are held back together.
         read_mirrored: Positions among the N -> rows of these images' mirror images.
         classes: K.
-        folds: The probe is fitted to one part of each, the other is classified, fold by fold until that is enough.
+        folds: The probe is fitted to one part of each and classifies the other, fold by fold until there are enough.
         seed: Draws which held-back images are classified.
     """
     stages, draw = tuple(table.blocks), np.random.default_rng(seed)
     shown: list[Indices] = []
     heads: list[HeadFit] = []
     for fold in folds:
-        left = LOOKED_AT - sum(map(len, shown))
+        left = MAX_IMAGES - sum(map(len, shown))
         if left <= 0:
             break
         shown.append(draw.permutation(fold.held_back)[:left])
         heads.append(_probe(table.take(fold.train), known.take(fold.train), stages, classes))
-    everyone = np.concatenate(shown)
-    truth = known.labels[everyone]
+    chosen = np.concatenate(shown)
+    truth = known.labels[chosen]
     answers = []
-    for features in (table.take(everyone).load(stages), read_mirrored(everyone).load(stages)):
+    for features in (table.take(chosen).load(stages), read_mirrored(chosen).load(stages)):
         parts = np.split(features, np.cumsum([len(part) for part in shown])[:-1])
         named = [(part @ head.weight.T + head.bias).argmax(axis=1) for part, head in zip(parts, heads, strict=True)]
         answers.append(np.concatenate(named) == truth)
     plain, mirrored = answers
     safe = flip_is_safe(plain, mirrored, labels=truth)
-    return FlipCheck(safe, len(everyone), int(plain.sum()), int(mirrored.sum()))
+    return FlipCheck(safe, len(chosen), int(plain.sum()), int(mirrored.sum()))
 
 
 def _probe(table: FeatureTable, known: Folds, stages: tuple[str, ...], classes: int) -> HeadFit:

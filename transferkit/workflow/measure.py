@@ -1,4 +1,4 @@
-"""Backbone and data -> Evidence: one frozen pass, and every question that it answers."""
+"""Backbone and data -> Evidence: one frozen pass, and every measurement made from it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ["Measurement", "probe_stages", "read_features", "measure_features", "
 
 NEIGHBOURS = 5
 NEIGHBOUR_IMAGES = 4096
-"""k-NN is a sanity row: this many images tell it within 1.6 points, and its cost grows with the square."""
+"""k-NN is a sanity check: this many images give it to within 1.6 points, and its cost grows with the square."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one frozen pass leaves behind.
+    """Evidence from one frozen pass, with the features it rests on.
 
     Args:
         evidence: The measurements.
@@ -67,7 +67,7 @@ class Measurement:
         primary: The same in the geometry that networks are trained on, a single view.
         folds: Labels of the N training images, and which of them are held back together.
         train: (N,) indices of the training images in the data.
-        selection: How the features of all stages joined were weighted, and which were left out.
+        selection: Weights of the features of all stages joined, and which were left out.
     """
 
     evidence: Evidence
@@ -185,7 +185,7 @@ def _see(
         primary = run(data, preprocessing=own.primary).table if own.views else first.table
         return Chosen(own, first.table, primary, None)
     if neighbours()[1] > 1:
-        connect(choose_device(options.device))  # each has a clock of its own, and they must decide alike
+        connect(choose_device(options.device))  # each process has a clock of its own, and all must decide alike
     with timed(seconds, "views"):
         return choose_views(
             views,
@@ -216,7 +216,7 @@ def _measure(
     seed: int,
     seconds: dict[str, float],
 ) -> tuple[tuple[ProbeScore, ...], tuple[CurvePoint, ...], Selection]:
-    """All that the training images' features tell, in closed form."""
+    """Probes, learning curves and selected features of the training images, in closed form."""
     labels = folds.labels
     weights = class_weights(labels, class_weight)
     with fitting_threads(len(labels)):
@@ -234,7 +234,7 @@ def _measure(
 
 
 def _pass_over_source(run: Callable[..., FrozenPass], source: Data) -> Side:
-    """The pass over a sample of the source images; which split they are in does not matter."""
+    """The pass over a sample of the source images, whatever their split."""
     among = choose_sample(source.content_ids, np.arange(len(source)))
     done = run(source, among=among, sample=np.arange(len(among)))
     assert done.moments is not None
@@ -260,10 +260,10 @@ def read_features(
     computed if it was for any of them.
 
     Args:
-        backbone, data: What runs over what.
+        backbone, data: The network and the images.
         bank, pooling, device, batch_size, sample, progress: As for `frozen_pass`.
-        preprocessing: How to see the images; None takes the backbone's.
-        among: Indices of the images that are wanted; None: all.
+        preprocessing: Other preprocessing than the backbone's; None takes that.
+        among: Indices of the images; None: all.
     """
     wanted = backbone.spec.preprocessing if preprocessing is None else preprocessing
     rows = np.arange(len(data)) if among is None else among
@@ -293,7 +293,7 @@ def read_features(
 def probe_stages(
     known: FeatureTable, folds: Folds, *, classes: int, class_weight: str = "none", seed: int = 0
 ) -> tuple[tuple[ProbeScore, ...], dict[str, RidgePath]]:
-    """Held-back scores of every stage and of all joined, the k-NN sanity row, and the paths of the ridge rows.
+    """Held-back scores of every stage, of all joined and of k-NN, and the ridge paths behind them.
 
     Args:
         known: Rows of the N training images.
@@ -323,7 +323,7 @@ def probe_stages(
 def _score(
     stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: float
 ) -> ProbeScore:
-    """A score with its interval, or an unknown one where no independent image counts."""
+    """A score with its interval, or an unknown one where no independent image is held back."""
     if images == 0:
         return ProbeScore(stage=stage, method=method, dim=dim, accuracy=None, low=None, high=None, penalty=penalty)
     low, high = wilson_interval(accuracy * images, images)
@@ -356,9 +356,9 @@ def _ridge_score(stage: str, path: RidgePath, dim: int, joined: RidgePath, folds
 
 
 def _selected_score(chosen: Selection, joined: RidgePath, folds: Folds) -> ProbeScore:
-    """What the joined stages score, plus what selection adds to that where both are cross-validated.
+    """The score of the joined stages, plus the gain by selection where both are cross-validated.
 
-    The folds' own accuracy would be that of a fit to four fifths of the images, not to be held against the rest.
+    The folds' own accuracy is that of a fit to four fifths of the images, not comparable with the other rows.
     """
     best = joined.best
     images = folds.independent(joined.right[best], joined.counting) if chosen.known else 0.0
@@ -375,7 +375,7 @@ def _selected_score(chosen: Selection, joined: RidgePath, folds: Folds) -> Probe
 
 
 def _neighbour_score(table: FeatureTable, folds: Folds, seed: int) -> ProbeScore:
-    """k-NN on the top stage, on a random sample of the training images if there are many."""
+    """k-NN at the top stage, on a random sample of the training images if there are many."""
     images = min(len(folds), NEIGHBOUR_IMAGES)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(folds))[:images])
     features, sampled = table.take(chosen).load([TOP]), folds.take(chosen)

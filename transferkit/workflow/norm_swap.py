@@ -1,4 +1,4 @@
-"""Another normalisation: the swap, a second frozen pass, and whether probes on the features have lost by it."""
+"""Swapped normalisation: the swap, a second frozen pass, and whether probes on the features get worse by it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from transferkit.workflow.session import Session
 __all__ = ["MARGIN", "measure_swapped", "swap_backbone"]
 
 MARGIN = 0.01
-"""Held-back accuracy that features may lose by a swap. Fine-tuning wins a point back; much more says that the network
-has forgotten what it knew."""
+"""Held-back accuracy that features may lose by a swap. Fine-tuning regains a point; a larger loss means that the
+network has lost what it had learned."""
 
 CALIBRATION_IMAGES, LEAST_CALIBRATION_IMAGES = 512, 64
-"""Training images that a swap is fitted to; from 64 on more bring little (docs/normalisation.md)."""
+"""Training images that a swap is fitted to; beyond 64 more gain little (docs/normalisation.md)."""
 
 CALIBRATION_PIXELS = CALIBRATION_IMAGES * 96**2
-"""In all of them, unless that makes them too few: they go through the network at once, so memory grows with these."""
+"""Pixels of all of them together, unless that makes them too few: they form one batch, so memory grows with these."""
 
 
 def measure_swapped(session: Session, kind: str) -> tuple[Session, str]:
     """The same session with a backbone whose batch normalisation was swapped, if that costs no more than `MARGIN`.
 
-    Kinds that give in evaluation what they took the place of cannot cost anything: the features stay what they were,
-    and no second pass is needed.
+    Kinds whose output in evaluation equals that of the layer they replace leave the features as they are: no second
+    pass is needed.
 
     Args:
         session: With the backbone as it is; unchanged.
@@ -49,22 +49,23 @@ def measure_swapped(session: Session, kind: str) -> tuple[Session, str]:
         backbone = swap_backbone(session, kind)
         if kind in KEEPS_OUTPUTS:
             return _with_backbone(session, backbone, session.measured), (
-                f"Batch normalisation was swapped for {kind!r}, which leaves the features as they were until it trains."
+                f"Batch normalisation was swapped for {kind!r}, which leaves the features unchanged until it is "
+                "trained."
             )
         options = dataclasses.replace(session.options, similarity=session.measured.evidence.similarity)
         found = measure_features(backbone, session.data, options, bank=session.bank)
     before, after = _accuracy(session.measured.evidence), _accuracy(found.evidence)
     if before is None or after is None:
         return session, (
-            f"Refused: whether the features lose by swapping batch normalisation for {kind!r} is unknown, because no "
-            "image can be held back without its class. Batch normalisation stays."
+            f"Refused: whether features get worse by swapping batch normalisation for {kind!r} is unknown, because no "
+            "image can be held back without its class. Batch normalisation is kept."
         )
     figures = (
         f"with batch normalisation swapped for {kind!r}, the held-back accuracy of a probe is "
         f"{100 * after:.1f} %, before it was {100 * before:.1f} %"
     )
     if after < before - MARGIN:
-        return session, f"Refused: {figures}; {100 * MARGIN:g} points may be lost. Batch normalisation stays."
+        return session, f"Refused: {figures}; at most {100 * MARGIN:g} points may be lost. Batch normalisation is kept."
     return _with_backbone(session, backbone, found), f"Accepted: {figures}."
 
 
@@ -78,7 +79,7 @@ def swap_backbone(session: Session, kind: str) -> Backbone:
 
 
 def _images(session: Session) -> torch.Tensor:
-    """(N, 3, S, S) training images, evenly spread, in any order: parts of them are to hold all classes."""
+    """(N, 3, S, S) training images, evenly spread over the classes and shuffled, so that each chunk has all classes."""
     train, preprocessing = session.measured.train, session.backbone.spec.preprocessing.primary
     chosen = train[np.linspace(0, len(train) - 1, _how_many(len(train), preprocessing.size)).round().astype(int)]
     order = np.random.default_rng(0).permutation(chosen)
@@ -95,6 +96,6 @@ def _accuracy(evidence: Evidence) -> float | None:
 
 
 def _with_backbone(session: Session, backbone: Backbone, found: Measurement) -> Session:
-    """What was measured on the backbone as it came is what the person asked about, and what the report shows."""
+    """The swapped session with the evidence of the backbone as it was loaded, which is what the report shows."""
     evidence = dataclasses.replace(session.measured.evidence, backbone=backbone.spec)
     return dataclasses.replace(session, backbone=backbone, measured=dataclasses.replace(found, evidence=evidence))

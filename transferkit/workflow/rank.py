@@ -1,4 +1,4 @@
-"""Which backbone of several suits some images: one frozen pass over the training images each, nothing trained."""
+"""Backbones ranked on some images: one frozen pass over the training images each, nothing trained."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from transferkit.workflow.views import AskedViews, ask_views, fixed_views, refus
 __all__ = ["rank_backbones"]
 
 MEASURED_IMAGES = 2000
-"""Measures of transferability see no more images: their cost grows up to its cube, the ranks rest on all images."""
+"""Images for the measures of transferability, whose cost grows up to cubically; ranks are computed on all images."""
 
 MEASURE_SECONDS = 30.0
-"""Once the measures of one model have taken this long, those still to come are left out, and it is said."""
+"""Once the measures of one model have taken this long, its remaining ones are left out, with a note."""
 
 PUBLISHED = "published accuracy"
 PARAMETERS = "parameters"
@@ -82,7 +82,7 @@ def rank_backbones(
         refuse_for_tensors(asked)
     if not opened.folds.take(opened.indices("train")).measurable:
         raise DataError(
-            "Backbones are ranked by held-back accuracy, and no training image can be held back: every class has one "
+            "Backbones are ranked by held-back accuracy, but no training image can be held back: every class has one "
             "image or one group. Add images of another group to each class."
         )
     rows, left_out = _measure_all(named, opened, options, open_bank(options))
@@ -143,12 +143,12 @@ def _expand(pattern: str, *, pretrained: bool) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What is known of one model before it is compared.
+    """Measurements of one model before it is compared.
 
     Args:
         name, spec, scores, images_per_second, gigaflops, seconds: As in `RankedModel`.
         probes: Of all stages, and the joined one.
-        right: (N,) bool, which training images the joined probe classifies right while they are held back.
+        right: (N,) bool, whether the joined probe classifies each training image correctly while it is held back.
     """
 
     name: str
@@ -169,7 +169,7 @@ class _Measured:
 def _measure_all(
     named: dict[str, str | nn.Module], data: Data, options: PassOptions, bank: FeatureBank
 ) -> tuple[list[_Measured], list[LeftOut]]:
-    """Every model that can be, one after the other; why the others cannot.
+    """Measurements of every model that loads, one after the other; why the others do not.
 
     Raises:
         BackboneError: If none can.
@@ -245,7 +245,7 @@ def _gigaflops(backbone: Backbone) -> float | None:
 
 
 def _score(backbone: Backbone, table: FeatureTable, folds: Folds, seed: int) -> Iterator[MeasureScore]:
-    """What every registered measure says about the top stage, on the same sample of images for every backbone."""
+    """Every registered measure at the top stage, on the same sample of images for every backbone."""
     images = min(len(folds), MEASURED_IMAGES)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(folds))[:images])
     features, sampled = table.take(chosen).load([TOP]), folds.take(chosen)
@@ -264,7 +264,7 @@ def _score(backbone: Backbone, table: FeatureTable, folds: Folds, seed: int) -> 
             except (TransferkitError, np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = str(error)
             if value is not None and not np.isfinite(value):
-                value, reason = None, "The answer is not a finite number."
+                value, reason = None, "The value is not finite."
         seconds = time.perf_counter() - start
         spent += seconds
         yield MeasureScore(measure=name, stage=TOP, value=value, seconds=seconds, reason=reason)
@@ -278,7 +278,7 @@ def _lacks_classifier(backbone: Backbone) -> str:
 
 
 def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """(N, Z) what the classifier that the backbone came with makes of its top stage."""
+    """(N, Z) probabilities of the backbone's own classifier."""
     # The averages come first, whatever the pooling.
     return backbone.source_probabilities(features[:, : backbone.stages[-1].channels])
 
@@ -323,41 +323,41 @@ def _row(measured: _Measured, known: Sequence[float], found: RankIntervals, at: 
 
 
 def _explain(models: Sequence[RankedModel], prior: str, images: int, asked: AskedViews) -> Iterator[str]:
-    """Who is first, how sure that is, what the prior alone would have said, and in which views that was seen."""
+    """The best model, how certain its rank is, what the prior alone would have chosen, and the views."""
     first = models[0]
     yield (
-        f"{first.name} is first: a linear classifier on all its stages joined classifies "
-        f"{_percent(first.joined.interval[0])} of the {images:,} training images right while they are held back."
+        f"{first.name} is first: a linear classifier on all its stages joined has a held-back accuracy of "
+        f"{_percent(first.joined.interval[0])} on the {images:,} training images."
     )
     near = [row for row in models[1:] if row.rank_low == 1]
     if near:
         names = " and ".join(f"{row.name} ({_percent(row.best)})" for row in near)
         yield (
-            f"It is the best one in {_percent(first.best)} of {RESAMPLES:,} resamples of these images; as good by "
-            f"their 95 % intervals: {names}. Among these choose by cost."
+            f"It is the best one in {_percent(first.best)} of {RESAMPLES:,} resamples of these images; not "
+            f"distinguishable by their 95 % intervals: {names}. Choose among these by cost."
         )
     elif len(models) > 1:
         said = f"It is the best one in {_percent(first.best)} of {RESAMPLES:,} resamples of these images"
         yield f"{said}; the 95 % interval of no other reaches rank 1."
     if len(models) > 1:
         favoured = min(models, key=lambda row: row.prior_rank)
-        agrees = "agrees" if favoured is first else f"would have taken {favoured.name}"
+        agrees = "agrees" if favoured is first else f"would have chosen {favoured.name}"
         yield f"The prior, {prior} alone without any of your images, {agrees}."
     yield _explain_views(asked)
     random = [row.name for row in models if not row.pretrained]
     if random:
-        yield f"The weights of {', '.join(random)} are random: nothing was transferred there."
+        yield f"The weights of {', '.join(random)} are random: nothing was transferred."
 
 
 def _explain_views(asked: AskedViews) -> str:
-    """How the images were seen, the same for all models."""
+    """The views of the images, the same for all models."""
     seen = "+".join([*(asked.views or (asked.start,)), *(["mirror"] if asked.mirror else [])])
     if asked.plain:
         return (
-            "All models saw the images in one view, each checkpoint's own crop, since a view costs a pass with every "
+            "All models were measured on one view, each checkpoint's own crop, since a view costs a pass of every "
             "model; views=crop+squash+zoom averages three."
         )
-    return f"All models saw the images in the same way: {seen}."
+    return f"All models were measured on the same views: {seen}."
 
 
 def _percent(share: float) -> str:

@@ -1,15 +1,14 @@
-"""`mode="search"`: ways of fine-tuning are tried on held-back images before one is chosen.
+"""`mode="search"`: fine-tuning strategies are tried on held-back images before one is chosen.
 
-What a linear probe is worth the frozen pass has measured already, exactly; what fine-tuning gains it cannot tell. So
-each way of it that may, by its interval, do better than anything else is tried: its folds are run, and what it gains
-over the probe there goes into the expectation, beside what earlier tasks taught. The way that is chosen goes on from
-its trial; nothing is computed twice.
+The frozen pass has measured the accuracy of a linear probe exactly, but not the gain by fine-tuning. So each strategy
+that may, by its interval, be better than all others is tried: its folds are trained, and its gain over the probe there
+updates the expectation from earlier tasks. The chosen strategy continues from its trial; nothing is computed twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transferkit.core.distributed import agreed
@@ -20,16 +19,16 @@ from transferkit.records import Alternative, Candidate, Choice, Evidence
 
 __all__ = ["Trial", "search"]
 
-MOMENT = 1.0
-"""Seconds that a budget leaves for a closed form, whatever the trials took."""
+LEAST_SECONDS = 1.0
+"""What a budget leaves for a closed form, whatever the trials took."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a trial, on images that it did not see.
+    """Result of a trial on images held back from it.
 
     Args:
-        kept: What `adapt` would return: the network, its average with the probe, or the probe.
+        kept: What `adapt` would return: the network, its blend with the probe, or the probe.
         probe: The probe alone.
         images: Held-back images.
     """
@@ -53,58 +52,62 @@ def search(
     choose: Callable[..., Choice] = choose,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """The strategy that is expected to do best once fine-tuning was tried.
+    """The strategy with the best expected accuracy once fine-tuning was tried.
 
     Args:
         evidence: What the frozen pass measured.
-        begin: Tries one of the options that the evidence leaves open.
-        budget: Seconds for trials and fitting together, > 0; None sets no limit. A way of fine-tuning that would break
-            it is neither tried nor chosen.
-        progress: Say what is tried.
+        begin: Tries one of the strategies.
+        budget: Seconds for trials and fitting together, > 0; None sets no limit. A strategy that would exceed it is
+            neither tried nor chosen.
+        progress: Print what is tried.
         choose: Evidence, and `budget` and `trials` by name -> choice.
-        clock: What tells the time.
+        clock: Returns seconds.
 
     Raises:
         OptionError: If the budget is not > 0.
     """
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    first = agreed(choose(evidence))
-    if not first.options:  # no accuracy is known: nothing to compare a trial with
+    first = choose(evidence)
+    first = agreed(first)
+    if not first.options:  # no accuracy is known, so a trial has nothing to be compared with
         return replace(first, mode="search")
     best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
-    start, pilots = clock(), dict[str, Trial]()
+    start, trials = clock(), dict[str, Trial]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
         if agreed(budget is None or clock() - start + option.cost_seconds <= budget):
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
-            pilots[option.strategy] = begin(option)
+            trials[option.strategy] = begin(option)
     spent = clock() - start
-    chosen = agreed(
-        choose(
-            evidence,
-            budget=None if budget is None else max(budget - spent, MOMENT),
-            trials={name: pilot.gain for name, pilot in pilots.items()},
-        )
+    untried = [option.strategy for option in hopeful if option.strategy not in trials]
+    reasons = _describe_trials(trials, spent, untried, budget)
+    chosen = choose(
+        evidence,
+        budget=None if budget is None else max(budget - spent, LEAST_SECONDS),
+        trials={name: trial.gain for name, trial in trials.items()},
     )
-    said = _tell(pilots, spent, [option.strategy for option in hopeful if option.strategy not in pilots], budget)
-    return replace(chosen, mode="search", reasons=(*said, *chosen.reasons))
+    chosen = agreed(chosen)
+    return replace(chosen, mode="search", reasons=(*reasons, *chosen.reasons))
 
 
 def _may_win(option: Alternative, best: Alternative) -> bool:
-    """Whether it must be trained to be known, and may by its interval do better than what is expected to do best."""
+    """Whether it must be trained to be measured, and may by its interval be better than the best expectation."""
     return option.strategy != "linear_probe" and option.high > best.expected_accuracy
 
 
-def _tell(pilots: Mapping[str, Trial], spent: float, untried: list[str], budget: float | None) -> list[str]:
+def _describe_trials(
+    trials: Mapping[str, Trial], spent: float, untried: Sequence[str], budget: float | None
+) -> list[str]:
+    """Sentences about what was tried, and what was not."""
     said = []
-    if pilots:
+    if trials:
         figures = ", ".join(
-            f"{name} {100 * pilot.kept.accuracy:.1f} % ({100 * pilot.gain.mean:+.1f} points)"
-            for name, pilot in pilots.items()
+            f"{name} {100 * trial.kept.accuracy:.1f} % ({100 * trial.gain.mean:+.1f} points)"
+            for name, trial in trials.items()
         )
-        images = next(iter(pilots.values())).images
-        said.append(f"Tried in {spent:.0f} s, right of {images:,} held-back images, against the probe: {figures}.")
+        images = next(iter(trials.values())).images
+        said.append(f"Tried in {spent:.0f} s, accuracy on {images:,} held-back images, gain over the probe: {figures}.")
     if untried:
         said.append(f"Not tried, for the budget of {budget:g} s: {', '.join(untried)}.")
-    return said or ["No way of fine-tuning can be expected to do better: no trials were needed."]
+    return said or ["No fine-tuning strategy is expected to do better: no trials were needed."]

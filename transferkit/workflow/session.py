@@ -1,4 +1,4 @@
-"""A backbone and images, opened and measured in one frozen pass: what every verb begins with."""
+"""A backbone and images, opened and measured in one frozen pass: the first step of every verb."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def open_backbone(model: str | nn.Module, options: PassOptions) -> Backbone:
 
 
 def open_images(data: Any, options: PassOptions) -> Data:
-    """The images behind whatever the person named, audited and split."""
+    """The images, audited and split."""
     given = options.preprocessing
     return open_data(
         data,
@@ -111,7 +111,7 @@ def open_images(data: Any, options: PassOptions) -> Data:
 
 
 def fit_to_images(backbone: Backbone, data: Data) -> None:
-    """Note in the backbone what these images add to its preprocessing: the range of deep ones, or that all is prepared.
+    """Add to the backbone's preprocessing what depends on the images: their value range, or that they are prepared.
 
     Raises:
         DataError: Prepared tensors are of several shapes.
@@ -122,7 +122,7 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
     own = backbone.spec.own_preprocessing
     if own is not None and not preprocessing.prepared:
         message = (
-            f"The preprocessing that was given normalises with mean {_three(preprocessing.mean)} and std "
+            f"The given preprocessing normalises with mean {_three(preprocessing.mean)} and std "
             f"{_three(preprocessing.std)}, the checkpoint was trained with mean {_three(own.mean)} and std "
             f"{_three(own.std)}. Leave preprocessing out unless the weights are others than the published ones."
         )
@@ -136,7 +136,7 @@ def _three(values: tuple[float, float, float]) -> str:
 
 
 def prepared_side(data: Data, options: PassOptions) -> int | None:
-    """Side in pixels that a backbone must be loaded for to take these images; None where they do not say.
+    """Side in pixels that a backbone must be loaded for; None where the images leave it open.
 
     Raises:
         DataError: Prepared tensors are of several shapes.
@@ -154,7 +154,7 @@ def prepared_side(data: Data, options: PassOptions) -> int | None:
 
 
 def open_source(options: PassOptions) -> Data | None:
-    """The source images, if the person has some; they are only measured, so none is held back."""
+    """The source images, if there are some; they are only measured, so none is held back."""
     # Its columns may be called otherwise than those of `data`, so columns= is not for it.
     if options.source is None:
         return None

@@ -1,8 +1,8 @@
-"""How near the data is to what the backbone was trained on: one frozen pass -> SimilarityDetail.
+"""Similarity of the data to the backbone's source data: one frozen pass -> SimilarityDetail.
 
-Batch normalisation remembers the source: mean and variance of every channel over the images of the training. A
-backbone without it may still have the classifier it was trained with, which tells many of its classes apart among
-images like those and few among others. Without either, the other side must come from source images that a person has.
+Batch normalisation stores statistics of the source: mean and variance of every channel over the training images. A
+backbone without it may still have the classifier it was trained with, which predicts many different classes for images
+like those and few for others. Without either, source images must be given.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ from transferkit.records import TOP, SimilarityDetail
 __all__ = ["SAMPLE", "Side", "choose_sample", "load_head_scale", "load_scale", "measure_similarity"]
 
 SAMPLE = 512
-"""Images that a similarity is measured on at most: its standard error is then about 0.01, and more would only cost."""
+"""Images that a similarity is measured on at most: its standard error is then about 0.01."""
 
-RANDOM_WEIGHTS = "The backbone's weights are random: there is nothing that the images could be near to."
-NO_MEMORY = (
-    "This backbone has no batch normalisation and so no memory of the images it was trained on{head}. Pass source=DIR "
-    "with images like those, if you have some."
+RANDOM_WEIGHTS = "Unknown: the backbone's weights are random, so it has no source data."
+NO_STATISTICS = (
+    "Unknown: this backbone has no batch normalisation and so no statistics of its training images{head}. Pass "
+    "source=DIR with images like those, if you have some."
 )
 
-LEAST_CLASSES = 100
-"""Of a classifier whose answers are used: one with few classes is sure of anything. The scale was set on 1000."""
+MIN_CLASSES = 100
+"""Of a classifier whose predictions are used: one with few classes is confident of anything. The scale was fitted with
+1000."""
 
-LEAST_ANSWERS = 20
-"""Different images below which answers tell too little: N images tell at most N classes apart."""
+MIN_PREDICTIONS = 20
+"""Different images below which predictions are too few: for N images at most N classes are predicted."""
 
-FEWEST = 2
-"""Different images below which nothing can be said about chance."""
+MIN_IMAGES = 2
+"""Different images below which there is no spread to estimate a standard error from."""
 
 TOO_FEW = "A similarity needs 2 different images or more on each side."
 
@@ -75,7 +76,7 @@ class Side:
 def choose_sample(
     content_ids: npt.NDArray[np.bytes_], among: npt.NDArray[np.int64], *, size: int = SAMPLE
 ) -> npt.NDArray[np.int64]:
-    """Positions of at most `size` of the images `among`, in an order that has nothing to do with what they show.
+    """Positions of at most `size` of the images `among`, in an order that is independent of what they show.
 
     Those with the smallest content ids: as good as drawn at random, each content once, and mostly the same images when
     some are added.
@@ -89,13 +90,13 @@ def choose_sample(
 
 
 def load_scale() -> Scale:
-    """The scale that comes with the package; scripts/calibrate_similarity.py says how it came to be."""
+    """The scale that comes with the package; scripts/calibrate_similarity.py fits it."""
     kept = _load_knowledge()
     return Scale(kept["middle"], kept["steepness"])
 
 
 def load_head_scale() -> HeadScale:
-    """The same for the answers of a classifier: set on backbones that have batch normalisation as well."""
+    """The same for the predictions of a classifier: fitted with backbones that have batch normalisation as well."""
     kept = _load_knowledge()["head"]
     return HeadScale(kept["middle"], kept["steepness"], kept["scatter"])
 
@@ -108,13 +109,13 @@ def _load_knowledge() -> dict[str, Any]:
 def measure_similarity(
     backbone: Backbone, target: Side, *, source: Side | None = None, given: float | None = None
 ) -> SimilarityDetail:
-    """All that one frozen pass tells about it.
+    """Similarity to the source, with its interval and how it was measured.
 
     Args:
-        backbone: That ran.
+        backbone: The one that ran.
         target: The sample of training images.
-        source: Images of the kind that the backbone was trained on, if the person has some.
-        given: What the person says; it wins, and the note keeps what was measured.
+        source: Images of the kind that the backbone was trained on, if there are some.
+        given: A value from elsewhere; it wins, and the note keeps what was measured.
     """
     detail = _measured(backbone, target, source)
     if source is not None and detail.value is not None:
@@ -126,31 +127,31 @@ def measure_similarity(
 
 
 def _measured(backbone: Backbone, target: Side, source: Side | None) -> SimilarityDetail:
-    """By what the backbone remembers, else by its classifier, else by source images."""
+    """By batch normalisation's statistics, else by the classifier, else by source images."""
     if not backbone.spec.pretrained:
         return SimilarityDetail(value=None, origin="unknown", note=RANDOM_WEIGHTS)
-    remembered = {stage: ChannelMoments(*moments) for stage, moments in backbone.source_moments().items()}
-    if not (remembered or source or _can_answer(backbone)):
-        return SimilarityDetail(value=None, origin="unknown", note=NO_MEMORY.format(head=_about_head(backbone)))
-    if min(len(side.labels) for side in (target, source) if side is not None) < FEWEST:
+    statistics = {stage: ChannelMoments(*moments) for stage, moments in backbone.source_moments().items()}
+    if not (statistics or source or _has_useful_head(backbone)):
+        return SimilarityDetail(value=None, origin="unknown", note=NO_STATISTICS.format(head=_about_head(backbone)))
+    if min(len(side.labels) for side in (target, source) if side is not None) < MIN_IMAGES:
         return SimilarityDetail(value=None, origin="unknown", note=TOO_FEW)
-    if remembered:
-        note = "Measured against what batch normalisation kept of the images that the backbone was trained on."
-        return _detail(measure_nearness(remembered, _rows(target)), target, origin="norm statistics", note=note)
-    if _can_answer(backbone) and (source is None or len(target.labels) >= LEAST_ANSWERS):
-        return _by_answers(backbone, target)
+    if statistics:
+        note = "Measured against the statistics that batch normalisation stores of the backbone's training images."
+        return _detail(measure_nearness(statistics, _rows(target)), target, origin="norm statistics", note=note)
+    if _has_useful_head(backbone) and (source is None or len(target.labels) >= MIN_PREDICTIONS):
+        return _by_predictions(backbone, target)
     assert source is not None
     note = (
-        f"Measured against {len(source.labels):,} source images; the scale was set on backbones with batch "
+        f"Measured against {len(source.labels):,} source images; the scale was fitted with backbones that have batch "
         "normalisation, so compare this value with others of the same backbone only."
     )
     return _detail(measure_nearness(_rows(source), _rows(target)), target, origin="source images", note=note)
 
 
-def _can_answer(backbone: Backbone) -> bool:
-    """Whether the backbone came with a classifier whose answers say something of the images. Behind another
-    normalisation than it was trained with they do not."""
-    return backbone.head is not None and _outputs(backbone) >= LEAST_CLASSES and not backbone.spec.norm
+def _has_useful_head(backbone: Backbone) -> bool:
+    """Whether the backbone came with a classifier whose predictions carry information. Behind another normalisation
+    than it was trained with they do not."""
+    return backbone.head is not None and _outputs(backbone) >= MIN_CLASSES and not backbone.spec.norm
 
 
 def _outputs(backbone: Backbone) -> int:
@@ -159,39 +160,38 @@ def _outputs(backbone: Backbone) -> int:
 
 def _about_head(backbone: Backbone) -> str:
     if backbone.head is None:
-        return ", nor the classifier that it was trained with"
+        return ", nor a classifier"
     if backbone.spec.norm:
         return ", and its classifier was trained behind another normalisation"
-    return f", and its classifier has {_outputs(backbone)} classes, too few to tell images apart by ({LEAST_CLASSES})"
+    return f", and its classifier has {_outputs(backbone)} classes, fewer than the {MIN_CLASSES} needed"
 
 
-def _by_answers(backbone: Backbone, target: Side) -> SimilarityDetail:
+def _by_predictions(backbone: Backbone, target: Side) -> SimilarityDetail:
     images = len(target.labels)
-    if images < LEAST_ANSWERS:
+    if images < MIN_PREDICTIONS:
         note = (
-            "This backbone has no batch normalisation. The answers of its classifier tell how near images are from "
-            f"{LEAST_ANSWERS} different ones on; there are {images}."
+            "Unknown: this backbone has no batch normalisation, and its classifier's predictions need at least "
+            f"{MIN_PREDICTIONS} different images; there are {images}."
         )
         return SimilarityDetail(value=None, origin="unknown", note=note)
     found = measure_head_information(backbone.source_probabilities(_averages(backbone, target.features)))
     scale = load_head_scale()
     low, high = scale.interval(found.share, found.error)
     note = (
-        "Without batch normalisation to remember the source, it was estimated from the answers of the classifier that "
-        f"the backbone came with: {_tell(found.told_apart, _outputs(backbone))}, with a mean confidence of "
-        f"{100 * found.confidence:.0f} %. This is rough: the scale was "
-        "set on backbones that have both, the interval covers how far tasks lie off it, and a task that shows few "
-        "kinds of things reads too low."
+        "Without batch normalisation, it was estimated from the predictions of the classifier that the backbone came "
+        f"with: {_describe_predictions(found.told_apart, _outputs(backbone))}, with a mean confidence of "
+        f"{100 * found.confidence:.0f} %. This is a rough estimate: the scale was fitted with backbones that have "
+        "both, the interval covers the scatter of tasks around it, and tasks with few kinds of objects score too low."
     )
     return SimilarityDetail(
         value=scale.similarity(found.share), low=low, high=high, origin="head confidence", note=note, images=images
     )
 
 
-def _tell(told_apart: float, classes: int) -> str:
-    if told_apart < 1.5:
-        return "it answers nearly the same for all of these images"
-    return f"it tells about {told_apart:.0f} of its {classes:,} classes apart among these images"
+def _describe_predictions(distinguished: float, classes: int) -> str:
+    if distinguished < 1.5:
+        return "it predicts nearly the same for all of these images"
+    return f"it predicts about {distinguished:.0f} of its {classes:,} classes for these images"
 
 
 def _rows(side: Side) -> Mapping[str, npt.NDArray[np.float32]]:

@@ -15,7 +15,6 @@ from transferkit.decision import (
     GainModel,
     best_probe,
     choose,
-    decide,
     load_gain_model,
     read_gain_model,
     weigh,
@@ -99,8 +98,8 @@ def test_where_no_accuracy_is_known_none_is_expected_and_that_is_said(stages):
     assert "unknown" in choice.reasons[0]
     assert "The textbook rule would have said" in choice.reasons[-1]
     assert best_probe(looked) == choice.stage
-    assert decide(looked).expected is None
-    assert decide(looked, budget=1e-9).stage == choice.stage
+    assert choose(looked).expected is None
+    assert choose(looked, budget=1e-9).stage == choice.stage
 
 
 @pytest.mark.parametrize("worth", [25.0, 50.0, 100.0])

@@ -20,7 +20,6 @@ from transferkit.decision import (
     choose,
     complete,
     conclude,
-    decide,
     starting_rate,
     usual_batch,
 )
@@ -44,12 +43,11 @@ def option(accuracy: float) -> Alternative:
 
 @pytest.mark.parametrize("mode", ["evidence", "rule"])
 @pytest.mark.parametrize("per_class", [5, 1000])
-def test_to_decide_is_to_choose_and_to_complete(mode, per_class):
+def test_completing_keeps_what_was_chosen(mode, per_class):
     looked = evidence(score("joined", 0.8), per_class=per_class, similarity=0.3)
     conditions = Conditions(batch_size=8, optimizer="sgd")
     chosen = choose(looked, mode=mode)
-    decision = decide(looked, mode=mode, conditions=conditions)
-    assert decision == complete(chosen, looked, conditions)
+    decision = complete(chosen, looked, conditions)
     for field in fields(Choice):
         if field.name != "reasons":
             assert getattr(decision, field.name) == getattr(chosen, field.name)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.core.errors import OptionError
-from transferkit.decision import MODES, Conditions, choose, complete, decide, rule, starting_rate
+from transferkit.decision import MODES, Conditions, choose, complete, rule, starting_rate
 from transferkit.decision.textbook import NEAR, PLENTY_IMAGES, PLENTY_PER_CLASS
 from transferkit.records import (
     BackboneSpec,
@@ -24,6 +24,11 @@ from transferkit.records import (
 
 STAGES = ("stem", "early", "middle", "late", "top")
 TRAINED_LAYERS = {"linear_probe": 0, "few_layers": 1, "many_layers": 2}
+
+
+def decide(evidence, *, mode="evidence", batch_size=None, budget=None):
+    """To decide is to choose and to complete."""
+    return complete(choose(evidence, mode=mode, budget=budget), evidence, Conditions(batch_size=batch_size))
 
 
 def score(stage: str, accuracy: float, *, error: float = 0.5, method: str = "ridge", half: float = 0.02) -> ProbeScore:

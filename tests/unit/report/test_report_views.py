@@ -78,7 +78,7 @@ def test_what_a_faster_machine_would_choose_otherwise_can_be_named(seen, command
 def test_one_view_is_named_and_none_is_not_shown(record, seen):
     alone = replace(FOUND, views=("pad",), geometry="pad", scores=(), images=0)
     one = write_report(replace(seen, evidence=replace(seen.evidence, views=alone))).views
-    assert one.sentence == "Each image is seen in one view: pad, the whole picture, with borders."
+    assert one.sentence == "Each image is seen in one view: pad, the whole picture with borders."
     assert one.caption == "Nothing was compared."
     assert write_report(record).views is None
     assert "#views" not in render(record)

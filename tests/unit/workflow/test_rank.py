@@ -126,7 +126,7 @@ def test_the_same_model_twice_shares_its_rank_and_has_no_say_in_chance():
     assert [row.rank for row in twins.models] == [1, 1]
     assert [(row.rank_low, row.rank_high) for row in twins.models] == [(1, 2), (1, 2)]
     assert [row.best for row in twins.models] == pytest.approx([0.5, 0.5])
-    assert "as good by" in twins.reasons[1]
+    assert "not distinguishable by" in twins.reasons[1]
 
 
 def test_a_second_run_computes_no_image(monkeypatch):
@@ -174,7 +174,7 @@ def test_a_measure_that_fails_is_told_not_lost(monkeypatch):
     monkeypatch.setitem(MEASURES._entries, "gbc", replace(MEASURES["gbc"], function=lambda *_: float("nan")))
     reasons = {score.measure: score.reason for score in rank([Colours(ALL)]).best.scores}
     assert reasons["parc"] == "it does not like these"
-    assert reasons["gbc"] == "The answer is not a finite number."
+    assert reasons["gbc"] == "The value is not finite."
 
 
 def test_measures_that_come_too_late_are_left_out(monkeypatch):

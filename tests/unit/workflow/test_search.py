@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.decision.test_decision import evidence, score
 from transferkit import decision as deciding
 from transferkit.core.errors import OptionError
-from transferkit.decision import GainModel, decide, usual_passes
+from transferkit.decision import GainModel, choose, usual_passes
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import Candidate
 from transferkit.workflow.search import Trial, search
@@ -71,7 +71,7 @@ def test_where_no_trial_gains_anything_a_probe_is_chosen():
 
 
 def test_a_trial_makes_the_expectation_surer():
-    before = {option.strategy: option for option in (lambda d: (d.expected, *d.alternatives))(decide(looked()))}
+    before = {option.strategy: option for option in choose(looked()).options}
     decision = World(dict.fromkeys(TUNED_SHARES, 0.05)).search(looked())
     for option in (decision.expected, *decision.alternatives):
         if option.strategy in TUNED_SHARES:

@@ -18,7 +18,7 @@ from transferkit.features import FeatureBank, frozen_pass
 from transferkit.nn import Backbone
 from transferkit.records import SimilarityDetail
 from transferkit.workflow.source_similarity import (
-    LEAST_ANSWERS,
+    MIN_PREDICTIONS,
     SAMPLE,
     Side,
     choose_sample,
@@ -91,7 +91,7 @@ def test_random_weights_and_missing_memory_are_said(tmp_path):
     assert "random" in random.note
     bare = measure_similarity(pretrained(forgetful()), side)
     assert "no batch normalisation" in bare.note
-    assert "nor the classifier that it was trained with" in bare.note
+    assert "nor a classifier" in bare.note
     assert measure_similarity(pretrained(forgetful()), side, given=0.7).value == 0.7
 
 
@@ -190,23 +190,23 @@ def test_a_classifier_tells_how_near_images_are_without_batch_normalisation(tmp_
         assert detail.origin == "head confidence"
         assert detail.low < detail.value < detail.high
         assert (detail.images, detail.stages) == (200, ())
-        assert "estimated from the answers of the classifier" in detail.note
+        assert "estimated from the predictions of the classifier" in detail.note
         assert "rough" in detail.note
         assert from_json(SimilarityDetail, to_json(detail)) == detail
-    assert "classes apart" in found[0].note
+    assert "of its" in found[0].note
 
 
 def test_few_images_widen_the_interval_and_very_few_say_nothing(tmp_path):
     backbone = make_patch_backbone()
-    many, few = (look(backbone, tmp_path, paint(count, noise=0.6)) for count in (300, LEAST_ANSWERS))
+    many, few = (look(backbone, tmp_path, paint(count, noise=0.6)) for count in (300, MIN_PREDICTIONS))
     wide, narrow = (measure_similarity(backbone, side) for side in (few, many))
     assert wide.origin == narrow.origin == "head confidence"
     scale = load_head_scale()
     assert narrow.high - narrow.low > 0
     assert scale.scatter > 0
-    none = measure_similarity(backbone, look(backbone, tmp_path, paint(LEAST_ANSWERS - 1, noise=0.6)))
+    none = measure_similarity(backbone, look(backbone, tmp_path, paint(MIN_PREDICTIONS - 1, noise=0.6)))
     assert (none.value, none.origin) == (None, "unknown")
-    assert f"from {LEAST_ANSWERS} different ones on; there are {LEAST_ANSWERS - 1}" in none.note
+    assert f"at least {MIN_PREDICTIONS} different images; there are {MIN_PREDICTIONS - 1}" in none.note
 
 
 @pytest.mark.parametrize("case", ["no head", "few classes", "another normalisation", "random weights"])
@@ -222,8 +222,8 @@ def test_without_a_classifier_that_knows_the_source_nothing_is_made_up(tmp_path,
     detail = measure_similarity(backbone, side)
     assert (detail.value, detail.origin) == (None, "unknown")
     said = {
-        "no head": "nor the classifier that it was trained with. Pass source=DIR",
-        "few classes": "its classifier has 10 classes, too few to tell images apart by (100)",
+        "no head": "nor a classifier. Pass source=DIR",
+        "few classes": "its classifier has 10 classes, fewer than the 100 needed",
         "another normalisation": "its classifier was trained behind another normalisation",
         "random weights": "random",
     }

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transferkit.records import ViewComparison, ViewScore
+from transferkit.records import GEOMETRIES, ViewComparison, ViewScore
 from transferkit.report._words import format_percent, format_seconds, plural
 
 __all__ = ["Views", "write_views"]
-
-GEOMETRIES = {
-    "crop": "the checkpoint's own crop",
-    "full": "the largest centre square",
-    "squash": "the whole picture, squashed to a square",
-    "pad": "the whole picture, with borders",
-    "zoom": "the centre of the picture, enlarged",
-    "wide": "the whole picture, smaller, with borders on all sides",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

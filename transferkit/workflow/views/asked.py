@@ -1,4 +1,4 @@
-"""What can be asked of geometry= and views=, and the views that this makes of a checkpoint's own preprocessing."""
+"""The options geometry= and views=, and the views that they make of a checkpoint's own preprocessing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.data import Data, same_pictures
-from transferkit.records import CropMode, Preprocessing, View
+from transferkit.records import GEOMETRIES, CropMode, Preprocessing, View
 
 __all__ = [
     "ALONE",
     "ALONE_GEOMETRIES",
     "AUTO_VIEWS",
-    "GEOMETRIES",
     "MIRROR",
     "AskedViews",
     "apply_views",
@@ -28,18 +27,8 @@ __all__ = [
     "view_of",
 ]
 
-GEOMETRIES = {
-    "crop": "the checkpoint's own crop",
-    "full": "the largest centre square",
-    "squash": "the whole picture squeezed to a square",
-    "pad": "the whole picture with borders",
-    "zoom": "the middle of the picture, closer",
-    "wide": "the whole picture, smaller, with borders all round",
-}
-"""Name -> what it shows, in the order in which views are listed."""
-
 ALONE_GEOMETRIES = ("crop", "full", "squash", "pad")
-"""Those that are compared for single views where geometry= is left open: all show the picture at its usual scale."""
+"""Those that are compared for single views with geometry=auto: all show the picture at its usual scale."""
 
 MIRROR = "mirror"
 """In views=: each of the others once more, flipped left to right."""
@@ -48,7 +37,7 @@ ALONE = "1"
 AUTO = "auto"
 
 AUTO_VIEWS = ("crop", "squash", "zoom", "wide")
-"""What views=auto averages, as many of them as are affordable; scripts/bench_views.py measures what that is worth."""
+"""What views=auto averages, as many of them as are affordable; scripts/bench_views.py measures the gain."""
 
 _SHAPES: dict[str, tuple[CropMode, float]] = {
     "full": ("center", 1.0),
@@ -62,10 +51,10 @@ _SHAPES: dict[str, tuple[CropMode, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AskedViews:
-    """What a person asked for.
+    """The views that were asked for.
 
     Args:
-        geometry: Of single-view work; None: by measurement.
+        geometry: For a single view; None: by measurement.
         views: Geometries to average over, in the order of `GEOMETRIES`; empty: one alone; None: by cost.
         mirror: Whether mirror images are asked for; with `views` None this is measured.
     """
@@ -76,12 +65,12 @@ class AskedViews:
 
     @property
     def plain(self) -> bool:
-        """Whether the checkpoint's own preprocessing is what is asked for, or left open."""
+        """Whether the checkpoint's own preprocessing is asked for, or nothing in particular."""
         return self.geometry in (None, "crop") and not self.views and not self.mirror
 
     @property
     def start(self) -> str:
-        """The geometry of the first pass, which the others are held against."""
+        """The geometry of the first pass, which the others are compared with."""
         return self.geometry or (self.views[0] if self.views else "crop")
 
     def __str__(self) -> str:
@@ -90,7 +79,7 @@ class AskedViews:
 
 
 def ask_views(geometry: object = AUTO, views: object = AUTO) -> AskedViews:
-    """What geometry= and views= ask for; case, spaces, order and repetition do not matter.
+    """The values of geometry= and views=; case, spaces, order and repetition do not matter.
 
     Args:
         geometry: "auto", or a name in `GEOMETRIES`.
@@ -117,7 +106,7 @@ def ask_views(geometry: object = AUTO, views: object = AUTO) -> AskedViews:
     chosen = tuple(name for name in GEOMETRIES if name in words)
     if named is not None and chosen and named not in chosen:
         raise OptionError(
-            f"geometry={named} is what networks are trained on, and is not among views={'+'.join(words)}. Add it "
+            f"Networks are trained on geometry={named}, which is not among views={'+'.join(words)}. Add it "
             f"(views={'+'.join([named, *words])}), or leave geometry out."
         )
     if len(chosen) == 1:
@@ -156,7 +145,7 @@ def _words(views: object) -> list[str]:
 
 
 def refuse_for_tensors(asked: AskedViews) -> None:
-    """Raises if views of tensors are asked for that were prepared elsewhere.
+    """Refuse views of tensors that were prepared elsewhere.
 
     Raises:
         OptionError: Anything but auto, views=1 or geometry=crop was asked for.
@@ -164,7 +153,7 @@ def refuse_for_tensors(asked: AskedViews) -> None:
     if not asked.plain:
         raise OptionError(
             f"With preprocessed=True tensors are taken as they are, and {asked} asks for pictures that are resized "
-            "here. Leave geometry and views out, or hand over pictures."
+            "here. Leave geometry and views out, or pass pictures."
         )
 
 
@@ -212,7 +201,7 @@ def apply_views(own: Preprocessing, geometry: str, names: Sequence[str], *, mirr
 
     Args:
         own: The checkpoint's.
-        geometry: Of single-view work.
+        geometry: For a single view.
         names: Geometries to average over.
         mirror: Whether the mirror image of each takes part.
     """
@@ -231,10 +220,10 @@ def image_sizes(data: Data) -> list[tuple[int, int]]:
 
 
 def fixed_views(asked: AskedViews, own: Preprocessing, data: Data) -> Preprocessing:
-    """What is asked for without any measurement; what is left open is the checkpoint's own crop.
+    """The views that were asked for, without any measurement; "auto" is the checkpoint's own crop.
 
     Args:
-        asked: What the person wants.
+        asked: Geometry and views.
         own: The checkpoint's preprocessing.
         data: Geometries that show the same of all its training images are run once.
     """

@@ -1,9 +1,8 @@
-"""Which views are averaged, by what they cost, and which geometry is best alone, by held-back images.
+"""Which views are averaged, by their cost, and which geometry is best as a single view, by held-back images.
 
-The mean of the features over several views needs no choosing: on 18 small tasks it was 2 points better than the crop
-alone, and a point worse at most (scripts/bench_views.py). What it costs is a pass over the images for each view, when
-the data is looked at and with every prediction. So `views=auto` asks only what is affordable, at the pace that was
-measured on this machine.
+Averaging features over several views was 2 points better than the crop alone on 18 small tasks, and a point worse at
+most (scripts/bench_views.py). It costs a pass over the images for each view, when the data is measured and at every
+prediction. So `views=auto` asks only what is affordable, at the pace that was measured on this machine.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from transferkit.data import Data
 from transferkit.features import FeatureTable, FrozenPass, average_tables
 from transferkit.measure import fit_ridge, fitting_threads, stratified_sample
 from transferkit.probe import class_weights
-from transferkit.records import Folds, Preprocessing, ViewComparison, ViewScore
+from transferkit.records import GEOMETRIES, Folds, Preprocessing, ViewComparison, ViewScore
 from transferkit.workflow.flip_check import FlipCheck, check_flip
 from transferkit.workflow.views.asked import (
     ALONE_GEOMETRIES,
     AUTO_VIEWS,
-    GEOMETRIES,
     MIRROR,
     AskedViews,
     apply_views,
@@ -44,20 +42,20 @@ AUTO_SECONDS = 60.0
 images at 96 px, each view counted, on two cores."""
 
 BUDGET_SHARE = 0.5
-"""Share of a budget that they may take: the rest is for what is fitted afterwards."""
+"""Share of a budget that they may take: the rest is for the fit."""
 
 COMPARED = 1000
 """Training images that views are compared on at most; a ridge fit to them takes half a second."""
 
 COMPARED_PER_CLASS = 4
-"""At least so many of each class where there are many classes."""
+"""Least number of each class where there are many classes."""
 
 CLEARLY = 2.0
-"""Standard errors by which an average must be behind the single view to be given up, or another geometry ahead of the
-first to take its place. At one, chance alone would do so with every sixth; and the best of several looks better than it
+"""Standard errors by which an average must be worse than the single view to be rejected, or another geometry better
+than the first to replace it. With one, every sixth would differ by chance, and the best of several looks better than it
 is."""
 
-LEAST_MIRRORED = 45
+MIN_FLIPPED = 45
 """Held-back images below which mirroring cannot be shown to be safe (`flip_is_safe`)."""
 
 FOLDS = 5
@@ -66,7 +64,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Run(Protocol):
-    """A frozen pass over all images, or those `among`, seen in one way."""
+    """A frozen pass over all images, or those `among`, in one view."""
 
     def __call__(self, *, preprocessing: Preprocessing, among: Indices | None) -> FrozenPass: ...
 
@@ -90,7 +88,7 @@ class Chosen:
 
 @dataclass
 class _Passes:
-    """Views, run over the images when they are first needed, and what that took."""
+    """Passes of several views, each run when it is first needed, and their seconds."""
 
     own: Preprocessing
     run: Run
@@ -98,14 +96,14 @@ class _Passes:
     seconds: dict[str, float]
     computed: dict[str, int]
 
-    def everyone(self, name: str, *, mirrored: bool = False) -> FeatureTable:
+    def over_all(self, name: str, *, mirrored: bool = False) -> FeatureTable:
         """Rows of all images in this geometry."""
         label = view_of(name, self.own, mirrored=mirrored).name
         if label not in self.tables:
             self.tables[label] = self._timed(name, mirrored, None)
         return self.tables[label]
 
-    def some(self, name: str, rows: Indices, *, mirrored: bool = False) -> FeatureTable:
+    def over(self, name: str, rows: Indices, *, mirrored: bool = False) -> FeatureTable:
         """Rows of these images; only they are run, if not all were before."""
         label = view_of(name, self.own, mirrored=mirrored).name
         if label in self.tables:
@@ -122,14 +120,14 @@ class _Passes:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """The joined probe on one way of seeing the compared images.
+class _ProbeResult:
+    """Held-back predictions of the joined probe on one view, or an average of views.
 
     Args:
-        right: (N,) which are classified right while held back.
-        counting: (N,) what each image counts.
-        accuracy, squared_error: Held back.
-        folds: Who is held back with whom.
+        right: (N,) whether each image is classified correctly while held back.
+        counting: (N,) weight of each image.
+        accuracy, squared_error: On held-back images.
+        folds: Which images are held back together.
     """
 
     right: npt.NDArray[np.bool_]
@@ -138,7 +136,7 @@ class _Judged:
     squared_error: float
     folds: Folds
 
-    def gain(self, other: _Judged) -> tuple[float, float]:
+    def gain(self, other: _ProbeResult) -> tuple[float, float]:
         """Accuracy beyond that of the other, and its standard error, image by image."""
         differences = self.right.astype(np.float64) - other.right
         return self.accuracy - other.accuracy, self.folds.standard_error(differences, self.counting)
@@ -160,14 +158,14 @@ def choose_views(
     """The views to average and the geometry for single-view work, with the passes that this takes.
 
     Args:
-        asked: What the person wants.
+        asked: Geometry and views that were asked for.
         own: The checkpoint's preprocessing, with one view.
         data: The images; only training images are compared.
         run: Runs a view.
         first: The pass in the geometry `asked.start`, over all images.
-        first_seconds: What it took.
-        image_seconds: What one view of one image takes on this machine.
-        budget: Seconds that all that follows the first pass may take; None sets no limit but `AUTO_SECONDS`.
+        first_seconds: Its seconds.
+        image_seconds: Of one view of one image on this machine.
+        budget: Seconds that everything after the first pass may take; None sets no limit but `AUTO_SECONDS`.
         class_weight: Of the probes.
         seed: Of the images that are compared, and of the folds.
     """
@@ -175,15 +173,15 @@ def choose_views(
     if asked.geometry is not None and asked.views == () and not asked.mirror:
         return _single(asked.geometry, passes, image_seconds)
     allowed = AUTO_SECONDS if budget is None else min(AUTO_SECONDS, BUDGET_SHARE * budget)
-    # Processes that share the passes out must want the same ones, and their clocks differ.
+    # Processes that share the passes must choose the same ones, and their clocks differ.
     image_seconds, allowed = agreed((image_seconds, allowed))
     comparison = _Comparison(asked, data, passes, image_seconds, allowed, class_weight, seed)
     return comparison.choose()
 
 
 def _single(name: str, passes: _Passes, image_seconds: float) -> Chosen:
-    """One geometry, asked for by name: nothing to compare, and nothing to say of the checkpoint's own."""
-    table, chosen = passes.everyone(name), apply_views(passes.own, name, [name], mirror=False)
+    """One geometry, asked for by name: nothing is compared."""
+    table, chosen = passes.over_all(name), apply_views(passes.own, name, [name], mirror=False)
     if name == "crop":
         return Chosen(chosen, table, table, None)
     score = ViewScore(name=name, seconds=passes.seconds[name], computed=passes.computed[name], used=True)
@@ -222,7 +220,7 @@ class _Comparison:
         names = _in_order(names)
         candidates, same = self._candidates(names, same)
         scores = self._judge(names, candidates, mirror)
-        names, mirror = self._honest(names, mirror, scores)
+        names, mirror = self._without_worse(names, mirror, scores)
         geometry = self.asked.geometry or self._best_alone(candidates, scores)
         # Networks are trained and judged on the geometry, so that it is always one of the views they predict with.
         if len(names) == 1:
@@ -231,7 +229,7 @@ class _Comparison:
             names = _in_order({*names, geometry})
             scores |= self._judge(names, (), mirror)
         tables = [
-            self.passes.everyone(name, mirrored=m) for m in ((False, True) if mirror else (False,)) for name in names
+            self.passes.over_all(name, mirrored=m) for m in ((False, True) if mirror else (False,)) for name in names
         ]
         chosen = apply_views(self.passes.own, geometry, names, mirror=mirror)
         comparison = ViewComparison(
@@ -243,18 +241,18 @@ class _Comparison:
         )
         said = explain(comparison, self.asked, same=same, mirror=check, notes=self.notes)
         return Chosen(
-            chosen, average_tables(tables), self.passes.everyone(geometry), replace(comparison, reasons=tuple(said))
+            chosen, average_tables(tables), self.passes.over_all(geometry), replace(comparison, reasons=tuple(said))
         )
 
     # ---- What is affordable -----------------------------------------------------------------------------------------
 
     @property
     def pass_seconds(self) -> float:
-        """What a view of all images takes."""
+        """Of one view of all images."""
         return self.image_seconds * len(self.data)
 
     def _wanted(self) -> tuple[str, ...]:
-        """Geometries to average over if cost were no matter, the first pass's in front."""
+        """Geometries to average over if there were no limit on cost, the first pass's in front."""
         start = self.asked.start
         if self.asked.views is not None:
             return (start, *(name for name in self.asked.views if name != start))
@@ -263,7 +261,7 @@ class _Comparison:
         return (start, *(others[1:] if start == "full" else others))
 
     def _affordable(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], bool, FlipCheck | None]:
-        """The geometries and whether mirror images are averaged; and what was found about the latter."""
+        """The geometries and whether mirror images are averaged; and the flip check."""
         if self.asked.views is not None:
             return names, self.asked.mirror, None
         possible = int(self.left / self.pass_seconds) if self.pass_seconds > 0 else len(GEOMETRIES) * 2
@@ -285,14 +283,14 @@ class _Comparison:
     def _limit(self, what: str, named: str, needed: float | None = None) -> None:
         seconds = self.pass_seconds if needed is None else needed
         self.notes.append(
-            f"{what}: {'a further pass' if needed is None else 'the passes'} would take about {seconds:.2g} s, and of "
-            f"{self.allowed:.3g} s for all further passes {max(self.left, 0):.2g} s are left. Name the views to have "
-            f"them all the same: views={named}."
+            f"{what}: {'another pass' if needed is None else 'the passes'} would take about {seconds:.2g} s, and "
+            f"{max(self.left, 0):.2g} s of the {self.allowed:.3g} s for further passes are left. To use them anyway: "
+            f"views={named}."
         )
 
     def _mirroring(self) -> FlipCheck | None:
         """Whether mirror images may be averaged; None where that cannot be shown."""
-        if len(self.train) < LEAST_MIRRORED:
+        if len(self.train) < MIN_FLIPPED:
             return None
         try:
             folds = self.folds.split(FOLDS, seed=self.seed)
@@ -300,17 +298,17 @@ class _Comparison:
             return None
         start = self.asked.start
         return check_flip(
-            self.passes.everyone(start).take(self.train),
+            self.passes.over_all(start).take(self.train),
             self.folds,
-            lambda positions: self.passes.some(start, self.train[positions], mirrored=True),
+            lambda positions: self.passes.over(start, self.train[positions], mirrored=True),
             classes=self.data.summary.num_classes,
             folds=folds,
             seed=self.seed,
         )
 
     def _candidates(self, names: tuple[str, ...], same: dict[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Geometries that are compared: those at hand, and where none is asked for, all that are affordable; and which
-        others show the same."""
+        """Geometries that are compared: those already run, and where none is asked for, all that are affordable; and
+        which others show the same."""
         names = tuple(dict.fromkeys([self.asked.start, *names]))
         if self.asked.geometry is not None or self.asked.views:
             return names, same
@@ -323,21 +321,21 @@ class _Comparison:
         if possible < len(further):
             skipped = ", ".join(further[possible:])
             self.notes.append(
-                f"Not compared, for what it would take: {skipped}. Name one to have it: geometry={further[-1]}."
+                f"Not compared, because of the time it would take: {skipped}. To use one: geometry={further[-1]}."
             )
         return (*names, *further[:possible]), same
 
-    # ---- What held-back images say ----------------------------------------------------------------------------------
+    # ---- Accuracy on held-back images -------------------------------------------------------------------------------
 
     def _sample(self) -> Indices:
-        """Training images that views are compared on, those side by side that are held back together."""
+        """Training images that views are compared on, ordered so that those held back together are adjacent."""
         labels = self.folds.labels
         images = min(len(labels), max(COMPARED, COMPARED_PER_CLASS * len(np.unique(labels))))
         chosen = self.train[stratified_sample(labels, images, np.random.default_rng(self.seed))]
         return chosen[self.data.folds.take(chosen).order]
 
-    def _judge(self, names: Sequence[str], candidates: Sequence[str], mirror: bool) -> dict[str, _Judged | None]:
-        """Name of a geometry or an average -> how it does; None for all where nothing can be told apart."""
+    def _judge(self, names: Sequence[str], candidates: Sequence[str], mirror: bool) -> dict[str, _ProbeResult | None]:
+        """Name of a geometry or an average -> result of its probe; None for all where nothing can be compared."""
         ways = {name: [(name, False)] for name in candidates}
         if len(names) > 1:
             ways[joined_name(names, False)] = [(name, False) for name in names]
@@ -347,11 +345,11 @@ class _Comparison:
         if (len(ways) == 1 and candidates) or not folds.measurable:
             return dict.fromkeys(ways)
         return {
-            name: self._score([self.passes.some(geometry, self.compared, mirrored=m) for geometry, m in seen], folds)
+            name: self._score([self.passes.over(geometry, self.compared, mirrored=m) for geometry, m in seen], folds)
             for name, seen in ways.items()
         }
 
-    def _score(self, tables: Sequence[FeatureTable], folds: Folds) -> _Judged | None:
+    def _score(self, tables: Sequence[FeatureTable], folds: Folds) -> _ProbeResult | None:
         table = average_tables(tables)
         with fitting_threads(len(folds)):
             path = fit_ridge(
@@ -365,14 +363,14 @@ class _Comparison:
         if not path.known:
             return None
         best = path.best
-        return _Judged(
+        return _ProbeResult(
             path.right[best], path.counting, float(path.accuracy[best]), float(path.squared_error[best]), folds
         )
 
-    def _honest(
-        self, names: tuple[str, ...], mirror: bool, scores: dict[str, _Judged | None]
+    def _without_worse(
+        self, names: tuple[str, ...], mirror: bool, scores: dict[str, _ProbeResult | None]
     ) -> tuple[tuple[str, ...], bool]:
-        """The views that are averaged after all: left to itself, views=auto gives up what is clearly worse."""
+        """The views that are averaged; of views=auto without those that are clearly worse than one view."""
         if self.asked.views is not None:
             return names, mirror
         alone = scores[self.asked.start]
@@ -384,12 +382,12 @@ class _Comparison:
             if gain >= -CLEARLY * error:
                 return several, mirrored
             self.notes.append(
-                f"The mean over {joined_name(several, mirrored)} was given up: held-back accuracy "
+                f"The mean over {joined_name(several, mirrored)} was rejected: held-back accuracy "
                 f"{100 * judged.accuracy:.1f} %, clearly below the {100 * alone.accuracy:.1f} % of {self.asked.start}."
             )
         return (self.asked.start,), False
 
-    def _best_alone(self, candidates: Sequence[str], scores: dict[str, _Judged | None]) -> str:
+    def _best_alone(self, candidates: Sequence[str], scores: dict[str, _ProbeResult | None]) -> str:
         """The first pass's geometry, unless another is clearly better (`CLEARLY`)."""
         start = self.asked.start
         alone, best, lead = scores.get(start), start, 0.0
@@ -402,7 +400,7 @@ class _Comparison:
                 best, lead = name, gain
         return best
 
-    def _rows(self, scores: dict[str, _Judged | None], used: str) -> tuple[ViewScore, ...]:
+    def _rows(self, scores: dict[str, _ProbeResult | None], used: str) -> tuple[ViewScore, ...]:
         alone, passes = scores.get(self.asked.start), self.passes
         labels = list(dict.fromkeys([*scores, *passes.seconds]))
         return tuple(
@@ -421,12 +419,12 @@ class _Comparison:
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """As `GEOMETRIES` lists them: the same sum, bit for bit, whatever came first."""
+    """In the order of `GEOMETRIES`, so that the sum is the same bit for bit."""
     return tuple(sorted(names, key=list(GEOMETRIES).index))
 
 
 def joined_name(names: Sequence[str], mirror: bool) -> str:
-    """As views= takes it.
+    """Names joined as in views=.
 
     Example:
         >>> joined_name(["crop", "pad"], True)

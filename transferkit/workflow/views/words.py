@@ -1,12 +1,12 @@
-"""Why which views are averaged and which geometry stands alone, in sentences with the numbers."""
+"""The choice of views and of the single-view geometry in sentences with the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from transferkit.records import ViewComparison, ViewScore
+from transferkit.records import GEOMETRIES, ViewComparison, ViewScore
 from transferkit.workflow.flip_check import FlipCheck
-from transferkit.workflow.views.asked import ALONE_GEOMETRIES, GEOMETRIES, AskedViews
+from transferkit.workflow.views.asked import ALONE_GEOMETRIES, AskedViews
 
 __all__ = ["explain"]
 
@@ -77,7 +77,7 @@ def _explain_average(found: ViewComparison, known: Mapping[str, ViewScore]) -> I
 
 
 def _took(found: ViewComparison, known: Mapping[str, ViewScore]) -> str:
-    """What the passes took that were not in the bank, as part of a sentence."""
+    """Seconds of the passes that were not in the bank, as part of a sentence."""
     ran = [known[name] for name in found.views if name in known and known[name].computed]
     took = ", ".join(f"{score.name} {score.seconds:.2g} s" for score in ran if score.seconds is not None)
     return f" ({took})" if took else " (all features were in the bank already)"
@@ -94,7 +94,7 @@ def _explain_same(same: Mapping[str, str]) -> Iterator[str]:
         shows.setdefault(like, []).append(name)
     for like, names in shows.items():
         verb = "make" if len(names) > 1 else "makes"
-        yield f"Of these images {' and '.join(names)} {verb} the same pictures as {like}: computed once, counted once."
+        yield f"For these images {' and '.join(names)} {verb} the same pictures as {like}: one pass for all."
 
 
 def _with_gain(score: ViewScore) -> str:

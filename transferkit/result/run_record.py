@@ -1,0 +1,63 @@
+"""All that is known of a run, gathered in one record once its model has answered."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from transferkit.core.provenance import WORKING_FOLDER
+from transferkit.data import Data
+from transferkit.measure import assess
+from transferkit.records import Decision, Evidence, HeldOut, RunRecord, TrainingRecord
+from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
+
+__all__ = ["record_run"]
+
+
+def record_run(
+    data: Data,
+    evidence: Evidence,
+    decision: Decision,
+    *,
+    answers: Mapping[str, HeldOut],
+    training: TrainingRecord | None,
+    held_back_accuracy: float | None,
+    seconds: Mapping[str, float],
+    environment: Mapping[str, str | int],
+    command: str,
+    settings: Mapping[str, Any],
+) -> RunRecord:
+    """The record of a run, with metrics and with pictures for the report.
+
+    Args:
+        data, evidence, decision, training: Of the run; `training` is None for a closed form.
+        answers: Split name -> the model's probabilities there.
+        held_back_accuracy: Of what is returned, in [0, 1]; None where no image could be held back.
+        seconds: Phase -> wall-clock seconds so far.
+        environment: Versions, machine and seed.
+        command: How to run this again.
+        settings: What the run was asked for.
+    """
+    start = time.perf_counter()
+    metrics = {split: assess(found, data.folds.take(data.indices(split))) for split, found in answers.items()}
+    shown = answers.get("test") or answers.get("val")
+    samples = pick_samples(data, int(environment["seed"]))
+    mistakes = pick_mistakes(data, shown, data.summary.classes)
+    spent = {**seconds, "report pictures": time.perf_counter() - start}
+    return RunRecord(
+        evidence=evidence,
+        decision=decision,
+        metrics=metrics,
+        seconds={**spent, "total": sum(spent.values())},
+        environment={**environment, WORKING_FOLDER: os.getcwd()},
+        command=command,
+        training=training,
+        held_out=shown,
+        samples=samples,
+        mistakes=mistakes,
+        settings=dict(settings),
+        held_back_accuracy=held_back_accuracy,
+        trained_on=sketch(data),
+    )
