@@ -14,10 +14,8 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-import numpy as np
-
 from transferkit.core.errors import OptionError, list_problems, problem_of, unknown_name
-from transferkit.records import PARTS, check_image_size
+from transferkit.core.limits import N_SPLITS, check_image_size
 
 __all__ = [
     "AUGMENTS",
@@ -115,7 +113,7 @@ def kind_problem(name: str, value: object, declared: object) -> str | None:
     if value is None and "None" in parts:
         return None
     kind = " | ".join(part for part in parts if part != "None")
-    is_flag = isinstance(value, (bool, np.bool_))
+    is_flag = type(value).__name__ in ("bool", "bool_")  # NumPy's too, which is not imported for it
     if kind == "bool" and not is_flag:
         return f"{name} must be true{', false or left out' if 'None' in parts else ' or false'}, got {value!r}."
     if kind == "int" and (is_flag or not isinstance(value, Integral)):
@@ -286,7 +284,7 @@ class Recipe:
             *((_at_least_one(getattr(self, n)), f"{n} must be >= 1, got {getattr(self, n)!r}.") for n in counts),
             (0 <= self.minimum <= 1, f"minimum must be in [0, 1], got {self.minimum!r}."),
             (self.schedule != "exponential" or self.minimum > 0, "schedule=exponential needs a minimum above 0."),
-            (self.folds is None or 1 <= self.folds <= PARTS, f"folds must be 1 to {PARTS}, got {self.folds!r}."),
+            (self.folds is None or 1 <= self.folds <= N_SPLITS, f"folds must be 1 to {N_SPLITS}, got {self.folds!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
             (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
             (scale, f"lr_scale must be finite and > 0, or left out, got {self.lr_scale!r}."),

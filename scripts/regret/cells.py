@@ -10,7 +10,7 @@ from typing import Any
 
 from regret.paths import CELLS, MODEL, SIZE
 from transferkit.core.serialization import from_json
-from transferkit.decision import HELD_BACK, Situation, usual_folds, usual_passes
+from transferkit.decision import VAL_SHARE, Situation, default_folds, default_passes
 from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import JOINED, Candidate, Evidence
@@ -97,14 +97,14 @@ class Cell:
     def held_back(self, strategy: str) -> int:
         """Images that a way of fine-tuning was judged on; of runs that did not note it, those of its usual folds."""
         images = self.evidence.data.train_images
-        usual = min(images, round(usual_folds(images) * HELD_BACK * images))
+        usual = min(images, round(default_folds(images) * VAL_SHARE * images))
         return int(self.tuned[strategy].get("held_back_images", usual))
 
     def trial_seconds(self, strategy: str) -> float:
         """Of all that it took, what went into the folds and not into the last fit on all images."""
         found, images = self.tuned[strategy], self.evidence.data.train_images
         best, epochs = found["epochs"]
-        trial = usual_passes(images) * epochs
+        trial = default_passes(images) * epochs
         return found["seconds"] * trial / (trial + best * (found["kept"] > 0))
 
 

@@ -179,7 +179,7 @@ def test_a_share_of_the_original_rate_is_obeyed_and_no_other_is_tried(stripes, m
     assert (tenth.decision.lr_scale, fifth.decision.lr_scale) == (0.1, 0.2)
     assert fifth.decision.lr == pytest.approx(2 * tenth.decision.lr)
     assert fifth.decision.lr in {claim.lr for claim in fifth.record.training.claims}
-    assert any("0.2, as asked for, of the original rate" in reason for reason in fifth.decision.reasons)
+    assert any("0.2, as requested, of the original rate" in reason for reason in fifth.decision.reasons)
 
 
 def test_rule_mode_obeys_the_matrix(stripes):
@@ -250,7 +250,7 @@ def test_a_small_validation_split_is_left_for_the_report(stripes):
 
 def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypatch):
     (stripes / "test").rename(stripes / "val")
-    monkeypatch.setattr(finetune_run, "ENOUGH", 12)
+    monkeypatch.setattr("transferkit.workflow.training_images.MIN_VAL_IMAGES", 12)
     result = fine_tune_stripes(stripes)
     assert result.record.training.held_back == 12
     assert "images of the validation split" in result.record.training.how

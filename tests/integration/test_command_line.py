@@ -76,7 +76,7 @@ def test_the_folder_of_the_data_may_be_where_one_works(stripes, monkeypatch, cap
     for out in ([], ["out=."]):
         main(["analyze", "data=folder", "data.root=.", *out, "image_size=32", "progress=false"])
         said = capsys.readouterr().out
-        assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, kept as they are: train, test." in said
+        assert "folder .: 3 classes, 24 train, 12 test. The data's own splits, unchanged: train, test." in said
     assert "The audit also noted: " in said  # runs/ was skipped
 
 
@@ -184,7 +184,7 @@ def test_rank_prints_both_tables_and_leaves_a_page(at, stripes, capsys):
     assert kept["command"].startswith("transferkit rank 'models=[packaged/tf_efficientnet_lite0")
     assert all(row["images_per_second"] for row in kept["models"])
     page = (at / "which" / "ranking.html").read_text(encoding="utf-8")
-    assert "Which backbone?" in page
+    assert "Ranked first:" in page
     main([*command[:-3], "out=again", *QUICK[:2]])
     kept = json.loads((at / "again" / "ranking.json").read_text(encoding="utf-8"))["ranking"]
     assert not any(row["images_per_second"] for row in kept["models"])

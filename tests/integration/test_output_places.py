@@ -147,7 +147,7 @@ def test_an_analysis_is_not_replaced_by_another_unasked(flat, at, capsys):
     ("words", "problem"),
     [
         (["adapt", "out=file"], "file is a file, not a folder"),
-        (["analyze", "out=file/x"], "lies below file"),
+        (["analyze", "out=file/x"], "is inside file"),
         (["rank", "out=file"], "is a file"),
         (["export", "run=none", "out=images"], "out=images is a folder"),
         (["export", "run=none", "out=m.pt"], "must end in .onnx"),
@@ -212,7 +212,7 @@ def test_a_sweep_is_compared_by_held_back_accuracy_and_the_best_is_evaluated_lat
     assert "data:image/jpeg" in page
     capsys.readouterr()
     main(["evaluate", "run=sweep/0"])
-    assert "It was scored before" in capsys.readouterr().out
+    assert "It had been scored already" in capsys.readouterr().out
 
 
 def test_all_runs_of_a_sweep_are_checked_before_the_first_starts(flat, at, capsys):
@@ -235,7 +235,7 @@ def test_a_run_that_fails_does_not_end_the_sweep(flat, at, capsys):
         main(["adapt", "--multirun", "data.root=bad,images", "out=sweep", *TINY_WORDS])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert "1 run of this sweep failed; 1 ended well:\n- data.root=bad: " in said
+    assert "1 run of this sweep failed; 1 finished:\n- data.root=bad: " in said
     assert "Traceback" not in said
     assert not (at / "sweep" / "0").exists()
     assert (at / "sweep" / "1" / "result.json").is_file()
@@ -347,7 +347,7 @@ def test_predict_goes_on_at_a_bad_file_and_says_which(run, mixed, at, capsys):
     main(["predict", f"run={run}", "images=mixed", "out=new/a.csv"])
     told = capsys.readouterr()
     assert told.out == "2 images: new/a.csv\n"
-    assert "1 image could not be read and got no answer:\n- " in told.err
+    assert "1 image could not be read and was not classified:\n- " in told.err
     rows = list(csv.DictReader((at / "new" / "a.csv").read_text(encoding="utf-8").splitlines()))
     assert [bool(row["label"]) for row in rows] == [True, False, True]
     assert "cut off or damaged" in rows[1]["error"]
@@ -506,7 +506,7 @@ def test_what_cannot_be_written_down_is_said_to_be_a_stand_in():
     call = result.record.command
     assert call.startswith("transferkit.adapt('timm/test_resnet', <Twelve>, strategy='linear_probe', image_size=32")
     assert call.endswith(
-        "seed=0, head='ridge', pretrained=False, progress=False)  # put your own object in the place of <Twelve>"
+        "seed=0, head='ridge', pretrained=False, progress=False)  # replace <Twelve> with your own object"
     )
     assert len(result.predict(Twelve())) == 12
     with pytest.raises(DataError, match="The run does not name its images by a path"):

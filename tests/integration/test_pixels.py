@@ -305,7 +305,7 @@ def test_the_command_line_says_why_files_cannot_be_prepared(prepared, stripes, t
     assert stopped.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("Error: ")
-    assert "fitted on tensors that were prepared outside" in said
+    assert "fitted on preprocessed tensors" in said
 
 
 def grey(path):

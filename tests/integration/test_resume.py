@@ -133,9 +133,9 @@ def test_ctrl_c_in_training_says_how_to_go_on_and_resume_can_be_declined(stripes
             cli.main(["adapt", *words, "resume=false", "out=run"])
         assert stopped.value.code == 130
         said = capsys.readouterr().err
-        assert said.startswith("\nInterrupted; this takes it up: transferkit adapt model=timm/test_resnet")
+        assert said.startswith("\nInterrupted; resume it with: transferkit adapt model=timm/test_resnet")
         assert not list((tmp_path / "run" / "training" / "lp_ft" / "curves").glob("*-after-*"))
-    _, verb, *again = shlex.split(said.partition("this takes it up: ")[2])
+    _, verb, *again = shlex.split(said.partition("resume it with: ")[2])
     assert (verb, again) == ("adapt", [*words, f"out={tmp_path / 'run'}"])
     cli.main([verb, *again])
     assert list((tmp_path / "run" / "training" / "lp_ft" / "curves").glob("fold-1-after-*"))

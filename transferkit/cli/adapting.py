@@ -98,10 +98,10 @@ def audit_lines(data: DataSummary) -> list[str]:
     counts = ", ".join(f"{data.size(split):,} {split}" for split in data.counts)
     lines = [f"{data.origin}: {data.num_classes} classes, {counts}. {data.split_rule}"]
     # Why nothing will be measured on test images is said in full even to those who asked for it.
-    told = [one for one in data.findings if one.severity in ("set_aside", "warning") or one.kind == "no_test_split"]
-    if told:
-        lines.append(list_problems("The audit found:", [finding.message for finding in told]))
-    if notes := [finding for finding in data.findings if finding not in told]:
+    shown = [one for one in data.findings if one.severity in ("set_aside", "warning") or one.kind == "no_test_split"]
+    if shown:
+        lines.append(list_problems("The audit found:", [finding.message for finding in shown]))
+    if notes := [finding for finding in data.findings if finding not in shown]:
         lines.append(f"The audit also noted: {', '.join(_count_note(finding) for finding in notes)}.")
     return [*lines, ""]
 

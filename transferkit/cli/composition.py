@@ -67,18 +67,16 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from transferkit.strategies import STRATEGIES
-
     with _initialized():
         from hydra import compose
 
         strategy = check_words(words).get("strategy", "auto")
-        unknown = strategy not in (*group_choices("strategy"), *STRATEGIES)
-        words = [word for word in words if not (unknown and word.startswith("strategy="))]
+        has_file = strategy in group_choices("strategy")
+        words = [word for word in words if has_file or not word.startswith("strategy=")]
         try:
             numbered = [] if job is None else [f"hydra.job.num={job}"]
             composed = compose("config", overrides=[*words, *numbered], return_hydra_config=True)
-            if unknown:  # refused later, with everything else that is wrong
+            if not has_file:  # if it is not registered either, that is said later, with everything else that is wrong
                 composed.strategy = strategy
         except (HydraException, OmegaConfBaseException) as error:
             raise OptionError(str(error).split("\n")[0]) from error
@@ -92,7 +90,7 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
 def _initialized() -> Iterator[None]:
     from hydra import initialize_config_dir
 
-    register_schema(known_strategies=group_choices("strategy"))
+    register_schema()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield
 

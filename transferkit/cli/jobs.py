@@ -58,7 +58,9 @@ class Job:
         # The first word stays: Lightning starts further processes by it.
         before, sys.argv = sys.argv, [sys.argv[0], *words]
         try:
-            register_schema(known_strategies=group_choices("strategy"))
+            from transferkit.strategies import STRATEGIES
+
+            register_schema(set(STRATEGIES) - set(group_choices("strategy")))
             with _own_logging():
                 main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
                 main(_guarded(self.run, sweep, typed))()
@@ -67,11 +69,11 @@ class Job:
         if sweep is not None:
             sweep.print_scores()
         if sweep is not None and sweep.failures:
-            print(f"Error: {sweep.told()}", file=sys.stderr)
+            print(f"Error: {sweep.describe_failures()}", file=sys.stderr)
             sys.exit(EXIT_USER)
 
     def _check(self, words: Sequence[str]) -> list[list[str]]:
-        """Meet what is wrong before any folder is made; returns the words of each run, as far as they are known."""
+        """Find what is wrong before any folder is made; returns the words of each run, as far as they are known."""
         if any(word.startswith("-") and word not in MULTIRUN for word in words):
             return []  # Hydra's other flags (--cfg, --config-dir, ...) change what an override may be
         notes: list[str] = []
@@ -86,7 +88,7 @@ class Job:
         return runs
 
     def _check_run(self, words: Sequence[str], notes: list[str], number: int | None = None) -> None:
-        """Raise what is wrong with a run; what is to be said of it is added to the notes."""
+        """Raise what is wrong with a run; a sentence to print about it is added to the notes."""
         from omegaconf import OmegaConf
 
         settings = compose_settings(words, job=number)
@@ -111,7 +113,7 @@ def stop(error: TransferkitError, *, debug: bool) -> NoReturn:
 
 @contextmanager
 def _own_logging() -> Iterator[None]:
-    """The root logger as it was before, once the job is over: its log file belongs to one run."""
+    """Restore the root logger once the job is over: its log file belongs to one run."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -125,9 +127,9 @@ def _own_logging() -> Iterator[None]:
 def _guarded(
     run: Callable[[DictConfig], float | None], sweep: Sweep | None, typed: Sequence[str]
 ) -> Callable[[DictConfig], float | None]:
-    """Errors a user can mend leave as `SystemExit`, past Hydra's own traceback; a failed run leaves no folder.
+    """A job whose user errors end in `SystemExit` instead of Hydra's traceback, and whose failure leaves no folder.
 
-    In a sweep they are noted, and the next run starts.
+    In a sweep failures are noted, and the next run starts.
     """
 
     def guarded(settings: DictConfig) -> float | None:
@@ -146,7 +148,7 @@ def _guarded(
             return float("nan")
         except KeyboardInterrupt as stopped:
             _discard_folder()
-            raise KeyboardInterrupt(*_way_back()) from stopped
+            raise KeyboardInterrupt(*_resume_hint()) from stopped
         except Exception as error:
             log.exception("this is a bug")
             if sweep is None:
@@ -162,7 +164,7 @@ def _guarded(
 
 
 def _mark(folder: Path) -> None:
-    """Let the folder, and that of the sweep, be known as ours while the run still goes on."""
+    """Mark the folder, and that of the sweep, as ours while the run is still going on."""
     from hydra.core.hydra_config import HydraConfig
 
     if in_sweep():
@@ -171,7 +173,7 @@ def _mark(folder: Path) -> None:
 
 
 def _discard_folder() -> None:
-    """Remove the run's folder if all that is in it is what was put there at the start; anything else is not ours."""
+    """Remove the run's folder unless it holds more than what was written at the start."""
     if not is_first():
         return
     logging.shutdown()
@@ -186,17 +188,17 @@ def _discard_folder() -> None:
         folder = folder.parent
 
 
-def _way_back() -> list[str]:
-    """How a run that was stopped in training goes on, in words."""
+def _resume_hint() -> list[str]:
+    """The command that resumes a run that was stopped in training, as a sentence."""
     out, training = output_folder(), sys.modules.get("transferkit.workflow.training_folder")
     if training is None or not (out / training.WORK).is_dir():
         return []
     words = [word for word in _task_words() if not word.startswith(("out=", "resume="))]
-    return [f"this takes it up: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]
+    return [f"resume it with: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]
 
 
 def in_sweep() -> bool:
-    """Whether the job at hand is one of a sweep."""
+    """Whether this run is one of a sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -204,7 +206,7 @@ def in_sweep() -> bool:
 
 
 def output_folder() -> Path:
-    """Of the job at hand."""
+    """The folder of this run."""
     from hydra.core.hydra_config import HydraConfig
 
     return Path(HydraConfig.get().runtime.output_dir)
@@ -216,14 +218,14 @@ def _as_typed(folder: Path) -> Path:
 
 
 def _task_words() -> list[str]:
-    """The settings of the job at hand, as a person would type them."""
+    """The settings of this run, as typed."""
     from hydra.core.hydra_config import HydraConfig
 
     return [plain_word(word) for word in HydraConfig.get().overrides.task]
 
 
 def _words_of_run(sweep: Sweep | None) -> str:
-    """What tells this run of a sweep from the others."""
+    """The settings of this run of a sweep that differ from the others'."""
     from hydra.core.hydra_config import HydraConfig
 
     number = HydraConfig.get().job.num if in_sweep() else None
@@ -233,7 +235,7 @@ def _words_of_run(sweep: Sweep | None) -> str:
 
 
 def current_command(verb: str, settings: DictConfig, *more: str) -> str:
-    """The command that does the job at hand again, alone."""
+    """The command that repeats this run alone."""
     from hydra.core.hydra_config import HydraConfig
 
     words = list(HydraConfig.get().overrides.task)

@@ -16,7 +16,7 @@ from transferkit.core.paths import check_file, expand, make_folder
 __all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "ZOO"]
 
 SHOWN = 5
-"""Images that could not be read and are named on the terminal."""
+"""Unreadable images that are named on the terminal."""
 
 
 def _light(
@@ -86,7 +86,7 @@ def _predict(settings: dict[str, Any]) -> None:
                 f"{out} cannot be written: {error.strerror}. Choose another file with out=."
             ) from error
         print(f"{len(answers)} images: {out}")
-    _tell_failures([failure.reason for failure in answers.failures])
+    _print_failures([failure.reason for failure in answers.failures])
 
 
 def _images(text: str) -> Any:
@@ -95,17 +95,18 @@ def _images(text: str) -> Any:
         return text
     images = split_list(text[1:-1])
     if not images or not all(images):
-        raise OptionError(f"images={text} is a list with an empty place. Write images=[a.jpg,b.jpg].")
+        raise OptionError(f"images={text} is a list with an empty entry. Write images=[a.jpg,b.jpg].")
     return images
 
 
-def _tell_failures(reasons: list[str]) -> None:
+def _print_failures(reasons: list[str]) -> None:
     if not reasons:
         return
     shown = "".join(f"\n- {reason}" for reason in reasons[:SHOWN])
     more = f"\n- and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    verb = "was" if len(reasons) == 1 else "were"
     what = "1 image" if len(reasons) == 1 else f"{len(reasons)} images"
-    print(f"{what} could not be read and got no answer:{shown}{more}", file=sys.stderr)
+    print(f"{what} could not be read and {verb} not classified:{shown}{more}", file=sys.stderr)
 
 
 def _evaluate(settings: dict[str, Any]) -> None:
@@ -123,7 +124,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
     if before is None:
         print(f"report: {result.save(settings['run']) / 'report.html'}")
     elif data is None:
-        print("It was scored before; nothing was computed.")
+        print("It had been scored already; nothing was computed.")
     else:
         print(f"The run's own {split} accuracy is {100 * before.accuracy:.1f} %; its report keeps that.")
 
@@ -159,11 +160,11 @@ AUDIT = "audit"
 
 
 def _cache(settings: dict[str, Any]) -> None:
-    from transferkit.data.remembered import InspectionMemory
+    from transferkit.data.remembered import InspectionCache
     from transferkit.features import FeatureBank
 
     bank = FeatureBank(settings["cache"])
-    audit = InspectionMemory(bank.folder)
+    audit = InspectionCache(bank.folder)
     if settings["clear"]:
         name = None if settings["clear"] is True else str(settings["clear"])
         freed = 0 if name == AUDIT else bank.clear(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -53,23 +53,21 @@ class Settings(FitOptions, MeasureOptions):
     debug: bool = False
 
 
-def register_schema(*, known_strategies: Collection[str]) -> None:
+def register_schema(strategies: Iterable[str] = ()) -> None:
     """Tell Hydra the types and defaults of all settings; config.yaml starts from them.
 
     Args:
-        known_strategies: Those with a file in conf/strategy; each other registered one gets an entry like theirs.
+        strategies: Registered ones without a file in conf/strategy; each gets an entry as if it had one.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
-
-    from transferkit.strategies import STRATEGIES
 
     schema = OmegaConf.structured(Settings)
     for node in (schema, schema.data, schema.data.columns, schema.train):
         OmegaConf.set_readonly(node, None)  # frozen classes make frozen nodes
     store = ConfigStore.instance()
     store.store(name="settings", node=schema)
-    for name in set(STRATEGIES) - set(known_strategies):
+    for name in strategies:
         store.store(group="strategy", name=name, node={"strategy": name}, package="_global_")
 
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep (--multirun): listed and checked before the first one starts, told of when the last is over."""
+"""The runs of a sweep (--multirun): listed and checked before the first one starts, summarised after the last."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Sweep", "check_runs", "differing_words", "list_runs"]
 
 @dataclass
 class Sweep:
-    """What became of the runs of a sweep.
+    """Scores and failures of the runs of a sweep.
 
     Args:
-        names: What tells each run from the others, in order.
-        scores: Folder of a run that went well -> what was set in it, and its held-back accuracy.
-        failures: What was set in a run that failed, and why.
+        names: The settings of each run that differ from the others', in order.
+        scores: Folder of a finished run -> its differing settings, and its held-back accuracy.
+        failures: The settings of a failed run, and why it failed.
     """
 
     names: list[str] = field(default_factory=list)
@@ -48,16 +48,16 @@ class Sweep:
         best = max(known, key=lambda folder: known[folder])
         print(f"Best held back: {best}. Its test accuracy: {shlex.join(['transferkit', 'evaluate', f'run={best}'])}")
 
-    def told(self) -> str:
+    def describe_failures(self) -> str:
         """The message about runs that failed; empty if none did."""
         if not self.failures:
             return ""
         runs = "1 run" if len(self.failures) == 1 else f"{len(self.failures)} runs"
-        return list_problems(f"{runs} of this sweep failed; {len(self.scores)} ended well:", self.failures)
+        return list_problems(f"{runs} of this sweep failed; {len(self.scores)} finished:", self.failures)
 
 
 def list_runs(words: Sequence[str]) -> list[list[str]] | None:
-    """The words of every run, in Hydra's grammar; None where something else than the words settles what is run.
+    """The words of every run, in Hydra's grammar; None where they cannot be listed from the words alone.
 
     Args:
         words: Of the sweep, flags among them.
@@ -92,7 +92,7 @@ def _parse(words: Sequence[str]) -> list[Override]:
 
 
 def differing_words(runs: Sequence[Sequence[str]]) -> list[str]:
-    """What tells each run from the others, as a person would type it."""
+    """The settings of each run that differ from the others', as typed."""
     common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
     return [" ".join(plain_word(word) for word in run if word not in common) for run in runs]
 

@@ -1,1 +1,1 @@
-"""What every part of the package may use, and what sees nothing but itself."""
+"""The base layer: every package may import it; it imports nothing from the rest."""

@@ -1,4 +1,4 @@
-"""Which images form which step: a pure function of seed and epoch, for one process or several."""
+"""The batches of an epoch, as a pure function of seed and epoch, for one process or several."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> list[Positions]:
-    """The steps of one epoch.
+    """Batches of one epoch for one process.
 
-    Each image occurs once, over all processes together. All of them take the same number of steps, without padding:
-    each step deals `world * batch_size` images out, and what the processes get differs by one at most. Together they
-    see what one process with `world * batch_size` images a step would see.
+    Each image occurs once, over all processes together. All processes take the same number of steps, without padding:
+    each step distributes `world * batch_size` images, and process batch sizes differ by at most one. Together the
+    processes see the same batches as one process with batch size `world * batch_size`.
 
-    Batch normalisation cannot train on one image: a last step that would leave a process with one joins the step
-    before, unless `batch_size` is 1.
+    Batch normalisation cannot train on one image: a last step that would leave a process with one image is merged
+    into the step before, unless `batch_size` is 1.
 
     Args:
         n: Images, >= 1.
         batch_size: Images per step and process, >= 1.
-        seed, epoch: The order is a function of them.
-        shuffle: False keeps the order, epoch by epoch.
-        drop_last: Leave out a last step that is not full, unless it is the only one.
-        balanced: Every class makes up the same share of the n images that are gone through. Images of small classes
-            repeat, those of large ones wait for a later epoch; within its class none repeats before all have been used.
+        seed, epoch: They alone determine the order.
+        shuffle: False uses the images in the given order in every epoch.
+        drop_last: Drop a last step that is not full, unless it is the only one.
+        balanced: Every class makes up the same share of the epoch's n images. Images of small classes repeat, some
+            of large classes wait for a later epoch; within a class no image repeats before all have been used.
         labels: (n,) int; for `balanced`.
-        rank, world: Which of how many processes this is.
+        rank, world: Rank of this process and number of processes.
 
     Returns:
-        Positions in [0, n), one array a step.
+        Positions in [0, n), one array per step.
 
     Raises:
-        OptionError: The numbers do not fit together.
+        OptionError: A number is out of range, the images are too few for `world` processes, or labels are missing.
 
     Example:
         >>> [step.tolist() for step in batches(5, 2, seed=0, epoch=0, shuffle=False)]
@@ -67,7 +67,7 @@ def batches(
 
 
 def _least(batch_size: int, world: int) -> int:
-    """Images in a step with which every process has enough."""
+    """Smallest number of images in a step that every process can train on."""
     return world * min(batch_size, 2)
 
 
@@ -77,7 +77,7 @@ def _check(n: int, batch_size: int, rank: int, world: int, labels: npt.NDArray[n
     if not 0 <= rank < world:
         raise OptionError(f"rank must be in [0, world), got {rank!r} of {world!r}.")
     if n < 1:
-        raise OptionError("There are no images to make batches of.")
+        raise OptionError("Batches need at least 1 image, got none.")
     if world > 1 and n < _least(batch_size, world):
         raise OptionError(f"{n} images are too few for {world} processes; use {max(1, n // 2)} or fewer.")
     if labels is None or len(labels) != n:
@@ -98,23 +98,23 @@ def _permuted(positions: Positions, *where: int | str) -> Positions:
 
 
 def _balanced(labels: npt.NDArray[np.int64], seed: int, epoch: int) -> Positions:
-    """n positions, as many of each class to within one; the classes take turns at the odd ones."""
+    """n positions with equal class counts to within one; which classes get one more rotates from epoch to epoch."""
     classes = np.unique(labels)
     share, odd = divmod(len(labels), len(classes))
 
-    def used(place: int, epochs: int) -> int:
-        """Images that a class has gone through in so many epochs: its shares, and the odd ones dealt in a circle."""
-        return epochs * share + max(0, -((place - epochs * odd) // len(classes)))
+    def used(index: int, epochs: int) -> int:
+        """Images that a class has used after `epochs` epochs: its shares, and the odd ones assigned round robin."""
+        return epochs * share + max(0, -((index - epochs * odd) // len(classes)))
 
     parts = [
-        _stream(np.flatnonzero(labels == label), used(place, epoch), used(place, epoch + 1), seed, int(label))
-        for place, label in enumerate(classes)
+        _stream(np.flatnonzero(labels == label), used(index, epoch), used(index, epoch + 1), seed, int(label))
+        for index, label in enumerate(classes)
     ]
     return _permuted(np.concatenate(parts), seed, "order", epoch)
 
 
 def _stream(members: Positions, start: int, stop: int, seed: int, label: int) -> Positions:
-    """Elements start to stop of an endless row of permutations of a class's images."""
+    """Elements start to stop of an endless sequence of permutations of a class's images."""
     first, last = start // len(members), -(-stop // len(members))
     rows = [_permuted(members, seed, "class", label, number) for number in range(first, last)]
     offset = first * len(members)

@@ -1,4 +1,4 @@
-"""Where transferkit keeps what it need not compute again: features of images, and what the audit saw of files."""
+"""Default cache folder: it holds image features and the file audit's findings, so neither is computed twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that train one network: which one this is, who speaks and writes, and what they agree on."""
+"""Distributed training: rank and world size, which process prints and writes, and broadcasting its decisions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["agreed", "connect", "is_first", "neighbours", "place"]
+__all__ = ["broadcast", "connect", "is_first", "local_rank_and_world_size", "rank_and_world_size"]
 
 T = TypeVar("T")
 
 
-def place() -> tuple[int, int]:
-    """Which of how many processes this is: rank and world size of torch.distributed, (0, 1) without it."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Rank and world size of torch.distributed; (0, 1) if it is not initialised."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -23,14 +23,14 @@ def place() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def neighbours() -> tuple[int, int]:
-    """Which of how many processes this is that a launcher such as torchrun started together on this machine.
+def local_rank_and_world_size() -> tuple[int, int]:
+    """Rank and number of processes that a launcher such as torchrun started on this machine.
 
-    Told from the environment, so it is known before they are connected; (0, 1) for a process of its own, and for those
-    that Lightning starts from a script: they come when the first one has done what leads up to training.
+    Read from the environment, so it is known before the processes are connected. (0, 1) for a single process, and for
+    processes that Lightning starts from a script: Lightning starts them only when training begins.
 
     Example:
-        >>> neighbours()
+        >>> local_rank_and_world_size()
         (0, 1)
     """
     if "LOCAL_WORLD_SIZE" not in os.environ:
@@ -39,40 +39,40 @@ def neighbours() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks to people and writes files; known before processes are connected.
+    """Whether this is the process that prints and writes files; known before processes are connected.
 
     Example:
         >>> is_first()
         True
     """
-    rank, world = place()
+    rank, world = rank_and_world_size()
     if world > 1:
         return rank == 0
     return not any(int(os.environ.get(name) or 0) for name in ("RANK", "NODE_RANK", "LOCAL_RANK"))
 
 
-def agreed(value: T) -> T:
-    """What the first process says; without others the value itself.
+def broadcast(value: T) -> T:
+    """The value of rank 0; with a single process, `value` itself.
 
-    All processes must come here: those that wait for one that does not, wait for ever.
+    Every process must call this: if one does not, the others wait for ever.
 
     Example:
-        >>> agreed(0.5)
+        >>> broadcast(0.5)
         0.5
     """
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return value
     from torch import distributed
 
-    said = [value]
-    distributed.broadcast_object_list(said, src=0)
-    return said[0]
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def connect(device: torch.device) -> None:
-    """Connect the processes that torchrun started; nothing is done where there are none, or they are connected.
+    """Initialise torch.distributed for the processes that torchrun started; does nothing otherwise, or if it is done.
 
-    Lightning would do so as well, but only when it trains, and what leads up to that must be agreed on before.
+    Lightning does so too, but only when training starts; the decisions before that must be the same in all processes.
     """
     from torch import cuda, distributed
 
@@ -80,6 +80,6 @@ def connect(device: torch.device) -> None:
         return
     on_gpu = device.type == "cuda"
     if on_gpu:
-        cuda.set_device(neighbours()[0])
+        cuda.set_device(local_rank_and_world_size()[0])
     distributed.init_process_group("nccl" if on_gpu else "gloo")
     atexit.register(distributed.destroy_process_group)

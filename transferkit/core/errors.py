@@ -1,4 +1,4 @@
-"""What can go wrong, in the words a person needs: what was expected, what came, the next step.
+"""Exceptions and their messages: what was expected, what came, the next step.
 
 Everything a user can cause derives from `TransferkitError`; the command line prints it as one short paragraph and
 leaves with exit code 2. Anything else that escapes is a bug and keeps its traceback.
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class TransferkitError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base class of every error that a user can cause and fix."""
 
 
 class OptionError(TransferkitError, ValueError):
@@ -62,7 +62,7 @@ class MissingDependencyError(TransferkitError, ImportError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], *, remedy: str = "") -> str:
-    """The message for a name that is not in a list: the closest known names, then the remedy.
+    """Message for an unknown name: the closest known names, then the remedy.
 
     Example:
         >>> unknown_name("strategy", "lp-ft", ["linear_probe", "lp_ft"])
@@ -86,7 +86,7 @@ def list_problems(headline: str, problems: Iterable[str]) -> str:
 
 
 def problem_of(check: Callable[[], object]) -> TransferkitError | None:
-    """What a check raises that a user can mend, so that several can be told at once; None if all is well.
+    """The `TransferkitError` that a check raises, so that several can be reported at once; None if it passes.
 
     Example:
         >>> problem_of(lambda: None) is None

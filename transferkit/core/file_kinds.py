@@ -1,4 +1,4 @@
-"""What a file is instead, where it is not what was asked for: read off its first bytes, with the next step."""
+"""File types recognised by their first bytes, each with the next step: for files of an unexpected type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _UNPACK = "Unpack it, and pass what is in it"
 
 
 class FileKind(NamedTuple):
-    """Args:
+    """A file type.
+
+    Args:
     name: What it is, with an article.
     remedy: The next step, without a full stop.
     """
@@ -22,10 +24,10 @@ class FileKind(NamedTuple):
 
 
 _LFS = FileKind(
-    "a Git LFS pointer, which only says where the file is",
+    "a Git LFS pointer, not the file itself",
     "Fetch the file itself with 'git lfs pull' in its repository, or download it",
 )
-_PAGE = FileKind("a web page, which a download got in place of the file", "Download the file itself")
+_PAGE = FileKind("a web page, downloaded instead of the file", "Download the file itself")
 _WORKBOOK = FileKind("an Office document", "From Excel or the like, save the sheet as CSV (UTF-8), and pass that file")
 
 _MAGIC = (
@@ -48,11 +50,11 @@ _OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/", b"mimetypeapplication/v
 
 
 def kind_of(head: bytes) -> FileKind | None:
-    """What a file with these first bytes is, if they say; files of images, tables and weights are not known here.
+    """The type of a file with these first bytes, if known; image, table and weights files are not recognised here.
 
     Example:
         >>> kind_of(b"version https://git-lfs.github.com/spec/v1").name
-        'a Git LFS pointer, which only says where the file is'
+        'a Git LFS pointer, not the file itself'
     """
     if head.startswith(b"PK\x03\x04") and any(part in head for part in _OFFICE):
         return _WORKBOOK

@@ -1,4 +1,4 @@
-"""Which of Lightning's two packages to build on: a module of one is refused by the trainer of the other."""
+"""Lightning's two packages, and which to build on: the trainer of one refuses modules of the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["lightning"]
 def lightning() -> Any:
     """`lightning.pytorch` where that is imported already and `pytorch_lightning` is not; else `pytorch_lightning`.
 
-    Told once and then kept: classes that are imported later must build on the same package as those before.
+    Cached: classes that are imported later must build on the same package as those before.
 
     Example:
         >>> lightning().__name__ in ("pytorch_lightning", "lightning.pytorch")

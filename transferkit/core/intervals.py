@@ -1,4 +1,4 @@
-"""How sure a proportion is."""
+"""Confidence intervals of proportions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transferkit.core.errors import OptionError
 __all__ = ["TWO_SIDED", "wilson_interval"]
 
 TWO_SIDED = 1.96
-"""Standard errors on each side of a 95 % interval of something normal."""
+"""Standard errors on each side of a 95 % interval of a normal distribution."""
 
 
 def wilson_interval(successes: float, trials: float, *, level: float = 0.95) -> tuple[float, float]:
@@ -18,7 +18,7 @@ def wilson_interval(successes: float, trials: float, *, level: float = 0.95) -> 
 
     Args:
         successes: In [0, trials].
-        trials: Number of independent trials, whole or effective; 0 gives the whole of [0, 1].
+        trials: Number of independent trials, may be an effective (fractional) number; 0 gives [0, 1].
         level: In (0, 1).
 
     Returns:

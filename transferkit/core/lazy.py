@@ -1,4 +1,4 @@
-"""Names of a package that are loaded when they are first used, so that importing it costs only what is used of it."""
+"""Lazy imports: a package's names are loaded when first used, so importing the package is fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["attach"]
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package that loads some of its names late (PEP 562).
+    """The `__getattr__` and `__dir__` of a package that loads some of its names lazily (PEP 562).
 
     The package imports the same names under `if TYPE_CHECKING:`, and assigns these functions under `if not
     TYPE_CHECKING:`, so that type checkers know every name and no other. A name must not be that of a submodule:
@@ -19,10 +19,10 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     Args:
         package: Its `__name__`.
-        homes: Name -> the module that it is found in, relative to the package ("module", "norm.swap").
+        homes: Name -> the module that defines it, relative to the package ("module", "norm.swap").
 
     Returns:
-        A function from a name to its value, which stays in the package from then on, and one that lists `__all__`.
+        A function from a name to its value, which it stores in the package, and one that lists `__all__`.
 
     Raises:
         AttributeError: By the first function, if there is no such name.

@@ -1,4 +1,4 @@
-"""Progress bars on long steps: on a terminal only, and never when switched off."""
+"""Progress bars for long steps, on a terminal only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def track(steps: Iterable[T], label: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
-    """Yield from `steps` under a bar with the time that is left; silent when not on a terminal.
+    """Yield from `steps` with a progress bar that shows the time left; silent when not on a terminal.
 
     Args:
-        steps: What to go through.
+        steps: What to iterate over.
         label: What is being done, as a phrase ("reading images").
-        total: Number of steps, if `steps` cannot tell.
+        total: Number of steps, if `steps` has no length.
         enabled: False switches the bar off altogether.
 
     Example:
@@ -42,10 +42,10 @@ def track(steps: Iterable[T], label: str, *, total: int | None = None, enabled: 
 
 
 def announce(text: str, *, enabled: bool = True) -> None:
-    """One line to standard error: which of several long steps comes now. Silent when not on a terminal.
+    """Print one line to standard error, for example which of several long steps starts; silent when not on a terminal.
 
     Args:
-        text: Shown as it is; an empty one not at all.
+        text: Printed as is; an empty one is not printed.
         enabled: False switches it off altogether.
 
     Example:

@@ -1,4 +1,4 @@
-"""What it takes to run a thing again: the call with its settings, seeds, versions, machine."""
+"""What is needed to reproduce a run: the call with its settings, seed, package versions, machine."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from transferkit.core.serialization import to_json
 __all__ = ["WORKING_FOLDER", "describe_settings", "differing_settings", "environment", "quote_call"]
 
 ALWAYS_QUOTED = ("seed",)
-"""Arguments that a quoted call has even where they are as usual."""
+"""Arguments that a quoted call includes even where they have their default."""
 
 NOT_QUOTED = ("command",)
 
 NO_SETTINGS = frozenset({"command", "progress", "out", "overwrite", "resume", "evaluate", "cache", "cache_limit"})
-"""Arguments that change neither the model nor what is known about it."""
+"""Arguments that affect neither the model nor the record about it."""
 
-PLACES = frozenset({"data", "root", "checkpoint", "source"})
-"""Arguments that may be paths, and are then compared as absolute ones."""
+PATH_SETTINGS = frozenset({"data", "root", "checkpoint", "source"})
+"""Arguments that may be paths, and are then compared as absolute paths."""
 
 PACKAGES = ("transferkit", "torch", "torchvision", "timm", "pytorch-lightning", "scikit-learn", "numpy", "pillow")
 
 
 WORKING_FOLDER = "working folder"
-"""Name in a run's environment of the folder that relative paths of its command start from."""
+"""Key in a run's environment: the folder that relative paths in its command are relative to."""
 
 
 def _processor() -> str:
@@ -58,7 +58,7 @@ def _version(package: str) -> str:
 
 
 def environment(*, seed: int, device: str) -> dict[str, str | int]:
-    """Versions, machine and seed of this run, as a flat table."""
+    """Package versions, machine and seed of this run, as a flat dict."""
     return {
         **{package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
@@ -71,10 +71,10 @@ def environment(*, seed: int, device: str) -> dict[str, str | int]:
 
 
 def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """The Python call that does the same again: all arguments that are not as usual, and the seed.
+    """The Python call that reproduces a run: all arguments that differ from their default, and the seed.
 
-    What cannot be written down (a module, a dataset) stands in angle brackets, and a comment says so; a second object
-    of the same type is numbered.
+    Objects that have no literal (a module, a dataset) are shown as placeholders in angle brackets, with a comment; a
+    second object of the same type is numbered.
 
     Args:
         function: One of transferkit's public functions.
@@ -83,31 +83,31 @@ def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> st
     Example:
         >>> def rank(models, data, *, image_size=None, seed=0): ...
         >>> quote_call(rank, {"models": ["a", nn], "data": Path("d"), "image_size": 32, "seed": 0})  # doctest: +SKIP
-        "transferkit.rank(['a', <Linear>], 'd', image_size=32, seed=0)  # put your own object in the place of <Linear>"
+        "transferkit.rank(['a', <Linear>], 'd', image_size=32, seed=0)  # replace <Linear> with your own object"
     """
     parts: list[str] = []
     stand_ins: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         value = arguments[name]
-        if name in NOT_QUOTED or (name not in ALWAYS_QUOTED and _is_usual(value, parameter.default)):
+        if name in NOT_QUOTED or (name not in ALWAYS_QUOTED and _is_default(value, parameter.default)):
             continue
         text = _expression(value, stand_ins)
         parts.append(f"{name}={text}" if parameter.kind is parameter.KEYWORD_ONLY else text)
     call = f"transferkit.{function.__name__}({', '.join(parts)})"
     if not stand_ins:
         return call
-    whose = "your own objects in the places" if len(stand_ins) > 1 else "your own object in the place"
-    return f"{call}  # put {whose} of {' and '.join(stand_ins)}"
+    yours = "your own objects" if len(stand_ins) > 1 else "your own object"
+    return f"{call}  # replace {' and '.join(stand_ins)} with {yours}"
 
 
-def _is_usual(value: Any, default: Any) -> bool:
+def _is_default(value: Any, default: Any) -> bool:
     if value is default or (isinstance(value, Mapping) and not value and default is None):
         return True
     return type(value) in (str, int, float, bool) and type(value) is type(default) and bool(value == default)
 
 
 def _expression(value: Any, stand_ins: dict[str, Any]) -> str:
-    """Python for a value; what has none is named among the stand-ins."""
+    """A Python expression for a value; objects without one are added to the stand-ins."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Path):
@@ -127,27 +127,27 @@ def _expression(value: Any, stand_ins: dict[str, Any]) -> str:
             return f"[{', '.join(inner)}]"
         return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
     if dataclasses.is_dataclass(value) and type(value).__module__.startswith("transferkit.records."):
-        return f"transferkit.{type(value).__name__}({', '.join(_said(value, stand_ins))})"
+        return f"transferkit.{type(value).__name__}({', '.join(_changed_fields(value, stand_ins))})"
     return _stand_in(value, stand_ins)
 
 
 def _stand_in(value: Any, stand_ins: dict[str, Any]) -> str:
-    """The name in angle brackets of an object: the same one for the same object."""
+    """The placeholder in angle brackets of an object: the same one for the same object."""
     kind = type(value).__name__
     for number in itertools.count(1):
-        named = f"<{kind}>" if number == 1 else f"<{kind} {number}>"
-        if stand_ins.setdefault(named, value) is value:
-            return named
-    raise AssertionError("there are names enough")
+        name = f"<{kind}>" if number == 1 else f"<{kind} {number}>"
+        if stand_ins.setdefault(name, value) is value:
+            return name
+    raise AssertionError("itertools.count never ends")
 
 
 def _is_device(value: Any) -> bool:
-    """Whether it is a torch.device, which its name stands for; torch may not be loaded yet."""
+    """Whether it is a torch.device, which its string represents; torch may not be loaded yet."""
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].device)
 
 
-def _said(record: Any, stand_ins: dict[str, Any]) -> Iterator[str]:
-    """name=value for the fields of a dataclass that are not as usual."""
+def _changed_fields(record: Any, stand_ins: dict[str, Any]) -> Iterator[str]:
+    """name=value for the fields of a dataclass that differ from their default."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
@@ -156,22 +156,22 @@ def _said(record: Any, stand_ins: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_settings(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> value, fit for JSON, of the arguments that say what a run is: two that agree in them are the same run.
+    """Name -> JSON value of the arguments that identify a run: two runs that agree in them are the same run.
 
     Args:
-        function: Whose arguments they are.
+        function: The function that they are arguments of.
         arguments: Name -> value, for every argument of it.
     """
     names = [name for name in inspect.signature(function).parameters if name not in NO_SETTINGS]
-    return {name: _plain(arguments[name], place=name in PLACES) for name in names}
+    return {name: _plain(arguments[name], is_path=name in PATH_SETTINGS) for name in names}
 
 
-def _plain(value: Any, *, place: bool = False) -> Any:
+def _plain(value: Any, *, is_path: bool = False) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (str, Path)):
-        there = place and expand(value).exists()
-        return os.path.abspath(expand(value)) if there else str(value)
+        exists = is_path and expand(value).exists()
+        return os.path.abspath(expand(value)) if exists else str(value)
     if value is None or isinstance(value, (int, float, bool)):
         return value
     if _is_device(value):
@@ -186,11 +186,11 @@ def _plain(value: Any, *, place: bool = False) -> Any:
 
 
 STAND_IN = "object"
-"""Key by which settings name the type of an object that cannot be written down."""
+"""Key under which settings store the type of an object that JSON cannot hold."""
 
 
 def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in which two runs differ, among those that are known of both.
+    """Names of the settings in which two runs differ, among those recorded for both.
 
     Example:
         >>> differing_settings({"seed": 0, "stage": None}, {"seed": 1, "stage": None, "added later": 3})

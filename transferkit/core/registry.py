@@ -1,4 +1,4 @@
-"""A named collection with helpful errors: strategies, measures and checks register themselves in one."""
+"""A named collection with helpful errors, in which strategies, measures and normalisation kinds are registered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Name -> object, filled by decoration, read like a dict.
+    """Name -> object: filled by a decorator, read like a dict.
 
     Args:
         kind: What the entries are, in the singular; it appears in the errors.
@@ -32,15 +32,15 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files an object under `name`; a name can be taken once."""
+        """Decorator that registers an object under `name`; each name can be registered once."""
         if name in self._entries:
             raise OptionError(f"The {self._kind} {name!r} is registered already.")
 
-        def file(entry: T) -> T:
+        def add(entry: T) -> T:
             self._entries[name] = entry
             return entry
 
-        return file
+        return add
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
@@ -48,7 +48,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._entries[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The entry, or `default`: `Mapping`'s own would let the error above escape."""
+        """The entry, or `default`: `Mapping.get` would raise the error above, as it expects KeyError."""
         return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:

@@ -1,4 +1,4 @@
-"""Arguments that had another name in an earlier version: whoever writes the old one is told the new one."""
+"""Renamed arguments: passing the old name is an error that gives the new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REASONS = {"tune": "tune stands for hyperparameter search now"}
 
 
 def explain_renamed(name: str) -> str:
-    """The sentence for an old name.
+    """The error message for an old name.
 
     Example:
         >>> explain_renamed("tune")
@@ -30,10 +30,10 @@ def explain_renamed(name: str) -> str:
 
 
 def renamed(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that refuses old names of its arguments with a sentence; its signature stays as it is.
+    """The function with old argument names rejected by an error that gives the new name; its signature is unchanged.
 
     Raises:
-        OptionError: By the function, if an argument has an old name.
+        OptionError: By the returned function, if an argument has an old name.
     """
 
     @functools.wraps(function)

@@ -21,7 +21,7 @@ def to_json(value: Any, *, leave_out: frozenset[str] = frozenset()) -> Any:
 
     Args:
         value: A dataclass, or anything inside one.
-        leave_out: Field names of the outermost dataclass that are not wanted.
+        leave_out: Field names of the outermost dataclass to leave out.
 
     Example:
         >>> from transferkit.records import StageSpec
@@ -44,7 +44,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], plain: Mapping[str, Any]) -> T:
-    """The dataclass that `to_json` made `plain` of; fields it does not know are passed over.
+    """The dataclass that `to_json` converted to `plain`; unknown fields are ignored.
 
     Example:
         >>> from transferkit.records import StageSpec

@@ -1,17 +1,18 @@
-"""Labelled images from any source: audited, split, decoded, cut to what a checkpoint wants, batched for training."""
+"""Labelled images from any source: audited, split, decoded, preprocessed for a checkpoint, batched for training."""
 
 from transferkit.data.augmentation import Augmentation, choose_preset
-from transferkit.data.decode import MAX_PIXELS, decode
+from transferkit.data.decode import decode
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import same_pictures, to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
-from transferkit.data.opened import Data, check_place, open_data
+from transferkit.data.opened import Data, check_data_path, open_data
 from transferkit.data.pixels import PixelStore
 from transferkit.data.predictable import predictable_images
 from transferkit.data.prepared import check_prepared, prepared_tensors
 from transferkit.data.splits import stratified_split
+from transferkit.options import MAX_PIXELS
 
 __all__ = [
     "MAX_PIXELS",
@@ -22,7 +23,7 @@ __all__ = [
     "Mixing",
     "Pictures",
     "PixelStore",
-    "check_place",
+    "check_data_path",
     "check_prepared",
     "choose_flip",
     "choose_preset",

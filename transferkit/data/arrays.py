@@ -1,4 +1,4 @@
-"""Pictures that arrive as PIL images, arrays or tensors: turned into 8-bit RGB, or refused with the reason."""
+"""Conversion of PIL images, arrays and tensors to 8-bit RGB, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ __all__ = ["ACCEPTED", "IN_A_DATASET", "as_rgb", "as_tensor_values", "deep_value
 _CHANNELS = (1, 3, 4)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _TOLERANCE = 1e-3
-"""How far a float may leave [0, 1] by resampling before it counts as normalised."""
+"""How far resampling may move a float value outside [0, 1]; beyond, the picture counts as normalised."""
 
 ACCEPTED = (
     "a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), a float tensor (3, H, W) in [0, 1], or deeper "
     "values as an integer array (H, W) or (H, W, 3), or a float array (H, W)"
 )
 
-IN_A_DATASET = ", or pass preprocessed=True to have float tensors taken as they are."
-"""What else can be done with float tensors, where images are opened to be learnt from: the end of a sentence."""
+IN_A_DATASET = ", or pass preprocessed=True to use float tensors unchanged."
+"""End of the error for float tensors outside [0, 1] in training data: the other remedy."""
 
 
 def as_rgb(value: Any, *, name: str, value_range: Range | None = None, remedy: str = IN_A_DATASET) -> Image.Image:
-    """One picture as upright 8-bit RGB.
+    """The picture as upright 8-bit RGB.
 
     Args:
         value: PIL image; (H, W) or (H, W, C) uint8 array; (H, W), (C, H, W) or (H, W, C) uint8 tensor; float tensor of
-            the same shapes in [0, 1], or array of three or four channels; bool in place of uint8. C is 1, 3 or 4. Or
-            what is deeper than 8 bits: any other integers (C is 1 or 3), a float array of one channel.
-        name: What to call it in an error.
-        value_range: (black, white) of what is deeper than 8 bits, as in `decode`.
-        remedy: What else can be done with float tensors that leave [0, 1]: the end of a sentence.
+            the same shapes in [0, 1], or array of three or four channels; bool instead of uint8. C is 1, 3 or 4. Or
+            values deeper than 8 bits: any other integers (C is 1 or 3), a float array of one channel.
+        name: Its name in errors.
+        value_range: (black, white) of values deeper than 8 bits, as in `decode`.
+        remedy: End of the error for float tensors outside [0, 1]: the other remedy.
 
     Raises:
-        DataError: It is something else, or a float picture leaves [0, 1].
+        DataError: It is something else, or a float picture has values outside [0, 1].
 
     Example:
         >>> as_rgb(torch.ones(3, 2, 5), name="row 0").size
@@ -70,7 +70,7 @@ def _is_float_tensor(value: Any) -> bool:
 
 
 def deep_values(value: Any, *, name: str) -> DeepPixels | None:
-    """The values of an array or tensor that is deeper than 8 bits, (H, W) or (H, W, 3); None of any other.
+    """The values of an array or tensor deeper than 8 bits, (H, W) or (H, W, 3); None for any other.
 
     Float tensors are never deep: in [0, 1] they are 8-bit pictures, elsewhere they may be normalised.
     """
@@ -99,19 +99,19 @@ def _eight_bit(values: npt.NDArray[Any], *, name: str, remedy: str) -> npt.NDArr
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # NaN fails as well
         raise DataError(
             f"{name}: float values in [{low:.3g}, {high:.3g}], expected [0, 1]. Images must not be normalised "
-            f"beforehand, because the checkpoint's own preprocessing is applied. {_way_back(low, high)}{remedy}"
+            f"beforehand, because the checkpoint's own preprocessing is applied. {_likely_fix(low, high)}{remedy}"
         )
     levels: npt.NDArray[np.uint8] = np.rint(np.clip(values.astype(np.float32), 0, 1) * np.float32(255)).astype(np.uint8)
     return levels
 
 
-def _way_back(low: float, high: float) -> str:
-    """How values outside [0, 1] most likely came about, and what brings them back."""
+def _likely_fix(low: float, high: float) -> str:
+    """The most likely scaling of values outside [0, 1], and how to undo it."""
     if low >= 0 and high <= 255:
-        return "These look like grey levels from 0 to 255: divide by 255, or give them as uint8"
+        return "These look like grey levels from 0 to 255: divide by 255, or pass them as uint8"
     if low >= -1 - _TOLERANCE and high <= 1 + _TOLERANCE:
-        return "These look scaled to [-1, 1]: give (x + 1) / 2, or the images before that step"
-    return "Give PIL images or tensors in [0, 1], as they are before Normalize"
+        return "These look scaled to [-1, 1]: pass (x + 1) / 2, or the images before that step"
+    return "Pass PIL images or tensors in [0, 1], as they are before Normalize"
 
 
 def _from_uint8(pixels: npt.NDArray[Any], *, channels_first: bool, name: str) -> Image.Image:
@@ -135,11 +135,11 @@ def _channels_last(pixels: npt.NDArray[Any], *, prefer_first: bool, name: str) -
 
 
 def as_tensor_values(value: Any, *, name: str) -> npt.NDArray[np.float32]:
-    """A preprocessed image, taken as it is.
+    """A preprocessed image tensor, checked and otherwise unchanged.
 
     Args:
         value: (3, H, W) float tensor.
-        name: What to call it in an error.
+        name: Its name in errors.
 
     Returns:
         (3, H, W) float32.
@@ -158,7 +158,7 @@ def as_tensor_values(value: Any, *, name: str) -> npt.NDArray[np.float32]:
 
 
 def render(values: npt.NDArray[np.float32]) -> Image.Image:
-    """A picture for people of a preprocessed (3, H, W) tensor: its own range stretched over black to white."""
+    """A displayable picture of a preprocessed (3, H, W) tensor, its value range stretched from black to white."""
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) * (255 / max(high - low, 1e-12))
     return Image.fromarray(np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0)))

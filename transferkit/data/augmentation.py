@@ -1,4 +1,4 @@
-"""Other versions of a training picture: what may change in it, by preset, and which preset suits how many images."""
+"""Image augmentation: the presets, and the choice of one by the number of images."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["PRESETS", "Augmentation", "choose_preset"]
 PRESETS = ("none", "light", "medium", "strong")
 
 LIGHT_UP_TO = 20_000
-"""Images below which "auto" is light: where BiT-HyperRule (Kolesnikov et al., ECCV 2020) begins to regularise by more
-than crops and flips."""
+"""Number of images below which "auto" is light: from there on BiT-HyperRule (Kolesnikov et al., ECCV 2020) regularises
+by more than crops and flips."""
 
 SHORT = 10
-"""Epochs below which "auto" is light: strong distortion pays in schedules of a hundred epochs and more (Wightman et
-al., 2021, weaken it as theirs get shorter), not where a network sees an image a few times."""
+"""Epochs below which "auto" is light: strong augmentation helps in schedules of a hundred epochs and more (Wightman et
+al., 2021, weaken it in shorter ones), not when a network sees each image a few times."""
 
 LIGHT_ZOOM = 0.1
-"""How far the side of a light crop strays from that of the checkpoint's own, relative to it."""
+"""Largest deviation of a light crop's side from that of the checkpoint's crop, relative to it."""
 
 CROPS = {"medium": ((0.4, 1.0), (4 / 5, 5 / 4)), "strong": ((0.25, 1.0), (3 / 4, 4 / 3))}
 """Preset -> range of the crop's area, relative to the stored picture, and of its width over its height."""
 
 TURN = 10.0
 SHEAR = 5.0
-"""Degrees by which "medium" may turn and slant half of the pictures. Each such step smooths a picture a little, so the
-other half is spared it."""
+"""Degrees of rotation and shear in "medium", applied to half of the pictures: resampling smooths a picture a little,
+so the other half skips it."""
 
 TINT = 0.2
-"""By how much "medium" may change brightness, contrast and saturation. Not hue: it would take 4 ms at 224 px."""
+"""Range of the change of brightness, contrast and saturation in "medium". Not hue: it would take 4 ms at 224 px."""
 
 ERASED = 0.25
 """Share of pictures in which "strong" erases a patch, as in timm's recipes."""
@@ -47,15 +47,15 @@ _Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def choose_preset(preset: str, *, images: int, epochs: int | None = None) -> str:
-    """The preset in use: "auto" is "light" for little data or a short schedule, else "medium"; others stay.
+    """The preset in use: "auto" becomes "light" for little data or a short schedule, else "medium".
 
-    "auto" is never "strong": published recipes that fine-tune (BiT; Steiner et al., TMLR 2022) crop and flip, and leave
-    strong distortion to training from scratch.
+    "auto" is never "strong": published fine-tuning recipes (BiT; Steiner et al., TMLR 2022) crop and flip, and use
+    strong augmentation only for training from scratch.
 
     Args:
         preset: "auto" or one of `PRESETS`.
         images: N of the training images.
-        epochs: Passes over them; None if not known.
+        epochs: Number of epochs; None if not known.
 
     Raises:
         OptionError: There is no such preset.
@@ -78,21 +78,22 @@ def _known(preset: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What may change in a training picture; the same draw gives the same picture.
+    """Random augmentation of a training picture, deterministic for a given seed.
 
-    | preset | what is drawn | 96 px | 224 px |
+    | preset | random changes | 96 px | 224 px |
     |-|-|-|-|
     | none | nothing | 0 | 0 |
-    | light | a crop of nearly the checkpoint's own size, anywhere | 0.2 | 0.4 |
-    | medium | a crop of 40-100 % of the area, turn and slant, brightness, contrast, saturation | 0.8 | 2.0 |
+    | light | a crop of nearly the checkpoint's size, anywhere | 0.2 | 0.4 |
+    | medium | a crop of 40-100 % of the area, rotation and shear, brightness, contrast, saturation | 0.8 | 2.0 |
     | strong | a crop of 25-100 %, TrivialAugmentWide, an erased patch | 0.6 | 1.6 |
 
     Milliseconds are per picture on one core, seeding included; a training step takes 10 to 25 ms at 96 px.
 
     Args:
         preset: One of `PRESETS`.
-        preprocessing: The checkpoint's own.
-        flip: Whether half of the pictures are mirrored. Digits, letters and hand signs must not be (`flip_is_safe`).
+        preprocessing: The checkpoint's.
+        flip: Whether half of the pictures are flipped horizontally. Wrong for digits, letters and hand signs
+            (`flip_is_safe`).
 
     References:
         Müller and Hutter, ICCV 2021 (TrivialAugment); Zhong et al., AAAI 2020 (random erasing).
@@ -116,15 +117,15 @@ class Augmentation:
 
     @property
     def changes(self) -> bool:
-        """Whether anything may change at all."""
+        """Whether it changes pictures at all."""
         return self.preset != "none" or self.flip
 
     @property
     def stored(self) -> Preprocessing:
-        """How pictures are to be prepared for it: resized as the checkpoint wants, and cropped only by the draw.
+        """Preprocessing of the pictures it takes: resized as the checkpoint's, but with a margin for the random crop.
 
-        A larger picture would be sharper where the crop is small, but little: 1.25 times the side has 8 % more energy
-        in its gradients.
+        A larger picture would make small crops only slightly sharper: 1.25 times the side has 8 % more energy in its
+        gradients.
         """
         wanted, margin = self.preprocessing, self._margin
         if margin == 0:
@@ -134,26 +135,26 @@ class Augmentation:
 
     @property
     def _margin(self) -> int:
-        """Pixels around the checkpoint's own crop."""
+        """Pixels around the checkpoint's crop."""
         if self.preset == "none":
             return 0
-        # Even: crops begin at halves rounded to even, so an even step is what leaves `plain` on the same pixel.
+        # Even: crop offsets are halves rounded to even, so only an even margin keeps `plain` on the same pixel.
         return max(0, 2 * ((self.preprocessing.resize_side - self.preprocessing.size) // 4))
 
     @property
     def still(self) -> Augmentation:
-        """For evaluation on the same stored pictures: nothing is drawn."""
+        """For evaluation on the same stored pictures: no random changes."""
         return replace(self, preset="none", flip=False)
 
     def __call__(self, picture: torch.Tensor, draw: int) -> torch.Tensor:
-        """Another version of the picture.
+        """The picture, randomly augmented.
 
         Args:
-            picture: (3, S', S') uint8, prepared as `stored`; or (3, H, W) float that is normalised already.
+            picture: (3, S', S') uint8, preprocessed as `stored`; or (3, H, W) float, already normalised.
             draw: A seed, from `draw_seed`.
 
         Returns:
-            (3, S, S) uint8. Of float pictures only the geometry changes, within (3, H, W).
+            (3, S, S) uint8. Float pictures change only in geometry, within (3, H, W).
         """
         if self.preset == "none" and not self.flip:
             return self.plain(picture)
@@ -163,9 +164,9 @@ class Augmentation:
             return change(picture)
 
     def plain(self, picture: torch.Tensor) -> torch.Tensor:
-        """(3, S', S') as stored -> (3, S, S), the checkpoint's own crop; float pictures as they are.
+        """(3, S', S') as stored -> (3, S, S), the checkpoint's crop; float pictures unchanged.
 
-        Equal, bit for bit, to what `to_pixels` gives, but where a "border" is padded: a pixel aside.
+        Bit-identical to `to_pixels`, except with "border" padding, where it may be shifted by a pixel.
         """
         size = self.preprocessing.size
         if picture.is_floating_point() or picture.shape[-1] == size:
@@ -176,9 +177,9 @@ class Augmentation:
 
 @lru_cache(maxsize=16)
 def _change(augmentation: Augmentation, shape: tuple[int, int] | None) -> _Change:
-    """The transform of uint8 pictures; with a shape, that of normalised float pictures of that shape.
+    """The transform for uint8 pictures; with a shape, for normalised float pictures of that shape.
 
-    Made when first used, so that what travels to worker processes is the few words of an `Augmentation`.
+    Built on first use, so that only the small `Augmentation` is sent to worker processes.
     """
     from torchvision.transforms import v2
 
@@ -206,11 +207,11 @@ def _change(augmentation: Augmentation, shape: tuple[int, int] | None) -> _Chang
 
 
 _FILTERS = {"lanczos": "bicubic"}
-"""What comes nearest among the filters that torch has."""
+"""Filter that torch lacks -> the closest one it has."""
 
 
 def _crop(augmentation: Augmentation) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ranges of area and aspect around the checkpoint's own crop, so that things appear about as large as they will."""
+    """Ranges of area and aspect around the checkpoint's crop, so that objects are about as large as in evaluation."""
     share = augmentation.preprocessing.size / augmentation.stored.size
     low, high = share * (1 - LIGHT_ZOOM), min(1.0, share * (1 + LIGHT_ZOOM))
     return (low**2, high**2), (0.95, 1.05)

@@ -1,4 +1,4 @@
-"""Names of classes: one spelling for each, in an order that people expect, and pairs that look like one class twice."""
+"""Class names: normalised spelling, natural order, and pairs that look like one class spelled twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NaturalKey = tuple[tuple[tuple[int, int, str], ...], str]
 
 
 def normal_name(name: str) -> str:
-    """The one spelling of a name: composed Unicode (NFC), so that "é" is one class on every file system.
+    """The name in composed Unicode (NFC), so that "é" is one class on every file system.
 
     Example:
         >>> normal_name("cafe\\u0301") == normal_name("caf\\u00e9")
@@ -26,7 +26,7 @@ def normal_name(name: str) -> str:
 
 
 def natural_key(text: str) -> NaturalKey:
-    """Sort key by which "img2" comes before "img10"; the same on every file system.
+    """Sort key that puts "img2" before "img10"; the same on every file system.
 
     Example:
         >>> sorted(["b", "a10", "a2"], key=natural_key)
@@ -37,7 +37,7 @@ def natural_key(text: str) -> NaturalKey:
 
 
 def order_names(names: Iterable[str]) -> list[str]:
-    """Names in label order, each once: by value if all are numbers, else naturally (2 before 10).
+    """Distinct names in label order: by value if all are numbers, else in natural order (2 before 10).
 
     Example:
         >>> order_names(["10", "2", "-1"]), order_names(["b", "A", "a10", "a2"])
@@ -60,7 +60,7 @@ def are_numbers(names: Collection[str]) -> bool:
 
 
 def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Sets of names that differ only in case, spacing or the way a number is written, in the order of the names.
+    """Sets of names that differ only in case, spacing or number format, in the order of the names.
 
     Example:
         >>> alike_names(["1", "Hot dog", "1.0", "hot_dog", "A", "A-"])
@@ -73,6 +73,6 @@ def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _likeness(name: str) -> str | float:
-    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")  # no zero-width space
-    plain = unicodedata.normalize("NFKC", seen).strip()
+    visible = "".join(character for character in name if unicodedata.category(character) != "Cf")  # no zero-width space
+    plain = unicodedata.normalize("NFKC", visible).strip()
     return float(plain) if _NUMBER.fullmatch(plain) else _SEPARATORS.sub(" ", plain.casefold())

@@ -1,4 +1,4 @@
-"""New images deeper than 8 bits, for a model that has a range of values or has none."""
+"""Value ranges for new images deeper than 8 bits, at prediction time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from transferkit.data.ranges import check_new
 __all__ = ["DeepImages"]
 
 UNIT, EIGHT_BIT = (0.0, 1.0), (0.0, 255.0)
-"""Black and white of floats and of integers whose type says nothing, where a model was fitted on 8-bit pictures."""
+"""Black and white of floats, and of integers whose type does not define them, for a model fitted on 8-bit images."""
 
 
 WHOLE = (UNIT, EIGHT_BIT, (0.0, 65535.0))
-"""Ranges in which 8-bit images mean the same as deeper ones."""
+"""Ranges in which 8-bit and deeper images have the same scale."""
 
 
 class DeepImages:
-    """Deep images that a model meets in one call: scaled as its training images were, and what is to be said of them.
+    """Value ranges for the deep images of one prediction call, and a note on how well they fit the model.
 
     Args:
         value_range: (black, white) of the model; None if its training images had 8 bits.
@@ -33,7 +33,7 @@ class DeepImages:
         """Black and white of the next image.
 
         Raises:
-            DataError: Neither the model nor the image says what is black and what is white.
+            DataError: Neither the model nor the image defines black and white.
         """
         if deep is None:
             self._plain += 1
@@ -43,28 +43,28 @@ class DeepImages:
         if self.value_range is not None:
             return self.value_range
         used = sketch.declared or (UNIT if sketch.family == "f" else EIGHT_BIT)
-        seen = sketch.quantiles
-        if sketch.declared is None and seen and not used[0] <= seen[0] <= seen[-1] <= used[1]:
+        found = sketch.quantiles
+        if sketch.declared is None and found and not used[0] <= found[0] <= found[-1] <= used[1]:
             raise DataError(
-                f"{name}: {sketch.kind} values from {seen[0]:.4g} to {seen[-1]:.4g}, and this model was fitted on "
-                "8-bit images: what is black and what is white is not known. Convert the images to 8 bits as its "
-                "training images were, or adapt again on images like these."
+                f"{name}: {sketch.kind} values from {found[0]:.4g} to {found[-1]:.4g}, but this model was fitted on "
+                "8-bit images, so black and white are undefined. Convert the images to 8 bits as its training images "
+                "were, or adapt again on images like these."
             )
         self._used = used
         return used
 
     @property
     def note(self) -> str:
-        """A sentence where deep images do not go with the model; else empty."""
+        """A sentence if the deep images do not fit the model's range; else empty."""
         if self.value_range not in (None, *WHOLE) and self._plain:
             return (
-                f"{self._plain} of these images have 8 bits, and the model was fitted on deeper ones: they are taken "
-                "as they are, 0 for black and 255 for white."
+                f"{self._plain} of these images have 8 bits, but the model was fitted on deeper ones: they are used "
+                "unchanged, with black 0 and white 255."
             )
         found = "" if self._used is None else check_new(self._sketches, self._used)
         if self.value_range is None and self._sketches:
             return (
-                f"{len(self._sketches)} of these images are deeper than 8 bits, and the model was fitted on 8-bit "
-                f"ones: each is scaled by what its file declares. {found}"
+                f"{len(self._sketches)} of these images are deeper than 8 bits, but the model was fitted on 8-bit "
+                f"ones: each is scaled by the range that its file declares. {found}"
             ).strip()
         return found

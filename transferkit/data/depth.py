@@ -1,6 +1,6 @@
-"""Values deeper than 8 bits: which of them are black and white, measured once for a whole data set.
+"""Images deeper than 8 bits: black and white points, measured once for the whole data set, and scaling to 8 bits.
 
-Pure: arrays in, numbers out. Reading such values from files is `decode`'s part, telling people about them `ranges`'.
+Pure: arrays in, numbers out. `deep_pixels` reads such values from files; `ranges` makes findings about them.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ import numpy.typing as npt
 __all__ = ["DeepPixels", "ValueSketch", "choose_range", "fallback_range", "own_range", "sketch_values", "to_8_bit"]
 
 SENTINELS = (-9999.0, -999.0, -99999.0, -32768.0, -32767.0)
-"""What files write where nothing was measured, besides infinities and the largest floats."""
+"""Values that files use for missing data, besides infinities and the largest floats."""
 
 ISOLATED = 0.1
-"""Gap between a sentinel and the next value, in spans of the other values, from which it is one."""
+"""Smallest gap between one of these and the next value for it to count as missing, in ranges of the other values."""
 
 LONE = 8.0
-"""The same for any other value at either end: were it kept, fewer than 32 of 256 grey levels would be left."""
+"""The same for any other extreme value: if it were kept, the rest would have fewer than 32 of 256 grey levels."""
 
 FEWEST_OTHERS = 16
-"""Distinct values beside it: a drawing in three tones has no sentinel."""
+"""Distinct other values needed for that: a drawing in three tones has no missing values."""
 
 MOST_MISSING = 4
-"""Values of an image that are taken for missing without its file saying so."""
+"""Maximum number of distinct values that count as missing without being declared so by the file."""
 
 TAIL = 0.001
-"""Share of an image's values at either end that may lie outside its low and high: hot pixels, dead pixels."""
+"""Share of an image's values at either end outside its low and high: hot pixels, dead pixels."""
 
 OUTLYING = 0.01
-"""Share of the images at either end whose low or high may lie outside the range."""
+"""Share of the images at either end whose low or high may be outside the range."""
 
 ODD, FEWEST_IMAGES = 0.05, 8
-"""The same where they lie far from all others, and the number of images from which that can be told."""
+"""The same if they are far from all others, and the number of images needed to establish that."""
 
 SPARED = 2.0
-"""Nothing is clipped while the extremes span no more than this many times what the quantiles span."""
+"""Nothing is clipped while the extremes span at most this many times the span of the quantiles."""
 
 HALF_USED = 0.5
-"""Share of a customary range that must be used for it to be taken in place of the measured one."""
+"""Share of a standard range that the values must use for it to be preferred to the measured one."""
 
 _WHOLE = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 WHITES = {"u": _WHOLE, "i": _WHOLE, "f": (1.0, 255.0, 65535.0)}
-"""Kind of dtype -> customary whites above a black of 0."""
+"""Kind of dtype -> standard white points with black 0."""
 
 SAMPLED = 2**16
-"""Values of an image that its quantiles are taken of, evenly spread."""
+"""Number of evenly spaced values of an image from which quantiles are computed."""
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class DeepPixels:
-    """The values of one image, as they are stored.
+    """The values of one image, as stored.
 
     Args:
         values: (H, W) or (H, W, 3), of any integer or float dtype.
-        kind: What they are, for people: "16-bit unsigned".
-        declared: Least and greatest value that the file or array can hold; None where that says nothing.
-        nodata: Values that the file itself calls missing.
+        kind: For display: "16-bit unsigned".
+        declared: Smallest and largest value that the file or array can hold; None if that is not informative.
+        nodata: Values that the file declares as missing.
     """
 
     values: npt.NDArray[Any]
@@ -74,16 +74,16 @@ class DeepPixels:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSketch:
-    """What is remembered of an image's values, without those that are missing.
+    """Summary of an image's values, missing ones excluded.
 
     Args:
         kind, declared: As in `DeepPixels`.
         family: "u", "i" or "f": unsigned, signed, floating.
-        quantiles: Least value, low and high (all but `TAIL` of the values lie above, below), greatest value; empty if
-            nothing is there.
-        missing: Values that stand for "nothing measured", infinities among them; NaN is not listed.
-        stated: Those of them that the file itself calls missing.
-        not_finite: Count of NaN and infinite values.
+        quantiles: Minimum, low and high (all but `TAIL` of the values are above low, below high), maximum; empty if
+            there are no values.
+        missing: Values that stand for missing data, infinities included; NaN is not listed.
+        stated: Those of them that the file declares as missing.
+        not_finite: Number of NaN and infinite values.
     """
 
     kind: str
@@ -96,17 +96,17 @@ class ValueSketch:
 
     @property
     def low(self) -> float:
-        """Nearly all values are greater."""
+        """`TAIL` quantile of the values."""
         return self.quantiles[1]
 
     @property
     def high(self) -> float:
-        """Nearly all values are less."""
+        """1 - `TAIL` quantile of the values."""
         return self.quantiles[2]
 
 
 def sketch_values(pixels: DeepPixels) -> ValueSketch:
-    """What one image contributes to the range of its data set.
+    """Summary of one image's values, from which the data set's range is chosen.
 
     Example:
         >>> heights = np.array([[-9999.0, 120.0], [180.0, np.nan]], dtype=np.float32)
@@ -143,7 +143,7 @@ def _quantiles(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def _lone_value(values: npt.NDArray[np.float64]) -> float | None:
-    """A value at either end that cannot have been measured as the others were; None if there is none."""
+    """An extreme value that is a placeholder, not a measurement; None if there is none."""
     if not len(values):
         return None
     ends = (float(values.min()), float(values.max()))
@@ -176,41 +176,41 @@ def _span(values: npt.NDArray[np.float64]) -> float:
 
 
 def choose_range(sketches: Sequence[ValueSketch]) -> Range | None:
-    """Black and white for all images of a data set.
+    """Black and white points for all images of a data set.
 
-    A customary range (0 to 1, 255, 4095, 65535, ...; a signed type's own) if at least half of it is used, else what is
-    measured: the extremes, or quantiles where a few values lie far out.
+    A standard range (0 to 1, 255, 4095, 65535, ...; a signed type's full range) if at least half of it is used, else
+    the measured range: the extremes, or quantiles if a few values are far out.
 
     Args:
         sketches: Of the training images that are deeper than 8 bits.
 
     Returns:
-        (black, white), black < white; None if there is no value at all.
+        (black, white), black < white; None if there are no values.
 
     Example:
         >>> ct = DeepPixels(np.arange(1000, 1101, dtype=np.uint16)[None], "16-bit unsigned", (0, 65535))
         >>> choose_range([sketch_values(ct)])
         (1000.0, 1100.0)
     """
-    seen = [sketch for sketch in sketches if sketch.quantiles]
-    if not seen:
+    usable = [sketch for sketch in sketches if sketch.quantiles]
+    if not usable:
         return None
-    quantiles = np.array([sketch.quantiles for sketch in seen])
+    quantiles = np.array([sketch.quantiles for sketch in usable])
     low, high = _without_odd_images(np.sort(quantiles[:, 1]), np.sort(quantiles[:, 2]))
     least, most = float(quantiles[:, 0].min()), float(quantiles[:, 3].max())
     if most - least <= SPARED * (high - low):
         low, high = least, most
-    for black, white in _customary(seen):
+    for black, white in _standard_ranges(usable):
         if black <= low and high <= white and (high - low >= HALF_USED * (white - black) or high == low):
             return black, white
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def _without_odd_images(lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64]) -> Range:
-    """Low and high of all images but the outermost; sorted (N,) lows and highs of each.
+    """Low and high over all images except outliers, from the sorted (N,) lows and highs.
 
-    `OUTLYING` of them are left out anyway. Up to `ODD` are if the others span `LONE` times less: one broken image must
-    not leave the others a handful of grey levels.
+    The `OUTLYING` share is always left out; up to the `ODD` share if the others span `LONE` times less: one broken
+    image must not reduce the others to a handful of grey levels.
     """
     images = len(lows)
     few, more = math.floor(OUTLYING * images), math.ceil(ODD * images) if images >= FEWEST_IMAGES else 0
@@ -220,7 +220,7 @@ def _without_odd_images(lows: npt.NDArray[np.float64], highs: npt.NDArray[np.flo
     return low, high
 
 
-def _customary(sketches: Sequence[ValueSketch]) -> Iterator[Range]:
+def _standard_ranges(sketches: Sequence[ValueSketch]) -> Iterator[Range]:
     families = {sketch.family for sketch in sketches}
     family = "f" if "f" in families else "i"
     yield from ((0.0, white) for white in WHITES[family])
@@ -228,12 +228,12 @@ def _customary(sketches: Sequence[ValueSketch]) -> Iterator[Range]:
 
 
 def own_range(sketch: ValueSketch) -> Range:
-    """Black and white of an image by itself: for fingerprints, never for features."""
+    """Black and white of a single image: for fingerprints, never for features."""
     return choose_range([sketch]) or (0.0, 1.0)
 
 
 def fallback_range(sketch: ValueSketch) -> Range:
-    """Black and white of an image when no data set says: what its file declares, or the narrowest customary range."""
+    """Black and white of an image without a data set: the range its file declares, or the narrowest standard range."""
     if sketch.declared is not None:
         return sketch.declared
     if not sketch.quantiles:
@@ -243,7 +243,7 @@ def fallback_range(sketch: ValueSketch) -> Range:
 
 
 def to_8_bit(pixels: DeepPixels, value_range: Range) -> npt.NDArray[np.uint8]:
-    """Stored values as grey levels: black maps to 0, white to 255, what lies beyond is clipped, what is missing black.
+    """Stored values as grey levels: black becomes 0, white 255, values beyond are clipped, missing ones are black.
 
     Args:
         pixels: The image.
@@ -260,6 +260,6 @@ def to_8_bit(pixels: DeepPixels, value_range: Range) -> npt.NDArray[np.uint8]:
     values = pixels.values.astype(np.float64)
     for missing in pixels.nodata:
         values[values == missing] = black
-    # Multiplied before divided: 255 / 100 is no binary number, and halves would be rounded either way.
+    # Multiply before dividing: 255 / 100 is not exact in binary, so halves would round inconsistently.
     levels = np.nan_to_num((values - black) * 255 / (white - black), nan=0.0, posinf=255.0, neginf=0.0)
     return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)

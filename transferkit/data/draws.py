@@ -1,7 +1,7 @@
-"""Randomness as a pure function of where it is used: the same seed, epoch and image draw the same.
+"""Random draws as a pure function of seed, epoch and image.
 
-torchvision's transforms draw from torch's global CPU generator, which all threads of a process share. `drawing` lends
-it to one of them at a time and puts it back. A lock cannot keep out a network that trains in another thread and draws
+torchvision's transforms use torch's global CPU generator, which all threads of a process share. `drawing` seeds it for
+one thread at a time and restores it. A lock cannot keep out a network that trains in another thread and draws
 from it as well, so pictures are augmented in the thread that trains or in worker processes, never in threads beside it.
 """
 
@@ -20,12 +20,12 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def drawing(seed: int) -> Iterator[None]:
-    """Torch's global CPU generator starts at `seed`; afterwards it is where it was, also after an exception.
+    """Seed torch's global CPU generator inside the `with` block, and restore its state afterwards.
 
-    Costs 6 microseconds. Other threads that come here wait.
+    Costs 6 microseconds. Other threads wait at the `with`.
 
     Args:
-        seed: In [0, 2^63), as `draw_seed` gives it.
+        seed: In [0, 2^63), from `draw_seed`.
 
     Example:
         >>> with drawing(7):
@@ -35,14 +35,14 @@ def drawing(seed: int) -> Iterator[None]:
         True
     """
     with _LOCK, torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it costs 130 microseconds and would seed the accelerators, which are not put back.
+        # Not torch.manual_seed: it costs 130 microseconds and seeds the accelerators too, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         yield
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes on one core meanwhile: on pictures this small, waking the others costs more than they do."""
+    """Limit torch to one thread inside the `with` block: on small pictures, starting other threads costs more time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""When are two pictures the same, or nearly so? Digests, difference hashes, and the search for near twins.
+"""Detection of identical and near-duplicate pictures: digests, difference hashes, and the search for pairs.
 
 Pure: bytes and arrays in, numbers out.
 """
@@ -19,23 +19,23 @@ __all__ = ["THUMB_SIDE", "array_digest", "difference_hash", "digest", "near_twin
 THUMB_SIDE = 16
 _DIGEST_BYTES = 16
 _MAX_BITS = 3
-"""Hamming distance of 64-bit difference hashes up to which two pictures are compared at all."""
+"""Largest Hamming distance of 64-bit difference hashes at which two pictures are compared."""
 _BLOCKS = ((0, 13), (13, 26), (26, 39), (39, 52), (52, 64))
 """Bit ranges of the hash. At most 3 bits differ, so of 5 blocks at least 2 agree: ten tables find every candidate."""
 _MIN_CONTRAST = 8.0
-"""Standard deviation, in grey levels, under which a picture is too flat for its hash to mean anything."""
+"""Standard deviation, in grey levels, below which a picture is too uniform for a meaningful hash."""
 _MAX_DIFFERENCE = 0.05
 """Mean absolute difference of standardised thumbnails. Measured: copies re-encoded at JPEG quality 25, halved, enlarged
 1.5x, or 5 % brighter stay under 0.03; different scans of scikit-learn's digits and photos of a hand start at 0.066."""
-_FILTER = Image.Resampling.BILINEAR  # antialiased; the box filter moves by half a cell with the source's size
+_FILTER = Image.Resampling.BILINEAR  # antialiased; the box filter shifts by half a cell depending on the source's size
 _MAX_BUCKET = 1_000
-"""Pictures under one table key above which the key says nothing; bounds the work on uniform collections."""
+"""Number of pictures sharing a table key above which the key is ignored; bounds the work on uniform collections."""
 _CHUNK = 1_000_000
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 def digest(content: bytes) -> bytes:
-    """Name of some bytes: 32 ASCII characters.
+    """Digest of some bytes: 32 ASCII characters.
 
     Example:
         >>> len(digest(b"x")), digest(b"x") == digest(b"y")
@@ -45,14 +45,14 @@ def digest(content: bytes) -> bytes:
 
 
 def array_digest(values: npt.NDArray[Any]) -> bytes:
-    """Name of an array's bytes, shape and dtype: 32 ASCII characters."""
+    """Digest of an array's bytes, shape and dtype: 32 ASCII characters."""
     hasher = hashlib.blake2b(f"{values.dtype.str}{values.shape}".encode(), digest_size=_DIGEST_BYTES)
     hasher.update(np.ascontiguousarray(values).data)
     return hasher.hexdigest().encode("ascii")
 
 
 def difference_hash(grey: Image.Image) -> int:
-    """64 bits, each saying whether a cell of a 9 x 8 grid is darker than its right neighbour.
+    """64-bit difference hash: whether each cell of a 9 x 8 grid is darker than its right neighbour.
 
     References:
         Krawetz, "Kind of Like That", 2013.
@@ -67,14 +67,14 @@ def thumb(grey: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def near_twins(hashes: npt.NDArray[np.uint64], thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Pairs of pictures that look the same, whichever split they are in.
+    """Pairs of near-duplicate pictures, in whichever split they are.
 
     Args:
         hashes: (N,) 64-bit difference hashes.
         thumbs: (N, 256) grey levels.
 
     Returns:
-        (P, 2) int64 rows of two indices, the smaller first, sorted, without repeats.
+        (P, 2) int64: pairs of indices, the smaller first, sorted and distinct.
     """
     usable = np.flatnonzero(thumbs.std(axis=1, dtype=np.float32) >= _MIN_CONTRAST)
     found = [np.empty((0, 2), dtype=np.int64)]
@@ -92,14 +92,14 @@ def _table_masks() -> Iterator[np.uint64]:
 
 
 def _same_key(keys: npt.NDArray[np.uint64], among: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """(P, 2) arrays of all pairs that share a key, the smaller index first, about `_CHUNK` at a time."""
+    """(P, 2) arrays of all pairs with the same key, the smaller index first, about `_CHUNK` pairs at a time."""
     order = among[np.argsort(keys[among], kind="stable")]
     ordered = keys[order]
-    place = np.arange(len(order))
+    position = np.arange(len(order))
     stop = np.searchsorted(ordered, ordered, side="right")
     size = stop - np.searchsorted(ordered, ordered, side="left")
-    # Pictures of one key are side by side, by index: each is paired with those behind it.
-    counts = np.where(size > _MAX_BUCKET, 0, stop - place - 1)
+    # Pictures with the same key are adjacent, sorted by index: each is paired with those after it.
+    counts = np.where(size > _MAX_BUCKET, 0, stop - position - 1)
     chunk_of = np.cumsum(counts) // _CHUNK
     for chunk in np.unique(chunk_of[counts > 0]):
         rows = np.flatnonzero((chunk_of == chunk) & (counts > 0))
@@ -115,7 +115,7 @@ def _hamming(left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]) -> npt
 
 
 def _difference(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """(P,) mean absolute difference, blind to brightness and contrast."""
+    """(P,) mean absolute difference, invariant to brightness and contrast."""
     difference: npt.NDArray[np.float32] = np.abs(_standardised(left) - _standardised(right)).mean(axis=1)
     return difference
 

@@ -1,4 +1,4 @@
-"""Image folders, listed: which files are images, of which class and split. How the folders are read is in `layouts`."""
+"""Image folders as an inventory: images with class and split. `layouts` recognises how the folders are organised."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from transferkit.core.errors import DataError
 from transferkit.data.class_names import NaturalKey, natural_key, normal_name, order_names
 from transferkit.data.formats import is_image
-from transferkit.data.inventory import Inventory, take_files
+from transferkit.data.inventory import Inventory, read_files
 from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
 from transferkit.records import Finding
 
-__all__ = ["image_files", "take_folder"]
+__all__ = ["image_files", "read_folder"]
 
 _SHOWN = 5
 
@@ -24,37 +24,37 @@ class _Listing:
     class_names: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
-    no_images: list[Path] = field(default_factory=list)
+    not_images: list[Path] = field(default_factory=list)
     deeper: list[Path] = field(default_factory=list)
 
 
-def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
+def read_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
     """The inventory of an image folder.
 
     Args:
         root: The folder.
         max_pixels: As in `decode`.
-        progress: Whether to show a bar.
-        cache: As in `take_files`.
+        progress: Whether to show a progress bar.
+        cache: As in `read_files`.
 
     Raises:
-        DataError: It does not exist, is empty, or has a layout that is not known, or can be read in two ways.
+        DataError: It does not exist, is empty, or its layout is unknown or ambiguous.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {str(root)!r}. {LAYOUTS}")
     layout = recognise(root)
     if not layout.class_folders:
-        raise DataError(f"Folder {str(root)!r} holds no class folders. {LAYOUTS}{_deeper_hint(root)}")
+        raise DataError(f"Folder {str(root)!r} contains no class folders. {LAYOUTS}{_deeper_hint(root)}")
     listing = _Listing()
     for class_folder in layout.class_folders:
         _list_class(class_folder, listing)
     if not listing.paths:
-        others = f": the files in them are {_kinds(listing.no_images)}" if listing.no_images else ""
+        others = f": the files in them are {_kinds(listing.not_images)}" if listing.not_images else ""
         raise DataError(
-            f"Folder {str(root)!r} holds class folders but no image{others}. {LAYOUTS} Images are read as JPEG, PNG "
-            "and other formats of pictures: convert them."
+            f"Folder {str(root)!r} contains class folders but no images{others}. {LAYOUTS} Convert them to a supported "
+            "format, such as JPEG or PNG."
         )
-    return take_files(
+    return read_files(
         kind="folder",
         origin=f"folder {root}",
         paths=listing.paths,
@@ -64,7 +64,7 @@ def take_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | No
         splits=listing.splits,
         groups=None,
         note=layout.note,
-        findings=[*layout.findings, *_no_images(root, listing), *_beside(root, layout), *_deeper(root, listing)],
+        findings=[*layout.findings, *_not_images(root, listing), *_beside(root, layout), *_deeper(root, listing)],
         max_pixels=max_pixels,
         progress=progress,
         cache=cache,
@@ -80,7 +80,7 @@ def _list_class(folder: ClassFolder, listing: _Listing) -> None:
     listing.class_names += [name] * len(images)
     listing.splits += [folder.split] * len(images)
     taken = set(images)
-    listing.no_images += [path for path in found if path not in taken]
+    listing.not_images += [path for path in found if path not in taken]
     below = {path.relative_to(folder.path).parts[0] for path in images if path.parent != folder.path}
     listing.deeper += [folder.path / inside for inside in sorted(below, key=natural_key)]
 
@@ -89,68 +89,68 @@ def _by_name(path: Path) -> NaturalKey:
     return natural_key(path.as_posix())
 
 
-def _no_images(root: Path, listing: _Listing) -> list[Finding]:
-    """Files in class folders that are no images: set aside, so an error where the audit is strict."""
-    if not listing.no_images:
+def _not_images(root: Path, listing: _Listing) -> list[Finding]:
+    """Files in class folders that are not images: set aside, so an error if the audit is strict."""
+    if not listing.not_images:
         return []
-    names = _relative(listing.no_images, root)
+    names = _relative(listing.not_images, root)
     message = (
-        f"Files in class folders that are not images are left out: {len(names)} ({_kinds(listing.no_images)}; "
+        f"Files in class folders that are not images are left out: {len(names)} ({_kinds(listing.not_images)}; "
         f"{_some(names)}). If they are images, convert them to JPEG or PNG; else move them out of the class folders."
     )
     return [Finding(kind="not_an_image", severity="set_aside", message=message, items=names)]
 
 
 def _kinds(paths: list[Path]) -> str:
-    """How many files there are of each extension."""
+    """Number of files of each extension, as text."""
     kinds = Counter(path.suffix.lower() or "no extension" for path in paths).most_common(_SHOWN)
     return ", ".join(f"{count} {extension}" for extension, count in kinds)
 
 
 def _beside(root: Path, layout: Layout) -> list[Finding]:
-    """Files beside the class folders: images among them have no class, and that is worth a warning."""
+    """Findings on files next to the class folders: images there have no class and are set aside."""
     files = [path for folder in layout.beside for path in files_in(folder)]
     images = [path for path in files if is_image(path)]
     findings = []
     if images:
         names = _relative(images, root)
         message = (
-            f"Images beside the class folders have no class and are left out: {len(names)} ({_some(names)}). Move them "
-            "into the folder of their class."
+            f"Images next to the class folders have no class and are left out: {len(names)} ({_some(names)}). Move "
+            "each into the folder of its class."
         )
         findings.append(Finding(kind="no_class", severity="set_aside", message=message, items=names))
     taken = set(images)
     if others := [path for path in files if path not in taken]:
-        message = f"Files beside the class folders are not read: {len(others)}."
+        message = f"Files next to the class folders are not read: {len(others)}."
         found = Finding(kind="stray_file", severity="info", message=message, items=_relative(others, root))
         findings.append(found)
     return findings
 
 
 def _deeper(root: Path, listing: _Listing) -> list[Finding]:
-    """The warning that folders below a class folder are read as one class."""
+    """The warning that folders inside a class folder are read as part of that class."""
     if not listing.deeper:
         return []
     names = _relative(listing.deeper, root)
     if shared := _shared_below(listing.deeper):
         message = (
-            f"All class folders hold folders of the same names ({_some(shared)}), whose images count for the class "
-            "above. If these are the classes, the folders above are splits or sources: call them train/, val/ and "
-            "test/, or put their images together."
+            f"All class folders contain folders of the same names ({_some(shared)}), whose images belong to the class "
+            "above. If these are the classes, the folders above are splits or sources: rename them to train/, val/ and "
+            "test/, or merge their images."
         )
         return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
     message = (
-        f"Folders below class folders are no classes of their own; their images count for the class: {len(names)} "
-        f"({_some(names)}). If they are the classes, move them up, beside the other class folders."
+        f"Folders inside class folders are not classes; their images belong to the class above: {len(names)} "
+        f"({_some(names)}). If they are classes, move them up, next to the other class folders."
     )
     return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
 
 
 def _shared_below(deeper: list[Path]) -> tuple[str, ...]:
-    """The names of the folders below, if they are several and the same in several class folders."""
+    """Names of the subfolders, if there are several and they are the same in several class folders."""
     below: dict[Path, set[str]] = defaultdict(set)
-    for place in deeper:
-        below[place.parent].add(place.name)
+    for folder in deeper:
+        below[folder.parent].add(folder.name)
     first = next(iter(below.values()))
     same = len(below) > 1 and len(first) > 1 and all(names == first for names in below.values())
     return tuple(sorted(first, key=natural_key)) if same else ()
@@ -167,9 +167,9 @@ def _some(names: tuple[str, ...]) -> str:
 
 def _deeper_hint(root: Path) -> str:
     images = sum(is_image(path) for path in files_in(root))
-    return f" {images} images lie directly in it: move them into a folder per class." if images else ""
+    return f" {images} images are directly in it: move them into one folder per class." if images else ""
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images under a folder, in natural order; files that are none are passed over."""
+    """All images under a folder, in natural order; other files are skipped."""
     return sorted((path for path in files_under(folder) if is_image(path)), key=_by_name)

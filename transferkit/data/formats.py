@@ -1,10 +1,10 @@
-"""Which files are images: by the extension where that says so, else by what is in them."""
+"""Recognising image files: by a known extension, else by content."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from transferkit.data.decode import TGA_EXTENSIONS, can_identify
+from transferkit.data.headers import TGA_EXTENSIONS, can_identify
 
 __all__ = ["EXTENSIONS", "is_image", "is_system_name"]
 
@@ -16,14 +16,14 @@ EXTENSIONS = TGA_EXTENSIONS | frozenset(
         *("qoi", "pcx"),
     )
 )
-"""A file of one of these that cannot be read is a damaged image; any other file that cannot be read is no image."""
+"""An unreadable file with one of these extensions is a damaged image; any other unreadable file is not an image."""
 
 _NO_PICTURE = frozenset(
     f".{extension}"
     for extension in (
-        # Camera raw: TIFF by its first bytes, but what Pillow would read is a thumbnail.
+        # Camera raw: TIFF by its first bytes, but Pillow reads only its thumbnail.
         *("dng", "nef", "nrw", "cr2", "cr3", "arw", "orf", "rw2", "pef", "srw", "raf", "3fr", "iiq"),
-        # Slides of many resolutions, and arrays, tables and texts that are common beside images: no need to open them.
+        # Multi-resolution slides, and arrays, tables and texts often found next to images: no need to open them.
         *("svs", "ndpi", "scn", "npy", "npz", "csv", "tsv", "json", "jsonl", "xml", "txt", "md", "yaml", "yml"),
         *("html", "py", "zip", "tar", "gz", "pdf", "svg", "mp4", "avi", "mov"),
     )
@@ -36,11 +36,10 @@ _SYSTEM_NAMES = frozenset(
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is meant as an image.
+    """Whether a file is an image.
 
-    Files with an image's extension are, whatever is in them. Others are opened: without an extension, or with one that
-    is not known, they are images if they can be read as one. Camera raw files are not: all that can be read of them is
-    their thumbnail.
+    A file with an image extension is, whatever its content. Without an extension, or with an unknown one, it is opened
+    and is an image if it can be read as one. Camera raw files are not: only their thumbnail could be read.
 
     Args:
         path: A file that exists.
@@ -52,7 +51,7 @@ def is_image(path: Path) -> bool:
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder is the system's business and not a person's: hidden, or a file manager's own.
+    """Whether a file or folder is hidden, or was made by an operating system or file manager.
 
     Example:
         >>> is_system_name(".DS_Store"), is_system_name("Thumbs.db"), is_system_name("cat")

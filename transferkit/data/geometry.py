@@ -1,4 +1,4 @@
-"""From an RGB picture to the square of pixels that a checkpoint wants; normalisation is left to the model."""
+"""Resizing and cropping of an RGB picture to a checkpoint's input size; the model normalises."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _FILTERS = {
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """The picture resized and cropped as the checkpoint was evaluated, not normalised.
+    """The picture resized and cropped as in the checkpoint's evaluation, not normalised.
 
     Args:
         image: PIL image of mode "RGB".
-        preprocessing: The checkpoint's own.
+        preprocessing: The checkpoint's.
 
     Returns:
-        (3, S, S) uint8, S = `preprocessing.size`; equal, bit for bit, to timm's evaluation transform. (V, 3, S, S)
-        where the preprocessing has V views, in their order.
+        (3, S, S) uint8, S = `preprocessing.size`; bit-identical to timm's evaluation transform. (V, 3, S, S) if the
+        preprocessing has V views, in their order.
 
     Example:
         >>> wants = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
@@ -44,7 +44,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
     stack = []
     for view in preprocessing.each_view:
         geometry = replace(view, mirrored=False)
-        if geometry not in plain:  # a picture and its mirror image are resized once
+        if geometry not in plain:  # a picture and its flipped version are resized once
             plain[geometry] = _square(image, geometry)
         stack.append(plain[geometry][..., ::-1] if view.mirrored else plain[geometry])
     return np.stack(stack)
@@ -59,10 +59,10 @@ def _square(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.
 
 
 def same_pictures(one: Preprocessing, other: Preprocessing, sizes: Iterable[tuple[int, int]]) -> bool:
-    """Whether two geometries make the same pictures of images of these sizes.
+    """Whether two geometries give the same result for images of these sizes.
 
     Args:
-        one, other: Alike but for their geometry.
+        one, other: Equal except for their geometry.
         sizes: (width, height) in pixels, each >= 1.
 
     Example:
@@ -90,7 +90,7 @@ def resized_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[i
 
 
 def crop_offset(extent: int, size: int) -> int:
-    """Where a centred window of `size` begins on a side of `extent` pixels; negative where the side is padded.
+    """Offset of a centred crop of `size` pixels on a side of `extent` pixels; negative if the side is padded.
 
     Both roundings are torchvision's: to even when cropping, down when padding.
     """

@@ -1,4 +1,4 @@
-"""One look at every image before any work: what it is, what is wrong with it, and what it resembles."""
+"""Inspection of every image before any work: size, faults, conversions needed, fingerprints."""
 
 from __future__ import annotations
 
@@ -13,26 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from transferkit.data.decode import (
-    ImageError,
-    count_frames,
-    dropped_bands,
-    flatten,
-    late_traits,
-    load_deep,
-    may_be_deep,
-    open_header,
-    read_bytes,
-    to_grey,
-    traits,
-)
+from transferkit.data.decode import flatten, to_grey
+from transferkit.data.deep_pixels import load_deep, may_be_deep
 from transferkit.data.depth import DeepPixels, ValueSketch, own_range, sketch_values
 from transferkit.data.fingerprints import THUMB_SIDE, difference_hash, digest, thumb
+from transferkit.data.headers import count_frames, open_header, read_bytes
+from transferkit.data.image_errors import ImageError
+from transferkit.data.tiff import dropped_bands
+from transferkit.data.traits import late_traits, traits
 
 __all__ = ["Inspection", "in_threads", "inspect_file", "inspect_picture"]
 
 SEVERAL_FRAMES = ("TIFF", "GIF", "WEBP", "PNG", "MPO", "AVIF")
-"""Formats, in Pillow's words, of which a file may hold more than one image of a size."""
+"""Pillow's names of the formats in which a file may hold several images of the same size."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,20 +36,20 @@ _NO_THUMB = np.zeros(THUMB_SIDE * THUMB_SIDE, dtype=np.uint8)
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What one look at an image found.
+    """What the audit records about one image.
 
     Args:
-        content_id: 32 ASCII characters that name the content.
-        fault: A key of `decode.FAULTS`, or "" if the image is usable.
-        detail: What is known of the fault beyond its kind.
+        content_id: Digest of the content, 32 ASCII characters.
+        fault: A key of `image_errors.FAULTS`, or "" if the image is usable.
+        detail: Details of the fault.
         width, height: In pixels, as stored.
-        traits: What has to be converted, as phrases.
+        traits: Conversions needed, as phrases.
         hash: 64-bit difference hash.
         thumb: (256,) uint8 grey levels.
-        sketch: Of the values of an image that is deeper than 8 bits; None for any other.
-        frames: Of an animation, or pages; the first is what is read.
-        dropped: Bands that the file has and nobody reads.
-        format: Of the file, in Pillow's words; "" if it came without one.
+        sketch: Of the values of an image deeper than 8 bits; None for any other.
+        frames: Number of frames or pages; only the first is read.
+        dropped: Number of bands in the file that are not read.
+        format: Pillow's name of the file's format; "" if there is none.
     """
 
     content_id: bytes
@@ -74,7 +67,7 @@ class Inspection:
 
 
 def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
-    """Read a file once: its digest, its header, and a cheap decode to the last byte.
+    """Inspection of a file, read once: digest, header, and a cheap decode of all of it.
 
     Args:
         path: The file; it need not exist.
@@ -90,13 +83,13 @@ def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
     content_id = digest(encoded)
     try:
         image = open_header(encoded, name=str(path), max_pixels=max_pixels)
-        look = inspect_image(image, content_id=content_id, name=str(path))
+        found = inspect_image(image, content_id=content_id, name=str(path))
     except ImageError as error:
         width, height = error.size
         return Inspection(content_id=content_id, fault=error.kind, detail=error.detail, width=width, height=height)
-    if look.format not in SEVERAL_FRAMES:
-        return look
-    return replace(look, frames=count_frames(encoded, name=str(path), max_pixels=max_pixels))
+    if found.format not in SEVERAL_FRAMES:
+        return found
+    return replace(found, frames=count_frames(encoded, name=str(path), max_pixels=max_pixels))
 
 
 def inspect_image(image: Image.Image, *, content_id: bytes, name: str) -> Inspection:
@@ -105,23 +98,23 @@ def inspect_image(image: Image.Image, *, content_id: bytes, name: str) -> Inspec
     Raises:
         ImageError: Pixels are missing, or cannot be converted.
     """
-    size, found, dropped = image.size, traits(image), dropped_bands(image)  # before a draft, which changes all
+    size, found, dropped = image.size, traits(image), dropped_bands(image)  # before a draft, which changes all three
     deep = load_deep(image, name=name) if may_be_deep(image) else None
     sketch = None if deep is None else sketch_values(deep)
     if sketch is None:
         grey = to_grey(image, name=name)
     else:
         grey = flatten(image, deep, name=name, value_range=own_range(sketch)).convert("L")
-    look = _fingerprinted(grey, content_id=content_id, size=size, found=late_traits(image, found))
-    return replace(look, sketch=sketch, dropped=dropped, format=image.format or "")
+    inspection = _fingerprinted(grey, content_id=content_id, size=size, found=late_traits(image, found))
+    return replace(inspection, sketch=sketch, dropped=dropped, format=image.format or "")
 
 
 def inspect_picture(
     picture: Image.Image, *, content_id: bytes, found: tuple[str, ...] = (), deep: DeepPixels | None = None
 ) -> Inspection:
-    """The inspection of a decoded RGB picture, and of the deeper values that it was made of."""
-    look = _fingerprinted(picture.convert("L"), content_id=content_id, size=picture.size, found=found)
-    return look if deep is None else replace(look, sketch=sketch_values(deep))
+    """The inspection of a decoded RGB picture, and of the deeper values it was converted from."""
+    inspection = _fingerprinted(picture.convert("L"), content_id=content_id, size=picture.size, found=found)
+    return inspection if deep is None else replace(inspection, sketch=sketch_values(deep))
 
 
 def _fingerprinted(
@@ -138,9 +131,11 @@ def _fingerprinted(
 
 
 def in_threads(work: Callable[[T], R], things: Sequence[T]) -> Iterator[R]:
-    """Yield `work(thing)` in order, computed in a few threads: reading and decoding release the interpreter lock."""
+    """Yield `work(thing)` in order, computed in several threads: reading and decoding release the interpreter lock."""
     pool = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, (os.cpu_count() or 1) + 2))
     try:
         yield from pool.map(work, things)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # an interrupted audit stops now, not after every image
+        pool.shutdown(
+            wait=True, cancel_futures=True
+        )  # an interrupted audit stops at once, not after the remaining images

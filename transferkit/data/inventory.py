@@ -1,4 +1,4 @@
-"""What every kind of source is turned into: rows with a name, a label, a split, and a look at each image."""
+"""The common form of every data source: rows with a name, a label, a split, and an inspection of each image."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
 from transferkit.records import Finding
 
-__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "take_files"]
+__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "read_files"]
 
 Kind = Literal["folder", "manifest", "dataset"]
-"""What a person has to change where something is wrong."""
+"""Type of the source: it determines what the user has to change to fix a problem."""
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = ""
 NO_LABEL = -1
-"""Label of a row that could not be read at all."""
+"""Label of a row that could not be read."""
 
 _ALIASES = {
     "train": ("train", "training"),
@@ -36,7 +36,7 @@ _ALIASES = {
 
 
 class Reader(Protocol):
-    """How to get at the images behind the rows."""
+    """Reads the images of the rows."""
 
     thread_safe: bool
 
@@ -45,27 +45,27 @@ class Reader(Protocol):
         ...
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
-        """Row -> (3, H, W) float32, for sources that are preprocessed already."""
+        """Row -> (3, H, W) float32, for preprocessed sources."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """A source, listed and looked at, before anything is judged.
+    """A listed and inspected source, before the audit judges it.
 
     Args:
-        origin: Where it came from, for people.
-        kind: What it is.
+        origin: Where it came from, for display.
+        kind: Type of the source.
         classes: K class names in label order, classes without an image included.
-        names: N names for people.
+        names: N image names, for display.
         labels: (N,) int64 in [0, K), or `NO_LABEL`.
         splits: (N,) split names, or all `UNSPLIT`.
-        inspections: N looks.
-        reader: How to get at the images.
+        inspections: N inspections.
+        reader: Reads the images.
         groups: (N,) int64; rows of equal value belong together. None if nothing is known.
-        findings: What the listing noticed.
-        note: A sentence on how splits and classes were read, if that is not plain; else "".
-        outside: Steps that the source puts its images through before anybody sees them.
+        findings: Findings from listing the source.
+        note: A sentence on how splits and classes were recognised, if not obvious; else "".
+        outside: The source's own transforms, applied to its images before transferkit reads them.
     """
 
     origin: str
@@ -106,11 +106,11 @@ class FileReader:
         return decode(self.paths[row], max_pixels=self.max_pixels, value_range=value_range)
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
-        """Files are never preprocessed."""
+        """Always raises: files are never preprocessed."""
         raise NotImplementedError("Image files hold pixels, not preprocessed tensors.")
 
 
-def take_files(
+def read_files(
     *,
     kind: Kind,
     origin: str,
@@ -126,23 +126,23 @@ def take_files(
     note: str = "",
     cache: Path | None = None,
 ) -> Inventory:
-    """The inventory of image files: every file is read once, in threads, or remembered from an earlier audit.
+    """The inventory of image files: each is inspected in a thread, unless an earlier audit cached its inspection.
 
     Args:
-        kind: What listed them.
-        origin: Where they came from, for people.
+        kind: Type of the source.
+        origin: Where they came from, for display.
         paths, names, class_names, splits: One per file.
         classes: All class names, in label order.
         groups: One per file, or None.
-        findings: What the listing noticed.
+        findings: Findings from listing the source.
         max_pixels: As in `decode`.
-        progress: Whether to show a bar.
-        note: How splits and classes were read, if that is not plain.
-        cache: Folder where it is remembered; None takes `default_folder()`.
+        progress: Whether to show a progress bar.
+        note: How splits and classes were recognised, if not obvious.
+        cache: Cache folder for inspections; None uses `default_folder()`.
     """
     from transferkit.data.remembered import inspect_files
 
-    looks = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
+    inspections = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(
         origin=origin,
@@ -151,7 +151,7 @@ def take_files(
         names=tuple(names),
         labels=np.array([index_of[name] for name in class_names], dtype=np.int64),
         splits=np.array(splits, dtype="<U5"),
-        inspections=tuple(track(looks, "checking images", total=len(paths), enabled=progress)),
+        inspections=tuple(track(inspections, "checking images", total=len(paths), enabled=progress)),
         reader=FileReader(paths, max_pixels=max_pixels),
         groups=None if groups is None else np.unique(np.array(groups), return_inverse=True)[1].astype(np.int64),
         findings=tuple(findings),
@@ -160,7 +160,7 @@ def take_files(
 
 
 def split_name(word: str) -> str | None:
-    """The split a word stands for, in any case: "Training" -> "train"; None if it stands for none.
+    """The split that a word means, ignoring case: "Training" -> "train"; None if it is not a split name.
 
     Example:
         >>> split_name("Validation"), split_name("cats")

@@ -1,4 +1,4 @@
-"""What labels look like: classes that may be one class spelled twice, numbers to predict, missing values."""
+"""Findings about class names: duplicates in another spelling, numeric targets, missing values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transferkit.records import Finding
 __all__ = ["describe_many_labels", "label_findings"]
 
 _MANY = 20
-"""Distinct labels from which on one may ask whether they are classes."""
+"""Number of distinct labels from which on they may be numeric targets instead of classes."""
 
 _IMAGES_PER_NUMBER = 3
-"""Images per label under which whole numbers look like measurements and not like classes."""
+"""Images per label below which integers look like numeric targets."""
 
 _SHOWN = 5
 
@@ -27,14 +27,14 @@ _BETWEEN = re.compile(r"[|;,+&]")
 _MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?", "-", "--"})
 
 REGRESSION = (
-    'transferkit.adapt learns classes. To predict numbers, train transferkit.TransferModule(..., task="regression") in '
-    "a "
-    "Lightning Trainer (docs/fine-tuning.md)"
+    "transferkit.adapt trains classifiers. To predict numbers, train transferkit.TransferModule(..., "
+    'task="regression") '
+    "in a Lightning Trainer (docs/fine-tuning.md)"
 )
 
 
 def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[Finding]:
-    """Warnings about what the classes are called.
+    """Warnings about the names of the classes.
 
     Args:
         inventory: The source.
@@ -44,33 +44,31 @@ def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[
     if inventory.kind == "folder":
         return findings
     if missing := [k for k, name in enumerate(inventory.classes) if _may_be_missing(name, inventory.classes)]:
-        told = ", ".join(f"{inventory.classes[k]!r} ({counts[k]} images)" for k in missing)
-        message = (
-            f"Taken as classes, though they look like missing labels: {told}. If they are, leave these images out."
-        )
+        listed = ", ".join(f"{inventory.classes[k]!r} ({counts[k]} images)" for k in missing)
+        message = f"Used as classes, but they look like missing labels: {listed}. If they are, remove these images."
         names = tuple(inventory.classes[k] for k in missing)
         findings.append(Finding(kind="missing_label_as_class", severity="warning", message=message, items=names))
     if several := _several_in_one(inventory.classes):
-        told = ", ".join(map(repr, several[:_SHOWN]))
+        listed = ", ".join(map(repr, several[:_SHOWN]))
         message = (
-            f"Labels that look like several classes in one: {told}. They are taken as classes of their own. For images "
-            "of several classes at once, train transferkit.TransferModule in a Lightning Trainer (docs/fine-tuning.md)."
+            f"Labels that look like several classes in one: {listed}. Each is used as a separate class. For "
+            "multi-label images, train transferkit.TransferModule in a Lightning Trainer (docs/fine-tuning.md)."
         )
         findings.append(Finding(kind="several_labels", severity="warning", message=message, items=several))
     if look_like_numbers(inventory.classes, counts):
-        message = f"The {len(inventory.classes)} labels look like measurements, not like classes. {REGRESSION}."
+        message = f"The {len(inventory.classes)} labels look like numbers to predict, not classes. {REGRESSION}."
         findings.append(Finding(kind="numeric_labels", severity="warning", message=message))
     return findings
 
 
 def _may_be_missing(name: str, classes: Sequence[str]) -> bool:
-    """Whether a class looks like a missing label: by its word, or as the number -1 below 0, 1, 2 and so on."""
+    """Whether a class looks like a missing label: a word such as "none", or the number -1 next to 0, 1, 2 and so on."""
     lone = name == "-1" and len(classes) > 2 and sum(other.startswith("-") for other in classes) == 1
     return name.casefold() in _MISSING_WORDS or (lone and are_numbers(classes))
 
 
 def _several_in_one(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names made of names of other classes: "cat|dog" beside "cat", "['cat', 'dog']"."""
+    """Names composed of other class names: "cat|dog" or "['cat', 'dog']" where "cat" is a class too."""
     names = set(classes)
     found = []
     for name in classes:
@@ -88,14 +86,14 @@ def look_like_numbers(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> 
 
 
 def describe_many_labels(inventory: Inventory, counts: npt.NDArray[np.int64]) -> str:
-    """What may be behind many classes of one image each; "" if nothing is known."""
+    """A likely reason for many classes with one image each; "" if unknown."""
     if inventory.kind == "folder":
         return ""
     if look_like_numbers(inventory.classes, counts):
-        return f"The labels look like measurements, not like classes. {REGRESSION}."
+        return f"The labels look like numbers to predict, not classes. {REGRESSION}."
     if 2 * len(inventory.classes) > counts.sum() and inventory.kind == "manifest":
         return (
-            "Nearly every image has a label of its own: if the classes are in another column, name it with "
+            "Nearly every image has a different label: if the classes are in another column, name it with "
             "columns={'label': 'NAME'} (command line: data.columns.label=NAME)."
         )
     return ""
@@ -109,7 +107,7 @@ def _alike(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> list[Findin
     items = tuple(" / ".join(f"{name!r} ({number[name]})" for name in same) for same in pairs)
     more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     message = (
-        f"Classes whose names differ only in case, spacing or the form of a number: {', '.join(items[:_SHOWN])}{more}. "
+        f"Classes whose names differ only in case, spacing or number format: {', '.join(items[:_SHOWN])}{more}. "
         "If they are one class, give it one name."
     )
     return [Finding(kind="alike_classes", severity="warning", message=message, items=items)]

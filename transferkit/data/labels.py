@@ -1,4 +1,4 @@
-"""What datasets say about classes: their names, in whatever form, and the label of each item."""
+"""Class names and labels of torch datasets, in all their common forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transferkit.records import Finding
 __all__ = ["UNREAD", "Labels", "class_names", "read_labels"]
 
 UNREAD = object()
-"""In place of the label of an item that could not be read: there is a finding on it already."""
+"""Placeholder for the label of an item that could not be read; it has a finding already."""
 
 _SHOWN = 5
 
@@ -31,7 +31,7 @@ class Labels:
     Args:
         labels: (N,) int64 in [0, K), or `NO_LABEL`.
         classes: K names of classes that have an item.
-        findings: What was noticed.
+        findings: Findings about labels.
     """
 
     labels: npt.NDArray[np.int64]
@@ -42,28 +42,28 @@ class Labels:
 def read_labels(
     values: Sequence[Any],
     names: Sequence[Mapping[int, str]],
-    announced: Mapping[str, Mapping[int, str]],
+    declared: Mapping[str, Mapping[int, str]],
     *,
     where: Sequence[str],
 ) -> Labels:
-    """Whatever datasets give as labels, as class numbers.
+    """Labels of dataset items, in any common form, as class indices.
 
     Args:
         values: N labels: a whole number, a name, a truth value, a one-hot vector, a tensor or array of one of these, or
             None for an item without a label.
-        names: N times what the item's dataset announces.
-        announced: Split -> number of a class -> its name; empty if the dataset says nothing.
-        where: N names of the items, for people.
+        names: For each of the N items, class index -> name as its dataset declares them.
+        declared: Split -> class index -> name; empty if the dataset declares none.
+        where: N names of the items, for display.
 
     Raises:
-        DataError: A label is something else, or outside the classes that were announced.
+        DataError: A label is something else, or not one of the declared classes.
     """
     found = [
         None if value is UNREAD else _label_name(value, known, item)
         for value, known, item in zip(values, names, where, strict=True)
     ]
     present = {name for name in found if name is not None}
-    order = dict.fromkeys(known[number] for known in announced.values() for number in sorted(known))
+    order = dict.fromkeys(known[number] for known in declared.values() for number in sorted(known))
     classes = [name for name in order if name in present] + order_names(present - set(order))
     index_of = {name: index for index, name in enumerate(classes)}
     unlabelled = [
@@ -80,16 +80,14 @@ def _unlabelled(items: Sequence[str]) -> list[Finding]:
     if not items:
         return []
     shown = ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
-    message = (
-        f"Without a label, so left out: {len(items)} images ({shown}). Give them labels, or leave them out yourself."
-    )
+    message = f"Left out, as they have no label: {len(items)} images ({shown}). Label them, or remove them."
     return [Finding(kind="unlabelled", severity="set_aside", message=message, items=tuple(items))]
 
 
 def _absent(names: Sequence[str]) -> list[Finding]:
     if not names:
         return []
-    which = "class that the dataset announces has" if len(names) == 1 else "classes that the dataset announces have"
+    which = "class that the dataset declares has" if len(names) == 1 else "classes that the dataset declares have"
     message = f"Left out, as {len(names)} {which} no image: {', '.join(names[:5])}."
     return [Finding(kind="unused_class", severity="info", message=message, items=tuple(names))]
 
@@ -98,7 +96,7 @@ def _absent(names: Sequence[str]) -> list[Finding]:
 
 
 def _label_name(label: Any, classes: Mapping[int, str], where: str) -> str | None:
-    """The class of an item by name; None if it has no label."""
+    """The class name of an item; None if it has no label."""
     label = _plain(label)
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
@@ -112,10 +110,10 @@ def _label_name(label: Any, classes: Mapping[int, str], where: str) -> str | Non
         return str(label)
     if not isinstance(label, int):
         raise DataError(
-            f"{where}: expected one class index or class name as label, got {_described(label)}. For class numbers, "
-            "give int(label); for numbers to predict, or several labels an image, train "
-            "transferkit.TransferModule(..., "
-            'task="regression") or task="multi_label" in a Lightning Trainer (docs/fine-tuning.md).'
+            f"{where}: expected one class index or class name as label, got {_described(label)}. For class indices, "
+            "return int(label); for numbers to predict, or several labels per image, train "
+            'transferkit.TransferModule(..., task="regression") or task="multi_label" in a Lightning Trainer '
+            "(docs/fine-tuning.md)."
         )
     if classes and int(label) not in classes:
         raise DataError(f"{where}: label {int(label)} is outside the {len(classes)} names in the dataset's .classes.")
@@ -123,7 +121,7 @@ def _label_name(label: Any, classes: Mapping[int, str], where: str) -> str | Non
 
 
 def _plain(label: Any) -> Any:
-    """Tensors, arrays and numpy's scalars as what Python has for them; a vector of one value as that value."""
+    """Tensors, arrays and NumPy scalars as Python values; a vector of one value as that value."""
     if isinstance(label, torch.Tensor):
         label = label.detach().cpu().numpy()
     if isinstance(label, (np.ndarray, np.generic)):
@@ -139,18 +137,18 @@ def _decoded(label: bytes, where: str) -> str:
     try:
         return label.decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"{where}: the label's bytes {label[:20]!r} are no UTF-8 text. Give names as str.") from None
+        raise DataError(f"{where}: the label's bytes {label[:20]!r} are not UTF-8 text. Pass names as str.") from None
 
 
 def _hot_index(label: list[Any], classes: Mapping[int, str], where: str) -> int:
-    """The class that a one-hot vector names."""
+    """The class index of a one-hot vector."""
     is_hot = all(isinstance(value, (int, float)) and value in (0, 1) for value in label) and sum(label) == 1
     if not is_hot or (classes and len(label) != len(classes)):
         wanted = f"a one-hot vector of {len(classes)} values" if classes else "a one-hot vector"
         raise DataError(
             f"{where}: expected one class index or class name as label, or {wanted}, got {_described(label)}. For "
-            "several "
-            'labels an image, train transferkit.TransferModule(..., task="multi_label") in a Lightning Trainer '
+            'several labels per image, train transferkit.TransferModule(..., task="multi_label") in a Lightning '
+            "Trainer "
             "(docs/fine-tuning.md)."
         )
     return label.index(1)
@@ -162,51 +160,49 @@ def _described(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"[:80]
 
 
-# The names that a dataset announces
+# Class names that a dataset declares
 
 
 def class_names(dataset: Any) -> dict[int, str]:
-    """Number -> name of the classes, as a dataset's `.classes` or `.class_to_idx` says; {} if nothing does.
+    """Class index -> name, from a dataset's `.classes` or `.class_to_idx`; {} if it has neither.
 
-    What Subset, random_split and ConcatDataset wrap is asked, to any depth.
+    Looks inside Subset, random_split and ConcatDataset, to any depth.
 
     Raises:
-        DataError: Names are in a form without an order, or datasets that are joined contradict each other.
+        DataError: The names have no order, or concatenated datasets contradict each other.
     """
     for attribute in ("classes", "class_to_idx"):
-        told = getattr(dataset, attribute, None)
-        if told is not None and not isinstance(told, int) and not callable(told):  # an int is how many there are
-            return _told_apart(_numbered(told, f"{type(dataset).__name__}.{attribute}"))
+        names = getattr(dataset, attribute, None)
+        if names is not None and not isinstance(names, int) and not callable(names):  # an int is their number
+            return _with_unique_names(_numbered(names, f"{type(dataset).__name__}.{attribute}"))
     if (inner := getattr(dataset, "dataset", None)) is not None:
         return class_names(inner)
     joined = getattr(dataset, "datasets", None)
-    return _agreed([class_names(part) for part in joined]) if isinstance(joined, (list, tuple)) else {}
+    return _merged([class_names(part) for part in joined]) if isinstance(joined, (list, tuple)) else {}
 
 
-def _numbered(told: Any, where: str) -> dict[int, str]:
-    if isinstance(told, Mapping):
-        return _from_mapping(told, where)
-    if isinstance(told, (str, bytes, set, frozenset)):
+def _numbered(names: Any, where: str) -> dict[int, str]:
+    if isinstance(names, Mapping):
+        return _from_mapping(names, where)
+    if isinstance(names, (str, bytes, set, frozenset)):
         raise DataError(
-            f"{where} is a {type(told).__name__}, which does not say which class has which number. Make it a list of "
-            "names, in order of their numbers."
+            f"{where} is a {type(names).__name__}, which does not define the index of each class. Make it a list of "
+            "names in index order."
         )
     try:
-        return {number: _named(entry) for number, entry in enumerate(told)}
+        return {number: _named(entry) for number, entry in enumerate(names)}
     except TypeError:
-        raise DataError(
-            f"{where} is {_described(told)}; expected a list of names, in order of their numbers."
-        ) from None
+        raise DataError(f"{where} is {_described(names)}; expected a list of names in index order.") from None
 
 
-def _from_mapping(told: Mapping[Any, Any], where: str) -> dict[int, str]:
-    """{name: number} or {number: name}."""
-    if all(_is_number(key) for key in told):
-        return {int(number): _named(name) for number, name in told.items()}
-    if not all(_is_number(value) for value in told.values()):
-        raise DataError(f"{where} is a dict of neither {{name: number}} nor {{number: name}}. Make it one of these.")
+def _from_mapping(mapping: Mapping[Any, Any], where: str) -> dict[int, str]:
+    """Class index -> name from {name: index} or {index: name}."""
+    if all(_is_number(key) for key in mapping):
+        return {int(number): _named(name) for number, name in mapping.items()}
+    if not all(_is_number(value) for value in mapping.values()):
+        raise DataError(f"{where} is a dict of neither {{name: index}} nor {{index: name}}. Make it one of these.")
     names: dict[int, list[str]] = {}
-    for name, number in told.items():
+    for name, number in mapping.items():
         names.setdefault(int(number), []).append(_named(name))
     return {number: ", ".join(same) for number, same in names.items()}
 
@@ -219,21 +215,20 @@ def _named(entry: Any) -> str:
     return normal_name(", ".join(map(str, entry)) if isinstance(entry, (tuple, list)) else str(entry))
 
 
-def _told_apart(names: Mapping[int, str]) -> dict[int, str]:
-    """Names that occur twice, with their numbers."""
+def _with_unique_names(names: Mapping[int, str]) -> dict[int, str]:
+    """The names, with the index appended to those that occur twice."""
     counted = list(names.values())
     return {number: f"{name} ({number})" if counted.count(name) > 1 else name for number, name in names.items()}
 
 
-def _agreed(parts: Sequence[Mapping[int, str]]) -> dict[int, str]:
-    """The names of datasets that are joined: their labels are numbers, so a number must mean one class in all."""
+def _merged(parts: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """The names of concatenated datasets: labels are indices, so an index must mean the same class in all."""
     names: dict[int, str] = {}
     for part in parts:
         for number, name in part.items():
             if names.setdefault(number, name) != name:
                 raise DataError(
-                    f"Datasets that are joined in a ConcatDataset disagree: label {number} is {names[number]!r} in one "
-                    f"and {name!r} in another. Number the classes alike in all of them, or let the datasets give names "
-                    "as labels."
+                    f"Datasets in a ConcatDataset disagree: label {number} is {names[number]!r} in one and "
+                    f"{name!r} in another. Use the same class indices in all of them, or return names as labels."
                 )
     return names

@@ -1,6 +1,6 @@
-"""Pictures and targets, batch by batch, for any training loop: a dataset, a sampler and the loader of the two.
+"""Batches of pictures and targets for any training loop: a dataset, a batch sampler and their loader.
 
-Workers keep no state: the sampler sends them the epoch with every batch, so they may live through all epochs.
+Workers have no state: the sampler sends the epoch with every batch, so they can be reused in all epochs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from transferkit.core.batches import batches
-from transferkit.core.distributed import place
+from transferkit.core.distributed import rank_and_world_size
 from transferkit.core.errors import OptionError
 from transferkit.core.random import draw_seed
 from transferkit.data.augmentation import Augmentation
@@ -27,18 +27,18 @@ __all__ = ["BatchKey", "EpochSampler", "Pictures", "make_loader"]
 
 MAX_WORKERS = 8
 CORES_PER_WORKER = 4
-"""Where the network trains on the CPU: a step takes ten times what its pictures take to augment, or more."""
+"""When the network trains on the CPU: a step takes at least ten times as long as augmenting its pictures."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class BatchKey(NamedTuple):
-    """What a batch is made from.
+    """Identifies a batch.
 
     Args:
         epoch: Of the run.
         number: Of the batch within the epoch, over all processes.
-        positions: Which images.
+        positions: Positions of its images.
     """
 
     epoch: int
@@ -47,14 +47,14 @@ class BatchKey(NamedTuple):
 
 
 class Pictures(Dataset[Batch]):
-    """Pictures with their targets, by batch.
+    """Dataset of pictures and targets that is indexed by batch.
 
     Args:
-        store: The pictures, n of them, prepared as `augmentation.stored` says.
+        store: The n pictures, preprocessed as `augmentation.stored`.
         targets: (n,) int classes, (n, K) labels, or (n,) or (n, R) numbers.
-        augmentation: What may change in them; None changes nothing.
-        mixing: How they are mixed within a batch; None leaves them apart.
-        seed: Every draw is a function of it, the epoch and the image.
+        augmentation: Random augmentation; None for none.
+        mixing: Mixup or cutmix within a batch; None for none.
+        seed: All randomness is a function of it, the epoch and the image.
 
     Example:
         >>> from transferkit.data import open_data
@@ -79,7 +79,7 @@ class Pictures(Dataset[Batch]):
         seed: int = 0,
     ) -> None:
         if len(store) != len(targets):
-            raise OptionError(f"Every picture needs a target: {len(store)} pictures, {len(targets)} targets.")
+            raise OptionError(f"Expected one target per picture, got {len(targets)} targets for {len(store)} pictures.")
         floating = np.issubdtype(targets.dtype, np.floating)
         self.store = store
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32 if floating else np.int64))
@@ -91,15 +91,15 @@ class Pictures(Dataset[Batch]):
         return len(self.store)
 
     def __getitem__(self, key: BatchKey | int) -> Batch:
-        """A batch by its key; by a position, one picture with its target, nothing drawn.
+        """A batch by its key; for an int, one picture with its target, without augmentation.
 
         Returns:
-            (n, 3, S, S) uint8, or float32 that is normalised already, and (n, ...) targets.
+            (n, 3, S, S) uint8, or float32 if already normalised, and (n, ...) targets.
         """
         if not isinstance(key, BatchKey):
             return self._plain(int(key)), self.targets[int(key)]
         positions = key.positions.tolist()
-        pictures = torch.stack([self._drawn(position, key.epoch) for position in positions])
+        pictures = torch.stack([self._augmented(position, key.epoch) for position in positions])
         targets = self.targets[positions]
         if not self.mixing:
             return pictures, targets
@@ -109,25 +109,25 @@ class Pictures(Dataset[Batch]):
         picture = self.store[position]
         return picture if self.augmentation is None else self.augmentation.plain(picture)
 
-    def _drawn(self, position: int, epoch: int) -> torch.Tensor:
+    def _augmented(self, position: int, epoch: int) -> torch.Tensor:
         if self.augmentation is None:
             return self.store[position]
         return self.augmentation(self.store[position], draw_seed(self.seed, "picture", epoch, position))
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """The keys of an epoch's batches (see `batches`). Lightning calls `set_epoch`; in a loop of your own you do.
+    """Sampler of an epoch's batch keys (see `batches`). Lightning calls `set_epoch`; your own loop must.
 
-    It is a `DistributedSampler` so that Lightning does not put its own in its place: this one knows the processes too.
+    A `DistributedSampler`, so that Lightning does not replace it: it handles distributed training itself.
 
     Args:
-        n: Images.
+        n: Number of images.
         batch_size: Per step and process.
-        seed: The order is a function of it and the epoch.
+        seed: Determines the order, together with the epoch.
         shuffle, drop_last, balanced, labels: As for `batches`.
-        distributed: Whether the images are shared out among the processes of torch.distributed. Evaluate with False:
-            every process then sees all images, and what they say is exact.
-        among: (n,) int, which of the dataset's pictures the n images are; None takes the first n.
+        distributed: Whether the images are divided among the processes of torch.distributed. Evaluate with False: every
+            process then evaluates all images, so metrics are exact.
+        among: (n,) int, positions of the n images in the dataset; None takes the first n.
     """
 
     def __init__(
@@ -143,24 +143,24 @@ class EpochSampler(DistributedSampler[Any]):
         distributed: bool = True,
         among: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        # Not super().__init__: it would want the processes to be there already.
+        # Not super().__init__: it requires torch.distributed to be initialised.
         self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, 0
         self.shuffle, self.drop_last, self.balanced, self.labels = shuffle, drop_last, balanced, labels
         self.distributed, self.among = distributed, np.arange(n) if among is None else among
-        batches(n, batch_size, seed=seed, epoch=0, balanced=balanced, labels=labels)  # wrong numbers are met here
+        batches(n, batch_size, seed=seed, epoch=0, balanced=balanced, labels=labels)  # raises on invalid arguments
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next pass belongs to."""
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchKey]:
-        rank, world = place() if self.distributed else (0, 1)
-        epoch = self.epoch  # a loader reads ahead: what it has begun stays of one epoch
+        rank, world = rank_and_world_size() if self.distributed else (0, 1)
+        epoch = self.epoch  # fixed for this pass: a loader prefetches, and set_epoch may be called meanwhile
         for number, positions in enumerate(self._steps(epoch, rank, world)):
             yield BatchKey(epoch, number * world + rank, self.among[positions])
 
     def __len__(self) -> int:
-        return len(self._steps(0, *(place() if self.distributed else (0, 1))))
+        return len(self._steps(0, *(rank_and_world_size() if self.distributed else (0, 1))))
 
     def _steps(self, epoch: int, rank: int, world: int) -> list[npt.NDArray[np.int64]]:
         return batches(
@@ -178,29 +178,29 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 def make_loader(pictures: Pictures, sampler: EpochSampler, *, workers: int | None = 0) -> DataLoader[Batch]:
-    """A plain DataLoader of the two; its batches are those of `pictures`.
+    """A DataLoader that yields the sampler's batches.
 
     Args:
         pictures: The dataset.
-        sampler: What tells the batches.
-        workers: Processes that prepare batches ahead and stay between epochs; 0: the training process itself, which is
-            as good where the network trains on a few CPU cores. None: one per core for a GPU, else one per
-            `CORES_PER_WORKER`; `MAX_WORKERS` at most. None at all where a dataset is read each time that may hold an
-            open file.
+        sampler: The batches of each epoch.
+        workers: Worker processes that prefetch batches and persist between epochs; 0: the training process itself,
+            which is as fast when training on a few CPU cores. None: one per core with a GPU, else one per
+            `CORES_PER_WORKER` cores; at most `MAX_WORKERS`. Always 0 if pictures are read from a dataset that may hold
+            an open file.
     """
-    count = _fitting_workers() if workers is None else workers
+    count = _default_workers() if workers is None else workers
     count = count if pictures.store.shareable else 0
     return DataLoader(
         pictures,
-        batch_size=None,  # a key stands for a whole batch
+        batch_size=None,  # a key identifies a whole batch
         sampler=sampler,
         num_workers=count,
         persistent_workers=count > 0,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else a loader draws its workers' seeds from the global one
+        generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
     )
 
 
-def _fitting_workers() -> int:
+def _default_workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_WORKERS, cores if torch.cuda.is_available() else cores // CORES_PER_WORKER)

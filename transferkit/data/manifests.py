@@ -1,4 +1,4 @@
-"""Manifests: a table with a path and a label per image, and maybe a split and a group."""
+"""Manifests: tables with a path and a label per image, and optionally a split and a group."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from transferkit.core.errors import DataError, OptionError, list_problems, unknown_name
 from transferkit.core.paths import expand
 from transferkit.data.class_names import natural_key, normal_name, order_names
-from transferkit.data.inventory import UNSPLIT, Inventory, split_name, take_files
+from transferkit.data.inventory import UNSPLIT, Inventory, read_files, split_name
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
 from transferkit.records import Finding
 
-__all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "take_manifest"]
+__all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "read_manifest"]
 
 COLUMNS = ("path", "label", "split", "group")
 MANIFEST_EXTENSIONS = TABLE_EXTENSIONS
 _SHOWN = 5
 
 _MISSING = frozenset({"nan", "<na>", "nat", "#n/a", "-nan"})
-"""What programs write for a missing value, and nobody calls a class; "" is one as well."""
+"""Texts that programs write for a missing value, besides ""."""
 
 _LIKELY = {
     "path": ("path", "file", "image", "img", "name"),
@@ -30,14 +30,14 @@ _LIKELY = {
     "split": ("split", "fold", "set", "subset", "partition"),
     "group": ("group", "patient", "subject", "id"),
 }
-"""Our column -> words in the names that others give it, the likeliest first."""
+"""Our column -> words found in other names for it, the likeliest first."""
 
 _GROUP_WORDS = ("group", "patient", "subject", "participant", "person", "individual", "video", "specimen")
 
 Columns = dict[str, list[str]]
 
 
-def take_manifest(
+def read_manifest(
     file: Path,
     *,
     root: Path | None,
@@ -50,14 +50,14 @@ def take_manifest(
 
     Args:
         file: The table.
-        root: Folder that relative paths start from; None: the manifest's own.
-        columns: Our column name -> the manifest's, where they differ.
+        root: Folder that relative paths are relative to; None: the manifest's folder.
+        columns: Our column name -> the manifest's, if they differ.
         max_pixels: As in `decode`.
-        progress: Whether to show a bar.
-        cache: As in `take_files`.
+        progress: Whether to show a progress bar.
+        cache: As in `read_files`.
 
     Raises:
-        DataError: Columns are missing, cells are empty or unknown, or no file is where the manifest says.
+        DataError: Columns are missing, cells are empty or invalid, or none of the listed files exists.
         MissingDependencyError: It is a Parquet file and pyarrow is not installed.
     """
     if not file.is_file():
@@ -71,7 +71,7 @@ def take_manifest(
     labels = [normal_name(label) for label in chosen["label"]]
     splits = [split_name(cell) or UNSPLIT for cell in chosen["split"]] if "split" in chosen else [UNSPLIT] * len(paths)
     groups = chosen.get("group")
-    return take_files(
+    return read_files(
         kind="manifest",
         origin=f"manifest {file}",
         paths=paths,
@@ -82,7 +82,7 @@ def take_manifest(
         groups=groups,
         findings=[
             *(_straddling(splits, groups) if groups and "split" in chosen else []),
-            *_passed_over(table, chosen, dict(columns or {})),
+            *_unused_columns(table, chosen, dict(columns or {})),
         ],
         max_pixels=max_pixels,
         progress=progress,
@@ -99,12 +99,13 @@ def _chosen_columns(table: Table, renamed: dict[str, str], file: Path, base: Pat
         theirs = _their_name(ours, renamed, table, file)
         if theirs in table.repeated:
             raise DataError(
-                f"Manifest {str(file)!r} has more than one column {theirs!r}. Rename all of them but one, or name "
+                f"Manifest {str(file)!r} has more than one column {theirs!r}. Rename all but one of them, or name "
                 f"another with columns={{{ours!r}: 'NAME'}} (command line: data.columns.{ours}=NAME)."
             )
         if theirs in table.nested:
             raise DataError(
-                f"Manifest {str(file)!r}: column {theirs!r} holds lists or records; expected one text or number a row."
+                f"Manifest {str(file)!r}: column {theirs!r} contains lists or records; expected one text or number per "
+                "row."
             )
         if theirs in table.columns:
             chosen[ours] = table.columns[theirs]
@@ -114,14 +115,14 @@ def _chosen_columns(table: Table, renamed: dict[str, str], file: Path, base: Pat
 
 
 def _their_name(ours: str, renamed: Mapping[str, str], table: Table, file: Path) -> str:
-    """What the manifest calls one of our columns; its case does not matter where that is clear."""
+    """The manifest's name of one of our columns, ignoring case if that is unambiguous."""
     wanted = str(renamed.get(ours, ours))
     if wanted in table.columns:
         return wanted
     alike = [name for name in table.columns if name.lower() == wanted.lower()]
     if len(alike) > 1:
         raise DataError(
-            f"Manifest {str(file)!r} has the columns {', '.join(map(repr, alike))}. Say which one it is: "
+            f"Manifest {str(file)!r} has the columns {', '.join(map(repr, alike))}. Choose one: "
             f"columns={{{ours!r}: {alike[0]!r}}} (command line: {_on_command_line(ours, alike[0])})."
         )
     return alike[0] if alike else wanted
@@ -130,19 +131,19 @@ def _their_name(ours: str, renamed: Mapping[str, str], table: Table, file: Path)
 def _no_column(ours: str, theirs: str, table: Table, file: Path, base: Path) -> str:
     message = f"Manifest {str(file)!r} has no column {theirs!r}; it has {', '.join(table.columns)}. "
     if any(_located(base, name).is_file() for name in table.columns):
-        return f"{message}The first line is an image already: begin the file with a line of names, such as path,label."
+        return f"{message}The first line is already an image: add a header line, such as path,label."
     if (line := _later_header(table)) is not None:
-        return f"{message}The names are in line {line}: remove the lines above it, or begin each of them with #."
+        return f"{message}The column names are in line {line}: remove the lines above it, or start each of them with #."
     if ours == "label" and (flags := _flags(table)):
         return (
-            f"{message}The columns {', '.join(flags)} look like one class each, with 1 for yes: make one column label "
-            f"of them; with pandas: table['label'] = table[{flags!r}].idxmax(axis=1)."
+            f"{message}The columns {', '.join(flags)} look like one class each, with 1 for yes: merge them into one "
+            f"column label; with pandas: table['label'] = table[{flags!r}].idxmax(axis=1)."
         )
     likely = _likely_column(ours, table)
     if likely is None:
         return f"{message}Add a column {ours!r}: expected {_EXPECTED[ours]}."
     return (
-        f"{message}Rename it, or say which column it is: columns={{{ours!r}: {likely!r}}} "
+        f"{message}Rename it, or name the column to use: columns={{{ours!r}: {likely!r}}} "
         f"(command line: {_on_command_line(ours, likely)})."
     )
 
@@ -160,7 +161,7 @@ def _on_command_line(ours: str, theirs: str) -> str:
 
 
 def _later_header(table: Table) -> int | None:
-    """Line of a row that is made of names of columns."""
+    """Line number of a row that contains the column names."""
     for line, *row in zip(table.lines[:_SHOWN], *table.columns.values(), strict=False):
         if {"path", "label"} <= {str(cell).lower() for cell in row}:
             return line
@@ -168,7 +169,7 @@ def _later_header(table: Table) -> int | None:
 
 
 def _flags(table: Table) -> list[str]:
-    """Columns that hold 0 and 1 only, where there are several."""
+    """Columns that contain only 0 and 1, if there are several."""
     flags = [name for name, cells in table.columns.items() if set(cells) == {"0", "1"}]
     return flags if len(flags) > 1 else []
 
@@ -184,23 +185,23 @@ def _likely_column(ours: str, table: Table) -> str | None:
     return None
 
 
-def _passed_over(table: Table, chosen: Columns, renamed: Mapping[str, str]) -> list[Finding]:
-    """The warning for columns that look like splits or groups and are called otherwise."""
+def _unused_columns(table: Table, chosen: Columns, renamed: Mapping[str, str]) -> list[Finding]:
+    """The warning for columns that look like splits or groups but have another name."""
     used = {id(cells) for cells in chosen.values()}
     findings = []
     for name, cells in table.columns.items():
-        ours = _what_it_looks_like(name, cells)
+        ours = _likely_meaning(name, cells)
         if ours is None or ours in chosen or ours in renamed or id(cells) in used:
             continue
         message = (
-            f"The column {name!r} looks like a {ours} and is not read. If it is one, name it: "
+            f"The column {name!r} looks like a {ours} but is not used. If it is one, name it: "
             f"columns={{{ours!r}: {name!r}}} (command line: {_on_command_line(ours, name)})."
         )
         findings.append(Finding(kind="column_not_read", severity="warning", message=message, items=(name,)))
     return findings
 
 
-def _what_it_looks_like(name: str, cells: list[str]) -> str | None:
+def _likely_meaning(name: str, cells: list[str]) -> str | None:
     words = {split_name(cell) for cell in set(cells)}
     if len(words) > 1 and None not in words:
         return "split"
@@ -216,19 +217,19 @@ def _check_cells(chosen: Columns, lines: list[int], file: Path) -> None:
         if missing:
             rows = "1 row" if len(missing) == 1 else f"{len(missing)} rows"
             where = f"{rows} (first: {', '.join(missing[:_SHOWN])})"
-            problems.append(f"column {column!r} is empty in {where}: fill it in, or leave these rows out")
+            problems.append(f"column {column!r} is empty in {where}: fill it in, or remove these rows")
     unknown = sorted({cell for cell in chosen.get("split", ()) if split_name(cell) is None}, key=natural_key)
     if unknown:
         shown = ", ".join(repr(cell) for cell in unknown[:_SHOWN])
-        problems.append(f"column 'split' holds {shown}; expected train, val or test in every row")
+        problems.append(f"column 'split' contains {shown}; expected train, val or test in every row")
     if not unknown and "split" in chosen and "train" not in {split_name(cell) for cell in chosen["split"]}:
-        problems.append("column 'split' names no training image")
+        problems.append("column 'split' has no row with train")
     if problems:
         raise DataError(list_problems(f"Manifest {str(file)!r} cannot be used:", problems))
 
 
 def _located(base: Path, name: str) -> Path:
-    """Where a row's file is: as written, or with Windows' separators or the other form of Unicode, if it is there."""
+    """Path of a row's file: as written, or with Windows separators or the other Unicode form if that exists."""
     path = base / (expand(name) if name.startswith("~") else name)
     if (name.isascii() and "\\" not in name) or path.exists():
         return path
@@ -246,13 +247,13 @@ def _check_some_exist(paths: list[Path], names: list[str], base: Path, file: Pat
     if any(path.exists() for path in paths):
         return
     raise DataError(
-        f"None of the {len(paths)} files that manifest {str(file)!r} lists exists; the first was looked for at "
+        f"None of the {len(paths)} files listed in manifest {str(file)!r} exists; the first was expected at "
         f"{str(paths[0])!r}. {_find_near(paths[0], names[0], base)}"
     )
 
 
 def _find_near(path: Path, name: str, base: Path) -> str:
-    """Where the first file of a manifest may be instead, and what to change."""
+    """Where the first file of a manifest probably is, and what to change."""
     if re.match(r"[a-z]+://", name):
         local = name.startswith("file://")
         return "Write plain paths, without 'file://'." if local else "Download the images, and list their paths."
@@ -264,18 +265,18 @@ def _find_near(path: Path, name: str, base: Path) -> str:
             if tail == tails[0] and not Path(name).is_absolute():
                 return f"It is in {str(root)!r}: pass {_root_option(root)}."
             start = name[: -len(tail)]
-            return (
-                f"There is {str(root / tail)!r}: remove {start!r} from the start of the paths{_and_root(root, base)}."
-            )
+            return f"Found {str(root / tail)!r}: remove {start!r} from the start of the paths{_and_root(root, base)}."
     if path.parent.is_dir():
         same = sorted(found.name for found in path.parent.iterdir() if path.name.casefold() in _alike(found))
         if same:
-            return f"There is {same[0]!r} in that folder: write the names as they are, with their extension."
-    return f"Relative paths start from {str(base)!r}: pass root=DIR if that is wrong (command line: data.root=DIR)."
+            return f"That folder contains {same[0]!r}: write the exact file names, with their extension."
+    return (
+        f"Relative paths are relative to {str(base)!r}: pass root=DIR if that is wrong (command line: data.root=DIR)."
+    )
 
 
 def _tails(name: str) -> list[str]:
-    """The path, and what is left of it without its first folders, the longest first."""
+    """The path, and the path without its first one, two, ... folders."""
     parts = [part for part in re.split(r"[/\\]", name) if part]
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
@@ -297,15 +298,15 @@ def _alike(found: Path) -> tuple[str, str]:
 
 
 def _straddling(splits: list[str], groups: list[str]) -> list[Finding]:
-    """The warning for groups that the manifest's own splits tear apart; official splits are never changed."""
-    homes: dict[str, set[str]] = {}
+    """The warning for groups that the manifest's splits separate; given splits are never changed."""
+    splits_of: dict[str, set[str]] = {}
     for split, group in zip(splits, groups, strict=True):
-        homes.setdefault(group, set()).add(split)
-    torn = tuple(sorted((group for group, found in homes.items() if len(found) > 1), key=natural_key))
+        splits_of.setdefault(group, set()).add(split)
+    torn = tuple(sorted((group for group, found in splits_of.items() if len(found) > 1), key=natural_key))
     if not torn:
         return []
     message = (
-        f"{len(torn)} of {len(homes)} groups have images in more than one split (first: {', '.join(torn[:_SHOWN])}); "
-        "held-out accuracy may be too high. The manifest's splits are kept as they are."
+        f"{len(torn)} of {len(splits_of)} groups have images in more than one split (first: "
+        f"{', '.join(torn[:_SHOWN])}); held-out accuracy may be too high. The manifest's splits are kept."
     )
     return [Finding(kind="group_across_splits", severity="warning", message=message, items=torn)]

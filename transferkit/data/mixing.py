@@ -1,4 +1,4 @@
-"""Batches in which each picture is mixed with another one, and the shares of classes that go with it."""
+"""Mixup and cutmix: batches in which pictures are mixed in pairs, with matching class shares as targets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["Mixing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Mixup, cutmix, or one of the two at random; a function of the draw alone.
+    """Mixup, cutmix, or one of the two at random per batch; deterministic for a given seed.
 
-    For few images and short schedules leave it off: BiT-HyperRule begins at 20,000 images, with mixup 0.1.
+    Leave it off for few images or short schedules: BiT-HyperRule uses it from 20,000 images on, with mixup 0.1.
 
     Args:
         classes: K.
-        mixup: alpha of the Beta distribution that the shares are drawn from, >= 0; 0 is off.
-        cutmix: The same for the area of the patch that is pasted in.
+        mixup: alpha of the Beta distribution of the mixing ratio, >= 0; 0 is off.
+        cutmix: The same for the area of the pasted patch.
 
     References:
-        Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (cutmix). Each image goes with its neighbour in the
+        Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (cutmix). Each image is mixed with its neighbour in the
         batch, as in torchvision.
 
     Example:
@@ -53,17 +53,17 @@ class Mixing:
 
         Args:
             pictures: (n, 3, H, W) uint8 or float.
-            targets: (n,) int in [0, K), or (n, K) shares.
+            targets: (n,) int in [0, K), or (n, K) class shares.
             draw: A seed, from `draw_seed`.
 
         Returns:
-            Pictures of the same type, uint8 rounded, and (n, K) float32 shares; rows sum to 1 as the targets' do.
+            Pictures of the same dtype, uint8 rounded, and (n, K) float32 class shares; rows sum to 1.
 
         Raises:
-            DataError: Targets are neither classes nor shares of them.
+            DataError: Targets are neither classes nor class shares.
         """
         if targets.ndim == 1 and targets.is_floating_point():
-            raise DataError("Mixing pictures needs classes as targets, got numbers. Leave mixup and cutmix off.")
+            raise DataError("Mixup and cutmix need classes as targets, got floats. Leave mixup and cutmix off.")
         if not self:
             return pictures, targets
         with drawing(draw):

@@ -1,4 +1,4 @@
-"""Labelled images as a LightningDataModule, for a Trainer of your own."""
+"""Labelled images as a LightningDataModule, for your own Trainer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 from transferkit.core.errors import OptionError
 from transferkit.core.frameworks import lightning
 from transferkit.data.augmentation import Augmentation, choose_preset
-from transferkit.data.decode import MAX_PIXELS
 from transferkit.data.loading import Batch, EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, open_data
 from transferkit.data.pixels import MEMORY_LIMIT, PixelStore
+from transferkit.options import MAX_PIXELS
 from transferkit.records import Preprocessing
 
 if TYPE_CHECKING:
@@ -29,30 +29,29 @@ __all__ = ["TransferDataModule"]
 
 
 class TransferDataModule(pl.LightningDataModule):
-    """Any source of labelled images, audited, split, and prepared for a checkpoint.
+    """LightningDataModule for any source of labelled images: audited, split, and preprocessed for a checkpoint.
 
-    Batches are (pictures, labels): (n, 3, S, S) uint8, to be normalised on the device as the checkpoint wants (a
-    `TransferModel` does), or float32 that is normalised already; (n,) int64, with mixup or cutmix (n, K) float32.
+    Batches are (pictures, labels): (n, 3, S, S) uint8, to be normalised on the device (`TransferModel` does that), or
+    float32 if already normalised; labels (n,) int64, with mixup or cutmix (n, K) float32.
 
     Args:
-        data: A folder, manifest, dataset, mapping of datasets, LightningDataModule or "builtin/digits": what
-            `transferkit.adapt` takes.
-        preprocessing: The checkpoint's own, e.g. `transferkit.load_backbone(...).spec.preprocessing`.
+        data: A folder, manifest, dataset, mapping of datasets, LightningDataModule or "builtin/digits", as for
+            `transferkit.adapt`.
+        preprocessing: The checkpoint's, e.g. `transferkit.load_backbone(...).spec.preprocessing`.
         batch_size: Images per step and process.
         augment: "auto" (by the number of images), "none", "light", "medium" or "strong".
-        flip: Whether training images may be mirrored. None: no, as long as nobody has measured that it is safe.
-        mixup, cutmix: Strength of mixing training images in pairs, >= 0; 0 is off.
+        flip: Whether to flip training images horizontally. None: no, because it has not been measured to be safe.
+        mixup, cutmix: Alpha of mixup and cutmix, >= 0; 0 is off.
         balanced: Whether every class makes up the same share of an epoch.
-        drop_last: Whether to leave out a last batch that is not full.
-        val: Share of the training images to hold back where there is no validation split, in [0, 1).
-        test: Share of the training images to hold back where there is no test split, in [0, 1); None: 0.2 where there
-        are
-            no splits at all, else nothing.
-        seed: Draws the splits, the order and the augmentation.
-        workers: Processes that prepare batches; None fits them to the machine.
-        limit: Bytes of decoded pictures of a split to keep in memory; beyond, they go to a temporary file.
+        drop_last: Whether to drop a last batch that is not full.
+        val: Share of the training images to hold back if there is no validation split, in [0, 1).
+        test: Share of the training images to hold back if there is no test split, in [0, 1); None: 0.2 if there are no
+            splits at all, else none.
+        seed: Determines the splits, the order and the augmentation.
+        workers: Worker processes that prepare batches; None chooses by the machine.
+        limit: Bytes of decoded pictures per split to keep in memory; larger splits use a temporary file.
         root, columns, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
-        progress: Whether to show bars, if on a terminal.
+        progress: Whether to show progress bars on a terminal.
 
     Raises:
         OptionError: An argument has a value that cannot work.
@@ -117,7 +116,7 @@ class TransferDataModule(pl.LightningDataModule):
 
     @cached_property
     def data(self) -> Data:
-        """The images, audited and split; opened when first asked for.
+        """The images, audited and split; opened on first access.
 
         Raises:
             DataError: They cannot be used.
@@ -128,8 +127,8 @@ class TransferDataModule(pl.LightningDataModule):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The checkpoint's own; once the images are open, with what they add to it (`Data.fitted`)."""
-        return self.data.fitted(self._preprocessing) if "data" in vars(self) else self._preprocessing
+        """The checkpoint's; once the images are open, adapted to them (`Data.adapt_preprocessing`)."""
+        return self.data.adapt_preprocessing(self._preprocessing) if "data" in vars(self) else self._preprocessing
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,12 +137,12 @@ class TransferDataModule(pl.LightningDataModule):
 
     @cached_property
     def augmentation(self) -> Augmentation:
-        """What may change in a training picture."""
+        """Augmentation of training pictures."""
         preset = choose_preset(self.augment, images=len(self.data.indices("train")))
         return Augmentation(preset=preset, preprocessing=self.preprocessing, flip=choose_flip(self.flip))
 
     def setup(self, stage: str) -> None:
-        """Decode the pictures that a stage needs: "fit", "validate", "test" or "predict"; those that are there stay."""
+        """Decode the pictures for a stage ("fit", "validate", "test" or "predict"), unless decoded already."""
         wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
         for split in wanted:
             if split not in self._pictures and len(self.data.indices(split)):
@@ -161,7 +160,7 @@ class TransferDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled and augmented anew every epoch; shared out among processes."""
+        """Training batches, shuffled and augmented differently every epoch; divided among processes."""
         pictures = self._pictures["train"]
         labels = pictures.targets.numpy()
         sampler = EpochSampler(
@@ -175,15 +174,15 @@ class TransferDataModule(pl.LightningDataModule):
         return make_loader(pictures, sampler, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """In order, nothing drawn; no loader if nothing is held back."""
+        """Validation batches in order, without augmentation; no loader if there are no validation images."""
         return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """In order, nothing drawn; no loader if there are no test images."""
+        """Test batches in order, without augmentation; no loader if there are no test images."""
         return self._in_order("test")
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """The test images."""
+        """The same as `test_dataloader`."""
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader[Batch] | list[DataLoader[Batch]]:

@@ -1,4 +1,4 @@
-"""Any source of labelled images, opened: audited, split, and read image by image."""
+"""Opening any source of labelled images: audited, split, and read image by image."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from transferkit.core.errors import DataError, OptionError
 from transferkit.core.file_kinds import is_text, kind_of, read_head
 from transferkit.core.paths import expand
 from transferkit.data.audit import AuditReport, audit
-from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, take_builtin, take_datasets
-from transferkit.data.decode import MAX_PIXELS
+from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, read_builtin, read_datasets
 from transferkit.data.depth import Range
-from transferkit.data.folders import take_folder
+from transferkit.data.folders import read_folder
 from transferkit.data.formats import is_image
 from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
-from transferkit.data.manifests import MANIFEST_EXTENSIONS, take_manifest
+from transferkit.data.manifests import MANIFEST_EXTENSIONS, read_manifest
 from transferkit.data.prepared import check_prepared
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
+from transferkit.options import MAX_PIXELS
 from transferkit.records import DataSummary, Folds, Picture, Preprocessing
 
-__all__ = ["Data", "check_place", "open_data"]
+__all__ = ["Data", "check_data_path", "open_data"]
 
 _JPEG_QUALITY = 85
 
 
 class Data:
-    """Labelled images after the audit: only usable ones are in it.
+    """Labelled images that passed the audit.
 
     Args:
-        inventory: What the source listed.
-        report: What the audit left of it.
-        normalised: Whether `pixels` returns float32 tensors that are normalised already.
+        inventory: The source's rows.
+        report: The audit's result: usable rows, splits, groups.
+        normalised: Whether `pixels` returns already normalised float32 tensors.
 
     Attributes:
-        summary: `DataSummary`: counts, findings, how the splits came to be.
-        items: N names for people.
+        summary: `DataSummary`: counts, findings, how the splits were made.
+        items: N image names, for display.
         labels: (N,) int64 in [0, K).
         splits: (N,) of "train", "val", "test".
         content_ids: (N,) dtype "S32", hex digests of the images' contents.
-        groups: (N,) int64; images of equal value must not be parted: equal or nearly equal content, or one group of the
-            person's.
-        normalised: Whether `pixels` returns float32 tensors that are normalised already.
+        groups: (N,) int64; images of equal value must stay together: equal or nearly equal content, or a group given by
+            the user.
+        normalised: Whether `pixels` returns already normalised float32 tensors.
         value_range: (black, white) of the images deeper than 8 bits, in stored units; None if there are none.
         thread_safe: Whether images may be read from several threads at once.
     """
@@ -71,10 +71,10 @@ class Data:
         self.normalised = normalised
         self.value_range: Range | None = None if normalised else report.value_range
         self._outside = inventory.outside
-        looks = [inventory.inspections[row] for row in rows]
-        self._shapes = [(look.height, look.width) for look in looks] if normalised else []
+        inspections = [inventory.inspections[row] for row in rows]
+        self._shapes = [(one.height, one.width) for one in inspections] if normalised else []
         self.thread_safe = inventory.reader.thread_safe
-        self._sizes = np.array([(look.width, look.height) for look in inventory.inspections], dtype=np.int64)
+        self._sizes = np.array([(one.width, one.height) for one in inventory.inspections], dtype=np.int64)
         self._reader: Reader = inventory.reader
         self._rows = rows
 
@@ -93,7 +93,7 @@ class Data:
 
     @property
     def copies(self) -> npt.NDArray[np.int64]:
-        """(N,) images of equal value have equal content; numbered by content, whatever the order of the files."""
+        """(N,) images of equal value have equal content; numbered by content, independent of the order of the files."""
         return np.unique(self.content_ids, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     @property
@@ -113,21 +113,21 @@ class Data:
         """
         return self._reader.image(int(self._rows[index]), self.value_range)
 
-    def fitted(self, preprocessing: Preprocessing) -> Preprocessing:
-        """A checkpoint's preprocessing as it holds for these images: what a model made of them must keep.
+    def adapt_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
+        """A checkpoint's preprocessing, completed for these images; a model fitted to them must keep it.
 
         Returns:
-            With the range of deep images, if it has none yet; of prepared tensors, that they are prepared, and their
-            shape.
+            The preprocessing with the value range of deep images, if it has none yet; for preprocessed tensors, with
+            that fact and their shape.
 
         Raises:
-            DataError: Prepared tensors are of several shapes, or of another than
-                the model was fitted on; or these are pictures and the model needs tensors.
+            DataError: Preprocessed tensors have several shapes, or another than the model was fitted on; or these are
+                pictures and the model needs tensors.
 
         Example:
             >>> half = (0.5, 0.5, 0.5)
             >>> plain = Preprocessing(size=8, mean=half, std=half, interpolation="bilinear")
-            >>> open_data("builtin/digits").fitted(plain) == plain
+            >>> open_data("builtin/digits").adapt_preprocessing(plain) == plain
             True
         """
         if not self.normalised:
@@ -139,39 +139,39 @@ class Data:
         if preprocessing.shape not in (None, self.prepared_shape):
             raise DataError(
                 f"The tensors have shape {self.prepared_shape}, and the model was fitted on {preprocessing.shape}. "
-                "Prepare them with the transform that was used then."
+                "Preprocess them with the same transform as the training images."
             )
         how = f": {'; '.join(self._outside)}" if self._outside else ""
         return replace(
-            preprocessing, prepared=True, shape=self.prepared_shape, origin=f"the tensors came prepared{how}"
+            preprocessing, prepared=True, shape=self.prepared_shape, origin=f"the tensors were passed preprocessed{how}"
         )
 
     @property
     def prepared_shape(self) -> tuple[int, int]:
-        """(H, W) of prepared tensors.
+        """(H, W) of preprocessed tensors.
 
         Raises:
-            DataError: They are of several shapes.
+            DataError: They have several shapes.
         """
         counts = Counter(self._shapes)
         if len(counts) > 1:
-            told = "; ".join(
+            shapes = "; ".join(
                 f"{number} of (3, {height}, {width}), e.g. {self.items[self._shapes.index((height, width))]}"
                 for (height, width), number in counts.most_common(3)
             )
-            raise DataError(f"Prepared tensors must all have one shape, got {told}. Resize them in the dataset.")
+            raise DataError(f"Preprocessed tensors must all have one shape, got {shapes}. Resize them in the dataset.")
         return next(iter(counts))
 
     def pixels(self, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
-        """The image as the checkpoint wants it, but for normalisation.
+        """The image in the checkpoint's geometry, not normalised.
 
         Args:
             index: In [0, N).
-            preprocessing: The checkpoint's own.
+            preprocessing: The checkpoint's.
 
         Returns:
-            (3, S, S) uint8, resized and cropped; (V, 3, S, S) where the preprocessing has V views. If `normalised`:
-            (3, H, W) float32, taken as it is.
+            (3, S, S) uint8, resized and cropped; (V, 3, S, S) if the preprocessing has V views. If `normalised`:
+            (3, H, W) float32, unchanged.
 
         Raises:
             DataError: The image was changed or removed since the audit.
@@ -182,7 +182,7 @@ class Data:
         return to_pixels(self._reader.image(int(self._rows[index]), value_range), preprocessing)
 
     def thumbnail(self, index: int, side: int = 96) -> Picture:
-        """A JPEG whose long side is `side` pixels, for people."""
+        """A JPEG for display, with a long side of `side` pixels."""
         image = self.image(index)
         scale = side / max(image.size)
         width, height = (max(1, round(extent * scale)) for extent in image.size)
@@ -206,38 +206,37 @@ def open_data(
     cache: str | Path | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Data:
-    """Open labelled images from any source, audited before any work.
+    """Open labelled images from any source, and audit them.
 
-    Official splits are kept as they are. Without any, images are split class by class; groups and identical images
-    stay together.
+    Given splits are kept unchanged. Without any, images are split class by class; groups and identical images stay
+    together.
 
     Args:
         data: A folder (`ROOT/{train,val,test}/<class>/*`, `ROOT/<class>/{train,val,test}/*` or `ROOT/<class>/*`); a
-            CSV, TSV or Parquet manifest with columns path, label and maybe split and group; a map-style dataset of
+            CSV, TSV or Parquet manifest with columns path, label and optionally split and group; a map-style dataset of
             (image, label), or a mapping from split name to such datasets; a LightningDataModule; or "builtin/digits".
-            What is opened already, also inside a `TransferDataModule`, stays as it is, and the other arguments are not
-            looked at.
-        root: Folder that a manifest's relative paths start from; None: the manifest's own.
-        columns: "path", "label", "split", "group" -> what the manifest calls it, where it differs.
-        seed: Draws the splits.
-        val: Share of the training images to hold back for validation where there is no validation split, in [0, 1).
-        test: Share of the training images to hold back for testing where there is no test split, in [0, 1). None: 0.2
-            where there are no splits at all; nothing, and a warning, where there are splits but no test images.
-        strict: Whether an image that cannot be used, or a file in a class folder that is none, is an error; else it is
+            Open `Data`, also inside a `TransferDataModule`, is returned unchanged, and the other arguments are ignored.
+        root: Folder that a manifest's relative paths are relative to; None: the manifest's folder.
+        columns: "path", "label", "split", "group" -> the manifest's name for it, if it differs.
+        seed: Determines the splits.
+        val: Share of the training images to hold back for validation if there is no validation split, in [0, 1).
+        test: Share of the training images to hold back for testing if there is no test split, in [0, 1). None: 0.2 if
+            there are no splits at all; none, with a warning, if there are splits but no test images.
+        strict: Whether an unusable image, or a file in a class folder that is not an image, is an error; else it is
             set aside, and the summary says so.
-        preprocessed: Whether a dataset's float tensors are to be taken as they are.
-        progress: Whether to show a bar, if on a terminal.
+        preprocessed: Whether a dataset's float tensors are used unchanged.
+        progress: Whether to show a progress bar on a terminal.
         max_pixels: Width times height above which an image is not decoded.
-        cache: Folder where the audit remembers what it saw of image files, so that those that have not changed are not
-            read again; None takes `$TRANSFERKIT_CACHE` or the user's cache folder.
+        cache: Folder where the audit caches its inspections, so that unchanged files are not read again; None uses
+            `$TRANSFERKIT_CACHE` or the user's cache folder.
         value_range: (black, white) of images deeper than 8 bits, in stored units; None measures it on the training
             images.
 
     Returns:
-        The usable images, with a summary that holds all findings.
+        The usable images, with a summary that contains all findings.
 
     Raises:
-        DataError: The data cannot be used; the message lists every problem found, with its remedy.
+        DataError: The data cannot be used; the message lists every problem with its remedy.
         OptionError: An argument has a value that cannot work.
         MissingDependencyError: A Parquet manifest without pyarrow.
 
@@ -252,9 +251,9 @@ def open_data(
     if max_pixels < 1:
         raise OptionError(f"max_pixels is a number of pixels and must be >= 1, got {max_pixels!r}.")
     opened = getattr(data, "data", data)
-    if isinstance(opened, Data):  # a TransferDataModule has opened its images already
+    if isinstance(opened, Data):  # a TransferDataModule's images are open already
         return opened
-    inventory = _take(
+    inventory = _read_source(
         data,
         root=root,
         columns=columns,
@@ -267,14 +266,14 @@ def open_data(
     return Data(inventory, report, normalised=preprocessed)
 
 
-def check_place(data: Any) -> None:
-    """Whether there is anything where a path points; other kinds of data are not looked at.
+def check_data_path(data: Any) -> None:
+    """Raise if `data` is a path that does not exist; other types of data are not checked.
 
     Raises:
-        DataError: There is nothing.
+        DataError: There is no file or folder at the path.
 
     Example:
-        >>> check_place("builtin/digits")
+        >>> check_data_path("builtin/digits")
     """
     if not isinstance(data, (str, Path)):
         return
@@ -288,14 +287,14 @@ def check_place(data: Any) -> None:
 
 
 def _check_path(data: str | Path) -> None:
-    """Raise where a text is no path at all."""
+    """Raise if a string cannot be a path."""
     if isinstance(data, str) and not data.strip():
         raise OptionError(f"The path of the data is empty, got {data!r}. Pass a folder; '.' is the current one.")
     if "://" in str(data):
-        raise OptionError(f"{str(data)!r} is an address. Download the images, and pass the folder that they are in.")
+        raise OptionError(f"{str(data)!r} is a URL. Download the images, and pass their folder.")
 
 
-def _take(
+def _read_source(
     data: Any,
     *,
     root: str | Path | None,
@@ -305,18 +304,18 @@ def _take(
     progress: bool,
     cache: Path | None,
 ) -> Inventory:
-    """The inventory of whatever `data` is."""
+    """The inventory of any kind of source."""
     if isinstance(data, (str, Path)):
         if preprocessed:
-            raise OptionError("preprocessed=True is for datasets that yield float tensors; files hold pixels.")
-        return _take_named(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
+            raise OptionError("preprocessed=True is for datasets that yield float tensors; files contain pixels.")
+        return _read_path(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
-        raise OptionError(f"root and columns belong to a manifest, got {type(data).__name__} as data.")
+        raise OptionError(f"root and columns are for manifests only, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
-    return take_datasets(parts, origin=origin, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress)
+    return read_datasets(parts, origin=origin, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress)
 
 
-def _take_named(
+def _read_path(
     data: str | Path,
     *,
     root: str | Path | None,
@@ -329,32 +328,32 @@ def _take_named(
     path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         base = None if root is None else expand(root)
-        return take_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
+        return read_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
-        raise OptionError(f"root and columns belong to a manifest, got {str(data)!r} as data.")
+        raise OptionError(f"root and columns are for manifests only, got {str(data)!r} as data.")
     if isinstance(data, str) and data.startswith("builtin") and not path.exists():
-        return take_builtin(data, max_pixels=max_pixels, progress=progress)
+        return read_builtin(data, max_pixels=max_pixels, progress=progress)
     if path.is_file():
         raise DataError(_no_source(data, path))
-    return take_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
+    return read_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
 
 
 def _no_source(data: str | Path, path: Path) -> str:
-    """The message for a file that is no manifest: what it is, and the next step."""
+    """The message for a file that is not a manifest: what it is, and the next step."""
     head = read_head(path)
     known = ", ".join(MANIFEST_EXTENSIONS)
     if (kind := kind_of(head)) is not None:
-        return f"{str(data)!r} is {kind.name}. {kind.remedy}; images come in a folder or in a manifest ({known})."
+        return f"{str(data)!r} is {kind.name}. {kind.remedy}; expected a folder of images or a manifest ({known})."
     if is_image(path):
         return f"{str(data)!r} is one image; expected a folder of them, or a manifest ({known}). {LAYOUTS}"
     if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-        return f"{str(data)!r} holds JSON; manifests are {known}. {CONVERT_JSON}"
+        return f"{str(data)!r} contains JSON; manifests are {known}. {CONVERT_JSON}"
     if is_text(head):
         return (
-            f"{str(data)!r} is a text file, and manifests are {known}. If it is a table with a line of names above, "
-            "such as path,label, call it .csv; its cells may be apart by commas, semicolons, tabs or bars."
+            f"{str(data)!r} is a text file, but manifests are {known}. If it is a table with a header line such as "
+            "path,label, rename it to .csv; the delimiter may be a comma, semicolon, tab or |."
         )
-    return f"{str(data)!r} is a file but no manifest; expected {known}, or a folder. {LAYOUTS}"
+    return f"{str(data)!r} is a file but not a manifest; expected {known}, or a folder. {LAYOUTS}"
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:
@@ -363,7 +362,7 @@ def _parts(data: Any) -> tuple[Mapping[str, Any], str]:
         return module_datasets(data), type(data).__name__
     if isinstance(data, Mapping):
         return data, "datasets"
-    if is_dataset(data) or hasattr(data, "__iter__"):  # an IterableDataset has its own message further on
+    if is_dataset(data) or hasattr(data, "__iter__"):  # an IterableDataset gets its own message later
         return {UNSPLIT: data}, type(data).__name__
     raise DataError(
         "Expected a folder, a manifest, a map-style dataset, a mapping from split to dataset, a LightningDataModule or "

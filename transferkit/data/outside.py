@@ -1,4 +1,4 @@
-"""What a dataset does to its images before anybody sees them: no part of the model that is saved, so it is told."""
+"""A dataset's own transforms: they are not saved with the model, so findings list them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from PIL import Image, ImageOps
 from transferkit.data.arrays import as_rgb
 from transferkit.records import Finding
 
-__all__ = ["outside_steps", "tell_steps"]
+__all__ = ["outside_steps", "step_findings"]
 
 CONVERSIONS = frozenset(
     {"ToTensor", "PILToTensor", "ToImage", "ToPILImage", "ToDtype", "ConvertImageDtype", "ToPureTensor", "Identity"}
 )
-"""Transforms that change the form of an image and nothing that is seen in it."""
+"""Transforms that change only the type of an image, not its content."""
 
 _LONGEST = 120
 
 
 def outside_steps(dataset: Any) -> tuple[str, ...]:
-    """What a dataset does that changes its pictures, in words; through subsets and joined datasets.
+    """Descriptions of a dataset's own transforms that change its pictures, also inside subsets and concatenations.
 
-    Only what is kept as `.transform`, `.transforms` or `.loader`, as torchvision does, can be seen; a loader is
-    tried on a few files.
+    Finds only those in `.transform`, `.transforms` or `.loader`, as in torchvision; a loader is tested on a few files.
 
     Example:
         >>> class Shrinking:
@@ -37,7 +36,7 @@ def outside_steps(dataset: Any) -> tuple[str, ...]:
 
 
 def _transforms(dataset: Any, *, depth: int) -> Iterator[Any]:
-    if dataset is None or depth > 8:  # a wrapper may well hold itself
+    if dataset is None or depth > 8:  # a wrapper may contain itself
         return
     inner = getattr(dataset, "dataset", None)
     joined = getattr(dataset, "datasets", None)
@@ -46,13 +45,13 @@ def _transforms(dataset: Any, *, depth: int) -> Iterator[Any]:
     if _loads_otherwise(dataset):
         yield dataset.loader
     own: Any = getattr(dataset, "transform", None) or getattr(dataset, "transforms", None)
-    if type(own).__name__ == "StandardTransform":  # torchvision's pair of one for images and one for labels
+    if type(own).__name__ == "StandardTransform":  # torchvision's pair of transforms, for images and labels
         own = own.transform
     yield from (step for step in _steps(own) if type(step).__name__ not in CONVERSIONS)
 
 
 def _steps(transform: Any) -> Iterator[Any]:
-    """A transform taken apart, if it is a list of others."""
+    """The steps of a transform that is composed of others, else the transform itself."""
     inner = getattr(transform, "transforms", None)
     if isinstance(transform, (list, tuple)):
         parts: Sequence[Any] = transform
@@ -67,21 +66,21 @@ def _steps(transform: Any) -> Iterator[Any]:
         yield from _steps(part)
 
 
-def tell_clipping(datasets: Sequence[Any]) -> list[Finding]:
-    """The warning for torchvision's folder datasets over files deeper than 8 bits: their loader clips at 255."""
+def clipping_findings(datasets: Sequence[Any]) -> list[Finding]:
+    """The warning for torchvision's folder datasets with files deeper than 8 bits: their loader clips at 255."""
     files = [file for dataset in datasets for file in _files_read_by_torchvision(dataset, depth=0)]
     deep = [str(file) for file in files if _is_deep(file)]
     if not deep:
         return []
     message = (
-        f"The dataset's own loader clips images deeper than 8 bits at 255 (e.g. {deep[0]}), which leaves little or "
-        "nothing of them. Give the folder itself in place of the dataset: its range of values is measured then."
+        f"The dataset's own loader clips images deeper than 8 bits at 255 (e.g. {deep[0]}), which destroys most "
+        "of their content. Pass the folder instead of the dataset: its range of values is then measured."
     )
     return [Finding(kind="clipped", severity="warning", message=message, items=tuple(deep))]
 
 
 def _files_read_by_torchvision(dataset: Any, *, depth: int) -> Iterator[Any]:
-    """A few of the files behind an ImageFolder that opens them by the default, wherever it is wrapped."""
+    """A few of the files of an ImageFolder with the default loader, also inside wrappers."""
     if dataset is None or depth > 8:
         return
     joined = getattr(dataset, "datasets", None)
@@ -89,12 +88,12 @@ def _files_read_by_torchvision(dataset: Any, *, depth: int) -> Iterator[Any]:
         yield from _files_read_by_torchvision(part, depth=depth + 1)
     samples, loader = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
     if isinstance(samples, list) and getattr(loader, "__name__", "") in _KNOWN_LOADERS:
-        spread = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
+        spread = samples[:: max(1, len(samples) // _HEADERS_READ)][:_HEADERS_READ]
         yield from (sample[0] for sample in spread if isinstance(sample, (tuple, list)) and len(sample) == 2)
 
 
 def _loads_otherwise(dataset: Any) -> bool:
-    """Whether a loader of a person's own makes other pictures of the files than are in them."""
+    """Whether a custom loader returns pictures that differ from the files' content."""
     samples, loader = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
     if not isinstance(samples, list) or not callable(loader) or getattr(loader, "__name__", "") in _KNOWN_LOADERS:
         return False
@@ -110,13 +109,13 @@ def _differs(loader: Any, file: Any) -> bool:
             stored = [image.convert("RGB"), ImageOps.exif_transpose(image).convert("RGB")]
         got = loader(file)
         loaded = got.convert("RGB") if isinstance(got, Image.Image) else as_rgb(got, name=str(file))
-    except Exception:  # what is wrong with a file, or comes out of a loader, is told where it is read
+    except Exception:  # faults of a file or a loader are reported when it is read
         return False
     return not any(_alike(loaded, one) for one in stored)
 
 
 def _alike(one: Image.Image, other: Image.Image) -> bool:
-    """Whether two RGB pictures are the same but for what decoders differ in."""
+    """Whether two RGB pictures are equal up to differences between decoders."""
     if one.size != other.size:
         return False
     first, second = (np.asarray(image, dtype=np.int16) for image in (one, other))
@@ -127,20 +126,20 @@ def _is_deep(file: Any) -> bool:
     try:
         with Image.open(file) as image:
             return image.mode == "F" or image.mode.startswith("I")
-    except Exception:  # what is wrong with a file is told where it is read
+    except Exception:  # faults of a file are reported when it is read
         return False
 
 
 _KNOWN_LOADERS = ("default_loader", "pil_loader")
 
 _LOADED = 4
-"""Files that a loader is tried on."""
+"""Number of files that a loader is tested on."""
 
 _DECODERS_DIFFER = 2.0
-"""Mean difference in grey levels of 255: decoders of JPEG differ by less than one."""
+"""Mean difference in grey levels out of 255: JPEG decoders differ by less than one."""
 
-_LOOKED_AT = 8
-"""Files whose header is read to notice it."""
+_HEADERS_READ = 8
+"""Number of files whose header is checked for depth."""
 
 
 def _described(step: Any) -> str:
@@ -151,26 +150,26 @@ def _described(step: Any) -> str:
     return str(step.__name__)
 
 
-def tell_steps(steps: Sequence[str], *, prepared: bool) -> list[Finding]:
-    """What follows from them.
+def step_findings(steps: Sequence[str], *, prepared: bool) -> list[Finding]:
+    """Findings about a dataset's own transforms.
 
     Args:
-        steps: Of `outside_steps`.
-        prepared: Whether the tensors are taken as they are.
+        steps: From `outside_steps`.
+        prepared: Whether the tensors are used unchanged.
     """
     listed = "; ".join(steps)
     if prepared:
         how = f" ({listed})" if listed else ""
         message = (
-            f"The tensors are taken as they are; what was done to them outside{how} is not saved with the model. What "
-            "is predicted must be prepared in the same way: predict(tensors, preprocessed=True)."
+            f"The tensors are used unchanged; their preprocessing{how} is not saved with the model. Preprocess new "
+            "images in the same way: predict(tensors, preprocessed=True)."
         )
         return [Finding(kind="prepared", severity="info", message=message, items=tuple(steps))]
     if not steps:
         return []
     message = (
-        f"The dataset changes its images before they are seen here: {listed}. That is not saved with the model, and "
-        "predict does none of it. Leave these steps out (images are resized and normalised as the checkpoint wants), "
-        "or take what you predict through them as well."
+        f"The dataset applies its own transforms: {listed}. They are not saved with the model, and predict does not "
+        "apply them. Remove these steps (images are resized and normalised for the checkpoint), or apply them to the "
+        "images you predict as well."
     )
     return [Finding(kind="outside_transform", severity="warning", message=message, items=tuple(steps))]

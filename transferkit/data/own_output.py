@@ -1,4 +1,4 @@
-"""Folders and files that transferkit wrote itself: they may lie among the images and are no part of the data."""
+"""Recognising transferkit's own output among the images, to exclude it from the data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _RECORDS = {
     "evidence.json": ("schema", "evidence"),
     "ranking.json": ("schema", "ranking"),
 }
-"""File of a finished run -> keys that it has."""
+"""File of a finished run -> keys that it contains."""
 
 _WRITTEN = frozenset(
     {*_RECORDS, MARKER, "model.safetensors", "model.onnx", "report.html", "ranking.html", "log.txt", "multirun.yaml"}
 )
 _CHECKPOINTS = "training"
 _LIGHTNING = "lightning_logs"
-"""What Lightning's trainer leaves in the working folder when a `TransferModule` is trained there."""
+"""Folder that Lightning's trainer creates in the working folder when a `TransferModule` is trained there."""
 
 _SHELVES = re.compile("v[0-9]+")
 
@@ -34,11 +34,11 @@ _SHELVES = re.compile("v[0-9]+")
 def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
     """Whether a folder is transferkit's own output: a run, several runs, their checkpoints, or a feature bank.
 
-    A run's folder with images in it is not: `out=` may have named the data's own folder.
+    A run's folder that contains images does not count: `out=` may have named the data folder.
 
     Args:
         folder: A folder that exists.
-        has_images: Tells whether there are images anywhere below a folder.
+        has_images: Function that returns whether there are images anywhere below a folder.
     """
     if _is_shelves(folder):
         return True
@@ -47,14 +47,14 @@ def is_own_folder(folder: Path, has_images: Callable[[Path], bool]) -> bool:
     if _is_marked(folder) or (folder / AUDIT).is_file() or _is_checkpoints(folder):
         return not has_images(folder)
     with os.scandir(folder) as entries:
-        # Links are not followed: one may lead back up.
+        # Links are not followed: one may point to a parent folder.
         inside = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
     inside = [path for path in inside if not is_system_name(path.name)]
     return bool(inside) and all(is_own_folder(path, has_images) for path in inside) and not has_images(folder)
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a file is one that transferkit writes into a run's folder and lies in one, or is a feature bank's."""
+    """Whether a file is transferkit's own: a run's file inside a run's folder, or the audit's cache."""
     return path.name.startswith(AUDIT) or (path.name in _WRITTEN and _is_marked(path.parent))
 
 
@@ -73,7 +73,7 @@ def _has_keys(file: Path, keys: tuple[str, ...]) -> bool:
 
 
 def _is_shelves(folder: Path) -> bool:
-    """Whether it is the part of a feature bank that holds the shelves, maybe cleared by now."""
+    """Whether it is the folder of a feature bank's shelves, possibly cleared."""
     if not _SHELVES.fullmatch(folder.name):
         return False
     if any(folder.glob("*/meta.json")):
@@ -83,5 +83,5 @@ def _is_shelves(folder: Path) -> bool:
 
 
 def _is_checkpoints(folder: Path) -> bool:
-    """Whether it is the `training/` of a run, killed or finished."""
+    """Whether it is the `training/` folder of a run, interrupted or finished."""
     return folder.name == _CHECKPOINTS and (_is_marked(folder.parent) or any(folder.glob("*/identity.json")))

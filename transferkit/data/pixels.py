@@ -1,4 +1,4 @@
-"""Decoded pictures, kept for as many epochs as there are: in memory, in a file, or read again each time."""
+"""Decoded pictures, stored for all epochs: in memory, in a file, or read again each time."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from transferkit.records import Preprocessing
 __all__ = ["MEMORY_LIMIT", "PixelStore"]
 
 MEMORY_LIMIT = 2**30
-"""Bytes up to which pictures are kept in memory: 30,000 of 109 px, or 5,400 of 256 px."""
+"""Maximum bytes of pictures in memory: 30,000 of 109 px, or 5,400 of 256 px."""
 
 DISK_RESERVE = 2**30
-"""Bytes that a file leaves free on its disk."""
+"""Bytes of disk space that a file leaves free."""
 
 
 class PixelStore:
-    """Pictures by their position, decoded once and prepared for a checkpoint, but for normalisation.
+    """Pictures by position, decoded once and preprocessed for a checkpoint, except for normalisation.
 
-    Worker processes share them: a forked one sees the same memory, any other gets a handle, of a file its name.
+    Worker processes share them: a forked one uses the same memory, any other gets a handle or the file's name.
 
     Args:
-        data: Where the images come from.
-        indices: (n,) int, which of them, in order.
-        preprocessing: What is done to them; for augmentation `Augmentation.stored`.
-        limit: Bytes up to which they are kept in memory; beyond, in a temporary file, mapped into memory.
-        folder: Where that file goes; None takes the system's temporary folder. Without room for it, images are read
-            each time they are asked for.
-        progress: Whether to show a bar, if on a terminal.
+        data: The images.
+        indices: (n,) int, indices of the images to store, in order.
+        preprocessing: Their preprocessing; for augmentation `Augmentation.stored`.
+        limit: Maximum bytes in memory; beyond, a memory-mapped temporary file is used.
+        folder: Folder of that file; None uses the system's temporary folder. Without enough disk space, images are
+            read each time they are accessed.
+        progress: Whether to show a progress bar on a terminal.
 
     Attributes:
         where: "memory", "file" or "source".
@@ -70,8 +70,8 @@ class PixelStore:
     ) -> None:
         self._data = data
         self._indices = np.asarray(indices, dtype=np.int64)
-        self._places = np.arange(len(self._indices))  # which of them this store, or part of one, shows
-        self._whole: PixelStore | None = None
+        self._positions = np.arange(len(self._indices))  # positions that this store, or subset of one, contains
+        self._parent: PixelStore | None = None
         self._preprocessing = preprocessing
         self._file: Path | None = None
         self._rows: torch.Tensor | None = None
@@ -92,24 +92,24 @@ class PixelStore:
         return channels, height, width
 
     def _keep(self, rows: npt.NDArray[Any], *, progress: bool) -> None:
-        def fill(place: int) -> None:
-            rows[place] = self._read(place)
+        def fill(row: int) -> None:
+            rows[row] = self._read(row)
 
-        places = range(len(self))
-        # A dataset of the user's may hold one open file, which two threads must not read at once.
-        done: Iterable[None] = in_threads(fill, places) if self._data.thread_safe else map(fill, places)
+        positions = range(len(self))
+        # A user's dataset may hold one open file, which two threads must not read at once.
+        done: Iterable[None] = in_threads(fill, positions) if self._data.thread_safe else map(fill, positions)
         for _ in track(done, "reading images", total=len(self), enabled=progress):
             pass
         # As a tensor: torch's worker processes then share the memory instead of copying it.
         self._rows = torch.from_numpy(rows)
 
-    def _read(self, place: int) -> npt.NDArray[Any]:
-        index = int(self._indices[place])
+    def _read(self, row: int) -> npt.NDArray[Any]:
+        index = int(self._indices[row])
         pixels = self._data.pixels(index, self._preprocessing)
         if pixels.shape != self.shape:
             raise DataError(
                 f"{self._data.items[index]} has shape {pixels.shape}, the first image {self.shape}. Preprocessed "
-                "tensors must be of one shape to be trained on; resize them in the dataset."
+                "tensors must have one shape for training; resize them in the dataset."
             )
         return pixels
 
@@ -117,45 +117,45 @@ class PixelStore:
         return np.memmap(file, dtype=self._dtype, mode="r+", shape=(len(self._indices), *self.shape))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __repr__(self) -> str:
-        place = {"memory": "in memory", "file": "in a file", "source": "read each time"}[self.where]
-        return f"PixelStore({len(self)} pictures, {' x '.join(map(str, self.shape))}, {place})"
+        storage = {"memory": "in memory", "file": "in a file", "source": "read each time"}[self.where]
+        return f"PixelStore({len(self)} pictures, {' x '.join(map(str, self.shape))}, {storage})"
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all its pictures take."""
+        """Size of all its pictures in bytes."""
         return int(len(self) * np.prod(self.shape) * self._dtype.itemsize)
 
     @property
     def where(self) -> str:
-        """Where pictures are kept: "memory", "file", or "source" if nowhere."""
+        """Where pictures are stored: "memory", "file", or "source" if they are read each time."""
         if self._rows is None:
             return "source"
         return "memory" if self._file is None else "file"
 
     @property
     def shareable(self) -> bool:
-        """Whether several processes may read at once; not so where each reads a dataset that may hold an open file."""
+        """Whether several processes may read at once; False if they would read a dataset that may hold an open file."""
         return self._rows is not None or self._data.thread_safe
 
     def __getitem__(self, position: int) -> torch.Tensor:
-        """(3, H, W) uint8, or float32 that is normalised already; not to be written to."""
-        place = int(self._places[position])
-        return torch.from_numpy(self._read(place)) if self._rows is None else self._rows[place]
+        """(3, H, W) uint8, or float32 if already normalised; read-only."""
+        row = int(self._positions[position])
+        return torch.from_numpy(self._read(row)) if self._rows is None else self._rows[row]
 
     def take(self, positions: npt.NDArray[np.int64]) -> PixelStore:
-        """Some of the pictures, in that order; nothing is copied."""
+        """A subset of the pictures, in the given order, without copying."""
         part = object.__new__(PixelStore)
         part.__dict__.update(self.__dict__)
-        part._places = self._places[positions]
-        part._whole = self  # the file goes when the last part has gone
+        part._positions = self._positions[positions]
+        part._parent = self  # the file is deleted with the last subset
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        # A map would travel as what is in it, and a source that is not needed may not travel at all.
-        gone: dict[str, Any] = {"_whole": None} if self._rows is None else {"_whole": None, "_data": None}
+        # A memory map would be pickled with its content, and a source may not be picklable and is not needed.
+        gone: dict[str, Any] = {"_parent": None} if self._rows is None else {"_parent": None, "_data": None}
         return {**self.__dict__, **gone, **({} if self._file is None else {"_rows": None})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ class PixelStore:
 
 
 def _reserve(size: int, folder: Path) -> Path | None:
-    """A file of that size, its blocks taken: on a full disk, writing to the map would kill the process.
+    """A file of that size with its blocks allocated: on a full disk, writing to the map would kill the process.
 
     None if there is no room.
     """
@@ -186,6 +186,6 @@ def _reserve(size: int, folder: Path) -> Path | None:
 
 
 def _remove(file: Path, owner: int) -> None:
-    # A forked worker that lets go of its copy must leave the file to the others.
+    # A forked worker that drops its copy must not delete the file that others use.
     if os.getpid() == owner:
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whatever a person hands over for prediction, as named RGB pictures."""
+"""Images for prediction in any common form, as named RGB pictures."""
 
 from __future__ import annotations
 
@@ -18,40 +18,43 @@ from transferkit.core.paths import expand
 from transferkit.data.arrays import ACCEPTED, as_rgb, deep_values
 from transferkit.data.class_names import NaturalKey, natural_key
 from transferkit.data.datasets import is_dataset
-from transferkit.data.decode import MAX_PIXELS, flatten, load_deep, open_header, read_bytes
+from transferkit.data.decode import flatten
 from transferkit.data.deep_images import DeepImages
+from transferkit.data.deep_pixels import load_deep
 from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
+from transferkit.data.headers import open_header, read_bytes
+from transferkit.options import MAX_PIXELS
 
 __all__ = ["predictable_images"]
 
 _BATCH_AXES = 4
 _IMAGE_KEYS = ("image", "img", "pixel_values")
-"""Columns that data sets of dictionaries keep the picture in."""
+"""Keys of the picture in data sets of dicts."""
 
 FROM_PICTURES = "; this model resizes and normalises images itself."
-"""Why float tensors must not be normalised, where a model was fitted on pictures."""
+"""End of the error for normalised float tensors passed to a model that was fitted on pictures."""
 
 
 def predictable_images(
     images: Any, *, max_pixels: int = MAX_PIXELS, deep: DeepImages | None = None, on_error: str = "raise"
 ) -> Iterator[tuple[str, Image.Image | DataError]]:
-    """Yield the pictures one by one, each with a name.
+    """Yield (name, picture) for each image.
 
     Args:
-        images: One or many of: a path; a folder, searched through; a pattern such as "photos/**/*.jpg"; a PIL image; a
-            (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1]; deeper
-            values, as `as_rgb` takes them; batches (N, ...) of these; map-style datasets of any of them; pairs (image,
-            label), of which the label is left.
+        images: One or many of: a path; a folder, searched recursively; a pattern such as "photos/**/*.jpg"; a PIL
+            image; a (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1];
+            deeper values, as in `as_rgb`; batches (N, ...) of these; map-style datasets of any of them; pairs (image,
+            label), whose label is ignored.
         max_pixels: As in `decode`.
         deep: How images deeper than 8 bits are scaled; None as for a model that was fitted on 8-bit images.
-        on_error: "raise", or "skip": what cannot be read is yielded as the error, and the next image follows.
+        on_error: "raise", or "skip": for an unreadable image the error is yielded, and the next image follows.
 
     Yields:
         The file's path, or "image 0", "image 1", ... in order; and the upright RGB picture.
 
     Raises:
-        DataError: Something else was given, a file cannot be decoded, or there is no image at all.
+        DataError: Something else was passed, a file cannot be decoded, or there are no images.
 
     Example:
         >>> [(name, image.size) for name, image in predictable_images(np.zeros((2, 5, 4, 3), np.uint8))]
@@ -72,11 +75,11 @@ def predictable_images(
         yield name, picture
         count += 1
     if count == 0:
-        raise DataError("There is no image to predict: the list is empty.")
+        raise DataError("There is no image to predict: the list is empty. Pass at least one.")
 
 
 class _Unreadable(NamedTuple):
-    """What was given in the place of an image, and why it is none."""
+    """Placeholder for something that is not a readable image, with the reason."""
 
     reason: str
     name: str = ""
@@ -95,7 +98,7 @@ def _picture(thing: Any, deep: DeepImages, *, name: str, max_pixels: int) -> Ima
 
 
 def _single(images: Any) -> Iterator[Any]:
-    """Paths of files, and single pictures, however they were wrapped."""
+    """Yield file paths and single pictures from any container."""
     if isinstance(images, (str, Path)):
         yield from _files(expand(images))
     elif isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == _BATCH_AXES:
@@ -120,18 +123,18 @@ def _single(images: Any) -> Iterator[Any]:
 
 
 def _is_label(value: Any) -> bool:
-    """Whether this is what stands beside an image in a pair, or beside images in a batch: never an image itself."""
+    """Whether a value is a label of an image or of a batch, not an image."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return value.ndim <= 1
     return value is None or isinstance(value, (int, float, np.generic))
 
 
 def _items(dataset: Any) -> Iterator[Any]:
-    """The images of a dataset, one an item; labels, whatever they are, are left."""
+    """Yield the images of a dataset, one per item; labels are ignored."""
     for index in range(len(dataset)):
         try:
             item = dataset[index]
-        except OSError as error:  # what a dataset's own loader raises for a bad file
+        except OSError as error:  # raised by a dataset's loader for a bad file
             yield _Unreadable(f"Item {index} of the dataset cannot be read: {error}.")
             continue
         yield from _single(item[0] if isinstance(item, (tuple, list)) and item else item)
@@ -140,7 +143,7 @@ def _items(dataset: Any) -> Iterator[Any]:
 def _files(path: Path) -> Iterator[Path | _Unreadable]:
     name, found = str(path), [path]
     if os.path.isdir(path):
-        found, nothing = image_files(path), f"Folder {name!r} holds no image files."
+        found, nothing = image_files(path), f"Folder {name!r} contains no image files."
     elif glob.has_magic(name) and not os.path.lexists(path):
         found, nothing = _matching(path), f"No image matches the pattern {name!r}."
     yield from found
@@ -149,9 +152,9 @@ def _files(path: Path) -> Iterator[Path | _Unreadable]:
 
 
 def _matching(path: Path) -> list[Path]:
-    """Files that a pattern matches, and images in folders that it matches; each once, in natural order.
+    """Files that a pattern matches, and images in folders that it matches, without duplicates, in natural order.
 
-    A pattern that ends in an extension takes what it matches, whatever that is; another one only images.
+    A pattern that ends in an extension includes every match; any other only images.
     """
     pattern, takes_all = os.path.join(*_escaped_parts(path)), "." in path.name
     found: dict[Path, None] = {}
@@ -168,8 +171,8 @@ def _by_name(path: Path) -> NaturalKey:
 
 
 def _escaped_parts(path: Path) -> Iterator[str]:
-    """Parts of a pattern, those of folders that are there taken by their letters: `set[1]/*.jpg`."""
-    there = Path()
+    """Parts of a pattern, with the names of existing folders escaped: `set[1]/*.jpg`."""
+    parent = Path()
     for number, part in enumerate(path.parts):
-        there = there / part
-        yield glob.escape(part) if (number == 0 and path.is_absolute()) or os.path.lexists(there) else part
+        parent = parent / part
+        yield glob.escape(part) if (number == 0 and path.is_absolute()) or os.path.lexists(parent) else part

@@ -1,4 +1,4 @@
-"""Float tensors that were prepared outside, for a model that was fitted on such tensors."""
+"""Preprocessed float tensors, for a model that was fitted on such tensors."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ _BATCH_AXES = 4
 
 
 def check_prepared(wants: Preprocessing, *, preprocessed: bool) -> None:
-    """Whether what the caller says of the images is what the model was fitted on.
+    """Raise unless the model was fitted on the type of input that the caller passes.
 
     Args:
-        wants: The model's.
-        preprocessed: Whether the images are prepared tensors, as the caller says.
+        wants: The model's preprocessing.
+        preprocessed: Whether the caller passes preprocessed tensors.
 
     Raises:
-        DataError: Pictures for a model of prepared tensors, or the other way round.
+        DataError: Pictures for a model fitted on preprocessed tensors, or the reverse.
     """
     if wants.prepared and not preprocessed:
         how = f" ({wants.origin})" if wants.origin else ""
         raise DataError(
-            f"This model was fitted on tensors that were prepared outside{how}, and what was done to them is not known "
-            "here, so pictures and files cannot be prepared for it. Prepare them with the same transform and call "
+            f"This model was fitted on preprocessed tensors{how}. Their preprocessing is unknown here, so it cannot be "
+            "applied to pictures and files. Preprocess them with the same transform and call "
             "predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
         )
     if preprocessed and not wants.prepared:
         raise DataError(
-            "preprocessed=True: this model was fitted on pictures, which it resizes and normalises itself, so prepared "
-            "tensors do not fit it. Leave preprocessed out and give paths, PIL images, uint8 tensors or float tensors "
-            "in [0, 1], as they are before Normalize; or adapt with preprocessed=True."
+            "preprocessed=True: this model was fitted on pictures, which it resizes and normalises itself, so it does "
+            "not accept preprocessed tensors. Leave preprocessed out and pass paths, PIL images, uint8 tensors or "
+            "float tensors in [0, 1], as they are before Normalize; or adapt with preprocessed=True."
         )
 
 
 def prepared_tensors(images: Any, *, shape: tuple[int, int] | None) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Yield tensors that were prepared outside one by one, as they are, each with a name.
+    """Yield (name, tensor) for each preprocessed image.
 
     Args:
-        images: One or many of: a (3, H, W) float tensor; a batch (N, 3, H, W); a pair of such and its labels; a dataset
-            or DataLoader of these.
-        shape: (H, W) that the model was fitted with; None does not check it.
+        images: One or many of: a (3, H, W) float tensor; a batch (N, 3, H, W); a pair of these and their labels; a
+            dataset or DataLoader of these.
+        shape: (H, W) that the model was fitted on; None skips this check.
 
     Yields:
         "image 0", "image 1", ... in order; and (3, H, W) float32.
 
     Raises:
-        DataError: Something else was given, another shape, or nothing at all.
+        DataError: Something else was passed, another shape, or nothing.
 
     Example:
         >>> [(name, tensor.shape) for name, tensor in prepared_tensors(torch.zeros(2, 3, 8, 8), shape=(8, 8))]
@@ -68,20 +68,20 @@ def prepared_tensors(images: Any, *, shape: tuple[int, int] | None) -> Iterator[
         name = f"image {count}"
         if not isinstance(value, torch.Tensor):
             raise DataError(
-                f"{name}: this model was fitted on tensors that were prepared outside, and what was done to them is "
-                f"not known here, so it cannot be done to {_what(value)}. Prepare it with the same transform and give "
-                "the tensors, predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
+                f"{name}: this model was fitted on preprocessed tensors. Their preprocessing is unknown here, so it "
+                f"cannot be applied to {_what(value)}. Preprocess it with the same transform and call "
+                "predict(tensors, preprocessed=True); or adapt from pictures, without preprocessed=True."
             )
         values = as_tensor_values(value, name=name)
         if shape is not None and values.shape[1:] != tuple(shape):
             raise DataError(
-                f"{name}: a tensor of shape {values.shape}, and the model was fitted on (3, {shape[0]}, {shape[1]}). "
-                "Prepare it with the transform that was used then."
+                f"{name}: a tensor of shape {values.shape}, but the model was fitted on (3, {shape[0]}, {shape[1]}). "
+                "Preprocess it with the same transform as the training images."
             )
         yield name, values
         count += 1
     if count == 0:
-        raise DataError("There is no image to predict: the list is empty.")
+        raise DataError("There is no image to predict: the list is empty. Pass at least one.")
 
 
 def _what(value: Any) -> str:
@@ -89,14 +89,16 @@ def _what(value: Any) -> str:
 
 
 def _single_tensors(images: Any) -> Iterator[Any]:
-    """Tensors of one image each, however they were wrapped; anything else as it is."""
+    """Yield single-image tensors from any container, and any other value unchanged."""
     if isinstance(images, torch.Tensor) and images.ndim == _BATCH_AXES:
         yield from images
     elif _is_pair(images):
         yield from _single_tensors(images[0])
     elif isinstance(images, (torch.Tensor, np.ndarray, Image.Image, str, bytes, Path, Mapping)):
         yield images
-    elif hasattr(images, "__len__") and hasattr(images, "__getitem__"):  # a map-style dataset may not end by itself
+    elif hasattr(images, "__len__") and hasattr(
+        images, "__getitem__"
+    ):  # iterating over a map-style dataset may never end
         for index in range(len(images)):
             yield from _single_tensors(images[index])
     elif isinstance(images, Iterable):
@@ -107,7 +109,7 @@ def _single_tensors(images: Any) -> Iterator[Any]:
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether a value is an image, or a batch of them, with labels: what a dataset or a DataLoader yields."""
+    """Whether a value is an (image, label) or (batch, labels) pair from a dataset or DataLoader."""
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not isinstance(value[0], torch.Tensor):
         return False
     second = value[1]

@@ -1,12 +1,12 @@
-"""What the audit saw of image files, remembered: a file that has not changed is not read again.
+"""Cache of the audit's inspections: a file that has not changed is not read again.
 
-A file is known by its absolute path and by size, times of change and inode; where one of these differs it is
-inspected anew. Files that changed a moment before they were read are not remembered: a second change within the same
-tick of the clock would not show (git calls such files racy). Only sound images are remembered, so that a fault that was
-the disk's, and not the file's, is met afresh.
+A file is identified by absolute path, size, modification times and inode; if one of these differs, it is inspected
+again. Files that changed just before they were read are not cached: a second change within the same clock tick would go
+unnoticed (git calls such files racy). Only intact images are cached, so that a temporary disk error is not stored as a
+fault of the file.
 
-The memory is a convenience: one that is damaged is thrown away and begun again, and where it cannot be read or written,
-every file is inspected. `transferkit.data` logs both at level DEBUG.
+The cache is optional: a damaged one is deleted and recreated, and if it cannot be read or written, every file is
+inspected. `transferkit.data` logs both at level DEBUG.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ import PIL
 from transferkit.core.serialization import from_json, to_json
 from transferkit.data.inspection import Inspection, in_threads, inspect_file
 
-__all__ = ["FILE", "InspectionMemory", "inspect_files"]
+__all__ = ["FILE", "InspectionCache", "inspect_files"]
 
 log = logging.getLogger(__name__)
 
 FILE = "audit.sqlite"
-"""Name of the memory in the cache folder."""
+"""Name of the database in the cache folder."""
 
 LIMIT = 2**29
-"""Bytes that it may take: about a million images. Beyond, a fifth is dropped, those used least recently."""
+"""Maximum size in bytes: about a million images. Beyond, the least recently used fifth is dropped."""
 
 DROPPED = 0.2
 
 SETTLED = 2_000_000_000
-"""Nanoseconds for which a file must have been left alone before it was read: the coarsest clock of a file system in use
-(FAT's) ticks every two seconds."""
+"""Nanoseconds without a change before a file was read for it to be cached: the coarsest file system clock in use (FAT)
+ticks every two seconds."""
 
 AT_ONCE = 500
-"""Files looked up and written down at once; SQLite takes 999 values in a statement at least."""
+"""Files per query; SQLite allows at least 999 values in a statement."""
 
 PATIENCE = 10.0
 """Seconds to wait for another process that is writing."""
@@ -65,7 +65,7 @@ _TABLE = """CREATE TABLE IF NOT EXISTS inspections (
 
 
 class Signature(NamedTuple):
-    """What tells an unchanged file: another one that was moved to its place has another ctime, if not another size."""
+    """Identifies an unchanged file: a file moved to its path has another ctime, if not another size."""
 
     size: int
     mtime: int
@@ -74,7 +74,7 @@ class Signature(NamedTuple):
 
 
 def _sign(path: Path) -> Signature | None:
-    """None if there is no such file."""
+    """Signature of a file; None if it does not exist."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def _sign(path: Path) -> Signature | None:
 
 
 def _version() -> bytes:
-    """Digest of what an inspection depends on: the code of this folder, and the libraries that decode."""
+    """Digest of what an inspection depends on: the code of this package, and the decoding libraries."""
     code = sorted(
         (entry.name, entry.read_bytes())
         for entry in importlib.resources.files("transferkit.data").iterdir()
@@ -95,15 +95,15 @@ def _version() -> bytes:
     return hashlib.blake2b(repr((code, libraries)).encode(), digest_size=16).digest()
 
 
-class InspectionMemory:
-    """Inspections by file, in one SQLite database that several processes may use at once.
+class InspectionCache:
+    """Cached inspections, in one SQLite database that several processes may use at once.
 
     Args:
-        folder: The cache folder; made when first written to.
+        folder: The cache folder; created on first write.
 
     Example:
         >>> import tempfile
-        >>> InspectionMemory(Path(tempfile.mkdtemp())).count()
+        >>> InspectionCache(Path(tempfile.mkdtemp())).count()
         0
     """
 
@@ -112,45 +112,45 @@ class InspectionMemory:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
         return self.file.stat().st_size if self.file.exists() else 0
 
     def count(self) -> int:
-        """Inspections in it; 0 where it cannot be read."""
+        """Number of inspections in it; 0 if it cannot be read."""
         if not self.file.exists():
             return 0
         try:
             with closing(self._connect()) as database:
                 return int(database.execute("SELECT COUNT(*) FROM inspections").fetchone()[0])
         except (sqlite3.Error, OSError) as error:
-            log.debug("The audit's memory at %s cannot be read: %s", self.file, error)
+            log.debug("The audit's cache at %s cannot be read: %s", self.file, error)
             return 0
 
     def clear(self) -> int:
-        """Forget everything; returns the bytes that this frees."""
+        """Delete everything; returns the bytes freed."""
         freed = self.size
         for suffix in ("", "-journal"):
             Path(f"{self.file}{suffix}").unlink(missing_ok=True)
         return freed
 
     def open(self) -> sqlite3.Connection | None:
-        """A connection, for one thread; None where there can be none. A damaged database is begun again."""
+        """A connection, for one thread; None if there is none. A damaged database is recreated."""
         try:
             return self._connect()
         except (sqlite3.Error, OSError) as error:
             if not _is_damage(error):
-                log.debug("The audit remembers nothing: %s: %s", self.file, error)
+                log.debug("The audit runs without its cache: %s: %s", self.file, error)
                 return None
             self.discard(error)
         try:
             return self._connect()
         except (sqlite3.Error, OSError) as error:
-            log.debug("The audit remembers nothing: %s: %s", self.file, error)
+            log.debug("The audit runs without its cache: %s: %s", self.file, error)
             return None
 
     def discard(self, error: Exception) -> None:
-        """Throw a damaged database away."""
-        log.debug("The audit's memory at %s is damaged (%s) and begins anew", self.file, error)
+        """Delete a damaged database."""
+        log.debug("The audit's cache at %s is damaged (%s) and is recreated", self.file, error)
         try:
             self.clear()
         except OSError as other:
@@ -161,7 +161,7 @@ class InspectionMemory:
         database = sqlite3.connect(self.file, timeout=PATIENCE)
         try:
             if (schema := database.execute("PRAGMA user_version").fetchone()[0]) not in (0, _SCHEMA):
-                raise sqlite3.DatabaseError(f"it is of format {schema}, not {_SCHEMA}")
+                raise sqlite3.DatabaseError(f"its format is {schema}, expected {_SCHEMA}")
             with database:
                 database.execute(_TABLE)
                 database.execute(f"PRAGMA user_version = {_SCHEMA}")
@@ -172,36 +172,36 @@ class InspectionMemory:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the file itself is at fault. Full disks, locks and missing rights are `OperationalError`."""
+    """Whether the database file is damaged. Full disks, locks and missing permissions are `OperationalError`."""
     return type(error) is sqlite3.DatabaseError
 
 
 def inspect_files(paths: Sequence[Path], *, max_pixels: int, folder: Path) -> Iterator[Inspection]:
-    """The inspection of every file, in order: remembered, or read now and remembered from then on.
+    """The inspection of every file, in order: from the cache, or new and added to it.
 
     Args:
         paths: The files; they need not exist.
         max_pixels: As in `decode`.
         folder: The cache folder.
     """
-    memory = _Memory(InspectionMemory(folder), max_pixels)
+    cache = _AuditCache(InspectionCache(folder), max_pixels)
     try:
         for start in range(0, len(paths), AT_ONCE):
-            yield from _inspect_some(paths[start : start + AT_ONCE], memory, max_pixels)
-        memory.make_room()
+            yield from _inspect_some(paths[start : start + AT_ONCE], cache, max_pixels)
+        cache.make_room()
     finally:
-        memory.close()
+        cache.close()
 
 
-def _inspect_some(paths: Sequence[Path], memory: _Memory, max_pixels: int) -> Iterator[Inspection]:
-    """Every file is inspected, and written down, before the first comes out: what was killed goes on from there."""
-    known = memory.recall([(_key(path), _sign(path)) for path in paths])
-    unknown = [path for path, look in zip(paths, known, strict=True) if look is None]
+def _inspect_some(paths: Sequence[Path], cache: _AuditCache, max_pixels: int) -> Iterator[Inspection]:
+    """Inspections of some files, stored before the first is yielded: an interrupted audit resumes from there."""
+    known = cache.recall([(_key(path), _sign(path)) for path in paths])
+    unknown = [path for path, found in zip(paths, known, strict=True) if found is None]
     fresh = list(in_threads(lambda path: _inspect(path, max_pixels), unknown))
-    memory.remember([(_key(path), signature, look) for path, (look, signature) in zip(unknown, fresh, strict=True)])
-    seen = iter(fresh)
-    for look in known:
-        yield next(seen)[0] if look is None else look
+    cache.remember([(_key(path), signature, found) for path, (found, signature) in zip(unknown, fresh, strict=True)])
+    remaining = iter(fresh)
+    for found in known:
+        yield next(remaining)[0] if found is None else found
 
 
 def _key(path: Path) -> bytes:
@@ -209,43 +209,43 @@ def _key(path: Path) -> bytes:
 
 
 def _inspect(path: Path, max_pixels: int) -> tuple[Inspection, Signature | None]:
-    """The inspection, and the signature to remember it by; None if it must not be remembered."""
+    """The inspection, and the signature to store it under; None if it must not be stored."""
     before, now = _sign(path), time.time_ns()
-    look = inspect_file(path, max_pixels=max_pixels)
-    if look.fault or before is None or before != _sign(path):
-        return look, None
-    return look, before if max(before.mtime, before.ctime) < now - SETTLED else None
+    found = inspect_file(path, max_pixels=max_pixels)
+    if found.fault or before is None or before != _sign(path):
+        return found, None
+    return found, before if max(before.mtime, before.ctime) < now - SETTLED else None
 
 
-class _Memory:
-    """The connection of one audit; whatever the database does, the audit goes on."""
+class _AuditCache:
+    """The connection of one audit; database errors never stop the audit."""
 
-    def __init__(self, memory: InspectionMemory, max_pixels: int) -> None:
-        self._memory = memory
+    def __init__(self, cache: InspectionCache, max_pixels: int) -> None:
+        self._cache = cache
         self._which = (max_pixels, _version())
         self._today = int(time.time()) // DAY
-        self._database = memory.open()
+        self._database = cache.open()
         self._written = False
 
     def recall(self, wanted: Sequence[tuple[bytes, Signature | None]]) -> list[Inspection | None]:
-        """One per file; None for those that are not known, or have changed."""
+        """One per file; None for those that are not in the cache, or have changed."""
         rows: dict[bytes, tuple[Any, ...]] = {}
         marks = ", ".join("?" * len(wanted))
         statement = f"SELECT * FROM inspections WHERE max_pixels = ? AND version = ? AND path IN ({marks})"
         for row in self._execute(statement, (*self._which, *(path for path, _ in wanted))):
             rows[row[0]] = row
         found = [_restore(rows.get(path), signature) for path, signature in wanted]
-        old = [path for (path, _), look in zip(wanted, found, strict=True) if look and rows[path][7] != self._today]
+        old = [path for (path, _), known in zip(wanted, found, strict=True) if known and rows[path][7] != self._today]
         if old:
             statement = "UPDATE inspections SET used = ? WHERE path = ? AND max_pixels = ? AND version = ?"
             self._write(statement, [(self._today, path, *self._which) for path in old])
         return found
 
-    def remember(self, looks: Sequence[tuple[bytes, Signature | None, Inspection]]) -> None:
-        """Write down those that have a signature."""
+    def remember(self, inspections: Sequence[tuple[bytes, Signature | None, Inspection]]) -> None:
+        """Store those that have a signature."""
         rows = [
-            (path, *self._which, *signature, self._today, *_pack(look))
-            for path, signature, look in looks
+            (path, *self._which, *signature, self._today, *_pack(inspection))
+            for path, signature, inspection in inspections
             if signature is not None
         ]
         if rows:
@@ -253,7 +253,7 @@ class _Memory:
             self._written = True
 
     def make_room(self) -> None:
-        """Drop those used least recently, if there is more than `LIMIT` and something was added."""
+        """Drop the least recently used, if the database exceeds `LIMIT` and something was added."""
         if not self._written:
             return
         pages = [self._execute(f"PRAGMA {name}", ()) for name in ("page_count", "freelist_count", "page_size")]
@@ -264,7 +264,7 @@ class _Memory:
         self._write(f"DELETE FROM inspections WHERE (path, max_pixels, version) IN ({oldest})", [(many,)])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the connection."""
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -288,33 +288,33 @@ class _Memory:
             self._give_up(error)
 
     def _give_up(self, error: sqlite3.Error) -> None:
-        """Begin anew after damage; after anything else, go on without a memory."""
+        """Recreate a damaged database; after any other error, continue without the cache."""
         self.close()
         if _is_damage(error):
-            self._memory.discard(error)
-            self._database = self._memory.open()
+            self._cache.discard(error)
+            self._database = self._cache.open()
         else:
-            log.debug("The audit remembers nothing more: %s: %s", self._memory.file, error)
+            log.debug("The audit continues without its cache: %s: %s", self._cache.file, error)
 
 
 _OWN = frozenset({"content_id", "hash", "thumb"})
-"""Fields that no two images share. The others, kind of file and size, are alike in most folders."""
+"""Fields that differ between images. The others, such as format and size, are equal for most files of a folder."""
 
 
-def _pack(look: Inspection) -> tuple[bytes, bytes, bytes, bytes]:
-    """Content id, hash, thumbnail, and JSON of what else is in an inspection."""
-    rest = json.dumps(to_json(look, leave_out=_OWN)).encode()
-    return look.content_id, look.hash.to_bytes(8, "big"), look.thumb.tobytes(), rest
+def _pack(inspection: Inspection) -> tuple[bytes, bytes, bytes, bytes]:
+    """Content id, hash, thumbnail, and JSON of the other fields."""
+    rest = json.dumps(to_json(inspection, leave_out=_OWN)).encode()
+    return inspection.content_id, inspection.hash.to_bytes(8, "big"), inspection.thumb.tobytes(), rest
 
 
 @functools.lru_cache(maxsize=1024)
 def _unpack(rest: bytes) -> Inspection:
-    """The inspection in this JSON, but for `_OWN` fields; restored once for all files that are alike."""
+    """The inspection in this JSON, without `_OWN` fields; cached, as most files share it."""
     return from_json(Inspection, {**json.loads(rest), "content_id": b""})
 
 
 def _restore(row: tuple[Any, ...] | None, signature: Signature | None) -> Inspection | None:
-    """The inspection in a row, if it is there, whole, and of the file as it is now."""
+    """The inspection in a row, if it exists, is intact, and matches the file's signature."""
     if row is None or signature is None or tuple(row[3:7]) != signature:
         return None
     content_id, known, thumb, rest = row[8:]

@@ -1,4 +1,4 @@
-"""Who is trained on and who is held back: stratified by class, whole groups only, the same for the same seed."""
+"""Train, validation and test splits: stratified by class, groups kept together, deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def stratified_split(
 ) -> npt.NDArray[np.str_]:
     """A split name for every image.
 
-    Every class keeps an image in train. Without groups, every class has its share in test and val to the nearest
-    image, and at least one in test if it has two. Groups never straddle splits, so their shares are approximate.
+    Every class keeps at least one image in train. Without groups, the shares of test and val are exact per class to
+    the nearest image, and a class with two images has at least one in test. Groups are never divided between splits,
+    so with groups the shares are approximate.
 
     Args:
         labels: (N,) int in [0, K).
         groups: (N,) int; images of equal value stay together.
         val: Share of each class held back for validation, in [0, 1).
         test: Share of each class held back for testing, in [0, 1).
-        seed: Draws which.
+        seed: Determines the splits.
 
     Returns:
         (N,) of "train", "val" or "test".
@@ -62,7 +63,7 @@ def check_shares(*, val: float, test: float) -> None:
 
 
 def _members(labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]) -> list[Counter[int]]:
-    """Per group: class -> images."""
+    """For each group: class -> number of images."""
     _, codes = np.unique(groups, return_inverse=True)
     members: list[Counter[int]] = [Counter() for _ in range(int(codes.max(initial=-1)) + 1)]
     for code, label in zip(codes.tolist(), labels.tolist(), strict=True):
@@ -71,7 +72,7 @@ def _members(labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]) -> li
 
 
 def _quotas(counts: npt.NDArray[np.int64], *, val: float, test: float) -> dict[str, dict[int, int]]:
-    """Split -> class -> images wanted; test is served first, and train always keeps one."""
+    """Split -> class -> number of images to draw; test first, and train always keeps one."""
     quotas: dict[str, dict[int, int]] = {}
     left = counts.copy()
     for split, share in (("test", test), ("val", val)):
@@ -83,7 +84,7 @@ def _quotas(counts: npt.NDArray[np.int64], *, val: float, test: float) -> dict[s
 
 
 def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int], left: Counter[int]) -> set[int]:
-    """Groups whose classes come near their quotas; `left` is what train still has, updated."""
+    """Groups whose images come close to the quotas per class; updates `left`, the images remaining in train."""
     missing = dict(quota)
     chosen: set[int] = set()
 
@@ -96,11 +97,11 @@ def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int]
     def allowed(group: int) -> bool:
         return group not in chosen and all(left[label] > count for label, count in members[group].items())
 
-    for group in order:  # exact where every group is one image
+    for group in order:  # exact if every group is one image
         if allowed(group) and all(count <= missing[label] for label, count in members[group].items()):
             move(group, 1)
     moved = True
-    while moved:  # ends, because the squared distance from the quotas shrinks with every move
+    while moved:  # terminates, because every move reduces the squared distance from the quotas
         moved = False
         for group in order:
             sign = -1 if group in chosen else 1
@@ -108,7 +109,7 @@ def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int]
                 move(group, sign)
                 moved = True
     for label, wanted in quota.items():
-        if wanted > 0 and missing[label] == wanted:  # all groups of the class are too large: the smallest, then
+        if wanted > 0 and missing[label] == wanted:  # all groups of the class are too large: take the smallest
             fitting = [group for group in order if label in members[group] and allowed(group)]
             if fitting:
                 move(min(fitting, key=lambda group: members[group].total()), 1)
@@ -116,5 +117,5 @@ def _choose(order: list[int], members: list[Counter[int]], quota: dict[int, int]
 
 
 def _gain(group: Counter[int], missing: dict[int, int], sign: int) -> int:
-    """By how much the squared distance from the quotas shrinks if a group comes (+1) or goes (-1)."""
+    """Reduction of the squared distance from the quotas if a group is added (+1) or removed (-1)."""
     return sum(missing[label] ** 2 - (missing[label] - sign * count) ** 2 for label, count in group.items())

@@ -1,4 +1,4 @@
-"""Tables of text cells, read from CSV, TSV or Parquet files as people and their programs write them."""
+"""Reading tables of text cells from CSV, TSV or Parquet files, tolerant of common variations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CONVERT_JSON = (
     "Convert it to CSV, with a header line such as path,label; with pandas: "
     "pandas.read_json(FILE).to_csv('manifest.csv', index=False), and lines=True where each line is a record."
 )
-_DELIMITERS = ",;\t|"  # the first of them where none occurs
+_DELIMITERS = ",;\t|"  # the first is the default if none occurs
 _QUOTES = {"'": "'", "`": "`", "\u2018": "\u2019", "\u201c": "\u201d", "\u201e": "\u201c", "\u00ab": "\u00bb"}
-"""Marks that some programs put around every cell, in place of the one that CSV knows."""
+"""Quotation marks that some programs put around every cell instead of the standard one."""
 _SAMPLE = 2**16
 _SHOWN = 5
 
@@ -42,11 +42,10 @@ class Table:
     """Columns of text.
 
     Args:
-        columns: Name -> its cells, without space around them; "" where a value is missing. Of columns of one name the
-            first.
-        lines: Line of the file for each row, for people.
+        columns: Name -> its cells, stripped; "" for a missing value. If a name is repeated, its first column.
+        lines: Line in the file of each row, for messages.
         repeated: Names that occur more than once.
-        nested: Names of columns that hold lists or records; their cells are "".
+        nested: Names of columns that contain lists or records; their cells are "".
     """
 
     columns: dict[str, list[str]]
@@ -59,10 +58,10 @@ class Table:
 
 
 def read_table(file: Path) -> Table:
-    """A table from a file that exists.
+    """The table in an existing file.
 
-    Text may be in UTF-8 or UTF-16, with commas, semicolons, tabs or bars; lines without a cell, and lines beginning
-    with # above the header, are passed over.
+    Text may be UTF-8 or UTF-16, delimited by commas, semicolons, tabs or |; empty lines, and lines starting with #
+    above the header, are skipped.
 
     Raises:
         DataError: It cannot be read as a table, or has no rows.
@@ -87,7 +86,7 @@ def _read_text(file: Path) -> Table:
 
 
 def _rows(file: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """The rows with a cell in them. A quotation mark inside a cell is written twice, or after a backslash."""
+    """The non-empty rows. A quotation mark inside a cell may be doubled or escaped with a backslash."""
     for escaped in (False, True):
         given = text.replace('\\"', '""') if escaped else text
         strict = not escaped and '\\"' in text
@@ -98,13 +97,13 @@ def _rows(file: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
             if not strict:
                 raise DataError(
                     f"Manifest {str(file)!r} cannot be read as a table: {error}, near line {reader.line_num}. Every "
-                    "quotation mark that opens a cell must be closed; one inside a cell is written twice."
+                    "quotation mark that opens a cell must be closed; double those inside a cell."
                 ) from None
     raise AssertionError("the second reading returns or raises")
 
 
 def _trimmed(row: list[str], width: int) -> list[str]:
-    """A row without empty cells beyond the header's: spreadsheets write a delimiter too many."""
+    """A row without empty cells beyond the header's width: spreadsheets write trailing delimiters."""
     return row if any(row[width:]) else row[:width]
 
 
@@ -113,7 +112,7 @@ def _is_quoted(cell: str) -> bool:
 
 
 def _unquoted(cells: list[str]) -> list[str]:
-    """A column without quotation marks of another kind, if they are around all of its cells."""
+    """A column without non-standard quotation marks, if they enclose all of its cells."""
     filled = [cell for cell in cells if cell]
     if not filled or not all(map(_is_quoted, filled)):
         return cells
@@ -125,7 +124,7 @@ def _repeated(names: Sequence[str]) -> frozenset[str]:
 
 
 def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """The number of the line that each row begins in, and its cells."""
+    """The line number at which each row starts, and its cells."""
     line = 1
     for row in reader:
         yield line, [cell.strip() for cell in row]
@@ -133,7 +132,7 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(rows: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns and the rows below; a header may itself be the last of the comments."""
+    """The column names and the rows below; the header may itself be the last comment line."""
     start = next((index for index, (_, row) in enumerate(rows) if not _is_comment(row)), len(rows))
     header = rows[start][1] if start < len(rows) else []
     if start and "path" not in [name.lower() for name in header]:
@@ -144,7 +143,7 @@ def _header(rows: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[in
 
 
 def _is_comment(row: Sequence[str]) -> bool:
-    # A spreadsheet's own note on the delimiter is for the reader of the file as well.
+    # A spreadsheet's "sep=" line declares the delimiter and is skipped like a comment.
     return row[0].startswith("#") or row[0].lower().startswith("sep=")
 
 
@@ -158,15 +157,15 @@ def _check_rows(file: Path, header: Sequence[str], rows: Sequence[tuple[int, lis
     for line, row in rows:
         if any("\n" in cell and delimiter in cell for cell in row):
             raise DataError(
-                f"Manifest {str(file)!r}: a quotation mark in line {line} opens a cell that goes on over other lines. "
-                "Close it, or write a quotation mark inside a cell twice."
+                f"Manifest {str(file)!r}: a quotation mark in line {line} opens a cell that continues on other lines. "
+                "Close it, or double quotation marks inside a cell."
             )
 
 
 def _decode(file: Path) -> str:
     encoded = file.read_bytes()
     if (kind := kind_of(encoded)) is not None:
-        raise DataError(f"Manifest {str(file)!r} is {kind.name}, and no table of text. {kind.remedy}.")
+        raise DataError(f"Manifest {str(file)!r} is {kind.name}, not a text table. {kind.remedy}.")
     encoding = next((name for mark, name in _MARKS if encoded.startswith(mark)), None) or _guess(encoded)
     try:
         text = encoded.decode(encoding)
@@ -175,12 +174,12 @@ def _decode(file: Path) -> str:
     if "\0" in text:
         raise DataError(f"Manifest {str(file)!r} is not a text file. Expected a CSV or TSV table, saved as UTF-8.")
     if text.lstrip().startswith(("{", "[{")):
-        raise DataError(f"Manifest {str(file)!r} holds JSON. {CONVERT_JSON}")
+        raise DataError(f"Manifest {str(file)!r} contains JSON. {CONVERT_JSON}")
     return text
 
 
 def _guess(encoded: bytes) -> str:
-    """UTF-8, or UTF-16 without its mark: every other byte of plain letters is zero there."""
+    """UTF-8, or UTF-16 without a byte order mark: there every other byte of ASCII letters is zero."""
     first = encoded[:64]
     if first and first[1::2].count(0) > len(first) // 3:
         return "utf-16-le"
@@ -189,7 +188,7 @@ def _guess(encoded: bytes) -> str:
 
 def _delimiter(file: Path, lines: Sequence[str]) -> str:
     header = next((line for line in lines if line.strip() and not _is_comment([line.lstrip()])), "")
-    if not header and lines:  # the header is a comment, and there is nothing else
+    if not header and lines:  # the header is a comment line, and there is nothing else
         header = lines[-1]
     if file.suffix.lower() == ".tsv" and "\t" in header:
         return "\t"
@@ -212,8 +211,8 @@ def _read_parquet(file: Path) -> Table:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise DataError(
-            f"Manifest {str(file)!r} cannot be read as a Parquet file: {reason}. Write it again, or save the table as "
-            "CSV and call it .csv."
+            f"Manifest {str(file)!r} cannot be read as a Parquet file: {reason}. Write the file again, or save the "
+            "table as CSV with the extension .csv."
         ) from None
     names = found.column_names
     nested = frozenset(field.name for field in found.schema if pyarrow.types.is_nested(field.type))
@@ -228,7 +227,7 @@ def _read_parquet(file: Path) -> Table:
 
 
 def _cell(value: Any) -> str:
-    """A value as text: "" for a missing one, "1" for 1.0, as a column of whole numbers with gaps has them."""
+    """A value as text: "" for a missing one, "1" for 1.0, since an integer column with gaps is stored as floats."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):

@@ -1,8 +1,8 @@
-"""Evidence -> Decision: arithmetic only, no network, no image; under a millisecond.
+"""Decision from `Evidence`: arithmetic only, no network, no images; under a millisecond.
 
-Two ways. `mode="rule"` is the textbook matrix, a pure function of how much data there is and how near it is to what
-the backbone has seen. `mode="evidence"` (the default) expects of every strategy an accuracy, from what was measured on
-these images and from what earlier tasks taught, and says what the rule would have said.
+`mode="rule"` is the textbook matrix, a pure function of the amount of data and its similarity to the source.
+`mode="evidence"` (the default) estimates the accuracy of every strategy from the measurements on these images and from
+earlier tasks, and compares its choice with the rule's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from transferkit.core.errors import OptionError, unknown_name
 from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
 from transferkit.decision.completion import Conditions, HeldBack, Normalisation, complete, conclude, settle_norm
-from transferkit.decision.effort import ENOUGH, HELD_BACK, TELLING, usual_batch, usual_epochs, usual_folds, usual_passes
+from transferkit.decision.effort import (
+    MIN_COMPARED_IMAGES,
+    MIN_VAL_IMAGES,
+    VAL_SHARE,
+    default_batch_size,
+    default_epochs,
+    default_folds,
+    default_passes,
+)
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
@@ -22,11 +30,11 @@ from transferkit.decision.weighing import best_probe, weigh
 from transferkit.records import Choice, Evidence
 
 __all__ = [
-    "ENOUGH",
-    "HELD_BACK",
+    "MIN_VAL_IMAGES",
+    "VAL_SHARE",
     "MODES",
     "SMALL_BATCH",
-    "TELLING",
+    "MIN_COMPARED_IMAGES",
     "Belief",
     "Calibration",
     "Conditions",
@@ -46,18 +54,18 @@ __all__ = [
     "rule",
     "starting_rate",
     "update",
-    "usual_batch",
-    "usual_epochs",
-    "usual_folds",
-    "usual_passes",
+    "default_batch_size",
+    "default_epochs",
+    "default_folds",
+    "default_passes",
     "weigh",
 ]
 
 MODES = ("evidence", "rule")
 
 NEEDS_SIMILARITY = (
-    "mode='rule' needs to know how near the data is to what the backbone was trained on, and that could not be "
-    "measured{why} Pass similarity=S in [0, 1]: 0.8 for everyday photographs, 0.2 for scans or medical images."
+    "mode='rule' needs the similarity of the data to the backbone's training images, which could not be measured{why} "
+    "Pass similarity=S in [0, 1]: 0.8 for everyday photographs, 0.2 for scans or medical images."
 )
 
 
@@ -68,13 +76,13 @@ def choose(
     budget: float | None = None,
     trials: Mapping[str, Belief] | None = None,
 ) -> Choice:
-    """Which strategy to use, and why; `complete` says at which rate and with which normalisation.
+    """The strategy to use, and why; `complete` adds learning rate and normalisation.
 
     Args:
-        evidence: What the frozen pass measured.
+        evidence: Measurements of the frozen pass.
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
-        budget: Seconds that fitting may take on this machine, > 0; None sets no limit. The rule knows no costs.
-        trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
+        budget: Seconds that fitting may take on this machine, > 0; None for no limit. The rule ignores it.
+        trials: Fine-tuning strategy -> measured gain in held-back accuracy over the best probe.
 
     Raises:
         OptionError: If the mode is unknown, the budget is not > 0, or the rule lacks a similarity.

@@ -1,4 +1,4 @@
-"""What is believed of an accuracy: a normal distribution, and how two of them combine."""
+"""A normal distribution over an accuracy, and the Bayesian combination of two."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Belief:
     error: float
 
     def alternative(self, strategy: str, stage: str, *, cost_seconds: float) -> Alternative:
-        """What it says of a strategy's accuracy: mean and 95 % interval, cut to [0, 1].
+        """The `Alternative` of a strategy with this accuracy: mean and 95 % interval, clipped to [0, 1].
 
         Example:
             >>> plain = Belief(mean=0.9, error=0.1).alternative("linear_probe", "top", cost_seconds=1.0)
@@ -47,7 +47,7 @@ def _within_unit(value: float) -> float:
 
 
 def update(prior: Belief, measured: Belief) -> Belief:
-    """Both together, weighted by their precisions.
+    """The combination of prior and measurement, weighted by precision.
 
     Example:
         >>> update(Belief(mean=0.0, error=1.0), Belief(mean=1.0, error=1.0)).mean

@@ -1,9 +1,10 @@
-"""How far held-back accuracies are from accuracies on new images, as earlier tasks showed.
+"""Calibration of held-back accuracies to accuracies on new images, from earlier tasks.
 
-A held-back accuracy is too high where choices were made by it, and it is uncertain for three reasons: few images were
-held back, few were learnt from (another draw of them gives another model), and new images differ in kind from the
-training ones, by task. The first is binomial. The variance of the other two shrank on earlier tasks with the root of
-the images per class, and is told by one number (of the powers 0, 1/4, 1/2, 3/4 and 1 a half was the likeliest).
+A held-back accuracy is too high if choices were made by it, and it is uncertain for three reasons: few images were held
+back, few were used for training (another draw of them gives another model), and new images may differ in kind from the
+training images, depending on the task. The first is binomial. The variance of the other two decreased on earlier tasks
+with the root of the images per class, and is described by one number (of the powers 0, 1/4, 1/2, 3/4 and 1, 1/2 was the
+likeliest).
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ __all__ = ["Calibration", "smoothed_spread"]
 
 
 def smoothed_spread(accuracy: float, images: float) -> float:
-    """Standard deviation of whether one answer is right, of an accuracy that so many images told.
+    """Standard deviation of one prediction's correctness, for an accuracy measured on `images` images.
 
-    One right and one wrong answer are added (Laplace's rule), so that no mistake on few images does not count as none
-    at all.
+    One correct and one wrong prediction are added (Laplace's rule), so that no error on few images does not imply none.
 
     Args:
         accuracy: In [0, 1].
@@ -36,12 +36,13 @@ def smoothed_spread(accuracy: float, images: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What makes a held-back accuracy an expected accuracy with an honest interval.
+    """Parameters that convert a held-back accuracy to an expected accuracy with a calibrated interval.
 
     Args:
-        optimism: How much too high held-back accuracies were, in units of the spread of an answer.
-        task_error: How far tasks were apart beyond the binomial error, in the same units, at one image per class; >= 0.
-        widening: What the error is multiplied by so that 95 % intervals cover; >= 1.
+        optimism: Mean bias of held-back accuracies, in units of `smoothed_spread`.
+        task_error: Standard deviation between tasks beyond the binomial error, same units, at one image per class; >=
+            0.
+        widening: Factor on the error for which 95 % intervals have their nominal coverage; >= 1.
     """
 
     optimism: float = 0.0
@@ -49,11 +50,11 @@ class Calibration:
     widening: float = 1.0
 
     def expect(self, *, accuracy: float, images: float, per_class: float) -> Belief:
-        """The accuracy on new images to expect.
+        """The expected accuracy on new images.
 
         Args:
             accuracy: Held-back accuracy, in [0, 1].
-            images: How many were held back, >= 1.
+            images: Number of held-back images, >= 1.
             per_class: Training images per class, > 0.
 
         Example:

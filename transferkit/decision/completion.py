@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from transferkit.core.errors import OptionError
-from transferkit.decision.effort import usual_batch
+from transferkit.decision.effort import default_batch_size
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import starting_rate
@@ -59,7 +59,7 @@ class Conditions:
 
     def step(self, images: int) -> int:
         """Images per optimizer step, of so many training images."""
-        return max(1, min(self.batch_size or usual_batch(images), images))
+        return max(1, min(self.batch_size or default_batch_size(images), images))
 
     def at_once(self, images: int) -> int:
         """Images that one process sees at once."""

@@ -1,18 +1,18 @@
-"""What to expect of a strategy, before and after looking: knowledge from earlier tasks.
+"""Expected gains of strategies, from earlier tasks (prior) and from measurements on these images.
 
-The gain of a probe is its accuracy less that of the probe on all stages joined, in units of the spread of a single
-answer, sqrt(a (1 - a)) with a the joined probe's held-back accuracy. Earlier tasks say what gain to expect from the
-amount of data and where the probe reads, and how far off that is (`prior`); what was measured on these images says
-the same with its own error (`measured`). Both are normal, so they combine by their precisions (`update`).
+The gain of a probe is its accuracy minus that of the probe on all stages joined, in units of the standard deviation of
+a single prediction, sqrt(a (1 - a)) with a the joined probe's held-back accuracy. Earlier tasks give a prior for the
+gain from the amount of data and the probe's depth (`prior`); the measurement on these images has its own error
+(`measured`). Both are normal, so they are combined by precision (`update`).
 
-Fine-tuning is told by the share of the best probe's errors that it takes away: what is left to gain is bounded, and on
-earlier tasks that share depended on how near the data is to the source (`tuned_gain`).
+The gain of fine-tuning is the share of the best probe's errors that it removes, because the possible gain is bounded;
+on earlier tasks that share depended on the similarity to the source (`tuned_gain`).
 
-The earlier tasks speak for probes within reach of the joined probe only: a stem that reads next to nothing says
-nothing of late stages, and what is far behind is not chosen whatever is believed of it.
+The prior applies only to probes close to the joined probe: a nearly useless stem says nothing about late stages, and a
+probe that is far behind is not chosen anyway.
 
-What a gain is added to must be honest as well: `base` and `calibrated` correct held-back accuracies by what earlier
-tasks showed (`calibration.py`).
+The accuracy that a gain is added to must be unbiased too: `base` and `calibrated` correct held-back accuracies by the
+calibration from earlier tasks (`calibration.py`).
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from transferkit.decision.calibration import Calibration
 __all__ = ["NETWORK", "PROBE", "GainModel", "Situation", "load_gain_model", "read_gain_model"]
 
 PROBE = "probe"
-"""What is calibrated before anything is fitted: the accuracy expected of the best probe."""
+"""Calibration key before fitting: the expected accuracy of the best probe."""
 
 NETWORK = "network"
-"""What is calibrated after fine-tuning: the held-back accuracy of the network, blend or probe that was kept. After a
-closed form the accuracy of its head is, by what it reads: "stage", "joined" or "selected"."""
+"""Calibration key after fine-tuning: the held-back accuracy of the returned network, blend or probe. After a
+closed-form fit the key is the head's input: "stage", "joined" or "selected"."""
 
 REACH = 0.1
-"""Spreads that a strategy may lie behind the joined probe, besides its error, to count as within its reach."""
+"""How far a strategy may be behind the joined probe, in spreads, beyond its error, for the prior to apply."""
 
 IGNORANCE = 10.0
-"""Spreads: wide enough for any measurement to overrule it."""
+"""Prior error in spreads for an unknown kind: any measurement overrules it."""
 
 UNKNOWN_SIMILARITY = 0.5
-"""In the middle: near enough not to count on what fine-tuning gains far from the source."""
+"""The middle value: it does not assume the gains that fine-tuning has far from the source."""
 
 LEAST_LEFT = 0.0025
-"""Floor of the errors that a probe makes, that of `LEAST_SPREAD`."""
+"""Minimum error rate of a probe, corresponding to `LEAST_SPREAD`."""
 
 LEAST_SPREAD = 0.05
-"""Floor of sqrt(a (1 - a)), reached at 99.75 %: a probe that makes no mistake on few images may make some on others."""
+"""Minimum of sqrt(a (1 - a)), reached at 99.75 %: no error on few images does not mean none on others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What is known before anything but the joined probe was looked at.
+    """Covariates for the prior of gains: amount of data, joined probe, similarity.
 
     Args:
         images: N training images, >= 1.
         classes: K, >= 2.
         accuracy: Held-back accuracy of the joined probe, in [0, 1].
-        similarity: How near the data is to the source, in [0, 1]; None if it is not known.
+        similarity: To the source, in [0, 1]; None if not known.
     """
 
     images: int
@@ -72,7 +72,7 @@ class Situation:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of whether one answer is right, at least `LEAST_SPREAD`."""
+        """Standard deviation of one prediction's correctness, at least `LEAST_SPREAD`."""
         return max(math.sqrt(self.accuracy * (1 - self.accuracy)), LEAST_SPREAD)
 
     @property
@@ -81,16 +81,16 @@ class Situation:
         return 1 / math.sqrt(max(self.images / self.classes, 1))
 
     def covariates(self, depth: float) -> tuple[float, ...]:
-        """What gains of probes are explained by.
+        """Covariates for gains of probes.
 
         Args:
-            depth: Where the probe reads, 0 at the stem and 1 at the top.
+            depth: Of the probe's stage, 0 at the stem and 1 at the top.
         """
         return (1.0, self.thinness, depth, self.thinness * depth)
 
     @property
     def tuning_covariates(self) -> tuple[float, ...]:
-        """What the share of errors that fine-tuning takes away is explained by."""
+        """Covariates for the share of errors that fine-tuning removes."""
         return (1.0, self.thinness, UNKNOWN_SIMILARITY if self.similarity is None else self.similarity)
 
     def within_reach(self, gain: Belief) -> bool:
@@ -100,17 +100,17 @@ class Situation:
 
 @dataclass(frozen=True, kw_only=True)
 class GainModel:
-    """What earlier tasks taught; `scripts/bench_regret.py` writes it.
+    """Model of gains fitted to earlier tasks; written by `scripts/bench_regret.py`.
 
     Args:
-        coefficients: Kind of probe ("stage", "selected") or way of fine-tuning -> a weight for each of its covariates
+        coefficients: Kind of probe ("stage", "selected") or fine-tuning strategy -> a weight for each of its covariates
             (see `Situation`).
         spread: The same -> standard deviation of a task's gain around that, in the same units.
-        doubt: What the errors of measured gains are multiplied by, >= 1. The best of many measured gains looks better
-            than it is, and their errors go together; with this factor the choices on earlier tasks lost least.
-        calibration: `PROBE`, `NETWORK`, "stage", "joined" or "selected" -> how far such held-back accuracies were from
-            those on new images. A kind that is missing counts as honest, with a binomial error.
-        origin: Script, date and tasks, for people.
+        doubt: Factor on the errors of measured gains, >= 1. The best of many measured gains is overestimated, and their
+            errors are correlated; this factor minimised regret on earlier tasks.
+        calibration: `PROBE`, `NETWORK`, "stage", "joined" or "selected" -> calibration of such held-back accuracies. A
+            missing kind counts as unbiased with a binomial error.
+        origin: Script, date and tasks, for display.
     """
 
     coefficients: Mapping[str, tuple[float, ...]]
@@ -120,12 +120,11 @@ class GainModel:
     origin: str = ""
 
     def base(self, situation: Situation, *, worth: float | None = None) -> Belief:
-        """Accuracy on new images to expect of the joined probe.
+        """Expected accuracy of the joined probe on new images.
 
         Args:
-            situation: What is known.
-            worth: Independent images that its accuracy is worth, > 0: fewer than there are where groups of them are
-                alike; None: all of them.
+            situation: The covariates.
+            worth: Effective number of independent images behind its accuracy, > 0; None: all images.
         """
         images = situation.images if worth is None else worth
         if PROBE not in self.calibration:
@@ -134,12 +133,12 @@ class GainModel:
         return self.calibrated(PROBE, accuracy=situation.accuracy, images=images, per_class=per_class)
 
     def calibrated(self, kind: str, *, accuracy: float, images: float, per_class: float) -> Belief:
-        """Accuracy on new images to expect where so much was measured; arguments as for `Calibration.expect`."""
+        """Expected accuracy on new images for a measured one; arguments as for `Calibration.expect`."""
         known = self.calibration.get(kind, Calibration())
         return known.expect(accuracy=accuracy, images=images, per_class=per_class)
 
     def prior(self, kind: str, situation: Situation, *, depth: float = 1.0) -> Belief:
-        """Gain in accuracy to expect before it is measured; next to nothing is known of a kind that no task had."""
+        """Prior of the gain in accuracy; very wide for a kind without earlier tasks."""
         if kind not in self.coefficients:
             return Belief(mean=0.0, error=IGNORANCE * situation.spread)
         terms = zip(self.coefficients[kind], situation.covariates(depth), strict=True)
@@ -147,19 +146,19 @@ class GainModel:
         return Belief(mean=mean * situation.spread, error=self.spread[kind] * situation.spread)
 
     def tuned_gain(self, strategy: str, situation: Situation, probe: float) -> Belief:
-        """Accuracy that fine-tuning is expected to gain over the best probe.
+        """Expected gain in accuracy of fine-tuning over the best probe.
 
         Args:
-            strategy: One that the model has coefficients for.
-            situation: What is known.
-            probe: Accuracy that is expected of the best probe, in [0, 1].
+            strategy: One with coefficients in the model.
+            situation: The covariates.
+            probe: Expected accuracy of the best probe, in [0, 1].
         """
         left = max(1 - probe, LEAST_LEFT)
         share = sum(w * x for w, x in zip(self.coefficients[strategy], situation.tuning_covariates, strict=True))
         return Belief(mean=share * left, error=self.spread[strategy] * left)
 
     def expect(self, kind: str, situation: Situation, measured: Belief, *, depth: float = 1.0) -> Belief:
-        """Gain in accuracy to expect once it is measured."""
+        """Posterior of the gain in accuracy, given its measurement."""
         honest = Belief(mean=measured.mean, error=self.doubt * measured.error)
         if not situation.within_reach(measured):
             return honest
@@ -168,7 +167,7 @@ class GainModel:
 
 @functools.cache
 def load_gain_model() -> GainModel:
-    """The one that ships with the package."""
+    """The gain model that ships with the package."""
     return read_gain_model(json.loads((files("transferkit") / "knowledge" / "gain_model.json").read_text("utf-8")))
 
 

@@ -1,4 +1,4 @@
-"""The textbook matrix: what to do from the amount of data and its nearness to the source alone."""
+"""The textbook matrix: a strategy from the amount of data and its similarity to the source alone."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from transferkit.records import TOP, Choice
 __all__ = ["rule"]
 
 PLENTY_IMAGES = 1000
-"""From here on data counts as plenty, if classes are not thin: with fewer images fine-tuning lost to the probe on the
-small tasks of our own measurements, and BiT-HyperRule trains for its shortest schedule."""
+"""Images from which on data counts as plenty, if classes are large enough: with fewer, fine-tuning lost to the probe on
+small tasks in our measurements, and BiT-HyperRule uses its shortest schedule."""
 
 PLENTY_PER_CLASS = 50
-"""Images per class below which data counts as little, however many there are in all."""
+"""Images per class below which data counts as little, whatever the total."""
 
 NEAR = 0.5
-"""Similarity from which the target counts as like the source; the scale is calibrated so that 0.5 is the middle."""
+"""Similarity from which on the data counts as near the source; the scale is calibrated so that 0.5 is the middle."""
 
 
 def rule(*, images: int, per_class: float, similarity: float, stages: tuple[str, ...]) -> Choice:
-    """The textbook matrix: what to do from the amount of data and its nearness to the source alone.
+    """The textbook matrix: a strategy from the amount of data and its similarity to the source alone.
 
     Args:
         images: N training images, >= 1.
         per_class: Mean images per class, > 0.
-        similarity: In [0, 1]; 1 is just like what the backbone was trained on.
+        similarity: In [0, 1]; 1 is the same distribution as the backbone's training images.
         stages: Stage names, stem -> head.
 
     Returns:
@@ -65,7 +65,7 @@ def rule(*, images: int, per_class: float, similarity: float, stages: tuple[str,
 
 
 def _earlier_stage(stages: tuple[str, ...], similarity: float) -> str:
-    """From the last stage before the top at similarity 0.5 down to the middle one at 0."""
+    """The stage for little, dissimilar data: from the last before the top at similarity 0.5 to the middle one at 0."""
     last = len(stages) - 1
     share = 0.5 + 0.5 * similarity / NEAR
     return stages[min(max(math.ceil(share * last) - 1, last // 2), max(last - 1, 0))]

@@ -1,8 +1,8 @@
-"""The choice by evidence: an expected accuracy, its uncertainty and a cost for every strategy; the best is taken.
+"""The choice by evidence: expected accuracy, its uncertainty and cost of every strategy; the best is chosen.
 
-Accuracy comes first. Among linear probes whose expected accuracies are within `TIE` of the best, the cheapest is taken.
-Fine-tuning, which takes minutes where a probe takes seconds, must be expected to gain `WORTH`. A budget strikes out
-what costs more.
+Accuracy comes first. Among linear probes with expected accuracies within `TIE` of the best, the cheapest is chosen.
+Fine-tuning, which takes minutes instead of seconds, must have an expected gain of `WORTH`. A budget excludes options
+that cost more.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
-from transferkit.decision.effort import usual_epochs, usual_passes
+from transferkit.decision.effort import default_epochs, default_passes
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
 __all__ = ["best_probe", "weigh"]
 
 TIE = 0.001
-"""A tenth of a point is worth no waiting: it is one image in a thousand."""
+"""Difference in accuracy that is not worth extra time: one image in a thousand."""
 
 
 WORTH = 0.005
-"""Half a point: what fine-tuning must be expected to gain over the best probe to be worth its time."""
+"""Expected gain over the best probe, half a point, from which on fine-tuning is worth its time."""
 
 STEP_COST = 3.7
-"""What an image costs in training, forward and back, in times of what it costs in the frozen pass: 73 seconds of
-`lp_ft` on 150 hand signs (Lite0, 96 px, 2 cores), all its folds and epochs, over 1.5 milliseconds an image."""
+"""Cost of an image in training, forward and backward, relative to the frozen pass: 73 seconds of `lp_ft` on 150 hand
+signs (Lite0, 96 px, 2 cores), all folds and epochs, over 1.5 milliseconds per image."""
 
 TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.32}
-"""Fine-tuning strategies that are weighed -> cost of an epoch, as a share of one of the whole network: with the first
-stages frozen and their activations cached, the rest is what is left (scripts/bench_regret.py score; Lite0 at 96 px).
-Others are done when asked for."""
+"""Fine-tuning strategies considered -> cost of an epoch relative to training the full network: with the first stages
+frozen and their activations cached, only the rest runs (scripts/bench_regret.py score; Lite0 at 96 px). Other
+strategies are used only on request."""
 
 
 @dataclass(frozen=True)
 class _Option:
-    """One strategy: what to expect of it, and what it takes. `score` is that of a probe; fine-tuning has none."""
+    """One strategy with expected accuracy and cost. `score` is a probe's; fine-tuning has none."""
 
     strategy: str
     stage: str
@@ -69,11 +69,11 @@ def weigh(
     """The strategy with the highest expected accuracy.
 
     Args:
-        evidence: What the frozen pass measured.
-        advice: What the textbook rule says, to be compared with.
-        budget: Seconds that fitting may take; None sets no limit.
-        knowledge: What earlier tasks taught; None takes what ships with the package.
-        trials: Way of fine-tuning -> accuracy that it was measured to gain over the best probe, on held-back images.
+        evidence: Measurements of the frozen pass.
+        advice: The textbook rule's choice, for comparison.
+        budget: Seconds that fitting may take; None for no limit.
+        knowledge: The gain model; None uses the one that ships with the package.
+        trials: Fine-tuning strategy -> measured gain in held-back accuracy over the best probe.
     """
     known = load_gain_model() if knowledge is None else knowledge
     if _is_unknown(evidence):
@@ -108,22 +108,22 @@ def _is_unknown(evidence: Evidence) -> bool:
 
 
 def _choose_unmeasured(advice: Choice | None) -> Choice:
-    """Where no image can be held back: what did best on earlier tasks, with no promise."""
+    """The choice if no image can be held back: the best on earlier tasks, without an expected accuracy."""
     return Choice(
         strategy="linear_probe",
         stage=JOINED,
         mode="evidence",
         reasons=(
             UNKNOWN,
-            "A linear classifier on all stages joined is taken: of what needs no held-back images it did best on "
-            "earlier tasks.",
-            *(() if advice is None else (f"The textbook rule would have said {_advised(advice)}.",)),
+            "A linear classifier on all stages joined is used: of the strategies that need no held-back images, it was "
+            "best on earlier tasks.",
+            *(() if advice is None else (f"The textbook rule would choose {_advised(advice)}.",)),
         ),
     )
 
 
 def _choose(among: list[_Option]) -> _Option:
-    """The best, or a cheaper one that is expected to be as good."""
+    """The best option, or a cheaper one with about the same expected accuracy."""
     probes = [option for option in among if option.is_probe]
     tuned = [option for option in among if not option.is_probe]
     probe = _cheapest_of_the_best(probes) if probes else None
@@ -141,7 +141,7 @@ def _cheapest_of_the_best(options: list[_Option]) -> _Option:
 
 
 def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
-    """The stage, "joined" or "selected" that a linear probe is expected to do best on."""
+    """The stage, "joined" or "selected" with the highest expected accuracy of a linear probe."""
     if _is_unknown(evidence):
         return JOINED
     options = _options(evidence, load_gain_model() if knowledge is None else knowledge, {})
@@ -149,12 +149,12 @@ def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str
 
 
 def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Belief]) -> list[_Option]:
-    """Every probe that was measured and every way of fine-tuning that is known of, best first.
+    """All measured probes and all fine-tuning strategies in the gain model, best first.
 
-    Equal probes are in the order of their squared error.
+    Ties are sorted by squared error.
     """
     scores = [score for score in evidence.probes if score.method == "ridge" and score.accuracy is not None]
-    # Any backbone has a joined probe; evidence put together by hand need not.
+    # Every backbone has a joined probe; hand-made evidence may not.
     joined = next((score for score in scores if score.stage == JOINED), max(scores, key=lambda s: s.interval[0]))
     situation = Situation(
         images=max(evidence.data.train_images, 1),
@@ -187,7 +187,7 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
 
 
 def _can_tune(evidence: Evidence) -> bool:
-    """Whether its cost is known, and an image of every class can be held back."""
+    """Whether fine-tuning's cost is known, and an image of every class can be held back."""
     return evidence.image_seconds is not None and evidence.data.fewest_groups >= 2
 
 
@@ -197,17 +197,17 @@ def _rank(option: _Option) -> tuple[float, float]:
 
 
 def _tuning_cost(evidence: Evidence, share: float, *, tried: bool) -> float:
-    """Seconds: folds, unless they were run as a trial, then all images, epoch by epoch, at the frozen pass's pace."""
+    """Seconds for the folds, unless run as a trial, and the refit to all images, from the frozen pass's speed."""
     assert evidence.image_seconds is not None
     images = max(evidence.data.train_images, 1)
-    passes = 1 + (0 if tried else usual_passes(images))
-    return STEP_COST * share * passes * usual_epochs(images) * images * evidence.image_seconds
+    passes = 1 + (0 if tried else default_passes(images))
+    return STEP_COST * share * passes * default_epochs(images) * images * evidence.image_seconds
 
 
 def _gain(
     score: ProbeScore, joined: ProbeScore, names: list[str], situation: Situation, knowledge: GainModel
 ) -> Belief:
-    """Accuracy beyond the joined probe's: what earlier tasks say, corrected by what these images say."""
+    """Expected gain over the joined probe: prior from earlier tasks, updated with the measurement."""
     if score is joined:
         return Belief(mean=0.0, error=0.0)
     measured = Belief(
@@ -220,7 +220,7 @@ def _gain(
 
 
 def _costs(evidence: Evidence, scores: list[ProbeScore]) -> dict[str, float]:
-    """Stage -> seconds to fit it, from what probing all of them took: cost grows as N D min(N, D)."""
+    """Stage -> seconds to fit it: the time of probing all, divided in proportion to N D min(N, D)."""
     images = evidence.data.train_images
     work = {score.stage: images * score.dim * min(images, score.dim) for score in scores}
     return {
@@ -253,7 +253,7 @@ def _expectation(option: _Option, when: str) -> str:
 
 def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     assert chosen.score is not None
-    said = [
+    reasons = [
         f"Linear classifier on {_named(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; held-back "
         f"accuracy {_percent(chosen.score.interval[0])} on the {evidence.data.train_images:,} training images."
     ]
@@ -261,32 +261,32 @@ def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]
     if probes:
         second = probes[0]
         assert second.score is not None
-        said.append(
-            f"Next is {_named(second.stage)}, {_ahead(chosen, second)}: "
+        reasons.append(
+            f"Second best is {_named(second.stage)}, {_ahead(chosen, second)}: "
             f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.interval[0])}."
         )
     top = next((option for option in probes if option.stage == TOP), None)
     if top is not None and top is not probes[0]:
-        said.append(
-            f"The backbone's top stage alone, the usual choice, is expected to reach {_percent(top.expected.mean)}, "
-            f"{_behind(chosen, top)}."
+        reasons.append(
+            f"The backbone's top stage alone, the default in most tools, has expected accuracy "
+            f"{_percent(top.expected.mean)}, {_behind(chosen, top)}."
         )
-    return said
+    return reasons
 
 
 def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
-    said = [
+    reasons = [
         f"Fine-tuning ({chosen.strategy}): {_expectation(chosen, 'before training')}, by what it gained on earlier "
         f"tasks; it takes about {_duration(chosen.cost)}."
     ]
     probe = next((option for option in others if option.score is not None), None)
     if probe is not None and probe.score is not None:
-        said.append(
-            f"The best linear classifier, on {_named(probe.stage)}, is expected to reach "
+        reasons.append(
+            f"The best linear classifier, on {_named(probe.stage)}, has expected accuracy "
             f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.interval[0])}), "
             f"{_behind(chosen, probe)}, in about {_duration(probe.cost)}."
         )
-    return said
+    return reasons
 
 
 def _reasons_of_the_other_kind(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
@@ -295,16 +295,16 @@ def _reasons_of_the_other_kind(evidence: Evidence, chosen: _Option, others: list
     tuned = [option for option in others if option.score is None]
     if not tuned:
         return [
-            "Fine-tuning was not weighed: what it costs here, or gains, is not known."
+            "Fine-tuning was not considered: its cost or gain is not known here."
             if evidence.data.fewest_groups >= 2
-            else "Fine-tuning was not weighed: it holds images back, and a class has fewer than 2."
+            else "Fine-tuning was not considered: it needs held-back images, and a class has fewer than 2."
         ]
     best = tuned[0]
     return [
-        f"Fine-tuning ({best.strategy}) is expected to reach {_percent(best.expected.mean)} in about "
-        f"{_duration(best.cost)}, not {100 * WORTH:.1f} points more, and so not worth it."
+        f"Fine-tuning ({best.strategy}) has expected accuracy {_percent(best.expected.mean)}, in about "
+        f"{_duration(best.cost)}: a gain below {100 * WORTH:.1f} points, not worth the time."
         if best.expected.mean < chosen.expected.mean + WORTH
-        else f"Fine-tuning ({best.strategy}) is expected to reach {_percent(best.expected.mean)}, in about "
+        else f"Fine-tuning ({best.strategy}) has expected accuracy {_percent(best.expected.mean)}, in about "
         f"{_duration(best.cost)}."
     ]
 
@@ -314,7 +314,7 @@ def _duration(seconds: float) -> str:
 
 
 def _points(one: _Option, other: _Option) -> float:
-    """How many points one is expected to be ahead, as the percentages are printed."""
+    """Difference in expected accuracy in points, consistent with the rounded percentages."""
     ends = [round(100 * _share(option.expected.mean), 1) for option in (one, other)]
     return ends[0] - ends[1]
 
@@ -326,11 +326,11 @@ def _behind(chosen: _Option, other: _Option) -> str:
 
 def _ahead(chosen: _Option, other: _Option) -> str:
     gap = chosen.expected.mean - other.expected.mean
-    # What the joined probe is worth moves both alike; left is the doubt about the gains, of which the larger counts.
+    # The joined probe's error affects both equally; what remains is the error of the gains, of which the larger counts.
     errors = [option.score.gain_error or 0.0 for option in (chosen, other) if option.score is not None]
-    certainty = "a clear lead" if abs(gap) > TWO_SIDED * max(errors) else "within what chance can do"
-    place = "behind" if gap >= 0 else "ahead but dearer"
-    return f"{abs(_points(chosen, other)):.1f} points {place}, {certainty} at this number of images"
+    certainty = "a clear lead" if abs(gap) > TWO_SIDED * max(errors) else "within chance"
+    position = "behind" if gap >= 0 else "ahead but more expensive"
+    return f"{abs(_points(chosen, other)):.1f} points {position}, {certainty} at this number of images"
 
 
 def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Option], budget: float | None) -> list[str]:
@@ -340,8 +340,8 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
         best = options[0]
         what = _named(best.stage) if best.is_probe else f"fine-tuning ({best.strategy})"
         return [
-            f"{_percent(best.expected.mean)} would be expected of {what}; that takes about {_duration(best.cost)}, and "
-            f"{budget:g} s are allowed."
+            f"The best would be {what}, with expected accuracy {_percent(best.expected.mean)}, but it takes about "
+            f"{_duration(best.cost)}, over the budget of {budget:g} s."
         ]
     same = [option for option in among if option.is_probe == chosen.is_probe]
     if chosen.expected.mean < max(option.expected.mean for option in same):
@@ -354,7 +354,7 @@ def _reasons_of_rule(chosen: _Option, advice: Choice | None) -> list[str]:
         return []
     agrees = (advice.strategy, advice.stage) == (chosen.strategy, chosen.stage)
     verdict = "agree" if agrees else "overrule it"
-    return [f"The textbook rule would have said {_advised(advice)}; the measurements {verdict}."]
+    return [f"The textbook rule would choose {_advised(advice)}; the measurements {verdict}."]
 
 
 def _advised(advice: Choice) -> str:

@@ -1,4 +1,4 @@
-"""One frozen pass over the images, kept in a bank that every later question reads."""
+"""One frozen pass over the images, with features stored in a bank that all later steps read."""
 
 from transferkit.core.cache_folder import default_folder
 from transferkit.features.activations import ActivationTable, activation_bytes, cache_activations

@@ -1,8 +1,8 @@
-"""What a backbone computes up to a frozen stage, kept on disk: partial fine-tuning then runs only what is behind it.
+"""Cached activations of a frozen stage on disk, so that partial fine-tuning runs only the stages after it.
 
-Cost: one forward pass of the stages up to the cut over the images that the bank does not hold yet, and
-`activation_bytes` of disk. The shelf is named by the weights up to the cut alone: however the stages behind it are
-trained, the activations stay good.
+Cost: one forward pass of the stages up to the cut over the images not in the bank yet, and `activation_bytes` of disk.
+The shelf's key depends only on the weights up to the cut, so the activations stay valid however the stages after it are
+trained.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from transferkit.nn.tail import Tail
 __all__ = ["ActivationTable", "activation_bytes", "cache_activations", "choose_dtype"]
 
 EXACT_LIMIT = 2**30
-"""Bytes up to which dtype "auto" keeps float32: then training from the cache is training without it."""
+"""Bytes up to which dtype "auto" uses float32: then training from the cache equals training without it."""
 
 FREE_SHARE = 0.25
-"""Share of the free disk that activations may take unless told otherwise."""
+"""Default share of the free disk that activations may use."""
 
 BANK_SHARE = 0.5
-"""Share of the bank's limit that they may take: the rest stays for the features that everything else reads."""
+"""Share of the bank's limit that they may use: the rest is left for features."""
 
 ID_BYTES = 32
-"""What the bank keeps of an image besides its row."""
+"""Bytes that the bank stores per image in addition to its row."""
 
 ACTIVATIONS, POOLED = "activations", "pooled"
 """The two kinds of rows."""
 
 
 class ActivationTable:
-    """The activations of some images at a cut, and pooled stages up to it.
+    """Activations of images at a cut, and pooled stages up to it.
 
     Args:
-        tail: The cut that they are for.
-        tables: "activations" -> (N, prod(shape)) rows; "pooled" -> (N, P) rows, if any stage was asked for.
-        computed: Images that the backbone ran over to make them.
+        tail: The cut.
+        tables: "activations" -> (N, prod(shape)) rows; "pooled" -> (N, P) rows, if any stage was requested.
+        computed: Number of images that the backbone ran over.
 
     Attributes:
         stage, shape: Of the cut.
-        dtype: What the activations are kept as; they are read as float32.
-        computed: As given.
+        dtype: Storage type of the activations; they are read as float32.
+        computed: As passed.
     """
 
     def __init__(self, tail: Tail, tables: Mapping[str, FeatureTable], *, computed: int) -> None:
@@ -72,9 +72,9 @@ class ActivationTable:
         return len(self._activations)
 
     def batch(self, rows: npt.NDArray[np.integer]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The images in these rows, in this order: (n, *shape) float32, and stage name -> (n, C) float32.
+        """Activations of these rows, in this order, (n, *shape) float32, and stage name -> (n, C) float32.
 
-        Memory is the caller's own. Spatial activations are in the memory format channels_last.
+        Returns copies. Spatial activations are in the memory format channels_last.
         """
         flat = torch.from_numpy(self._activations.read(rows))
         if self._channels_last:
@@ -89,18 +89,18 @@ class ActivationTable:
 
 
 def _is_channels_last(tail: Tail) -> bool:
-    """Whether rows hold positions first, then channels: the order in which convolutions are fast."""
+    """Whether rows are stored in channels_last order, in which convolutions are fast."""
     return tail.tap.layout == "channels_first" and len(tail.shape) == 3
 
 
 def activation_bytes(
     tail: Tail, images: int, *, dtype: str = "auto", stages: Sequence[str] = (), pooling: str = "avg+max"
 ) -> int:
-    """Bytes of disk that the activations of so many images take.
+    """Bytes of disk for the activations of `images` images.
 
     Args:
-        tail: Says where they are taken, see `transferkit.nn.cut`.
-        images: Their number; each view counts.
+        tail: The cut, see `transferkit.nn.cut`.
+        images: Number of images; each view counts.
         dtype, stages, pooling: As for `cache_activations`.
     """
     kept = DTYPES[choose_dtype(tail, images, dtype)].itemsize * math.prod(tail.shape) + ID_BYTES
@@ -109,7 +109,7 @@ def activation_bytes(
 
 
 def choose_dtype(tail: Tail, images: int, dtype: str = "auto") -> str:
-    """ "auto" keeps float32 while that takes 1 GiB or less, else float16; any other name is taken as it is.
+    """Resolve "auto" to float32 if that takes 1 GiB or less, else float16; other names are returned unchanged.
 
     Raises:
         OptionError: If the name is unknown.
@@ -123,7 +123,9 @@ def choose_dtype(tail: Tail, images: int, dtype: str = "auto") -> str:
 
 def _pooled_widths(tail: Tail, stages: Sequence[str], pooling: str) -> dict[str, int]:
     if strange := [name for name in stages if name not in tail.stages_before]:
-        raise OptionError(f"Stage {strange[0]!r} is not up to the cut; those are: {', '.join(tail.stages_before)}.")
+        raise OptionError(
+            f"Stage {strange[0]!r} is not before the cut. Stages before it: {', '.join(tail.stages_before)}."
+        )
     return {
         tap.stage: pooled_width(tap.channels, tap.layout, pooling) for tap in tail.backbone.taps if tap.stage in stages
     }
@@ -144,17 +146,17 @@ def cache_activations(
     workers: int | None = None,
     progress: bool = True,
 ) -> ActivationTable:
-    """Run the backbone up to the cut over every image that the bank does not hold, and open all rows.
+    """Run the backbone up to the cut over every image not in the bank, and open all rows.
 
     Args:
-        tail: The cut. Its backbone is run in evaluation mode and without gradients, and left as it was.
-        read: Index -> (3, H, W) uint8 pixels, or float32 that is normalised already. Called from worker threads.
+        tail: The cut. Its backbone runs in evaluation mode without gradients; its state is restored.
+        read: Index -> (3, H, W) uint8 pixels, or float32 if already normalised. Called from worker threads.
         content_ids: (N,) S32, one per image or view of it; equal ids are computed once.
-        bank: Where rows are kept.
-        stages: Stages up to the cut whose pooled vectors are wanted as well.
+        bank: Stores the rows.
+        stages: Stages up to the cut whose pooled vectors are stored as well.
         pooling: "avg" or "avg+max".
-        dtype: What activations are kept as: "float32", "float16", "bfloat16", or "auto": float32 while that takes
-            1 GiB or less, else float16, or bfloat16 if a value is beyond 65504. Pooled vectors stay float32.
+        dtype: Storage type of activations: "float32", "float16", "bfloat16", or "auto": float32 if that takes 1 GiB or
+            less, else float16, or bfloat16 if a value exceeds 65504. Pooled vectors are always float32.
         limit: Bytes that may be written; None allows a quarter of the free disk, and half of the bank's limit.
         device, batch_size, workers, progress: As for `frozen_pass`.
 
@@ -162,8 +164,8 @@ def cache_activations(
         N rows in the order of `content_ids`.
 
     Raises:
-        OptionError: If an argument is unknown, or float16 was asked for and cannot hold a value.
-        CacheError: If the limit does not allow it, or the bank cannot be written.
+        OptionError: If an argument is unknown, or float16 was requested and a value exceeds its range.
+        CacheError: If the limit is too small, or the bank cannot be written.
         BackboneError: If a value is not finite, or the network cannot take these images.
     """
     widths = _pooled_widths(tail, stages, pooling)
@@ -223,7 +225,7 @@ def _check_room(tail: Tail, needs: dict[str, Need], bank: FeatureBank, limit: in
     if needed > allowed:
         raise CacheError(
             f"The activations at stage {tail.stage!r} of {len(needs[ACTIVATIONS].positions):,} images take "
-            f"{needed / 2**20:,.0f} MB, and {allowed / 2**20:,.0f} MB {whose}. Freeze up to a later stage, choose a "
+            f"{needed / 2**20:,.0f} MB, but {allowed / 2**20:,.0f} MB {whose}. Freeze up to a later stage, choose a "
             "smaller image_size, or train without cached activations."
         )
 

@@ -1,4 +1,4 @@
-"""The mean of several tables of features, row by row: the views of an image, made one."""
+"""The row-by-row mean of several feature tables, one per view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def average_tables(tables: Sequence[FeatureTable]) -> FeatureTable:
     """The row-by-row mean of tables of the same images and stages; of a single table, that table.
 
     Raises:
-        OptionError: If there is none, or they differ in rows or columns.
+        OptionError: If there are no tables, or they differ in rows or columns.
     """
     if len(tables) == 1:
         return tables[0]
@@ -25,10 +25,10 @@ def average_tables(tables: Sequence[FeatureTable]) -> FeatureTable:
 
 
 class AveragedTable(FeatureTable):
-    """The row-by-row mean of several tables, read chunk by chunk like any other; nothing stays in memory.
+    """The row-by-row mean of several tables, read in chunks; nothing is kept in memory.
 
     Args:
-        tables: Of the same images and stages, a view each.
+        tables: Of the same images and stages, one per view.
     """
 
     def __init__(self, tables: Sequence[FeatureTable]) -> None:
@@ -72,7 +72,7 @@ class _OpenAverage(OpenTable):
 
 
 def _mean(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """In the order of the views, and in one array: the same bits every time, and no copy per view."""
+    """Sum in the order of the views into one array: reproducible bits, and no copy per view."""
     total = np.array(parts[0], dtype=np.float32)
     for part in parts[1:]:
         total += part

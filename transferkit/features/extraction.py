@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.distributed import neighbours
+from transferkit.core.distributed import local_rank_and_world_size
 from transferkit.core.errors import BackboneError, CacheError, OptionError
 from transferkit.core.progress import track
 from transferkit.features.bank import FeatureBank
@@ -262,7 +262,7 @@ def _unmeasured(
 
 def _usual_workers() -> int:
     """One per core, where several processes share the machine of its share."""
-    return max(1, (os.cpu_count() or 1) // neighbours()[1])
+    return max(1, (os.cpu_count() or 1) // local_rank_and_world_size()[1])
 
 
 def fill_shelves(
@@ -329,7 +329,7 @@ def _own_share(needs: Mapping[str, Need]) -> dict[str, Need]:
     Which process computes an image depends on its position alone: a process that starts late, and finds rows of the
     others in the bank already, leaves out the same ones.
     """
-    rank, world = neighbours()
+    rank, world = local_rank_and_world_size()
     return {kind: Need(need.shelf, need.positions[need.positions % world == rank]) for kind, need in needs.items()}
 
 
@@ -339,7 +339,7 @@ def _await_others(needs: Mapping[str, Need], content_ids: npt.NDArray[np.bytes_]
     Raises:
         CacheError: If nothing has come for `PATIENCE` seconds.
     """
-    rank, world = neighbours()
+    rank, world = local_rank_and_world_size()
     began = time.time()
     for need in needs.values():
         wanted = content_ids[need.positions]

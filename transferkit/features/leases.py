@@ -1,5 +1,5 @@
-"""Which shelves of the bank are in use: a file in the shelf for every run that reads or writes it, named after its
-process, so that no run drops the rows of another."""
+"""Leases on shelves of the bank: a file in the shelf for every run that uses it, named after its process, so that no
+run drops the rows of another."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 __all__ = ["STALE", "Lease", "age", "is_abandoned", "is_leased", "name_file"]
 
 STALE = 24 * 3600
-"""Seconds after which a half-written file or a lease is nobody's, even if its process cannot be asked."""
+"""Seconds after which a half-written file or a lease counts as abandoned if its process cannot be checked."""
 
 RENEWAL = 3600.0
-"""Seconds after which a reader renews its lease: often enough for `STALE`, seldom enough to cost nothing."""
+"""Seconds after which a reader renews its lease: often enough for `STALE`, at negligible cost."""
 
 
 class Lease:
-    """A run's hold on a shelf, for as long as the object lives.
+    """A run's lease on a shelf, for the lifetime of the object.
 
-    A killed process leaves its file behind; it counts for nothing once the process is dead, and the next writer of
-    the shelf sweeps it away.
+    A killed process leaves its file behind; it is ignored once the process is dead, and the next writer of the shelf
+    deletes it.
 
     Args:
         folder: The shelf's.
 
     Raises:
-        OSError: If the folder is not there or cannot be written.
+        OSError: If the folder does not exist or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,11 +41,11 @@ class Lease:
 
     @property
     def exists(self) -> bool:
-        """Whether the file is still there: somebody may have cleared the bank."""
+        """Whether the file still exists: the bank may have been cleared."""
         return self._file.exists()
 
     def renew(self) -> None:
-        """Say that the shelf is still in use; cheap enough for every read."""
+        """Mark the shelf as still in use; cheap enough for every read."""
         if time.monotonic() - self._renewed > RENEWAL:
             self._renewed = time.monotonic()
             with suppress(OSError):  # cleared meanwhile
@@ -53,26 +53,26 @@ class Lease:
 
 
 def _release(file: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked child has the object as well, but not the hold
+    if os.getpid() == process:  # a forked child has a copy of the object, but not the lease
         with suppress(OSError):
             file.unlink(missing_ok=True)
 
 
 def is_leased(folder: Path) -> bool:
-    """Whether a run that may still be alive holds this shelf, here or on another machine."""
+    """Whether a run that may still be alive has a lease on this shelf, here or on another machine."""
     return any(not is_abandoned(lease) for lease in folder.glob("*.lease"))
 
 
 def name_file(kind: str) -> str:
-    """A file name nobody else has, from which the process can be told."""
+    """A unique file name that identifies the process."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.{kind}"
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether the process that a file is named after is dead; one of another machine is taken for that after a day
-    without a sign of life."""
+    """Whether the process that a file is named after is dead; one on another machine counts as dead after a day without
+    renewal."""
     host, _, pid = path.stem.rpartition("-")[0].rpartition("-")
-    if host == socket.gethostname() and pid.isdigit() and os.name != "nt":  # there, asking would send it a Ctrl-C
+    if host == socket.gethostname() and pid.isdigit() and os.name != "nt":  # on Windows, os.kill would send it a Ctrl-C
         return not _is_alive(int(pid))
     try:
         return age(path) > STALE

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from transferkit.finetune.blending import BlendRamp
     from transferkit.finetune.callbacks import FreezePlanCallback
     from transferkit.finetune.cross_validation import FineTuned, FineTuneTask, Judged, fine_tune, judge_folds
+    from transferkit.finetune.cut_batch import CutBatch
     from transferkit.finetune.feeds import CutFeed
     from transferkit.finetune.freeze import FreezePlan, claims_table
-    from transferkit.finetune.module import CutBatch, TransferModule
+    from transferkit.finetune.module import TransferModule
     from transferkit.finetune.runner import Runner
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "BlendRamp": "blending",
-    "CutBatch": "module",
+    "CutBatch": "cut_batch",
     "CutFeed": "feeds",
     "FineTuned": "cross_validation",
     "FreezePlan": "freeze",

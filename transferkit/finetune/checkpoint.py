@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from transferkit.core.distributed import agreed, is_first
+from transferkit.core.distributed import broadcast, is_first
 from transferkit.core.errors import RunFolderError
 from transferkit.core.frameworks import lightning
 from transferkit.core.serialization import from_json, to_json
@@ -102,7 +102,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             trainer.should_stop = True
         self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         # Clocks differ from process to process, and all of them have to take part.
-        if self.folder is not None and agreed(self.finished or self._is_due()):
+        if self.folder is not None and broadcast(self.finished or self._is_due()):
             self._save(trainer, self.folder / CHECKPOINT)
 
     def _is_due(self) -> bool:

@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.distributed import agreed, connect
-from transferkit.decision import TELLING
+from transferkit.core.distributed import broadcast, connect
+from transferkit.decision import MIN_COMPARED_IMAGES
 from transferkit.features import FeatureTable
 from transferkit.finetune.checkpoint import RunCheckpoint
+from transferkit.finetune.cut_batch import count_images
 from transferkit.finetune.losses import TASKS
-from transferkit.finetune.module import TransferModule, count_images
+from transferkit.finetune.module import TransferModule
 from transferkit.finetune.range_test import RangeTest, find_rate
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.verify import Verdict, verify
@@ -182,7 +183,7 @@ def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Ju
     if diverged:  # zeros say nothing; where the probe is bad enough, even that would do better
         runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
         verdict = replace(verdict, kept=verdict.candidates[0])
-    best, verdict = agreed((best, verdict))  # running statistics, and so outputs, differ from process to process
+    best, verdict = broadcast((best, verdict))  # running statistics, and so outputs, differ from process to process
     return Judged(task, trials, best, verdict, factor)
 
 
@@ -233,8 +234,8 @@ def _compare_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) ->
     for number, fold in enumerate(folds):
         slow.append(_try(task, fold, runner, f"fold-{number}"))
         fast.append(_try(faster, fold, runner, f"fold-{number}-faster", probe=slow[-1].probe))
-        slowly, quickly = agreed((_lowest_loss(slow), _lowest_loss(fast)))
-        if _held_back(slow) >= TELLING and max(slowly, quickly) > SEPARATED:
+        slowly, quickly = broadcast((_lowest_loss(slow), _lowest_loss(fast)))
+        if _held_back(slow) >= MIN_COMPARED_IMAGES and max(slowly, quickly) > SEPARATED:
             break
     factor, trials = (FASTER, fast) if quickly < slowly else (1.0, slow)
     times = f"{FASTER:g} times "
@@ -251,7 +252,7 @@ def _find(task: FineTuneTask, fold: Fold, runner: Runner) -> float:
     It is not kept in the run's folder: a resumed run makes the same test again and finds the same.
     """
     connect(runner.device)
-    found = agreed(_range_test(task, fold, runner.device))
+    found = broadcast(_range_test(task, fold, runner.device))
     runner.notes.append(found.why)
     return found.factor
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.batches import batches
-from transferkit.core.distributed import place
-from transferkit.finetune.module import CutBatch
+from transferkit.core.distributed import rank_and_world_size
+from transferkit.finetune.cut_batch import CutBatch
 
 __all__ = ["CutFeed"]
 
@@ -54,7 +54,7 @@ class CutFeed:
         self._epoch = epoch
 
     def _steps(self, epoch: int) -> list[Indices]:
-        rank, world = place() if self._training else (0, 1)
+        rank, world = rank_and_world_size() if self._training else (0, 1)
         return batches(
             len(self._positions),
             self._batch_size,

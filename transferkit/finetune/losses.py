@@ -1,6 +1,6 @@
-"""What is minimised, by task, and what tells a good model: losses of a batch, and the measure of a whole split.
+"""The kinds of task, and the loss of a batch in each.
 
-What targets must be is in `targets`; `L2SP` is added to any task's loss.
+What targets must be is in `targets`, how a whole split is scored in `scores`; `L2SP` is added to any task's loss.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from transferkit.core.errors import CheckpointError, DataError, OptionError, unknown_name
 from transferkit.core.registry import Registry
+from transferkit.finetune.scores import accuracy, mean_average_precision, r2
 from transferkit.finetune.sharding import add_up, is_sharded, local, placed, whole
 from transferkit.finetune.targets import (
     check_batch_classes,
@@ -68,8 +70,8 @@ class Task:
 
     Args:
         loss: Of a batch.
-        metric: What `score` measures, for people.
-        score: Outputs of N held-back images and their targets -> how good they are; higher is better.
+        metric: Name of the score, for people.
+        make_score: K -> a new metric of outputs and targets of held-back images; higher is better.
         check: All targets and the names of the K outputs -> nothing, or a `DataError` with all that is wrong.
         check_batch: Targets of a batch and K -> nothing, or a `DataError` that says what they should be.
         weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.
@@ -77,7 +79,7 @@ class Task:
 
     loss: Loss
     metric: str
-    score: Callable[[Array, Array], float]
+    make_score: Callable[[int], Metric]
     check: Callable[[Array, Sequence[str]], None]
     check_batch: BatchCheck
     weigh: Callable[[Array, int, str], npt.NDArray[np.float64] | None]
@@ -186,33 +188,11 @@ def _check_smoothing(smoothing: float) -> None:
         raise OptionError(f"Label smoothing must be in [0, 1), got {smoothing!r}.")
 
 
-def _accuracy(outputs: Array, targets: Array) -> float:
-    return float((outputs.argmax(axis=1) == targets).mean())
-
-
-def _mean_average_precision(outputs: Array, targets: Array) -> float:
-    """Over the labels that are on some image: one that is on none has no precision."""
-    from sklearn.metrics import average_precision_score
-
-    seen = np.asarray(targets).any(axis=0)
-    if not seen.any():
-        raise DataError("No held-back image has any label, so labels cannot be judged. Hold back more images.")
-    return float(average_precision_score(targets[:, seen], outputs[:, seen], average="macro"))
-
-
-def _r2(outputs: Array, targets: Array) -> float:
-    from sklearn.metrics import r2_score
-
-    if len(targets) < 2:
-        raise DataError(f"R2 needs 2 held-back images, got {len(targets)}. Hold back more images.")
-    return float(r2_score(targets.reshape(len(targets), -1), outputs.reshape(len(targets), -1)))
-
-
 TASKS.register("single_label")(
     Task(
         loss=single_label_loss,
         metric="accuracy",
-        score=_accuracy,
+        make_score=accuracy,
         check=check_classes,
         check_batch=check_batch_classes,
         weigh=weigh_classes,
@@ -222,7 +202,7 @@ TASKS.register("multi_label")(
     Task(
         loss=multi_label_loss,
         metric="mean average precision",
-        score=_mean_average_precision,
+        make_score=mean_average_precision,
         check=check_labels,
         check_batch=check_batch_labels,
         weigh=weigh_labels,
@@ -232,7 +212,7 @@ TASKS.register("regression")(
     Task(
         loss=regression_loss,
         metric="R2",
-        score=_r2,
+        make_score=r2,
         check=check_numbers,
         check_batch=check_batch_numbers,
         weigh=weigh_numbers,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from transferkit.decision import usual_batch, usual_epochs, usual_folds
+from transferkit.decision import default_batch_size, default_epochs, default_folds
 from transferkit.finetune.sharding import is_sharded
 from transferkit.options import Recipe
 
@@ -24,12 +24,12 @@ def fit_recipe(recipe: Recipe, images: int, *, batch_size: int | None = None) ->
         images: N to train on, >= 1.
         batch_size: Where the recipe has none; None fits it.
     """
-    size = recipe.batch_size or batch_size or usual_batch(images)
+    size = recipe.batch_size or batch_size or default_batch_size(images)
     return replace(
         recipe,
         batch_size=min(size, images),
-        epochs=usual_epochs(images) if recipe.epochs is None else recipe.epochs,
-        folds=usual_folds(images) if recipe.folds is None else recipe.folds,
+        epochs=default_epochs(images) if recipe.epochs is None else recipe.epochs,
+        folds=default_folds(images) if recipe.folds is None else recipe.folds,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from transferkit.core.distributed import agreed, connect, place
+from transferkit.core.distributed import broadcast, connect, rank_and_world_size
 from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.core.frameworks import lightning
 from transferkit.core.progress import announce
@@ -143,11 +143,11 @@ class Runner:
             except UNREADABLE as error:
                 saved, reason = None, str(error).strip().split("\n")[0] or type(error).__name__
                 self._say(f"The checkpoint of {name} cannot be read ({reason}): this fit starts over.")
-        return saved if agreed(saved is not None) else None
+        return saved if broadcast(saved is not None) else None
 
     def _check_divisible(self, module: TransferModule, parts: int, error: RuntimeError) -> None:
         """Whether smaller parts are left to be tried."""
-        at_once, (_, world) = (module.recipe.batch_size or 1) // parts, place()
+        at_once, (_, world) = (module.recipe.batch_size or 1) // parts, rank_and_world_size()
         if world > 1:
             raise OptionError(
                 f"Memory runs out at {at_once // world} images at once in one of {world} processes, and the others "

@@ -1,4 +1,4 @@
-"""Numbers about features: arrays in, numbers out; no network, no file, no torch."""
+"""Measures on features: arrays in, numbers out; no network, no files, no torch."""
 
 from transferkit.measure.curves import learning_curves, stratified_sample
 from transferkit.measure.head_information import (

@@ -1,12 +1,12 @@
-"""Accuracy by number of training images, for every stage and for all joined: one Gram matrix, many small fits.
+"""Learning curves of the ridge probe for every stage and for all joined, from one Gram matrix per stage.
 
 A ridge fit to n of the images needs only their n x n corner of the Gram matrix G = Z Z' (Z: scaled features). With
 targets Y and penalty p, and the intercept free,
 
     (G + p W^-1) A = Y - 1 b',   b such that 1'A = 0        scores of the rest   G[rest, n] A + 1 b'
 
-so G is computed once per stage and each fit costs a Cholesky factorisation. What a fit was not given tests it; a test
-split is never touched.
+so G is computed once per stage and each fit costs a Cholesky factorisation. Each fit is tested on the images
+it was not given; a test split is never used.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ Array = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
 
 MAX_IMAGES = 1500
-"""Above this many training images a stratified sample is drawn: the Gram matrices grow with the square."""
+"""Maximum training images, beyond which a stratified sample is used: Gram matrices grow with the square."""
 
 FIRST_PER_CLASS = 2
-"""Images per class at the left end of a curve; with one, accuracy tells little but the luck of the draw."""
+"""Images per class at the left end of a curve; with one, accuracy mostly reflects chance."""
 
 STEP = 2.0
-"""Ratio of neighbouring sizes, at most: accuracy follows the logarithm of the size."""
+"""Maximum ratio of neighbouring sizes: accuracy is roughly linear in the logarithm of the size."""
 
 FITTED_IMAGES = 1500
 MIN_DRAWS, MAX_DRAWS = 3, 20
-"""As many draws of a size as make up `FITTED_IMAGES` images, within these bounds: small fits scatter more and cost
+"""Number of draws per size: `FITTED_IMAGES` images in total, within these bounds, as small fits vary more and cost
 less."""
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """A fit's images, and those that test it."""
+    """Images of one fit, and the images it is tested on."""
 
     fitted: Rows
     rest: Rows
 
 
 def stratified_sample(labels: npt.NDArray[np.int64], images: int, rng: np.random.Generator) -> Rows:
-    """Sorted indices of a random sample that keeps the classes' shares, and one image of each class at least.
+    """Sorted indices of a random sample that keeps class shares, with at least one image of each class.
 
     Args:
         labels: (N,) int >= 0.
         images: Size wanted, from the number of classes present to N.
-        rng: Draws it.
+        rng: Random generator.
 
     Raises:
         OptionError: If `images` is outside that range.
@@ -80,7 +80,7 @@ def stratified_sample(labels: npt.NDArray[np.int64], images: int, rng: np.random
     quota = counts * (images / len(labels))
     taken = np.maximum(np.floor(quota).astype(np.int64), counts > 0)
     while (short := images - int(taken.sum())) != 0:
-        # Next image to the class farthest below its share; an image too many is taken from the one farthest above.
+        # Add an image to the class farthest below its share, or remove one from the class farthest above.
         step = 1 if short > 0 else -1
         open_ = taken < counts if short > 0 else taken > 1
         gap = np.where(open_, step * (quota - taken), -np.inf)
@@ -100,7 +100,7 @@ def _sizes(labels: npt.NDArray[np.int64]) -> list[int]:
 
 
 def _draws(folds: Folds, size: int, rng: np.random.Generator) -> Iterator[_Draw]:
-    """Fits of that size; none where no image of another group is left to test them."""
+    """Random fits of that size; none if no image of another group is left to test them."""
     for _ in range(min(MAX_DRAWS, max(MIN_DRAWS, FITTED_IMAGES // size))):
         fitted = stratified_sample(folds.labels, size, rng)
         if len(np.unique(folds.groups)) < len(folds):
@@ -111,7 +111,7 @@ def _draws(folds: Folds, size: int, rng: np.random.Generator) -> Iterator[_Draw]
 
 
 def _by_group(folds: Folds, counts: Rows, rng: np.random.Generator) -> Rows:
-    """As many images of each class, a group used up before the next is begun: so most groups are left whole."""
+    """A sample with these class counts that uses few groups, so that many are left for testing."""
     codes = np.unique(folds.groups, return_inverse=True)[1].reshape(-1)
     order = np.lexsort((rng.permutation(int(codes.max()) + 1)[codes], folds.labels))
     ordered = folds.labels[order]
@@ -120,7 +120,7 @@ def _by_group(folds: Folds, counts: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _accuracy(gram: Array, one_hot: Array, folds: Folds, weights: Array, draw: _Draw, penalty: float) -> float:
-    """Of a fit to some of the images on the rest of them."""
+    """Accuracy of a fit to some of the images on the rest of them."""
     part = gram[np.ix_(draw.fitted, draw.fitted)]
     part[np.diag_indices(len(part))] += penalty / weights[draw.fitted]
     right = np.column_stack([one_hot[draw.fitted], np.ones(len(part), dtype=one_hot.dtype)])
@@ -135,7 +135,7 @@ def _accuracy(gram: Array, one_hot: Array, folds: Folds, weights: Array, draw: _
 
 
 def _complete(stage: str, path: RidgePath, folds: Folds) -> Iterator[CurvePoint]:
-    """The last point: all images but the one, or the few, that the fit is tested on in turn; none if it is unknown."""
+    """The last point, from leave-out results with nearly all images; none if unknown."""
     if path.known:
         accuracy = float(path.accuracy[path.best])
         independent = folds.independent(path.right[path.best], path.counting)
@@ -164,29 +164,29 @@ def learning_curves(
     folds: Folds | None = None,
     seed: int = 0,
 ) -> tuple[CurvePoint, ...]:
-    """Accuracy of the ridge probe by number of training images; higher is better, rising curves want more images.
+    """Accuracy of the ridge probe by number of training images; higher is better, a rising curve suggests more images.
 
-    Stratified subsets of growing size are fitted and tested on the other training images; the same subsets serve all
-    stages, so that curves may be compared point by point. The last point of each is the path's held-back one. About
-    n^2 D + S R n^3 / 3 operations for n = min(N, 1500), sizes up to n / 2, S stages and R draws.
+    Stratified subsets of growing size are fitted and tested on the other training images; the same subsets are used
+    for all stages, so that curves can be compared point by point. The last point of each is the path's held-back one.
+    About n^2 D + S R n^3 / 3 operations for n = min(N, 1500), sizes up to n / 2, S stages and R draws.
 
     Args:
         chunks: Gives a fresh pass over the (N, D) features.
         labels: (N,) int in [0, K).
         blocks: Stage name -> its columns.
-        paths: What `ridge_paths` made of the same features: gives each stage's penalty and its last point.
+        paths: Result of `ridge_paths` on the same features: each stage's penalty and last point.
         weights: (N,) > 0, one per image; None weighs all the same.
         folds: Which images are held back together; None: each image is independent of all others. A fit is tested on
-            images of groups that it has seen nothing of.
-        seed: Draws the subsets.
+            images of groups that are not in it.
+        seed: Determines the subsets.
 
     Returns:
         The points of the first stage from few images to all, then the next stage's, then those of "joined". With
-        fewer than two images per class, on average, only the last point of each; none where nothing can be held back.
+        fewer than two images per class on average, only the last point of each; none if nothing can be held back.
 
     References:
-        Deviation from refitting at each size: the penalty stays the one that is best for all images, and features
-        stay scaled by all images (no label enters either of the two scales).
+        Deviation from refitting at each size: the penalty is the best one for all images, and features are scaled by
+        all images (neither scale uses labels).
 
     Example:
         >>> from transferkit.measure.ridge import ridge_paths

@@ -1,7 +1,9 @@
-"""How many of its classes does a pretrained classifier tell apart among some images? Probabilities in, a share out.
+"""Mutual information between images and a pretrained classifier's predictions, from its probabilities.
 
-Confidence alone says nothing of nearness: a classifier of photographs calls scanned digits one and the same thing with
-95 % confidence. What falls with the distance from the source is how much of its answer depends on the image.
+Confidence alone does not measure similarity to the source: a classifier of photographs assigns all scanned digits to
+    one
+class with 95 % confidence. What decreases with distance from the source is how much its predictions depend on the
+image.
 """
 
 from __future__ import annotations
@@ -22,19 +24,19 @@ __all__ = ["HeadInformation", "HeadScale", "fit_head_scale", "measure_head_infor
 Array = npt.NDArray[np.floating]
 
 TINY = 1e-12
-"""Stands in for a probability of 0, whose contribution to an entropy is 0."""
+"""Lower bound of probabilities in logarithms; a probability of 0 contributes 0 to an entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInformation:
-    """What the answers of a classifier of Z classes say about N images.
+    """Information in the predictions of a classifier of Z classes on N images.
 
     Args:
-        share: Mutual information of image and answer in units of log Z: about 0 where all images get the same answer
-            or none gets a clear one, 1 where all Z classes are answered, equally often and with certainty.
+        share: Mutual information of image and prediction in units of log Z: about 0 if all predictions are equal or
+            none is confident, 1 if all Z classes are predicted equally often and with certainty.
         error: Standard error of it.
         confidence: Mean probability of the likeliest class, in [0, 1].
-        told_apart: Number of classes that equally frequent, certain answers would carry the same information with.
+        told_apart: Effective number of classes: equally frequent, certain predictions with the same information.
     """
 
     share: float
@@ -45,7 +47,7 @@ class HeadInformation:
 
 @dataclass(frozen=True)
 class HeadScale:
-    """From a share to a similarity, 1 / (1 + exp(-steepness (share - middle))), and how far that may be off.
+    """Maps a share to a similarity, 1 / (1 + exp(-steepness (share - middle))), with its uncertainty.
 
     Args:
         middle: The share at which the similarity is 0.5.
@@ -85,22 +87,22 @@ class HeadScale:
 
 
 def measure_head_information(probabilities: Array) -> HeadInformation:
-    """How much of a classifier's answers depends on the image; higher where the images are like those it learnt from.
+    """Mutual information of image and prediction; higher for images like the classifier's training images.
 
     Args:
-        probabilities: (N, Z) float, rows sum to 1; N >= 2, Z >= 2. Rows in any order that has nothing to do with the
-            images' contents.
+        probabilities: (N, Z) float, rows sum to 1; N >= 2, Z >= 2. The order of rows must be independent of the
+            images' content.
 
     Returns:
-        The share is unbiased up to terms of order 1 / N^2 while N exceeds the number of classes that are answered; with
-        fewer images it is too low, as N images tell at most N classes apart.
+        The share is unbiased up to terms of order 1 / N^2 while N exceeds the number of predicted classes; with fewer
+        images it is too low, as N images distinguish at most N classes.
 
     Raises:
         OptionError: If the shape does not fit.
 
     References:
         Mutual information of image and label, after Bridle et al., NeurIPS 1991; its exponential is the inception score
-        (Salimans et al., NeurIPS 2016). Deviation: freed of its bias by leaving groups out, and in units of log Z.
+        (Salimans et al., NeurIPS 2016). Deviation: bias-corrected by a jackknife over groups, and in units of log Z.
 
     Example:
         >>> sure = np.repeat(np.eye(4), 25, axis=0)  # each of 4 classes for a quarter of 100 images
@@ -134,7 +136,7 @@ def measure_head_information(probabilities: Array) -> HeadInformation:
 
 
 def _information(answers: Array, doubt: float, images: int) -> float:
-    """Entropy of the mean answer less the mean entropy of an answer, in nats, from their sums over images."""
+    """Entropy of the mean prediction minus the mean entropy of predictions, in nats, from their sums over images."""
     return float(_entropy(answers / images) - doubt / images)
 
 
@@ -144,16 +146,16 @@ def _entropy(probabilities: Array) -> Array:
 
 
 def fit_head_scale(shares: Array, similarities: Array, families: Sequence[str]) -> HeadScale:
-    """The scale that predicts similarities from shares best, by least squares of logits; its scatter is that of
-    families of tasks that were left out of the fit.
+    """The scale that best predicts similarities from shares, by least squares of logits; its scatter is measured on
+    families of tasks left out of the fit.
 
     Args:
         shares: (T,) float.
-        similarities: (T,) float in (0, 1), measured another way.
-        families: (T,) what the tasks are copies or parts of; 3 different ones or more.
+        similarities: (T,) float in (0, 1), measured with another method.
+        families: (T,) family of related tasks; at least 3 different ones.
 
     Raises:
-        OptionError: If there are too few families, or shares do not rise with similarities.
+        OptionError: If there are too few families, or shares do not increase with similarities.
 
     Example:
         >>> shares = np.array([0.2, 0.4, 0.6, 0.8])
@@ -167,7 +169,7 @@ def fit_head_scale(shares: Array, similarities: Array, families: Sequence[str]) 
     logits = np.log(similarities) - np.log1p(-similarities)
     slope, offset = np.polyfit(shares, logits, 1)
     if not slope > 0:
-        raise OptionError("Shares do not rise with similarities: no scale can be fitted.")
+        raise OptionError("Shares do not increase with similarities, so no scale can be fitted. Use other tasks.")
     left_out = np.empty_like(logits)
     for family in np.unique(names):
         others = names != family

@@ -1,4 +1,4 @@
-"""k nearest neighbours: the sanity row beside every probe."""
+"""k-nearest-neighbour accuracy: the sanity check for the probes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transferkit.records import Folds
 __all__ = ["NeighbourHits", "knn_accuracy", "knn_hits"]
 
 CHUNK = 1024
-"""Rows whose similarities are held at once: 1024 x N float32."""
+"""Rows whose similarities are in memory at once: 1024 x N float32."""
 
 
 def knn_accuracy(
@@ -20,16 +20,16 @@ def knn_accuracy(
 ) -> float:
     """Leave-one-out accuracy of a cosine-weighted k-nearest-neighbour vote; higher is better.
 
-    No image of the same group is asked, whole groups are left out.
+    Leaves out whole groups: images of the same group are no neighbours.
 
     Args:
         features: (N, D) float; centred here.
         labels: (N,) int in [0, K).
-        k: Neighbours, >= 1; no more than there are in other groups are used.
+        k: Neighbours, >= 1; limited to the images in other groups.
         folds: Which images are held back together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1]; NaN where no image can be held back without its class.
+        Accuracy in [0, 1]; NaN if no image can be held back without losing its class.
 
     Example:
         >>> two = np.array([[0, 1], [0, 2], [1, 0], [2, 0]], dtype=np.float32)
@@ -41,11 +41,11 @@ def knn_accuracy(
 
 @dataclass(frozen=True)
 class NeighbourHits:
-    """Which images their neighbours classify right.
+    """Which images are classified correctly by their neighbours.
 
     Args:
         right: (N,) bool.
-        counting: (N,) what each image counts.
+        counting: (N,) weight of each image.
     """
 
     right: npt.NDArray[np.bool_]
@@ -53,7 +53,7 @@ class NeighbourHits:
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]; NaN where no image counts."""
+        """In [0, 1]; NaN if all weights are 0."""
         images = float(self.counting.sum())
         return float(self.right @ self.counting) / images if images else float("nan")
 
@@ -61,7 +61,7 @@ class NeighbourHits:
 def knn_hits(
     features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], *, k: int = 5, folds: Folds | None = None
 ) -> NeighbourHits:
-    """What `knn_accuracy` is the mean of; the same arguments."""
+    """Per-image results behind `knn_accuracy`; the same arguments."""
     folds = Folds.alone(labels) if folds is None else folds
     unit = features - features.mean(axis=0)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)

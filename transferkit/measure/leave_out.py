@@ -1,4 +1,4 @@
-"""Held-back scores of ridge regression at every penalty, without refitting: images leave with all they are tied to."""
+"""Held-back scores of ridge regression at every penalty without refitting, leaving out sets of related images."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ __all__ = [
     "SINGULAR",
     "SOLVED_AT_ONCE",
     "TIE",
-    "USUAL_PENALTY",
+    "DEFAULT_PENALTY",
     "eigen",
     "moment_type",
 ]
 
 
-USUAL_PENALTY = 1.0
-"""Taken where nothing can be held back, so that none can be chosen: the best one is near it whatever N and D."""
+DEFAULT_PENALTY = 1.0
+"""Used if nothing can be held back, so that none can be chosen: the best one is near it for any N and D."""
 
 SINGLE_IMAGES = 16_384
-"""Images above which moments are decomposed in double precision: their eigenvalues grow with N, and the rounding of a
-larger one in single precision comes near the smallest penalty."""
+"""Images above which moments are decomposed in double precision: their eigenvalues grow with N, and rounding errors of
+larger ones in single precision approach the smallest penalty."""
 
 SOLVED_AT_ONCE = 2**24
-"""Numbers in the systems that are solved together: 64 MB."""
+"""Numbers in the systems solved in one batch: 64 MB."""
 
 SINGULAR = 1e-6
-"""Where the others say nothing about an image that is left out, its residual is held below 1 / SINGULAR."""
+"""Regularises the leave-out system: if the others determine nothing about an image, its residual stays finite."""
 
 TIE = 1e-6
-"""Lead below which an answer is none: features that say nothing must not be right by rounding."""
+"""Smallest margin of a prediction: uninformative features must not be correct by rounding."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class RidgePath:
 
     Args:
         penalties: (P,).
-        accuracy: (P,) held-back accuracy, in [0, 1]; NaN where nothing could be held back.
+        accuracy: (P,) held-back accuracy, in [0, 1]; NaN if nothing could be held back.
         squared_error: (P,) held-back squared error per image, >= 0; NaN likewise.
-        right: (P, N) bool, whether each image is classified right while it is left out.
-        counting: (N,) what each image counts in them (`Folds.counting`).
+        right: (P, N) bool, whether each image is classified correctly while it is left out.
+        counting: (N,) weight of each image in them (`Folds.counting`).
     """
 
     penalties: Array
@@ -68,13 +68,13 @@ class RidgePath:
 
     @property
     def best(self) -> int:
-        """Index of the penalty with the lowest squared error: smoother than accuracy, so chosen with less luck."""
+        """Index of the penalty with the lowest squared error, which is smoother than accuracy."""
         if not self.known:
-            return int(np.argmin(np.abs(self.penalties - USUAL_PENALTY)))
+            return int(np.argmin(np.abs(self.penalties - DEFAULT_PENALTY)))
         return int(np.argmin(self.squared_error))
 
     def sorted_back(self, order: npt.NDArray[np.int64]) -> RidgePath:
-        """The same, its images in the order they had before they were taken in this one."""
+        """The same, with the images back in the order before `order` was applied."""
         back = np.argsort(order)
         return replace(self, right=self.right[:, back], counting=self.counting[back])
 
@@ -87,7 +87,7 @@ class RidgeProblem:
     classes: int
     weights: npt.NDArray[np.float64]  # (N,), mean 1
     together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
-    counting: npt.NDArray[np.float64]  # (N,), what each counts in held-back results
+    counting: npt.NDArray[np.float64]  # (N,), weight of each in held-back results
 
     @property
     def roots(self) -> npt.NDArray[np.float32]:
@@ -95,7 +95,7 @@ class RidgeProblem:
 
     @property
     def base(self) -> npt.NDArray[np.float64]:
-        """(K,) weighted class shares: what is predicted without any feature."""
+        """(K,) weighted class shares: the prediction without features."""
         sums = np.bincount(self.labels, weights=self.weights, minlength=self.classes)
         return np.asarray(sums / self.weights.sum(), dtype=np.float64)
 
@@ -116,7 +116,7 @@ def moment_type(images: int) -> type[np.floating[Any]]:
 
 
 def _sets(together: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
-    """Number of images n -> (F, n) positions of the sets of that many."""
+    """Set size n -> (F, n) positions of the F sets of that size."""
     order = np.argsort(together, kind="stable")
     starts = np.flatnonzero(np.diff(together[order], prepend=together[order[0]] - 1))
     sizes = np.diff(np.append(starts, len(together)))
@@ -125,12 +125,12 @@ def _sets(together: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class _Refit:
-    """A fit to all images but those of one set, and what it makes of that set; for every penalty."""
+    """A fit without one set of images, applied to that set, for every penalty."""
 
-    projected: npt.NDArray[np.float32]  # (n, R) of the set, in the directions of the others
+    projected: npt.NDArray[np.float32]  # (n, R) of the set, in the others' directions
     eigenvalues: npt.NDArray[np.float32]  # (R,) of the others
     correlation: Array  # (R, K) of the others
-    base: Array  # (n, K) their mean target, times the root of the set's weights
+    base: Array  # (n, K) the others' mean target, times the root of the set's weights
 
     def residual(self, targets: npt.NDArray[np.float32], penalty: float) -> npt.NDArray[np.float32]:
         """(n, K) of the set's targets."""
@@ -139,7 +139,7 @@ class _Refit:
 
 
 class LeaveOut:
-    """Gathers the held-back results of one spectrum, chunk by chunk, for every penalty."""
+    """Accumulates the held-back results of one spectrum, chunk by chunk, for every penalty."""
 
     def __init__(self, problem: RidgeProblem, eigenvalues: Array, correlation: Array, penalties: Array) -> None:
         self._problem = problem
@@ -151,7 +151,7 @@ class LeaveOut:
         self._error = np.zeros(len(penalties))
 
     def scores(self, rows: slice, projected: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        """(n, K) scores of these images, each while its set is left out; a penalty at a time."""
+        """Yield (n, K) scores of these images, each while its set is left out, for each penalty."""
         problem, rank = self._problem, projected.shape[1]
         targets, roots = problem.targets(rows), problem.roots[rows]
         sets = _sets(problem.together[rows])
@@ -180,7 +180,7 @@ class LeaveOut:
         roots: npt.NDArray[np.float32],
         targets: npt.NDArray[np.float32],
     ) -> _Refit:
-        """The fit to the others of (n, R) images: T'T, T'Y and the means of all, less theirs.
+        """The fit without these (n, R) images: T'T, T'Y and means of all, minus theirs.
 
         Both T and Y have the weighted mean 0 over all images, so that of the others follows from theirs.
         """
@@ -200,7 +200,7 @@ class LeaveOut:
         roots: npt.NDArray[np.float32],
         residual: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.float32]:
-        """(F, n, K) residuals of F folds of n images once each fold is left out, from those with all images in."""
+        """(F, n, K) residuals of F sets of n images, each left out, from the residuals with all images included."""
         intercept = roots @ roots.transpose(0, 2, 1) / np.float32(self._problem.weights.sum())
         if projected.shape[1] == 1:
             leverage = np.einsum("fnr,r->fn", projected**2, inverse)[..., None] + intercept

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on the joined features, its strength chosen on held-back images."""
+"""Multinomial logistic regression on the joined features, with regularisation chosen on held-back images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import OptionError
+from transferkit.core.limits import N_SPLITS
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.quality import log_loss
 from transferkit.measure.ridge import principal_coordinates
 from transferkit.measure.scaled_rows import Array, Chunks
-from transferkit.records import PARTS, Folds
+from transferkit.records import Folds
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -26,10 +27,10 @@ STRENGTHS = (3.0, 30.0)
 images) and digits (1,257) the best lay between 1 and 30 by accuracy and between 10 and 100 by log loss."""
 
 FITTED_IMAGES = 32_768
-"""Above this many images a stratified sample of them is fitted: the solver holds N x 2048 numbers, 256 MB."""
+"""Maximum images fitted, beyond which a stratified sample is used: the solver holds N x 2048 numbers, 256 MB."""
 
 FOLDED_IMAGES = 4096
-"""Above this many images one held-back fold tells as much as five told below it, at a fifth of the time."""
+"""Above this many images one held-back fold is as informative as five of fewer, at a fifth of the time."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class LogisticHead:
     Args:
         weight: (K, D) float64.
         bias: (K,) float64.
-        strength: The inverse penalty chosen.
-        fitted: Images that it was fitted to: all, or `FITTED_IMAGES` of them.
+        strength: The chosen inverse penalty.
+        fitted: Number of images it was fitted to: all, or `FITTED_IMAGES` of them.
         held_back: (M,) indices of the images whose probabilities follow.
-        counting: (M,) what each of them counts in what is measured on them.
-        probabilities: (M, K) from fits that had not seen them.
+        counting: (M,) weight of each of them in estimates.
+        probabilities: (M, K) from fits without them.
     """
 
     weight: Array
@@ -69,12 +70,12 @@ def fit_logistic(
 
     Args:
         chunks: Gives a fresh pass over the (N, D) features.
-        labels: (N,) int; every class in [0, K) has 2 images or more that can be held back from each other.
+        labels: (N,) int; every class in [0, K) has at least 2 images in different groups.
         blocks: Stage name -> its columns.
         weights: (N,) > 0; None weighs all the same.
         folds: Which images are held back together; None: each image is independent of all others.
-        emphasis: (D,) >= 0, a further factor of each scaled feature. If it was learnt from the same labels, the
-            held-back probabilities flatter.
+        emphasis: (D,) >= 0, a further factor of each scaled feature. If it was fitted to the same labels, the
+            held-back probabilities are too optimistic.
         seed: Of the folds, and of the sample where there are more than `FITTED_IMAGES`.
 
     Raises:
@@ -93,17 +94,17 @@ def fit_logistic(
         np.ones(len(rows)) if weights is None else weights[rows],
         folds.take(rows),
     )
-    parts = problem.parts(seed)
-    first, *others = range(int(parts.max()) + 1 if len(rows) <= FOLDED_IMAGES else 1)
-    trials = {strength: problem.answer(parts, first, strength) for strength in STRENGTHS}
-    best = min(STRENGTHS, key=lambda strength: problem.loss(trials[strength], parts, first))
-    probabilities = np.concatenate([trials[best], *(problem.answer(parts, part, best) for part in others)])
-    held_back = np.concatenate([np.flatnonzero(parts == part) for part in (first, *others)])
+    splits = problem.splits(seed)
+    first, *others = range(int(splits.max()) + 1 if len(rows) <= FOLDED_IMAGES else 1)
+    trials = {strength: problem.predict(splits, first, strength) for strength in STRENGTHS}
+    best = min(STRENGTHS, key=lambda strength: problem.loss(trials[strength], splits, first))
+    probabilities = np.concatenate([trials[best], *(problem.predict(splits, split, best) for split in others)])
+    held_back = np.concatenate([np.flatnonzero(splits == split) for split in (first, *others)])
     final = problem.fit(np.arange(len(rows)), best)
     weight, bias = final.coef_.astype(np.float64), final.intercept_.astype(np.float64)
     if len(weight) == 1:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    counting = problem.folds.counting(parts)[held_back]
+    counting = problem.folds.counting(splits)[held_back]
     return LogisticHead(*coordinates.to_raw(weight, bias), best, len(rows), rows[held_back], counting, probabilities)
 
 
@@ -116,17 +117,17 @@ def _sampled(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64] 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Coordinates of n images, and who is held back with whom."""
+    """Coordinates of n images, with their folds."""
 
     values: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
     folds: Folds
 
-    def parts(self, seed: int) -> npt.NDArray[np.int64]:
-        """(n,) the fold that each image is held back in."""
-        parts = self.folds.deal(min(PARTS, int(self.folds.groups_per_class.min())), seed=seed)
-        return np.unique(parts, return_inverse=True)[1].reshape(-1)
+    def splits(self, seed: int) -> npt.NDArray[np.int64]:
+        """(n,) the split in which each image is held back."""
+        splits = self.folds.assign_splits(min(N_SPLITS, int(self.folds.groups_per_class.min())), seed=seed)
+        return np.unique(splits, return_inverse=True)[1].reshape(-1)
 
     def fit(self, rows: npt.NDArray[np.int64], strength: float) -> LogisticRegression:
         """A model of these images."""
@@ -135,17 +136,17 @@ class _Problem:
         model = LogisticRegression(C=strength, max_iter=1000, tol=1e-3)
         return model.fit(self.values[rows], self.labels[rows], sample_weight=self.weights[rows])
 
-    def answer(self, parts: npt.NDArray[np.int64], part: int, strength: float) -> npt.NDArray[np.floating]:
-        """(m, K) probabilities of the images of a part, by a fit to the others; 0 for classes that it did not see."""
-        held = parts == part
+    def predict(self, splits: npt.NDArray[np.int64], split: int, strength: float) -> npt.NDArray[np.floating]:
+        """(m, K) probabilities for a split's images, from a fit to the others; 0 for classes missing in the fit."""
+        held = splits == split
         model = self.fit(np.flatnonzero(~held), strength)
-        answers = model.predict_proba(self.values[held])
-        probabilities = np.zeros((len(answers), int(self.labels.max()) + 1), dtype=answers.dtype)
-        probabilities[:, model.classes_] = answers
+        predicted = model.predict_proba(self.values[held])
+        probabilities = np.zeros((len(predicted), int(self.labels.max()) + 1), dtype=predicted.dtype)
+        probabilities[:, model.classes_] = predicted
         return probabilities
 
-    def loss(self, probabilities: npt.NDArray[np.floating], parts: npt.NDArray[np.int64], part: int) -> float:
-        """Log loss on the images of a part that tell anything."""
-        held = parts == part
-        counting = self.folds.counting(parts)[held]
+    def loss(self, probabilities: npt.NDArray[np.floating], splits: npt.NDArray[np.int64], split: int) -> float:
+        """Log loss on the images of a split that have weight."""
+        held = splits == split
+        counting = self.folds.counting(splits)[held]
         return log_loss(probabilities, self.labels[held], counting if counting.any() else None)

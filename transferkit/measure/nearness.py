@@ -1,8 +1,8 @@
-"""How near is a set of images to what a network was trained on? Moments of its activations in, a value in [0, 1] out.
+"""Distance of a set of images from a network's training images, from moments of activations, and its scale to [0, 1].
 
-From N images every distance comes out too large, by about c / N: moments of a sample scatter about the true ones. The
-jackknife (leave a group of images out, look how the distance moves) takes that part off and gives a standard error, so
-the value for images like the source is 0 at any N and does not drift with N.
+With N images every distance is biased upwards by about c / N, because sample moments vary around the true ones. The
+jackknife (leave out a group of images and see how the distance changes) removes this bias and gives a standard error,
+so the expected value for images from the source is 0 for any N.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 
 GROUPS = 25
-"""Groups of images that the jackknife leaves out in turn; more change the standard error by a few percent only."""
+"""Groups of images that the jackknife leaves out in turn; more change the standard error by only a few percent."""
 
 QUARTER_ODDS = math.log(3)
-"""Logit of 0.75: where a scale puts its near anchor, and 0.25 its far one."""
+"""Logit of 0.75, a scale's value at its near anchor; at the far one it is 0.25."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nearness:
-    """All stages together.
+    """Distance over all stages.
 
     Args:
         distance: Mean of the stages' distances.
-        error: Standard error of it; stages move together, so it is no mean of theirs.
+        error: Its standard error; stages are correlated, so it is not the mean of theirs.
         stages: Stem -> head.
     """
 
@@ -53,7 +53,7 @@ class Nearness:
 
 @dataclass(frozen=True)
 class Scale:
-    """From a distance to a similarity: 1 / (1 + (distance / middle) ** steepness).
+    """Maps a distance to a similarity: 1 / (1 + (distance / middle) ** steepness).
 
     Args:
         middle: The distance at which the similarity is 0.5, > 0.
@@ -78,7 +78,7 @@ class Scale:
 
 
 def fit_scale(near: float, far: float) -> Scale:
-    """The scale that gives 0.75 at one distance, 0.25 at the other, and so 0.5 at their geometric mean.
+    """The scale with similarity 0.75 at one distance and 0.25 at the other, hence 0.5 at their geometric mean.
 
     Raises:
         OptionError: Unless 0 < near < far.
@@ -94,13 +94,13 @@ def fit_scale(near: float, far: float) -> Scale:
 
 
 def measure_nearness(source: Mapping[str, ChannelMoments | Array], target: Mapping[str, Array]) -> Nearness:
-    """Compare activations with those of the source, stage by stage; lower is more alike.
+    """Distance between activations and those of the source, stage by stage; lower is more similar.
 
     Args:
         source: Stage -> the source's moments, taken as exact; or (M, 2C) rows of source images, like `target`.
         target: Stage -> (N, 2C), a row per image, the same images in all stages: of each channel the mean over the
-            image's positions, then of each channel the mean square. N >= 2. Rows in any order that has nothing to do
-            with the images' contents.
+            image's positions, then of each channel the mean square. N >= 2. The order of rows must be independent of
+            the images' content.
 
     Returns:
         Unbiased up to terms of order 1 / N^2. Channels that are constant in the source are left out, as are stages
@@ -138,7 +138,7 @@ def measure_nearness(source: Mapping[str, ChannelMoments | Array], target: Mappi
 
 
 class _Known:
-    """Moments that are taken as exact."""
+    """Moments treated as exact."""
 
     def __init__(self, moments: Mapping[str, ChannelMoments]) -> None:
         self._moments = moments
@@ -150,7 +150,7 @@ class _Known:
 
 
 class _Sampled:
-    """Moments of rows, kept as sums over groups of rows: leaving a group out is a subtraction.
+    """Moments of rows, stored as sums over groups of rows, so that leaving a group out is a subtraction.
 
     Attributes:
         shares: (G,) share of the rows in each group.
@@ -218,7 +218,7 @@ def _distances(
 
 
 def _jackknife(sides: tuple[_Known | _Sampled, _Known | _Sampled], alive: Mapping[str, Mask]) -> tuple[Array, Array]:
-    """`_distances` without their bias, and their standard errors; each sampled side adds its part to both."""
+    """Bias-corrected `_distances` and their standard errors; each sampled side contributes to both."""
     source, target = (side.moments() for side in sides)
     full = _distances(source, target, alive)
     value, variance = full.copy(), np.zeros_like(full)
@@ -235,7 +235,7 @@ def _jackknife(sides: tuple[_Known | _Sampled, _Known | _Sampled], alive: Mappin
 
 
 def remove_bias(full: Array, left_out: Array, shares: Array) -> tuple[Array, Array]:
-    """The delete-a-group jackknife: a value free of bias, and its variance.
+    """The delete-a-group jackknife: bias-corrected value, and its variance.
 
     Args:
         full: Value of all rows, of any shape.

@@ -1,4 +1,4 @@
-"""How good a classifier's probabilities are on images it was not fitted on."""
+"""Metrics of a classifier's probabilities on held-out images, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def log_loss(
     Args:
         probabilities: (N, K), rows sum to 1.
         labels: (N,) int in [0, K).
-        weights: (N,) >= 0, what each counts; None counts all alike.
+        weights: (N,) >= 0, one per image; None for equal weights.
     """
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(np.average(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)), weights=weights))
@@ -57,8 +57,8 @@ def assess(answers: HeldOut, folds: Folds | None = None) -> Metrics:
 
     Args:
         answers: On its N images.
-        folds: Their groups and copies, N of them, for the interval of the accuracy: images that belong together tell
-            less than as many independent ones. None: every image is on its own.
+        folds: Groups and copies of the N images, for the interval of the accuracy: related images carry less
+            information than independent ones. None: all are independent.
 
     Raises:
         ValueError: If the split is empty.
@@ -88,12 +88,13 @@ def fit_temperature(
     """The T > 0 for which softmax(scores / T) has the lowest log loss.
 
     Args:
-        scores: (N, K) held-back scores, as exact cross-validation gives them.
+        scores: (N, K) held-back scores from exact cross-validation.
         labels: (N,) int in [0, K).
-        weights: (N,) >= 0, what each counts; None counts all alike.
+        weights: (N,) >= 0, one per image; None for equal weights.
 
     References:
-        Guo et al., ICML 2017. Deviation: fitted on exactly cross-validated scores, so that no image is spent on it.
+        Guo et al., ICML 2017. Deviation: fitted on exactly cross-validated scores, so no extra calibration images are
+        needed.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,4 +1,4 @@
-"""How sure a ranking is: the same images drawn again and again for all who are ranked."""
+"""Bootstrap intervals of ranks, with the same resampled images for all models."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transferkit.core.errors import DataError, OptionError
 __all__ = ["RESAMPLES", "RankIntervals", "bootstrap_ranks"]
 
 RESAMPLES = 1000
-"""25 resamples lie beyond each end of a 95 % interval: enough for ranks, which are whole numbers."""
+"""25 resamples are outside each end of a 95 % interval: enough for ranks, which are integers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankIntervals:
-    """Ranks of M rivals, 1 is best.
+    """Ranks of M models, 1 is best.
 
     Args:
-        rank: (M,) int, 1 + how many rivals are right more often; equals share a rank.
+        rank: (M,) int, 1 + number of models that are correct more often; ties share a rank.
         low, high: (M,) int, interval of the rank over resamples.
-        best: (M,) chance of being the best, in [0, 1]; sums to 1, those level at the top divide it.
+        best: (M,) probability of being best, in [0, 1]; sums to 1, ties at the top share it.
     """
 
     rank: npt.NDArray[np.int64]
@@ -39,26 +39,26 @@ def bootstrap_ranks(
     level: float = 0.95,
     seed: int = 0,
 ) -> RankIntervals:
-    """Rank rivals by how many images each has right, with the interval that another draw of images could give.
+    """Rank models by the number of correctly classified images, with bootstrap intervals over images.
 
-    Every resample draws N of the N images with replacement, the same ones for all rivals, so that what the images have
-    in common cancels out. Rivals level in a resample could stand in any order there: the lower end counts them as
-    ahead of each other, the upper end as behind, so that few images give wide intervals, never falsely sure ones.
+    Every resample draws N of the N images with replacement, the same ones for all models, so that the difficulty of the
+    images cancels out. Models tied in a resample could be in any order: the lower end counts them as ahead of each
+    other, the upper end as behind, so that few images give wide intervals, never falsely narrow ones.
 
     Args:
-        right: (M, N) bool, whether each rival is right on each image; M and N >= 1.
-        groups: (N,) int; images of equal value are drawn together. None draws each image by itself.
+        right: (M, N) bool, whether each model is correct on each image; M and N >= 1.
+        groups: (N,) int; images of equal value are drawn together. None draws each image independently.
         resamples: B, >= 1.
         level: Of the interval, in (0, 1).
-        seed: Draws the images.
+        seed: Of the resampling.
 
     Raises:
         DataError: `right` is not (M, N) with M and N >= 1.
         OptionError: `resamples` or `level` is out of its range.
 
     Comparable:
-        It speaks of other images of the same kind for the same fits: how a fit varies with its own training images is
-        not in it, so that it is rather too narrow than too wide.
+        It covers other images of the same kind for the same fits, not how fits vary with their training images, so it
+        is too narrow rather than too wide.
 
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval). Deviation: a
@@ -72,7 +72,7 @@ def bootstrap_ranks(
     """
     hits = np.asarray(right, dtype=bool)
     if hits.ndim != 2 or 0 in hits.shape:
-        raise DataError(f"right must be (M, N), a row of N images for each of M rivals, got shape {hits.shape}.")
+        raise DataError(f"right must be (M, N), a row of N images for each of M models, got shape {hits.shape}.")
     if resamples < 1:
         raise OptionError(f"resamples must be >= 1, got {resamples!r}.")
     if not 0 < level < 1:
@@ -83,7 +83,7 @@ def bootstrap_ranks(
     on_top = ahead == 0
     return RankIntervals(
         rank=1 + _compare(hits.sum(axis=1)[None])[0][0],
-        # A rank that was drawn, never one between two: ranks are whole numbers.
+        # An observed rank, never interpolated: ranks are integers.
         low=np.quantile(1 + ahead, tail, axis=0, method="inverted_cdf").astype(np.int64),
         high=np.quantile(ahead + level_with, 1 - tail, axis=0, method="inverted_cdf").astype(np.int64),
         best=(on_top / on_top.sum(axis=1, keepdims=True)).mean(axis=0),
@@ -91,7 +91,7 @@ def bootstrap_ranks(
 
 
 def _by_group(hits: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-    """(M, G) images right in each group; the images themselves where there are no groups."""
+    """(M, G) correct images in each group; per image if there are no groups."""
     if groups is None:
         return hits.astype(np.int64)
     codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
@@ -99,20 +99,20 @@ def _by_group(hits: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64] | None)
 
 
 def _draw_hits(hits: npt.NDArray[np.int64], resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """(B, M) images right in each resample.
+    """(B, M) correct images in each resample.
 
-    Images on which the same rivals are right are interchangeable, so that only how often each such pattern is drawn
-    has to be drawn: a multinomial over no more than min(N, 2^M) patterns. So are groups of equal counts.
+    Images on which the same models are correct are interchangeable, so only the count of each such pattern is drawn: a
+    multinomial over at most min(N, 2^M) patterns. The same holds for groups of equal counts.
     """
     patterns, counts = np.unique(hits.T, axis=0, return_counts=True)  # (P, M), (P,)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(hits.shape[1], counts / hits.shape[1], size=resamples)  # (B, P)
-    # In floating point, since that is the fast product; counts below 2^53 are exact in it.
+    # In floating point, where matrix products are fast; counts below 2^53 are exact.
     return np.rint(drawn.astype(np.float64) @ patterns.astype(np.float64)).astype(np.int64)
 
 
 def _compare(hits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(B, M) hits -> (B, M) how many rivals have more, and how many, itself among them, have as many."""
+    """(B, M) hits -> (B, M) number of models with more, and number with as many, itself included."""
     ordered = np.sort(hits, axis=1)
     ahead, level_with = np.empty_like(hits), np.empty_like(hits)
     for row, values in enumerate(ordered):

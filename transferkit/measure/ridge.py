@@ -1,4 +1,4 @@
-"""The closed-form probe: ridge regression on one-hot targets, its penalty chosen by exact cross-validation.
+"""The closed-form probe: ridge regression on one-hot targets, with the penalty chosen by exact cross-validation.
 
 With features Z (weighted-centred, rows scaled by the square root of their weight) and one eigendecomposition
 Z'Z = V diag(s) V', every penalty p gives in closed form
@@ -7,15 +7,15 @@ Z'Z = V diag(s) V', every penalty p gives in closed form
     hat matrix   H = T (s + p)^-1 T' + w^1/2 w'^1/2 / sum(w)
     residuals of the images F when they are left out together     (I - H_FF)^-1 (Y - scores)_F
 
-exactly as if the images F had been left out and the rest solved again (the intercept is free, so centring on all images
-changes nothing; the features' scale is taken as given). With fewer images than features the same T comes from the
+exactly as if the images F had been left out and the rest refitted (the intercept is free, so centring on all images
+changes nothing; the features' scale is not refitted). With fewer images than features the same T is computed from the
 N x N Gram matrix.
 
-`Folds.together` says which images F holds: whole groups, one of each class where classes are small. Leaving out a
-single image makes its class alone one smaller and the answer lean towards the others: at 5 images per class that costs
-12 points of accuracy on average over our tasks, where leaving out one of each costs the 3 points that 4 images per
-class really are worse. A set F of more images than there are directions is cheaper to refit without: then its moments
-are taken off those of all images, and one eigendecomposition of the rest serves every penalty.
+`Folds.together` defines the sets F: whole groups, one of each class if classes are small. Leaving out a single image
+shrinks only its own class and biases the prediction towards the others: at 5 images per class that costs 12 points of
+accuracy on average over our tasks, whereas leaving out one of each costs the 3 points by which 4 images per class are
+really worse. If a set F has more images than there are directions, refitting is cheaper: its moments are subtracted
+from those of all images, and one eigendecomposition of the rest serves every penalty.
 
 References:
     Allen, Technometrics 1974 (PRESS); Rifkin and Lippert, MIT-CSAIL-TR-2007-025; An, Liu and Venkatesh, Pattern
@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.measure.leave_out import LeaveOut, RidgePath, RidgeProblem, eigen, moment_type
-from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, whole_sets
+from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, set_chunks
 from transferkit.records import JOINED, Folds
 
 __all__ = [
@@ -46,15 +46,15 @@ __all__ = [
 
 
 PENALTIES = 10.0 ** np.arange(-2, 3.01, 0.5)
-"""Candidates. The best one is near 1 whatever N and D, since every stage is scaled to total variance 1. Below 0.01
-single precision would show in the held-back errors."""
+"""Candidates. The best one is near 1 for any N and D, since every stage is scaled to total variance 1. Below 0.01
+single precision would affect the held-back errors."""
 
 MAX_RANK = 2048
 """Above this many images and features at once, stages are joined by their leading principal components, so that
 neither time nor memory grows with N. Chosen so that the eigendecomposition stays near one second on two cores."""
 
 KEPT_SCORES = 20_000_000
-"""Held-back scores that a fit returns, at most: those of evenly spaced images where N K is more."""
+"""Maximum held-back scores (N K) that a fit returns; beyond, those of evenly spaced images."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RidgeHead:
     Args:
         weight: (K, D) float64.
         bias: (K,) float64.
-        penalty: The one chosen.
+        penalty: The chosen penalty.
         rows: (M,) indices of the images whose scores follow: all, unless those were more than `KEPT_SCORES`.
         held_back: (M, K) scores of these images, each while it was left out of the fit.
         path: Results for all penalties.
@@ -80,7 +80,7 @@ class RidgeHead:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """One eigendecomposition: how to get T, and diag(s) = T'T."""
+    """One eigendecomposition, which gives T and diag(s) = T'T."""
 
     eigenvalues: npt.NDArray[np.float32]  # (R,)
     vectors: npt.NDArray[np.float32]  # (D, R) if not dual, else (N, R)
@@ -103,7 +103,7 @@ def _load(chunks: Chunks, scaling: Scaling, problem: RidgeProblem) -> npt.NDArra
 
 
 def _small_spectrum(part: npt.NDArray[np.float32]) -> _Spectrum:
-    """Of features in memory, from whichever of Z Z' and Z'Z is smaller."""
+    """Spectrum of features in memory, from the smaller of Z Z' and Z'Z."""
     dual = part.shape[0] <= part.shape[1]
     return _Spectrum(*eigen(part @ part.T if dual else part.T @ part), dual)
 
@@ -160,7 +160,7 @@ def _leading(spectra: Mapping[str, _Spectrum], rank: int) -> dict[str, npt.NDArr
 
 @dataclass(frozen=True)
 class _Streamed:
-    """Spectra of streamed features: stages in their own directions, joined in the leading ones of all."""
+    """Spectra of streamed features: each stage in its own directions, joined in the leading ones of all."""
 
     blocks: Mapping[str, slice]
     scaling: Scaling
@@ -217,7 +217,7 @@ def _scan_streamed(
         name: LeaveOut(streamed.problem, spectrum.eigenvalues, correlations[name], PENALTIES)
         for name, spectrum in spectra.items()
     }
-    for rows, chunk in whole_sets(chunks, streamed.problem.together):
+    for rows, chunk in set_chunks(chunks, streamed.problem.together):
         for name, projected in _projections(streamed, spectra, rows, chunk):
             gathered[name].add(rows, projected)
     return {name: left_out.path() for name, left_out in gathered.items()}, correlations
@@ -245,7 +245,7 @@ def ridge_paths(
     weights: Array | None = None,
     folds: Folds | None = None,
 ) -> dict[str, RidgePath]:
-    """Held-back results of every stage on its own and of all joined; higher accuracy is better.
+    """Held-back results of every single stage and of all joined; higher accuracy is better.
 
     Args:
         chunks: Gives a fresh pass over the (N, D) features.
@@ -259,12 +259,12 @@ def ridge_paths(
         Stage name -> path, then "joined".
 
     Raises:
-        DataError: If features are too many for memory and images that are left out together are not side by side (take
-            them in `folds.order`).
+        DataError: If features do not fit into memory and images that are left out together are not adjacent (use
+            `folds.order`).
 
     References:
         Deviation from the exact joined solution: above `MAX_RANK` images and features at once, stages enter the
-        joined one by their leading principal components, `MAX_RANK` in all; each stage alone stays exact.
+        joined one by their leading principal components, `MAX_RANK` in total; single stages remain exact.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -292,12 +292,12 @@ def fit_ridge(
     folds: Folds | None = None,
     emphasis: Array | None = None,
 ) -> RidgeHead:
-    """The ridge classifier on all the given stages joined, its penalty chosen by held-back squared error.
+    """The ridge classifier on all given stages joined, with the penalty chosen by held-back squared error.
 
     Args:
-        chunks, labels, blocks, classes, weights, folds: As for `ridge_paths`, which raises what this raises.
-        emphasis: (D,) >= 0, a further factor of each scaled feature; 0 leaves it out. If it was learnt from the same
-            labels, the held-back scores flatter.
+        chunks, labels, blocks, classes, weights, folds: As for `ridge_paths`, also the errors.
+        emphasis: (D,) >= 0, a further factor of each scaled feature; 0 leaves it out. If it was fitted to the
+            same labels, the held-back scores are too optimistic.
 
     Returns:
         A head in the units of the raw features.
@@ -312,7 +312,7 @@ def fit_ridge(
 
 
 _Fitted = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32], RidgePath]
-"""Slope, rows whose held-back scores follow, these scores, path."""
+"""Slope, rows with held-back scores, these scores, path."""
 
 
 def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem) -> _Fitted:
@@ -350,7 +350,7 @@ def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling,
     best = path.penalties[path.best : path.best + 1]
     left_out = LeaveOut(problem, spectrum.eigenvalues, correlation, best)
     shown, scores = _shown_rows(len(problem.labels), problem.classes), []
-    for rows, chunk in whole_sets(chunks, problem.together):
+    for rows, chunk in set_chunks(chunks, problem.together):
         inside = shown[np.searchsorted(shown, rows.start) : np.searchsorted(shown, rows.stop)] - rows.start
         scores.append(next(left_out.scores(rows, streamed.reduce(rows, chunk) @ spectrum.vectors))[inside])
     inner = spectrum.vectors @ (correlation / (spectrum.eigenvalues[:, None] + np.float32(best[0])))
@@ -362,18 +362,18 @@ def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling,
 
 
 def _shown_rows(images: int, classes: int) -> npt.NDArray[np.int64]:
-    """Evenly spaced images whose scores are returned: all, unless these were more than `KEPT_SCORES` numbers."""
+    """Evenly spaced images whose scores are returned: all, unless that exceeds `KEPT_SCORES` numbers."""
     shown = min(images, max(1, KEPT_SCORES // classes))
     return np.unique(np.linspace(0, images - 1, shown).round().astype(np.int64))
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The joined features in their own principal directions: the same geometry in no more than min(N, D) numbers.
+    """The joined features in their principal directions: the same geometry in at most min(N, D) dimensions.
 
     Args:
         values: (n, R) float32, (x - mean) @ basis.
-        rows: (n,) indices of the images that these are.
+        rows: (n,) indices of these images.
         mean: (D,) float64.
         basis: (D, R) float64; includes the scaling of features and stages.
     """
@@ -384,7 +384,7 @@ class Coordinates:
     basis: Array
 
     def to_raw(self, weight: Array, bias: Array) -> tuple[Array, Array]:
-        """A linear classifier on `values`, (K, R) and (K,), as one on raw features, (K, D) and (K,)."""
+        """Convert a linear classifier on `values`, (K, R) and (K,), to one on raw features, (K, D) and (K,)."""
         raw = weight @ self.basis.T
         return raw, bias - raw @ self.mean
 
@@ -403,8 +403,8 @@ def principal_coordinates(
         chunks: Gives a fresh pass over the (N, D) features.
         images: N.
         blocks: Stage name -> its columns.
-        rows: (n,) indices, in rising order, of the images whose coordinates are wanted; None: all. Directions are those
-            of all images.
+        rows: (n,) ascending indices of the images whose coordinates are returned; None: all. Directions are those of
+            all images.
         emphasis: (D,) >= 0, a further factor of each scaled feature, as for `fit_ridge`.
     """
     problem = _problem(np.zeros(images, dtype=np.int64), 1, None)
@@ -415,7 +415,7 @@ def principal_coordinates(
         spectrum = _small_spectrum(features)
         values = _project_small(spectrum, features)[wanted]
         if spectrum.dual:
-            # Of features without any spread all eigenvalues are 0.
+            # For constant features all eigenvalues are 0.
             least = max(1e-6 * spectrum.eigenvalues.max(), np.finfo(np.float32).tiny)
             inverse = 1 / np.sqrt(np.maximum(spectrum.eigenvalues, least))
             directions = features.T @ (spectrum.vectors * inverse)

@@ -1,4 +1,4 @@
-"""Features in chunks, centred and scaled stage by stage, so that stages can be joined."""
+"""Centring and scaling of features per stage, in chunks, so that stages can be joined."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
     "fit_scaling",
     "row_chunks",
     "scale_rows",
-    "whole_sets",
+    "set_chunks",
 ]
 
 
 Array = npt.NDArray[np.floating[Any]]
 
 Chunks = Callable[[], Iterable[npt.NDArray[np.float32]]]
-"""Called for each pass over the images: yields (n, D) float32 rows, in the order of the labels."""
+"""Function called for each pass over the images; yields (n, D) float32 rows in the order of the labels."""
 
 CONSTANT = 1e-6
 """A feature whose standard deviation is below this share of the largest one is constant and gets weight 0."""
@@ -54,17 +54,17 @@ def row_chunks(chunks: Chunks) -> Iterator[tuple[slice, npt.NDArray[np.float32]]
         start += len(chunk)
 
 
-def whole_sets(chunks: Chunks, together: npt.NDArray[np.int64]) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """The same chunks, cut so that none parts images that are left out together.
+def set_chunks(chunks: Chunks, together: npt.NDArray[np.int64]) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """The chunks, re-divided so that images left out together are in the same chunk.
 
     Raises:
-        DataError: If such images are not side by side.
+        DataError: If such images are not adjacent.
     """
     starts = np.flatnonzero(np.diff(together, prepend=together[0] - 1))
     if len(starts) != len(np.unique(together)):
         raise DataError(
-            "Images that are left out together must be side by side where features are streamed: take features, labels "
-            "and folds in the order of `folds.order`."
+            "Images that are left out together must be adjacent if features are streamed: put features, labels and "
+            "folds in the order of `folds.order`."
         )
     starts = np.append(starts, len(together))
     start, held = 0, list[npt.NDArray[np.float32]]()
@@ -78,7 +78,7 @@ def whole_sets(chunks: Chunks, together: npt.NDArray[np.int64]) -> Iterator[tupl
 
 
 def fit_scaling(chunks: Chunks, blocks: Mapping[str, slice], weights: npt.NDArray[np.float64]) -> Scaling:
-    """Weighted mean and deviation in one pass, shifted by the first chunk's mean against cancellation."""
+    """Weighted mean and deviation in one pass, shifted by the first chunk's mean to avoid cancellation."""
     shift: Array | None = None
     total = squares = np.zeros(1)
     for rows, chunk in row_chunks(chunks):
@@ -100,7 +100,7 @@ def fit_scaling(chunks: Chunks, blocks: Mapping[str, slice], weights: npt.NDArra
 
 @dataclass(frozen=True)
 class ScaledRows:
-    """Some images' features as the probe sees them: unit variance per feature, then total variance 1 per stage.
+    """Features of some images, scaled as for the probe: unit variance per feature, then total variance 1 per stage.
 
     Args:
         values: (n, D) float32, (x - mean) * scale.
@@ -115,12 +115,12 @@ class ScaledRows:
 def scale_rows(
     chunks: Chunks, blocks: Mapping[str, slice], rows: npt.NDArray[np.int64], *, weights: Array
 ) -> ScaledRows:
-    """Load the features of some images, scaled as `ridge_paths` scales them.
+    """The features of some images, scaled as in `ridge_paths`.
 
     Args:
         chunks: Gives a fresh pass over the (N, D) features.
         blocks: Stage name -> its columns.
-        rows: (n,) indices of the images wanted, in rising order.
+        rows: (n,) ascending indices of the images.
         weights: (N,) > 0, one per image.
     """
     scaling = fit_scaling(chunks, blocks, np.asarray(weights, dtype=np.float64))

@@ -1,14 +1,14 @@
-"""Which features of all stages joined are worth reading, and how much each counts: in closed form, honestly tested.
+"""Supervised selection and weighting of the joined stages' features, in closed form, with unbiased cross-validation.
 
 Every feature of the joined stages gets a weight, then the least relevant ones are dropped:
 
-    stage     the share of the targets' variance that its own probe explains when each image is left out
-    feature   sqrt(F - 1), F the ratio of its variance between the classes to that within them; 0 from F <= 1 down
-    relevance norm over the classes of the feature's weights in the joined probe, times its own weight; the share of
-              the features with the highest relevance is kept
+    stage     the share of the targets' variance that its own probe explains, leave-one-out
+    feature   sqrt(F - 1), F the ratio of its variance between classes to that within classes; 0 for F <= 1
+    relevance norm over classes of the feature's weights in the joined probe, times its own weight; the given share of
+              features with the highest relevance is kept
 
-Weights and relevance come from the labels, so holding images back from the last fit alone would flatter them. What is
-reported is cross-validated with all of it done afresh inside each training fold.
+Weights and relevance use the labels, so holding images back only from the final fit would be too optimistic. Reported
+results are cross-validated with the complete selection repeated inside each training fold.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from transferkit.core.errors import DataError
+from transferkit.core.limits import N_SPLITS
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.scaled_rows import Chunks, scale_rows
 from transferkit.measure.threads import in_parallel
-from transferkit.records import PARTS, Folds
+from transferkit.records import Folds
 
 __all__ = ["SELECTION_IMAGES", "SHARES", "Selection", "select_features"]
 
@@ -38,38 +39,38 @@ SHARES = (0.1, 0.5, 1.0)
 """Shares of the features to try. On 27 draws of ten tasks smaller ones were never chosen: the weights do the work."""
 
 PENALTIES = (0.3, 1.5, 8.0)
-"""Penalties to try with each: the features keep the total variance of the joined stages, so the best is near 1, and
+"""Penalties to try with each: the features have the total variance of the joined stages, so the best is near 1, and
 accuracy hardly changes within a factor of 2."""
 
 MIDDLE = 1
-"""Index of the penalty of the fit that features are ranked by."""
+"""Index of the penalty used to rank features."""
 
 SELECTION_IMAGES = 1500
-"""Above this many images a stratified sample of them chooses: time grows with the cube."""
+"""Maximum images used for selection, beyond which a stratified sample is used: time grows with the cube."""
 
 FLOOR = 1e-3
-"""Least share of variance that a stage counts as explaining: one that is useless alone may help others."""
+"""Minimum share of explained variance of a stage: one that is useless alone may help others."""
 
 CONSTANT = 1e-12
-"""Total variance from which the features kept vary at all: those of a single image, or of equal ones, do not."""
+"""Total variance above which the kept features are not constant, as for a single image or equal images."""
 
 PURE = 1e-6
-"""Least share of a feature's variance that counts as lying within the classes: keeps F finite."""
+"""Minimum share of a feature's variance within classes: keeps F finite."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Weighted features, and what the choice is worth on images that took no part in it.
+    """Selected and weighted features, with cross-validated results.
 
     Args:
-        emphasis: (D,) float64 >= 0, factor of each feature as the joined probe scales it; 0 is not kept.
-        share: Of the features, kept by relevance, in (0, 1].
-        penalty: Ridge penalty that goes with it.
-        rows: (n,) indices of the images that chose: all, or a stratified sample.
+        emphasis: (D,) float64 >= 0, factor on each feature as scaled by the joined probe; 0 drops it.
+        share: Share of features kept by relevance, in (0, 1].
+        penalty: Ridge penalty chosen with it.
+        rows: (n,) indices of the images used: all, or a stratified sample.
         folds: Which of them were held back together.
-        counting: (n,) what each counts in what is measured.
-        scores: (n, K) scores of each image from the folds that it was not in.
-        joined_scores: The same of all stages joined, nothing weighted or dropped, in the same folds.
+        counting: (n,) weight of each image in the results.
+        scores: (n, K) scores of each image from the fit without its fold.
+        joined_scores: The same for all stages joined, without weights or selection, in the same folds.
     """
 
     emphasis: Array
@@ -88,27 +89,27 @@ class Selection:
 
     @property
     def known(self) -> bool:
-        """Whether anything could be held back; else all that is measured is NaN."""
+        """Whether anything could be held back; else all results are NaN."""
         return bool(self.counting.any())
 
     @property
     def kept(self) -> int:
-        """Features that are read."""
+        """Number of features kept."""
         return int(np.count_nonzero(self.emphasis))
 
     @property
     def accuracy(self) -> float:
-        """Cross-validated, selection inside each training fold, in [0, 1]."""
+        """Cross-validated accuracy, with selection inside each training fold, in [0, 1]."""
         return self._mean(self._hits(self.scores))
 
     @property
     def gain(self) -> float:
-        """Cross-validated accuracy less that of the joined stages in the same folds; above 0 selection helps."""
+        """Cross-validated accuracy minus that of the joined stages in the same folds; above 0 selection helps."""
         return self._mean(self._hits(self.scores) - self._hits(self.joined_scores))
 
     @property
     def gain_error(self) -> float:
-        """Standard error of `gain` over the groups of images, each image a pair."""
+        """Standard error of the paired difference `gain`, over groups of images."""
         return self.folds.standard_error(self._hits(self.scores) - self._hits(self.joined_scores), self.counting)
 
     @property
@@ -118,7 +119,7 @@ class Selection:
 
     @property
     def error_gain(self) -> float:
-        """`squared_error` less that of the joined stages in the same folds; below 0 selection helps."""
+        """`squared_error` minus that of the joined stages in the same folds; below 0 selection helps."""
         return self._error(self.scores) - self._error(self.joined_scores)
 
     def _hits(self, scores: Single) -> npt.NDArray[np.float64]:
@@ -166,20 +167,20 @@ class _Images:
         return (self.one_hot - self.base) * self.roots
 
     def centred(self) -> Single:
-        """(n, D) features less their weighted mean, rows scaled by the root of the weights."""
+        """(n, D) features minus their weighted mean, rows scaled by the root of the weights."""
         mean = self.weights @ self.values / self.weights.sum()
         return np.asarray((self.values - mean) * self.roots, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Images that are fitted among n, and the weighted mean of their rows and columns of a Gram matrix."""
+    """A fit to some of n images, from their Gram matrix."""
 
     fitted: Rows
     images: _Images  # the fitted ones
 
     def centre(self, gram: Single) -> tuple[Single, Single]:
-        """(m, m) of the fitted images, centred and weighted; (n, m) of all against them, up to a constant per row."""
+        """Centred, weighted Gram matrices: (m, m) of the fitted images; (n, m) of all with them, up to row shifts."""
         share = self.images.weights / self.images.weights.sum()
         columns = gram[:, self.fitted]
         means = share @ columns[self.fitted]
@@ -188,11 +189,11 @@ class _Fit:
         return inner * self.images.roots, shifted
 
     def scores(self, gram: Single, penalties: tuple[float, ...]) -> Iterator[tuple[Single, Single]]:
-        """The dual solution (m, K) and the scores (n, K) that it gives all images, a penalty at a time."""
+        """Yield, for each penalty, the dual solution (m, K) and its scores (n, K) for all images."""
         inner, outer = self.centre(gram)
         for penalty in penalties:
             dual = _solve(inner, self.images.targets, penalty)
-            # The solution is orthogonal to the constants per row that `outer` leaves out.
+            # The solution is orthogonal to the row constants that `outer` omits.
             yield dual, outer @ dual + self.images.base
 
 
@@ -205,7 +206,7 @@ def _solve(matrix: Single, right: Single, penalty: float) -> Single:
 
 
 def _explained(part: Single, images: _Images) -> float:
-    """Share of the targets' variance that a stage's ridge probe at penalty 1 explains, each image left out in turn."""
+    """Share of the targets' variance explained by a stage's ridge probe at penalty 1, leave-one-out."""
     targets, share = images.targets, images.weights / images.weights.sum()
     if len(part) <= part.shape[1]:
         inverse = _solve(part @ part.T, np.eye(len(part), dtype=np.float32), 1.0)
@@ -220,7 +221,7 @@ def _explained(part: Single, images: _Images) -> float:
 
 
 def _class_signal(centred: Single, images: _Images) -> Single:
-    """(D,) excess of each feature's F statistic over the 1 that chance gives, >= 0."""
+    """(D,) excess of each feature's F statistic over its chance value 1, >= 0."""
     counts = images.weights @ images.one_hot
     present = int(np.count_nonzero(counts))
     spare = len(images.labels) - present
@@ -236,7 +237,7 @@ def _class_signal(centred: Single, images: _Images) -> Single:
 
 
 def _factors(centred: Single, images: _Images) -> Single:
-    """(D,) what each scaled feature is multiplied by; its square is its weight."""
+    """(D,) factor on each scaled feature; its square is the feature's weight."""
     factors = np.sqrt(np.sqrt(_class_signal(centred, images)))
     for block in images.blocks.values():
         factors[block] *= np.float32(math.sqrt(_explained(centred[:, block], images)))
@@ -245,7 +246,7 @@ def _factors(centred: Single, images: _Images) -> Single:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Features from the most to the least relevant, those of weight 0 left out."""
+    """Features sorted by decreasing relevance, without those of weight 0."""
 
     factors: Single  # (D,)
     order: Rows  # (R,)
@@ -254,16 +255,16 @@ class _Ranked:
 
     @property
     def cuts(self) -> list[int]:
-        """How many features each of `SHARES` keeps."""
+        """Number of features kept for each of `SHARES`."""
         return [max(1, math.ceil(share * len(self.order))) for share in SHARES]
 
     def scale(self, cut: int) -> float:
-        """Brings the features kept to the total variance of the joined stages: 1 for each stage."""
+        """Factor that gives the kept features the total variance of the joined stages: 1 per stage."""
         total = float(self.variances[:cut].sum())
         return self.stages / total if total > CONSTANT else 1.0
 
     def grams(self, values: Single) -> Iterator[Single]:
-        """(n, n) Gram matrix of the features kept, for each of `SHARES`; each adds to the one before."""
+        """Yield the (n, n) Gram matrix of the kept features for each of `SHARES`; each is built on the previous."""
         gram = np.zeros((len(values), len(values)), dtype=np.float32)
         start = 0
         for cut in self.cuts:
@@ -274,7 +275,7 @@ class _Ranked:
             yield gram * np.float32(self.scale(cut))
 
     def emphasis(self, share: float) -> Array:
-        """(D,) factor of each scaled feature; 0 for those not kept."""
+        """(D,) factor on each scaled feature; 0 for dropped ones."""
         cut = self.cuts[SHARES.index(share)]
         found = np.zeros(len(self.factors))
         found[self.order[:cut]] = self.factors[self.order[:cut]] * math.sqrt(self.scale(cut))
@@ -282,7 +283,7 @@ class _Ranked:
 
 
 def _rank(images: _Images, dual: Single) -> _Ranked:
-    """Weigh and rank the features by the images of one fit; `dual` is its solution on all stages joined."""
+    """Weight and rank the features on the images of one fit; `dual` is its solution on all stages joined."""
     centred = images.centred()
     factors = _factors(centred, images)
     relevance = np.sqrt(((centred.T @ dual) ** 2).sum(axis=1)) * factors
@@ -293,7 +294,7 @@ def _rank(images: _Images, dual: Single) -> _Ranked:
 
 @dataclass(frozen=True)
 class _HeldBack:
-    """Scores of every image from the fold that it was not in, for every candidate."""
+    """Scores of every image from the fit without its fold, for every candidate."""
 
     candidates: npt.NDArray[np.float32]  # (F, P, n, K)
     joined: npt.NDArray[np.float32]  # (P, n, K)
@@ -337,9 +338,9 @@ def select_features(
     folds: Folds | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Weigh the features of all stages joined and drop the useless ones; tested by 5-fold cross-validation.
+    """Weight the features of all stages joined and drop useless ones; tested by 5-fold cross-validation.
 
-    Share of features and penalty are those of the lowest cross-validated squared error, ties to more features.
+    Share of features and penalty minimise the cross-validated squared error; ties go to more features.
     With n = min(N, 1500) images, D features and m = 0.8 n, about 6 n^2 D + 30 m^3 operations, times two.
 
     Args:
@@ -348,9 +349,9 @@ def select_features(
         blocks: Stage name -> its columns.
         classes: K.
         weights: (N,) > 0, one per image; None weighs all the same.
-        folds: Which images are held back together; None: each image is independent of all others. Where nothing can be
-            held back, all features are kept, at a penalty in the middle.
-        seed: Deals the images to the folds, and draws the sample of them if there are more than 1,500.
+        folds: Which images are held back together; None: each image is independent of all others. If nothing can be
+            held back, all features are kept, at the middle penalty.
+        seed: Determines the folds, and the sample if there are more than 1,500 images.
 
     Raises:
         DataError: If there are fewer than two images.
@@ -372,7 +373,7 @@ def select_features(
     """
     images = len(labels)
     if images < 2:
-        raise DataError(f"Features are selected from 2 images or more, got {images}.")
+        raise DataError(f"Feature selection needs at least 2 images, got {images}.")
     rng = np.random.default_rng(seed)
     weights = np.ones(images) if weights is None else weights / weights.mean()
     limit = max(SELECTION_IMAGES, len(np.unique(labels)))
@@ -381,7 +382,7 @@ def select_features(
     one_hot = np.eye(classes, dtype=np.float32)[labels[rows]]
     known = _Images(values, labels[rows], one_hot, weights[rows].astype(np.float32), blocks)
     alike = (Folds.alone(labels) if folds is None else folds).take(rows)
-    fold = alike.deal(min(PARTS, len(rows)), seed=seed)
+    fold = alike.assign_splits(min(N_SPLITS, len(rows)), seed=seed)
     counting = alike.counting(fold)
     held_back = _cross_validate(known, fold)
     share, penalty, joined = _best(held_back, known, counting)
@@ -405,6 +406,6 @@ def _best(held_back: _HeldBack, images: _Images, counting: npt.NDArray[np.float6
         return len(SHARES) - 1, MIDDLE, MIDDLE
     errors = _errors(held_back.candidates, images, counting)
     lowest = errors.min(axis=1)
-    # Ties within the digits of single precision go to the larger share.
+    # Ties within single precision go to the larger share.
     share = int(np.flatnonzero(lowest <= lowest.min() * (1 + PURE))[-1])
     return share, int(errors[share].argmin()), int(_errors(held_back.joined, images, counting).argmin())

@@ -1,7 +1,6 @@
-"""How alike are two sets of activations? Moments or samples in, a distance out.
+"""Distances between two sets of activations, from moments or samples.
 
-Each is a pure function. Removing their bias and putting them on one scale in [0, 1] is nearness.py's; choosing what to
-compare is left to the callers.
+Pure functions. nearness.py removes their bias and scales them to [0, 1]; callers choose what to compare.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ Array = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
 
 SMALLEST_VARIANCE = 1e-5
-"""Added to every variance, as batch normalisation does: a dead channel must not divide by nothing."""
+"""Added to every variance, as in batch normalisation, so that a dead channel does not divide by zero."""
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """Mean and variance of every channel: what the running statistics of a batch normalisation layer hold.
+    """Mean and variance of every channel, like the running statistics of batch normalisation.
 
     Args:
         mean: (C,).
@@ -71,8 +70,8 @@ def channel_w2(source: ChannelMoments, target: ChannelMoments) -> float:
         source, target: Moments of the same C channels, each taken as Gaussian.
 
     Returns:
-        0 or more; 0 for equal moments. From n independent values per channel of the source itself it is 1.5 / n on
-        average: compare with that, not with 0.
+        0 or more; 0 for equal moments. For n independent values per channel from the source itself it is 1.5 / n
+        on average: compare with that, not with 0.
 
     Raises:
         OptionError: If the channels differ.
@@ -86,7 +85,7 @@ def channel_w2(source: ChannelMoments, target: ChannelMoments) -> float:
 
 
 def w2_by_channel(source: ChannelMoments, target: ChannelMoments) -> Array:
-    """(C,) what `channel_w2` averages."""
+    """(C,) the values that `channel_w2` averages."""
     _same_channels(source, target)
     shift = (target.mean - source.mean) / source.deviation
     stretch = target.deviation / source.deviation - 1
@@ -109,7 +108,7 @@ def channel_kl(source: ChannelMoments, target: ChannelMoments) -> float:
 
 
 def kl_by_channel(source: ChannelMoments, target: ChannelMoments) -> Array:
-    """(C,) what `channel_kl` averages."""
+    """(C,) the values that `channel_kl` averages."""
     _same_channels(source, target)
     ratio = (target.deviation / source.deviation) ** 2
     shift = (target.mean - source.mean) / source.deviation
@@ -117,9 +116,9 @@ def kl_by_channel(source: ChannelMoments, target: ChannelMoments) -> Array:
 
 
 def channel_hellinger(source: ChannelMoments, target: ChannelMoments) -> float:
-    """Mean squared Hellinger distance per channel: 1 less the overlap of the two Gaussians; lower is more alike.
+    """Mean squared Hellinger distance per channel: 1 minus the overlap of the two Gaussians; lower is more alike.
 
-    The same for both orders, and no channel counts for more than 1, however little it varied in the source.
+    Symmetric, and bounded by 1 per channel, however small its variance in the source.
 
     Args:
         source, target: Moments of the same C channels.
@@ -146,7 +145,7 @@ def _pair(first: Array, second: Array) -> tuple[npt.NDArray[np.float64], npt.NDA
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise OptionError(f"Expected (N, D) and (M, D), got {first.shape} and {second.shape}.")
     if min(len(first), len(second)) < 2:
-        raise OptionError(f"Both sides need 2 rows or more, got {len(first)} and {len(second)}.")
+        raise OptionError(f"Both sides need at least 2 rows, got {len(first)} and {len(second)}.")
     return first.astype(np.float64), second.astype(np.float64)
 
 
@@ -180,7 +179,7 @@ def frechet_distance(first: Array, second: Array) -> float:
 
 
 def _root_of_covariance(sample: Array) -> Array:
-    """(min(N, D), D) R with R^T R the covariance: the factor of the QR decomposition, never D x D for few rows."""
+    """(min(N, D), D) R with R^T R the covariance: the factor of the QR decomposition, so never D x D for few rows."""
     return np.asarray(np.linalg.qr((sample - sample.mean(axis=0)) / np.sqrt(len(sample) - 1), mode="r"))
 
 
@@ -198,7 +197,7 @@ def mmd(first: Array, second: Array, *, bandwidth: float | None = None) -> float
         bandwidth: Of the kernel exp(-d^2 / (2 bandwidth^2)); None takes the median distance of the pooled rows.
 
     Returns:
-        About 0, below it too, for samples of one distribution, whatever N and M; at most 2.
+        About 0, possibly negative, for samples of one distribution at any N and M; at most 2.
 
     Raises:
         OptionError: If the shapes do not fit, or the bandwidth is not > 0.
@@ -221,7 +220,7 @@ def mmd(first: Array, second: Array, *, bandwidth: float | None = None) -> float
 
 
 def proxy_a_distance(first: Array, second: Array, *, seed: int = 0) -> float:
-    """How well a linear classifier tells two samples apart on held-back rows; lower is more alike.
+    """How well a linear classifier separates two samples on held-back rows; lower is more alike.
 
     Args:
         first: (N, D) float, N >= 2.
@@ -229,8 +228,8 @@ def proxy_a_distance(first: Array, second: Array, *, seed: int = 0) -> float:
         seed: Of the folds.
 
     Returns:
-        2 (1 - 2 error), in [0, 2]: 0 is not told apart, 2 is always. The error is balanced over the two sides and an
-        error above chance counts as chance.
+        2 (1 - 2 error), in [0, 2]: 0 is inseparable, 2 is perfectly separable. The error is balanced over the two
+        sides; above chance it counts as chance.
 
     Raises:
         OptionError: If the shapes do not fit.
@@ -249,13 +248,13 @@ def proxy_a_distance(first: Array, second: Array, *, seed: int = 0) -> float:
     folds = StratifiedKFold(min(5, len(first), len(second)), shuffle=True, random_state=seed)
     strength = 1 / rows.shape[1]  # a penalty in proportion to the width, for features of unit variance
     judge = make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=1000))
-    told = cross_val_predict(judge, rows, side, cv=folds)
-    error = float(np.mean([np.mean(told[side == which] != which) for which in (0, 1)]))
+    predicted = cross_val_predict(judge, rows, side, cv=folds)
+    error = float(np.mean([np.mean(predicted[side == which] != which) for which in (0, 1)]))
     return 2 * (1 - 2 * min(error, 0.5))
 
 
 def linear_cka(first: Array, second: Array) -> float:
-    """How alike two representations of the same images are; higher is more alike.
+    """Linear CKA of two representations of the same images; higher is more alike.
 
     Args:
         first: (N, D1) float, row i is image i.
@@ -287,7 +286,7 @@ def linear_cka(first: Array, second: Array) -> float:
 
 
 def emd_of_class_means(first: Array, first_labels: Labels, second: Array, second_labels: Labels) -> float:
-    """Earth mover's distance between two sets of class means, each weighing as much as its class; lower is more alike.
+    """Earth mover's distance between two sets of class means, weighted by class size; lower is more alike.
 
     Args:
         first: (N, D) float.
@@ -296,7 +295,7 @@ def emd_of_class_means(first: Array, first_labels: Labels, second: Array, second
         second_labels: (M,) int.
 
     Returns:
-        0 or more, in units of the features: mean Euclidean distance that the weight of a class has to travel.
+        0 or more, in units of the features: mean Euclidean distance over which class weight is moved.
 
     Raises:
         OptionError: If the shapes do not fit.
@@ -322,14 +321,14 @@ def emd_of_class_means(first: Array, first_labels: Labels, second: Array, second
     cost = np.linalg.norm(one[:, None] - two[None], axis=2)
     leaves = kron(eye_array(len(one)), np.ones((1, len(two))))
     arrives = kron(np.ones((1, len(one))), eye_array(len(two)))
-    # The last row follows from the others; left in, rounding of the weights could make the program infeasible.
+    # The last row is redundant; with it, rounding of the weights could make the program infeasible.
     balance = vstack([leaves, arrives]).tocsr()[:-1]
     found = linprog(cost.ravel(), A_eq=balance, b_eq=np.concatenate([supply, demand])[:-1], bounds=(0, None))
     return max(0.0, float(found.fun))
 
 
 def _class_means(rows: Array, labels: Labels) -> tuple[Array, Array]:
-    """(K, D) means and (K,) shares of the classes that are there."""
+    """(K, D) means and (K,) shares of the classes present."""
     classes, counts = np.unique(labels, return_counts=True)
     return np.stack([rows[labels == label].mean(axis=0) for label in classes]), counts / counts.sum()
 

@@ -1,9 +1,8 @@
-"""How many threads linear algebra gets: by the number of images alone, never by the load of the machine.
+"""Number of threads for linear algebra, by the number of images alone, never by the load of the machine.
 
-Sums over other numbers of threads round differently, so a race between them would make a run depend on what else the
-machine does. Threads of a BLAS wait for each other by spinning: where another process holds a core, closed forms of 600
-images took seven seconds on two threads and 0.7 on one. Where there are several of the same kind to be solved, a thread
-each (`in_parallel`) is what helps.
+Results depend on the number of threads by rounding, so choosing it by load would make a run depend on other processes.
+BLAS threads wait for each other by spinning: with another process on a core, closed-form fits to 600 images took seven
+seconds on two threads and 0.7 on one. Several independent solutions are faster with one thread each (`in_parallel`).
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 SMALL = 2048
-"""Images up to which one thread does best: of 1,600 images on two quiet cores, probes took as long on two threads as on
-one, selecting features and learning curves twice as long."""
+"""Images up to which one thread is fastest: with 1,600 images on two idle cores, probes took as long on two threads as
+on one, feature selection and learning curves twice as long."""
 
 
 @contextmanager
 def fitting_threads(images: int) -> Iterator[None]:
-    """One thread for closed forms of few images, else all; as it was before, afterwards.
+    """Inside the block: one BLAS thread for few images, else all; restored afterwards.
 
     Example:
         >>> with fitting_threads(100):
@@ -39,7 +38,7 @@ def fitting_threads(images: int) -> Iterator[None]:
 
 
 def in_parallel(work: Callable[[T], U], jobs: Iterable[T]) -> list[U]:
-    """The results in order, as many jobs at once as there are cores; linear algebra runs on one thread in each.
+    """The results in order, computed in as many threads as there are cores, with one BLAS thread in each.
 
     Example:
         >>> in_parallel(lambda number: number**2, range(4))

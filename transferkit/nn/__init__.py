@@ -1,4 +1,4 @@
-"""Networks: any module seen as ordered stages, and the classifier built on some of them."""
+"""Networks: any module as ordered stages, and classifiers built on them."""
 
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.cost import count_operations

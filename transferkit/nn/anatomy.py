@@ -1,8 +1,9 @@
-"""Which stage each module of a network belongs to, by the order in which modules finish.
+"""Assignment of a network's modules to its stages, by the order in which modules finish.
 
-What finishes after one stage's tap and no later than the next one's belongs to the next stage. Parameters that a module
-holding several stages owns itself (position embeddings, class tokens) are used on the way in and belong to the first of
-them. Modules that are never called, because their owner reads their parameters, go with their owner.
+A module that finishes after one stage's tap and no later than the next one's belongs to the next stage. Parameters
+owned directly by a module that contains several stages (position embeddings, class tokens) are used at the input and
+belong to the first of them. Modules that are never called, because their owner reads their parameters, belong to their
+owner's stage.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["assign_stages", "calls_in_order", "find_stage"]
 
 
 def calls_in_order(network: nn.Module, paths: Sequence[str], *, size: int) -> list[str]:
-    """The paths in the order in which their modules finish, over one small batch; twice if a module runs twice."""
+    """The paths in the order in which their modules finish on one small batch; repeated if a module runs repeatedly."""
     finished: list[str] = []
     handles = [
         network.get_submodule(path).register_forward_hook(lambda _m, _i, _o, path=path: finished.append(path))
@@ -39,7 +40,7 @@ def assign_stages(network: nn.Module, taps: Sequence[Tap], *, size: int) -> dict
     """Module path -> name of its stage, for every module.
 
     Args:
-        network: Its classifier removed.
+        network: Without its classifier.
         taps: Its stages, stem -> head.
         size: Side of the input, in pixels.
     """
@@ -48,7 +49,7 @@ def assign_stages(network: nn.Module, taps: Sequence[Tap], *, size: int) -> dict
     first = {path: finished.index(path) for path in dict.fromkeys(finished)}
     stages: dict[str, str] = {}
     for path in paths:
-        # "" holds everything, so the walk ends; `paths` lists parents before children.
+        # "" contains everything, so the recursion ends; `paths` lists parents before children.
         inside = [tap.stage for tap in taps if tap.path != path and _holds(path, tap.path)]
         if inside:
             stages[path] = inside[0]
@@ -60,7 +61,7 @@ def assign_stages(network: nn.Module, taps: Sequence[Tap], *, size: int) -> dict
 
 
 def find_stage(stages: Mapping[str, str], path: str) -> str:
-    """The stage of the nearest known module around a path; what was put into a network later goes with its owner."""
+    """The stage of the nearest known parent module; modules added later belong to their owner's stage."""
     while path not in stages:
         path = path.rpartition(".")[0]
     return stages[path]

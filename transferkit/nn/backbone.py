@@ -1,4 +1,4 @@
-"""A pretrained network seen as ordered stages, its classifier set apart."""
+"""A pretrained network as ordered stages, with its classifier separate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _is_linear(module: nn.Module, outputs: int) -> bool:
 
 
 def _last_layer(network: nn.Module, images: torch.Tensor) -> tuple[str, int]:
-    """Path of the last parametrised layer that runs, and the width of what the network returns."""
+    """Path of the last layer with parameters that runs, and the width of the network's output."""
     ran: list[str] = []
     leaves = {
         path: m for path, m in network.named_modules() if path and not list(m.children()) and list(m.parameters())
@@ -63,12 +63,14 @@ def _last_layer(network: nn.Module, images: torch.Tensor) -> tuple[str, int]:
         for handle in handles:
             handle.remove()
     if not isinstance(output, torch.Tensor) or output.ndim < 2:
-        raise BackboneError(f"The network must return a tensor with the batch first, got {type(output).__name__}.")
+        raise BackboneError(
+            f"The network must return a tensor with a batch dimension first, got {type(output).__name__}."
+        )
     return (ran[-1] if ran else "", int(output.shape[1]))
 
 
 class _Pooled(nn.Module):
-    """A headless network whose output still has a grid or tokens, averaged to one vector per image."""
+    """A network without classifier whose output grid or tokens are averaged to one vector per image."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -80,9 +82,9 @@ class _Pooled(nn.Module):
 
 
 def _fit_size(network: nn.Module, spec: BackboneSpec) -> tuple[nn.Module, int]:
-    """The network ready for the spec's input side, and the side to trace it at.
+    """The network at the spec's input size, and the size to trace it at.
 
-    That is the native one where it can be: stage names must not depend on the size in use.
+    That is the native size if possible: stage names must not depend on the size in use.
     """
     side = spec.preprocessing.size
     if side == spec.native_size:
@@ -100,8 +102,8 @@ def _fit_size(network: nn.Module, spec: BackboneSpec) -> tuple[nn.Module, int]:
     return network, spec.native_size
 
 
-def _ask_for_head(network: Any, images: torch.Tensor) -> tuple[nn.Module, nn.Module | None]:
-    """A network that drops its classifier itself; a second, auxiliary classifier makes the first one no `head`."""
+def _reset_head(network: Any, images: torch.Tensor) -> tuple[nn.Module, nn.Module | None]:
+    """Split a network with `reset_classifier`; the classifier is None if it does not alone produce the logits."""
     classifier = network.get_classifier()
     with evaluating(network), torch.no_grad(), explaining(images):
         logits = network(images)
@@ -116,21 +118,21 @@ def _copied(network: nn.Module) -> nn.Module:
         return copy.deepcopy(network)
     except Exception as error:
         raise BackboneError(
-            f"The network cannot be copied, and it is a copy that is worked on: {type(error).__name__}: {error}. "
-            "Replace what cannot be copied (a scripted function by the plain one, a generator, an open file)."
+            f"The network must be copied, but cannot be: {type(error).__name__}: {error}. Replace what cannot be "
+            "copied (a scripted function by the plain one, a generator, an open file)."
         ) from error
 
 
 def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module | None]:
     """A copy of the network without its classifier, and that classifier if it maps (N, D) to (N, classes).
 
-    Networks that know how to drop their classifier (`reset_classifier`, as timm's do) are asked to; of others the
-    last layer to run is replaced by the identity if it is linear.
+    Uses the network's `reset_classifier` if it has one, as timm's do; else the last layer to run is replaced by the
+    identity if it is linear.
     """
     network = _copied(network)
     images = torch.zeros(2, 3, size, size)
     if hasattr(network, "reset_classifier") and hasattr(network, "get_classifier"):
-        return _ask_for_head(network, images)
+        return _reset_head(network, images)
     path, outputs = _last_layer(network, images)
     last = network.get_submodule(path)
     head = None
@@ -143,10 +145,10 @@ def split_head(network: nn.Module, *, size: int) -> tuple[nn.Module, nn.Module |
 
 
 def _refuse_scripts(network: nn.Module) -> None:
-    """A TorchScript module lets nobody watch its layers, so no stage could be read.
+    """Raise for TorchScript modules: hooks on their layers do not work, so no stage could be read.
 
     Raises:
-        BackboneError: If the network is one or holds one.
+        BackboneError: If the network is or contains one.
     """
     script = next(
         (path for path, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)), None
@@ -154,19 +156,19 @@ def _refuse_scripts(network: nn.Module) -> None:
     if script is not None:
         where = f"its module {script!r} is one" if script else "this is one"
         raise BackboneError(
-            f"A TorchScript module does not show its layers, and {where}. Pass the nn.Module that it was made from; "
-            "its weights are the same: module.load_state_dict(scripted.state_dict())."
+            f"A TorchScript module does not expose its layers, and {where}. Pass the nn.Module that it was made from, "
+            "with the same weights: module.load_state_dict(scripted.state_dict())."
         )
 
 
 def _accept_channels_last(trunk: nn.Module, *, size: int) -> None:
-    """Make a network that wants its tensors contiguous (`view` after a convolution) take images in channels_last, in
-    which convolutions are fast: its layers hand on contiguous ones."""
+    """Make a network that needs contiguous tensors (`view` after a convolution) accept images in channels_last, the
+    fast format for convolutions: its layers then output contiguous tensors."""
     images = torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last)
     try:
         with evaluating(trunk), torch.no_grad():
             trunk(images)
-    except RuntimeError:  # of another kind as well: then this changes nothing, and whoever runs the network explains it
+    except RuntimeError:  # for any other cause this is harmless, and the error is reported later
         trunk.register_forward_pre_hook(_contiguous_inputs)
         for module in trunk.modules():
             if not list(module.children()):
@@ -185,16 +187,15 @@ class Backbone(nn.Module):
     """A pretrained network as stages, stem -> head.
 
     Args:
-        network: With the classifier it came with, or without any. It is copied, never changed.
-        spec: What the zoo knows about it; `stages`, `weights_id`, `parameters` and `batch_norm` are filled
-            in here.
-        size: Side of the input in pixels; None takes the checkpoint's own.
+        network: With or without its original classifier. It is copied, never changed.
+        spec: Its description; `stages`, `weights_id`, `parameters` and `batch_norm` are set here.
+        size: Side of the input in pixels; None uses the checkpoint's.
 
     Attributes:
         spec: The completed `BackboneSpec`.
-        head: The classifier it came with, (N, D) -> (N, classes); None if it had none of that form.
+        head: Its original classifier, (N, D) -> (N, classes); None if it has none of that form.
         taps: Where each stage is read.
-        moment_taps: Where each stage's activations can be compared with those of its training.
+        moment_taps: Where each stage's activations can be compared with those in training.
 
     Raises:
         BackboneError: If the network cannot take images of that size.
@@ -244,18 +245,18 @@ class Backbone(nn.Module):
         return self.spec.stages
 
     def find_stages(self, stage: str | int) -> tuple[str, ...]:
-        """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
+        """Stage names that an argument refers to: a name, an index (negative counts from the top), or "joined" for all.
 
-        "selected" stands for all as well: which of their features count is the classifier's affair.
+        "selected" also means all: which of their features are used is decided by the classifier.
 
         Raises:
-            OptionError: If there is no such stage; the closest names are offered.
+            OptionError: If there is no such stage; the message suggests the closest names.
         """
         return self.spec.find_stages(stage)
 
     @cached_property
     def anatomy(self) -> dict[str, str]:
-        """Module path inside the trunk -> name of its stage; made when first asked for, of the modules there then."""
+        """Module path inside the trunk -> name of its stage; computed on first access, for the modules at that time."""
         return assign_stages(self.trunk, self.taps, size=self._traced)
 
     def stage_of(self, path: str) -> str:
@@ -267,12 +268,12 @@ class Backbone(nn.Module):
         return {tap.stage: pooled_width(tap.channels, tap.layout, pooling) for tap in self.taps}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) float, normalised -> (N, D), the vector that the head reads."""
+        """(N, 3, H, W) float, normalised -> (N, D), the head's input."""
         vector: torch.Tensor = self.trunk(images)
         return vector
 
     def _read(self, images: torch.Tensor, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
-        """Stage name -> its raw output, for the addresses in `names` (see `find_stages`), or all."""
+        """Stage name -> its raw output, for the stages in `names` (see `find_stages`), or all."""
         wanted = self.find_stages(JOINED) if names is None else {s for name in names for s in self.find_stages(name)}
         with self.recording_stages() as outputs:
             outputs[""] = self.trunk(images)
@@ -296,8 +297,8 @@ class Backbone(nn.Module):
 
     @contextmanager
     def recording_moments(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Filled when the block ends: stage -> (N, 2C) float32 of the last forward pass that this thread ran inside,
-        of every channel the mean over the image's positions, then of every channel the mean square."""
+        """Set when the block ends: stage -> (N, 2C) float32 of this thread's last forward pass in the block: the mean
+        of each channel over the image's positions, then the mean square of each channel."""
         moments: dict[str, torch.Tensor] = {}
         with collecting(self._moments_owner) as outputs:
             try:
@@ -306,17 +307,17 @@ class Backbone(nn.Module):
                 moments.update({tap.stage: outputs[tap.path] for tap in self.moment_taps if tap.path in outputs})
 
     def moment_widths(self) -> dict[str, int]:
-        """Stage name -> 2C, the width of what `recording_moments` collects."""
+        """Stage name -> 2C, the width of the vectors from `recording_moments`."""
         return {tap.stage: 2 * tap.channels for tap in self.moment_taps}
 
     def source_moments(self) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-        """Stage name -> (C,) means and (C,) variances over the images of its training, from the running statistics of
+        """Stage name -> (C,) means and (C,) variances over its training images, from the running statistics of
         batch normalisation; empty if it has none."""
         found = running_moments(self.trunk, self.moment_taps)
         return {stage: (mean.numpy(), variance.numpy()) for stage, (mean, variance) in found.items()}
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Backbone:
-        """The same backbone (weights shared) for pictures that are prepared in another way, at the same size."""
+        """The same backbone (weights shared) with another preprocessing, at the same size."""
         if preprocessing == self.spec.preprocessing:
             return self
         other = copy.copy(self)
@@ -324,26 +325,26 @@ class Backbone(nn.Module):
         return other
 
     def source_probabilities(self, averages: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """What the classifier that the backbone came with makes of some images.
+        """Class probabilities from the backbone's original classifier.
 
         Args:
-            averages: (N, C) of the top stage, which is what it reads.
+            averages: (N, C) of the top stage, its input.
 
         Returns:
             (N, Z), rows sum to 1.
 
         Raises:
-            BackboneError: If the backbone has no classifier of its own.
+            BackboneError: If the backbone has no original classifier.
         """
         if self.head is None:
-            raise BackboneError(f"{self.spec.name} has no classifier of its own.")
+            raise BackboneError(f"{self.spec.name} has no original classifier.")
         device = next(self.head.parameters()).device
         with torch.no_grad():
             logits = self.head(torch.tensor(averages, device=device))
             return np.asarray(torch.softmax(logits.double(), dim=1).cpu().numpy())
 
     def without_head(self) -> Backbone:
-        """The same backbone (weights shared) without the classifier it came with."""
+        """The same backbone (weights shared) without its original classifier."""
         bare = copy.copy(self)
         bare._modules = dict(self._modules)
         bare.head = None

@@ -1,4 +1,4 @@
-"""What one image costs a backbone."""
+"""Computational cost of a backbone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ __all__ = ["count_operations"]
 
 
 def count_operations(backbone: Backbone) -> int:
-    """Floating-point operations of one image at the size in use; a multiplication with its addition counts two.
+    """Floating-point operations per image at the size in use; one multiply-add counts two.
 
-    Convolutions and matrix products are counted, as is usual; normalisation and activations are left out. Costs one
-    forward pass.
+    Counts convolutions and matrix products, as is standard, not normalisation and activations. Takes one forward pass.
 
     Example:
         >>> from torch import nn
@@ -40,7 +39,7 @@ def count_operations(backbone: Backbone) -> int:
 
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """Fused attention is one operation that the counter does not know on every device; in parts it is products."""
+    """Disable fused attention, which the counter does not support on every device; unfused, it is matrix products."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     mha = torch.backends.mha

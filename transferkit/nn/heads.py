@@ -1,4 +1,4 @@
-"""The classifier while it is trained by gradients, and a model made of several."""
+"""A linear classifier for gradient training, and an ensemble of models."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["Blend", "StandardisedLinear"]
 
 
 class StandardisedLinear(nn.Module):
-    """A linear layer on features brought to mean 0 and a total variance of 1.
+    """A linear layer on features standardised to mean 0 and total variance 1.
 
-    Joined stages differ in scale by orders of magnitude and in width by thousands; one learning rate then fits neither.
-    Standardised, a step of given size moves the logits by about as much whatever the head reads. `folded` is the same
-    map as a plain layer on the features as they are.
+    Joined stages differ in scale by orders of magnitude and in width by thousands, so no single learning rate fits.
+    With standardised features, a step of given size changes the logits by about the same amount for any input stage.
+    `folded` is the same map as a plain layer on the original features.
 
     Args:
-        linear: (D -> K) on the features as they are; the map is the same at first.
+        linear: (D -> K) on the original features; the initial map is the same.
         mean: (D,) of the features.
         deviation: (D,) their standard deviations, >= 0.
-        dropout: Share of the features left out at random while training, in [0, 1).
+        dropout: Dropout probability of the features in training, in [0, 1).
 
     Shape:
         (N, D) -> (N, K)
@@ -42,12 +42,12 @@ class StandardisedLinear(nn.Module):
     """
 
     FLOOR = 1e-3
-    """Least standard deviation, as a share of the mean one: a feature that never varied is not blown up."""
+    """Minimum standard deviation, as a share of the mean one: a constant feature is not amplified."""
 
     def __init__(self, linear: nn.Linear, mean: torch.Tensor, deviation: torch.Tensor, *, dropout: float = 0.0) -> None:
         super().__init__()
         mean, deviation = mean.to(linear.weight), deviation.to(linear.weight)
-        # Where nothing varied at all, the features stay at the scale that they have.
+        # If all features are constant, they keep their scale.
         deviation = deviation.clamp(min=self.FLOOR * float(deviation.mean()) or 1.0)
         self.mean: torch.Tensor
         self.scale: torch.Tensor
@@ -65,7 +65,7 @@ class StandardisedLinear(nn.Module):
         return logits
 
     def folded(self) -> nn.Linear:
-        """The same map, dropout aside, on features as they are."""
+        """The same map, without dropout, on the original features."""
         plain = _like(self.linear)
         with torch.no_grad():
             plain.weight.copy_(self.linear.weight / self.scale)
@@ -79,10 +79,10 @@ def _like(linear: nn.Linear) -> nn.Linear:
 
 
 class Blend(nn.Module):
-    """Several models of the same classes; their logits are added.
+    """An ensemble of models with the same classes, whose logits are added.
 
     Args:
-        members: With the weights that they have in the sum folded into their classifiers.
+        members: The models, with their ensemble weights folded into their classifiers.
 
     Raises:
         OptionError: If their classes or preprocessing differ, or there are none.
@@ -94,24 +94,24 @@ class Blend(nn.Module):
     def __init__(self, members: Sequence[TransferModel]) -> None:
         super().__init__()
         if not members or len({member.classes for member in members}) != 1:
-            raise OptionError("A blend needs models of the same classes.")
+            raise OptionError("A blend needs at least one model, all with the same classes.")
         if len({member.preprocessing for member in members}) != 1:
-            raise OptionError("A blend needs models of the same preprocessing: all of them see the same pictures.")
+            raise OptionError("A blend needs models with the same preprocessing: all take the same pictures.")
         self.members = nn.ModuleList(members)
         self.classes = members[0].classes
 
     @property
     def parts(self) -> tuple[TransferModel, ...]:
-        """The members."""
+        """The members, typed."""
         return tuple(cast(TransferModel, member) for member in self.members)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """That of the members."""
+        """The members' preprocessing."""
         return self.parts[0].preprocessing
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(..., 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
+        """(..., 3, H, W) uint8 in 0..255 -> float, normalised for the checkpoint."""
         return normalise(pixels, self.preprocessing)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Where a network's activations can be compared with those of its training, and what is read there.
+"""Channel moments of a network's activations, for comparison with those on its training images.
 
 The running statistics of batch normalisation are the mean and variance of every channel over the images that the
-network was trained on. For each stage the last such layer that runs inside it is found; what comes *into* that layer
-is what those statistics describe. A network without any is read at its stages' own outputs, where it has no memory of
-its training images: the other side must then come from images.
+network was trained on. For each stage, the last such layer that runs inside it is used; its *input* is what those
+statistics describe. A network without batch normalisation is read at its stages' outputs, for which it stores no
+statistics: the other side of the comparison must then come from source images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["MomentTap", "discover_moment_taps", "record_moments", "running_momen
 
 @dataclass(frozen=True)
 class MomentTap:
-    """A place to read the moments of a stage's channels.
+    """A module at which the moments of a stage's channels are read.
 
     Args:
         stage: The stage's name.
@@ -41,23 +41,23 @@ class MomentTap:
 
 
 def _is_trained_norm(module: nn.Module) -> bool:
-    """Whether it keeps running statistics that are not the initial ones, (0, 1) in every channel."""
+    """Whether it has running statistics other than the initial (0, 1) in every channel."""
     if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
         return False
     return bool((module.running_mean != 0).any() or (module.running_var != 1).any())
 
 
 def discover_moment_taps(network: nn.Module, taps: Sequence[Tap], *, size: int) -> tuple[MomentTap, ...]:
-    """For each stage the batch normalisation that runs last inside it; without any, the stages' own outputs.
+    """For each stage the last batch normalisation that runs inside it; without any, the stages' outputs.
 
     Args:
-        network: Its classifier removed.
+        network: Without its classifier.
         taps: Its stages, stem -> head.
         size: Side of the input, in pixels.
 
     Returns:
         Stem -> head. A stage without such a layer is left out if other stages have one. A layer that runs more than
-        once mixes places in its statistics and does not count.
+        once mixes several positions in its statistics and is not used.
     """
     norms = {path: module for path, module in network.named_modules() if _is_trained_norm(module)}
     finished = calls_in_order(network, [*norms, *{tap.path for tap in taps} - set(norms)], size=size)
@@ -95,9 +95,9 @@ def running_moments(network: nn.Module, taps: Sequence[MomentTap]) -> dict[str, 
 
 
 def record_moments(network: nn.Module, taps: Sequence[MomentTap]) -> str:
-    """Make the modules ready for `collecting` under the owner returned: per image and channel, mean and mean square.
+    """Add hooks for `collecting` under the returned owner: per image and channel, mean and mean square.
 
-    What is collected is (N, 2C) float32: C means over the positions, then C means of the squares.
+    They collect (N, 2C) float32: C means over the positions, then C means of the squares.
     """
     return record(network, {tap.path: partial(_read, tap.layout) for tap in taps})
 

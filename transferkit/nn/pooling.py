@@ -1,4 +1,4 @@
-"""From a stage's output, whatever its layout, to one vector per image."""
+"""Pooling of a stage's output, in any layout, to one vector per image."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Pooling = Literal["avg", "avg+max"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 MAX_PREFIX_TOKENS = 8
-"""Class, distillation and register tokens that can stand before the patches; more than this is no prefix."""
+"""Maximum number of class, distillation and register tokens before the patches."""
 
 
 def find_layout(shape: tuple[int, ...]) -> Layout:
     """The layout of a stage's output for a square input, by its shape alone.
 
     Args:
-        shape: With the batch first. (N, C, H, W) and (N, H, W, C) are told apart by which two sides are equal;
-            all three equal reads as channels first.
+        shape: With the batch first. (N, C, H, W) and (N, H, W, C) are distinguished by which two sides are equal; if
+            all three are equal, channels first.
 
     Example:
         >>> find_layout((2, 64, 7, 7)), find_layout((2, 7, 7, 96)), find_layout((2, 197, 192))
@@ -45,7 +45,7 @@ def find_layout(shape: tuple[int, ...]) -> Layout:
 
 
 def prefix_tokens(tokens: int) -> int:
-    """How many of `tokens` stand before a square grid of patches; 0 if that would be too many.
+    """How many of `tokens` precede a square grid of patches; 0 if that would be too many.
 
     Example:
         >>> prefix_tokens(197), prefix_tokens(196), prefix_tokens(201), prefix_tokens(80)
@@ -65,7 +65,7 @@ def to_grid(output: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 def pool(output: torch.Tensor, layout: Layout, pooling: str) -> torch.Tensor:
-    """One vector per image: (N, C) for "avg", (N, 2C) for "avg+max"; a vector stays as it is.
+    """One vector per image: (N, C) for "avg", (N, 2C) for "avg+max"; a vector is unchanged.
 
     Raises:
         OptionError: If `pooling` is unknown.
@@ -81,5 +81,5 @@ def pool(output: torch.Tensor, layout: Layout, pooling: str) -> torch.Tensor:
 
 
 def pooled_width(channels: int, layout: Layout, pooling: str) -> int:
-    """Width of what `pool` returns."""
+    """Width of the output of `pool`."""
     return channels if layout == "vector" or pooling == "avg" else 2 * channels

@@ -1,8 +1,8 @@
-"""Where to tap a network: its stages, stem -> head, found by watching one small batch go through.
+"""Discovery of a network's stages, stem -> head, by tracing one small batch.
 
-Any module will do: the calls made during one forward pass form a tree; its spine (the calls that follow one another
-at the outermost levels) gives the stages. Convolutional networks yield one stage per width and resolution, isotropic
-ones (vision transformers) one per block. What belongs to which zoo is not known here.
+Works for any module: the calls made during one forward pass form a tree; its spine (the sequential calls at the
+outermost levels) gives the stages. Convolutional networks yield one stage per width and resolution, isotropic ones
+(vision transformers) one per block. Independent of timm and torchvision.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ __all__ = [
 ]
 
 Read = Callable[[object, object], torch.Tensor | None]
-"""(inputs, output) of a module's call -> what to keep of it."""
+"""(inputs, output) of a module's call -> the tensor to collect, or None."""
 
 BULK = 0.9
-"""A module that holds this share of all parameters is a wrapper around the network, never one of its blocks."""
+"""A module with this share of all parameters is a wrapper around the network, never one of its blocks."""
 
 LARGE = 0.3
-"""A nested `nn.Sequential` that holds this share of all parameters is worth looking into."""
+"""A nested `nn.Sequential` with this share of all parameters is part of the spine, not a single step."""
 
 FEWEST_SHAPES = 3
-"""With fewer distinct (channels, size) along the spine, and one grid throughout, the network is isotropic: its blocks
+"""With fewer distinct (channels, size) along the spine, and a single grid size, the network is isotropic: its blocks
 are the stages."""
 
 MOST_STAGES = 12
-"""Isotropic networks are tapped at no more than this many evenly spaced blocks."""
+"""Maximum number of stages of an isotropic network, at evenly spaced blocks."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A place to read a stage from.
+    """The module at which a stage is read.
 
     Args:
         stage: The stage's name.
@@ -79,12 +79,12 @@ class Call:
 
     Args:
         path: The module's dotted path; "" is the network itself.
-        module: Which was called.
-        maker: The call that made this one, held weakly: in a circle, a network's outputs would outlive the tree.
+        module: The module called.
+        maker: The call that made this one, as a weak reference: a cycle would keep a network's outputs alive.
         given: Whether any of its arguments is a tensor.
         returned: What it returned.
-        output: The tensor in that, see `tensor_of`.
-        calls: Those that it made, in order.
+        output: The tensor in it, see `tensor_of`.
+        calls: Calls made inside it, in order.
     """
 
     path: str
@@ -103,7 +103,7 @@ class Call:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule's own mode is back afterwards, even after an exception."""
+    """Evaluation mode inside the block; every submodule's mode is restored afterwards, even after an exception."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -115,27 +115,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explaining(images: torch.Tensor) -> Iterator[None]:
-    """Whatever a network raises over these images inside the block comes out as a BackboneError."""
+    """Convert any exception that a network raises inside the block to a BackboneError that names the input shape."""
     try:
         yield
     except Exception as error:
         raise BackboneError(
             f"The network cannot take images of shape {tuple(images.shape)}: {type(error).__name__}: {error}\n"
-            "A network reads batches of colour images here, at the size that its preprocessing states. If it was made "
-            "for another size, pass that: preprocessing=Preprocessing(size=..., ...)."
+            "Expected a network for batches of colour images at the size of its preprocessing. If it was built for "
+            "another size, pass that: preprocessing=Preprocessing(size=..., ...)."
         ) from error
 
 
 def tensor_of(output: object) -> torch.Tensor | None:
-    """A module's output, or the first part of it where it returns several (features, then their size or extras)."""
+    """A module's output if it is a tensor, or the first element of a tuple or list (features, then extras)."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, torch.Tensor) else None
 
 
 class _Recorder:
-    """A forward hook that hands what `read` makes of a call to whoever collects for its owner in this thread, if anyone
-    does."""
+    """A forward hook that stores `read`'s result in the dict being collected for its owner in this thread, if any."""
 
     def __init__(self, owner: str, path: str, read: Read) -> None:
         self.owner = owner
@@ -155,7 +154,7 @@ _active = threading.local()
 
 
 def _collected() -> dict[str, dict[str, torch.Tensor]]:
-    """Owner -> what this thread collects for it. A backbone can lie within another: each has its own."""
+    """Owner -> dict that this thread collects for it. A backbone can contain another: each has its own."""
     if not hasattr(_active, "owners"):
         _active.owners = {}
     owners: dict[str, dict[str, torch.Tensor]] = _active.owners
@@ -163,13 +162,13 @@ def _collected() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def record_taps(network: nn.Module, taps: Sequence[Tap]) -> str:
-    """Make the tapped modules ready for `collecting` under the owner returned. Their hooks stay: adding and removing
-    them at each call would mix up the outputs of threads that share the network."""
+    """Add hooks to the tapped modules for `collecting` under the returned owner. The hooks are permanent: adding and
+    removing them at each call would mix up outputs of threads that share the network."""
     return record(network, {tap.path: _output_of for tap in taps if tap.path})
 
 
 def record(network: nn.Module, reads: Mapping[str, Read]) -> str:
-    """The same for any modules: path -> what to keep of a call, from its inputs and its output."""
+    """The same for any modules: path -> function of (inputs, output) that returns the tensor to collect."""
     owner = uuid.uuid4().hex
     for path, read in reads.items():
         network.get_submodule(path).register_forward_hook(_Recorder(owner, path, read))
@@ -197,7 +196,7 @@ def collecting(owner: str) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def call_tree(network: nn.Module, images: torch.Tensor) -> Call:
-    """Every module call of one forward pass, nested as they were made."""
+    """The tree of all module calls in one forward pass."""
     stack = [Call("", nn.Identity())]
 
     def enter(module: nn.Module, arguments: Iterable[object], path: str) -> None:
@@ -228,19 +227,19 @@ def call_tree(network: nn.Module, images: torch.Tensor) -> Call:
 
 
 def calls_in(call: Call) -> Iterator[Call]:
-    """The call itself and all that were made inside it, in order."""
+    """The call itself and all calls inside it, in order."""
     yield call
     for inner in call.calls:
         yield from calls_in(inner)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers a module learns; shared ones count once."""
+    """Number of a module's parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _is_spine(call: Call, depth: int, share: float) -> bool:
-    """Whether the calls inside `call` follow one another and so may each be a stage."""
+    """Whether the calls inside `call` are sequential, so that each may be a stage."""
     if sum(inner.output is not None for inner in call.calls) < 2:
         return False
     if isinstance(call.module, nn.Sequential):
@@ -257,7 +256,7 @@ def _spine(call: Call, depth: int, total: int) -> list[Call]:
 
 
 def _outermost(step: Call, chosen: list[Call]) -> Call:
-    """The outermost call around `step` that returned the very same tensor and holds no other chosen step."""
+    """The outermost call around `step` that returned the same tensor object and contains no other chosen step."""
     outer = step.parent
     while outer is not None and outer.path and outer.output is step.output:
         if any(other is not step and other.path.startswith(f"{outer.path}.") for other in chosen):
@@ -267,7 +266,7 @@ def _outermost(step: Call, chosen: list[Call]) -> Call:
 
 
 def _readable(steps: list[Call], images: int) -> list[Call]:
-    """Those whose output has a known layout, whose module runs once, and which do more than pool or reshape."""
+    """Steps with a known output layout, whose module runs once, and that do more than pool or reshape."""
     times = Counter(step.path for step in steps)
     readable: list[Call] = []
     for step in steps:
@@ -307,7 +306,7 @@ def _last_of_each_shape(steps: list[Call]) -> list[Call]:
 
 
 def _blocks(steps: list[Call]) -> list[Call]:
-    """The repeated blocks of an isotropic network, thinned evenly; the last one always stays."""
+    """The repeated blocks of an isotropic network, evenly subsampled; the last one is always kept."""
     kinds = [type(step.module) for step in steps if count_parameters(step.module)]
     if not kinds:
         return []
@@ -318,7 +317,7 @@ def _blocks(steps: list[Call]) -> list[Call]:
 
 
 def _is_top(step: Call, vector: torch.Tensor) -> bool:
-    """Whether the average of this step's output is what the network returns."""
+    """Whether the average of this step's output equals the network's output."""
     assert step.output is not None
     layout, _, grid = _shape_of(step)
     if grid is None:
@@ -331,12 +330,12 @@ def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
     """The stages of a network that returns one vector per image, stem -> head.
 
     Args:
-        network: Its classifier removed: (N, 3, size, size) float -> (N, D) float.
+        network: Without its classifier: (N, 3, size, size) float -> (N, D) float.
         size: Side of the input, in pixels.
 
     Returns:
-        One tap per stage; the last is "top", the vector itself. Where that vector is the average of a spatial
-        output, "top" is tapped there, so that other poolings can read it too.
+        One tap per stage; the last is "top", the vector itself. If that vector is the average of a spatial output,
+        "top" is tapped at that output, so that other poolings are possible too.
 
     Raises:
         BackboneError: If the network cannot take such images, or does not return (N, D).
@@ -358,7 +357,7 @@ def discover_taps(network: nn.Module, *, size: int) -> tuple[Tap, ...]:
     at = next((i for i, step in enumerate(steps) if _is_top(step, vector)), None)
     if at is not None:
         layout, channels, grid = _shape_of(steps[at])
-        if grid != 1:  # pooled already: nothing there that the vector does not hold
+        if grid != 1:  # with grid 1 it is pooled already and equals the vector
             top = Tap(TOP, steps[at].path, layout, channels, grid)
         steps = steps[:at]
     return (*(Tap(step.path, step.path, *_shape_of(step)) for step in steps), top)

@@ -1,10 +1,10 @@
-"""The part of a backbone behind a frozen stage, run on activations that were computed once.
+"""The part of a backbone after a frozen stage, run on cached activations of that stage.
 
-Any module will do; nothing is traced or rewritten. The network's own forward code runs, in shallow copies of the few
-modules that hold the cut stage. In these copies the cut stage's module hands on the activation given, and whatever ran
-before it hands on blanks of the right shape; everything behind it is the very same modules, so training the tail trains
-the backbone. Whether that gives what the whole network gives is tried out when the cut is made: blanks of NaN show if
-anything behind the cut reads what was computed before it.
+Works for any module, without tracing or rewriting. The network's own forward code runs, in shallow copies of the few
+modules that contain the cut stage. In these copies the cut stage's module returns the given activation, and modules
+that ran before it return placeholders of the right shape; everything after it is the original modules, so training the
+tail trains the backbone. When the cut is made, the result is compared with the full network: placeholders of NaN reveal
+whether anything after the cut reads values computed before it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from transferkit.nn.stages import Call, Tap, call_tree, calls_in, evaluating, ex
 __all__ = ["CutError", "Tail", "cut"]
 
 TRACED = 2
-"""Images in the batch that is watched; another number is used to check, so that shapes that follow the batch show."""
+"""Batch size for tracing; the check uses another one, to detect shapes that depend on the batch size."""
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
-"""How far the tail may be from the whole network: other memory layouts add up in another order. Absolute: in units of
-the largest value."""
+"""Tolerated difference between tail and full network, as other memory layouts sum in another order. Absolute: in units
+of the largest value."""
 
 
 class CutError(BackboneError):
-    """The network cannot be cut at that stage; the message says why."""
+    """The network cannot be split at that stage; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class _Early:
-    """A module that is done before the cut.
+    """A module that finishes before the cut.
 
     Args:
-        paths: Every place from which it can be called on the way to the cut.
-        returned: What it returned, call by call, tensors without their values.
+        paths: All paths by which it can be called before the cut.
+        returned: Its return value for each call, with meta tensors.
     """
 
     paths: tuple[str, ...]
@@ -50,12 +50,12 @@ class _Early:
 
 @dataclass(frozen=True)
 class _Anatomy:
-    """How a network falls apart at a cut.
+    """How a network divides at a cut.
 
     Args:
-        early: What is done before it, outermost modules only.
-        returned: What the cut stage's module returned, tensors without their values.
-        behind: Paths of the outermost modules that run only behind it.
+        early: The outermost modules that finish before it.
+        returned: Return value of the cut stage's module, with meta tensors.
+        behind: Paths of the outermost modules that run only after it.
     """
 
     early: tuple[_Early, ...]
@@ -64,9 +64,9 @@ class _Anatomy:
 
 
 class _StandIn:
-    """Hangs in a module's place: hands on what it was told to, call by call, then lets the module itself run.
+    """Replaces a module: returns given values, call by call, then runs the module itself.
 
-    The last is for modules without weights that a network uses over and over. Attributes are the module's own.
+    The latter is for modules without weights that a network uses repeatedly. Attributes are the module's.
     """
 
     def __init__(self, module: nn.Module, returns: Sequence[object]) -> None:
@@ -81,36 +81,37 @@ class _StandIn:
 
 
 class _Reached(Exception):
-    """The cut stage is done; nothing behind it need run."""
+    """Raised when the cut stage has finished, to skip everything after it."""
 
     def __init__(self, returned: object) -> None:
         self.returned = returned
 
 
 class _Last(_StandIn):
-    """Hangs in the cut stage's place and ends the forward pass there."""
+    """Replaces the cut stage's module and ends the forward pass there."""
 
     def __call__(self, *inputs: object, **options: object) -> object:
         raise _Reached(self.module(*inputs, **options))
 
 
 class Tail:
-    """What of a backbone runs behind one of its stages. Made by `cut`.
+    """The part of a backbone that runs after one of its stages; returned by `cut`.
 
-    It is no module and owns no parameters: it runs those of the backbone, in whatever mode they are in, with whatever
-    hooks they have when it is called.
+    Not a module, and without own parameters: it runs the backbone's modules, in their current mode and with their
+        current
+    hooks.
 
     Args:
-        backbone: The whole.
-        tap: Of the stage that the activations are taken from.
-        anatomy: How the network falls apart there.
+        backbone: The full backbone.
+        tap: Of the stage whose activations are the input.
+        anatomy: How the network divides there.
         shape: Of one image's activation.
 
     Attributes:
-        backbone, tap, shape: As given.
-        stages_behind: Names of the stages strictly behind the cut, in order.
-        stages_before: Names of the others: up to the cut, and including it.
-        modules_behind: Paths inside the trunk of the outermost modules that run only behind the cut.
+        backbone, tap, shape: As passed.
+        stages_behind: Names of the stages after the cut, in order.
+        stages_before: Names of the stages up to and including the cut.
+        modules_behind: Paths inside the trunk of the outermost modules that run only after the cut.
     """
 
     def __init__(self, backbone: Backbone, tap: Tap, anatomy: _Anatomy, shape: tuple[int, ...]) -> None:
@@ -125,25 +126,25 @@ class Tail:
 
     @property
     def stage(self) -> str:
-        """Name of the stage that the activations are taken from."""
+        """Name of the stage whose activations are the input."""
         return self.tap.stage
 
     def __call__(self, activation: torch.Tensor) -> torch.Tensor:
-        """(N, *shape) float -> (N, D), what the backbone returns for those images; gradients flow."""
+        """(N, *shape) float -> (N, D), the backbone's output for those images; differentiable."""
         return self.outputs(activation)[""]
 
     def pooled_stages(
         self, activation: torch.Tensor, *, pooling: str, names: Sequence[str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Stage name -> one vector per image, as `Backbone.pooled_stages` gives it; gradients flow.
+        """Stage name -> one vector per image, as from `Backbone.pooled_stages`; differentiable.
 
         Args:
-            activation: (N, *shape) float. It is not changed, even if the network computes in place.
+            activation: (N, *shape) float. Not modified, even if the network computes in place.
             pooling: "avg" or "avg+max".
-            names: Stages behind the cut; None gives all of them.
+            names: Stages after the cut; None for all of them.
 
         Raises:
-            OptionError: If one of the names is not behind the cut.
+            OptionError: If one of the names is not after the cut.
         """
         wanted = self._behind(names)
         return _pool_all(self.backbone, self.outputs(activation), pooling, wanted)
@@ -151,12 +152,12 @@ class Tail:
     def activations(
         self, images: torch.Tensor, *, pooling: str = "avg", names: Sequence[str] = ()
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Run the backbone up to the cut and no further.
+        """Run the backbone up to the cut only.
 
         Args:
             images: (N, 3, H, W) float, normalised.
             pooling: "avg" or "avg+max".
-            names: Stages up to the cut whose vectors are wanted as well.
+            names: Stages up to the cut whose vectors are returned as well.
 
         Returns:
             (N, *shape), and stage name -> one vector per image.
@@ -171,11 +172,11 @@ class Tail:
         return activation, _pool_all(self.backbone, outputs, pooling, set(names) & set(self.stages_before))
 
     def on(self, backbone: Backbone) -> Tail:
-        """The same cut in a copy of the backbone, whatever has become of its weights; nothing is checked again."""
+        """The same cut in a copy of the backbone with any weights; not checked again."""
         return Tail(backbone, self.tap, self._anatomy, self.shape)
 
     def prefix(self) -> nn.Module:
-        """The trunk without what runs only behind the cut; for looking at, not for running. Weights are shared."""
+        """The trunk without the modules that run only after the cut, for inspection only. Weights are shared."""
         return _graft(self._trunk, dict.fromkeys(self.modules_behind))
 
     @property
@@ -186,28 +187,28 @@ class Tail:
         wanted = set(self.stages_behind if names is None else names)
         if strange := sorted(wanted - set(self.stages_behind)):
             raise OptionError(
-                f"Stage {strange[0]!r} is not behind {self.stage!r}; those are: {', '.join(self.stages_behind)}."
+                f"Stage {strange[0]!r} is not after {self.stage!r}. Stages after it: {', '.join(self.stages_behind)}."
             )
         return wanted
 
     def outputs(self, activation: torch.Tensor, *, blank: float = 0.0) -> dict[str, torch.Tensor]:
-        """Module path -> raw output of every tapped module behind the cut; "" is the network itself.
+        """Module path -> raw output of every tapped module after the cut; "" is the network itself.
 
         Args:
             activation: (N, *shape) float.
-            blank: Stands for whatever was computed before the cut. Nothing depends on it.
+            blank: Placeholder for values computed before the cut. Nothing depends on it.
         """
         count, trunk = len(activation), self._trunk
         parts: dict[str, object] = {}
         for early in self._anatomy.early:
             blanks = [_fill(returned, count, activation, blank) for returned in early.returned]
             parts |= dict.fromkeys(early.paths, _StandIn(trunk.get_submodule(early.paths[0]), blanks))
-        # A clone, for the next module may well compute in place.
-        handed = _hand_on(_fill(self._anatomy.returned, count, activation, blank), activation.clone())
+        # A clone, because the next module may compute in place.
+        handed = _with_activation(_fill(self._anatomy.returned, count, activation, blank), activation.clone())
         parts[self.tap.path] = _StandIn(trunk.get_submodule(self.tap.path), [handed])
         side = self.backbone.spec.preprocessing.size
         images = torch.full((), blank, dtype=activation.dtype, device=activation.device).expand(count, 3, side, side)
-        # Copied anew for each call: modes, hooks and what else has changed in the network since then all count.
+        # Copied for each call, so that changes of modes, hooks and the like in the network take effect.
         network = _graft(trunk, parts)
         with self.backbone.recording_stages() as outputs:
             outputs[""] = network(images)
@@ -215,18 +216,18 @@ class Tail:
 
 
 def cut(backbone: Backbone, stage: str | int) -> Tail:
-    """What runs behind a stage, checked to give what the whole backbone gives.
+    """The part of a backbone after a stage, checked to give the same result as the full backbone.
 
     Costs three forward passes over two or three images.
 
     Args:
-        backbone: Left as it is.
-        stage: Name or index of the last stage that stays frozen.
+        backbone: Not modified.
+        stage: Name or index of the last frozen stage.
 
     Raises:
         OptionError: If there is no such stage.
-        CutError: If nothing runs behind it, or what does needs more than the stage's output: a connection that skips
-            the stage, or weights that are used on both sides of it.
+        CutError: If nothing runs after it, or what runs after it needs more than the stage's output: a connection that
+            skips the stage, or weights used both before and after it.
 
     Example:
         >>> from transferkit.records import BackboneSpec, Preprocessing
@@ -246,22 +247,22 @@ def cut(backbone: Backbone, stage: str | int) -> Tail:
         return _cut(backbone, tap)
     except CutError as error:
         raise CutError(
-            f"{backbone.spec.name} cannot be cut behind stage {tap.stage!r}: {error}. "
+            f"{backbone.spec.name} cannot be cut after stage {tap.stage!r}: {error}. "
             "Train it without cached activations, or freeze up to another stage."
         ) from error.__cause__
 
 
 def _cut(backbone: Backbone, tap: Tap) -> Tail:
-    """The same, where a CutError holds the reason only."""
+    """The same, with only the reason in a CutError."""
     if tap is backbone.taps[-1] or not tap.path:
-        raise CutError("no other stage runs behind it")
+        raise CutError("no other stage runs after it")
     images = _draw(backbone, TRACED)
     with explaining(images), evaluating(backbone), torch.no_grad():
         tree = call_tree(backbone.trunk, images)
     anatomy = _dissect(backbone.trunk, tree, tap.path)
     output = tensor_of(anatomy.returned)
     if output is None or not output.ndim or len(output) != TRACED or not output.is_floating_point():
-        raise CutError("its output is no tensor with one part per image")
+        raise CutError("its output is not a tensor with one entry per image")
     tail = Tail(backbone, tap, anatomy, tuple(output.shape[1:]))
     with evaluating(backbone), torch.no_grad():
         _check(tail, _draw(backbone, TRACED + 1))
@@ -269,14 +270,14 @@ def _cut(backbone: Backbone, tap: Tap) -> Tail:
 
 
 def _draw(backbone: Backbone, count: int) -> torch.Tensor:
-    """Normalised noise of the size in use, the same at each call."""
+    """Normally distributed images of the size in use, the same at each call."""
     side = backbone.spec.preprocessing.size
     device = next((tensor.device for tensor in backbone.trunk.state_dict().values()), torch.device("cpu"))
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _check(tail: Tail, images: torch.Tensor) -> None:
-    """See to it that prefix and tail together are the backbone, and that no blank reaches a result.
+    """Check that prefix and tail together equal the backbone, and that no placeholder affects a result.
 
     Raises:
         CutError: If not.
@@ -284,18 +285,18 @@ def _check(tail: Tail, images: torch.Tensor) -> None:
     backbone = tail.backbone
     with backbone.recording_stages() as outputs:
         outputs[""] = backbone.trunk(images)
-    whole = {**_pool_all(backbone, outputs, "avg", {tap.stage for tap in backbone.taps}), "": outputs[""]}
+    full = {**_pool_all(backbone, outputs, "avg", {tap.stage for tap in backbone.taps}), "": outputs[""]}
     activation, before = tail.activations(images, names=tail.stages_before)
-    if not _agree(before, whole):
+    if not _agree(before, full):
         raise CutError("its output is changed in place by what follows")
     try:
         outputs = tail.outputs(activation, blank=torch.nan)
         behind = {**_pool_all(backbone, outputs, "avg", tail.stages_behind), "": outputs[""]}
     except Exception as error:
         reason = str(error).split("\n")[0]
-        raise CutError(f"what follows does not run on its own ({type(error).__name__}: {reason})") from error
-    if not _agree(behind, whole):
-        raise CutError("what follows also reads what was computed before it")
+        raise CutError(f"what follows does not run alone ({type(error).__name__}: {reason})") from error
+    if not _agree(behind, full):
+        raise CutError("what follows also reads values computed before it")
 
 
 def _agree(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
@@ -314,14 +315,14 @@ def _pool_all(
     return {tap.stage: pool(outputs[tap.path], tap.layout, pooling) for tap in backbone.taps if tap.stage in names}
 
 
-# How a network falls apart
+# How a network divides
 
 
 def _dissect(trunk: nn.Module, tree: Call, path: str) -> _Anatomy:
-    """What is over before the module at `path` is, and what begins afterwards.
+    """The modules that finish before the module at `path`, and those that start after it.
 
     Raises:
-        CutError: If the two cannot be told apart.
+        CutError: If the two cannot be separated.
     """
     at, *more = [call for call in calls_in(tree) if call.path == path]
     if more:
@@ -331,20 +332,20 @@ def _dissect(trunk: nn.Module, tree: Call, path: str) -> _Anatomy:
         chain.insert(0, holder)
     before, after = [], []
     for holder, held in pairwise(chain):
-        place = next(i for i, call in enumerate(holder.calls) if call is held)
-        before += holder.calls[:place]
-        after += holder.calls[place + 1 :]
+        position = next(i for i, call in enumerate(holder.calls) if call is held)
+        before += holder.calls[:position]
+        after += holder.calls[position + 1 :]
     ran = {id(inner.module) for call in [*before, at] for inner in calls_in(call)}
     for again in (inner for call in after for inner in calls_in(call)):
         if id(again.module) in ran and again.module.state_dict():
-            raise CutError(f"{again.path!r} runs on both sides of it")
+            raise CutError(f"{again.path!r} runs both before and after it")
     early = _group_early(trunk, tree, before, {id(call.module) for call in chain[:-1]})
     behind = [call.path for call in after if not any(id(inner.module) in ran for inner in calls_in(call))]
     return _Anatomy(tuple(early), _forget(at.returned), tuple(dict.fromkeys(behind)))
 
 
 def _group_early(trunk: nn.Module, tree: Call, before: Sequence[Call], holders: Collection[int]) -> Iterator[_Early]:
-    """The modules of these calls. Those that were given no tensor (a table of positions) can go on running."""
+    """The modules of these calls, except those without a tensor argument (a table of positions), which still run."""
     passed = {id(call.module) for call in calls_in(tree)} - set(holders)
     paths: dict[int, list[str]] = {}
     for path, module in trunk.named_modules(remove_duplicate=False):
@@ -359,7 +360,7 @@ def _group_early(trunk: nn.Module, tree: Call, before: Sequence[Call], holders: 
 
 
 def _graft(network: nn.Module, parts: Mapping[str, object]) -> nn.Module:
-    """The network with other things hanging at these paths: the modules that hold them copied, all else the same."""
+    """The network with the modules at these paths replaced: only the modules that contain them are copied."""
     copies = {"": _copied(network)}
     for path, part in parts.items():
         *owners, name = path.split(".")
@@ -369,12 +370,12 @@ def _graft(network: nn.Module, parts: Mapping[str, object]) -> nn.Module:
                 copies[at] = _copied(holder.get_submodule(owner))
                 holder._modules[owner] = copies[at]
             holder = copies[at]
-        holder._modules[name] = part  # type: ignore[assignment] # a stand-in is called like a module, no more
+        holder._modules[name] = part  # type: ignore[assignment] # a stand-in is only called like a module
     return copies[""]
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A module of its own that shares everything with this one but the table of its children.
+    """A copy of a module that shares everything with it except the dict of its children.
 
     Not `copy.copy`: parametrised modules refuse it.
     """
@@ -383,14 +384,14 @@ def _copied(module: nn.Module) -> nn.Module:
     return copied
 
 
-# What modules return
+# Return values of modules
 
 
 def _replace_tensors(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> object:
-    """The same tuples, lists and dicts around other tensors.
+    """The same tuples, lists and dicts with every tensor replaced.
 
     Raises:
-        CutError: If it is something else that may hold tensors.
+        CutError: If it is another type that may contain tensors.
     """
     if isinstance(value, torch.Tensor):
         return change(value)
@@ -400,16 +401,16 @@ def _replace_tensors(value: object, change: Callable[[torch.Tensor], torch.Tenso
         return _like(value, [_replace_tensors(part, change) for part in value])
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return value
-    raise CutError(f"a module hands on a {type(value).__name__}, which cannot be stood in for")
+    raise CutError(f"a module returns a {type(value).__name__}, which cannot be replaced by a placeholder")
 
 
 def _forget(returned: object) -> object:
-    """Shapes and dtypes, no values: what is kept of a call must not keep its tensors alive."""
+    """The return value with meta tensors: a recorded call must not keep its tensors alive."""
     return _replace_tensors(returned, lambda tensor: tensor.detach().to("meta"))
 
 
 def _fill(returned: object, count: int, like: torch.Tensor, blank: float) -> object:
-    """What was returned for `TRACED` images, for `count` of them and on the device of `like`; one value throughout."""
+    """A return value for `TRACED` images, resized to `count`, on the device of `like`, filled with `blank`."""
 
     def filled(tensor: torch.Tensor) -> torch.Tensor:
         floating = tensor.is_floating_point()
@@ -424,8 +425,8 @@ def _fill(returned: object, count: int, like: torch.Tensor, blank: float) -> obj
     return _replace_tensors(returned, filled)
 
 
-def _hand_on(returned: object, activation: torch.Tensor) -> object:
-    """What the cut stage's module returned, the activation in the place of its first tensor (see `tensor_of`)."""
+def _with_activation(returned: object, activation: torch.Tensor) -> object:
+    """The return value of the cut stage's module, with its first tensor (see `tensor_of`) replaced."""
     if isinstance(returned, (tuple, list)):
         return _like(returned, [activation, *returned[1:]])
     return activation

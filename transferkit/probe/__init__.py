@@ -1,4 +1,4 @@
-"""Linear heads on features of the bank: ridge, logistic regression and their average, and which of them to keep."""
+"""Linear heads on banked features: ridge, logistic regression and their average, and the choice among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Solve for the classifier from the feature bank; the backbone is never run."""
+"""Closed-form fit of the classifier from the feature bank, without running the backbone."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Fitted:
     Args:
         model: In evaluation mode, on the CPU.
         head: "ridge", "logistic" or "average".
-        accuracy, log_loss: Of that head on held-back training images; NaN where nothing can be held back.
-        held_back: How many they were.
+        accuracy, log_loss: Of that head on held-back training images; NaN if nothing can be held back.
+        held_back: Number of these images.
         reason: A sentence with the held-back numbers.
     """
 
@@ -53,18 +53,19 @@ def fit_closed_form(
     folds: Folds | None = None,
     seed: int = 0,
 ) -> Fitted:
-    """The plan's classifier from banked features; the backbone's parameters no longer ask for gradients.
+    """The plan's classifier fitted to banked features; the backbone's parameters are set to requires_grad=False.
 
     Args:
-        plan: A closed-form one; names the stages.
-        backbone: What the features came from.
+        plan: A closed-form plan; names the stages.
+        backbone: The backbone of the features.
         table: Rows of the N training images.
         labels: (N,) int in [0, K).
         classes: K names.
-        pooling: As the features were pooled.
-        head: "ridge", "logistic", their "average", or "auto": the average, unless one is clearly better held back.
+        pooling: Of the features.
+        head: "ridge", "logistic", their "average", or "auto": the average, unless one has clearly better held-back
+            accuracy.
         class_weight: "none" or "balanced".
-        selection: For a plan of selected features, if they were selected before.
+        selection: For a plan of selected features, if computed already.
         folds: Which images are held back together; None: each image is independent of all others.
         seed: Of the folds, of the logistic head and of the selection.
 
@@ -93,10 +94,10 @@ def fit_closed_form(
 
 
 def _reason(best: HeadFit, fits: Sequence[HeadFit]) -> str:
-    hows = {fit.how for fit in fits}
+    methods = {fit.how for fit in fits}
     if len(fits) == 1:
         return f"Head: {best}; {best.how}."
     single = {"ridge": "ridge leads logistic clearly", "logistic": "logistic leads ridge clearly"}
     why = single.get(best.name, "neither ridge nor logistic leads clearly")
-    how = f" ({hows.pop()})" if len(hows) == 1 else ""
+    how = f" ({methods.pop()})" if len(methods) == 1 else ""
     return f"Head by held-back accuracy{how}: {best.name}, from {', '.join(map(str, fits))}; {why}."

@@ -1,4 +1,4 @@
-"""The linear heads that a plan allows, each solved for from the feature bank and judged on held-back images."""
+"""The linear heads of a plan, each fitted to banked features and scored on held-back images."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class HeadFit:
 
     Args:
         name: "ridge", "logistic" or "average".
-        weight: (K, D), each column with mean 0: logits are known up to a constant.
+        weight: (K, D), each column with mean 0, as logits are defined up to a constant.
         bias: (K,), with mean 0.
         rows: (M,) indices of the images that were held back.
         logits: (M, K) of these, each while it was held back, with mean 0.
-        counting: (M,) what each of them counts.
-        accuracy, log_loss: On these images; NaN where nothing can be held back.
+        counting: (M,) weight of each of them.
+        accuracy, log_loss: On these images; NaN if nothing can be held back.
         how: How they were held back, as a phrase.
     """
 
@@ -65,7 +65,7 @@ class HeadFit:
 
     @property
     def held_back(self) -> int:
-        """Images that its accuracy was measured on."""
+        """Number of images that its accuracy was measured on."""
         return int(np.count_nonzero(self.counting))
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every head is fitted to."""
+    """Features, labels, weights and folds that the heads are fitted to."""
 
     table: FeatureTable
     columns: npt.NDArray[np.int64]
@@ -92,12 +92,12 @@ class _Task:
 
 
 def choose_head(fits: Sequence[HeadFit]) -> HeadFit:
-    """The better of two heads if its lead in held-back accuracy is clear; else their average, which errs less.
+    """The better of two heads if its lead in held-back accuracy is clear; else their average.
 
     Clear is more than one standard error of an accuracy.
 
     Args:
-        fits: What `fit_heads` made: one head, or ridge, logistic and average.
+        fits: From `fit_heads`: one head, or ridge, logistic and average.
     """
     if len(fits) == 1:
         return fits[0]
@@ -119,17 +119,17 @@ def fit_heads(
     folds: Folds | None = None,
     seed: int = 0,
 ) -> list[HeadFit]:
-    """Every head that is asked for, on the stages that the plan reads.
+    """The requested heads, on the plan's stages.
 
     Args:
-        plan: A closed-form one.
+        plan: A closed-form plan.
         table: Rows of the N training images.
         labels: (N,) int in [0, K).
         classes: K.
-        head: "ridge", "logistic", "average" of both, or "auto" for all three, where every class has the two independent
-            images that a logistic fit needs.
+        head: "ridge", "logistic", "average" of both, or "auto" for all three, if every class has the two
+            independent images that a logistic fit needs.
         class_weight: "none" or "balanced".
-        selection: For a plan of selected features, if they were selected before from the same rows and labels.
+        selection: For a plan of selected features, if computed already from the same rows and labels.
         folds: Which images are held back together; None: each image is independent of all others.
         seed: Of the folds, of the logistic head and of the selection.
 
@@ -142,7 +142,7 @@ def fit_heads(
     blocks, columns = table.select(plan.stages)
     folds = Folds.alone(labels) if folds is None else folds
     task = _Task(table, columns, blocks, labels, classes, weights, folds, seed)
-    # A class of one cannot be held back from a logistic fit; exact cross-validation of ridge copes.
+    # A logistic fit cannot hold back a class's only image; exact cross-validation of ridge can.
     if head == "auto" and (not folds.complete or np.bincount(labels, minlength=classes).min() == 0):
         head = "ridge"
     with fitting_threads(len(labels)):
@@ -153,11 +153,11 @@ def fit_heads(
 
 
 UNKNOWN_TEMPERATURE = 0.2
-"""Of one-hot regression scores where none can be held back. With one image per class (Lite0, 96 px) the best one for
-the test images was 0.17, 0.19 and 0.23 on textures, digits and hand signs."""
+"""Temperature of one-hot regression scores if none can be held back. With one image per class (Lite0, 96 px) the best
+one on the test images was 0.17, 0.19 and 0.23 for textures, digits and hand signs."""
 
 BOTH = ("auto", "average")
-"""Heads that need both of the others."""
+"""Values of `head` that need both single heads."""
 
 
 def _fit(task: _Task, plan: Plan, head: str, selection: Selection | None) -> list[HeadFit]:
@@ -177,16 +177,16 @@ def _fit(task: _Task, plan: Plan, head: str, selection: Selection | None) -> lis
 
 
 def _selected(task: _Task, selection: Selection, head: str) -> list[HeadFit]:
-    """Heads on weighted features. The labels of all images helped to weigh them, which flatters what is held back.
+    """Heads on weighted features, whose held-back accuracy is biased because the weights used all labels.
 
-    It flatters both heads alike. By how much is told by what a ridge head really gains over one on the plain features,
-    cross-validated with features weighed inside each fold.
+    The bias is the same for both heads. It is estimated from the true gain of a ridge head over one on the unweighted
+    features, cross-validated with features weighted inside each fold.
     """
     ridge, plain = _ridge(task, selection.emphasis), _ridge(task)
     how = f"{selection.kept:,} of {len(task.columns):,} features, cross-validated"
     if not selection.known and head == "ridge":
         return [replace(ridge, how=f"{selection.kept:,} of {len(task.columns):,} features")]
-    flattered = ridge.accuracy - (plain.accuracy + selection.gain)
+    optimism = ridge.accuracy - (plain.accuracy + selection.gain)
     temperature = fit_temperature(selection.scores, selection.labels, selection.counting)
     loss = log_loss(softmax(selection.scores / temperature, axis=1), selection.labels, selection.counting)
     too_low = loss - ridge.log_loss
@@ -196,7 +196,7 @@ def _selected(task: _Task, selection: Selection, head: str) -> list[HeadFit]:
     return [
         replace(
             fit,
-            accuracy=min(1.0, max(0.0, fit.accuracy - flattered)),
+            accuracy=min(1.0, max(0.0, fit.accuracy - optimism)),
             log_loss=max(0.0, fit.log_loss + too_low),
             how=how,
         )
@@ -205,7 +205,7 @@ def _selected(task: _Task, selection: Selection, head: str) -> list[HeadFit]:
 
 
 def _average(ridge: HeadFit, logistic: HeadFit, labels: npt.NDArray[np.int64]) -> HeadFit:
-    """Mean of the logits, itself a linear head. Corrections made to its parts are made to it as well."""
+    """The head with the mean of the logits; bias corrections of the single heads are applied to it too."""
     # Either may have held back only some of the images.
     rows, ours, theirs = np.intersect1d(ridge.rows, logistic.rows, return_indices=True)
     logits, counting = (ridge.logits[ours] + logistic.logits[theirs]) / 2, logistic.counting[theirs]
@@ -260,7 +260,7 @@ def _ridge(task: _Task, emphasis: Array | None = None) -> HeadFit:
     temperature = fit_temperature(fit.held_back, labels[fit.rows], counting) if fit.path.known else UNKNOWN_TEMPERATURE
     weight, bias, logits = (part / temperature for part in (fit.weight, fit.bias, fit.held_back))
     judged = _judge("ridge", weight, bias, order[fit.rows], logits, task.labels, counting)
-    # The path's accuracy counts no answer that is right by rounding, where features say nothing.
+    # The path's accuracy does not count predictions that are correct only by rounding, with uninformative features.
     how = "exact cross-validation" if fit.path.known else "no image can be held back without its class"
     return replace(judged, accuracy=float(fit.path.accuracy[fit.path.best]), how=how)
 

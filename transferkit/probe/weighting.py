@@ -1,4 +1,4 @@
-"""Whether classes are weighted, and by how much."""
+"""Class weights, and when to use them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CLASS_WEIGHTS = ("none", "balanced", "auto")
 
 IMBALANCE = 2.0
 """Largest class over smallest above which "auto" weights classes. Logistic heads on hand signs (Lite0 features) and
-digits (pixels), half of the classes thinned: above 2 weights raised the mean recall by 1.4 to 20 points, up to 2 by 2.1
-at most; accuracy on the thinned mix moved by -0.3 to +2.0 points."""
+digits (pixels), half of the classes subsampled: above 2 weights increased mean recall by 1.4 to 20 points, up to 2 by
+at most 2.1; accuracy on the imbalanced mix changed by -0.3 to +2.0 points."""
 
 
 def choose_weighting(counts: Sequence[int] | npt.NDArray[Any], weighting: str) -> str:
-    """Whether classes are weighted: "none" or "balanced" as it was asked for; "auto" by how unequal the counts are.
+    """The weighting in use: "none" or "balanced" as requested; "auto" decides by the imbalance of the counts.
 
     Args:
-        counts: Images of each class; classes without any are passed over.
+        counts: Images of each class; empty classes are ignored.
         weighting: One of `CLASS_WEIGHTS`.
 
     Example:
@@ -40,7 +40,7 @@ def choose_weighting(counts: Sequence[int] | npt.NDArray[Any], weighting: str) -
 
 
 def class_weights(labels: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.float64] | None:
-    """(N,) weight per image: None for "none"; for "balanced" such that every class weighs the same; for "auto" either.
+    """(N,) weight per image: None for "none"; for "balanced" with equal total weight per class; for "auto" either.
 
     Raises:
         OptionError: If the scheme is unknown.

@@ -1,8 +1,8 @@
-"""What travels between the folders: frozen, keyword-only dataclasses that check themselves.
+"""Records that travel between the packages: frozen, keyword-only dataclasses that validate themselves.
 
 `BackboneSpec` (what the zoo knows) -> `DataSummary` (what the audit found) -> `Evidence` (what one frozen pass
-measured) -> `Decision` (what to do, and why) -> `RunRecord` (what came of it, everything but the weights).
-`Ranking` compares backbones before any of it; `Predictions` are what a `Predictor` says of new images.
+measured) -> `Decision` (what to do, and why) -> `RunRecord` (the outcome, everything but the weights).
+`Ranking` compares backbones before that; `Predictions` are a `Predictor`'s output for new images.
 Maths letters: N images, D features, K classes, S stages.
 """
 
@@ -20,7 +20,7 @@ from transferkit.records.evidence import (
     ViewComparison,
     ViewScore,
 )
-from transferkit.records.folds import PARTS, Fold, Folds, connected_groups
+from transferkit.records.folds import Fold, Folds, connected_groups
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
@@ -29,7 +29,6 @@ from transferkit.records.preprocessing import (
     Interpolation,
     Preprocessing,
     View,
-    check_image_size,
 )
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
@@ -37,7 +36,6 @@ from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
     "GEOMETRIES",
-    "PARTS",
     "CropMode",
     "Interpolation",
     "Severity",
@@ -79,6 +77,5 @@ __all__ = [
     "View",
     "ViewComparison",
     "ViewScore",
-    "check_image_size",
     "connected_groups",
 ]

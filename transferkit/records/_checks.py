@@ -1,4 +1,4 @@
-"""Checks that the records share."""
+"""Value checks shared by the records."""
 
 from __future__ import annotations
 

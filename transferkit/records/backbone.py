@@ -1,4 +1,4 @@
-"""What the zoo knows of a backbone: its stages, sizes and source."""
+"""Description of a backbone: stages, sizes, preprocessing, origin of the weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["BackboneSpec", "JOINED", "SELECTED", "StageSpec", "TOP"]
 
 
 TOP = "top"
-"""Name of the last stage of every backbone: the pooled vector its own classifier reads."""
+"""Name of the last stage of every backbone: the pooled vector that its classifier takes as input."""
 
 JOINED = "joined"
 """Name of the pseudo-stage that concatenates all stages, each scaled to the same total variance."""
 
 SELECTED = "selected"
-"""Name of the pseudo-stage that is "joined" with its features weighted, and the useless ones dropped, by the labels."""
+"""Name of the pseudo-stage "joined" after supervised feature selection: features weighted, useless ones dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """One stage of a backbone: its address, width and reduction.
+    """One stage of a backbone: its path, width and stride.
 
     Args:
         name: Dotted path of the module whose output the stage is, or "top".
@@ -37,32 +37,31 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """What the zoo knows about a backbone.
+    """Description of a backbone.
 
     Args:
-        name: The address it was loaded by, e.g. "packaged/tf_efficientnet_lite0".
+        name: The name it was loaded by, e.g. "packaged/tf_efficientnet_lite0".
         source: "timm", "torchvision", "packaged", "checkpoint" or "module".
         architecture: Name of the architecture inside its source.
-        preprocessing: The checkpoint's own.
-        pretrained: Whether the weights are really pretrained (False: random initialisation).
-        num_classes: Outputs of the head it came with; 0 if none.
+        preprocessing: The checkpoint's.
+        pretrained: Whether the weights are pretrained (False: random initialisation).
+        num_classes: Outputs of the checkpoint's head; 0 if none.
         class_names: Names of those outputs, if known; else empty.
         fixed_size: True if the network accepts only its native size.
-        native_size: Side in pixels that the checkpoint was made for; `preprocessing.size` is the one in use.
+        native_size: Side in pixels that the checkpoint was trained at; `preprocessing.size` is the one in use.
         license: Of the weights, if known.
-        stages: Stem -> head; filled in when the module has been traced.
-        weights_id: Hex digest of the weights' content; filled in with the stages.
-        parameters: Count of parameters of the trunk, head excluded.
+        stages: Stem -> head; set when the module has been traced.
+        weights_id: Hex digest of the weights' content; set with the stages.
+        parameters: Number of parameters, head excluded.
         original_lr: Learning rate that the weights were trained at; None if not known.
-        original_batch: Batch size that goes with it.
+        original_batch: Batch size at that learning rate.
         original_optimizer: "sgd", "rmsprop", "adamw", "lamb", ...; "" if not known.
-        original_by: Who says so.
+        original_by: Source of these three.
         published_accuracy: Top-1 on ImageNet-1k as published with the weights, in [0, 1]; None if not known.
-        published_by: Who says so.
+        published_by: Source of that accuracy.
         norm: Kind of normalisation that batch normalisation was swapped for; "" if it was not.
-        batch_norm: Whether any layer normalises by batch statistics; filled in with the stages. None in records from
-            before this was noted.
-        own_preprocessing: The checkpoint's own, where the caller gave another with another mean or std; else None.
+        batch_norm: Whether any layer normalises by batch statistics; set with the stages. None in older records.
+        own_preprocessing: The checkpoint's, where the caller passed one with another mean or std; else None.
     """
 
     name: str
@@ -89,12 +88,12 @@ class BackboneSpec:
     own_preprocessing: Preprocessing | None = None
 
     def find_stages(self, stage: str | int) -> tuple[str, ...]:
-        """The stage names behind an address: a name, an index (negative from the top), or "joined" for all.
+        """Stage names that an argument refers to: a name, an index (negative counts from the top), or "joined" for all.
 
-        "selected" stands for all as well: which of their features count is the classifier's affair.
+        "selected" also means all: which of their features are used is decided by the classifier.
 
         Raises:
-            OptionError: If there is no such stage; the closest names are offered.
+            OptionError: If there is no such stage; the message suggests the closest names.
         """
         names = [known.name for known in self.stages]
         if stage in (JOINED, SELECTED):
@@ -108,6 +107,6 @@ class BackboneSpec:
         return (stage,)
 
     def at(self, size: int | None) -> BackboneSpec:
-        """The same backbone for another input side; None changes nothing. The native size stays on record."""
+        """The same backbone at another input size; None changes nothing. `native_size` is kept."""
         native = self.native_size or self.preprocessing.size
         return replace(self, preprocessing=self.preprocessing.at(size), native_size=native)

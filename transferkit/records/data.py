@@ -1,4 +1,4 @@
-"""What the audit found in a set of images."""
+"""Summary of a data set after the audit, with its findings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Severity = Literal["error", "set_aside", "warning", "info"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing the audit found.
+    """One finding of the audit.
 
     Args:
         kind: e.g. "truncated", "zero_byte", "oversized", "duplicate", "near_duplicate", "small_class", "imbalance".
-        severity: "error" stops the run; "set_aside" leaves the named images out; "warning" and "info" only tell.
+        severity: "error" stops the run; "set_aside" excludes the named images; "warning" and "info" are only reported.
         message: A sentence with the numbers in it.
         items: Files or rows it concerns.
     """
@@ -33,18 +33,17 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What the data is, after the audit.
+    """Summary of a data set after the audit.
 
     Args:
-        origin: Where it came from, for people.
+        origin: Where it came from, for display.
         classes: The K class names, in label order.
         counts: Split name ("train", "val", "test") -> images per class, K integers each.
-        split_rule: A sentence that says how the splits came to be.
-        findings: What the audit found.
+        split_rule: A sentence that says how the splits were made.
+        findings: The audit's findings.
         content_id: Hex digest over image contents, labels and splits.
         side_quantiles: 5 %, 50 % and 95 % quantile of the images' shorter side, pixels.
-        train_groups: In how many independent groups of training images each class occurs, K integers; empty where every
-            image is its own.
+        train_groups: Independent groups of training images per class, K integers; empty if there are no groups.
     """
 
     origin: str
@@ -70,7 +69,7 @@ class DataSummary:
         return len(self.classes)
 
     def size(self, split: str) -> int:
-        """Images in a split; 0 if there is no such split."""
+        """Number of images in a split; 0 if there is no such split."""
         return sum(self.counts.get(split, ()))
 
     @property
@@ -85,7 +84,7 @@ class DataSummary:
 
     @property
     def fewest_groups(self) -> int:
-        """Independent groups of training images that the class with the fewest has: 2 let one be held back."""
+        """Smallest number of independent training groups over the classes; holding one back takes 2."""
         return min(self.train_groups or self.counts["train"])
 
     @property

@@ -1,4 +1,4 @@
-"""What one frozen pass measured: probes, learning curve, similarity to the source, views."""
+"""Measurements of one frozen pass: probes, learning curves, similarity to the source, views."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["CurvePoint", "Evidence", "ProbeScore", "SimilarityDetail", "StageDis
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScore:
-    """How well a frozen representation is classified, on images that did not take part in the fit.
+    """Accuracy of a classifier on one frozen representation, on images held back from its fit.
 
     Args:
         stage: A stage name, "joined" or "selected".
         method: "ridge" (closed form, exact cross-validation) or "knn" (leave-one-out).
         dim: Width of the representation.
-        accuracy: Share of the training images classified right while held back, in [0, 1]; None if unknown, because no
-            image can be held back without its class.
+        accuracy: Held-back accuracy on the training images, in [0, 1]; None if unknown, because holding an image back
+            would leave its class without any.
         low, high: 95 % Wilson interval of it; None if it is unknown.
         squared_error: Held-back squared error per image of the one-hot target (ridge only), >= 0.
         penalty: The ridge penalty chosen, or the k of k-NN.
-        gain_error: Standard error of `accuracy` less that of the joined probe, image by image (ridge only), > 0 but
-            for the joined probe itself.
-        images: Independent images that the accuracy is worth: fewer than were held back where groups of them are alike,
-            or some are copies; 0 in results from before this was kept.
+        gain_error: Standard error of the paired difference between `accuracy` and the joined probe's (ridge only), > 0
+            except for the joined probe itself.
+        images: Effective number of independent images behind the accuracy: fewer than were held back where images of
+            a group are alike, or some are copies; 0 in older results.
     """
 
     stage: str
@@ -49,7 +49,7 @@ class ProbeScore:
 
     @property
     def interval(self) -> tuple[float, float, float]:
-        """Accuracy, and the two ends of its interval.
+        """Accuracy, and the low and high ends of its interval.
 
         Raises:
             ValueError: If they are unknown.
@@ -61,7 +61,7 @@ class ProbeScore:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """How well a stage is classified from so many training images; tested on others of the training split.
+    """One point of a learning curve: accuracy at a number of training images, tested on others of the training split.
 
     Args:
         stage: A stage name, or "joined".
@@ -83,12 +83,12 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class StageDistance:
-    """How far the activations of one stage lie from those of the source.
+    """Distance between the activations of one stage on the data and on the source.
 
     Args:
         stage: Its name.
-        distance: Mean squared Hellinger distance per channel, free of the bias of few images; 0 is alike, 1 is apart.
-            Below 0 by chance.
+        distance: Mean squared Hellinger distance per channel, corrected for the bias of few images; 0 is identical, 1
+            is disjoint. May be below 0 by chance.
         error: Standard error of it.
         w2: Median over channels of the squared 2-Wasserstein distance, in units of the source's variance.
         kl: Median over channels of the Kullback-Leibler divergence, nats.
@@ -105,18 +105,18 @@ class StageDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityDetail:
-    """Where a similarity comes from.
+    """A similarity to the source, and how it was obtained.
 
     Args:
-        value: In [0, 1]; 1 is just like what the backbone was trained on. None if it is not known.
+        value: In [0, 1]; 1 is the same distribution as the backbone's training images. None if it is not known.
         low, high: 95 % interval of it over samples of images; None unless measured.
-        origin: "norm statistics" (of the backbone), "head confidence" (the answers of the classifier it came with),
-            "source images", "given" (by the person) or "unknown".
-        note: A sentence for people: what it was measured on, or why it was not.
+        origin: "norm statistics" (of the backbone), "head confidence" (predictions of the checkpoint's classifier),
+            "source images", "given" (by the user) or "unknown".
+        note: A sentence for display: what it was measured on, or why it was not.
         images: Training images it was measured on.
-        source_images: Images of the source that were looked at; 0 if there were none.
+        source_images: Number of source images used; 0 if there were none.
         stages: Stem -> head; empty if not measured.
-        others: Name -> value of what else was measured between the two sets of images.
+        others: Name -> value of other measures between the two sets of images.
     """
 
     value: float | None
@@ -137,18 +137,18 @@ class SimilarityDetail:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewScore:
-    """How well images are classified when they are seen in one way, or on average over several.
+    """Held-back accuracy with one view of the images, or with features averaged over several.
 
     Args:
         name: A view, or several joined by "+": the average of their features.
         accuracy: Held-back accuracy of the joined probe on `ViewComparison.images` training images, in [0, 1]; None
             where it was not measured.
         squared_error: Held-back squared error per image of that probe, >= 0.
-        gain, gain_error: Accuracy beyond that of the first row, and its standard error, image by image.
-        seconds: Of the passes over the images, those whose features were in the bank already left out; None for an
-            average, whose passes are those of its views.
+        gain, gain_error: Accuracy minus that of the first row, and the standard error of this paired difference.
+        seconds: Seconds of the passes over images whose features were not in the bank; None for an average, which
+            needs no pass beyond those of its views.
         computed: Images that the backbone ran over for it.
-        used: Whether the features in use are these.
+        used: Whether these are the features in use.
     """
 
     name: str
@@ -167,13 +167,13 @@ class ViewScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewComparison:
-    """Ways of seeing the images that were compared, and which are in use.
+    """The views of the images that were compared, and which are in use.
 
     Args:
-        geometry: Name of the geometry of single-view work: what networks are trained on.
-        views: Names of the views that features and predictions are averaged over; one name: nothing is averaged.
-        scores: The checkpoint's own crop (or what stands for it) first, then the other geometries, then averages.
-        images: Training images that the scores rest on; 0 if nothing was compared.
+        geometry: Name of the geometry used for a single view: what networks are trained on.
+        views: Names of the views that features and predictions are averaged over; one name: no averaging.
+        scores: The checkpoint's crop (or its substitute) first, then the other geometries, then averages.
+        images: Training images behind the scores; 0 if nothing was compared.
         image_seconds: Seconds that one view of one image takes in the frozen pass; None if not known.
         reasons: Sentences with the numbers in them.
     """
@@ -187,30 +187,29 @@ class ViewComparison:
 
     @property
     def seconds(self) -> float:
-        """What all views but the first took, in seconds."""
+        """Seconds that all views but the first took."""
         return sum(score.seconds or 0.0 for score in self.scores[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What one frozen pass over the data measured.
+    """Measurements from one frozen pass over the data.
 
     Args:
         backbone: The backbone that ran.
         data: The data it ran over.
-        probes: One score per stage, then those of "joined" and "selected", then the k-NN sanity row.
-        pooling: "avg" or "avg+max": what became of each stage's spatial grid.
+        probes: One score per stage, then those of "joined" and "selected", then the k-NN sanity check.
+        pooling: "avg" or "avg+max": how each stage's spatial grid was pooled.
         image_size: Side in pixels at which the pass ran.
-        similarity: Nearness of the data to what the backbone was trained on, in [0, 1], given or measured; None if it
-            is not known.
-        similarity_detail: Where the similarity comes from; None if it was not looked at.
+        similarity: Of the data to the backbone's training images, in [0, 1], given or measured; None if not known.
+        similarity_detail: How the similarity was obtained; None if it was not measured.
         seconds: Phase -> wall-clock seconds.
-        images_computed: Images the backbone really ran over; the rest came from the bank.
-        image_seconds: Seconds that one image takes in the frozen pass on the device in use, decoding left out; None if
-            that was not measured.
-        curves: Accuracy by number of training images, a stage after the other, each from few images to all.
-        views: Which views of the images the features are averaged over, and how geometries compare; None: the
-            checkpoint's own crop, and nothing was compared.
+        images_computed: Images the backbone ran over; the features of the rest came from the bank.
+        image_seconds: Seconds per image in the frozen pass on the device in use, decoding excluded; None if not
+            measured.
+        curves: Learning curves, one stage after another, each from few images to all.
+        views: The views that features are averaged over, and how geometries compare; None: the checkpoint's crop, no
+            comparison.
     """
 
     backbone: BackboneSpec

@@ -1,10 +1,10 @@
-"""Which images may stand in for new ones: the one notion of "held back" behind every estimate that is printed.
+"""Cross-validation folds that keep groups and copies together; every reported estimate uses them.
 
-An image tells how a classifier does on new images only while everything that belongs to it is held back as well: the
-other images of its group (one patient, one scene, one video) and its copies. `Folds` says who is held back with whom
-and what each image counts; measures and training ask it and draw nothing of their own.
+A held-back image stands for a new one only if everything related to it is held back as well: the other images of its
+group (one patient, one scene, one video) and its copies. `Folds` defines which images are held back together and the
+weight of each; measures and training take both from it and make no splits themselves.
 
-It lives in the base, not among the sources of data, because `measure` and `train` need it and never see `data`.
+It is in `records`, not in `data`, because `measure` and `finetune` need it and `measure` must not import `data`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, OptionError
+from transferkit.core.limits import N_SPLITS
 
-__all__ = ["PARTS", "Fold", "Folds", "connected_groups"]
+__all__ = ["Fold", "Folds", "connected_groups"]
 
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
-PARTS = 5
-"""A fold of cross-validation holds back one part in so many."""
-
 LARGE_CLASS = 100
-"""Mean groups per class from which groups are left out one by one: one group less moves a class by 1 % then."""
+"""Mean groups per class from which groups are left out one by one: leaving one out then shifts a class by 1 %."""
 
 LEFT_OUT_AT_ONCE = 128
-"""Images left out together at most, unless one group has more. Exact leave-out formulas cost its square per image."""
+"""Maximum images left out together, unless one group has more. Exact leave-out formulas cost its square per image."""
 
-LARGE_GROUP, LARGE_PARTS = 1024, 10
-"""Where a group has more images than this, no more than so many sets are left out: each then costs a fit anew."""
+LARGE_GROUP, LARGE_SPLITS = 1024, 10
+"""If a group has more images than `LARGE_GROUP`, only `LARGE_SPLITS` sets are left out: each then needs a new fit."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One way of holding images back.
+    """One split into training and held-back images.
 
     Args:
         train: (n,) positions to fit on.
@@ -51,7 +49,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """Who is held back with whom.
+    """Which images are held back together, and how much each counts.
 
     Args:
         labels: (N,) int in [0, K).
@@ -65,7 +63,7 @@ class Folds:
         >>> folds = Folds(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 3]), np.array([0, 0, 1, 2, 3, 4]))
         >>> folds.together.tolist()  # the first group of each class, then the second
         [0, 0, 1, 0, 1, 1]
-        >>> folds.counting(folds.together).tolist()  # the first two images are copies
+        >>> folds.counting(folds.together).tolist()  # the first two images are copies of each other
         [0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
     """
 
@@ -83,57 +81,57 @@ class Folds:
 
     @classmethod
     def alone(cls, labels: Indices) -> Folds:
-        """Every image on its own: no groups, no copies."""
-        everyone = np.arange(len(labels), dtype=np.int64)
-        return cls(np.asarray(labels, dtype=np.int64), everyone, everyone)
+        """Folds with every image independent: no groups, no copies."""
+        positions = np.arange(len(labels), dtype=np.int64)
+        return cls(np.asarray(labels, dtype=np.int64), positions, positions)
 
     def numbered(self, order: Indices) -> Folds:
-        """The same with images numbered in this order, where no image has a copy."""
+        """The same, with `copies` numbered in this order; valid only if no image has a copy."""
         return Folds(self.labels, self.groups, np.argsort(order))
 
     def take(self, rows: npt.NDArray[np.integer]) -> Folds:
-        """The same for some of the images, in the order given."""
+        """The folds of a subset of the images, in the order given."""
         return Folds(self.labels[rows], self.groups[rows], self.copies[rows])
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    # What each image counts
+    # Weights of images
 
     @cached_property
     def shares(self) -> Weights:
-        """(N,) what each image counts among all: 1 / m for each of m copies."""
+        """(N,) weight of each image: 1 / m for each of m copies."""
         _, codes, counts = np.unique(self.copies, return_inverse=True, return_counts=True)
         return np.asarray(1 / counts[codes.reshape(-1)], dtype=np.float64)
 
-    def counting(self, parts: Indices) -> Weights:
-        """What each image counts in an estimate for which these parts were held back one after the other.
+    def counting(self, splits: Indices) -> Weights:
+        """Weight of each image in an estimate for which these splits were held back one after the other.
 
         Args:
-            parts: (N,) int; images of equal value were held back together.
+            splits: (N,) int; images of equal value were held back together.
 
         Returns:
             (N,) in [0, 1]: 1 / m for each of m copies; 0 where all images of its class were held back with it, which
-            nothing can be told from.
+            makes the prediction meaningless.
         """
-        _, part = np.unique(parts, return_inverse=True)
+        _, split = np.unique(splits, return_inverse=True)
         _, label, totals = np.unique(self.labels, return_inverse=True, return_counts=True)
         _, cell, inside = np.unique(
-            part.reshape(-1) * len(totals) + label.reshape(-1), return_inverse=True, return_counts=True
+            split.reshape(-1) * len(totals) + label.reshape(-1), return_inverse=True, return_counts=True
         )
         lost = inside[cell.reshape(-1)] == totals[label.reshape(-1)]
         return np.where(lost, 0.0, self.shares)
 
     def independent(self, values: npt.NDArray[np.floating] | npt.NDArray[np.bool_], counting: Weights) -> float:
-        """How many independent images a mean over these images is worth.
+        """Effective number of independent images behind a mean over these images.
 
-        Images of one group go together: a mean over 40 patients with 6 images each may be known no better than from 40
-        images. From the variance between groups (the design effect of cluster sampling), within the bounds that all
-        groups agree within themselves, and that groups do not matter.
+        Images of one group are correlated: a mean over 40 patients with 6 images each may be no more precise than from
+        40 images. Computed from the variance between groups (the design effect of cluster sampling), bounded by the
+        cases that images of a group are identical and that groups do not matter.
 
         Args:
-            values: (N,) what the mean is of.
-            counting: (N,) what each image counts.
+            values: (N,) the values averaged.
+            counting: (N,) weight of each image.
 
         Returns:
             A number in [0, sum(counting)]; 0 if no image counts.
@@ -156,9 +154,9 @@ class Folds:
         return min(max(total * alone / between, fewest), total)
 
     def standard_error(self, values: npt.NDArray[np.floating], counting: Weights) -> float:
-        """Standard error of the mean of paired differences in {-1, 0, 1}, groups counted as wholes.
+        """Standard error of the mean of paired differences in {-1, 0, 1}, with whole groups as units.
 
-        One difference more is counted than there is: that two agree on all images does not make it certain.
+        One difference is added to those observed: two classifiers that agree on all images need not be equal.
         """
         total = float(counting.sum())
         return float(np.sqrt((self._per_group(counting * values) ** 2).sum() + 1) / total) if total else 1.0
@@ -169,13 +167,13 @@ class Folds:
 
     @cached_property
     def groups_per_class(self) -> Indices:
-        """(K,) in how many different groups each class occurs: with fewer than 2 nothing of it can be held back."""
+        """(K,) number of groups in which each class occurs: with fewer than 2, none of its images can be held back."""
         pairs = np.unique(np.stack([self.labels, self.groups]), axis=1)
         return np.bincount(pairs[0], minlength=int(self.labels.max(initial=-1)) + 1)
 
     @property
     def measurable(self) -> bool:
-        """Whether any class has two groups, so that an accuracy can be measured at all."""
+        """Whether any class has two groups, so that an accuracy can be measured."""
         return bool((self.groups_per_class > 1).any())
 
     @property
@@ -184,27 +182,27 @@ class Folds:
         occurring = self.groups_per_class[self.groups_per_class > 0]
         return bool((occurring > 1).all())
 
-    # Who is left out together
+    # Leave-one-group-out
 
     @cached_property
     def together(self) -> Indices:
         """(N,) int; images of equal value are left out together by exact leave-out formulas.
 
-        Where classes are large, groups are left out one by one. Otherwise one group of each class at a time: leaving
-        out a single one would make its class alone one smaller and the answers lean towards the others. Depends on
-        which images there are, not on their order, where copies are numbered by content.
+        If classes are large, groups are left out one by one. Otherwise one group of each class at a time: leaving out a
+        single one would shrink only its own class and bias predictions towards the others. If copies are numbered by
+        content, the result depends on the set of images, not on their order.
         """
         group, first = np.unique(self.groups, return_index=True, return_inverse=True)[1:][::-1]
         group = group.reshape(-1)
         owner, sizes = self._owners(group, len(first)), np.bincount(group, minlength=len(first))
         if sizes.max(initial=0) > LARGE_GROUP:
-            return self.deal(LARGE_PARTS)
+            return self.assign_splits(LARGE_SPLITS)
         if len(first) >= LARGE_CLASS * max(len(np.unique(self.labels)), 1):
             return group
         key = np.full(len(first), np.iinfo(np.int64).max)
         np.minimum.at(key, group, self.copies)
         turn = _turns(owner, key)
-        # The only group of a class cannot be tested; left out with others it would only take its class from them.
+        # The only group of a class cannot be tested; left out with others, it would only remove its class from the fit.
         rivals = np.bincount(owner, minlength=int(self.labels.max(initial=0)) + 1)
         turn[rivals[owner] == 1] = turn.max(initial=0) + 1 + np.arange(int((rivals[owner] == 1).sum()))
         limit = max(1, min(LEFT_OUT_AT_ONCE, len(self) // 2))
@@ -212,11 +210,11 @@ class Folds:
 
     @property
     def order(self) -> Indices:
-        """(N,) positions that put images side by side which are left out together."""
+        """(N,) positions that sort images so that those left out together are adjacent."""
         return np.argsort(self.together, kind="stable")
 
     def _owners(self, group: Indices, count: int) -> Indices:
-        """(G,) the most frequent class of each group, of equals the lowest."""
+        """(G,) the most frequent class of each group; ties go to the lowest."""
         classes = int(self.labels.max(initial=0)) + 1
         cells, images = np.unique(group * classes + self.labels, return_counts=True)
         ranked = np.lexsort((cells % classes, -images, cells // classes))
@@ -226,70 +224,70 @@ class Folds:
 
     # Cross-validation
 
-    def deal(self, parts: int = PARTS, *, seed: int = 0) -> Indices:
-        """(N,) part of each image, in [0, parts): groups whole, every class spread evenly.
+    def assign_splits(self, n_splits: int = N_SPLITS, *, seed: int = 0) -> Indices:
+        """(N,) split of each image, in [0, n_splits): groups are kept whole, every class is spread evenly.
 
-        Groups go from large to small to the part that has the fewest images of their class yet, of equals the fewest in
-        all (scikit-learn's StratifiedGroupKFold weighs all classes for every group, whose time grows with N K).
+        Groups are assigned from large to small to the split with the fewest images of their class so far, on a tie the
+        fewest overall (scikit-learn's StratifiedGroupKFold weighs all classes for every group, in time N K).
 
         Args:
-            parts: How many, >= 2.
-            seed: Draws the order of groups of one size.
+            n_splits: Number of splits, >= 2.
+            seed: Determines the order of groups of equal size.
 
         Raises:
-            OptionError: If there are fewer than 2 parts.
+            OptionError: If n_splits is below 2.
         """
-        if parts < 2:
-            raise OptionError(f"Images are dealt to 2 parts or more, got {parts!r}.")
+        if n_splits < 2:
+            raise OptionError(f"n_splits must be >= 2, got {n_splits!r}.")
         _, first, group = np.unique(self.groups, return_index=True, return_inverse=True)
         group, rng = group.reshape(-1), np.random.default_rng(seed)
         owner, sizes = self._owners(group, len(first)), np.bincount(group, minlength=len(first))
         shuffled = rng.permutation(len(first))
         queue = shuffled[np.lexsort((-sizes[shuffled], owner[shuffled]))]
         alone = bool((sizes == 1).all())
-        part_of = np.empty(len(first), dtype=np.int64)
-        # Single images in turn, the next class going on where the last one ended: the same, without a loop.
-        part_of[queue] = np.arange(len(queue)) % parts if alone else _fill(owner[queue], sizes[queue], parts)
-        return part_of[group]
+        split_of = np.empty(len(first), dtype=np.int64)
+        # Single images round robin, each class continuing where the last one ended: the same result without a loop.
+        split_of[queue] = np.arange(len(queue)) % n_splits if alone else _fill(owner[queue], sizes[queue], n_splits)
+        return split_of[group]
 
-    def split(self, folds: int = 1, *, seed: int = 0, parts: int = PARTS) -> list[Fold]:
-        """Folds that each hold back another part of the images, whole groups only; no class is missing from training.
+    def split(self, folds: int = 1, *, seed: int = 0, n_splits: int = N_SPLITS) -> list[Fold]:
+        """Folds with disjoint held-back images, in whole groups; every class remains in training.
 
         Args:
-            folds: How many, in [1, parts].
-            seed: Draws which.
-            parts: A fold holds back one part in so many.
+            folds: Number of folds, in [1, n_splits].
+            seed: Determines the splits.
+            n_splits: A fold holds back one split of this many.
 
         Returns:
-            Folds of which no two hold back the same image; fewer than asked for where not every part can be held back.
+            Folds with no held-back image in common; fewer than asked for if not every split can be held back.
 
         Raises:
-            DataError: If no part can be held back without a class being lost.
+            DataError: If no split can be held back without losing a class.
 
         Example:
             >>> (fold,) = Folds.alone(np.array([0] * 5 + [1] * 5)).split()
             >>> len(fold.train), len(fold.held_back)
             (8, 2)
         """
-        part = self.deal(parts, seed=seed)
-        spared = [self._spare(part == number) for number in range(parts)]
-        made = [Fold(np.flatnonzero(~chosen), np.flatnonzero(chosen)) for chosen in spared if chosen.any()]
+        split = self.assign_splits(n_splits, seed=seed)
+        removable = [self._removable(split == number) for number in range(n_splits)]
+        made = [Fold(np.flatnonzero(~chosen), np.flatnonzero(chosen)) for chosen in removable if chosen.any()]
         if not made:
             raise DataError(
-                "No image can be held back to choose epochs and blend on without a class being lost: every class needs "
-                "2 images, in different groups. Add images, or use strategy=linear_probe."
+                "No image can be held back for validation without losing a class: every class needs 2 images, in "
+                "different groups. Add images, or use strategy=linear_probe."
             )
         return made[: max(folds, 1)]
 
-    def _spare(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """(N,) which of the chosen can go: groups with images of a class that training would lose stay as wholes."""
+    def _removable(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """(N,) which of the chosen can be held back: groups with images of a class that training would lose stay."""
         left = np.bincount(self.labels[~chosen], minlength=int(self.labels.max()) + 1)
         staying = self.groups[chosen & (left[self.labels] == 0)]
         return chosen & ~np.isin(self.groups, staying)
 
 
 def _turns(owner: Indices, key: Indices) -> Indices:
-    """(G,) how many groups of the same class come before each, by their keys."""
+    """(G,) rank of each group among those of the same class, by key."""
     queue = np.lexsort((key, owner))
     starts = np.searchsorted(owner[queue], owner[queue])
     turn = np.empty(len(owner), dtype=np.int64)
@@ -298,7 +296,7 @@ def _turns(owner: Indices, key: Indices) -> Indices:
 
 
 def _pieces(turn: Indices, owner: Indices, sizes: Indices, limit: int) -> Indices:
-    """(G,) set of each group: groups of one turn, cut into even pieces of about `limit` images."""
+    """(G,) set of each group: groups of one turn, cut into equal pieces of about `limit` images."""
     queue = np.lexsort((owner, turn))
     number = np.unique(turn, return_inverse=True)[1].reshape(-1)[queue]
     inside = sizes[queue]
@@ -312,18 +310,18 @@ def _pieces(turn: Indices, owner: Indices, sizes: Indices, limit: int) -> Indice
     return made
 
 
-def _fill(owner: Indices, sizes: Indices, parts: int) -> Indices:
-    """(G,) part of each group, taken one after the other."""
+def _fill(owner: Indices, sizes: Indices, n_splits: int) -> Indices:
+    """(G,) split of each group, assigned greedily in order."""
     chosen = np.empty(len(owner), dtype=np.int64)
-    everything = np.zeros(parts, dtype=np.int64)
-    of_class, label = np.zeros(parts, dtype=np.int64), -1
-    for place, (mine, size) in enumerate(zip(owner.tolist(), sizes.tolist(), strict=True)):
-        if mine != label:
-            of_class, label = np.zeros(parts, dtype=np.int64), mine
-        part = int(np.lexsort((everything, of_class))[0])
-        chosen[place] = part
-        of_class[part] += size
-        everything[part] += size
+    in_all = np.zeros(n_splits, dtype=np.int64)
+    of_class, label = np.zeros(n_splits, dtype=np.int64), -1
+    for position, (own_label, size) in enumerate(zip(owner.tolist(), sizes.tolist(), strict=True)):
+        if own_label != label:
+            of_class, label = np.zeros(n_splits, dtype=np.int64), own_label
+        split = int(np.lexsort((in_all, of_class))[0])
+        chosen[position] = split
+        of_class[split] += size
+        in_all[split] += size
     return chosen
 
 
@@ -332,7 +330,7 @@ def connected_groups(memberships: Sequence[Indices], pairs: Indices | None = Non
 
     Args:
         memberships: Each (N,) int.
-        pairs: (P, 2) positions of images that belong together besides.
+        pairs: (P, 2) positions of further images that belong together.
 
     Returns:
         (N,) int64: the position of the group's first image.

@@ -6,41 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
-from transferkit.core.errors import OptionError
+from transferkit.core.limits import SMALLEST_SIDE, check_image_size
 from transferkit.records._checks import require, require_positive
 
-__all__ = ["GEOMETRIES", "CropMode", "Interpolation", "Preprocessing", "View", "check_image_size"]
+__all__ = ["GEOMETRIES", "CropMode", "Interpolation", "Preprocessing", "View"]
 
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 CropMode = Literal["center", "squash", "border"]
-
-_SMALLEST = 8
-"""Smallest side in pixels that is accepted."""
-
-_LARGEST = 8192
-"""Side in pixels from which on a batch of two does not fit into memory."""
-
-
-def check_image_size(size: object) -> None:
-    """Raise `OptionError` unless a side in pixels is None or a whole number that a network can take.
-
-    Example:
-        >>> check_image_size(96)
-    """
-    if size is None:
-        return
-    expected = f"image_size is the side of a square in pixels, a whole number of {_SMALLEST} or more"
-    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= _SMALLEST:
-        if size <= _LARGEST:
-            return
-        raise OptionError(f"{expected}, up to {_LARGEST}, got {size!r}. For example image_size=96.")
-    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
-        raise OptionError(f"{expected}, got {size!r}. Give one number: image_size={size[0]}.")
-    raise OptionError(f"{expected}, got {size!r}. For example image_size=96; None takes the checkpoint's own.")
 
 
 def _check_range(value_range: tuple[float, float] | None) -> None:
@@ -63,12 +37,12 @@ GEOMETRIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way from a whole picture to the square input.
+    """One view: a geometry that maps a picture to the square input, and whether it is flipped.
 
     Args:
-        name: For people: "crop", "full", "squash", "pad", "zoom" or "wide", with "+mirror" where it is mirrored.
+        name: For display: "crop", "full", "squash", "pad", "zoom" or "wide", with "+mirror" if it is flipped.
         crop_mode, crop_pct: As in `Preprocessing`.
-        mirrored: Flipped left to right afterwards.
+        mirrored: Flipped horizontally afterwards.
     """
 
     name: str
@@ -79,24 +53,24 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a checkpoint wants its images: geometry, then normalisation.
+    """Preprocessing of a checkpoint's input: geometry, then normalisation.
 
     Args:
         size: Side of the square input, in pixels.
         mean: Per channel (R, G, B), subtracted from values in [0, 1].
-        std: Per channel, divides what is left.
+        std: Per channel, divides the result.
         interpolation: Resampling filter of the resize.
         crop_pct: Share of the resized side that the crop keeps, in (0, 2]; above 1 the picture is smaller than the
             input and gets borders.
         crop_mode: "center" resizes the short side to `size / crop_pct` and crops the centre; "squash" resizes both
             sides without keeping the aspect; "border" resizes the long side to `size / crop_pct` and pads.
-        origin: Where these values come from, as a phrase for people.
-        mirrored: Whether the picture is flipped left to right after its geometry.
-        views: Ways of seeing each picture that features, and predictions, are averaged over; empty: the geometry above
-            alone. Networks are trained on that geometry, whatever the views.
-        value_range: (black, white) of images deeper than 8 bits, in stored units; None where there are none.
-        prepared: Whether images come as float tensors that were prepared outside: nothing of the above is done to them.
-        shape: (H, W) that prepared tensors have; None for pictures.
+        origin: Where these values come from, as a phrase for display.
+        mirrored: Whether the picture is flipped horizontally after its geometry.
+        views: Views that features and predictions are averaged over; empty: the geometry above only. Networks are
+            trained on that geometry, whatever the views.
+        value_range: (black, white) of images deeper than 8 bits, in stored units; None if there are none.
+        prepared: Whether images come as preprocessed float tensors: none of the above is applied to them.
+        shape: (H, W) of preprocessed tensors; None for pictures.
     """
 
     size: int
@@ -114,7 +88,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _check_range(self.value_range)
-        require(self.size >= _SMALLEST, f"Preprocessing.size must be >= {_SMALLEST} pixels, got {self.size!r}.")
+        require(self.size >= SMALLEST_SIDE, f"Preprocessing.size must be >= {SMALLEST_SIDE} pixels, got {self.size!r}.")
         require_positive("Preprocessing", "crop_pct", self.crop_pct)
         require(self.crop_pct <= 2, f"Preprocessing.crop_pct must be <= 2, got {self.crop_pct!r}.")
         for value in self.std:
@@ -129,7 +103,7 @@ class Preprocessing:
 
     @property
     def primary(self) -> Preprocessing:
-        """The same with one view: its own geometry."""
+        """The same with a single view: its own geometry."""
         return replace(self, views=()) if self.views else self
 
     @property
@@ -146,11 +120,11 @@ class Preprocessing:
         return tuple(self.seen_as(view) for view in self.views) or (self,)
 
     def seen_as(self, view: View) -> Preprocessing:
-        """The same with this one view."""
+        """The same with the geometry of one view."""
         return replace(self, crop_mode=view.crop_mode, crop_pct=view.crop_pct, mirrored=view.mirrored, views=())
 
     def at(self, size: int | None) -> Preprocessing:
-        """The same preprocessing for another input side; None changes nothing."""
+        """The same preprocessing at another input size; None changes nothing."""
         check_image_size(size)
         if size is None or size == self.size:
             return self

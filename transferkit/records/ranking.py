@@ -15,12 +15,12 @@ __all__ = ["LeftOut", "MeasureScore", "RankedModel", "Ranking"]
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureScore:
-    """What one measure of transferability says about one backbone.
+    """Score of one backbone by one measure of transferability.
 
     Args:
         measure: Its registered name.
-        stage: The stage it looked at; for measures of the source's own classifier, that classifier's.
-        value: Higher is better; what it may be compared across is in the measure's docstring. None: see `reason`.
+        stage: The stage it was computed on; for measures of the source's classifier, that classifier's.
+        value: Higher is better; see the measure's docstring for what it may be compared across. None: see `reason`.
         seconds: Wall-clock seconds it took.
         reason: Why there is no value.
     """
@@ -41,22 +41,22 @@ class RankedModel:
     """One backbone of a ranking.
 
     Args:
-        name: What it was asked for by.
+        name: As passed by the caller.
         rank: 1 is best; equals share a rank.
         rank_low, rank_high: 95 % interval of the rank over bootstrap resamples of the training images.
-        best: Share of the resamples in which it is the best one, in [0, 1].
-        joined: The probe on all its stages joined: what it is ranked by.
+        best: Share of the resamples in which it is best, in [0, 1].
+        joined: The probe on all its stages joined, which determines its rank.
         best_stage: The best probe on a single stage.
-        prior: What the dataset-agnostic prior says about it (see `Ranking.prior`).
+        prior: Value of the dataset-agnostic prior (see `Ranking.prior`).
         prior_rank: Its rank by the prior alone.
-        scores: What the measures of transferability say.
+        scores: Measures of transferability.
         images_per_second: Speed of the frozen pass just run, decoding included; None if all rows came from the bank.
-        parameters: Of the trunk, head excluded.
+        parameters: Number of parameters, head excluded.
         image_size: Side in pixels at which it ran.
         width: D of all its stages joined.
-        gigaflops: Per image at that size, a multiplication with its addition as two; None if it could not be counted.
-        pretrained: Whether its weights are really pretrained.
-        published_by: Who says so, where the prior is a published accuracy.
+        gigaflops: Per image at that size, one multiply-add counted as two; None if it could not be counted.
+        pretrained: Whether its weights are pretrained.
+        published_by: Source of the prior, if it is a published accuracy.
         seconds: Phase -> wall-clock seconds.
     """
 
@@ -92,8 +92,8 @@ class LeftOut:
     """A model that could not be ranked.
 
     Args:
-        name: What it was asked for by.
-        reason: Why, and what to do.
+        name: As passed by the caller.
+        reason: Why, and the next step.
     """
 
     name: str
@@ -102,21 +102,21 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Which backbone suits some images, from features alone.
+    """Backbones ranked on the same images, from features alone.
 
     Args:
         models: Best first; equals in the order of their held-back squared error.
-        reasons: Sentences with the numbers in them: who is first, and how sure that is.
+        reasons: Sentences with the numbers in them: which one is first, and how certain that is.
         data: The data they were ranked on.
-        prior: What ranks them without looking at the data: "published accuracy" on ImageNet-1k if it is known for all
-            of them, else "parameters".
+        prior: Criterion that ignores the data: "published accuracy" on ImageNet-1k if known for all of them, else
+            "parameters".
         left_out: Models that could not be ranked.
-        images: Training images that the ranks rest on.
-        measured_images: How many of them the measures of transferability saw.
+        images: Training images behind the ranks.
+        measured_images: How many of them the measures of transferability used.
         resamples: Bootstrap resamples behind the intervals.
         pooling: "avg" or "avg+max".
-        seed: What it was drawn with.
-        seconds: Wall-clock seconds in all.
+        seed: Of the resamples.
+        seconds: Wall-clock seconds in total.
         command: The command line or call that reproduces it.
     """
 
@@ -138,7 +138,7 @@ class Ranking:
 
     @property
     def best(self) -> RankedModel:
-        """The first one. Whether others may be as good is in their intervals."""
+        """The first one. The others' rank intervals say whether they may be as good."""
         return self.models[0]
 
     def model(self, name: str) -> RankedModel:

@@ -1,4 +1,4 @@
-"""What came of a run, everything but the weights: metrics, predictions on held-out splits, pictures for the report."""
+"""Outcome of a run, everything but the weights: metrics, predictions on held-out splits, pictures for the report."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["HeldOut", "Metrics", "Mistake", "Picture", "RunRecord"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """How well a model does on one split.
+    """Metrics of a model on one split.
 
     Args:
         images: N.
         accuracy: In [0, 1].
-        low, high: 95 % Wilson interval of the accuracy; images of one group and copies count as far as they are
-            independent.
+        low, high: 95 % Wilson interval of the accuracy, from the effective number of independent images (groups and
+            copies count for less).
         balanced_accuracy: Mean recall over the classes present, in [0, 1].
         log_loss: Mean negative log-likelihood in nats, >= 0.
         calibration_error: Expected calibration error over 15 equal-mass bins, in [0, 1].
@@ -46,7 +46,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A model's answers on a split that it was not fitted on.
+    """A model's predictions on a split that it was not fitted on.
 
     Args:
         split: "test" or "val".
@@ -70,7 +70,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A small picture for people.
+    """A thumbnail for the report.
 
     Args:
         jpeg: The encoded picture.
@@ -86,9 +86,9 @@ class Mistake:
     """A held-out image that the model got wrong.
 
     Args:
-        picture: What it looks like.
+        picture: Its thumbnail.
         true, predicted: Class names.
-        confidence: Probability the model gave its answer, in [0, 1].
+        confidence: Predicted probability of the predicted class, in [0, 1].
     """
 
     picture: Picture
@@ -99,25 +99,25 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that is known about a run, but for its weights: what `result.json` holds and the report shows.
+    """Everything recorded about a run except its weights: the content of `result.json` and of the report.
 
     Args:
-        evidence: What was measured.
-        decision: What was decided.
-        metrics: Split name -> how the returned model does there.
-        seconds: Phase -> wall-clock seconds; "total" is the sum a person waited.
-        environment: Versions, machine, seed: what it takes to run it again.
+        evidence: The measurements.
+        decision: The decision.
+        metrics: Split name -> metrics of the returned model.
+        seconds: Phase -> wall-clock seconds; "total" is the whole run.
+        environment: Versions, machine, seed: what is needed to reproduce the run.
         command: The command line or call that reproduces the run.
-        training: How the network was fine-tuned; None where nothing but a head was fitted.
-        held_out: The answers behind the pictures below; the test split if there is one, else validation.
+        training: How the network was fine-tuned; None if only a head was fitted.
+        held_out: The predictions behind the mistakes below; on the test split if there is one, else validation.
         samples: Class name -> a few training pictures.
         mistakes: Worst first.
-        settings: Argument of `adapt` -> value: what to open the same images with, and to tell whether another run is
-            the same; empty where it was not recorded.
-        held_back_accuracy: Of the returned model on images held back from its fit, the test images not among them, in
-            [0, 1]: what runs of a sweep are compared by.
-        trained_on: The least content digests of the training images, as many as tell reliably whether other images
-            are among them.
+        settings: Argument of `adapt` -> value, to open the same images again and to detect whether another run is the
+            same; empty if not recorded.
+        held_back_accuracy: Of the returned model on images held back from its fit, test images excluded, in [0, 1];
+            the runs of a sweep are compared by it.
+        trained_on: The smallest content digests of the training images, enough of them to detect reliably whether
+            other images are among them.
     """
 
     evidence: Evidence
@@ -136,10 +136,10 @@ class RunRecord:
 
     @property
     def untested_images(self) -> int:
-        """Images of the test split, if it was not scored yet; else 0."""
+        """Images of the test split if it has not been scored yet; else 0."""
         return 0 if "test" in self.metrics else self.evidence.data.size("test")
 
     def is_disappointing(self, split: str) -> bool:
-        """Whether a split's accuracy lies below what was expected, interval below interval."""
+        """Whether the interval of a split's accuracy is entirely below the expected one."""
         scores, expected = self.metrics.get(split), self.decision.expected
         return scores is not None and expected is not None and scores.high < expected.low

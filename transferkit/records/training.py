@@ -1,4 +1,4 @@
-"""What fine-tuning did: parameters trained, epochs, candidates."""
+"""Record of a fine-tuning run: parameters trained, epochs, candidates."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["Candidate", "Claim", "Epoch", "TrainingRecord"]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What one rule of a freeze plan takes hold of, in one stage and phase.
+    """The parameters that one rule of a freeze plan matches, in one stage and phase.
 
     Args:
         phase: Name of the phase.
-        rule: The rule, as it is written for people.
+        rule: The rule as displayed.
         stage: A stage name, or "head".
-        tensors: Parameter tensors.
-        parameters: Numbers in them.
-        lr: Their learning rate; 0 where they are frozen.
-        decayed: Numbers among them that weight decay acts on (not those of norms and biases).
-        statistics: What becomes of the stage's running statistics: "fixed", "updated", or "none" to speak of.
+        tensors: Number of parameter tensors.
+        parameters: Number of scalars in them.
+        lr: Their learning rate; 0 if frozen.
+        decayed: How many of the scalars weight decay applies to (not norms and biases).
+        statistics: The stage's running statistics: "fixed", "updated", or "none" if it has none.
     """
 
     phase: str
@@ -36,15 +36,15 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch of training measured.
+    """Loss, accuracy, learning rate and time of one epoch of training.
 
     Args:
         number: From 0.
         phase: Name of the phase.
-        train_loss: Mean over the epoch's steps, with augmentation and all that is added to the loss.
+        train_loss: Mean over the epoch's steps, with augmentation and all terms of the loss.
         lr: Highest learning rate at its end.
-        seconds: It took, validation included.
-        val_loss, val_accuracy: On the held-back images; None without any.
+        seconds: Wall-clock, validation included.
+        val_loss, val_accuracy: On the held-back images; None if there are none.
     """
 
     number: int
@@ -58,15 +58,15 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One of the models that could be returned after training, judged on held-back images.
+    """A model that could be returned after training, scored on held-back images.
 
     Args:
         name: "probe", "fine-tuned" or "average".
-        weight: Of the fine-tuned network's logits in it, in [0, 1].
+        weight: Of the fine-tuned network's logits, in [0, 1].
         accuracy: On the held-back images, in [0, 1].
-        log_loss: On them, nats.
-        gain_error: Standard error of `accuracy` less that of the probe, image by image, >= 0.
-        plain_accuracy: The same where images do not count by their classes, as in a test; None: `accuracy` is that.
+        log_loss: On the held-back images, nats.
+        gain_error: Standard error of the paired difference between `accuracy` and the probe's, >= 0.
+        plain_accuracy: Accuracy without class weights, as in a test; None if `accuracy` has none.
     """
 
     name: str
@@ -83,18 +83,18 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How a network was fine-tuned, and what was kept of it.
+    """How a network was fine-tuned, and which candidate was returned.
 
     Args:
-        claims: What the freeze plan took hold of, phase by phase, stem -> head.
-        epochs: Of what was validated, mean over the folds.
-        best_epoch: Number of the epoch whose weights did best on the held-back images.
-        held_back: Images that training did not see while the number of epochs and the blend were chosen.
+        claims: The parameters that the freeze plan's rules matched, phase by phase, stem -> head.
+        epochs: Validation curves, mean over the folds.
+        best_epoch: Number of the epoch whose weights scored best on the held-back images.
+        held_back: Images excluded from training while the number of epochs and the blend were chosen.
         how: A sentence: which images those are, and whether the network was fitted to them afterwards.
         candidates: Probe, fine-tuned network and averages of the two.
-        kept: The one that is returned.
+        kept: The candidate that is returned.
         notes: Sentences: what was cached, what fell back, what was halved.
-        lr_factor: What the decision's learning rates were multiplied by, as trials or a range test advised; > 0.
+        lr_factor: Factor on the decision's learning rates, chosen by trials or a range test; > 0.
     """
 
     claims: tuple[Claim, ...]

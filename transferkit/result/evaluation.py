@@ -78,7 +78,8 @@ def evaluate(
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
         opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
     check_prepared(classifier.preprocessing, preprocessed=opened.normalised)
-    opened.fitted(classifier.preprocessing)  # refuses pictures where tensors are needed, and tensors of another shape
+    # Refuses pictures where tensors are needed, and tensors of another shape.
+    opened.adapt_preprocessing(classifier.preprocessing)
     _check_classes(opened, classifier.classes)
     indices = _choose(opened, split)
     _check_unseen(opened, indices, trained_on)

@@ -1,6 +1,6 @@
-"""Decision, or another request -> plan: each strategy is one file with one function, found by its name.
+"""Strategies: functions from a decision, or another request, to a plan; one file each, registered by name.
 
-A plan says what is to be fitted; it does nothing itself.
+A plan only describes what is trained; `probe` and `finetune` execute it.
 """
 
 from transferkit.strategies.bias_only import bias_only

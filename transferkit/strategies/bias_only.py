@@ -1,4 +1,4 @@
-"""Only biases learn."""
+"""Strategy that trains only biases (BitFit)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["bias_only"]
 
 @STRATEGIES.register("bias_only")
 def bias_only(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head and all biases learn, those of normalisation layers among them.
+    """Train the head and all biases, including those of normalisation layers.
 
-    Made for transformers. Most convolutional networks have no other biases than those of their normalisation.
+    Designed for transformers. Most convolutional networks have biases only in their normalisation.
 
     Args:
-        request: Its `stage`, `lr` and `norm` are what counts.
+        request: Its `stage`, `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The last few stages learn, what is below stays frozen."""
+"""Strategy that trains the last few stages; the others are frozen."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from transferkit.strategies.reach import reached_stages, tuned_stages
 __all__ = ["few_layers"]
 
 SHARE = 1 / 3
-"""Of all stages that learn unless the decision names them: the textbook's "few" of a network of many."""
+"""Share of all stages that are trained unless the decision names them: the textbook's "few layers"."""
 
 FEWEST = 2
-"""The last stage of a transformer is often its final normalisation alone, so one stage would be none."""
+"""Minimum number of trained stages: a transformer's last stage is often only its final normalisation."""
 
 
 @STRATEGIES.register("few_layers")
 def few_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head alone, then the head with the last third of the stages, or with those that the decision names.
+    """Train the head alone, then the head with the last third of the stages, or with those that the decision names.
 
-    Where the head reads an early stage, the last stages are those up to it.
+    If the head's input is an early stage, the last stages are those up to it.
 
     Args:
-        request: Its `stage`, `tuned`, `lr` and `norm` are what counts.
+        request: Its `stage`, `tuned`, `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -44,5 +44,5 @@ def few_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
 
 
 def _count(stages: int) -> int:
-    """How many of so many stages are a few; one at least stays frozen if there are two."""
+    """Number of trained stages out of `stages`; at least one stays frozen if there are two."""
     return max(1, min(max(FEWEST, round(SHARE * stages)), stages - 1))

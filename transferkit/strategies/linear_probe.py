@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features."""
+"""Strategy that trains only a linear classifier on frozen features."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["linear_probe"]
 
 @STRATEGIES.register("linear_probe")
 def linear_probe(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """Read the decided stage, or all of them for "joined" and "selected"; nothing of the backbone is trained.
+    """A linear classifier on the decided stage, or on all for "joined" and "selected"; the backbone is frozen.
 
-    The classifier is solved for in closed form. A decision with a learning rate has it trained by gradient instead,
-    from zero: for images that are augmented, or come as a stream, there are no fixed features to solve for.
+    The classifier is fitted in closed form. With a learning rate it is trained by gradient from zero instead, for
+    augmented or streamed images, which have no fixed features.
 
     Args:
-        request: Its `stage` is what counts, and whether its `lr` is 0.
+        request: Its `stage` and whether its `lr` is 0 are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:

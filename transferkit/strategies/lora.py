@@ -1,4 +1,4 @@
-"""Low-rank updates learn in place of the weights."""
+"""Strategy that trains low-rank updates of the weights (LoRA)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from transferkit.strategies.rates import light_plan
 __all__ = ["lora"]
 
 RANK = 8
-"""Of the updates. Hu et al. find little between 4 and 64; eight keeps a whole EfficientNet-Lite0's below 0.2 million
-numbers."""
+"""Rank of the updates. Hu et al. find little difference between 4 and 64; with 8 an EfficientNet-Lite0 has fewer than
+0.2 million trained parameters."""
 
 ALPHA = 16.0
-"""Twice the rank: updates count double, the usual choice of the method's own examples."""
+"""Twice the rank, so updates are scaled by 2, the common choice in the method's examples."""
 
 
 @STRATEGIES.register("lora")
 def lora(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head and a low-rank update of every large linear layer and 1x1 convolution learn; afterwards the updates are
-    added to the weights, so that what is saved is the plain network.
+    """Train the head and a low-rank update of every large linear layer and 1x1 convolution; afterwards the updates are
+    merged into the weights, so that a plain network is saved.
 
     Args:
-        request: Its `stage`, `lr` and `norm` are what counts.
+        request: Its `stage`, `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:

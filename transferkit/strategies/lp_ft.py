@@ -1,4 +1,4 @@
-"""A linear probe first, then fine-tuning of everything from there."""
+"""Strategy that fits a linear probe, then fine-tunes all layers from there (LP-FT)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["lp_ft"]
 
 @STRATEGIES.register("lp_ft")
 def lp_ft(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head is solved for on frozen features, then all stages learn with it, in one phase.
+    """Fit the head in closed form on frozen features, then train all stages with it, in one phase.
 
-    A new head would send large, senseless gradients through good features; one that fits them already does not. It is
-    solved for, so it learns more slowly than the last stage.
+    A random head would send large, uninformative gradients through good features; a fitted one does not. Since it is
+    fitted already, its learning rate is below the last stage's.
 
     Args:
-        request: Its `stage` (one, "joined" or "selected"), `lr` and `norm` are what counts.
+        request: Its `stage` (one, "joined" or "selected"), `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -27,8 +27,8 @@ def lp_ft(request: PlanRequest, stages: Sequence[str]) -> Plan:
 
     References:
         Kumar et al., Fine-tuning can distort pretrained features and underperform out-of-distribution, ICLR 2022.
-        Deviation: the head is solved for in closed form, it may read several stages, and early stages learn more
-        slowly; the paper trains a probe on the last one by gradient, and all layers at one rate.
+        Deviation: the head is fitted in closed form, its input may be several stages, and early stages have lower
+        rates; the paper trains a probe on the last stage by gradient, and all layers at one rate.
 
     Example:
         >>> from transferkit.strategies import PlanSettings

@@ -1,4 +1,4 @@
-"""Everything but the stem learns, the slower the earlier, unless the decision names what learns."""
+"""Strategy that trains all stages but the stem, with lower rates for earlier stages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["many_layers"]
 
 @STRATEGIES.register("many_layers")
 def many_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head alone, then the head with all stages but the first, or with those that the decision names.
+    """Train the head alone, then the head with all stages but the first, or with those that the decision names.
 
-    The stem's filters (edges, blobs of colour) serve any images, and its activations are cached. Where the decision
-    names all stages, the stem learns as well.
+    The stem's filters (edges, colours) suit any images, and its activations are cached. If the decision names all
+    stages, the stem is trained too.
 
     Args:
-        request: Its `stage`, `tuned`, `lr` and `norm` are what counts.
+        request: Its `stage`, `tuned`, `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:

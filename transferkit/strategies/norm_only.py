@@ -1,4 +1,4 @@
-"""Only the scales and shifts of normalisation layers learn."""
+"""Strategy that trains only scales and shifts of normalisation layers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["norm_only"]
 
 @STRATEGIES.register("norm_only")
 def norm_only(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head and every stage's normalisation learn; convolutions and linear layers stay as they are.
+    """Train the head and every stage's normalisation layers; convolutions and linear layers are frozen.
 
-    With `norm="keep"` batch normalisation measures its statistics anew as well.
+    With `norm="keep"` the statistics of batch normalisation are updated too.
 
     Args:
-        request: Its `stage`, `lr` and `norm` are what counts.
+        request: Its `stage`, `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -25,7 +25,7 @@ def norm_only(request: PlanRequest, stages: Sequence[str]) -> Plan:
 
     References:
         Frankle et al., Training BatchNorm and only BatchNorm, ICLR 2021. Deviation: the other weights are pretrained,
-        not random, and layers of any normalisation count.
+        not random, and all kinds of normalisation layers are trained.
 
     Example:
         >>> from transferkit.strategies import PlanSettings

@@ -1,4 +1,4 @@
-"""What a strategy hands to training, and the list of strategies."""
+"""Plans: which parameters are trained, in which phases, at what rates; and the registry of strategies."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = [
 ]
 
 HEAD = "head"
-"""What rules call the classifier; no stage of a backbone has this name."""
+"""Name of the classifier in rules; no stage of a backbone has this name."""
 
 KINDS = ("any", "norm", "bias", "adapter")
-"""Parameters that a rule can be about: all of a stage, those of its normalisation layers, its biases (those of
-normalisation layers are both), or what was added to it for training."""
+"""Kinds of parameters that a rule can match: all of a stage, those of its normalisation layers, its biases (those of
+normalisation layers are both), or adapters added for training."""
 
 NORMS = ("keep", "frozen")
-"""What becomes of batch normalisation in stages that learn."""
+"""Treatment of batch normalisation in trained stages."""
 
 STARTS = ("closed_form", "zero")
-"""Where the head starts: solved for on frozen features, or at zero (all classes equally likely)."""
+"""Initialisation of the head: fitted in closed form on frozen features, or zero (all classes equally likely)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Who may learn, and how fast. Of several rules for a parameter the first one counts.
+    """Learning rate for the parameters that a pattern matches; for each parameter the first matching rule applies.
 
     Args:
         stage: Pattern of stage names, with `*` and `?` as in file names; "head" is the classifier.
@@ -67,12 +67,12 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of training under one set of rules.
+    """A phase of training with one set of rules.
 
     Args:
-        name: For people.
-        rules: In order; together they must claim every parameter.
-        share: Of all epochs, in (0, 1]; those of a plan sum to 1.
+        name: For display.
+        rules: In order; together they must match every parameter.
+        share: Share of the epochs, in (0, 1]; the shares of a plan sum to 1.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """Low-rank updates that are trained in place of the weights they add to (Hu et al., ICLR 2022).
+    """Low-rank updates that are trained instead of the weights they are added to (Hu et al., ICLR 2022).
 
     Args:
         rank: r of the update B A, >= 1.
@@ -105,17 +105,17 @@ class Adapters:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be fitted.
+    """Which parameters are fitted, and how.
 
     Args:
         strategy: Name of the strategy that made it.
-        stages: Stages that the classifier reads, stem -> head.
-        closed_form: Whether the classifier is solved for from the feature bank, the backbone untouched.
-        selected: Whether the features of these stages are weighted, and the useless ones left out, by the labels.
+        stages: Input stages of the classifier, stem -> head.
+        closed_form: Whether the classifier is fitted in closed form from the feature bank, with the backbone unchanged.
+        selected: Whether features are weighted and selected by the labels.
         phases: Of gradient training, in order; none for a closed form.
-        start: Where the head starts training: one of `STARTS`.
-        norm: What becomes of batch normalisation in stages that learn: "keep" goes on measuring its statistics,
-            "frozen" leaves them as they are. In frozen stages they always stay.
+        start: Initialisation of the head: one of `STARTS`.
+        norm: Batch normalisation in trained stages: "keep" updates its statistics, "frozen" keeps them fixed. In frozen
+            stages they are always fixed.
         adapters: Low-rank updates to add to the trunk first.
     """
 
@@ -142,7 +142,7 @@ class Plan:
 
 
 class StageRequest(Protocol):
-    """Which stages a strategy is about."""
+    """The part of a request that concerns stages."""
 
     @property
     def strategy(self) -> str:
@@ -150,15 +150,15 @@ class StageRequest(Protocol):
 
     @property
     def stage(self) -> str:
-        """What the head reads: a stage, "joined" or "selected"."""
+        """Input of the head: a stage, "joined" or "selected"."""
 
     @property
     def tuned(self) -> tuple[str, ...]:
-        """Stages to train; empty: the strategy's own choice."""
+        """Stages to train; empty: the strategy chooses."""
 
 
 class PlanRequest(StageRequest, Protocol):
-    """All that a strategy needs to make a plan; a `Decision` has it, and so has `PlanSettings`."""
+    """Input of a strategy; implemented by `Decision` and `PlanSettings`."""
 
     @property
     def lr(self) -> float:
@@ -170,12 +170,12 @@ class PlanRequest(StageRequest, Protocol):
 
     @property
     def alternatives(self) -> tuple[Alternative, ...]:
-        """What was measured of other strategies and stages."""
+        """Measurements of other strategies and stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """A `PlanRequest` where nothing was decided; fields as there."""
+    """A `PlanRequest` without a decision; the same fields."""
 
     strategy: str
     stage: str

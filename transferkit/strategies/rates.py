@@ -1,4 +1,4 @@
-"""How fast what learns, and the rules and phases that say so: the arithmetic that strategies share."""
+"""Learning rates by depth, and the rules and phases shared by strategies."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ __all__ = [
 ]
 
 SOLVED_HEAD_FACTOR = 0.1
-"""A head that was solved for on frozen features is at its best already and learns so many times as fast as the last
-stage. On 150 hand signs (Lite0, 96 px, all layers) a head as fast as the last stage cost 4 to 6 points."""
+"""Rate of a head fitted in closed form, relative to the last stage: it is optimal already. On 150 hand signs (Lite0,
+96 px, all layers) the last stage's rate cost 4 to 6 points."""
 
 NEW_HEAD_FACTOR = 10.0
-"""A head that starts at zero learns so many times faster than the last stage: the weights below it are good already
-(the multiplier of Caffe's fine-tuning example, Jia et al., 2014)."""
+"""Rate of a head that starts at zero, relative to the last stage, whose weights are good already (the multiplier of
+Caffe's fine-tuning example, Jia et al., 2014)."""
 
 LIGHT_FACTOR = 10.0
-"""Where only a sliver of each stage learns (norms, biases, adapters), it learns so many times faster than a whole stage
-would: LoRA's best rate is about ten times that of full fine-tuning (Schulman et al., LoRA without regret, 2025),
-and BitFit searched rates some ten times as high (Ben Zaken et al., ACL 2022)."""
+"""Rate of norms, biases or adapters trained alone, relative to full fine-tuning: LoRA's best rate is about ten times
+that of full fine-tuning (Schulman et al., LoRA without regret, 2025), and BitFit searched rates about ten times as high
+(Ben Zaken et al., ACL 2022)."""
 
 STAGE_DECAY = 0.75
-"""Each stage learns at this share of the rate of the one above it: the upper end of what BEiT uses for one block of a
-transformer (0.65 to 0.75; Bao et al., ICLR 2022). The first of 13 stages learns at 1/32 of the last, the first of 5 at
-1/3. The 1/2.6 of ULMFiT (Howard and Ruder, ACL 2018) is for a network of three layers."""
+"""Rate of each stage relative to the one above it: the upper end of BEiT's per-block decay (0.65 to 0.75; Bao et al.,
+ICLR 2022). The first of 13 stages has 1/32 of the last one's rate, the first of 5 has 1/3. ULMFiT's 1/2.6 (Howard and
+Ruder, ACL 2018) is for a network of three layers."""
 
 CHOSEN = "chosen stages"
-"""What the phase is called whose stages were chosen one by one."""
+"""Name of a phase whose stages were chosen explicitly."""
 
 HEAD_SHARE = 0.1
-"""Share of the epochs that the head learns alone where stages follow: it was solved for without augmentation, and meets
-the stages at rest under the training's own loss."""
+"""Share of the epochs in which only the head is trained before stages follow: it was fitted without augmentation, and
+adapts to the training loss on frozen stages first."""
 
 
 def rate_of(request: PlanRequest) -> float:
     """The learning rate of the backbone's last stage.
 
     Raises:
-        OptionError: If the decision gives none.
+        OptionError: If the request has none.
     """
     if not request.lr > 0:
         raise OptionError(
-            f"The strategy {request.strategy!r} learns by gradient and needs lr > 0, got {request.lr!r}. "
-            "A tenth of the rate that the backbone was trained at is a good start."
+            f"The strategy {request.strategy!r} trains by gradient and needs lr > 0, got {request.lr!r}. "
+            "A tenth of the backbone's original rate is a good start."
         )
     return request.lr
 
@@ -74,7 +74,7 @@ def decayed_rates(stages: Sequence[str], *, lr: float, decay: float = STAGE_DECA
     Args:
         stages: Stem -> head.
         lr: Of the last one, > 0.
-        decay: In (0, 1]; 1 gives all the same rate.
+        decay: In (0, 1]; 1 gives all stages the same rate.
 
     Raises:
         OptionError: If `decay` is out of its range.
@@ -85,11 +85,11 @@ def decayed_rates(stages: Sequence[str], *, lr: float, decay: float = STAGE_DECA
     """
     if not 0 < decay <= 1:
         raise OptionError(f"decay must be in (0, 1], got {decay!r}.")
-    return {name: lr * decay ** (len(stages) - 1 - place) for place, name in enumerate(stages)}
+    return {name: lr * decay ** (len(stages) - 1 - position) for position, name in enumerate(stages)}
 
 
 def exactly(stage: str) -> str:
-    """The pattern that fits this stage name and no other.
+    """The pattern that matches only this stage name.
 
     Example:
         >>> exactly("blocks.3"), exactly("odd[1]*")
@@ -106,13 +106,13 @@ def stage_rules(rates: Mapping[str, float], stages: Sequence[str], *, head: floa
         stages: All of the backbone's, stem -> head.
         head: Learning rate of the head.
     """
-    learning = [Rule(stage=exactly(name), lr=rates[name]) for name in reversed(stages) if name in rates]
+    trained = [Rule(stage=exactly(name), lr=rates[name]) for name in reversed(stages) if name in rates]
     rest = [Rule(stage="*")] if len(rates) < len(stages) else []
-    return (Rule(stage=HEAD, lr=head), *learning, *rest)
+    return (Rule(stage=HEAD, lr=head), *trained, *rest)
 
 
 def head_only(request: PlanRequest, *, share: float = 1.0, factor: float = SOLVED_HEAD_FACTOR) -> Phase:
-    """The phase in which nothing but the head learns."""
+    """A phase in which only the head is trained."""
     head = factor * rate_of(request)
     return Phase(name="head", rules=(Rule(stage=HEAD, lr=head), Rule(stage="*")), share=share)
 
@@ -120,13 +120,13 @@ def head_only(request: PlanRequest, *, share: float = 1.0, factor: float = SOLVE
 def head_first(
     name: str, request: PlanRequest, stages: Sequence[str], *, phase: str, rates: Mapping[str, float]
 ) -> Plan:
-    """The head alone, then the head with some stages.
+    """A plan that trains the head alone, then the head with some stages.
 
     Args:
         name: Of the strategy.
-        request: Where the head reads, how fast it learns, and what becomes of normalisation.
+        request: Input stage of the head, learning rate, and treatment of normalisation.
         stages: All of the backbone's, stem -> head.
-        phase: Name of the second phase, where the decision leaves its stages to the strategy.
+        phase: Name of the second phase, if the request does not name its stages.
         rates: Stage name -> learning rate in the second phase; the others are frozen.
     """
     rules = stage_rules(rates, stages, head=SOLVED_HEAD_FACTOR * rate_of(request))
@@ -144,14 +144,13 @@ def head_first(
 def light_plan(
     name: str, request: PlanRequest, stages: Sequence[str], *, phase: str, kind: str, adapters: Adapters | None = None
 ) -> Plan:
-    """The head and one kind of parameter in every stage that gradients reach, in a single phase.
+    """A plan that trains the head and one kind of parameter in every stage that gradients reach, in a single phase.
 
-    One rate for all stages: what so little can do to a stage needs no decay, and a stage without such parameters needs
-    no rule of its own.
+    All stages have the same rate: such small changes need no decay, and stages without such parameters need no rule.
 
     Args:
         name: Of the strategy.
-        request: Where the head reads, how fast it learns, and what becomes of normalisation.
+        request: Input stage of the head, learning rate, and treatment of normalisation.
         stages: All of the backbone's, stem -> head.
         phase: Name of the phase.
         kind: One of `KINDS`.
@@ -181,7 +180,7 @@ def light_plan(
 
 
 def with_new_head(plan: Plan) -> Plan:
-    """The same plan for a head that starts at zero, which must learn faster.
+    """The same plan for a head that starts at zero, with a higher learning rate for it.
 
     Example:
         >>> solved = Rule(stage=HEAD, lr=1e-4)
@@ -201,7 +200,7 @@ def scaled_plan(plan: Plan, factor: float, *, stage: str | None = None) -> Plan:
     Args:
         plan: With phases.
         factor: By how much, > 0.
-        stage: Whose rules, by the pattern that they are written with; None means all.
+        stage: Pattern of the rules to scale; None for all.
 
     Example:
         >>> rules = (Rule(stage="head", lr=1e-4), Rule(stage="*", lr=1e-3))

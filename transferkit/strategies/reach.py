@@ -1,4 +1,4 @@
-"""Which stages the head reads, and so which stages can learn at all; which of these a person wants trained."""
+"""Input stages of the head, the stages that gradients reach, and the stages requested for training."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ C = TypeVar("C", Choice, PlanSettings)
 TOGETHER = (JOINED, SELECTED)
 
 TUNABLE = ("few_layers", "many_layers", "surgical")
-"""Strategies that train some stages whole, and so can be told which."""
+"""Strategies that train complete stages, and accept a choice of them (unfreeze=)."""
 
 
 def read_stages(request: StageRequest, stages: Sequence[str]) -> tuple[str, ...]:
-    """The stages that the head reads: the decided one, or all of them for "joined" and "selected".
+    """Input stages of the head: the decided one, or all for "joined" and "selected".
 
     Args:
-        request: Its `stage` is what counts.
+        request: Its `stage` is used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
@@ -42,12 +42,12 @@ def read_stages(request: StageRequest, stages: Sequence[str]) -> tuple[str, ...]
 
 
 def is_selected(request: StageRequest) -> bool:
-    """Whether the features that the head reads are weighted by the labels."""
+    """Whether the head's input is supervised feature selection."""
     return request.stage == SELECTED
 
 
 def reached_stages(request: StageRequest, stages: Sequence[str]) -> tuple[str, ...]:
-    """The stages up to the last one that the head reads: beyond it no gradient arises.
+    """The stages up to the head's last input stage: later ones get no gradient.
 
     Raises:
         OptionError: If the backbone has no such stage.
@@ -63,46 +63,46 @@ def reached_stages(request: StageRequest, stages: Sequence[str]) -> tuple[str, .
 
 
 def tuned_stages(request: StageRequest, stages: Sequence[str]) -> tuple[str, ...]:
-    """The stages that the request names for training, stem -> head; none if it leaves them to the strategy.
+    """The stages that the request names for training, stem -> head; empty if it names none.
 
     Raises:
-        OptionError: If one of them is unknown, or lies beyond what the head reads.
+        OptionError: If one of them is unknown, or after the head's input.
     """
     reached = reached_stages(request, stages)
     problems = [unknown_name("stage", name, stages) for name in request.tuned if name not in stages]
     problems += [
-        f"stage {name!r} lies beyond {reached[-1]!r}, the last one that the head reads, and would never learn"
+        f"stage {name!r} is after {reached[-1]!r}, the head's input, and would get no gradient"
         for name in stages
         if name in request.tuned and name not in reached
     ]
     if problems:
-        raise OptionError(list_problems("The stages to train do not fit:", problems))
+        raise OptionError(list_problems("Invalid stages to train:", problems))
     return tuple(name for name in reached if name in request.tuned)
 
 
 def check_unfreeze(strategy: str, unfreeze: object) -> None:
-    """Whether a strategy can be told which stages to train, and is told it in words that it knows.
+    """Raise unless a strategy accepts a choice of stages to train, in a valid form.
 
     Args:
         strategy: Its name.
-        unfreeze: Names of stages, one name, or a whole number; None if nothing was said.
+        unfreeze: Names of stages, one name, or an integer; None for no choice.
 
     Raises:
-        OptionError: If the strategy takes no such names, or they are none.
+        OptionError: If the strategy accepts no choice, or it is of another form.
     """
     if unfreeze is None:
         return
     if strategy not in TUNABLE:
         raise OptionError(
-            f"unfreeze says which stages are trained, and strategy={strategy} settles that itself. Leave unfreeze out, "
-            f"or take a strategy that can be told: {', '.join(TUNABLE)}."
+            f"unfreeze chooses the stages to train, but strategy={strategy} does not accept it. Leave unfreeze out, or "
+            f"use a strategy that does: {', '.join(TUNABLE)}."
         )
     is_number = isinstance(unfreeze, int) and not isinstance(unfreeze, bool)
     is_names = isinstance(unfreeze, Sequence) and len(unfreeze) > 0 and all(isinstance(name, str) for name in unfreeze)
     if not (is_number or is_names):
         raise OptionError(
-            f"unfreeze must be names of stages, or a whole number k for the last k stages, got {unfreeze!r}. "
-            "For the strategy's own choice leave it out."
+            f"unfreeze must be names of stages, or an integer k for the last k stages, got {unfreeze!r}. "
+            "Leave it out for the strategy's default."
         )
 
 
@@ -110,13 +110,13 @@ def with_unfrozen(request: C, unfreeze: int | str | Sequence[str] | None, stages
     """The request with the stages to train.
 
     Args:
-        request: Its `strategy` and `stage` are what counts.
-        unfreeze: Names of stages, one name, or k for the last k of those up to what the head reads; None leaves
-            the request as it is.
+        request: Its `strategy` and `stage` are used.
+        unfreeze: Names of stages, one name, or k for the last k of those up to the head's input; None returns the
+            request unchanged.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
-        OptionError: If the strategy settles that itself, a name is unknown, or k is out of its range.
+        OptionError: If the strategy does not accept it, a name is unknown, or k is out of range.
 
     Example:
         >>> from transferkit.strategies import PlanSettings
@@ -131,8 +131,8 @@ def with_unfrozen(request: C, unfreeze: int | str | Sequence[str] | None, stages
         reached = reached_stages(request, stages)
         if not 1 <= unfreeze <= len(reached):
             raise OptionError(
-                f"unfreeze must be in [1, {len(reached)}], got {unfreeze}: so many stages there are up to "
-                f"{reached[-1]!r}, the last one that the head reads."
+                f"unfreeze must be in [1, {len(reached)}], the number of stages up to the head's input "
+                f"{reached[-1]!r}, got {unfreeze}."
             )
         return replace(request, tuned=reached[-unfreeze:])
     named = replace(request, tuned=(unfreeze,) if isinstance(unfreeze, str) else tuple(unfreeze))

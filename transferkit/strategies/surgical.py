@@ -1,4 +1,4 @@
-"""Only the stages that the evidence points at learn, early ones included."""
+"""Strategy that trains only the stages around the best probe, possibly early ones (surgical fine-tuning)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ __all__ = ["surgical"]
 
 @STRATEGIES.register("surgical")
 def surgical(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """The head alone, then the head with the stage that the evidence points at and its neighbours.
+    """Train the head alone, then the head with the stage of the best probe and its neighbours.
 
-    That stage is the one that a probe is expected to do best on, of those up to the last that the head reads: up to
-    there the features suit the new images, from there on they do so less and less. If nothing was measured, it is the
-    one that the head reads, or the middle one if it reads all. A decision that names its stages (`tuned`) has the last
-    word.
+    That is the stage with the highest expected probe accuracy among those up to the head's input: after it, the
+    features suit the new images less and less. Without measurements, it is the head's input, or the middle stage if the
+    input is all stages. Stages named in the request (`tuned`) take precedence.
 
     Args:
-        request: Its `stage`, `alternatives`, `tuned`, `lr` and `norm` are what counts.
+        request: Its `stage`, `alternatives`, `tuned`, `lr` and `norm` are used.
         stages: The backbone's stage names, stem -> head.
 
     Raises:
         OptionError: If the backbone has no such stage, or there is no learning rate.
 
     References:
-        Lee et al., Surgical fine-tuning improves adaptation to distribution shifts, ICLR 2023. All chosen stages learn
-        at one rate, as there. Deviation: the stages are chosen by the probes of frozen features, not by trying blocks
-        or by gradients, and the head learns too, since its classes are new.
+        Lee et al., Surgical fine-tuning improves adaptation to distribution shifts, ICLR 2023. All chosen stages have
+        the same rate, as there. Deviation: the stages are chosen by probes on frozen features, not by trial of blocks
+        or by gradients, and the head is trained too, since its classes are new.
 
     Example:
         >>> from transferkit.strategies import PlanSettings
@@ -44,8 +43,8 @@ def surgical(request: PlanRequest, stages: Sequence[str]) -> Plan:
 
 
 def _around_evidence(request: PlanRequest, reached: Sequence[str]) -> tuple[str, ...]:
-    place = list(reached).index(_stage_of_evidence(request, reached))
-    return tuple(reached[max(place - 1, 0) : place + 2])
+    position = list(reached).index(_stage_of_evidence(request, reached))
+    return tuple(reached[max(position - 1, 0) : position + 2])
 
 
 def _stage_of_evidence(request: PlanRequest, reached: Sequence[str]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
-from transferkit.core.distributed import neighbours
+from transferkit.core.distributed import local_rank_and_world_size
 from transferkit.core.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
 from transferkit.core.paths import check_folder, expand
-from transferkit.data import check_place
+from transferkit.data import check_data_path
 from transferkit.decision import MODES
 from transferkit.features import choose_device
 from transferkit.finetune import count_processes
@@ -65,7 +65,7 @@ def _check_paths(arguments: Mapping[str, Any]) -> None:
     if arguments.get("out") is not None:
         check_folder(expand(arguments["out"]))
     for name in ("data", "source"):
-        check_place(arguments.get(name))
+        check_data_path(arguments.get(name))
     checkpoint = arguments.get("checkpoint")
     if checkpoint is not None and not expand(checkpoint).exists():
         raise CheckpointError(f"There is no file {str(checkpoint)!r}. checkpoint= takes the path of one weights file.")
@@ -165,7 +165,7 @@ def check_clocks(options: AdaptOptions) -> None:
         OptionError: Some would be started later, and decide by clocks of their own.
     """
     processes = count_processes(choose_device(options.device), options.trainer or {})
-    if options.budget is not None and processes > 1 and neighbours()[1] == 1:
+    if options.budget is not None and processes > 1 and local_rank_and_world_size()[1] == 1:
         raise OptionError(
             "A budget is a matter of the clock, and the processes that trainer.devices starts would each decide by "
             "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "

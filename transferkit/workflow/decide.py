@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from transferkit import zoo
-from transferkit.core.distributed import agreed, connect
+from transferkit.core.distributed import broadcast, connect
 from transferkit.decision import SMALL_BATCH, Conditions, Normalisation, choose, complete, settle_norm
 from transferkit.features import choose_device
 from transferkit.finetune import count_processes
@@ -145,7 +145,7 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
             choice = search(evidence, trials.begin, budget=budget, progress=options.progress)
         else:
             choice = choose_strategy(evidence, options)
-            choice = agreed(choice) if options.strategy == "auto" else choice
+            choice = broadcast(choice) if options.strategy == "auto" else choice
         if choice.strategy != "linear_probe" and norm.kind not in NORMS:
             session, norm = _swap_norm(session, norm)
         decision = complete(choice, evidence, conditions, norm)

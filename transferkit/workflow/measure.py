@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.distributed import connect, neighbours
+from transferkit.core.distributed import connect, local_rank_and_world_size
 from transferkit.core.intervals import wilson_interval
 from transferkit.data import Data
 from transferkit.features import (
@@ -184,7 +184,7 @@ def _see(
     if views is None:
         primary = run(data, preprocessing=own.primary).table if own.views else first.table
         return Chosen(own, first.table, primary, None)
-    if neighbours()[1] > 1:
+    if local_rank_and_world_size()[1] > 1:
         connect(choose_device(options.device))  # each process has a clock of its own, and all must decide alike
     with timed(seconds, "views"):
         return choose_views(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from transferkit.core.distributed import agreed
+from transferkit.core.distributed import broadcast
 from transferkit.core.errors import OptionError
 from transferkit.core.progress import announce
 from transferkit.decision import Belief, choose
@@ -69,14 +69,14 @@ def search(
     if budget is not None and not budget > 0:
         raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
     first = choose(evidence)
-    first = agreed(first)
+    first = broadcast(first)
     if not first.options:  # no accuracy is known, so a trial has nothing to be compared with
         return replace(first, mode="search")
     best, *others = first.options
     hopeful = [option for option in (best, *others) if _may_win(option, best)]
     start, trials = clock(), dict[str, Trial]()
     for option in sorted(hopeful, key=lambda option: -option.expected_accuracy):
-        if agreed(budget is None or clock() - start + option.cost_seconds <= budget):
+        if broadcast(budget is None or clock() - start + option.cost_seconds <= budget):
             announce(f"trying {option.strategy}, about {option.cost_seconds:.0f} s", enabled=progress)
             trials[option.strategy] = begin(option)
     spent = clock() - start
@@ -87,7 +87,7 @@ def search(
         budget=None if budget is None else max(budget - spent, LEAST_SECONDS),
         trials={name: trial.gain for name, trial in trials.items()},
     )
-    chosen = agreed(chosen)
+    chosen = broadcast(chosen)
     return replace(chosen, mode="search", reasons=(*reasons, *chosen.reasons))
 
 

@@ -11,13 +11,14 @@ from torch import nn
 
 from transferkit import zoo
 from transferkit.core.errors import OptionError
+from transferkit.core.limits import check_image_size
 from transferkit.core.random import seed_everything
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import Backbone
 from transferkit.options import PassOptions
-from transferkit.records import Finding, Preprocessing, check_image_size
+from transferkit.records import Finding, Preprocessing
 from transferkit.workflow.measure import Measurement, measure_features, timed
 from transferkit.workflow.views import ask_views
 
@@ -117,7 +118,7 @@ def fit_to_images(backbone: Backbone, data: Data) -> None:
         DataError: Prepared tensors are of several shapes.
         OptionError: They are of another size than was asked for.
     """
-    preprocessing = data.fitted(backbone.spec.preprocessing)
+    preprocessing = data.adapt_preprocessing(backbone.spec.preprocessing)
     backbone.spec = replace(backbone.spec, preprocessing=preprocessing)
     own = backbone.spec.own_preprocessing
     if own is not None and not preprocessing.prepared:

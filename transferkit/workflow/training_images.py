@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.data import Data
-from transferkit.decision import ENOUGH
+from transferkit.decision import MIN_VAL_IMAGES
 from transferkit.finetune import fit_recipe
 from transferkit.options import Recipe
 from transferkit.records import Fold, Folds
@@ -58,7 +58,7 @@ def select_images(data: Data, recipe: Recipe, *, batch_size: int | None, seed: i
     """
     train, val = data.indices("train"), data.indices("val")
     # A small split must do where no training image can be spared.
-    has_validation = len(val) >= ENOUGH or (len(val) > 0 and data.summary.fewest_groups < 2)
+    has_validation = len(val) >= MIN_VAL_IMAGES or (len(val) > 0 and data.summary.fewest_groups < 2)
     rows = np.concatenate([train, val]) if has_validation else train
     known = data.folds.take(rows)
     fitted = fit_recipe(recipe, len(rows), batch_size=batch_size)
@@ -66,7 +66,7 @@ def select_images(data: Data, recipe: Recipe, *, batch_size: int | None, seed: i
     if has_validation:
         return make(folds=[Fold(np.arange(len(train)), np.arange(len(train), len(rows)))])
     note = (
-        f"The {len(val)} images of the validation split are too few to choose on ({ENOUGH} would do): epochs "
+        f"The {len(val)} images of the validation split are too few to choose on ({MIN_VAL_IMAGES} would do): epochs "
         "and blend are chosen on training images held back in turn, and the split is left for the report."
     )
     return make(folds=known.split(fitted.folds or 1, seed=seed), note=note if len(val) else "")

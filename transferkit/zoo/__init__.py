@@ -1,8 +1,7 @@
-"""Which pretrained networks there are, and how to get one with the facts that belong to its weights.
+"""Catalog and loading of pretrained networks, with the facts that belong to their weights.
 
-`load` gives the whole network with its original classifier and a `BackboneSpec`; `catalog` lists what can be loaded.
-Finding the stages of a network is left to others. This folder alone imports timm and torchvision.models, and only
-when it is called.
+`load` returns the complete network with its original classifier and a `BackboneSpec`; `catalog` lists what can be
+loaded. `nn` finds the stages of a network. Only this package imports timm and torchvision.models, and only when called.
 """
 
 from transferkit.zoo._catalog import ZooEntry, catalog

@@ -1,4 +1,4 @@
-"""The tensors of an architecture: its trunk, which a weights file must hold whole, and its classifier."""
+"""Names and shapes of an architecture's tensors: its trunk, which a weights file must contain, and its classifier."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from transferkit.zoo._entry import ZooEntry
+from transferkit.zoo._entry import ModelEntry
 
 __all__ = ["COUNTER", "Blueprint", "draw_blueprint", "draw_module", "find_last_linear"]
 
 COUNTER = "num_batches_tracked"
-"""Files from before PyTorch 1.0 lack these, and nothing but a momentum of None reads them."""
+"""Files from before PyTorch 1.0 lack these tensors, and only layers with momentum=None use them."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The tensors of a network, by what must be in a file.
+    """Names and shapes of a network's tensors.
 
     Args:
-        trunk: Name -> shape; counters of batches, which files from before PyTorch 1.0 lack, are left out.
+        trunk: Name -> shape, without batch counters, which files from before PyTorch 1.0 lack.
         head: The same for the classifier.
         counted: Names of the head's tensors whose first dimension is the number of classes.
         children: Names of the network's modules, in order.
@@ -43,11 +43,11 @@ class Blueprint:
         return tuple({f"{name.rpartition('.')[0]}." for name in self.head})
 
 
-def draw_blueprint(recipe: ZooEntry, keys: Collection[str], *, meta_only: bool = False) -> Blueprint:
-    """The classifier is what changes with the number of classes, and what is gone without any."""
-    few, children = _shapes(recipe, 3, keys, meta_only)
-    more, _ = _shapes(recipe, 5, keys, meta_only)
-    bare = _shapes(recipe, 0, keys, meta_only)[0] if recipe.headless else few
+def draw_blueprint(entry: ModelEntry, keys: Collection[str], *, meta_only: bool = False) -> Blueprint:
+    """The blueprint of an entry. The classifier is what changes with the number of classes, or is missing with 0."""
+    few, children = _shapes(entry, 3, keys, meta_only)
+    more, _ = _shapes(entry, 5, keys, meta_only)
+    bare = _shapes(entry, 0, keys, meta_only)[0] if entry.headless else few
     counted = frozenset(name for name, shape in few.items() if more.get(name) != shape)
     trunk = {name: shape for name, shape in bare.items() if name not in counted and not name.endswith(COUNTER)}
     head = {name: shape for name, shape in few.items() if name not in trunk and not name.endswith(COUNTER)}
@@ -55,7 +55,7 @@ def draw_blueprint(recipe: ZooEntry, keys: Collection[str], *, meta_only: bool =
 
 
 def draw_module(network: nn.Module) -> Blueprint:
-    """Of a module of the person's own; its last layer counts as its classifier, if that is linear."""
+    """The blueprint of a user's module; its last layer counts as its classifier if it is linear."""
     last = find_last_linear(network)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     head = {name: shape for name, shape in shapes.items() if last is not None and name.rpartition(".")[0] == last}
@@ -68,22 +68,22 @@ def draw_module(network: nn.Module) -> Blueprint:
 
 
 def _shapes(
-    recipe: ZooEntry, classes: int, keys: Collection[str], meta_only: bool
+    entry: ModelEntry, classes: int, keys: Collection[str], meta_only: bool
 ) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
-    """Name -> shape of the tensors of a network with so many classes, and its children."""
+    """Name -> shape of the tensors of a network with that many classes, and the names of its children."""
     try:
-        network = _build_shapeless(recipe, classes, keys, meta=True)
-    except Exception:  # some networks compute with their own weights while they are built
+        network = _build_shapeless(entry, classes, keys, meta=True)
+    except Exception:  # some networks compute with their own weights during construction
         if meta_only:
             raise
-        network = _build_shapeless(recipe, classes, keys, meta=False)
+        network = _build_shapeless(entry, classes, keys, meta=False)
     children = tuple(name for name, _ in network.named_children())
     return {name: tensor.shape for name, tensor in network.state_dict().items()}, children
 
 
-def _build_shapeless(recipe: ZooEntry, classes: int, keys: Collection[str], *, meta: bool) -> nn.Module:
-    with torch.device("meta") if meta else nullcontext():  # shapes without memory or arithmetic
-        return recipe.build(pretrained=False, num_classes=classes, checkpoint_keys=keys)
+def _build_shapeless(entry: ModelEntry, classes: int, keys: Collection[str], *, meta: bool) -> nn.Module:
+    with torch.device("meta") if meta else nullcontext():  # shapes only, no memory or computation
+        return entry.build(pretrained=False, num_classes=classes, checkpoint_keys=keys)
 
 
 def find_last_linear(network: nn.Module) -> str | None:

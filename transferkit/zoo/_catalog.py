@@ -1,4 +1,4 @@
-"""What can be loaded, and what of it lies on this machine already. Builds nothing and fetches nothing."""
+"""List of loadable models, and which are on this machine. Builds and downloads nothing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["ZooEntry", "catalog"]
 
 @dataclass(frozen=True, kw_only=True)
 class ZooEntry:
-    """One model of the catalog.
+    """A model in the catalog.
 
     Args:
-        name: The address that `load` takes.
+        name: The name to pass to `load`.
         source: "packaged", "timm" or "torchvision".
-        offline: Whether its weights lie on this machine.
-        pretrained: Whether there are weights of it at all.
+        offline: Whether its weights are on this machine.
+        pretrained: Whether it has pretrained weights.
         size: Side of its square input in pixels; None if its input is not square.
-        parameters_m: Millions of parameters, classifier included; None where only building it would tell.
+        parameters_m: Millions of parameters, classifier included; None if unknown without building it.
         license: Of the weights, if known.
     """
 
@@ -42,12 +42,12 @@ def catalog(pattern: str | None = None, *, source: str | None = None, offline: b
 
     Args:
         pattern: A glob such as "resnet*" or "timm/*dino*", with or without the source in front; without any of *?[ it
-            is looked for anywhere in the name. Upper and lower case are the same. None: all.
+            matches anywhere in the name. Case is ignored. None: all.
         source: "packaged", "timm" or "torchvision"; None: all.
         offline: True for models whose weights are on this machine, False for the others, None for both.
 
     Returns:
-        Entries in the order of their sources; possibly none.
+        Entries in the order of their sources; may be empty.
 
     Raises:
         BackboneError: If the source is unknown.
@@ -91,7 +91,7 @@ def _list_timm() -> Iterator[ZooEntry]:
     import timm
     from huggingface_hub import constants
 
-    # One look into the cache's folder instead of one question per model.
+    # One listing of the cache folder instead of one query per model.
     hub = Path(constants.HF_HUB_CACHE)
     cached = {folder.name for folder in hub.glob("models--*")} if hub.is_dir() else set()
     tagged = timm.list_models(pretrained=True)

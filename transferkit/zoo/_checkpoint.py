@@ -1,6 +1,6 @@
-"""A weights file on disk, loaded into an architecture.
+"""Loading a weights file into an architecture.
 
-The trunk must be in the file whole, under whatever prefix; a classifier may be another one or absent.
+The file must contain the complete trunk, under any prefix; its classifier may differ or be absent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from transferkit.core.errors import CheckpointError, list_problems
 from transferkit.zoo._blueprint import Blueprint, draw_blueprint, draw_module, find_last_linear
-from transferkit.zoo._entry import ZooEntry
+from transferkit.zoo._entry import ModelEntry
 from transferkit.zoo._matching import Match, Misfit, count_classes, find_misfit, find_places, is_same, rank_of
 from transferkit.zoo._misfits import (
     CHECK_THE_NAME,
@@ -37,9 +37,9 @@ class Loaded(NamedTuple):
     """A network with the weights of a file.
 
     Args:
-        network: Where the file has no classifier that fits and the network cannot do without one, its own is random.
+        network: If the file has no classifier that fits and the architecture requires one, the classifier is random.
         classes: Outputs of the file's classifier; 0 if it has none that fits.
-        note: Which of several networks in the file it is, and what was left out of it; "" if there is nothing to say.
+        note: Which of several networks in the file was loaded, and what was left out; "" if not applicable.
     """
 
     network: nn.Module
@@ -47,30 +47,30 @@ class Loaded(NamedTuple):
     note: str
 
 
-def load_checkpoint(recipe: ZooEntry, path: str | Path, *, relatives: Iterable[ZooEntry] = ()) -> Loaded:
-    """Build the recipe's network with the classifier that the file has, and load the file.
+def load_checkpoint(entry: ModelEntry, path: str | Path, *, relatives: Iterable[ModelEntry] = ()) -> Loaded:
+    """The entry's network with the file's weights, built with the file's number of classes.
 
     Args:
-        recipe: The architecture.
+        entry: The architecture.
         path: The weights file, or the folder of a run.
-        relatives: What else the file may be of; gone through only if it does not fit.
+        relatives: Other architectures that the file may belong to; tried only if it does not fit.
 
     Raises:
-        CheckpointError: If the file cannot be read, lacks part of the trunk, or holds several networks that fit.
+        CheckpointError: If the file cannot be read, lacks part of the trunk, or contains several networks that fit.
     """
     parts = read_parts(path)
     keys = [key for part in parts for key in part.state]
-    blueprint = draw_blueprint(recipe, keys)
-    match, note = _locate(parts, blueprint, find_file(path), recipe.address, relatives)
+    blueprint = draw_blueprint(entry, keys)
+    match, note = _locate(parts, blueprint, find_file(path), entry.address, relatives)
     classes = count_classes(match, blueprint)
-    sized = {"num_classes": classes} if classes or recipe.headless else {}
-    network = recipe.build(pretrained=False, checkpoint_keys=keys, **sized)
+    sized = {"num_classes": classes} if classes or entry.headless else {}
+    network = entry.build(pretrained=False, checkpoint_keys=keys, **sized)
     _fill(network, match, blueprint, classes)
     return Loaded(network, classes, note)
 
 
 def load_into(network: nn.Module, path: str | Path) -> Loaded:
-    """Load a file into a module of the person's own, which gets a classifier of the file's width.
+    """Load a file into a user's module, whose classifier is resized to the file's number of classes.
 
     Raises:
         CheckpointError: As for `load_checkpoint`.
@@ -85,7 +85,7 @@ def load_into(network: nn.Module, path: str | Path) -> Loaded:
 
 
 def fit(network: nn.Module, state: Mapping[str, torch.Tensor], *, file: str, address: str) -> None:
-    """Load `state` into `network`, with every tensor of both accounted for.
+    """Load `state` into `network`; every tensor of both must match.
 
     Raises:
         CheckpointError: If a tensor is missing, unexpected, or of another shape.
@@ -107,7 +107,7 @@ def fit(network: nn.Module, state: Mapping[str, torch.Tensor], *, file: str, add
 
 
 def _resize(network: nn.Module, classes: int) -> None:
-    """Give the network's last layer so many outputs, if it has another number of them."""
+    """Replace the network's last layer by one with `classes` outputs, if it has another number."""
     path = find_last_linear(network)
     assert path is not None
     old = network.get_submodule(path)
@@ -121,9 +121,9 @@ def _resize(network: nn.Module, classes: int) -> None:
 
 
 def _locate(
-    parts: Sequence[Part], blueprint: Blueprint, file: Path, address: str, relatives: Iterable[ZooEntry]
+    parts: Sequence[Part], blueprint: Blueprint, file: Path, address: str, relatives: Iterable[ModelEntry]
 ) -> tuple[Match, str]:
-    """The network in the file, and what there is to say of it."""
+    """The best match of the network in the file, and a note about it."""
     ranked = find_places(parts, blueprint)
     best = ranked[0]
     misfit = find_misfit(best, blueprint)
@@ -143,24 +143,24 @@ def _locate(
 
 
 def _fill(network: nn.Module, match: Match, blueprint: Blueprint, classes: int) -> None:
-    """What the file lacks stays as it is: counters of batches, and a classifier that it has none for."""
+    """Load the matched tensors. Those missing in the file keep their values: batch counters, a missing classifier."""
     wanted = [name for name in network.state_dict() if classes or name not in blueprint.head]
     found = {name: match.find(name) for name in wanted}
     state = {name: tensor for name, tensor in found.items() if tensor is not None}
     network.load_state_dict({**network.state_dict(), **state})
 
 
-def _find_closest(parts: Sequence[Part], relatives: Iterable[ZooEntry]) -> str | None:
-    """Address of the first relative that the file fits; None if no one is found."""
+def _find_closest(parts: Sequence[Part], relatives: Iterable[ModelEntry]) -> str | None:
+    """Address of the first relative that the file fits; None if there is none."""
     keys = [key for part in parts for key in part.state]
     deadline = time.monotonic() + GUESS_SECONDS
-    for recipe in relatives:
+    for entry in relatives:
         if time.monotonic() > deadline:
             break
         try:
-            blueprint = draw_blueprint(recipe, keys, meta_only=True)
-        except Exception:  # what cannot be built without memory is no candidate; the misfit stays the error
+            blueprint = draw_blueprint(entry, keys, meta_only=True)
+        except Exception:  # skip what cannot be built on the meta device; the original misfit is reported
             continue
         if not find_misfit(find_places(parts, blueprint)[0], blueprint):
-            return recipe.address
+            return entry.address
     return None

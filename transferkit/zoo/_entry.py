@@ -1,4 +1,4 @@
-"""What a source knows about one of its networks before it is built."""
+"""Facts about a model before it is built."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from transferkit.records import Preprocessing
 from transferkit.zoo import _training
 from transferkit.zoo._published import UNKNOWN, Published
 
-__all__ = ["Builder", "ZooEntry"]
+__all__ = ["Builder", "ModelEntry"]
 
 
 class Builder(Protocol):
-    """Builds the network of a recipe, on CPU."""
+    """Builds the network of an entry, on CPU."""
 
     def __call__(
         self, *, pretrained: bool, num_classes: int | None = None, checkpoint_keys: Collection[str] = ()
     ) -> nn.Module:
-        """Build it.
+        """Build the network.
 
         Args:
-            pretrained: Load the source's weights; never together with the two below.
+            pretrained: Load the source's weights; never combined with the two below.
             num_classes: Outputs of the classifier; None keeps the architecture's.
-            checkpoint_keys: Names of the tensors that will be loaded into it, where optional parts depend on them.
+            checkpoint_keys: Names of the tensors that will be loaded into it, on which optional parts depend.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZooEntry:
-    """The facts of one network, and how to build it.
+class ModelEntry:
+    """Facts about one model, and how to build it.
 
     Args:
-        address: "SOURCE/NAME", as the person wrote it.
+        address: "SOURCE/NAME", as passed by the user.
         source: "timm", "torchvision" or "packaged".
         architecture: Name inside its source, without tag or weights.
-        preprocessing: Of the weights named, or of the architecture's default weights.
-        build: Makes the network.
+        preprocessing: Of the named weights, or of the architecture's default weights.
+        build: Builds the network.
         has_weights: Whether the source has pretrained weights for this name.
         num_classes: Outputs of the classifier of those weights; 0 if none.
         class_names: Their names, if known.
@@ -48,8 +48,8 @@ class ZooEntry:
         license: Of the weights, if known.
         published: Accuracy on ImageNet-1k that was published with the weights, if known.
         training: The learning rate that the weights were trained at, if known.
-        classifiers: Dotted paths of the classifier's layers, if the source tells them.
-        headless: Whether `build(num_classes=0)` leaves the classifier out.
+        classifiers: Dotted paths of the classifier's layers, if the source states them.
+        headless: Whether `build(num_classes=0)` omits the classifier.
     """
 
     address: str

@@ -1,7 +1,7 @@
-"""Whether weights can be fetched, and one error for all the ways in which they cannot.
+"""Checks whether weights can be downloaded, and one error for all download failures.
 
-huggingface_hub retries an unreachable hub for 23 s per file name, and timm asks for two of them: 46 s until the first
-word. torch.hub waits for as long as the system lets a connection hang. Both are asked one short question first.
+huggingface_hub retries an unreachable hub for 23 s per file name, and timm requests two of them: 46 s until the first
+message. torch.hub has no timeout. So one short request is sent first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OFFLINE_WAYS = (
 
 
 def hf_cached(repository: str, files: Iterable[str]) -> bool:
-    """Whether one of the files of a Hugging Face repository lies in this machine's cache."""
+    """Whether one of the files of a Hugging Face repository is in this machine's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     cache = constants.HF_HUB_CACHE
@@ -37,25 +37,25 @@ def hf_cached(repository: str, files: Iterable[str]) -> bool:
 
 
 def url_cached(url: str) -> bool:
-    """Whether the file of a torch.hub address lies in this machine's cache."""
+    """Whether the file of a torch.hub URL is in this machine's cache."""
     import torch.hub
 
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(url).path).name).is_file()
 
 
 def probe_hf(repository: str) -> None:
-    """Raise whatever keeps us from the Hugging Face hub, after one request; an answer of any kind will do."""
+    """Raise if the Hugging Face hub cannot be reached with one request; any response counts as reachable."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=PROBE_SECONDS)
     except HfHubHTTPError:
-        return  # the hub answered; the download itself will say what is wrong
+        return  # the hub responded; the download will raise its own error
 
 
 def probe_url(url: str) -> None:
-    """Raise whatever keeps us from the server of `url`, after one request; an answer of any kind will do."""
+    """Raise if the server of `url` cannot be reached with one request; any response counts as reachable."""
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
@@ -66,7 +66,7 @@ def probe_url(url: str) -> None:
 
 @contextmanager
 def fetching(weights: str) -> Iterator[None]:
-    """Turn every failure to fetch `weights` into one `HubError` that names the ways without a network."""
+    """Turn every failure to download `weights` into a `HubError` that lists the offline alternatives."""
     try:
         yield
     except Exception as error:
@@ -77,13 +77,13 @@ def fetching(weights: str) -> Iterator[None]:
 
 
 def _fetch_failure(error: Exception) -> str | None:
-    """Why the fetch failed, or None if the error is of another kind."""
+    """Why the download failed, or None if the error has another cause."""
     text = " ".join(str(error).split())
     if _is_damage(error, text):
         return f"the file that arrived is damaged ({_shortened(text)}); delete it from the cache and try again"
     if not (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES):
         return None
-    if hasattr(error, "response"):  # a server answered, and huggingface_hub put its words in the outermost error
+    if hasattr(error, "response"):  # a server responded, and huggingface_hub put its message in the outermost error
         return _shortened(text)
     root: BaseException = error
     while (deeper := root.__cause__ or root.__context__) is not None:
@@ -96,7 +96,7 @@ def _is_damage(error: Exception, text: str) -> bool:
 
     if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError):
         return True
-    # torch raises bare RuntimeErrors here: torch.hub for a wrong hash, the reader for a file that was cut short.
+    # torch raises plain RuntimeErrors here: torch.hub for a wrong hash, the reader for a truncated file.
     return isinstance(error, RuntimeError) and ("invalid hash value" in text or "PytorchStreamReader" in text)
 
 

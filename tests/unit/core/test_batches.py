@@ -112,7 +112,7 @@ def test_balanced_shares_stay_balanced_over_processes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0, "batch_size": 2}, "no images"),
+        ({"n": 0, "batch_size": 2}, "at least 1 image"),
         ({"n": 5, "batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"n": 5, "batch_size": 2, "rank": 2, "world": 2}, r"rank must be in \[0, world\), got 2 of 2"),
         ({"n": 5, "batch_size": 2, "world": 4}, "5 images are too few for 4 processes; use 2 or fewer"),

@@ -1,4 +1,4 @@
-"""Who a process is among several, told from the environment before they are connected."""
+"""Rank and world size from the environment, before the processes are connected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed
 
-from transferkit.core.distributed import agreed, connect, is_first, neighbours, place
+from transferkit.core.distributed import broadcast, connect, is_first, local_rank_and_world_size, rank_and_world_size
 
 NAMES = ("RANK", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -17,10 +17,10 @@ def alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_process_alone_is_the_first_and_agrees_with_itself():
-    assert place() == neighbours() == (0, 1)
+def test_a_single_process_is_rank_zero_and_broadcasts_to_itself():
+    assert rank_and_world_size() == local_rank_and_world_size() == (0, 1)
     assert is_first()
-    assert agreed({"a": 1}) == {"a": 1}
+    assert broadcast({"a": 1}) == {"a": 1}
     connect(torch.device("cpu"))
     assert not distributed.is_initialized()
 
@@ -36,7 +36,7 @@ def test_a_process_alone_is_the_first_and_agrees_with_itself():
         ({"LOCAL_RANK": ""}, True),
     ],
 )
-def test_who_speaks_is_told_from_the_environment(variables, first, monkeypatch):
+def test_is_first_is_read_from_the_environment(variables, first, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert is_first() is first
@@ -44,9 +44,9 @@ def test_who_speaks_is_told_from_the_environment(variables, first, monkeypatch):
 
 def test_only_what_was_started_together_is_a_neighbour(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert neighbours() == (0, 1)
+    assert local_rank_and_world_size() == (0, 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert neighbours() == (1, 4)
+    assert local_rank_and_world_size() == (1, 4)
 
 
 def test_connected_processes_know_their_place(monkeypatch):
@@ -54,5 +54,5 @@ def test_connected_processes_know_their_place(monkeypatch):
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
-    assert place() == (0, 3)
+    assert rank_and_world_size() == (0, 3)
     assert is_first()

@@ -55,7 +55,7 @@ def test_a_folder_that_is_a_file_or_below_one_is_refused_and_nothing_is_made(tmp
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     for name, problem in (
         ("file", "is a file, not a folder"),
-        ("file/x/y", "lies below .*file"),
+        ("file/x/y", "is inside .*file"),
         ("dangling", "a file"),
     ):
         with pytest.raises(RunFolderError, match=f"{problem}.* out=DIR"):
@@ -67,7 +67,7 @@ def test_a_folder_that_is_a_file_or_below_one_is_refused_and_nothing_is_made(tmp
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(RunFolderError, match="may not be written"):
+    with pytest.raises(RunFolderError, match="is not writable"):
         check_folder(tmp_path / "locked" / "x")
 
 

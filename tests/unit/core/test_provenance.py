@@ -102,7 +102,7 @@ def test_a_record_is_written_so_that_it_can_be_made_again():
 def test_objects_are_stand_ins_and_said_to_be():
     said = quoted(images=[torch.nn.ReLU(), "m"], data=object())
     assert said == (
-        "transferkit.call([<ReLU>, 'm'], <object>, seed=0)  # put your own objects in the places of <ReLU> and <object>"
+        "transferkit.call([<ReLU>, 'm'], <object>, seed=0)  # replace <ReLU> and <object> with your own objects"
     )
 
 
@@ -111,7 +111,7 @@ def test_two_objects_of_a_type_have_two_names_and_one_has_one():
     said = quoted(images=one, data={"train": other, "test": one}, tune=[one, other])
     assert said == (
         "transferkit.call(<ReLU>, {'train': <ReLU 2>, 'test': <ReLU>}, seed=0, tune=[<ReLU>, <ReLU 2>])"
-        "  # put your own objects in the places of <ReLU> and <ReLU 2>"
+        "  # replace <ReLU> and <ReLU 2> with your own objects"
     )
 
 

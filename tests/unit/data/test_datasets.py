@@ -186,7 +186,7 @@ IMAGES = [noise(0), noise(1)]
         (Pairs(["a.png", "b.png"], [0, 1]), "expected a PIL image, .* got str"),
         (Pairs([np.zeros((4, 4, 3), complex)] * 2, [0, 1]), "got complex128 values"),
         (Pairs([np.zeros((7, 4, 5), np.uint8)] * 2, [0, 1]), r"expected 1, 3 or 4 channels .* got shape \(7, 4, 5\)"),
-        ({"test": pairs(4)}, "There is no training dataset; splits given: test"),
+        ({"test": pairs(4)}, "Expected a dataset for split 'train', got test"),
         ({"train": pairs(4), "tset": pairs(4)}, "Unknown split 'tset'. Closest known: test"),
         ({"val": pairs(4), "valid": pairs(4), "train": pairs(4)}, "Split 'val' is given twice"),
         ({"train": 3}, "Expected a map-style dataset .* got int"),
@@ -233,7 +233,7 @@ def test_data_modules_that_cannot_be_used() -> None:
         def train_dataloader(self) -> Any:
             return [DataLoader(pairs(4)), DataLoader(pairs(4))]
 
-    with pytest.raises(DataError, match=r"Two\.train_dataloader\(\) gives list; expected one DataLoader"):
+    with pytest.raises(DataError, match=r"Two\.train_dataloader\(\) returns list; expected one DataLoader"):
         open_data(Two())
     with pytest.raises(DataError, match="LightningDataModule has no train_dataloader"):
         open_data(pl.LightningDataModule())
@@ -242,8 +242,8 @@ def test_data_modules_that_cannot_be_used() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((pairs(4), pairs(4)), r"Give splits as a mapping: \{'train': DATASET, 'test': DATASET\}"),
-        (Listed({"image": noise(0), "label": 1}), "got dict. It holds 'image', 'label': wrap the dataset"),
+        ((pairs(4), pairs(4)), r"Pass splits as a mapping: \{'train': DATASET, 'test': DATASET\}"),
+        (Listed({"image": noise(0), "label": 1}), "got dict. It has the keys 'image', 'label': wrap the dataset"),
         (Listed((noise(0), 1, "x")), "got tuple. It has 3 entries: wrap the dataset"),
         (DataLoader(pairs(4)), "got DataLoader. Pass what it loads from: loader.dataset"),
         (Listed((noise(0), None), (noise(1), None)), "No image has a label. Give every image its class"),

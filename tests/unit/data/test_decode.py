@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from transferkit.core.errors import DataError
 from transferkit.data import decode
-from transferkit.data.decode import ImageError
+from transferkit.data.image_errors import ImageError
 
 
 def encoded(image: Image.Image, format_name: str = "PNG", **options: object) -> bytes:

@@ -59,12 +59,12 @@ def test_every_form_of_label(labels: list[Any], names: list[str]) -> None:
     ("labels", "message"),
     [
         ([0.5, 1.5], 'got float 0.5.*task="regression"'),
-        ([torch.tensor(1.0), torch.tensor(2.0)], r"got float 1.0\. For class numbers, give int\(label\)"),
+        ([torch.tensor(1.0), torch.tensor(2.0)], r"got float 1.0\. For class indices, return int\(label\)"),
         ([[1, 1, 0], [0, 1, 0]], r'or a one-hot vector, got 3 values \(1, 1, 0\).*task="multi_label"'),
         ([[0.2, 0.8], [1.0, 0.0]], "or a one-hot vector, got 2 values"),
         ([[], []], "got 0 values"),
         ([torch.eye(3), torch.eye(3)], "got 3 values"),
-        ([b"\xff", b"a"], "are no UTF-8 text"),
+        ([b"\xff", b"a"], "are not UTF-8 text"),
         ([{"a": 1}, {"a": 2}], "got dict"),
     ],
 )
@@ -78,9 +78,9 @@ def test_items_without_a_label_are_counted(missing: Any) -> None:
     data = open_data(Items([0, 1, missing] * 4), test=0)
     (told,) = [finding for finding in data.summary.findings if finding.kind == "unlabelled"]
     assert (told.severity, len(told.items)) == ("set_aside", 4)
-    assert "Without a label, so left out: 4 images (image[2], image[5], image[8], image[11])" in told.message
+    assert "Left out, as they have no label: 4 images (image[2], image[5], image[8], image[11])" in told.message
     assert data.summary.counts == {"train": (4, 4)}
-    with pytest.raises(DataError, match="Without a label, so left out: 4 images"):
+    with pytest.raises(DataError, match="Left out, as they have no label: 4 images"):
         open_data(Items([0, 1, missing] * 4), strict=True)
 
 
@@ -119,9 +119,9 @@ def test_two_names_of_one_number_are_both_told() -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({"ant", "zebra"}, r"Items.classes is a set, which does not say which class has which number"),
-        ("ab", "Items.classes is a str, which does not say"),
-        ({"ant": "x", "zebra": "y"}, r"is a dict of neither \{name: number\} nor \{number: name\}"),
+        ({"ant", "zebra"}, r"Items.classes is a set, which does not define the index of each class"),
+        ("ab", "Items.classes is a str, which does not define"),
+        ({"ant": "x", "zebra": "y"}, r"is a dict of neither \{name: index\} nor \{index: name\}"),
         (0.5, "Items.classes is float 0.5; expected a list of names"),
     ],
 )
@@ -159,7 +159,9 @@ def test_names_come_through_any_nesting(write: Writer) -> None:
 
 def test_joined_folders_that_disagree_are_an_error(write: Writer) -> None:
     joined = ConcatDataset([folder_of(write, "one", "cat", "dog"), folder_of(write, "two", "ant", "bee")])
-    with pytest.raises(DataError, match="disagree: label 0 is 'cat' in one and 'ant' in another. Number the classes"):
+    with pytest.raises(
+        DataError, match="disagree: label 0 is 'cat' in one and 'ant' in another. Use the same class indices"
+    ):
         open_data(Subset(joined, range(16)))
 
 

@@ -215,7 +215,7 @@ def test_splits_may_lie_below_the_classes(
     data = open_data(root)
     assert data.summary.classes == ("cat", "dog")
     assert data.summary.counts == counts
-    assert "The splits lie below the classes" in data.summary.split_rule
+    assert "The splits are inside the class folders" in data.summary.split_rule
     assert "folder_in_class" not in kinds(data)
 
 
@@ -244,7 +244,7 @@ def test_what_can_be_read_in_two_ways_is_an_error_with_both(write: Writer, folde
 )
 def test_folders_called_like_splits_with_more_are_no_classes(write: Writer, train: str, test: str) -> None:
     root = fill(write, f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
-    with pytest.raises(DataError, match=r"are splits, with the classes below \(cat, dog\); or they are") as at:
+    with pytest.raises(DataError, match=r"are splits, with the classes inside \(cat, dog\); or they are") as at:
         open_data(root)
     (told,) = re.findall(r"For the first, rename (.*?); for the second", str(at.value))
     renamed = dict(re.findall(r"(?:^|, )([^,/]+)/ to (\w+)/", told))
@@ -261,14 +261,14 @@ def test_classes_that_contain_a_word_of_splits_are_classes(write: Writer) -> Non
 def test_folders_of_the_same_names_below_are_told(write: Writer) -> None:
     data = open_data(fill(write, "fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"))
     message = found(data, "folder_in_class").message
-    assert "All class folders hold folders of the same names (cat, dog)" in message
+    assert "All class folders contain folders of the same names (cat, dog)" in message
 
 
 def test_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
     for name in ("a/1.npy", "b/1.npy", "b/2.dcm"):
         (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "d" / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"but no image: the files in them are 2 .npy, 1 .dcm"):
+    with pytest.raises(DataError, match=r"but no images: the files in them are 2 .npy, 1 .dcm"):
         open_data(tmp_path / "d")
 
 
@@ -282,12 +282,12 @@ def test_a_class_of_damaged_images_says_why(write: Writer) -> None:
 
 @pytest.mark.parametrize("folders", [("train",), ("train", "test"), ("training", "val", "dev/a")], ids=" ".join)
 def test_splits_without_class_folders(write: Writer, folders: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match=r"images lie directly in .*train.*without class folders"):
+    with pytest.raises(DataError, match=r"images are directly in .*train.*without class folders"):
         open_data(fill(write, *folders))
 
 
 def test_splits_below_classes_without_train(write: Writer) -> None:
-    with pytest.raises(DataError, match=r"holds test, val below its classes, but no train"):
+    with pytest.raises(DataError, match=r"contains test, val inside its classes, but no train"):
         open_data(fill(write, "cat/test", "cat/val", "dog/test", "dog/val"))
 
 
@@ -336,7 +336,7 @@ def test_a_level_of_a_zip_file_is_looked_through(write: Writer, above: str, fold
     (root / "LICENSE").write_text("x")
     data = open_data(root, strict=True)
     assert data.summary.classes == ("a", "b")
-    assert f"The images lie in {above}/." in data.summary.split_rule
+    assert f"The images are in {above}/." in data.summary.split_rule
 
 
 def test_a_repeated_split_folder_is_looked_through(write: Writer) -> None:

@@ -131,14 +131,14 @@ def test_targets_are_whole_numbers_or_single_precision(digits, targets, dtype):
 
 
 def test_targets_that_are_too_few_are_an_error(digits):
-    with pytest.raises(OptionError, match="45 pictures, 44 targets"):
+    with pytest.raises(OptionError, match="got 44 targets for 45 pictures"):
         make(digits, targets=np.arange(N - 1))
 
 
 def test_processes_share_an_epoch_out_and_all_see_what_is_evaluated(digits, monkeypatch):
     keys = {}
     for rank in range(3):
-        monkeypatch.setattr(loading, "place", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(loading, "rank_and_world_size", lambda rank=rank: (rank, 3))
         keys[rank] = list(EpochSampler(N, 4))
         assert len(EpochSampler(N, 4)) == len(keys[rank]) == 4
         everything = list(EpochSampler(N, 4, shuffle=False, distributed=False))
@@ -175,10 +175,12 @@ def test_pictures_travel_to_a_process_that_was_not_forked(digits):
 
 
 @pytest.mark.parametrize(("cores", "cuda", "count"), [(2, False, 0), (16, False, 4), (64, False, 8), (6, True, 6)])
-def test_workers_are_fitted_to_the_machine(monkeypatch, cores, cuda, count):
+def test_workers_are_fitted_to_the_machine(digits, monkeypatch, cores, cuda, count):
+    pictures = make(digits)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert loading._fitting_workers() == count
+    monkeypatch.setattr(PixelStore, "shareable", True)
+    assert make_loader(pictures, EpochSampler(N, 8), workers=None).num_workers == count
 
 
 def test_a_dataset_read_each_time_has_no_workers(digits, monkeypatch):

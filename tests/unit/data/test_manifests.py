@@ -114,9 +114,9 @@ def test_a_wrong_root_is_one_clear_error(tmp_path: Path, rows: Rows) -> None:
     ("written", "remedy"),
     [
         ("{name}", "It is in '{images}': pass root='{images}' "),
-        ("images/{stem}", "There is '0.png' in that folder: write the names as they are, with their extension"),
+        ("images/{stem}", "That folder contains '0.png': write the exact file names, with their extension"),
         ("IMAGES/{upper}", "pass root=DIR if that is wrong"),
-        ("images/{upper}", "There is '0.png' in that folder: write the names as they are"),
+        ("images/{upper}", "That folder contains '0.png': write the exact file names"),
         ("C:\\Users\\me\\images\\{name}", "images/0.png': remove 'C:\\\\Users\\\\me\\\\' from the start of the paths."),
         ("/kaggle/input/images/{name}", "images/0.png': remove '/kaggle/input/' from the start of the paths."),
         ("data/images/{name}", "images/0.png': remove 'data/' from the start of the paths."),
@@ -153,7 +153,7 @@ def test_a_column_that_looks_like_a_split_or_a_group_is_told(
 ) -> None:
     path = table(tmp_path / "m.csv", header, rows)
     (finding,) = [found for found in open_data(path).summary.findings if found.kind == "column_not_read"]
-    assert f"The column {name!r} looks like a {ours} and is not read" in finding.message
+    assert f"The column {name!r} looks like a {ours} but is not used" in finding.message
     told = {found.kind for found in open_data(path, columns={ours: name}).summary.findings}
     assert "column_not_read" not in told
 
@@ -166,9 +166,9 @@ def test_a_column_that_looks_like_a_split_or_a_group_is_told(
         ("", "has no rows"),
         ("path,label\na.png\n", "rows 2 do not have the header's 2 cells"),
         ("path,label\na.png,\nb.png,x\n", r"column 'label' is empty in 1 row \(first: 2\)"),
-        ("path,label,split\na.png,x,tarin\n", "column 'split' holds 'tarin'; expected train, val or test"),
-        ("path,label,split\na.png,x,train\nb.png,x,\n", "column 'split' holds ''"),
-        ("path,label,split\na.png,x,test\n", "names no training image"),
+        ("path,label,split\na.png,x,tarin\n", "column 'split' contains 'tarin'; expected train, val or test"),
+        ("path,label,split\na.png,x,train\nb.png,x,\n", "column 'split' contains ''"),
+        ("path,label,split\na.png,x,test\n", "has no row with train"),
     ],
 )
 def test_manifests_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

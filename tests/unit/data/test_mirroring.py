@@ -70,7 +70,7 @@ def test_classes_that_change_by_chance_do_not_forbid_it():
 
 
 def test_lengths_that_differ_are_an_error():
-    with pytest.raises(DataError, match=r"must be as many: \(3,\), \(4,\)"):
+    with pytest.raises(DataError, match=r"Expected equal shapes, got \(3,\) and \(4,\)"):
         flip_is_safe(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
 
 

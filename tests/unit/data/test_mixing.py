@@ -71,7 +71,7 @@ def test_switched_off_it_changes_nothing():
 
 
 def test_numbers_as_targets_are_an_error():
-    with pytest.raises(DataError, match="needs classes as targets"):
+    with pytest.raises(DataError, match="need classes as targets"):
         Mixing(classes=2, mixup=1.0)(pictures(), LABELS.float(), 3)
 
 

@@ -30,7 +30,7 @@ def test_official_splits_are_kept(official: Path) -> None:
     data = open_data(official, test=0.5)
     assert data.summary.classes == ("cat", "dog")
     assert data.summary.counts == {"train": (6, 6), "test": (2, 2)}
-    assert data.summary.split_rule == "The data's own splits, kept as they are: train, test."
+    assert data.summary.split_rule == "The data's own splits, unchanged: train, test."
     assert data.summary.side_quantiles == (24, 24, 24)
     assert data.items[:2] == ("train/cat/0.png", "train/cat/1.png")
     assert data.indices("test").tolist() == [12, 13, 14, 15]
@@ -50,7 +50,7 @@ def test_val_is_carved_out_of_official_train_on_request(official: Path) -> None:
 def test_an_unsplit_folder_is_split_by_class(unsplit: Path) -> None:
     data = open_data(unsplit, val=0.1, test=0.2, seed=7)
     assert data.summary.counts == {"train": (7, 14), "val": (1, 2), "test": (2, 4)}
-    assert "Split by us" in data.summary.split_rule
+    assert "Split by transferkit" in data.summary.split_rule
     assert "seed 7: 10% val, 20% test" in data.summary.split_rule
 
 
@@ -257,9 +257,9 @@ def test_one_class_is_not_enough(write: Writer, tmp_path: Path) -> None:
     ("make", "message"),
     [
         ((), r"There is no folder .*Expected ROOT/\{train,val,test\}/<class>/\* or ROOT/<class>/\*"),
-        (("",), "holds no class folders"),
-        (("cat", "dog"), "holds class folders but no image"),
-        (("test/cat", "val/cat"), "holds test/, val/ but no train/"),
+        (("",), "contains no class folders"),
+        (("cat", "dog"), "contains class folders but no image"),
+        (("test/cat", "val/cat"), "contains test/, val/ but no train/"),
     ],
     ids=["missing", "empty", "no-images", "no-train"],
 )
@@ -272,7 +272,7 @@ def test_folders_that_are_no_data(tmp_path: Path, make: tuple[str, ...], message
 
 def test_images_without_class_folders_get_a_hint(write: Writer, tmp_path: Path) -> None:
     write("1.png")
-    with pytest.raises(DataError, match="1 images lie directly in it: move them into a folder per class"):
+    with pytest.raises(DataError, match="1 images are directly in it: move them into one folder per class"):
         open_data(tmp_path / "images")
 
 
@@ -280,8 +280,8 @@ def test_images_without_class_folders_get_a_hint(write: Writer, tmp_path: Path) 
     ("options", "message"),
     [
         ({"test": 1.0}, "test is a share"),
-        ({"root": "x"}, "root and columns belong to a manifest"),
-        ({"preprocessed": True}, "files hold pixels"),
+        ({"root": "x"}, "root and columns are for manifests only"),
+        ({"preprocessed": True}, "files contain pixels"),
     ],
 )
 def test_options_that_cannot_work(official: Path, options: dict[str, object], message: str) -> None:
@@ -291,7 +291,7 @@ def test_options_that_cannot_work(official: Path, options: dict[str, object], me
 
 def test_a_file_that_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"\x00")
-    with pytest.raises(DataError, match=r"is a file but no manifest; expected \.csv"):
+    with pytest.raises(DataError, match=r"is a file but not a manifest; expected \.csv"):
         open_data(tmp_path / "data.zip")
 
 
@@ -304,10 +304,10 @@ def test_a_file_that_is_no_manifest(tmp_path: Path) -> None:
             "is an Office document. .* save the sheet as CSV",
         ),
         ("m.csv.gz", b"\x1f\x8b\x08", "is a gzip file. Unpack it with gunzip"),
-        ("m.csv", b"\x1f\x8b\x08", "is a gzip file, and no table of text"),
+        ("m.csv", b"\x1f\x8b\x08", "is a gzip file, not a text table"),
         ("images.zip", b"PK\x03\x04" + bytes(60), "is a zip archive. Unpack it"),
-        ("m.jsonl", b"{}", r"holds JSON; .*pandas.read_json\(FILE\)"),
-        ("m.txt", b"path,label\n", "is a text file, .* call it .csv"),
+        ("m.jsonl", b"{}", r"contains JSON; .*pandas.read_json\(FILE\)"),
+        ("m.txt", b"path,label\n", "is a text file, .* rename it to .csv"),
         ("a.png", b"\x89PNG", "is one image; expected a folder of them"),
     ],
 )
@@ -331,7 +331,7 @@ def test_images_that_are_pointers_or_pages_are_called_that(tmp_path: Path, write
     [
         ("", "The path of the data is empty"),
         ("  ", "The path of the data is empty"),
-        ("https://example.org/d.zip", "is an address. Download the images"),
+        ("https://example.org/d.zip", "is a URL. Download the images"),
     ],
 )
 def test_texts_that_are_no_path(data: str, message: str) -> None:
@@ -340,7 +340,7 @@ def test_texts_that_are_no_path(data: str, message: str) -> None:
 
 
 def test_paths_in_a_mapping_say_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"got str. Splits in folders are read from the folder above"):
+    with pytest.raises(DataError, match=r"got str. For splits in folders, pass the parent folder"):
         open_data({"train": "a/train", "test": "a/test"})
 
 

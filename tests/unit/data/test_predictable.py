@@ -61,7 +61,7 @@ def test_paths_and_folders_keep_their_names(write: Writer, tmp_path: Path) -> No
         (b"abc", "got bytes"),
         ([], "the list is empty"),
         ({"a": ONE}, "got dict"),
-        (ONE.astype(np.float32), r"float values in \[2, 255\], .* divide by 255, or give them as uint8"),
+        (ONE.astype(np.float32), r"float values in \[2, 255\], .* divide by 255, or pass them as uint8"),
         (ONE.astype(complex), "got complex128 values"),
         (CHW.float(), r"float values in \[0, 255\], expected \[0, 1\]|must not be normalised"),
         (np.zeros((3, 3, 3, 3, 3), np.uint8), "shape"),
@@ -75,7 +75,7 @@ def test_what_is_no_picture_is_refused(images: Any, message: str) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no image files"):
+    with pytest.raises(DataError, match="contains no image files"):
         list(predictable_images(tmp_path))
 
 

@@ -19,7 +19,7 @@ from torchvision import transforms
 from tests.unit.data.deep_files import FLOAT, SIGNED, UNSIGNED, png16, saved, tiff
 from transferkit.core.errors import DataError
 from transferkit.data import Data, decode, open_data
-from transferkit.data.decode import ImageError
+from transferkit.data.image_errors import ImageError
 from transferkit.records import Finding, Preprocessing
 
 WANTS = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest")
@@ -84,7 +84,7 @@ def test_deep_files_share_one_range_and_keep_their_levels(name: str, tmp_path: P
     assert len(np.unique(shown)) > 50
     if stored is not None:
         assert np.array_equal(shown, np.rint((stored.round() - black) * 255 / (white - black)))
-    assert data.fitted(WANTS).value_range == data.value_range
+    assert data.adapt_preprocessing(WANTS).value_range == data.value_range
     assert np.array_equal(np.asarray(data.image(0))[..., 0], shown)
 
 
@@ -133,7 +133,7 @@ def test_little_of_the_declared_range_is_a_warning_and_all_of_it_is_not(tmp_path
     narrow = open_data(write_folder(tmp_path / "narrow", ENCODERS["u16-png"][0], ".png"), progress=False)
     said = finding(narrow, "little_range_used").message
     assert "black is 1,000 and white is 1,100, measured on the training images" in said
-    assert "0.15 % of what the files can hold (0 to 65,535)" in said
+    assert "0.15 % of the range of the files (0 to 65,535)" in said
     whole = lambda i: saved((65535 * pattern(i)).round().astype(np.uint16))  # noqa: E731
     wide = open_data(write_folder(tmp_path / "wide", whole, ".png"), progress=False)
     assert wide.value_range == (0, 65535)
@@ -231,9 +231,9 @@ def test_masks_of_true_and_false_are_black_and_white() -> None:
     [
         (
             lambda v: torch.from_numpy(v)[None].float() * 255,
-            r"in \[0, 255\].*divide by 255, or give them as uint8, or pass",
+            r"in \[0, 255\].*divide by 255, or pass them as uint8, or pass",
         ),
-        (lambda v: torch.from_numpy(v)[None].float() * 2 - 1, r"in \[-1, 1\].*give \(x \+ 1\) / 2"),
+        (lambda v: torch.from_numpy(v)[None].float() * 2 - 1, r"in \[-1, 1\].*pass \(x \+ 1\) / 2"),
         (lambda v: torch.from_numpy(np.stack([v] * 3)).float() * 9 - 4, r"before Normalize, or pass preprocessed=True"),
         (lambda v: np.stack([v] * 4, 2).astype(np.uint16), "expected 1 or 3 channels of uint16 values"),
     ],
@@ -317,7 +317,7 @@ def test_what_is_transparent_throughout_shows_its_colours_and_says_so(mode: str,
         return buffer.getvalue()
 
     data = open_data(write_folder(tmp_path, encode, ".png"), progress=False)
-    assert "Transparent throughout: 16 images" in finding(data, "transparent").message
+    assert "Fully transparent: 16 images" in finding(data, "transparent").message
     assert len(np.unique(levels(data))) > 5
 
 
@@ -367,7 +367,7 @@ def test_a_transform_outside_the_model_is_named(tmp_path: Path) -> None:
 def test_prepared_tensors_keep_how_they_came_about(tmp_path: Path) -> None:
     steps = [transforms.ToTensor(), transforms.Normalize([0.9, 0.1, 0.2], [0.1, 0.1, 0.1])]
     data = open_data(folder_dataset(tmp_path / "images", steps), preprocessed=True, progress=False)
-    fitted = data.fitted(WANTS)
+    fitted = data.adapt_preprocessing(WANTS)
     assert (fitted.prepared, fitted.shape, fitted.value_range) == (True, (16, 16), None)
     assert "Normalize(mean=[0.9, 0.1, 0.2]" in fitted.origin
     assert "predict(tensors, preprocessed=True)" in finding(data, "prepared").message
@@ -376,12 +376,12 @@ def test_prepared_tensors_keep_how_they_came_about(tmp_path: Path) -> None:
 def test_images_must_be_what_a_model_was_fitted_on(tmp_path: Path) -> None:
     to_tensor = transforms.ToTensor()
     prepared = open_data(folder_dataset(tmp_path / "images", [to_tensor]), preprocessed=True, progress=False)
-    wants = prepared.fitted(WANTS)
-    assert prepared.fitted(wants) == wants
-    with pytest.raises(DataError, match="fitted on tensors that were prepared outside"):
-        open_data(folder_dataset(tmp_path / "images", [to_tensor]), progress=False).fitted(wants)
+    wants = prepared.adapt_preprocessing(WANTS)
+    assert prepared.adapt_preprocessing(wants) == wants
+    with pytest.raises(DataError, match="fitted on preprocessed tensors"):
+        open_data(folder_dataset(tmp_path / "images", [to_tensor]), progress=False).adapt_preprocessing(wants)
     with pytest.raises(DataError, match=r"have shape \(16, 16\), and the model was fitted on \(8, 8\)"):
-        prepared.fitted(replace(wants, shape=(8, 8)))
+        prepared.adapt_preprocessing(replace(wants, shape=(8, 8)))
 
 
 def test_torchvisions_own_loader_clips_deep_files_and_is_told_of(tmp_path: Path) -> None:
@@ -398,4 +398,4 @@ def test_prepared_tensors_of_two_shapes_are_told_apart() -> None:
     torch.manual_seed(0)
     data = open_data(Two(lambda v: v), preprocessed=True, test=0.0, progress=False)
     with pytest.raises(DataError, match=r"one shape, got 10 of \(3, 8, 8\), e.g. image\[0\]; 10 of \(3, 9, 8\)"):
-        data.fitted(WANTS)
+        data.adapt_preprocessing(WANTS)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from transferkit.data import open_data, remembered
 from transferkit.data.inspection import Inspection, inspect_file
-from transferkit.data.remembered import FILE, InspectionMemory, inspect_files
+from transferkit.data.remembered import FILE, InspectionCache, inspect_files
 
 MOST = 10**8
 HOUR = 3600
@@ -253,7 +253,7 @@ def test_a_damaged_memory_begins_anew_and_says_so(
     with caplog.at_level(logging.DEBUG, "transferkit.data"):
         looks = inspect(files, tmp_path)
     assert all(same(look, inspect_file(path, max_pixels=MOST)) for look, path in zip(looks, files, strict=True))
-    assert any("damaged" in message and "begins anew" in message for message in caplog.messages)
+    assert any("damaged" in message and "is recreated" in message for message in caplog.messages)
     read.clear()
     inspect(files, tmp_path)
     assert read == []
@@ -307,7 +307,7 @@ def test_where_nothing_can_be_written_every_file_is_read(
         for _ in range(2):
             inspect(files, tmp_path / "taken" / "below")
     assert len(read) == 10
-    assert any("remembers nothing" in message for message in caplog.messages)
+    assert any("without its cache" in message for message in caplog.messages)
 
 
 @pytest.mark.usefixtures("settled")
@@ -366,7 +366,7 @@ def test_the_oldest_go_when_there_are_too_many(
     inspect(files[:10], tmp_path)  # used today
     monkeypatch.setattr(remembered, "LIMIT", 1)
     inspect(files[20:], tmp_path)
-    assert InspectionMemory(tmp_path).count() == 32  # a fifth of 40 is gone
+    assert InspectionCache(tmp_path).count() == 32  # a fifth of 40 is gone
     monkeypatch.undo()
     read.clear()
     monkeypatch.setattr(remembered, "inspect_file", lambda path, max_pixels: pytest.fail(path.name))
@@ -375,7 +375,7 @@ def test_the_oldest_go_when_there_are_too_many(
 
 @pytest.mark.usefixtures("settled")
 def test_it_can_be_counted_and_cleared(files: list[Path], tmp_path: Path, read: list[str]) -> None:
-    memory = InspectionMemory(tmp_path / "cache")
+    memory = InspectionCache(tmp_path / "cache")
     assert (memory.count(), memory.size, memory.clear()) == (0, 0, 0)
     assert not (tmp_path / "cache").exists()
     inspect(files, tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""What is said where there is no test split, and where what was asked for cannot be done."""
+"""What is said where there is no test split, and where what was requested cannot be done."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_without_test_images_it_is_said_and_on_request_they_come_from_train(writ
 def test_unlabelled_test_images_are_told_with_what_to_do(write: Writer) -> None:
     root = fill(write, "train/a", "train/b", "test")
     message = told(open_data(root), "unlabelled_split")
-    assert message.startswith("10 images lie directly in test/, without a class")
+    assert message.startswith("10 images are directly in test/, without a class")
     assert f"transferkit predict run=DIR images={root / 'test'}" in message
 
 
@@ -86,11 +86,13 @@ def test_val_and_test_may_both_come_from_train(write: Writer) -> None:
 def test_where_nothing_is_asked_for_nothing_is_held_back_and_that_is_noted(unsplit: Path) -> None:
     data = open_data(unsplit, test=0)
     assert data.summary.split_rule == "No split: every image is in train."
-    assert told(data, "no_test_split").startswith("info: There is no test split, as test=0 was asked for")
+    assert told(data, "no_test_split").startswith("info: There is no test split, as test=0 was requested")
 
 
 def test_a_test_split_of_the_datas_own_is_kept_and_that_is_said(official: Path) -> None:
-    assert told(open_data(official, test=0.5), "test_not_drawn").startswith("test=0.5 is not used: the data has a test")
+    assert told(open_data(official, test=0.5), "test_not_drawn").startswith(
+        "test=0.5 is not used: the data has its own"
+    )
     assert not {finding.kind for finding in open_data(official).summary.findings} & {"test_not_drawn", "no_test_split"}
 
 
@@ -112,7 +114,7 @@ def grouped(write: Writer, folder: Path, groups: list[str]) -> Path:
 @pytest.mark.parametrize(
     ("groups", "why"),
     [
-        (["one"] * 12, "all images are of one group"),
+        (["one"] * 12, "all images are in one group"),
         (["x", "y"] * 6, "every class is one group"),
     ],
 )
@@ -122,7 +124,7 @@ def test_groups_that_leave_nothing_to_draw(write: Writer, tmp_path: Path, groups
     assert "40%" not in data.summary.split_rule
     assert "No test split could be drawn." in data.summary.split_rule
     message = told(data, "no_test_split")
-    assert "No test split could be drawn, though 40% was asked for" in message
+    assert "No test split could be drawn, although 40% was requested" in message
     assert why in message
     assert "smaller groups" in message
 
@@ -130,7 +132,7 @@ def test_groups_that_leave_nothing_to_draw(write: Writer, tmp_path: Path, groups
 def test_a_share_that_groups_do_not_allow_is_told(write: Writer, tmp_path: Path) -> None:
     groups = ["x" if index < 6 else "y" for index in range(12)]
     rule = open_data(grouped(write, tmp_path, groups)).summary.split_rule
-    assert "20% test (50% of the images, as groups are kept whole)" in rule
+    assert "20% test (50% of the images, as groups stay together)" in rule
 
 
 def test_a_class_of_one_group_has_its_reason(write: Writer, tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_parquet_labels_of_other_types(
     [
         ([1.0, float("nan"), 2.0], r"column 'label' is empty in 4 rows \(first: 2, 5, 8, 11\)"),
         (["a", None, "b"], r"column 'label' is empty in 4 rows \(first: 2, 5, 8, 11\)"),
-        ([["a"], ["b"], []], "column 'label' holds lists or records; expected one text or number a row"),
-        ([{"x": 1}, {"x": 2}, {"x": 3}], "column 'label' holds lists or records"),
+        ([["a"], ["b"], []], "column 'label' contains lists or records; expected one text or number per row"),
+        ([{"x": 1}, {"x": 2}, {"x": 3}], "column 'label' contains lists or records"),
     ],
 )
 def test_parquet_labels_that_are_none(tmp_path: Path, names: list[str], labels: list[Any], message: str) -> None:
@@ -212,7 +212,7 @@ def test_numbers_as_labels_are_one_sentence_that_names_regression(
     assert message.count("\n- ") == 1
     assert "40 of 40 classes have 1 image" in message
     assert 'TransferModule(..., task="regression")' in message
-    assert "look like measurements" in told(open_data(file, test=0), "numeric_labels")
+    assert "look like numbers to predict" in told(open_data(file, test=0), "numeric_labels")
 
 
 def test_a_label_for_every_image_is_one_sentence(tmp_path: Path, write: Writer) -> None:
@@ -220,7 +220,7 @@ def test_a_label_for_every_image_is_one_sentence(tmp_path: Path, write: Writer) 
         open_data(many(tmp_path, write, [f"photo {index}" for index in range(30)]))
     message = str(caught.value)
     assert message.count("\n- ") == 1
-    assert "Nearly every image has a label of its own" in message
+    assert "Nearly every image has a different label" in message
     assert "data.columns.label=NAME" in message
 
 
@@ -232,18 +232,18 @@ def test_few_numbers_are_classes(tmp_path: Path, write: Writer) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label,label\na.png,x,y\n", "more than one column 'label'. Rename all of them but one"),
-        ("path,Label,LABEL\na.png,x,y\n", r"has the columns 'Label', 'LABEL'. Say which .*data.columns.label=Label"),
-        ("images/0.png,cat\nimages/1.png,dog\n", "The first line is an image already: begin the file with"),
+        ("path,label,label\na.png,x,y\n", "more than one column 'label'. Rename all but one of them"),
+        ("path,Label,LABEL\na.png,x,y\n", r"has the columns 'Label', 'LABEL'. Choose one: .*data.columns.label=Label"),
+        ("images/0.png,cat\nimages/1.png,dog\n", "The first line is already an image: add a header line"),
         ("file,species\na.png,x\n", r"columns=\{'path': 'file'\} \(command line: data.columns.path=file\)"),
-        ('path,label\na.png,"x\nb.png,y\nc.png,z\n', r"line 2 opens a cell that goes on over other lines|do not have"),
-        ("My images,\npath,label\na.png,x\n", "The names are in line 2: remove the lines above it"),
+        ('path,label\na.png,"x\nb.png,y\nc.png,z\n', r"line 2 opens a cell that continues on other lines|do not have"),
+        ("My images,\npath,label\na.png,x\n", "The column names are in line 2: remove the lines above it"),
         ("path\na.png\n", "has no column 'label'; it has path. Add a column 'label': expected the class of"),
         ("path,cat,dog\na.png,0,1\nb.png,1,0\n", r"cat, dog look like one class each.*\['cat', 'dog'\]\].idxmax"),
         ("image file,species\na.png,x\n", r"\(command line: 'data.columns.path=image file'\)"),
-        ('{"path": "a.png", "label": "x"}\n', "holds JSON. Convert it to CSV"),
+        ('{"path": "a.png", "label": "x"}\n', "contains JSON. Convert it to CSV"),
         ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
-        ("<!DOCTYPE html>\n", "is a web page, which a download got"),
+        ("<!DOCTYPE html>\n", "is a web page, downloaded instead of the file"),
         ("# only a comment\n", "has no rows"),
         ("path,label\n# nothing\n", "has no rows"),
     ],

@@ -20,8 +20,8 @@ from transferkit.decision import (
     choose,
     complete,
     conclude,
+    default_batch_size,
     starting_rate,
-    usual_batch,
 )
 from transferkit.records import Alternative, Choice, Decision, Evidence
 
@@ -67,7 +67,7 @@ def test_what_is_solved_for_has_no_rate_whatever_was_asked_for():
 def test_the_rate_is_that_of_the_batch_that_will_be_used(batch_size, optimizer, scale):
     images = LOOKED.data.train_images
     decision = complete(TUNED, LOOKED, Conditions(batch_size=batch_size, optimizer=optimizer, lr_scale=scale))
-    step = min(images, usual_batch(images) if batch_size is None else batch_size)
+    step = min(images, default_batch_size(images) if batch_size is None else batch_size)
     start = starting_rate(LOOKED.backbone, optimizer=optimizer, batch_size=step, scale=scale)
     assert (decision.lr, decision.lr_scale) == (start.lr, start.scale)
     assert start.why in decision.reasons

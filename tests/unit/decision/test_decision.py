@@ -202,7 +202,7 @@ def test_unknown_mode_offers_the_closest():
 
 
 def test_rule_without_similarity_says_why_and_what_to_pass():
-    with pytest.raises(OptionError, match=r"how near the data is.*Pass similarity=S in \[0, 1\]"):
+    with pytest.raises(OptionError, match=r"needs the similarity of the data.*Pass similarity=S in \[0, 1\]"):
         decide(evidence(), mode="rule")
     unknown = SimilarityDetail(value=None, origin="unknown", note="The weights are random.")
     with pytest.raises(OptionError, match="could not be measured: The weights are random. Pass similarity=S"):

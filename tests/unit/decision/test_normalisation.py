@@ -18,7 +18,7 @@ def test_statistics_that_weights_were_trained_with_are_kept_whatever_the_batch(a
 def test_random_weights_measure_their_own_where_a_batch_is_large_enough(at_once):
     kind, why = choose_norm(pretrained=False, normalises_batches=True, at_once=at_once)
     assert kind == ("keep" if at_once >= SMALL_BATCH else "group")
-    assert f"{at_once} images at once" in why
+    assert f"{at_once} images per batch" in why
 
 
 @given(pretrained=st.booleans(), at_once=st.integers(1, 64))

@@ -41,7 +41,7 @@ def test_a_backbone_of_unknown_training_starts_at_the_usual_rate(optimizer):
     rate, batch = DEFAULTS[optimizer]
     unknown = starting_rate(spec_of(), optimizer=optimizer, batch_size=batch)
     assert unknown.lr == pytest.approx(0.1 * rate)
-    assert "usual for" in unknown.why
+    assert "the default for" in unknown.why
     other = "adamw" if optimizer == "sgd" else "sgd"
     assert starting_rate(trained_with(other, 7.0, 256), optimizer=optimizer, batch_size=batch).lr == unknown.lr
 
@@ -67,7 +67,7 @@ def test_a_share_that_was_asked_for_is_said_to_be():
     spec = trained_with("sgd", 0.5, 1024)
     usual, asked = (starting_rate(spec, optimizer="sgd", batch_size=32, scale=scale) for scale in (None, 0.1))
     assert (usual.lr, usual.scale) == (asked.lr, asked.scale)
-    assert "0.1, as asked for, of the original rate" in asked.why
+    assert "0.1, as requested, of the original rate" in asked.why
     assert "asked" not in usual.why
 
 

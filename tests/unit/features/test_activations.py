@@ -221,7 +221,7 @@ def test_more_than_is_allowed_is_refused_before_any_image_is_read(
     bank: FeatureBank, tail: Tail, reader: Reader
 ) -> None:
     needed = activation_bytes(tail, COUNT, stages=BEFORE)
-    with pytest.raises(CacheError, match=r"at stage '1' of 11 images take 0 MB, and 0 MB are allowed\. Freeze up to"):
+    with pytest.raises(CacheError, match=r"at stage '1' of 11 images take 0 MB, but 0 MB are allowed\. Freeze up to"):
         run(bank, tail, reader, IDS, limit=needed - 1)
     assert not reader.asked
     assert run(bank, tail, reader, IDS, limit=needed).computed == COUNT
@@ -261,7 +261,7 @@ def test_a_quarter_of_the_disk_and_half_of_the_bank_are_allowed(
 
 
 def test_a_stage_behind_the_cut_has_no_pooled_vectors_here(bank: FeatureBank, tail: Tail, reader: Reader) -> None:
-    with pytest.raises(OptionError, match="Stage 'top' is not up to the cut; those are: 0, 1."):
+    with pytest.raises(OptionError, match="Stage 'top' is not before the cut. Stages before it: 0, 1."):
         run(bank, tail, reader, IDS, stages=["top"])
     with pytest.raises(OptionError, match="Unknown dtype 'float8'"):
         run(bank, tail, reader, IDS, dtype="float8")

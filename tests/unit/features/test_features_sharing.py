@@ -35,7 +35,7 @@ def run(
 def being(monkeypatch) -> Callable[[int, int], None]:
     """Make the thread that calls it one process of so many."""
     here = threading.local()
-    monkeypatch.setattr(extraction, "neighbours", lambda: getattr(here, "place", (0, 1)))
+    monkeypatch.setattr(extraction, "local_rank_and_world_size", lambda: getattr(here, "place", (0, 1)))
     monkeypatch.setattr(extraction, "PAUSE", 0.01)
     monkeypatch.setattr(extraction, "PATIENCE", 20.0)
 

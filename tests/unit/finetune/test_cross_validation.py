@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ from tests.unit.finetune.training_toys import (
     trunk_names,
 )
 from transferkit.features import FeatureBank, frozen_pass
-from transferkit.finetune import FineTuneTask, Runner, cross_validation, fine_tune
+from transferkit.finetune import FineTuneTask, Runner, cross_validation, fine_tune, judge_folds
+from transferkit.finetune.checkpoint import RunCheckpoint
 from transferkit.nn import Blend, TransferModel, logits_of
 from transferkit.options import Recipe
 from transferkit.records import Fold, Folds
@@ -82,12 +84,45 @@ def make_task(tmp_path):
     return make
 
 
-def run(task, *, folds=None, refit=False):
+@dataclass(frozen=True)
+class NotingRunner(Runner):
+    """A runner that notes what it ran: name of the fit -> its checkpoint and its highest learning rate."""
+
+    checkpoints: dict[str, RunCheckpoint] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def fit(self, module, *arguments, name, **options):
+        self.rates[name] = max(claim.lr for claim in module.freeze_plan.claims())
+        self.checkpoints[name] = super().fit(module, *arguments, name=name, **options)
+        return self.checkpoints[name]
+
+
+class SpoilingRunner(Runner):
+    """A runner whose last fit, on all images, diverges."""
+
+    def fit(self, *arguments, name, **options):
+        checkpoint = super().fit(*arguments, name=name, **options)
+        if name == "all":
+            checkpoint.best_state["model.classifier.linear.weight"].fill_(float("nan"))
+        return checkpoint
+
+
+def run(task, *, folds=None, refit=False, keep=None, stop_after=None, runner=None):
+    """Fine-tune; with `keep` or `stop_after`, whatever the held-back images say, the candidate of this weight is kept
+    and the network is trained for so many epochs."""
     everyone = np.arange(IMAGES)
-    usual = [Fold(everyone[:20], everyone[20:])]
-    runner = Runner(device=CPU, progress=False)
+    folds = [Fold(everyone[:20], everyone[20:])] if folds is None else folds
+    runner = Runner(device=CPU, progress=False) if runner is None else runner
+    judged = None
     with quiet():
-        return fine_tune(task, usual if folds is None else folds, runner, refit=refit)
+        if keep is not None or stop_after is not None:
+            judged = judge_folds(task, folds, runner)
+        if keep is not None:
+            (chosen,) = (c for c in judged.verdict.candidates if c.weight == keep)
+            judged = replace(judged, verdict=replace(judged.verdict, kept=chosen))
+        if stop_after is not None:
+            judged = replace(judged, best=stop_after - 1)
+        return fine_tune(task, folds, runner, refit=refit, judged=judged)
 
 
 def members(model) -> list[TransferModel]:
@@ -100,31 +135,12 @@ def network_of(tuned) -> TransferModel:
     return members(tuned.model)[0]
 
 
-@pytest.fixture
-def keep(monkeypatch):
-    """Whatever the numbers say: the candidate of this weight is kept."""
-
-    def force(weight):
-        plain = cross_validation.verify
-
-        def verify(*arguments):
-            verdict = plain(*arguments)
-            chosen = next(c for c in verdict.candidates if c.weight == weight)
-            return cross_validation.Verdict(verdict.candidates, chosen, verdict.temperatures)
-
-        monkeypatch.setattr(cross_validation, "verify", verify)
-
-    return force
-
-
 @pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("average", ["none", "ema", "swa"])
-def test_what_is_returned_is_what_was_judged(make_task, keep, weight, average):
+def test_what_is_returned_is_what_was_judged(make_task, weight, average):
     """Without a refit, the model must answer the held-back images as its candidate did: temperatures, weights,
     averages and the folded head included."""
-    keep(weight)
-    task = make_task(average=average)
-    tuned = run(task)
+    tuned = run(make_task(average=average), keep=weight)
     assert tuned.record.kept.weight == weight
     assert len(members(tuned.model)) == (2 if 0 < weight < 1 else 1)
     pictures, labels = draw_pictures()
@@ -138,12 +154,11 @@ def test_what_is_returned_is_what_was_judged(make_task, keep, weight, average):
 @pytest.mark.parametrize("norm", ["keep", "frozen"])
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("average", ["none", "ema", "swa"])
-def test_frozen_stages_come_back_bit_for_bit(make_task, keep, average, refit, norm):
+def test_frozen_stages_come_back_bit_for_bit(make_task, average, refit, norm):
     """After averaging, estimating statistics anew, refitting and folding."""
-    keep(1.0)
     task = make_task(phase("top", top=0.02), average=average, norm=norm)
     before = states(task.backbone.trunk)
-    tuned = run(task, refit=refit)
+    tuned = run(task, refit=refit, keep=1.0)
     changed = moved(before, states(network_of(tuned).backbone.trunk))
     assert changed
     assert changed <= trunk_names(task.backbone, ["top"], statistics=norm == "keep")
@@ -152,11 +167,9 @@ def test_frozen_stages_come_back_bit_for_bit(make_task, keep, average, refit, no
     assert updated == ({"top"} if norm == "keep" else set())
 
 
-def test_statistics_of_averaged_weights_are_those_of_the_images(make_task, keep, monkeypatch):
-    keep(1.0)
-    monkeypatch.setattr(cross_validation, "_best_epoch", lambda trials: len(trials[0].checkpoint.epochs) - 1)
-    task = make_task(phase("all", stem=0.02, middle=0.02, top=0.02), average="swa")
-    model = network_of(run(task, refit=True))
+def test_statistics_of_averaged_weights_are_those_of_the_images(make_task):
+    task = make_task(phase("all", stem=0.02, middle=0.02, top=0.02), average="swa", epochs=4)
+    model = network_of(run(task, refit=True, keep=1.0, stop_after=4))
     pictures, _ = draw_pictures()
     images = model.normalise(torch.from_numpy(pictures))
     seen = []
@@ -191,30 +204,19 @@ def test_a_run_that_diverges_returns_the_probe_however_bad_it_is(make_task):
     assert not moved(states(task.backbone.trunk), states(tuned.model.backbone.trunk))
 
 
-def test_a_last_training_that_diverges_returns_the_probe(make_task, keep, monkeypatch):
+def test_a_last_training_that_diverges_returns_the_probe(make_task):
     """It is judged on nothing, so nothing else would tell."""
-    keep(0.5)
-    plain = Runner.fit
-
-    def spoilt(self, *arguments, name, **options):
-        checkpoint = plain(self, *arguments, name=name, **options)
-        if name == "all":
-            checkpoint.best_state["model.classifier.linear.weight"].fill_(float("nan"))
-        return checkpoint
-
-    monkeypatch.setattr(Runner, "fit", spoilt)
-    tuned = run(make_task(), refit=True)
+    tuned = run(make_task(), refit=True, keep=0.5, runner=SpoilingRunner(device=CPU, progress=False))
     assert tuned.record.kept.name == "probe"
     assert isinstance(tuned.model, TransferModel)
     assert all(torch.isfinite(value).all() for value in tuned.model.state_dict().values())
     assert "On all images training diverged" in tuned.record.notes[-1]
 
 
-def test_folds_choose_and_all_images_are_trained_on(make_task, keep):
-    keep(0.5)
+def test_folds_choose_and_all_images_are_trained_on(make_task):
     task = make_task(epochs=3)
     folds = task.folds.split(2)
-    tuned = run(task, folds=folds, refit=True)
+    tuned = run(task, folds=folds, refit=True, keep=0.5)
     record = tuned.record
     assert record.held_back == sum(len(fold.held_back) for fold in folds)
     assert len(record.epochs) == 3
@@ -223,35 +225,23 @@ def test_folds_choose_and_all_images_are_trained_on(make_task, keep):
     assert "2 folds" in record.how
     assert f"the network for {record.best_epoch + 1} epochs" in record.how
     assert f"{record.held_back} held-back images" in tuned.reason
-    again = run(make_task(epochs=3), folds=folds, refit=True)
+    again = run(make_task(epochs=3), folds=folds, refit=True, keep=0.5)
     assert not moved(states(tuned.model), states(again.model))
 
 
-def test_the_probe_alone_needs_no_second_training(make_task, keep, monkeypatch):
-    keep(0.0)
-    fits = []
-    plain = Runner.fit
-    monkeypatch.setattr(Runner, "fit", lambda self, *a, name, **k: fits.append(name) or plain(self, *a, name=name, **k))
-    tuned = run(make_task(), refit=True)
-    assert fits == ["fold-0"]
+def test_the_probe_alone_needs_no_second_training(make_task):
+    runner = NotingRunner(device=CPU, progress=False)
+    tuned = run(make_task(), refit=True, keep=0.0, runner=runner)
+    assert list(runner.checkpoints) == ["fold-0"]
     assert isinstance(tuned.model, TransferModel)
     assert isinstance(tuned.model.classifier, nn.Linear)
 
 
-def test_a_plateau_is_met_on_all_images_where_it_was_met_on_those_held_back(make_task, keep, monkeypatch):
-    keep(1.0)
-    memories = {}
-    plain = Runner.fit
-
-    def note(self, *arguments, name, **options):
-        memories[name] = plain(self, *arguments, name=name, **options)
-        return memories[name]
-
-    monkeypatch.setattr(Runner, "fit", note)
-    monkeypatch.setattr(cross_validation, "_best_epoch", lambda trials: len(trials[0].checkpoint.epochs) - 1)
+def test_a_plateau_is_met_on_all_images_where_it_was_met_on_those_held_back(make_task):
     task = make_task(phase("all", top=5.0), schedule="plateau", epochs=14, patience=20, warmup=0.0, average="none")
-    run(task, refit=True)
-    fold, everything = ([epoch.lr for epoch in memories[name].epochs] for name in ("fold-0", "all"))
+    runner = NotingRunner(device=CPU, progress=False)
+    run(task, refit=True, keep=1.0, stop_after=14, runner=runner)
+    fold, everything = ([epoch.lr for epoch in runner.checkpoints[name].epochs] for name in ("fold-0", "all"))
     assert min(fold) < max(fold)
     assert everything == fold
 
@@ -260,7 +250,7 @@ def test_where_classes_are_weighted_they_are_so_in_judging_too(make_task):
     labels = np.array([0] * 24 + [1] * 3 + [2] * 3)
     folds = [Fold(np.arange(0, 30, 2), np.arange(1, 30, 2))]
     plain = make_task(labels=labels)
-    balanced = cross_validation.replace(plain, class_weight="balanced")
+    balanced = replace(plain, class_weight="balanced")
     found = {task.class_weight: run(task, folds=folds).record for task in (plain, balanced)}
     _, counts = np.unique(labels[folds[0].held_back], return_counts=True)
     assert found["none"].candidates[0].accuracy * counts.sum() == pytest.approx(
@@ -299,9 +289,6 @@ def test_claims_are_those_of_the_plan(make_task):
     assert {stage_of(n) for n in make_backbone().trunk.state_dict() if is_statistic(n)} == {"stem", "middle", "top"}
 
 
-# ---- Which rates ----------------------------------------------------------------------------------------------------
-
-
 def rates_of(tuned):
     return [claim.lr for claim in tuned.record.claims]
 
@@ -326,23 +313,16 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
     ("enough", "separated", "both"), [(1, 0.0, 1), (10_000, 0.0, 2), (1, np.inf, 2)], ids=["told", "few", "tied"]
 )
 def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_better(
-    make_task, keep, monkeypatch, enough, separated, both
+    make_task, monkeypatch, enough, separated, both
 ):
-    keep(1.0)
-    fits = []
-    plain = Runner.fit
-
-    def fit(self, module, *arguments, name, **options):
-        fits.append((name, max(claim.lr for claim in module.freeze_plan.claims())))
-        return plain(self, module, *arguments, name=name, **options)
-
-    monkeypatch.setattr(Runner, "fit", fit)
-    monkeypatch.setattr(cross_validation, "TELLING", enough)
+    monkeypatch.setattr(cross_validation, "MIN_COMPARED_IMAGES", enough)
     monkeypatch.setattr(cross_validation, "SEPARATED", separated)
     folds = Folds.alone(draw_pictures()[1]).split(2)
-    tuned = run(make_task(phase("everything", head=0.1, top=0.01), lr=None), folds=folds, refit=True)
+    runner = NotingRunner(device=CPU, progress=False)
+    task = make_task(phase("everything", head=0.1, top=0.01), lr=None)
+    tuned = run(task, folds=folds, refit=True, keep=1.0, runner=runner)
     second = [("fold-1", 0.1), ("fold-1-faster", 0.3)] if both == 2 else [("fold-1", 0.3)]
-    assert fits == [
+    assert list(runner.rates.items()) == [
         (name, pytest.approx(lr)) for name, lr in [("fold-0", 0.1), ("fold-0-faster", 0.3), *second, ("all", 0.3)]
     ]
     images = sum(len(fold.held_back) for fold in folds[:both])
@@ -350,8 +330,7 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
 
 
 @pytest.mark.parametrize("said", [{"lr": 0.1}, {"lr": "rule"}, {"lr": None, "lr_scale": 0.1}], ids=str)
-def test_where_a_rate_was_said_only_that_is_run(said, make_task, monkeypatch):
-    compared = []
-    monkeypatch.setattr(cross_validation, "_compare_rates", lambda *arguments: compared.append(arguments))
-    run(make_task(phase("everything", head=0.1, top=0.01), **{"epochs": 1, **said}))
-    assert compared == []
+def test_where_a_rate_was_said_only_that_is_run(said, make_task):
+    runner = NotingRunner(device=CPU, progress=False)
+    run(make_task(phase("everything", head=0.1, top=0.01), **{"epochs": 1, **said}), runner=runner)
+    assert runner.rates == {"fold-0": pytest.approx(0.1)}

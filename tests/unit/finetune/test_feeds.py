@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transferkit.core.batches import batches
+from transferkit.finetune import CutBatch
 from transferkit.finetune.feeds import CutFeed
-from transferkit.finetune.module import CutBatch
 
 
 def read(version: int, positions: np.ndarray) -> CutBatch:

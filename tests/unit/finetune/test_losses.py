@@ -1,4 +1,4 @@
-"""Losses, measures and the pull to the start, against torch, scikit-learn and brute force."""
+"""Losses and the pull to the start, against torch and brute force."""
 
 from __future__ import annotations
 
@@ -155,39 +155,6 @@ def test_half_precision_outputs_give_the_loss_in_full(name, dtype):
 def test_an_unknown_task_is_told_with_the_nearest_one():
     with pytest.raises(OptionError, match="Unknown task 'multilabel'. Closest known: multi_label"):
         TASKS["multilabel"]
-
-
-def test_scores_are_those_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    outputs, labels = rng.normal(size=(40, 3)), rng.integers(3, size=40)
-    on, numbers = rng.random((40, 3)) < 0.3, rng.normal(size=(40, 3))
-    assert TASKS["single_label"].score(outputs, labels) == metrics.accuracy_score(labels, outputs.argmax(axis=1))
-    expected = np.mean([metrics.average_precision_score(on[:, k], outputs[:, k]) for k in range(3)])
-    assert TASKS["multi_label"].score(outputs, on) == pytest.approx(expected)
-    assert TASKS["regression"].score(outputs, numbers) == pytest.approx(
-        np.mean([metrics.r2_score(numbers[:, k], outputs[:, k]) for k in range(3)])
-    )
-
-
-def test_a_perfect_model_scores_one_in_every_task():
-    labels = np.array([0, 1, 2, 1])
-    one_hot = np.eye(3)[labels]
-    assert TASKS["single_label"].score(one_hot, labels) == 1
-    assert TASKS["multi_label"].score(one_hot, one_hot) == 1
-    assert TASKS["regression"].score(one_hot, one_hot) == 1
-    assert TASKS["regression"].score(labels[:, None] * 1.0, labels) == 1
-
-
-def test_a_label_that_is_held_back_on_no_image_is_passed_over():
-    outputs = np.array([[3.0, 0.0], [2.0, 9.0], [1.0, 0.0]])
-    assert TASKS["multi_label"].score(outputs, np.array([[1, 0], [0, 0], [1, 0]])) == pytest.approx((1 + 2 / 3) / 2)
-    with pytest.raises(DataError, match="No held-back image has any label"):
-        TASKS["multi_label"].score(outputs, np.zeros((3, 2)))
-
-
-def test_one_image_has_no_r2():
-    with pytest.raises(DataError, match="R2 needs 2 held-back images, got 1. Hold back more"):
-        TASKS["regression"].score(np.ones((1, 1)), np.ones(1))
 
 
 def anchored() -> tuple[nn.Sequential, L2SP]:

@@ -19,9 +19,8 @@ from tests.unit.finetune.test_cross_validation import make_task  # noqa: F401 - 
 from tests.unit.finetune.training_toys import CLASSES, draw, fit, head_then, make_backbone, phase, plan_of, quiet
 from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
-from transferkit.finetune import Runner, fine_tune
-from transferkit.finetune.module import CutBatch, TransferModule
-from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, _copied, find_rate, judge
+from transferkit.finetune import CutBatch, Runner, TransferModule, fine_tune
+from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, find_rate, judge
 from transferkit.finetune.recipe import MOMENTUM
 from transferkit.nn import TransferModel, cut
 from transferkit.options import Recipe
@@ -294,17 +293,16 @@ def test_a_module_that_a_trainer_has_is_copied_without_it() -> None:
 
 
 def test_behind_a_cut_it_is_the_copy_that_learns() -> None:
-    """The part behind the cut holds on to a backbone: it must be the copy's."""
+    """The part behind the cut holds on to a backbone: it must be the copy's. The head is frozen, so that nothing else
+    could make the loss fall."""
     backbone = make_backbone().without_head()
     model = TransferModel(backbone, stages=("top",), pooling="avg", classes=["a", "b", "c"])
-    module = TransferModule(model, plan_of(phase("all", top=0.05)), tail=cut(backbone, "middle"))
+    module = TransferModule(model, plan_of(phase("all", top=0.05, head=0.0)), tail=cut(backbone, "middle"))
     batches = [(CutBatch(torch.randn(4, 6, 4, 4), {}), torch.tensor([0, 1, 2, 0])) for _ in range(3)]
     before = all_of(module)
     found = find_rate(module, batches, seed=0)
     assert all_of(module) == before
-    assert min(found.losses) < 0.5 * found.losses[0]  # the four labels of noise are learnt by heart
-    trial = _copied(module)
-    assert trial.tail.backbone.trunk is trial.model.backbone.trunk is not module.model.backbone.trunk
+    assert min(found.losses) < 0.9 * found.losses[0]
 
 
 def test_the_plan_in_force_goes_on_freezing_the_module_itself() -> None:

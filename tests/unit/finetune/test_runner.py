@@ -21,11 +21,10 @@ from tests.unit.finetune.training_toys import CLASSES, SIDE, head_then, make_bac
 from transferkit.api import adapt
 from transferkit.core.batches import batches
 from transferkit.core.errors import OptionError, RunFolderError
+from transferkit.finetune import CutBatch, TransferModule, trainer_options
 from transferkit.finetune import checkpoint as checkpoint_module
 from transferkit.finetune import runner as runner_module
-from transferkit.finetune import trainer_options
 from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
-from transferkit.finetune.module import CutBatch, TransferModule
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
 from transferkit.options import Recipe
@@ -265,10 +264,16 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch):
 
 def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "SAVE_EVERY", 3600.0)
-    saved = []
-    monkeypatch.setattr(RunCheckpoint, "_save", lambda self, trainer, path: saved.append((trainer.current_epoch, path)))
+    saved, own = [], pl.Trainer.save_checkpoint
+
+    def save(self: pl.Trainer, path: Path, *rest: Any, **options: Any) -> None:
+        saved.append(self.current_epoch)
+        own(self, path, *rest, **options)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save)
     fit(tmp_path)
-    assert saved == [(5, tmp_path / "fit" / CHECKPOINT)]
+    assert saved == [5]
+    assert [path.name for path in (tmp_path / "fit").glob("*.ckpt*")] == [CHECKPOINT]
 
 
 # ---- Stopped by hand -------------------------------------------------------------------------------------------------
@@ -538,13 +543,13 @@ def test_curves_of_a_fit_are_kept_as_a_table(tmp_path):
     assert json.dumps([epoch.number for epoch in memory.epochs]) == "[0, 1, 2, 3, 4, 5]"
 
 
-def test_the_same_warning_is_shown_once_however_many_fits_bring_it(monkeypatch):
+def test_the_same_warning_is_shown_once_however_many_fits_bring_it(tmp_path):
     shown = []
-    monkeypatch.setattr(trainer_options, "_SHOWN", set())
-    for text in ("rates fall", "rates fall", "rates rise", "rates fall"):
+    fall, rise = f"rates fall in {tmp_path}", f"rates rise in {tmp_path}"  # that no other test warns of
+    for text in (fall, fall, rise, fall):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_, **__: shown.append(str(message))
             with trainer_options.quietly():
                 warnings.warn(text, stacklevel=1)
-    assert shown == ["rates fall", "rates rise"]
+    assert shown == [fall, rise]

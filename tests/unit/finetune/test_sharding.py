@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.unit.finetune.test_module import CLASSES, fit, make_backbone, make_module, make_trainer
+from tests.unit.finetune.training_toys import CLASSES, fit, make_backbone, make_module, make_trainer
 from transferkit.core.errors import OptionError
 from transferkit.finetune import TransferModule
 from transferkit.finetune.recipe import make_optimizer
@@ -166,9 +166,9 @@ def test_a_filled_state_is_the_one_that_an_optimizer_begins_with(name):
 def test_what_broke_off_in_shards_is_not_trained_on():
     module = make_module()
     module._shards = "of a fit that was interrupted"
-    with pytest.raises(OptionError, match="A fit broke off while weights were shared out.* make the module anew"):
+    with pytest.raises(OptionError, match="The weights are still sharded.* Make a new TransferModule"):
         make_trainer(2).fit(module, [], [])
-    with pytest.raises(OptionError, match="A fit broke off while weights were shared out"):
+    with pytest.raises(OptionError, match="The weights are still sharded"):
         module.finish()
 
 
@@ -184,7 +184,9 @@ def test_layers_are_not_split(monkeypatch):
     strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
     monkeypatch.setattr(pl.Trainer, "strategy", strategy)
     module._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
-    with pytest.raises(OptionError, match="Layers are not split among processes here, got tensor_parallel_size=2"):
+    with pytest.raises(
+        OptionError, match="Tensor parallelism is not supported: expected tensor_parallel_size=1, got 2"
+    ):
         module.configure_model()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import transferkit as tk
 from tests.unit.nn.toy_networks import spec_of
+from transferkit.finetune import TransferModule
 from transferkit.nn import Backbone
 from transferkit.strategies import HEAD, Phase, Plan, Rule
 
@@ -23,6 +24,11 @@ OWNERS = {"stem": "stem", "middle": "middle", "last": "top"}
 """First part of a path inside the toy's trunk -> the stage that it belongs to, by construction."""
 
 SIDE, CLASSES = 16, 3
+
+TRUNK = "model.backbone.trunk."
+HEAD_NAMES = {"model.classifier.linear.weight", "model.classifier.linear.bias"}
+"""Names in the state of a `TransferModule`."""
+
 QUIET = (
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
@@ -90,6 +96,12 @@ def head_then(**lrs: float) -> tuple[Phase, Phase]:
     return phase("head", 0.5), phase("stages", 0.5, **lrs)
 
 
+def make_module(*phases: Phase, norm: str = "keep", network: Any = None, **options: Any) -> TransferModule:
+    """A module whose head is trained first and its last stage from the middle on, or by other phases."""
+    plan = plan_of(*(phases or head_then(top=0.05)), norm=norm)
+    return TransferModule(make_backbone() if network is None else network, plan, classes=CLASSES, **options)
+
+
 def draw(steps: int = 3, size: int = 4, *, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of normalised noise, and labels that are no noise: the brightest channel."""
     generator = torch.Generator().manual_seed(seed)
@@ -124,6 +136,11 @@ def trunk_names(backbone: Backbone, stages: Sequence[str], *, statistics: bool) 
         for name in backbone.trunk.state_dict()
         if stage_of(name) in stages and (statistics or not is_statistic(name))
     }
+
+
+def trained(names: Iterable[str]) -> set[str]:
+    """Names of the trunk's parameters and buffers, as the module's state has them."""
+    return {f"{TRUNK}{name}" for name in names}
 
 
 class Own(pl.LightningModule):

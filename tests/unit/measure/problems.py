@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.records import Folds
+
 Array = npt.NDArray[np.floating]
 
 
@@ -62,12 +64,30 @@ def least_squares(features: Array, targets: Array, penalty: float, weights: Arra
     return solution[:-1], solution[-1]
 
 
-def refit_without_each(features: Array, labels: Array, classes: int, penalty: float, weights: Array) -> Array:
-    """(N, K) scores of each image from a fit to all the others: the meaning of leave-one-out."""
+class OneByOne(Folds):
+    """Every image left out on its own, as where classes are large, however small they are."""
+
+    @property
+    def together(self) -> npt.NDArray[np.int64]:
+        return np.arange(len(self))
+
+    def take(self, rows: npt.NDArray[np.integer]) -> OneByOne:
+        return OneByOne(self.labels[rows], self.groups[rows], self.copies[rows])
+
+
+def refit_without_sets(
+    features: Array, labels: Array, sets: npt.NDArray[np.int64], classes: int, penalty: float, weights: Array
+) -> Array:
+    """(N, K) scores of each image from a fit without the images of its set: the meaning of leaving out."""
     targets = np.eye(classes)[labels]
     scores = np.empty((len(labels), classes))
-    for image in range(len(labels)):
-        rest = np.arange(len(labels)) != image
-        slope, bias = least_squares(features[rest], targets[rest], penalty, weights[rest])
-        scores[image] = features[image] @ slope + bias
+    for number in np.unique(sets):
+        out = sets == number
+        slope, bias = least_squares(features[~out], targets[~out], penalty, weights[~out])
+        scores[out] = features[out] @ slope + bias
     return scores
+
+
+def refit_without_each(features: Array, labels: Array, classes: int, penalty: float, weights: Array) -> Array:
+    """(N, K) scores of each image from a fit to all the others."""
+    return refit_without_sets(features, labels, np.arange(len(labels)), classes, penalty, weights)

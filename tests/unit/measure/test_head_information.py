@@ -82,7 +82,7 @@ def test_a_scale_is_found_again_and_says_how_far_it_is_off():
         (lambda: measure_head_information(np.ones((1, 5))), r"N, Z >= 2, got \(1, 5\)"),
         (lambda: measure_head_information(np.ones(5)), r"got \(5,\)"),
         (lambda: fit_head_scale(np.arange(4.0), np.full(4, 0.5), list("aabb")), "3 families or more, got 2"),
-        (lambda: fit_head_scale(np.arange(3.0), np.array([0.9, 0.5, 0.1]), list("abc")), "do not rise"),
+        (lambda: fit_head_scale(np.arange(3.0), np.array([0.9, 0.5, 0.1]), list("abc")), "do not increase"),
         (lambda: HeadScale(0.5, 0.0, 1.0), "steepness > 0"),
     ],
 )

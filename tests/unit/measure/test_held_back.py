@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.measure.problems import chunked, least_squares, make_problem, scaled
+from tests.unit.measure.problems import OneByOne, chunked, make_problem, refit_without_sets, scaled
 from transferkit.core.errors import DataError
 from transferkit.measure import (
     fit_logistic,
@@ -17,7 +17,6 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.records import Folds
-from transferkit.records import folds as folds_module
 
 CLASSES = 3
 WHOLE = {"a": slice(0, 60), "b": slice(60, 100)}
@@ -83,54 +82,45 @@ def test_random_labels_on_copies_are_at_chance_and_each_picture_counts_once():
         assert np.mean([one[name] for one in found]) < 1 / CLASSES + 3.5 * np.sqrt(2 / 9 / 240), name
 
 
-def refit_without_sets(features, blocks, folds, penalty):
-    known, labels = scaled(features, blocks), folds.labels
-    scores = np.empty((len(labels), CLASSES))
-    for part in np.unique(folds.together):
-        out = folds.together == part
-        slope, base = least_squares(known[~out], np.eye(CLASSES)[labels[~out]], penalty, np.ones(int((~out).sum())))
-        scores[out] = known[out] @ slope + base
-    return scores
-
-
 @pytest.mark.parametrize("route", ["dual", "primal", "large sets", "streamed", "streamed, large sets"])
 def test_scores_equal_refits_without_each_set(route, monkeypatch):
-    groups, width = {"dual": (12, 70), "primal": (12, 18)}.get(route, (10, 9 if "large" in route else 18))
+    groups, width = {"dual": (12, 70), "primal": (12, 18), "streamed": (20, 18)}.get(
+        route, (10, 9 if "large" in route else 18)
+    )
     each = 12 if "large" in route else 4
     features, folds = grouped(3, groups=groups, each=each, spread=0.8, width=width)
     if "streamed" in route:
-        monkeypatch.setattr(ridge, "_fits_memory", lambda *arguments: False)
+        monkeypatch.setattr(ridge, "MAX_RANK", width)
+        assert len(folds) > 4 * width  # more images than are solved in memory at this rank
         features, folds = ordered(features, folds)
     blocks = {"a": slice(0, width)}
     fit = fit_ridge(chunked(features, 7), folds.labels, blocks, classes=CLASSES, folds=folds)
     sizes = np.bincount(folds.together)
     assert (sizes.max() > width) == ("large" in route)
     np.testing.assert_array_equal(fit.rows, np.arange(len(folds)))
-    np.testing.assert_allclose(fit.held_back, refit_without_sets(features, blocks, folds, fit.penalty), atol=5e-3)
+    known, weights = scaled(features, blocks), np.ones(len(folds))
+    expected = refit_without_sets(known, folds.labels, folds.together, CLASSES, fit.penalty, weights)
+    np.testing.assert_allclose(fit.held_back, expected, atol=5e-3)
 
 
 @pytest.mark.parametrize(("classes", "each"), [(20, 5), (40, 5), (10, 12)])
 def test_streamed_features_score_small_classes_as_in_memory(classes, each, monkeypatch):
     rng = np.random.default_rng(classes)
     labels = rng.permutation(np.repeat(np.arange(classes), each))
-    features = (rng.normal(size=(len(labels), 60)) + 0.4 * rng.normal(size=(classes, 60))[labels]).astype(np.float32)
+    features = (rng.normal(size=(len(labels), 24)) + 0.6 * rng.normal(size=(classes, 24))[labels]).astype(np.float32)
     features, folds = ordered(features, Folds.alone(labels))
-    blocks = {"a": slice(0, 40), "b": slice(40, 60)}
+    blocks = {"a": slice(0, 16), "b": slice(16, 24)}
     memory = ridge_paths(chunked(features, 64), folds.labels, blocks, classes=classes, folds=folds)
-    monkeypatch.setattr(ridge, "MAX_RANK", 60)
-    monkeypatch.setattr(ridge, "_fits_memory", lambda *arguments: False)
+    single = ridge_paths(
+        chunked(features, 64), folds.labels, blocks, classes=classes, folds=OneByOne.alone(folds.labels)
+    )
+    assert best(memory["joined"]) > best(single["joined"])  # leaving out single images reads too low
+    monkeypatch.setattr(ridge, "MAX_RANK", 24)
+    assert len(labels) > 4 * 24  # more images than are solved in memory at this rank
     streamed = ridge_paths(chunked(features, 64), folds.labels, blocks, classes=classes, folds=folds)
     for name, path in memory.items():
         np.testing.assert_allclose(streamed[name].squared_error, path.squared_error, rtol=1e-3)
         assert abs(best(streamed[name]) - best(path)) < 0.01
-    single = ridge_paths_one_by_one(features, folds, blocks, classes, monkeypatch)
-    assert best(memory["joined"]) > best(single["joined"])  # leaving out single images reads too low
-
-
-def ridge_paths_one_by_one(features, folds, blocks, classes, monkeypatch):
-    monkeypatch.setattr(folds_module, "LARGE_CLASS", 0)
-    alone = Folds.alone(folds.labels)
-    return ridge_paths(chunked(features, 64), folds.labels, blocks, classes=classes, folds=alone)
 
 
 def test_held_back_accuracy_of_small_classes_is_that_of_new_images():
@@ -152,7 +142,7 @@ def test_held_back_accuracy_of_small_classes_is_that_of_new_images():
 def test_streaming_wants_images_of_a_set_side_by_side(monkeypatch):
     features, folds = grouped(0, groups=12, each=4, width=9)
     monkeypatch.setattr(ridge, "MAX_RANK", 9)
-    with pytest.raises(DataError, match="side by side where features are streamed"):
+    with pytest.raises(DataError, match="adjacent if features are streamed"):
         ridge_paths(chunked(features, 7), folds.labels, {"a": slice(0, 9)}, classes=CLASSES, folds=folds)
 
 

@@ -9,10 +9,17 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from sklearn.linear_model import Ridge, RidgeClassifier
 
-from tests.unit.measure.problems import chunked, make_problem, refit_without_each, scaled
+from tests.unit.measure.problems import (
+    OneByOne,
+    chunked,
+    make_problem,
+    refit_without_each,
+    refit_without_sets,
+    scaled,
+)
 from transferkit.measure import ridge
 from transferkit.measure.ridge import PENALTIES, fit_ridge, principal_coordinates, ridge_paths
-from transferkit.records import folds
+from transferkit.records import Folds
 
 SHAPES = {"dual": (24, (20, 16)), "primal": (40, (5, 4)), "streamed": (70, (9, 7))}
 
@@ -25,21 +32,41 @@ def same_errors(actual, expected):
     return bool((np.abs(actual - expected) <= TOLERANCE * expected).all())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def singles():
-    """Images are left out one by one here; groups of them are in test_ridge_folds.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folds, "LARGE_CLASS", 0)
-        yield
+HELD_BACK = {"one by one": OneByOne, "one of each class": Folds}
+"""How images are left out where classes are large, and where they are small, as they are here."""
+
+
+def arrange(how: str, features, labels):
+    """Features, labels and folds, images that are left out together side by side."""
+    folds = HELD_BACK[how].alone(labels)
+    return features[folds.order], labels[folds.order], folds.take(folds.order)
 
 
 def route(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make sure that the shapes above take the route they are named after."""
+    """Let the shapes above take the route that they are named after."""
     if name == "streamed":
         monkeypatch.setattr(ridge, "MAX_RANK", 16)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_features_are_read_once_more_where_they_fit_in_memory_and_several_times_where_they_are_streamed(
+    name, monkeypatch
+):
+    """Once to scale them; the others tell that the shapes take the routes that they are named after."""
+    route(name, monkeypatch)
     images, widths = SHAPES[name]
-    in_memory = ridge._fits_memory(images, {"all": slice(0, sum(widths))})
-    assert in_memory == (name != "streamed")
+    features, labels, blocks = make_problem(0, images=images, widths=widths)
+    features, labels, folds = arrange("one of each class", features, labels)
+    passes = []
+
+    def chunks():
+        passes.append(name)
+        return chunked(features, 11)()
+
+    for fit in (ridge_paths, fit_ridge):
+        passes.clear()
+        fit(chunks, labels, blocks, classes=3, folds=folds)
+        assert (len(passes) > 2) == (name == "streamed")
     assert (images <= sum(widths)) == (name == "dual")
 
 
@@ -47,44 +74,52 @@ def balanced(labels):
     return 1 / np.bincount(labels)[labels]
 
 
+@pytest.mark.parametrize("how", HELD_BACK)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_leave_one_out_equals_refitting_without_each_image(name, weighted, monkeypatch):
+def test_leaving_out_equals_refitting_without_each_set(name, weighted, how, monkeypatch):
     route(name, monkeypatch)
     images, widths = SHAPES[name]
     features, labels, blocks = make_problem(1, images=images, widths=widths)
+    features, labels, folds = arrange(how, features, labels)
     weights = balanced(labels) if weighted else np.ones(images)
     weights = weights / weights.mean()
-    paths = ridge_paths(chunked(features, 11), labels, blocks, classes=3, weights=weights if weighted else None)
+    given = weights if weighted else None
+    paths = ridge_paths(chunked(features, 11), labels, blocks, classes=3, weights=given, folds=folds)
     assert list(paths) == ["s0", "s1", "joined"]
     for stage, path in paths.items():
         own = blocks if stage == "joined" else {stage: blocks[stage]}
         columns = np.concatenate([np.arange(block.start, block.stop) for block in own.values()])
         known = scaled(features, blocks, weights)[:, columns]
         for p in (0, 4, 6, 10):
-            scores = refit_without_each(known, labels, 3, PENALTIES[p], weights)
+            scores = refit_without_sets(known, labels, folds.together, 3, PENALTIES[p], weights)
             error = weights @ ((scores - np.eye(3)[labels]) ** 2).sum(axis=1) / images
             assert path.squared_error[p] == pytest.approx(error, rel=TOLERANCE[p]), (stage, PENALTIES[p])
             assert path.accuracy[p] == pytest.approx((scores.argmax(axis=1) == labels).mean())
 
 
+@pytest.mark.parametrize("how", HELD_BACK)
 @pytest.mark.parametrize("name", SHAPES)
-def test_leave_one_out_scores_of_the_fit_equal_refits(name, monkeypatch):
+def test_held_back_scores_of_the_fit_equal_refits(name, how, monkeypatch):
     route(name, monkeypatch)
     images, widths = SHAPES[name]
     features, labels, blocks = make_problem(2, images=images, widths=widths)
-    fit = fit_ridge(chunked(features, 13), labels, blocks, classes=3)
-    expected = refit_without_each(scaled(features, blocks), labels, 3, fit.penalty, np.ones(images))
+    features, labels, folds = arrange(how, features, labels)
+    fit = fit_ridge(chunked(features, 13), labels, blocks, classes=3, folds=folds)
+    known = scaled(features, blocks)
+    expected = refit_without_sets(known, labels, folds.together, 3, fit.penalty, np.ones(images))
     np.testing.assert_allclose(fit.held_back, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("how", HELD_BACK)
 @pytest.mark.parametrize("name", SHAPES)
-def test_fit_chooses_the_penalty_that_the_joined_path_prefers(name, monkeypatch):
+def test_fit_chooses_the_penalty_that_the_joined_path_prefers(name, how, monkeypatch):
     route(name, monkeypatch)
     images, widths = SHAPES[name]
     features, labels, blocks = make_problem(3, images=images, widths=widths)
-    path = ridge_paths(chunked(features, 13), labels, blocks, classes=3)["joined"]
-    fit = fit_ridge(chunked(features, 13), labels, blocks, classes=3)
+    features, labels, folds = arrange(how, features, labels)
+    path = ridge_paths(chunked(features, 13), labels, blocks, classes=3, folds=folds)["joined"]
+    fit = fit_ridge(chunked(features, 13), labels, blocks, classes=3, folds=folds)
     np.testing.assert_allclose(fit.path.squared_error, path.squared_error, rtol=1e-4)
     assert fit.penalty == PENALTIES[np.argmin(path.squared_error)]
     assert path.best == np.argmin(path.squared_error)
@@ -96,8 +131,10 @@ def test_fit_equals_scikit_learns_ridge(name, weighted, monkeypatch):
     route(name, monkeypatch)
     images, widths = SHAPES[name]
     features, labels, blocks = make_problem(4, images=images, widths=widths)
+    features, labels, folds = arrange("one of each class", features, labels)
     weights = balanced(labels) / balanced(labels).mean() if weighted else np.ones(images)
-    fit = fit_ridge(chunked(features, 17), labels, blocks, classes=3, weights=weights if weighted else None)
+    given = weights if weighted else None
+    fit = fit_ridge(chunked(features, 17), labels, blocks, classes=3, weights=given, folds=folds)
     known = scaled(features, blocks, weights)
     model = Ridge(alpha=fit.penalty).fit(known, np.eye(3)[labels], sample_weight=weights)
     scores = features @ fit.weight.T + fit.bias
@@ -118,35 +155,38 @@ def test_two_classes_equal_scikit_learns_classifier():
     )
 
 
-def test_streaming_with_enough_rank_equals_the_route_in_memory(monkeypatch):
+@pytest.mark.parametrize("how", HELD_BACK)
+def test_streaming_with_enough_rank_equals_the_route_in_memory(how, monkeypatch):
     features, labels, blocks = make_problem(6, images=90, widths=(9, 7), classes=4)
+    features, labels, folds = arrange(how, features, labels)
     weights = balanced(labels)
     chunks = chunked(features, 16)
-    in_memory = ridge_paths(chunks, labels, blocks, classes=4, weights=weights)
-    head = fit_ridge(chunks, labels, blocks, classes=4, weights=weights)
+    in_memory = ridge_paths(chunks, labels, blocks, classes=4, weights=weights, folds=folds)
+    head = fit_ridge(chunks, labels, blocks, classes=4, weights=weights, folds=folds)
     coordinates = principal_coordinates(chunks, 90, blocks)
     monkeypatch.setattr(ridge, "MAX_RANK", 16)
-    assert not ridge._fits_memory(90, blocks)
-    streamed = ridge_paths(chunks, labels, blocks, classes=4, weights=weights)
+    streamed = ridge_paths(chunks, labels, blocks, classes=4, weights=weights, folds=folds)
     for stage, path in in_memory.items():
         np.testing.assert_allclose(streamed[stage].squared_error, path.squared_error, rtol=1e-4)
         np.testing.assert_array_equal(streamed[stage].accuracy, path.accuracy)
-    again = fit_ridge(chunks, labels, blocks, classes=4, weights=weights)
+    again = fit_ridge(chunks, labels, blocks, classes=4, weights=weights, folds=folds)
     np.testing.assert_allclose(again.weight, head.weight, atol=1e-4 * np.abs(head.weight).max())
     np.testing.assert_allclose(again.held_back, head.held_back, atol=1e-4)
     other = principal_coordinates(chunks, 90, blocks)
     np.testing.assert_allclose(pdist(other.values), pdist(coordinates.values), rtol=1e-4)
 
 
-def test_streaming_with_less_rank_keeps_each_stage_exact_and_the_joined_one_near(monkeypatch):
+@pytest.mark.parametrize("how", HELD_BACK)
+def test_streaming_with_less_rank_keeps_each_stage_exact_and_the_joined_one_near(how, monkeypatch):
     features, labels, blocks = make_problem(7, images=120, widths=(12, 10))
-    exact = ridge_paths(chunked(features, 50), labels, blocks, classes=3)
+    features, labels, folds = arrange(how, features, labels)
+    exact = ridge_paths(chunked(features, 50), labels, blocks, classes=3, folds=folds)
     monkeypatch.setattr(ridge, "MAX_RANK", 14)
-    near = ridge_paths(chunked(features, 50), labels, blocks, classes=3)
+    near = ridge_paths(chunked(features, 50), labels, blocks, classes=3, folds=folds)
     for stage in ("s0", "s1"):
         np.testing.assert_allclose(near[stage].squared_error, exact[stage].squared_error, rtol=1e-4)
     assert near["joined"].squared_error.min() == pytest.approx(exact["joined"].squared_error.min(), rel=0.3)
-    fit = fit_ridge(chunked(features, 50), labels, blocks, classes=3)
+    fit = fit_ridge(chunked(features, 50), labels, blocks, classes=3, folds=folds)
     np.testing.assert_allclose(fit.path.squared_error, near["joined"].squared_error, rtol=1e-4)
     # The weights handed out do what the leave-one-out scores were measured for: both see the leading directions only.
     known = principal_coordinates(chunked(features, 50), 120, blocks)
@@ -155,19 +195,20 @@ def test_streaming_with_less_rank_keeps_each_stage_exact_and_the_joined_one_near
     np.testing.assert_allclose(features @ fit.weight.T + fit.bias, model.predict(known.values), atol=1e-3)
 
 
-def errors_of(features, labels, blocks, *, classes=3, weights=None, size=1000):
-    paths = ridge_paths(chunked(features, size), labels, blocks, classes=classes, weights=weights)
+def errors_of(features, labels, blocks, *, folds=None, classes=3, weights=None, size=1000):
+    paths = ridge_paths(chunked(features, size), labels, blocks, classes=classes, weights=weights, folds=folds)
     return np.array([path.squared_error for path in paths.values()])
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**16), name=st.sampled_from(["dual", "primal"]))
-def test_order_of_images_does_not_matter(seed, name):
+@given(seed=st.integers(0, 2**16), name=st.sampled_from(["dual", "primal"]), how=st.sampled_from([*HELD_BACK]))
+def test_order_of_images_does_not_matter(seed, name, how):
     images, widths = SHAPES[name]
     features, labels, blocks = make_problem(seed, images=images, widths=widths)
     order = np.random.default_rng(seed).permutation(images)
-    expected = errors_of(features, labels, blocks)
-    assert same_errors(errors_of(features[order], labels[order], blocks), expected)
+    folds = HELD_BACK[how].alone(labels)
+    expected = errors_of(features, labels, blocks, folds=folds)
+    assert same_errors(errors_of(features[order], labels[order], blocks, folds=folds.take(order)), expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -176,25 +217,28 @@ def test_order_of_images_does_not_matter(seed, name):
     name=st.sampled_from(["dual", "primal"]),
     shift=st.floats(-20, 20),
     factor=st.floats(1e-3, 1e3),
+    how=st.sampled_from([*HELD_BACK]),
 )
-def test_offset_and_unit_of_features_do_not_matter(seed, name, shift, factor):
+def test_offset_and_unit_of_features_do_not_matter(seed, name, shift, factor, how):
     images, widths = SHAPES[name]
     features, labels, blocks = make_problem(seed, images=images, widths=widths)
     changed = (factor * (features + np.float32(shift))).astype(np.float32)
-    expected = errors_of(features, labels, blocks)
-    assert same_errors(errors_of(changed, labels, blocks), expected)
+    folds = HELD_BACK[how].alone(labels)
+    expected = errors_of(features, labels, blocks, folds=folds)
+    assert same_errors(errors_of(changed, labels, blocks, folds=folds), expected)
 
 
 @settings(max_examples=20, deadline=None)
-@given(size=st.integers(1, 80), streamed=st.booleans())
-def test_size_of_chunks_does_not_matter(size, streamed):
+@given(size=st.integers(1, 80), streamed=st.booleans(), how=st.sampled_from([*HELD_BACK]))
+def test_size_of_chunks_does_not_matter(size, streamed, how):
     images, widths = SHAPES["streamed"]
     features, labels, blocks = make_problem(8, images=images, widths=widths)
+    features, labels, folds = arrange(how, features, labels)
     with pytest.MonkeyPatch.context() as patch:
         if streamed:
             patch.setattr(ridge, "MAX_RANK", 16)
-        expected = errors_of(features, labels, blocks)
-        assert same_errors(errors_of(features, labels, blocks, size=size), expected)
+        expected = errors_of(features, labels, blocks, folds=folds)
+        assert same_errors(errors_of(features, labels, blocks, folds=folds, size=size), expected)
 
 
 def test_scale_of_weights_does_not_matter():
@@ -235,7 +279,8 @@ def test_constant_features_change_nothing_and_get_no_weight(value, images, size)
 def test_stage_that_is_constant_throughout_knows_the_class_shares_only(value, images, size):
     features, labels, blocks = make_problem(12, images=images, widths=(6,))
     wider = np.concatenate([features, np.full((images, 3), value, dtype=np.float32)], axis=1)
-    paths = ridge_paths(chunked(wider, size), labels, {**blocks, "dead": slice(6, 9)}, classes=3)
+    alone = OneByOne.alone(labels)
+    paths = ridge_paths(chunked(wider, size), labels, {**blocks, "dead": slice(6, 9)}, classes=3, folds=alone)
     counts = np.bincount(labels)
     shares = (counts[None, :] - np.eye(3)[labels]) / (images - 1)  # of the others
     error = ((shares - np.eye(3)[labels]) ** 2).sum(axis=1).mean()
@@ -257,10 +302,12 @@ def test_the_only_image_of_a_class_does_not_count():
     labels = np.where(labels == 2, 1, labels)
     labels[7] = 2
     expected = refit_without_each(scaled(features, blocks), labels, 3, 1.0, np.ones(30))
-    fit = fit_ridge(chunked(features, 30), labels, blocks, classes=3)
+    alone = OneByOne.alone(labels)
+    fit = fit_ridge(chunked(features, 30), labels, blocks, classes=3, folds=alone)
     assert np.isfinite(fit.held_back).all()
     assert fit.held_back[7, 2] == pytest.approx(0, abs=1e-4)  # a target that no other image has
-    path, others = ridge_paths(chunked(features, 30), labels, blocks, classes=3)["s0"], np.arange(30) != 7
+    path = ridge_paths(chunked(features, 30), labels, blocks, classes=3, folds=alone)["s0"]
+    others = np.arange(30) != 7
     np.testing.assert_array_equal(path.counting, others)
     assert path.accuracy[6] == pytest.approx((expected.argmax(axis=1) == labels)[others].mean())
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from tests.unit.measure.problems import OneByOne
 from transferkit.measure import PENALTIES, fit_ridge, ridge_paths
-from transferkit.records import folds
 
 
 def scaled(features, width):
@@ -49,18 +49,18 @@ def test_held_back_scores_equal_refitting_without_the_fold(width, weighted):
     np.testing.assert_array_equal(path.right[best], expected.argmax(axis=1) == labels)
 
 
-def test_small_classes_without_any_signal_score_chance_where_single_images_score_below_it(monkeypatch):
+def test_small_classes_without_any_signal_score_chance_where_single_images_score_below_it():
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(4), 4)
 
-    def accuracy():
+    def accuracy(folds):
         found = []
         for _ in range(60):
             features = rng.normal(size=(16, 40)).astype(np.float32)
-            path = ridge_paths(lambda rows=features: [rows], labels, {"s": slice(0, 40)}, classes=4)["s"]
+            paths = ridge_paths(lambda rows=features: [rows], labels, {"s": slice(0, 40)}, classes=4, folds=folds)
+            path = paths["s"]
             found.append(path.accuracy[PENALTIES == 1])
         return np.mean(found)
 
-    assert accuracy() == pytest.approx(0.25, abs=0.04)
-    monkeypatch.setattr(folds, "LARGE_CLASS", 0)
-    assert accuracy() < 0.15
+    assert accuracy(None) == pytest.approx(0.25, abs=0.04)
+    assert accuracy(OneByOne.alone(labels)) < 0.15

@@ -70,7 +70,7 @@ def by_hand(features, labels, blocks, fitted, share, penalty):
 def test_scores_of_every_fold_equal_the_same_steps_taken_one_by_one(widths):
     features, labels, blocks = make_problem(5, images=36, widths=widths)
     chosen = choose(features, labels, blocks)
-    fold = Folds.alone(labels).deal(seed=0)
+    fold = Folds.alone(labels).assign_splits(seed=0)
     for held in range(5):
         rest = fold == held
         scores = by_hand(features, labels, blocks, np.flatnonzero(~rest), chosen.share, chosen.penalty)
@@ -96,7 +96,7 @@ def test_labels_drawn_at_random_are_not_predicted():
         chosen = choose(features, labels, blocks)
         found.append(chosen.accuracy)
         # What the figure would be with the selection outside the folds: the test must be able to see that.
-        fold = Folds.alone(labels).deal(seed=seed)
+        fold = Folds.alone(labels).assign_splits(seed=seed)
         known = scaled(features, blocks) * chosen.emphasis
         for held in range(5):
             fit = Ridge().fit(known[fold != held], np.eye(3)[labels[fold != held]])
@@ -170,7 +170,7 @@ def test_features_without_any_spread_are_no_reason_to_stop(images):
 
 def test_one_image_is_an_error():
     features, labels, blocks, _ = needles(0, images=1)
-    with pytest.raises(DataError, match="from 2 images or more, got 1"):
+    with pytest.raises(DataError, match="at least 2 images, got 1"):
         choose(features, labels, blocks)
 
 

@@ -208,7 +208,7 @@ def test_shapes_that_do_not_fit_are_said():
         emd_of_class_means(draw(0), np.zeros(3, dtype=int), draw(1), np.zeros(200, dtype=int))
     with pytest.raises(OptionError, match=r"Expected \(N, D\) and \(M, D\), got \(200, 4\) and \(200, 3\)"):
         mmd(draw(0), draw(1, width=3))
-    with pytest.raises(OptionError, match="2 rows or more, got 1 and 200"):
+    with pytest.raises(OptionError, match="at least 2 rows, got 1 and 200"):
         frechet_distance(draw(0, rows=1), draw(1))
     with pytest.raises(OptionError, match="bandwidth must be > 0"):
         mmd(draw(0), draw(1), bandwidth=-1)

@@ -3,22 +3,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.measure.problems import make_problem, refit_without_each, scaled
+from tests.unit.measure.problems import OneByOne, make_problem, refit_without_sets, scaled
 from transferkit.core.errors import OptionError
 from transferkit.measure import PENALTIES, knn_accuracy
 from transferkit.measure.transferability import knn, press
-from transferkit.records import Folds, folds
+from transferkit.records import Folds
 
 
-def test_press_equals_refits_without_each_image(monkeypatch):
-    monkeypatch.setattr(folds, "LARGE_CLASS", 0)  # images one by one, as where classes are large
+@pytest.mark.parametrize("kind", [OneByOne, Folds])
+def test_press_equals_refits_without_each_set(kind):
     features, labels, _ = make_problem(1, images=24, widths=(5,))
     blocks = {"features": slice(0, 5)}
     unit = scaled(features, blocks)
     targets, weights = np.eye(3)[labels], np.ones(24)
-    scores = [refit_without_each(unit, labels, 3, penalty, weights) for penalty in PENALTIES]
+    folds = kind.alone(labels)
+    scores = [refit_without_sets(unit, labels, folds.together, 3, penalty, weights) for penalty in PENALTIES]
     best = min(scores, key=lambda found: ((found - targets) ** 2).sum())
-    assert press(features, labels) == (best.argmax(axis=1) == labels).mean()
+    assert press(features, labels, folds=folds) == (best.argmax(axis=1) == labels).mean()
 
 
 def test_knn_is_the_accuracy_of_the_neighbours():

@@ -308,7 +308,7 @@ def test_stage_names_and_strides_do_not_depend_on_the_side_in_use():
 def test_network_that_fails_says_on_what():
     with pytest.raises(BackboneError, match=r"cannot take images of shape \(2, 3, 64, 64\): RuntimeError") as caught:
         Backbone(FixedSize(), spec_of(64))
-    assert "If it was made for another size, pass that: preprocessing=Preprocessing(size=..." in str(caught.value)
+    assert "If it was built for another size, pass that: preprocessing=Preprocessing(size=..." in str(caught.value)
 
 
 def test_network_must_return_a_tensor():
@@ -316,7 +316,7 @@ def test_network_must_return_a_tensor():
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return images, images
 
-    with pytest.raises(BackboneError, match="must return a tensor with the batch first, got tuple"):
+    with pytest.raises(BackboneError, match="must return a tensor with a batch dimension first, got tuple"):
         Backbone(TwoOutputs(), spec_of())
 
 
@@ -364,7 +364,7 @@ def test_torchscript_is_refused_with_a_way_out_that_works(inside):
     network = Views()
     traced = torch.jit.trace(network.eval(), torch.zeros(2, 3, 32, 32))
     spec = spec_of(32)
-    with pytest.raises(BackboneError, match=r"A TorchScript module does not show its layers.*load_state_dict"):
+    with pytest.raises(BackboneError, match=r"A TorchScript module does not expose its layers.*load_state_dict"):
         Backbone(nn.Sequential(traced) if inside else traced, spec)
     again = Views()
     again.load_state_dict(traced.state_dict())

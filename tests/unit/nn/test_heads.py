@@ -134,7 +134,7 @@ def test_a_copied_blend_answers_the_same(clone):
 
 
 def test_members_must_agree_on_classes_and_preprocessing():
-    with pytest.raises(OptionError, match="A blend needs models of the same classes"):
+    with pytest.raises(OptionError, match="A blend needs at least one model, all with the same classes"):
         Blend([])
     with pytest.raises(OptionError, match="same classes"):
         Blend([make_model(0), make_model(1, classes=("a", "c", "b"))])

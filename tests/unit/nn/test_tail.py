@@ -129,7 +129,7 @@ def test_families_with_glue_of_their_own_can_be_cut_at_every_stage(name):
 def test_families_with_parallel_branches_are_refused(name):
     network = timm.create_model(name, pretrained=False)
     backbone = make_backbone(network, network.pretrained_cfg["input_size"][-1])
-    with pytest.raises(CutError, match="what follows also reads what was computed before it"):
+    with pytest.raises(CutError, match="what follows also reads values computed before it"):
         cut(backbone, len(backbone.stages) // 2)
 
 
@@ -502,16 +502,16 @@ class InPlace(nn.Module):
 
 
 REFUSED = {
-    "skips the cut": (Skip, "middle", "what follows also reads what was computed before it"),
-    "reads the images": (ReadsImages, "stem", "what follows also reads what was computed before it"),
-    "one weight on both sides": (Tied, "other", "'block' runs on both sides of it"),
+    "skips the cut": (Skip, "middle", "what follows also reads values computed before it"),
+    "reads the images": (ReadsImages, "stem", "what follows also reads values computed before it"),
+    "one weight on both sides": (Tied, "other", "'block' runs both before and after it"),
     "changed in place": (InPlace, "conv2", "its output is changed in place by what follows"),
     "a gate of the images' own": (
         lambda: Tuples(of_images=True),
         "blocks.1",
-        "what follows also reads what was computed before it",
+        "what follows also reads values computed before it",
     ),
-    "nothing behind": (Pyramid, "top", "no other stage runs behind it"),
+    "nothing behind": (Pyramid, "top", "no other stage runs after it"),
 }
 
 
@@ -520,7 +520,7 @@ def test_a_cut_that_cannot_be_is_refused_with_its_reason(name):
     make, stage, reason = REFUSED[name]
     backbone = make_backbone(make())
     with pytest.raises(
-        CutError, match=f"module/toy cannot be cut behind stage '{stage}': {reason}. Train it without cached"
+        CutError, match=f"module/toy cannot be cut after stage '{stage}': {reason}. Train it without cached"
     ):
         cut(backbone, stage)
 
@@ -537,5 +537,5 @@ def test_errors_name_what_there_is(backbone, tail):
         cut(backbone, "midle")
     with pytest.raises(OptionError, match="A backbone is cut at one stage, got 'joined'."):
         cut(backbone, "joined")
-    with pytest.raises(OptionError, match="Stage 'stem' is not behind 'middle'; those are: top."):
+    with pytest.raises(OptionError, match="Stage 'stem' is not after 'middle'. Stages after it: top."):
         tail.pooled_stages(torch.randn(1, 8, 8, 8), pooling="avg", names=["stem"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transferkit.core.errors import DataError, OptionError
 from transferkit.core.intervals import wilson_interval
 from transferkit.records import Fold, Folds, connected_groups
-from transferkit.records.folds import LARGE_CLASS, LARGE_GROUP, LARGE_PARTS, LEFT_OUT_AT_ONCE
+from transferkit.records.folds import LARGE_CLASS, LARGE_GROUP, LARGE_SPLITS, LEFT_OUT_AT_ONCE
 
 
 def hold_back(labels, groups, *, folds, seed=0) -> list[Fold]:
@@ -72,7 +72,7 @@ def test_it_gives_up_only_where_classes_would_be_lost(drawn, seed):
     try:
         hold_back(labels, groups, folds=1, seed=seed)
     except DataError:
-        # Groups are dealt out by fifths; where each fifth has the last images of some class, none can go.
+        # Groups are splits out by fifths; where each fifth has the last images of some class, none can go.
         if len(set(groups)) == len(groups):
             assert not can_be_held_back(labels, groups)
 
@@ -139,19 +139,19 @@ def test_large_classes_are_left_out_group_by_group():
     assert len(np.unique(folds.together)) == len(folds)
 
 
-def test_large_groups_are_left_out_in_few_parts():
+def test_large_groups_are_left_out_in_few_sets():
     groups = np.repeat(np.arange(30), LARGE_GROUP + 1)
     folds = Folds(groups % 3, groups, np.arange(len(groups)))
-    assert len(np.unique(folds.together)) == LARGE_PARTS
+    assert len(np.unique(folds.together)) == LARGE_SPLITS
     assert folds.counting(folds.together).all()
 
 
 @given(folds_of, st.integers(2, 6), st.integers(0, 3))
 def test_an_image_counts_where_its_class_is_left_to_learn_from(folds, parts, seed):
-    dealt = folds.deal(parts, seed=seed)
-    counting = folds.counting(dealt)
+    splits = folds.assign_splits(parts, seed=seed)
+    counting = folds.counting(splits)
     for image, label in enumerate(folds.labels):
-        others = (folds.labels == label) & (dealt != dealt[image])
+        others = (folds.labels == label) & (splits != splits[image])
         assert counting[image] == float(others.any())
 
 
@@ -169,25 +169,25 @@ def test_copies_in_different_groups_are_an_error():
 
 
 @given(folds_of, st.integers(2, 6), st.integers(0, 3))
-def test_dealt_parts_hold_whole_groups_and_are_drawn_by_the_seed_alone(folds, parts, seed):
-    dealt = folds.deal(parts, seed=seed)
-    assert set(dealt) <= set(range(parts))
+def test_splits_hold_whole_groups_and_depend_on_the_seed_alone(folds, parts, seed):
+    splits = folds.assign_splits(parts, seed=seed)
+    assert set(splits) <= set(range(parts))
     for group in np.unique(folds.groups):
-        assert len(set(dealt[folds.groups == group])) == 1
-    np.testing.assert_array_equal(dealt, folds.deal(parts, seed=seed))
+        assert len(set(splits[folds.groups == group])) == 1
+    np.testing.assert_array_equal(splits, folds.assign_splits(parts, seed=seed))
 
 
-def test_groups_of_unequal_sizes_are_dealt_to_parts_of_nearly_equal_size():
+def test_groups_of_unequal_sizes_fill_splits_of_nearly_equal_size():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 40, 60)
     groups = np.repeat(np.arange(60), sizes)
     folds = Folds(groups % 2, groups, np.arange(len(groups)))
-    parts = folds.deal(5)
+    parts = folds.assign_splits(5)
     for label in (0, 1):
         counts = np.bincount(parts[folds.labels == label])
         assert counts.max() - counts.min() <= 4
-    with pytest.raises(OptionError, match="2 parts or more, got 1"):
-        folds.deal(1)
+    with pytest.raises(OptionError, match="n_splits must be >= 2, got 1"):
+        folds.assign_splits(1)
 
 
 def test_images_of_one_group_are_worth_one_image_where_they_agree():

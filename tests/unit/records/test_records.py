@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import transferkit as tk
 from transferkit import records
 from transferkit.core.errors import OptionError
+from transferkit.core.limits import check_image_size
 from transferkit.records import (
     Alternative,
     BackboneSpec,
@@ -23,7 +24,6 @@ from transferkit.records import (
     Metrics,
     Preprocessing,
     ProbeScore,
-    check_image_size,
 )
 
 PLAIN = Preprocessing(size=224, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.875, origin="here")

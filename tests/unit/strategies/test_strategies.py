@@ -84,7 +84,7 @@ def test_stages_that_cannot_be_trained_are_told_all_at_once(strategy):
     with pytest.raises(OptionError) as caught:
         strategy(asked(stage="blocks.1", tuned=("blocks.9", "top", "blocks.1")), LITE)
     assert "- Unknown stage 'blocks.9'. Closest known: blocks." in str(caught.value)
-    assert "- stage 'top' lies beyond 'blocks.1', the last one that the head reads" in str(caught.value)
+    assert "- stage 'top' is after 'blocks.1', the head's input" in str(caught.value)
 
 
 def test_many_layers_leaves_only_the_stem_alone():

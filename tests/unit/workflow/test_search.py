@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.decision.test_decision import evidence, score
 from transferkit import decision as deciding
 from transferkit.core.errors import OptionError
-from transferkit.decision import GainModel, choose, usual_passes
+from transferkit.decision import GainModel, choose, default_passes
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import Candidate
 from transferkit.workflow.search import Trial, search
@@ -43,7 +43,7 @@ class World:
 
     def begin(self, option):
         self.tried.append(option.strategy)
-        passes = usual_passes(looked().data.train_images)
+        passes = default_passes(looked().data.train_images)
         self.now += option.cost_seconds * passes / (passes + 1)
         gain = self.gains[option.strategy]
         kept = Candidate(name="fine-tuned", weight=1.0, accuracy=0.8 + gain, log_loss=0.1, gain_error=0.005)

@@ -201,30 +201,30 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "run"),)
 
     torch.save({"model": Trap()}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"holds pickled code \(posix.mkdir\).*save its weights alone"):
+    with pytest.raises(CheckpointError, match=r"contains pickled code \(posix.mkdir\).*save only its weights"):
         load("timm/test_resnet", checkpoint=tmp_path / "x.pth")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_pickled_module_is_refused_with_a_remedy(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"holds pickled code \(torch.nn.modules.linear.Linear\)"):
+    with pytest.raises(CheckpointError, match=r"contains pickled code \(torch.nn.modules.linear.Linear\)"):
         load("timm/test_resnet", checkpoint=tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.pth", b"\x00\x01\x02", "is no checkpoint, or was cut short"),
-        ("x.pth", b"hello world", "is a text file, and no checkpoint; it begins with 'hello world'"),
+        ("x.pth", b"\x00\x01\x02", "is not a checkpoint, or is truncated"),
+        ("x.pth", b"hello world", "is a text file, not a checkpoint; it begins with 'hello world'"),
         ("x.safetensors", "grüße".encode() * 200, "is a text file"),
         ("x.pth", b"", "is empty: the copy or the download did not finish"),
         ("x.safetensors", b"", "is empty"),
         ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a Git LFS pointer.*git lfs pull"),
-        ("x.ckpt", b"\n<!DOCTYPE html><html>", "is a web page, which a download got"),
+        ("x.ckpt", b"\n<!DOCTYPE html><html>", "is a web page, downloaded instead of the file"),
         ("x.pth", gzip.compress(b"weights"), "is a gzip file.*gunzip"),
         ("x.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes them"),
-        ("x.safetensors", (90).to_bytes(8, "little") + b'{"a"', "was cut short, or is damaged"),
+        ("x.safetensors", (90).to_bytes(8, "little") + b'{"a"', "is truncated or damaged"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path, name, content, message):
@@ -238,21 +238,21 @@ def test_a_file_that_was_cut_short_is_an_error(trained, tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     save_file(trained.state_dict(), path) if suffix == ".safetensors" else torch.save(trained.state_dict(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="truncated"):
         load("timm/test_resnet", checkpoint=path)
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), [1, 2], {"epoch": 3}, {"state_dict": {}}])
 def test_a_file_without_named_tensors_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="holds no tensors by name"):
+    with pytest.raises(CheckpointError, match="contains no named tensors"):
         load("timm/test_resnet", checkpoint=tmp_path / "x.pth")
 
 
 def test_a_path_that_is_no_file_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"There is no file .* checkpoint= takes the path of one weights file"):
         load("timm/test_resnet", checkpoint=tmp_path / "nowhere.pth")
-    with pytest.raises(CheckpointError, match=r"has no model.safetensors. It holds no weights file"):
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors. It contains no weights file"):
         load("timm/test_resnet", checkpoint=tmp_path)
     (tmp_path / "epoch=3.ckpt").touch()
     with pytest.raises(CheckpointError, match=r"Name one of its files: epoch=3.ckpt"):

@@ -124,7 +124,7 @@ def test_the_given_preprocessing_overrides_the_sources():
 
 
 def test_a_given_size_that_the_network_cannot_take_is_an_error():
-    with pytest.raises(BackboneError, match="accepts only images of 224 pixels, and its preprocessing has size 32"):
+    with pytest.raises(BackboneError, match="accepts only images of 224 pixels, but its preprocessing has size 32"):
         load("timm/deit_tiny_patch16_224", pretrained=False, preprocessing=PLAIN)
 
 
@@ -152,7 +152,9 @@ def test_a_module_of_timm_brings_its_facts():
 
 
 def test_a_module_without_facts_needs_preprocessing():
-    with pytest.raises(BackboneError, match=r"Small does not say how .* Pass preprocessing=Preprocessing\("):
+    with pytest.raises(
+        BackboneError, match=r"Small does not define its preprocessing. Pass preprocessing=Preprocessing\("
+    ):
         load(Small())
 
 
@@ -169,7 +171,7 @@ def test_imagenet_names_go_with_imagenet_weights_only():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet18", "names no source. Did you mean 'timm/resnet18' or 'torchvision/resnet18'"),
+        ("resnet18", "has no source. Did you mean 'timm/resnet18' or 'torchvision/resnet18'"),
         ("resnet18.a1_in1k", "Did you mean 'timm/resnet18' or 'torchvision/resnet18'"),
         ("tf_efficientnet_lite0", "Did you mean 'packaged/tf_efficientnet_lite0' or 'timm/tf_efficientnet_lite0'"),
         ("convnext_tinyy", "Unknown model 'convnext_tinyy'. Closest known: convnext_tiny,"),
@@ -178,11 +180,11 @@ def test_imagenet_names_go_with_imagenet_weights_only():
         ("timm/", "Unknown timm model ''"),
         ("timm/resnet18.a1_in2k", "Unknown weights tag 'resnet18.a1_in2k'. Closest known: resnet18.a"),
         ("timm/convnext_tiny_in22ft1k", "Use 'timm/convnext_tiny.fb_in22k_ft_in1k'"),
-        ("timm/vit_base_patch16_sapiens2", "3 x 1024 x 768 .* a square image of 3 channels is needed"),
+        ("timm/vit_base_patch16_sapiens2", "3 x 1024 x 768 .* expected a square with 3 channels"),
         ("torchvision/resnet81", "Unknown torchvision model 'resnet81'. Closest known: resnet18"),
         ("torchvision/resnet18:IMAGENET1K_V2", "weights of torchvision/resnet18 .* Closest known: IMAGENET1K_V1"),
         ("torchvision/fasterrcnn_resnet50_fpn", "belongs to torchvision.models.detection"),
-        ("torchvision/r3d_18", "belongs to torchvision.models.video; a network that classifies images"),
+        ("torchvision/r3d_18", "belongs to torchvision.models.video; expected an image classification network"),
         ("packaged/tf_efficientnet_lite3", "Unknown packaged model .* Closest known: tf_efficientnet_lite"),
         ("best.pth", "looks like a weights file; .* checkpoint='best.pth'"),
         (Path("best.pth"), "A model is a name or a torch.nn.Module, got PosixPath"),

@@ -92,7 +92,7 @@ def installed_at(folder):
 
 def test_a_package_without_its_file_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", installed_at(tmp_path))
-    with pytest.raises(CheckpointError, match=r"should hold one file models/\*.pth, found 0"):
+    with pytest.raises(CheckpointError, match=r"should contain one file models/\*.pth, found 0"):
         load("packaged/tf_efficientnet_lite0")
 
 

@@ -179,7 +179,7 @@ def test_networks_that_cannot_be_told_apart_are_refused_with_a_remedy_that_works
     content, path = prefixed(state, "one.") | prefixed(other, "two."), tmp_path / f"x{suffix}"
     save_file(content, path) if suffix == ".safetensors" else torch.save(content, path)
     with pytest.raises(
-        CheckpointError, match=r"holds 2 networks that fit, with different weights: 'one.', 'two.'"
+        CheckpointError, match=r"contains 2 networks that fit, with different weights: 'one.', 'two.'"
     ) as at:
         load(NAME, checkpoint=path)
     assert_holds(load(NAME, checkpoint=run_python_in(str(at.value)))[0], state)
@@ -212,8 +212,8 @@ def test_a_head_of_another_form_is_left_out(state, tmp_path, head, prefix):
     assert network(torch.rand(1, 3, 32, 32)).shape == (1, 96)
     own = [f"{prefix}{key}" for key in HEADS[head] if key.startswith("fc.")]
     others = [f"{prefix}{key}" for key in HEADS[head] if key.endswith(("weight", "bias"))]
-    said = f"without what stands on top of it ({', '.join(others)})" if others else "those of x.pth"
-    said = f"without its classifier ({', '.join(own)}), which is of another form" if own else said
+    said = f"without the layers on top of it ({', '.join(others)})" if others else "those of x.pth"
+    said = f"without its classifier ({', '.join(own)}), which is of another type" if own else said
     assert spec.preprocessing.origin.endswith(said)
 
 
@@ -318,10 +318,10 @@ def test_another_vision_transformer_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "said"),
     [
-        (1, "reads 1 channel, but images have 3 here .* For grey images, spread it over the three and save"),
-        (4, "reads 4 channels, but images have 3 here .* keep these and save"),
-        (13, "reads 13 channels, but images have 3 here"),
-        (2, "reads 2 channels, .* Choose weights that were trained on colour images"),
+        (1, "takes 1 channel, but images have 3 here .* For grey images, repeat its weights for all three"),
+        (4, "takes 4 channels, but images have 3 here .* keep these and save"),
+        (13, "takes 13 channels, but images have 3 here"),
+        (2, "takes 2 channels, .* Choose weights that were trained on colour images"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -348,7 +348,9 @@ def test_torchscript_is_refused_and_the_remedy_works(state, tmp_path, suffix):
     network.load_state_dict(state)
     path = tmp_path / f"x{suffix}"
     torch.jit.trace(network.eval(), torch.rand(1, 3, 32, 32)).save(str(path))
-    with pytest.raises(CheckpointError, match=r"is a TorchScript archive: it holds code, .* was not loaded") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"is a TorchScript archive: it contains code, .* was not loaded"
+    ) as caught:
         load(NAME, checkpoint=path)
     assert_holds(load(NAME, checkpoint=run_python_in(str(caught.value)))[0], without_head(state), head=False)
 
@@ -367,7 +369,7 @@ def test_a_file_that_needs_classes_says_how_to_save_it_anew(state, tmp_path, wra
         "module": {"epoch": 3, "net": state, "config": Settings(lr=0.1)},
         "whole": network,
     }[wrapped]
-    with pytest.raises(CheckpointError, match=r"holds pickled code \(.*\), which would run on loading") as caught:
+    with pytest.raises(CheckpointError, match=r"contains pickled code \(.*\), which would run on loading") as caught:
         load(NAME, checkpoint=saved(content, tmp_path / "x.ckpt"))
     assert_holds(load(NAME, checkpoint=run_python_in(str(caught.value)))[0], state)
 
@@ -377,7 +379,7 @@ def test_wrappers_inside_names_are_taken_out(state, tmp_path, wrapper):
     content = {f"model.{key}".replace("layer2.", f"layer2.{wrapper}"): value for key, value in state.items()}
     assert_holds(load(NAME, checkpoint=saved(content, tmp_path / "x.pth"))[0], state)
     grey = {f"{wrapper}{key}": value for key, value in make_weights(2, in_chans=1).items()}
-    with pytest.raises(CheckpointError, match="reads 1 channel") as caught:
+    with pytest.raises(CheckpointError, match="takes 1 channel") as caught:
         load(NAME, checkpoint=saved({"model": grey}, tmp_path / "y.pth"))
     load(NAME, checkpoint=run_python_in(str(caught.value)))
 
@@ -459,14 +461,16 @@ def test_what_cannot_be_loaded_comes_with_a_remedy_that_works(state, tmp_path, k
 
 def test_a_remedy_reads_what_was_read(tmp_path):
     content = {"state_dict": make_weights(2, in_chans=1), "args": SimpleNamespace(lr=0.1)}
-    with pytest.raises(CheckpointError, match="reads 1 channel") as caught:
+    with pytest.raises(CheckpointError, match="takes 1 channel") as caught:
         load(NAME, checkpoint=saved(content, tmp_path / "x.pth"))
     load(NAME, checkpoint=run_python_in(str(caught.value)))
 
 
 def test_positions_of_another_image_size_can_be_resampled(tmp_path):
     content = {"model": prefixed(timm.create_model("test_vit", img_size=96).state_dict(), "module.")}
-    with pytest.raises(CheckpointError, match="6 x 6 patches and not 10 x 10. Resample its positions") as caught:
+    with pytest.raises(
+        CheckpointError, match="6 x 6 patches instead of 10 x 10. Resample its position embedding"
+    ) as caught:
         load("timm/test_vit", checkpoint=saved(content, tmp_path / "x.pth"))
     network, _ = load("timm/test_vit", checkpoint=run_python_in(str(caught.value)))
     torch.testing.assert_close(network.pos_embed[:, :1], content["model"]["module.pos_embed"][:, :1])
@@ -479,7 +483,7 @@ def test_positions_of_another_image_size_can_be_resampled(tmp_path):
             lambda s: {k: v for k, v in s.items() if "running" not in k},
             r"saved from parameters\(\) or named_parameters",
         ),
-        (lambda s: {k: v for k, v in s.items() if k.startswith("fc.")}, "holds a classifier only"),
+        (lambda s: {k: v for k, v in s.items() if k.startswith("fc.")}, "contains only a classifier"),
         (lambda s: {k.replace("conv1.weight", "conv1.base_layer.weight"): v for k, v in s.items()}, "merge_and_unload"),
         (lambda s: {**s, "conv1.0.weight": torch.ones(16, 3, 5, 5)}, r"transferkit.adapt\(module, DATA, checkpoint="),
     ],
@@ -491,7 +495,7 @@ def test_the_next_step_follows_from_what_is_missing(state, tmp_path, change, sai
 
 
 def test_an_address_is_no_path():
-    with pytest.raises(CheckpointError, match=r"is an address. Download the file"):
+    with pytest.raises(CheckpointError, match=r"is a URL. Download the file"):
         load(NAME, checkpoint="https://example.org/weights.pth")
 
 

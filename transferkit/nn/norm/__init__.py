@@ -1,6 +1,6 @@
-"""Normalisation: what can take the place of batch normalisation in a network, and the swap itself.
+"""Normalisation layers that can replace batch normalisation in a network, and the swap itself.
 
-Which kind suits which data is for others; here is what each computes.
+Defines what each kind computes; `decision` chooses the kind.
 """
 
 from transferkit.nn.norm.batch import AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
@@ -8,7 +8,7 @@ from transferkit.nn.norm.blended import AlphaBatchNorm
 from transferkit.nn.norm.conversion import ConversionReport, LayerFit, find_batch_norms, fit_group_norms
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
 from transferkit.nn.norm.kinds import BY_BATCH, CALIBRATED, KEEPS_OUTPUTS, NEEDS_SEVERAL, NORM_KINDS, MakeNorm
-from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm, begin_step
+from transferkit.nn.norm.micro_batches import AccumulatedBatchNorm, GhostBatchNorm, begin_step
 from transferkit.nn.norm.per_image import ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
 from transferkit.nn.norm.recalibration import follows_batches, recalibrate_statistics
 from transferkit.nn.norm.renorm import AT_ONCE, FROM_SCRATCH, BatchRenorm, Clipping

@@ -1,6 +1,6 @@
-"""Batch normalisation made from another one: as it was, or with one thing about it fixed or set.
+"""Batch normalisation layers built from an existing one: a copy, frozen, with a frozen affine map, or synchronised.
 
-Each layer takes the one it replaces and copies what that knows: affine map, running statistics, precision and device.
+Each takes the layer it replaces and copies its affine map, running statistics, precision and device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.core.errors import DataError, OptionError
-from transferkit.nn.norm.fused import Fused, check_layout, take_affine, take_followers
+from transferkit.nn.norm.fused import Fused, check_layout, copy_affine, copy_followers
 from transferkit.nn.norm.source import NormSource, read_source
 
 __all__ = [
@@ -31,23 +31,23 @@ __all__ = [
 ]
 
 SLOW_MOMENTUM = 0.01
-"""Weight of a new batch. TensorFlow's EfficientNets were trained with it (as decay 0.99), and timm names it so: ten
-times slower than torch's default, it lets a few odd batches pass."""
+"""Weight of a new batch. TensorFlow's EfficientNets were trained with it (as decay 0.99), and timm uses it: ten times
+slower than torch's default, it is robust to a few odd batches."""
 
 
 class BatchNorm(Fused, _BatchNorm):
-    """Batch normalisation as torch has it, whatever the number of axes; of one kind with the layer it is made of.
+    """torch's batch normalisation for any number of axes, copied from another layer.
 
     In training y = (x - mean_B) / sqrt(var_B + eps) * weight + bias with the moments of the batch and all positions,
-    and the running statistics follow these; in evaluation the running statistics take their place.
+    which also update the running statistics; in evaluation the running statistics are used.
 
     Args:
-        layer: Batch normalisation to copy; it stays as it is.
-        momentum: Weight of a new batch in the running statistics, in (0, 1], or None to count all batches alike.
-            Left out, it is the layer's.
+        layer: Batch normalisation to copy; not modified.
+        momentum: Weight of a new batch in the running statistics, in (0, 1], or None to weight all batches equally.
+            By default the layer's.
 
     Raises:
-        OptionError: If the layer is no batch normalisation, or the momentum is out of range.
+        OptionError: If the layer is not batch normalisation, or the momentum is out of range.
 
     Shape:
         (N, C, ...) -> the same. In training a channel needs two values at least: images times positions.
@@ -64,21 +64,21 @@ class BatchNorm(Fused, _BatchNorm):
     """
 
     LAYERS_OWN = math.inf
-    """Stands for the momentum of the layer, since None means something already."""
+    """Default: the layer's momentum (None has a meaning already)."""
 
     def __init__(self, layer: nn.Module, *, momentum: float | None = LAYERS_OWN) -> None:
         source = read_source(layer)
         if momentum is not None and momentum != self.LAYERS_OWN and not 0 < momentum <= 1:
             raise OptionError(f"The momentum of running statistics must be in (0, 1], or None, got {momentum!r}.")
         super().__init__(source.channels, source.eps, source.momentum if momentum == self.LAYERS_OWN else momentum)
-        take_affine(self, source)
-        take_followers(self, layer)
+        copy_affine(self, source)
+        copy_followers(self, layer)
         self.affine = source.weight is not None
         self.track_running_stats = source.mean is not None
         for name, tensor in (("running_mean", source.mean), ("running_var", source.variance)):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
         self.register_buffer("num_batches_tracked", _counted(source))
-        self.training = layer.training  # not train(): what follows may be the layer's own
+        self.training = layer.training  # not train(): dropout and activation may be shared with the layer
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         check_layout(input, self.num_features, self)
@@ -88,18 +88,18 @@ class BatchNorm(Fused, _BatchNorm):
     def _check_count(self, values: torch.Tensor) -> None:
         if values.numel() == values.shape[1]:
             raise DataError(
-                f"{type(self).__name__} in training needs 2 values per channel to tell how they vary, got 1: shape "
-                f"{tuple(values.shape)}. Give batches of 2 images at least, or swap to a kind that needs no batch: "
+                f"{type(self).__name__} in training needs at least 2 values per channel, got 1: shape "
+                f"{tuple(values.shape)}. Use batches of at least 2 images, or swap to a kind that needs no batch: "
                 "frozen, group."
             )
 
     @contextmanager
     def batch_by_batch(self) -> Iterator[None]:
-        """Inside, training is plain batch normalisation and every batch counts: for statistics estimated anew."""
+        """Inside, training is plain batch normalisation in which every batch counts: to recalibrate statistics."""
         yield
 
     def extra_repr(self) -> str:
-        """As torch has it."""
+        """torch's, typed."""
         return str(super().extra_repr())  # type: ignore[no-untyped-call, unused-ignore]
 
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
@@ -112,14 +112,14 @@ class BatchNorm(Fused, _BatchNorm):
         if self.weight is not None:
             scale = scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        shape = (1, -1, *(1,) * (values.ndim - 2))  # one pass over the values, for there are many
+        shape = (1, -1, *(1,) * (values.ndim - 2))  # one pass over the values, for speed
         return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(values.dtype)
 
     def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> float:
-        """Take a batch's mean and unbiased variance, two (C,), into the running statistics.
+        """Update the running statistics with a batch's mean and unbiased variance, two (C,).
 
         Returns:
-            The weight that they were given.
+            The weight of the update.
         """
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return 0.0
@@ -133,7 +133,7 @@ class BatchNorm(Fused, _BatchNorm):
 
 
 def _counted(source: NormSource) -> torch.Tensor | None:
-    """A copy of the number of batches; 0 where statistics are kept but not how many batches made them."""
+    """A copy of the number of batches; 0 if there are statistics but no count."""
     if source.mean is None:
         return None
     if source.count is None:
@@ -163,42 +163,42 @@ def batch_moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int
 
 
 def unbiased(variance: torch.Tensor, count: int) -> torch.Tensor:
-    """The variance over `count` values as running statistics keep it, like torch's: divided by count - 1."""
+    """The variance over `count` values divided by count - 1, as in torch's running statistics."""
     return variance * (count / max(count - 1, 1))
 
 
 def needs_statistics(layer: nn.Module, kind: str) -> NormSource:
-    """What the layer knows, running statistics among it.
+    """The layer's `NormSource`, with running statistics.
 
     Raises:
-        OptionError: If it keeps none.
+        OptionError: If it has none.
     """
     source = read_source(layer)
     if source.mean is None:
         raise OptionError(
-            f"{type(layer).__name__} keeps no running statistics, which {kind} needs. "
-            "Swap to a kind that needs none, such as group, or give a layer with track_running_stats=True."
+            f"{type(layer).__name__} has no running statistics, which {kind} needs. "
+            "Swap to a kind that needs none, such as group, or pass a layer with track_running_stats=True."
         )
     return source
 
 
 class FrozenBatchNorm(BatchNorm):
-    """Batch normalisation by its running statistics always: the same bits in training and in evaluation.
+    """Batch normalisation that always uses its running statistics: bit-identical in training and evaluation.
 
-    y = x * scale + shift with what `folded_affine` gives. Statistics never move; the affine map may learn. Gradients
-    treat the statistics as constants, so nothing ties the images of a batch together.
+    y = x * scale + shift with the values of `folded_affine`. Statistics are fixed; the affine map is trainable.
+    Gradients treat the statistics as constants, so images of a batch are independent.
 
     Args:
         layer: With running statistics.
 
     Raises:
-        OptionError: If it keeps none.
+        OptionError: If it has none.
 
     Shape:
         (N, C, ...) -> the same
 
     References:
-        Detection code has long done so (He et al., ICCV 2017). Deviation: the affine map may learn; torchvision's
+        Common in detection (He et al., ICCV 2017). Deviation: the affine map is trainable; torchvision's
         `FrozenBatchNorm2d` freezes it too.
 
     Example:
@@ -211,7 +211,7 @@ class FrozenBatchNorm(BatchNorm):
     def __init__(self, layer: nn.Module) -> None:
         needs_statistics(layer, "frozen")
         super().__init__(layer)
-        # torch's word for statistics that do not follow; who counts what moves reads it.
+        # torch's flag for fixed statistics; the freeze plan reads it.
         self.track_running_stats = False
 
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
@@ -221,12 +221,12 @@ class FrozenBatchNorm(BatchNorm):
 
 
 class AffineFrozenBatchNorm(BatchNorm):
-    """Batch normalisation whose affine map cannot learn; its statistics follow the batches as ever.
+    """Batch normalisation with a frozen affine map; its statistics are updated as before.
 
-    The map is kept in buffers, so that no plan and no optimizer can reach it; its name in a state_dict stays.
+    The map is stored in buffers, out of reach of plans and optimizers; its names in the state_dict are unchanged.
 
     Args:
-        layer: Batch normalisation to copy; it stays as it is.
+        layer: Batch normalisation to copy; not modified.
 
     Shape:
         (N, C, ...) -> the same
@@ -250,7 +250,7 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
     In one process it is plain batch normalisation. It takes effect on GPUs under torch.distributed only.
 
     Args:
-        layer: Batch normalisation to copy; it stays as it is.
+        layer: Batch normalisation to copy; not modified.
 
     Shape:
         (N, C, ...) -> the same
@@ -265,7 +265,7 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
     """
 
     def _check_count(self, values: torch.Tensor) -> None:
-        if not (dist.is_available() and dist.is_initialized()):  # else the other processes have values too
+        if not (dist.is_available() and dist.is_initialized()):  # else other processes have values too
             super()._check_count(values)
 
     def normalised(self, values: torch.Tensor) -> torch.Tensor:

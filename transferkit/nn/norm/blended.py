@@ -1,4 +1,4 @@
-"""Batch normalisation between what the source images looked like and what this batch looks like."""
+"""Batch normalisation by a mixture of source and batch statistics."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transferkit.nn.norm.fused import check_layout
 __all__ = ["STRENGTH", "AlphaBatchNorm"]
 
 STRENGTH = 16.0
-"""Images that the source statistics weigh as much as: a guess, for batches of 8 to 32."""
+"""Weight of the source statistics, in images: a guess, for batches of 8 to 32."""
 
 
 class AlphaBatchNorm(BatchNorm):
-    """Batch normalisation by a blend of source and batch statistics, in training and in evaluation alike.
+    """Batch normalisation by a blend of source and batch statistics, in both training and evaluation.
 
-    With n images in the batch and a strength of N, mean = a mean_source + (1 - a) mean_B and the variance alike, where
-    a = N / (N + n): a small batch leaves the source statistics in charge, a large one takes over. They are the layer's
-    running statistics and stay what they are.
+    With n images in the batch and a strength of N, mean = a mean_source + (1 - a) mean_B, and likewise the variance,
+    where a = N / (N + n): with a small batch the source statistics dominate, with a large one the batch's. The source
+    statistics are the layer's running statistics and are fixed.
 
-    In evaluation, too, an image's output depends on the others in its batch; one image at a time still works.
+    In evaluation too, an image's output depends on the others in its batch; single images also work.
 
     Args:
         layer: With running statistics.
@@ -53,7 +53,7 @@ class AlphaBatchNorm(BatchNorm):
         self.strength = float(strength)
 
     def source_weight(self, images: int) -> float:
-        """a, the weight of the source statistics beside a batch of so many images, in [0, 1]."""
+        """a, the weight of the source statistics for a batch of `images`, in [0, 1]."""
         return 1.0 if self.strength == float("inf") else self.strength / (self.strength + images)
 
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
@@ -70,5 +70,5 @@ class AlphaBatchNorm(BatchNorm):
         return self._normalise(values, mean, variance)
 
     def extra_repr(self) -> str:
-        """With the strength of the source."""
+        """torch's, with the strength."""
         return f"{super().extra_repr()}, strength={self.strength}"

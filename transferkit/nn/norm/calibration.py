@@ -1,4 +1,4 @@
-"""Images that a normalisation is fitted to: what may be given, and what is wrong with it."""
+"""Calibration images for normalisation: accepted forms and checks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from transferkit.core.errors import DataError
 __all__ = ["Images", "calibration_batches", "calibration_images"]
 
 Images = torch.Tensor | Iterable[Any]
-"""(N, 3, S, S) float, normalised as the checkpoint wants it, or several of such: batches of a loader, whose labels are
-left aside."""
+"""(N, 3, S, S) float, normalised for the checkpoint, or an iterable of such: batches of a loader, whose labels are
+ignored."""
 
 BATCH = 64
-"""Images at a time where all come in one tensor: enough to tell moments from, and kind to the memory."""
+"""Batch size if all images are in one tensor: enough to estimate moments, at low memory."""
 
 
 def calibration_batches(images: Images, *, like: nn.Module) -> Iterator[torch.Tensor]:
-    """The images batch by batch, each checked when it comes, in the module's precision and on its device.
+    """Yield the images in batches, checked, in the module's precision and on its device.
 
     Args:
-        images: One tensor is cut into equal parts of at most `BATCH`; several come as they are.
-        like: The network that they are for.
+        images: One tensor is split into equal batches of at most `BATCH`; batches are used as they are.
+        like: The network to calibrate.
 
     Raises:
-        DataError: If there are none, or some of a wrong shape or type, or not finite.
+        DataError: If there are none, or some have a wrong shape or dtype, or are not finite.
 
     Example:
         >>> [len(batch) for batch in calibration_batches(torch.zeros(65, 3, 8, 8), like=nn.Conv2d(3, 1, 1))]
@@ -44,18 +44,18 @@ def calibration_batches(images: Images, *, like: nn.Module) -> Iterator[torch.Te
         count += len(batch)
         yield batch.to(parameter)
     if not count:
-        raise DataError("Calibration needs images, none came. Give a tensor (N, 3, S, S), N >= 1.")
+        raise DataError("Calibration needs images, got none. Pass a tensor (N, 3, S, S), N >= 1.")
 
 
 def calibration_images(images: Images, *, like: nn.Module) -> torch.Tensor:
-    """All of the images in one tensor; see `calibration_batches`.
+    """All images in one tensor; see `calibration_batches`.
 
     Raises:
         DataError: As there, or if their sizes differ.
     """
     batches = list(calibration_batches(images, like=like))
     if len(shapes := sorted({tuple(batch.shape[1:]) for batch in batches})) > 1:
-        raise DataError(f"Calibration images must be of one size, got {shapes[0]} and {shapes[1]}. Resize them first.")
+        raise DataError(f"Calibration images must have one size, got {shapes[0]} and {shapes[1]}. Resize them first.")
     return torch.cat(batches)
 
 
@@ -72,11 +72,11 @@ def _check(batch: object, number: int, channels: int) -> None:
     if not isinstance(batch, torch.Tensor):
         raise DataError(
             f"{where} must be a tensor of images, or begin with one, got {type(batch).__name__}. "
-            'Of a loader of dictionaries give the images: (batch["image"] for batch in loader).'
+            'For a loader of dicts, pass the images: (batch["image"] for batch in loader).'
         )
     if batch.ndim != 4 or batch.shape[1] != channels or not batch.numel():
         raise DataError(f"{where} must be images (N, {channels}, S, S), N >= 1, got shape {tuple(batch.shape)}.")
     if not batch.is_floating_point():
-        raise DataError(f"{where} must be float, normalised as the checkpoint wants it, got {batch.dtype}.")
+        raise DataError(f"{where} must be float, normalised for the checkpoint, got {batch.dtype}.")
     if not bool(batch.isfinite().all()):
-        raise DataError(f"{where} holds NaN or infinite values. Look for images that were not decoded right.")
+        raise DataError(f"{where} contains NaN or infinite values. Check for images that were decoded wrongly.")

@@ -1,10 +1,9 @@
-"""Batch normalisation replaced by group normalisation that was fitted to do the same, from a few unlabelled images.
+"""Conversion of batch normalisation to group normalisation fitted to the same outputs, from a few unlabelled images.
 
-Group normalisation takes its statistics from each image alone, so it needs no batch; put in a pretrained network as it
-is, it destroys what the network knows. Here each layer first brings its channels to the scale that the running
-statistics of the source give, weighs them so that what an image's statistics vary by is small, and then gets, in closed
-form, the scale and offset that come nearest to what the source layer gives. Whether a network is better off converted
-at all is for others to say.
+Group normalisation computes its statistics per image, so it needs no batch; simply inserted into a pretrained network,
+it destroys the network's accuracy. Here each layer first scales its channels by the running statistics of the source,
+weights them so that an image's statistics vary little between images, and then gets, in closed form, the scale and
+offset that best approximate the source layer's output. Whether conversion improves a network is not decided here.
 """
 
 from __future__ import annotations
@@ -33,24 +32,24 @@ __all__ = [
 
 
 RIDGE = 1.0
-"""How much channels' weights are held back from cancelling what the images' second moments vary by, in units of that
-variance in the mean channel. Of 0.01, 0.1, 1, 10 and 100, this agreed best on photographs; 1 to 100 are alike."""
+"""Ridge penalty on the channel weights that cancel the variation of second moments between images, in units of that
+variance in the mean channel. Of 0.01, 0.1, 1, 10 and 100, this agreed best on photographs; 1 to 100 are similar."""
 
 FARTHEST = 4.0
-"""A channel counts at most this many times more or less than it would unweighted."""
+"""Maximum factor by which a channel's weight may differ from 1."""
 
 PASSING = 0.5
-"""Half the width over which the slope of an activation is taken, in units of its input."""
+"""Half the width of the finite difference for an activation's slope, in units of its input."""
 
 FAINT = 0.01
-"""What a value that the activation cuts off counts in the fit."""
+"""Weight in the fit of a value that the activation cuts off."""
 
 STEPS = 5
-"""Of Newton's, for the offset. The activation is piecewise linear as a rule; 2 would nearly do."""
+"""Newton steps for the offset. Activations are mostly piecewise linear; 2 would nearly suffice."""
 
-ENOUGH = 16384
-"""Values of a channel that its scale and offset are fitted to, at least where there are as many; of finer grids, every
-second, third, ... row and column counts, for neighbours tell nearly the same."""
+MIN_VALUES = 16384
+"""Values per channel to fit scale and offset to, if available; on finer grids only every second, third, ... row and
+column is used, because neighbours are nearly equal."""
 
 SILENT = 1e-6
 """Below this variance of a channel, in units of its variance on the source, its scale is taken from the source."""
@@ -58,15 +57,14 @@ SILENT = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFit:
-    """How near one layer comes to what the source's layer gives, before the activation.
+    """How closely one converted layer approximates the source layer's output, before the activation.
 
     Args:
         path: Dotted path.
         channels: C.
-        before: With group normalisation that takes over the source's weight and bias: summed squared distance, in
-            units of the summed squared distance of the source's output from its channel means. Behind layers that were
-            fitted already.
-        after: The same with the layer that was fitted.
+        before: With group normalisation that copies the source's weight and bias: summed squared error, relative to
+            the summed squared deviation of the source's output from its channel means. Earlier layers are fitted.
+        after: The same with the fitted layer.
     """
 
     path: str
@@ -77,14 +75,14 @@ class LayerFit:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport:
-    """What became of a conversion, on the images that it was fitted to: more than can be hoped for on others.
+    """Quality of a conversion on the images it was fitted to; on others it is lower.
 
     Args:
         layers: In the order in which they run.
         images: Number of images.
         blend: Share of the images' own statistics.
-        agreement: Share of images whose largest output is the same as the source's, in [0, 1]. Only for classifiers
-            does that mean anything.
+        agreement: Share of images with the same largest output as the source, in [0, 1]; meaningful only for
+            classifiers.
     """
 
     layers: tuple[LayerFit, ...]
@@ -94,7 +92,7 @@ class ConversionReport:
 
 
 def find_batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Path -> every `nn.BatchNorm2d` with running statistics; those that bring an activation along too."""
+    """Path -> every `nn.BatchNorm2d` with running statistics, including those with a fused activation."""
     return {
         path: part
         for path, part in module.named_modules()
@@ -111,26 +109,26 @@ def fit_group_norms(
     blend: float = 1.0,
     paths: Collection[str] | None = None,
 ) -> ConversionReport:
-    """Replace batch normalisation, in place, by group normalisation that was fitted to give the same on the images.
+    """Replace batch normalisation, in place, by group normalisation fitted to give the same outputs on the images.
 
-    One forward pass does it all: the images run twice side by side, once through the layers as they were and once
-    through those fitted so far, and each layer is fitted when both reach it. Memory is that of a forward pass with 2N
-    images, without gradients. If anything goes wrong, the module is as it was. Nothing is drawn at random.
+    Takes one forward pass with the images twice in the batch, once through the original layers and once through those
+    fitted so far; each layer is fitted when both reach it. Memory is that of a forward pass with 2N images, without
+    gradients. After an error the module is unchanged. Deterministic.
 
     Args:
-        module: Takes the images and returns a tensor, the batch first; any mode, which it keeps.
-        images: (N, ...) float, as the module takes them, on its device; some 64 or more, like those to come. No labels.
-        groups: Of neighbouring channels, >= 1. 1 is nearest to the source, by far. Where it does not divide a layer's
+        module: Takes the images and returns a tensor, the batch first; its mode is kept.
+        images: (N, ...) float, as the module takes them, on its device; about 64 or more, like future ones. No labels.
+        groups: Of neighbouring channels, >= 1. 1 is closest to the source, by far. If it does not divide a layer's
             channels, the nearest number that does.
-        blend: Share of each image's own statistics, in [0, 1]. 1 is group normalisation proper, 0 the source's fixed
-            statistics, which need no batch either but do not follow weights that change.
-        paths: Layers to replace; None is all that `find_batch_norms` gives.
+        blend: Share of each image's own statistics, in [0, 1]. 1 is group normalisation, 0 the source's fixed
+            statistics, which need no batch either but do not adapt to changing weights.
+        paths: Layers to replace; None for all from `find_batch_norms`.
 
     Returns:
-        How near each layer and the whole come to the source.
+        How closely each layer and the network approximate the source.
 
     Raises:
-        OptionError: If `blend`, `groups` or a path cannot be.
+        OptionError: If `blend`, `groups` or a path is invalid.
         DataError: If there are no images or a value of theirs is not finite.
         BackboneError: If the module cannot take the images, or one of the layers does not run.
 
@@ -151,7 +149,7 @@ def fit_group_norms(
 def fit_successors(
     module: nn.Module, pairs: Mapping[str, tuple[_BatchNorm, StandardisedGroupNorm]], images: torch.Tensor
 ) -> ConversionReport:
-    """Fit layers to what others give in their places. The module is left as it was, whatever stood in those places.
+    """Fit replacement layers to the outputs of the layers they replace; the module itself is not modified.
 
     Args:
         module, images: As for `fit_group_norms`.
@@ -188,13 +186,15 @@ def check_images(images: torch.Tensor) -> None:
     if images.ndim < 2 or not len(images) or not images.is_floating_point():
         raise DataError(f"Images must be (N, ...) float, N >= 1, got {tuple(images.shape)} {images.dtype}.")
     if not bool(images.isfinite().all()):
-        raise DataError("The images hold values that are not finite; leave those images out.")
+        raise DataError("The images contain values that are not finite; leave those images out.")
 
 
 def _chosen(module: nn.Module, paths: Collection[str] | None) -> dict[str, nn.BatchNorm2d]:
     known = find_batch_norms(module)
     if not known:
-        raise BackboneError("The module has no BatchNorm2d with running statistics inside it: nothing to convert.")
+        raise BackboneError(
+            "The module has no BatchNorm2d with running statistics inside it, so there is nothing to convert."
+        )
     if paths is None:
         return known
     if strange := [path for path in paths if path not in known]:
@@ -207,7 +207,7 @@ def _check_fitted(twins: Mapping[str, _Twin], fitted: Collection[_Twin], output:
         raise BackboneError("The module must return a tensor, the batch first.")
     if silent := [path for path, twin in twins.items() if twin not in fitted]:
         raise BackboneError(
-            f"{len(silent)} layers do not run on these images, such as {silent[0]!r}, and cannot be fitted. "
+            f"{len(silent)} layers do not run on these images, such as {silent[0]!r}, so they cannot be fitted. "
             "Name the others with paths=."
         )
 
@@ -218,7 +218,7 @@ def _put(module: nn.Module, parts: Mapping[str, nn.Module]) -> None:
 
 
 def _allow_affine(norm: StandardisedGroupNorm) -> None:
-    """Weight and bias to fit, for a successor of a layer that had none; they do not learn unless they are told to."""
+    """Add weight and bias to the replacement of a layer that had none; without gradients."""
     if not norm.affine:
         norm.affine = True
         norm.weight = nn.Parameter(torch.ones_like(norm.scale), requires_grad=False)
@@ -226,8 +226,8 @@ def _allow_affine(norm: StandardisedGroupNorm) -> None:
 
 
 class _Twin(nn.Module):
-    """Hangs in a layer's place: the first half of the batch goes through the source, the second through its successor,
-    which is fitted when the first batch arrives."""
+    """Replaces a layer temporarily: the first half of the batch passes through the source, the second through its
+    successor, which is fitted on the first call."""
 
     def __init__(self, path: str, source: _BatchNorm, successor: StandardisedGroupNorm, done: list[_Twin]) -> None:
         super().__init__()
@@ -243,11 +243,11 @@ class _Twin(nn.Module):
         if self not in self.done:
             self.done.append(self)
             self._fit(converted, wanted)
-        # The activation may well compute in place, so it comes last.
+        # The activation may compute in place, so it comes last.
         return torch.cat([self.fitted.act(wanted), self.fitted(converted)])
 
     def _fit(self, converted: torch.Tensor, wanted: torch.Tensor) -> None:
-        step = max(1, math.isqrt(wanted[:, 0].numel() // ENOUGH))
+        step = max(1, math.isqrt(wanted[:, 0].numel() // MIN_VALUES))
         thin = (..., slice(None, None, step), slice(None, None, step))
         self.before = _relative(_taken_over(self.source, self.fitted, converted)[thin], wanted[thin])
         _weigh(self.fitted, converted)
@@ -256,7 +256,7 @@ class _Twin(nn.Module):
         self.after = _relative(_affine(self.fitted, normalised), wanted[thin])
 
     def report(self) -> LayerFit:
-        """Once it is fitted."""
+        """The quality of the fit, after the forward pass."""
         return LayerFit(path=self.path, channels=self.source.num_features, before=self.before, after=self.after)
 
 
@@ -265,14 +265,14 @@ def _by_channel(values: torch.Tensor) -> torch.Tensor:
 
 
 def _plain(source: _BatchNorm, values: torch.Tensor) -> torch.Tensor:
-    """What the source gives, its activation aside, by its running statistics."""
+    """The source's output with its running statistics, before its activation."""
     return F.batch_norm(
         values, source.running_mean, source.running_var, source.weight, source.bias, False, 0.0, source.eps
     )
 
 
 def _taken_over(source: _BatchNorm, norm: StandardisedGroupNorm, values: torch.Tensor) -> torch.Tensor:
-    """What group normalisation gives that just takes over weight and bias."""
+    """Output of group normalisation with the source's weight and bias."""
     return F.group_norm(values, norm.num_groups, source.weight, source.bias, source.eps)
 
 
@@ -286,8 +286,8 @@ def _relative(given: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _weigh(norm: StandardisedGroupNorm, values: torch.Tensor) -> None:
-    """Scale, and turn over, the channels so that the statistics of a group differ little from image to image, and the
-    variance of a group is 1 on average over the images."""
+    """Scale the channels, and flip signs, so that a group's statistics vary little between images and its variance
+    averages 1 over the images."""
     standard = values * _by_channel(norm.scale) + _by_channel(norm.shift)
     means, squares = (
         part.double().chunk(norm.num_groups, dim=1) for part in (standard.mean((2, 3)), standard.square().mean((2, 3)))
@@ -300,9 +300,9 @@ def _weigh(norm: StandardisedGroupNorm, values: torch.Tensor) -> None:
 def _steady(means: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     """(D,) weights of the channels of one group.
 
-    Their squares are the portfolio of least variance: of all weights that stay near 1, those with which the weighted
-    sum of the second moments varies least over the images. Signs are then flipped one by one, the best first, for as
-    long as that lessens the variation of the weighted mean.
+    Their squares are a minimum-variance portfolio: of all weights near 1, those for which the weighted sum of second
+    moments varies least over the images. Signs are then flipped greedily while that reduces the variation of the
+    weighted mean.
 
     Args:
         means: (N, D) of each image and channel.
@@ -312,7 +312,7 @@ def _steady(means: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     varying = squares - squares.mean(0)
     gram = varying @ varying.T / images
     ridge = RIDGE * gram.trace() / squares.shape[1] + torch.finfo(gram.dtype).tiny
-    # argmin |varying w|^2 / N + ridge |w - 1|^2, solved over images, of which there are fewer than channels.
+    # argmin |varying w|^2 / N + ridge |w - 1|^2, solved in the dual, as there are fewer images than channels.
     held = gram + ridge * torch.eye(images, dtype=gram.dtype, device=gram.device)
     weights = 1 - varying.T @ torch.linalg.solve(held, varying.sum(1)) / images
     weights = weights.clamp(FARTHEST**-2, FARTHEST**2).sqrt()
@@ -323,13 +323,13 @@ def _steady(means: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
 
 
 def _balance(means: torch.Tensor) -> torch.Tensor:
-    """(D,) of 1 and -1 with which the sum of the columns is small in every row, as far as single flips lead."""
+    """(D,) signs for which the signed sum of the columns is small in every row, a local optimum under single flips."""
     products = means.T @ means
     signs = torch.ones(means.shape[1], dtype=means.dtype, device=means.device)
     signs[1::2] = -1
     pull = products @ signs
     diagonal = products.diagonal()
-    # A flip changes the squared sum by 4 (diagonal - sign * pull), less than 0 each time: it ends.
+    # A flip changes the squared sum by 4 (diagonal - sign * pull) < 0, so the loop terminates.
     for _ in range(10 * len(signs)):
         change = diagonal - signs * pull
         best = int(change.argmin())
@@ -347,15 +347,15 @@ def _solve(
     target: torch.Tensor,
     wanted: torch.Tensor,
 ) -> None:
-    """Weight and bias, in closed form.
+    """Fit weight and bias in closed form.
 
-    The weight is that of least squares against `target`, which the source makes of the very same values: against
-    `wanted`, the source's own activations, errors of the layers before would pull it towards 0. The bias then brings
-    the mean behind the activation to that of `wanted`.
+    The weight is the least-squares fit to `target`, the source's output for the same inputs: fitted to `wanted`, the
+    source's output in the original network, errors of earlier layers would shrink it. The bias then matches the mean
+    after the activation to that of `wanted`.
     """
     weight, bias = _least_squares(normalised, target, _slope(norm.act, target).clamp(min=FAINT))
     assert source.running_var is not None
-    # Where a channel is silent there is nothing to fit; there the source's scale holds for an image of usual variance.
+    # A silent channel cannot be fitted; it keeps the source's scale, which is right for an image of average variance.
     known = source.weight if source.affine else torch.ones_like(weight)
     kept = known / (norm.scale * (source.running_var + source.eps).sqrt())
     quiet = target.var((0, 2, 3), correction=0) <= SILENT * known.square()
@@ -379,7 +379,7 @@ def _least_squares(
 
 
 def _match_means(norm: StandardisedGroupNorm, normalised: torch.Tensor, wanted: torch.Tensor) -> None:
-    """Change the bias until each channel's mean behind the activation is that of `wanted`."""
+    """Adjust the bias until each channel's mean after the activation equals that of `wanted`."""
     over = (0, 2, 3)
     goal = norm.act(wanted.clone()).mean(over)
     for _ in range(STEPS):
@@ -389,7 +389,7 @@ def _match_means(norm: StandardisedGroupNorm, normalised: torch.Tensor, wanted: 
 
 
 def _slope(act: nn.Module, values: torch.Tensor) -> torch.Tensor:
-    """How much of a change in its input an activation lets through, >= 0; 1 throughout for the identity."""
+    """Absolute slope of an activation by finite differences, >= 0; 1 for the identity."""
     if isinstance(act, nn.Identity):
         return torch.ones_like(values)
     risen: torch.Tensor = act(values + PASSING) - act(values - PASSING)

@@ -1,4 +1,4 @@
-"""Batch normalisation that takes correlations between channels away as well."""
+"""Decorrelated batch normalisation: also removes correlations between channels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transferkit.nn.norm.source import nearest_divisor
 __all__ = ["CHANNELS_TOGETHER", "DecorrelatedBatchNorm", "inverse_root"]
 
 CHANNELS_TOGETHER = 16
-"""Channels in a group; the paper's choice, at which its networks are best."""
+"""Channels per group; the paper's best setting."""
 
 
 class _InverseRoot(torch.autograd.Function):
-    """A^(-1/2) by eigenvalues, with a derivative that close or equal ones do not break.
+    """A^(-1/2) by eigendecomposition, with a derivative that is stable for close or equal eigenvalues.
 
     That of torch.linalg.eigh divides by differences of eigenvalues. The derivative of a function of a symmetric matrix
     needs only its divided differences (Daleckii & Krein, 1965), and those of 1 / sqrt are, with roots p and q,
@@ -68,7 +68,7 @@ class DecorrelatedBatchNorm(BatchNorm):
     """Batch normalisation that whitens groups of channels: variance 1 each, and no correlation inside a group.
 
     In training y = S^(-1/2) (x - mean_B), with S = cov_B + eps I over the batch and all positions, group by group, then
-    the affine map. The symmetric root (ZCA) turns the channels as little as can be, so they keep what they stand for.
+    the affine map. The symmetric root (ZCA) rotates the channels as little as possible, so they keep their meaning.
     In evaluation the running mean and the running S^(-1/2) take the batch's place. These start as the layer's own,
     channel by channel: until it trains, evaluation gives what the layer gave.
 

@@ -1,4 +1,4 @@
-"""What all our normalisation layers are: a normalisation, then whatever the replaced module did after its own."""
+"""Base class of the normalisation layers: a normalisation, then the replaced module's dropout and activation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = [
     "check_layout",
     "laid_out_as",
     "share_hooks",
-    "take_affine",
-    "take_followers",
+    "copy_affine",
+    "copy_followers",
 ]
 
 HOOKS = (
@@ -35,14 +35,13 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-"""Where torch keeps what is called around a module, its saving and its loading."""
+"""Attributes in which torch stores a module's hooks."""
 
 
 class Fused(nn.Module):
-    """A normalisation that a dropout and an activation may follow in the same module, as in timm's `BatchNormAct2d`.
+    """A normalisation with optional dropout and activation in the same module, as in timm's `BatchNormAct2d`.
 
-    They keep timm's names, `drop` and `act`, so code that looks for them finds them, and the names of the tensors in a
-    state_dict stay what they were.
+    They have timm's names, `drop` and `act`, so that code that looks for them and state_dict names keep working.
 
     Shape:
         (N, C, ...) -> the same
@@ -62,10 +61,11 @@ class Fused(nn.Module):
         return values
 
 
-def take_followers(replacement: nn.Module, layer: nn.Module) -> None:
-    """Give a replacement the dropout and activation of the layer.
+def copy_followers(replacement: nn.Module, layer: nn.Module) -> None:
+    """Add the layer's dropout and activation to its replacement.
 
-    They are the very same modules, hooks and all, unless they hold weights: the layer must not learn while it waits.
+    They are the same module objects with their hooks, unless they have weights: the stored original must not be
+        trained.
     """
     for name in FOLLOWERS:
         follower = layer._modules.get(name)
@@ -78,7 +78,7 @@ def take_followers(replacement: nn.Module, layer: nn.Module) -> None:
 
 
 def share_hooks(replacement: nn.Module, layer: nn.Module) -> None:
-    """The same hooks on both, now and later: a handle that removes one removes it from both."""
+    """Share the hook dicts of both modules: a handle that removes a hook removes it from both."""
     for name in HOOKS:
         setattr(replacement, name, getattr(layer, name))
 
@@ -93,18 +93,18 @@ def check_layout(values: torch.Tensor, channels: int, layer: nn.Module) -> None:
 
 
 def laid_out_as(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The same values, in memory as those of another tensor of their shape."""
+    """The values in the memory layout of another tensor of the same shape."""
     if values.stride() == like.stride():
         return values
     return torch.empty_like(like, dtype=values.dtype).copy_(values)
 
 
 def check_count(values: torch.Tensor, together: int, layer: nn.Module) -> None:
-    """Raise a `DataError` for one value alone: it is its own mean, and normalised it is 0, whatever it was."""
+    """Raise a `DataError` if a single value would be normalised: the result would always be 0."""
     if together < 2:
         raise DataError(
-            f"{type(layer).__name__} normalises 2 values together at least, got {together}: "
-            f"shape {tuple(values.shape)}. Take fewer groups, a larger image_size, or the kind layer."
+            f"{type(layer).__name__} needs at least 2 values to normalise together, got {together}: "
+            f"shape {tuple(values.shape)}. Use fewer groups, a larger image_size, or the kind layer."
         )
 
 
@@ -116,8 +116,8 @@ def apply_affine(values: torch.Tensor, weight: torch.Tensor | None, bias: torch.
     return values if bias is None else values + bias.view(shape)
 
 
-def take_affine(replacement: nn.Module, source: NormSource) -> None:
-    """Give a replacement a copy of the affine map; what asked for gradients still does, frozen buffers do not."""
+def copy_affine(replacement: nn.Module, source: NormSource) -> None:
+    """Copy the affine map to a replacement, with the same requires_grad; buffers stay frozen."""
     for name, tensor in (("weight", source.weight), ("bias", source.bias)):
         copied = None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
         replacement.register_parameter(name, copied)

@@ -1,7 +1,7 @@
-"""The kinds of normalisation that can take a batch normalisation's place, by name.
+"""Registry of the kinds of normalisation that can replace batch normalisation.
 
-Each function makes the replacement of one layer, which stays as it is. Of a layer's own options it sets usual values;
-for others use the class: `swap_norm(module, lambda layer: GhostBatchNorm(layer, size=8))`.
+Each function makes the replacement of one layer, without modifying it, with default options; for other options use the
+class: `swap_norm(module, lambda layer: GhostBatchNorm(layer, size=8))`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transferkit.core.registry import Registry
 from transferkit.nn.norm.batch import SLOW_MOMENTUM, AffineFrozenBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from transferkit.nn.norm.blended import AlphaBatchNorm
 from transferkit.nn.norm.decorrelated import DecorrelatedBatchNorm
-from transferkit.nn.norm.parts import AccumulatedBatchNorm, GhostBatchNorm
+from transferkit.nn.norm.micro_batches import AccumulatedBatchNorm, GhostBatchNorm
 from transferkit.nn.norm.per_image import GROUPS, ChannelLayerNorm, GroupNorm, InstanceNorm, LayerNorm
 from transferkit.nn.norm.renorm import BatchRenorm
 from transferkit.nn.norm.standardised import standardising
@@ -25,10 +25,10 @@ MakeNorm = Callable[[nn.Module, int | None], nn.Module]
 """(layer, groups) -> its replacement. Kinds that are not `GROUPED` do not read `groups`."""
 
 NORM_KINDS: Registry[MakeNorm] = Registry("kind of normalisation")
-"""Name -> what makes the replacement of one batch normalisation."""
+"""Name -> function that makes the replacement of one batch normalisation layer."""
 
 GROUPED = frozenset({"group", "standardised_group", "decorrelated"})
-"""Kinds that put channels into groups."""
+"""Kinds that divide channels into groups."""
 
 CALIBRATED = frozenset({"standardised_group", "recalibrated"})
 """Kinds that can be fitted to images."""
@@ -36,13 +36,13 @@ CALIBRATED = frozenset({"standardised_group", "recalibrated"})
 KEEPS_OUTPUTS = frozenset(
     {"frozen", "frozen_affine", "momentum", "sync", "renorm", "ghost", "accumulated", "decorrelated"}
 )
-"""Kinds that give in evaluation what the layer gave, until they train."""
+"""Kinds with the layer's outputs in evaluation, until they are trained."""
 
 NEEDS_SEVERAL = frozenset({"frozen_affine", "momentum", "recalibrated", "ghost", "accumulated", "decorrelated"})
-"""Kinds that train on the statistics of the images at hand as they are, of which one at once tells too little."""
+"""Kinds that train on plain batch statistics, and so need several images per batch."""
 
 BY_BATCH = frozenset({"alpha"})
-"""Kinds with which an answer depends on the other images of its batch, in evaluation too."""
+"""Kinds with which a prediction depends on the other images of its batch, also in evaluation."""
 
 
 @NORM_KINDS.register("frozen")

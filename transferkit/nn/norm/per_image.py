@@ -1,8 +1,7 @@
-"""Normalisation that looks at one image at a time: no batch, no running statistics, the same in training and
-evaluation.
+"""Normalisation per image: no batch, no running statistics, the same in training and evaluation.
 
-Each takes the batch normalisation it replaces for its affine map, precision and device. The features come out scaled
-otherwise than the network learnt them; what that costs, and what makes up for it, is for others to say.
+Each copies affine map, precision and device from the batch normalisation it replaces. The output is scaled differently
+from what the following layers were trained on, which costs accuracy.
 """
 
 from __future__ import annotations
@@ -11,26 +10,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from transferkit.nn.norm.fused import Fused, check_count, check_layout, laid_out_as, take_affine, take_followers
+from transferkit.nn.norm.fused import Fused, check_count, check_layout, copy_affine, copy_followers, laid_out_as
 from transferkit.nn.norm.source import nearest_divisor, read_source
 
 __all__ = ["GROUPS", "ChannelLayerNorm", "GroupNorm", "InstanceNorm", "LayerNorm"]
 
 GROUPS = 32
-"""The default of Wu & He (2018). Fewer are nearer to batch normalisation, and to what its weights expect."""
+"""The default of Wu & He (2018). Fewer groups are closer to batch normalisation and to what its weights expect."""
 
 
 class GroupNorm(Fused, nn.GroupNorm):
-    """Normalisation of each image's channels by groups of neighbours, over all positions.
+    """Group normalisation: each image, over groups of neighbouring channels and all positions.
 
     y = (x - mean_g) / sqrt(var_g + eps) * weight + bias with the moments of the image's group g.
 
     Args:
-        layer: Batch normalisation whose affine map is copied; it stays as it is.
+        layer: Batch normalisation whose affine map is copied; not modified.
         groups: >= 1; the nearest divisor of the channels is taken.
 
     Raises:
-        OptionError: If the layer is no batch normalisation, or there are < 1 groups.
+        OptionError: If the layer is not batch normalisation, or groups < 1.
 
     Shape:
         (N, C, ...) -> the same. A group needs two values at least: channels times positions.
@@ -51,8 +50,8 @@ class GroupNorm(Fused, nn.GroupNorm):
         source = read_source(layer)
         super().__init__(nearest_divisor(source.channels, groups), source.channels, source.eps)
         self.asked_groups = groups
-        take_affine(self, source)
-        take_followers(self, layer)
+        copy_affine(self, source)
+        copy_followers(self, layer)
         self.affine = source.weight is not None
         self.training = layer.training
 
@@ -64,12 +63,12 @@ class GroupNorm(Fused, nn.GroupNorm):
 
 
 class LayerNorm(GroupNorm):
-    """Normalisation of each image over all its channels and positions: one group.
+    """Layer normalisation: each image, over all channels and positions.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias with the moments of the image.
 
     Args:
-        layer: Batch normalisation whose affine map is copied; it stays as it is.
+        layer: Batch normalisation whose affine map is copied; not modified.
 
     Shape:
         (N, C, ...) -> the same. An image needs two values at least.
@@ -88,12 +87,12 @@ class LayerNorm(GroupNorm):
 
 
 class ChannelLayerNorm(Fused):
-    """Normalisation of each position over the channels, as ConvNeXt has it.
+    """Layer normalisation over the channels at each position, as in ConvNeXt.
 
     y = (x - mean_p) / sqrt(var_p + eps) * weight + bias with the moments of the channels at the image's position p.
 
     Args:
-        layer: Batch normalisation whose affine map is copied; it stays as it is.
+        layer: Batch normalisation whose affine map is copied; not modified.
 
     Shape:
         (N, C, ...) -> the same, C >= 2.
@@ -113,8 +112,8 @@ class ChannelLayerNorm(Fused):
         self.num_channels, self.eps = source.channels, source.eps
         self.weight: torch.Tensor | None
         self.bias: torch.Tensor | None
-        take_affine(self, source)
-        take_followers(self, layer)
+        copy_affine(self, source)
+        copy_followers(self, layer)
         self.training = layer.training
 
     def normalised(self, values: torch.Tensor) -> torch.Tensor:
@@ -125,19 +124,19 @@ class ChannelLayerNorm(Fused):
         return laid_out_as(last.movedim(-1, 1), values)
 
     def extra_repr(self) -> str:
-        """As torch's own layers have it."""
+        """As in torch's layers."""
         return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
 
 class InstanceNorm(GroupNorm):
-    """Normalisation of each channel of each image over its positions: a group for each.
+    """Instance normalisation: each channel of each image, over positions.
 
     y = (x - mean_c) / sqrt(var_c + eps) * weight + bias with the moments of the image's channel c.
 
-    What an image's channels are on average is lost, and with it part of what tells classes apart. It suits style.
+    The channel means of an image are lost, and with them part of what distinguishes classes. Suited to style transfer.
 
     Args:
-        layer: Batch normalisation whose affine map is copied; it stays as it is.
+        layer: Batch normalisation whose affine map is copied; not modified.
 
     Shape:
         (N, C, ...) -> the same, with two positions at least.

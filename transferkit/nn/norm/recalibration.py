@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation, measured anew on images at hand."""
+"""Recalibration of batch normalisation: running statistics re-estimated on given images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["follows_batches", "recalibrate_statistics"]
 
 
 def follows_batches(module: nn.Module) -> bool:
-    """Whether it has running statistics that batches move, in training mode.
+    """Whether it has running statistics that are updated in training mode.
 
     Example:
         >>> follows_batches(nn.BatchNorm2d(3)), follows_batches(nn.BatchNorm2d(3, track_running_stats=False))
@@ -33,20 +33,20 @@ def recalibrate_statistics(
     layers: Iterable[_NormBase] | None = None,
     size: Callable[[Any], int] = len,
 ) -> int:
-    """Estimate anew the running statistics of normalisation that learns, for weights that no batch was seen with.
+    """Re-estimate the running statistics of trained normalisation layers, e.g. for averaged weights.
 
-    Those are the layers in train mode. Frozen ones, in evaluation mode, stay bit for bit; torch's `update_bn` would
-    reset them as well. Dropout is off meanwhile, as it is when the model is used, so no random number is drawn. Layers
-    whose statistics never follow a batch are left alone in any mode.
+    Those are the layers in train mode. Frozen ones, in evaluation mode, are unchanged; torch's `update_bn` would reset
+    them too. Dropout is off, as in evaluation, so no random number is drawn. Layers with fixed statistics are never
+    changed.
 
     Args:
-        model: In the modes that the plan gives it for training; they are as before afterwards.
-        batches: Inputs as the model takes them, of at least 2 images each. A batch counts by its number of images.
-        layers: Estimate these instead, whatever mode they are in.
-        size: Tells that number.
+        model: In the modes set by the plan for training; they are restored afterwards.
+        batches: Inputs of the model, at least 2 images each. A batch is weighted by its number of images.
+        layers: Estimate these instead, in any mode.
+        size: Function that returns the number of images of a batch.
 
     Returns:
-        Layers that were estimated anew. If there are none to estimate, no batch is asked for.
+        Number of layers estimated. If there are none, `batches` is not iterated.
 
     Raises:
         DataError: If there are layers to estimate but no batches.
@@ -65,19 +65,19 @@ def recalibrate_statistics(
             images = size(batch)
             seen += images
             for layer in layers:
-                # 1 for the first batch, which forgets what was. A reset would also hit layers that a hook freezes
-                # when they are called, and these would never be estimated.
+                # 1 for the first batch, which discards the old values. A reset would also affect layers that a hook
+                # freezes when they are called, and these would never be estimated.
                 layer.momentum = images / seen
             model(batch)
         estimated = sum(layer.training for layer in layers)
     if not seen:
-        raise DataError(f"{len(layers)} normalisation layers need images to estimate their statistics; none came.")
+        raise DataError(f"{len(layers)} layers need images to estimate statistics, got none. Pass at least one batch.")
     return estimated
 
 
 @contextmanager
 def _only_training(model: nn.Module, layers: Iterable[_NormBase]) -> Iterator[None]:
-    """These layers in train mode, all else in evaluation mode; modes and momenta are as before afterwards."""
+    """These layers in train mode, all others in evaluation mode; modes and momenta are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
     with ExitStack() as plainly:

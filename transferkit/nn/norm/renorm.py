@@ -1,4 +1,4 @@
-"""Batch renormalisation: a batch corrected towards what evaluation will see."""
+"""Batch renormalisation: batch statistics corrected towards the running statistics."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["AT_ONCE", "FROM_SCRATCH", "UNCORRECTED", "BatchRenorm", "Clipping"]
 
 @dataclass(frozen=True, kw_only=True)
 class Clipping:
-    """How far a batch may be corrected, by the number of training batches so far.
+    """Limits of the correction, as a function of the number of training batches so far.
 
     Args:
-        r_max: Highest ratio of deviations in the end, >= 1; its inverse is the lowest.
-        d_max: Greatest shift in the end, in running deviations, >= 0.
-        start: Batches before any correction: until then it is plain batch normalisation.
-        r_batches, d_batches: Batches after which each limit has reached its end, >= start; between, it grows evenly.
+        r_max: Final maximum ratio of deviations, >= 1; its inverse is the minimum.
+        d_max: Final maximum shift, in running deviations, >= 0.
+        start: Batches of plain batch normalisation before any correction.
+        r_batches, d_batches: Batches after which each limit reaches its final value, >= start; linear in between.
 
     Raises:
         OptionError: If one of them is out of range.
@@ -59,7 +59,7 @@ class Clipping:
         return max(self.start, self.r_batches, self.d_batches) > 0
 
     def at(self, batches: int) -> tuple[float, float]:
-        """The limits (r, d) after so many training batches: (1, 0) allows no correction."""
+        """The limits (r, d) after `batches` training batches: (1, 0) allows no correction."""
         return (
             _ramp(1.0, self.r_max, batches, self.start, self.r_batches),
             _ramp(0.0, self.d_max, batches, self.start, self.d_batches),
@@ -71,42 +71,42 @@ def _ramp(first: float, last: float, batches: int, start: int, stop: int) -> flo
         return first
     if batches >= stop:
         return last
-    # The end of the ramp may be infinite, where half the way is not.
+    # `last` may be infinite; then at the start 0 * inf would be NaN.
     return first + (last - first) * (batches - start) / (stop - start) if batches > start else first
 
 
 AT_ONCE = Clipping()
-"""The paper's last limits from the first batch: running statistics of pretrained weights can be trusted at once."""
+"""The paper's final limits from the first batch on: running statistics of pretrained weights are reliable."""
 
 FROM_SCRATCH = Clipping(start=5_000, r_batches=40_000, d_batches=25_000)
-"""The paper's schedule, for statistics that start at nothing."""
+"""The paper's schedule, for training from scratch."""
 
 UNCORRECTED = Clipping(r_max=1.0, d_max=0.0)
 """Plain batch normalisation."""
 
 
 class BatchRenorm(BatchNorm):
-    """Batch normalisation whose batches are corrected towards the running statistics; made for small ones.
+    """Batch normalisation with batch statistics corrected towards the running statistics; for small batches.
 
     In training y = ((x - mean_B) / dev_B * r + d) * weight + bias, with r = dev_B / dev and d = (mean_B - mean) / dev,
-    both clipped and treated as constants. Unclipped, y is what evaluation would give; with r = 1 and d = 0 it is plain
-    batch normalisation. Either way gradients flow through the moments of the batch.
+    both clipped and treated as constants. Unclipped, y equals the output in evaluation; with r = 1 and d = 0 it is
+    plain batch normalisation. In both cases gradients flow through the batch moments.
 
     Args:
         layer: With running statistics.
-        clipping: How far a batch may be corrected.
+        clipping: Limits of the correction.
 
     Attributes:
-        corrected: Training batches so far, an integer tensor in the state_dict: the schedule goes on after a resume.
+        corrected: Training batches so far, an integer tensor in the state_dict: the schedule continues after a resume.
 
     Raises:
-        OptionError: If the layer keeps no running statistics.
+        OptionError: If the layer has no running statistics.
 
     Shape:
         (N, C, ...) -> the same. In training a channel needs two values at least.
 
     References:
-        Ioffe, NeurIPS 2017. Deviations: the running variance is averaged, not the deviation, as torch's layers do, so
+        Ioffe, NeurIPS 2017. Deviations: the running variance is averaged, not the deviation, as in torch's layers, so
         that weights fit both; for pretrained weights there is no warm-up.
 
     Example:
@@ -133,7 +133,7 @@ class BatchRenorm(BatchNorm):
             ratio, shift = self._corrections(mean, variance)
             self._follow(mean, unbiased(variance, count))
             self.corrected.add_(1)
-        # Constants as they are, r and d fit into the affine map, and torch's own pass does the rest.
+        # As constants, r and d can be merged into the affine map; torch's kernel does the rest.
         weight = ratio if self.weight is None else self.weight * ratio
         bias = shift if self.weight is None else self.weight * shift
         bias = bias if self.bias is None else self.bias + bias
@@ -143,7 +143,7 @@ class BatchRenorm(BatchNorm):
         """r and d, two (C,), clipped."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        # On a GPU asking for the number means waiting for it.
+        # On a GPU, reading the number forces a synchronisation.
         highest, furthest = self.clipping.at(int(self.corrected) if self.clipping.grows else 0)
         scale = (self.running_var.to(variance.dtype) + self.eps).rsqrt()
         ratio = (variance + self.eps).sqrt() * scale
@@ -152,7 +152,7 @@ class BatchRenorm(BatchNorm):
 
     @contextmanager
     def batch_by_batch(self) -> Iterator[None]:
-        """Nothing is corrected inside, or later layers would see what the old statistics make of the images."""
+        """No correction inside, so that the old statistics do not affect the inputs of later layers."""
         clipping, batches = self.clipping, self.corrected.clone()
         self.clipping = UNCORRECTED
         try:
@@ -162,5 +162,5 @@ class BatchRenorm(BatchNorm):
             self.corrected.copy_(batches)
 
     def extra_repr(self) -> str:
-        """With the limits in the end."""
+        """torch's, with the final limits."""
         return f"{super().extra_repr()}, r_max={self.clipping.r_max}, d_max={self.clipping.d_max}"

@@ -1,7 +1,7 @@
-"""What a batch normalisation layer knows: its moments, its affine map, its places in a batch.
+"""Reading a batch normalisation layer's statistics, affine map and options.
 
-torch's own layers, those of timm that drop out and activate as well, and the frozen ones of torchvision and timm, which
-share no base class, all tell the same things. They are known by what they hold, so no library need be there.
+Supports torch's layers, timm's with fused dropout and activation, and the frozen ones of torchvision and timm, which
+share no base class. They are recognised by their attributes, so neither library needs to be installed.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from transferkit.core.errors import OptionError
 __all__ = ["FOLLOWERS", "NormSource", "folded_affine", "is_batch_norm", "nearest_divisor", "read_source"]
 
 FOLLOWERS = ("drop", "act")
-"""What may follow the normalisation inside the same module, in this order: timm's names for dropout and activation."""
+"""Children that may follow the normalisation in the same module, in order: timm's dropout and activation."""
 
 EPS = 1e-5
-"""torch's default, for a layer that names none."""
+"""torch's default, for a layer without the attribute."""
 
 MOMENTUM = 0.1
-"""torch's default, for a layer that names none: one that was frozen has no use for it."""
+"""torch's default, for a layer without the attribute, such as a frozen one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormSource:
-    """What is read of a layer; the tensors are the layer's own.
+    """State of a batch normalisation layer; the tensors are the layer's, not copies.
 
     Args:
         channels: C, >= 1.
         eps: Added to variances, >= 0.
-        momentum: Weight of a new batch in the running statistics; None counts all batches alike.
+        momentum: Weight of a new batch in the running statistics; None weights all batches equally.
         weight, bias: (C,) of the affine map, or None.
         mean, variance: (C,) running statistics, both or neither.
-        count: Batches they were measured on, an integer tensor; None if it was not kept.
+        count: Number of batches behind them, an integer tensor; None if not recorded.
     """
 
     channels: int
@@ -51,12 +51,12 @@ class NormSource:
 
     @property
     def like(self) -> torch.Tensor:
-        """Has the layer's precision and device."""
+        """A tensor with the layer's precision and device."""
         return next((tensor for tensor in (self.weight, self.bias, self.mean) if tensor is not None), torch.empty(0))
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether it normalises channels by statistics of a batch, or by those that it once measured.
+    """Whether it is batch normalisation, frozen variants included.
 
     Example:
         >>> is_batch_norm(nn.BatchNorm2d(3)), is_batch_norm(nn.GroupNorm(1, 3))
@@ -70,10 +70,10 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def read_source(layer: nn.Module) -> NormSource:
-    """What a batch normalisation layer knows.
+    """The state of a batch normalisation layer.
 
     Raises:
-        OptionError: If it is no such layer, has not seen its first batch, or holds parts of an unknown kind.
+        OptionError: If it is not such a layer, is lazy and uninitialised, or has unknown children.
 
     Example:
         >>> read_source(nn.BatchNorm2d(3, eps=1e-3)).eps
@@ -99,21 +99,21 @@ def read_source(layer: nn.Module) -> NormSource:
 
 def _problems(layer: nn.Module) -> Iterator[str]:
     if not is_batch_norm(layer):
-        yield "is no batch normalisation. Give a layer such as torch.nn.BatchNorm2d."
+        yield "is not batch normalisation. Pass a layer such as torch.nn.BatchNorm2d."
     if any(nn.parameter.is_lazy(tensor) for tensor in layer.state_dict().values()):
-        yield "does not know its channels yet. Send one batch through the network first."
+        yield "is lazy and has no channels yet. Run one batch through the network first."
     if strange := sorted(set(dict(layer.named_children())) - set(FOLLOWERS)):
-        yield f"holds a part {strange[0]!r} that a replacement would lose; known are: {', '.join(FOLLOWERS)}."
+        yield f"has a child {strange[0]!r} that a replacement would lose; supported are: {', '.join(FOLLOWERS)}."
 
 
 def folded_affine(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """The affine map that a batch normalisation layer is in evaluation mode, dropout and activation aside.
+    """The affine map equivalent to a batch normalisation layer in evaluation mode, without dropout and activation.
 
     Args:
         layer: With running statistics.
 
     Returns:
-        Scale and shift, two (C,): the layer gives x * scale + shift.
+        Scale and shift, two (C,): the layer computes x * scale + shift.
 
     Raises:
         OptionError: If it keeps no running statistics.
@@ -125,7 +125,9 @@ def folded_affine(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """
     source = read_source(layer)
     if source.mean is None or source.variance is None:
-        raise OptionError(f"{type(layer).__name__} keeps no running statistics; without them it is no affine map.")
+        raise OptionError(
+            f"{type(layer).__name__} has no running statistics. Pass a layer with track_running_stats=True."
+        )
     scale = (source.variance.detach() + source.eps).rsqrt()
     if source.weight is not None:
         scale = scale * source.weight.detach()
@@ -134,8 +136,7 @@ def folded_affine(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def nearest_divisor(channels: int, groups: int) -> int:
-    """The number of equal groups nearest to the one asked for, the smaller one of two: it is nearer to batch
-    statistics.
+    """The divisor of `channels` nearest to `groups`; on a tie the smaller, which is closer to batch statistics.
 
     Args:
         channels: >= 1.

@@ -1,4 +1,4 @@
-"""Group normalisation behind a fixed scale and shift per channel, which the statistics of the source give."""
+"""Group normalisation after a fixed scale and shift per channel, derived from the source's statistics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from transferkit.core.errors import OptionError
-from transferkit.nn.norm.fused import apply_affine, check_count, check_layout, take_affine, take_followers
+from transferkit.nn.norm.fused import apply_affine, check_count, check_layout, copy_affine, copy_followers
 from transferkit.nn.norm.source import nearest_divisor, read_source
 
 __all__ = [
@@ -20,13 +20,12 @@ __all__ = [
 
 
 class StandardisedGroupNorm(nn.GroupNorm):
-    """Group normalisation of channels that a fixed scale and shift were applied to, with the source's statistics mixed
-    in.
+    """Group normalisation after a fixed scale and shift per channel, optionally blended with the source's statistics.
 
-    With m and v the mean and variance of one image's group, after scale and shift, it gives
-    `weight * (u - blend * m) / sqrt(1 - blend + blend * v) + bias`. At `blend=1` that is group normalisation and no
-    more: `fold` puts scale and shift into the convolution before. At 0 it is a fixed map, as frozen batch
-    normalisation is.
+    With m and v the mean and variance of one image's group, after scale and shift, it computes
+    `weight * (u - blend * m) / sqrt(1 - blend + blend * v) + bias`. At `blend=1` that is plain group
+    normalisation: `fold` moves scale and shift into the convolution before. At 0 it is a fixed map, like frozen
+    batch normalisation.
 
     Args:
         num_groups: Of neighbouring channels; divides `num_channels`.
@@ -35,8 +34,8 @@ class StandardisedGroupNorm(nn.GroupNorm):
         eps: Added to the variance.
 
     Attributes:
-        scale, shift: (C,) buffers, 1 and 0 at first.
-        drop, act: What comes after, for layers that bring it along; the identity at first.
+        scale, shift: (C,) buffers, initially 1 and 0.
+        drop, act: Fused dropout and activation; initially the identity.
 
     Shape:
         (N, C, ...) -> the same
@@ -58,7 +57,9 @@ class StandardisedGroupNorm(nn.GroupNorm):
         if not 0 <= blend <= 1:
             raise OptionError(f"blend must be in [0, 1], got {blend!r}.")
         if num_groups < 1 or num_channels % num_groups:
-            raise OptionError(f"{num_channels} channels do not fall into {num_groups} groups of one size.")
+            raise OptionError(
+                f"{num_channels} channels cannot be divided into {num_groups} equal groups. Choose a divisor."
+            )
         super().__init__(num_groups, num_channels, eps=eps)
         self.asked_groups = num_groups
         self.blend = float(blend)
@@ -87,7 +88,7 @@ class StandardisedGroupNorm(nn.GroupNorm):
         return (scaled - self.blend * mean) * (1 - self.blend + self.blend * variance + self.eps).rsqrt()
 
     def _moments(self, scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, G) mean and variance of each group; channel by channel first, which every memory layout does fast."""
+        """(N, G) mean and variance of each group; per channel first, which is fast in every memory layout."""
         shape = (len(scaled), self.num_groups, self.num_channels // self.num_groups)
         positions = tuple(range(2, scaled.ndim))
         by_channel = (part.mean(positions) if positions else part for part in (scaled, scaled.square()))
@@ -103,10 +104,10 @@ class StandardisedGroupNorm(nn.GroupNorm):
 
 
 def fold(conv: nn.Conv2d, norm: StandardisedGroupNorm) -> tuple[nn.Conv2d, nn.GroupNorm]:
-    """The same map as a convolution and a plain `nn.GroupNorm`; what comes after the norm is left to the caller.
+    """The same map as a convolution and a plain `nn.GroupNorm`, without the norm's dropout and activation.
 
     Args:
-        conv: What the norm reads, and nothing else reads.
+        conv: The convolution whose output only the norm uses.
         norm: At `blend=1`.
 
     Returns:
@@ -116,9 +117,11 @@ def fold(conv: nn.Conv2d, norm: StandardisedGroupNorm) -> tuple[nn.Conv2d, nn.Gr
         OptionError: If `blend` is below 1, which `nn.GroupNorm` cannot do, or the channels differ.
     """
     if norm.blend != 1:
-        raise OptionError(f"Only blend=1 is group normalisation, and this layer has {norm.blend}; fit it with blend=1.")
+        raise OptionError(f"Only blend=1 is group normalisation, but this layer has {norm.blend}. Fit it with blend=1.")
     if conv.out_channels != norm.num_channels:
-        raise OptionError(f"The convolution gives {conv.out_channels} channels, the norm reads {norm.num_channels}.")
+        raise OptionError(
+            f"The convolution has {conv.out_channels} output channels, but the norm takes {norm.num_channels}."
+        )
     folded = copy.deepcopy(conv)
     plain = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps).to(conv.weight)
     with torch.no_grad():
@@ -132,10 +135,10 @@ def fold(conv: nn.Conv2d, norm: StandardisedGroupNorm) -> tuple[nn.Conv2d, nn.Gr
 
 @torch.no_grad()
 def standardising(layer: nn.Module, *, groups: int = 1, blend: float = 1.0) -> StandardisedGroupNorm:
-    """A layer that brings channels to mean 0 and variance 1 by the source's statistics before it takes an image's own.
+    """A `StandardisedGroupNorm` whose scale and shift standardise channels by the source's statistics.
 
     Args:
-        layer: Batch normalisation; its affine map, dropout and activation are carried over, and it stays as it is.
+        layer: Batch normalisation; its affine map, dropout and activation are copied; not modified.
         groups: >= 1; the nearest divisor of the channels is taken.
         blend: As for `StandardisedGroupNorm`.
 
@@ -150,7 +153,7 @@ def standardising(layer: nn.Module, *, groups: int = 1, blend: float = 1.0) -> S
     if source.mean is not None and source.variance is not None:
         norm.scale.copy_((source.variance + source.eps).rsqrt())
         norm.shift.copy_(-source.mean * norm.scale)
-    take_affine(norm, source)
+    copy_affine(norm, source)
     norm.affine = source.weight is not None
-    take_followers(norm, layer)
+    copy_followers(norm, layer)
     return norm.train(layer.training)

@@ -1,7 +1,7 @@
-"""All batch normalisation of a network swapped for another kind, and back.
+"""Swapping all batch normalisation of a network for another kind, and restoring it.
 
-Layers are replaced where they stand. A replacement carries over what the layer knew and what hung on it, and remembers
-the layer itself, so that nothing is lost. Make optimizers and freeze plans afterwards: the parameters are new ones.
+Layers are replaced in place. A replacement copies the layer's state and hooks, and stores the layer itself, so nothing
+is lost. Create optimizers and freeze plans afterwards: the parameters are new objects.
 """
 
 from __future__ import annotations
@@ -35,31 +35,30 @@ def swap_norm(
 ) -> nn.Module:
     """Replace all batch normalisation in a module by another kind, in place.
 
-    torch's layers count, timm's that drop out and activate as well, and the frozen ones of torchvision and timm. A
-    replacement has the layer's affine map, precision, device, mode, hooks, and what of it asked for gradients; names in
-    the state_dict stay. `swapped_norms` tells what was changed, `restore_norm` undoes it.
+    Supports torch's layers, timm's with fused dropout and activation, and the frozen ones of torchvision and timm. A
+    replacement has the layer's affine map, requires_grad, precision, device, mode and hooks; names in the state_dict
+    are unchanged. `swapped_norms` lists the changes, `restore_norm` undoes them.
 
-    A layer swapped before is swapped again as it is now if it keeps running statistics, else from its original; so
-    "recalibrated", then "frozen", freezes the new statistics. In both cases `restore_norm` goes back to the first.
+    A layer swapped before is swapped again from its current state if it has running statistics, else from its original;
+    so "recalibrated", then "frozen", freezes the new statistics. In both cases `restore_norm` restores the first layer.
 
     Args:
         module: A network, or one layer.
-        to: A kind, a name in `NORM_KINDS`, or a function that makes the replacement of one layer. "group" with images
-            to calibrate by is "standardised_group", `partial(standardising, blend=0.3)` the same with another blend.
+        to: A kind, a name in `NORM_KINDS`, or a function that makes the replacement of one layer. "group" with
+            calibration images is "standardised_group", `partial(standardising, blend=0.3)` the same with another blend.
         groups: Of channels, for the kinds "group" (None: 32), "standardised_group" (None: 1) and "decorrelated" (None:
-            16 channels each); where it does not divide a layer's channels, the nearest number that does is taken.
-        calibrate: (N, 3, S, S) float, normalised images, or several of such, as loaders of images and labels give
-            them. The kind "recalibrated" needs them, to
-            measure the running statistics anew; "standardised_group" can be fitted to them, to come near the original's
-            outputs (see `fit_group_norms`).
+            16 channels each); if it does not divide a layer's channels, the nearest number that does is used.
+        calibrate: (N, 3, S, S) float, normalised images, or batches of them from a loader of images and labels.
+            Required by "recalibrated", to re-estimate the running statistics; optional for "standardised_group", to
+            approximate the original's outputs (see `fit_group_norms`).
 
     Returns:
-        The module; where it is itself such a layer, its replacement.
+        The module; if it is itself such a layer, its replacement.
 
     Raises:
         OptionError: If the kind is unknown, there is nothing to swap, or an argument does not fit the kind. The module
-            is then as it was.
-        DataError, BackboneError: If the images cannot be used, or not by the network. The module is then as it was.
+            is then unchanged.
+        DataError, BackboneError: If the images cannot be used, or not by the network. The module is then unchanged.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -85,13 +84,13 @@ def swap_norm(
 
 
 def restore_norm(module: nn.Module) -> nn.Module:
-    """Put the original layers back, in place, bit for bit as they were when they were swapped.
+    """Restore the original layers in place, bit-identical to when they were swapped.
 
-    What the replacements learnt is dropped. The layers take over their mode and, if the network has moved, its device
-    and precision. Hooks that were hung on a replacement stay. If nothing was swapped, nothing happens.
+    What the replacements learnt is lost. The layers get the replacements' mode and, if the network was moved, its
+    device and precision. Hooks added to a replacement are kept. Without swapped layers, nothing happens.
 
     Returns:
-        The module; where it is itself a replacement, the original.
+        The module; if it is itself a replacement, the original.
 
     Example:
         >>> layer = nn.BatchNorm2d(3)
@@ -102,13 +101,13 @@ def restore_norm(module: nn.Module) -> nn.Module:
     for _, layer, original in swapped_layers(module):
         _follow_moves(original, layer, module)
         original.training = layer.training
-        share_hooks(original, layer)  # again: of backward hooks torch keeps a flag besides
+        share_hooks(original, layer)  # again, because torch stores an additional flag for backward hooks
         originals[id(layer)] = original
     return _put(module, originals)
 
 
 def _check_options(to: str | Callable[[nn.Module], nn.Module], groups: int | None, calibrate: Images | None) -> None:
-    """Whatever can be told without looking at the module, all at once."""
+    """Report all problems that can be found without the module at once."""
     if isinstance(to, str):
         _ = NORM_KINDS[to]
     problems = []
@@ -117,9 +116,9 @@ def _check_options(to: str | Callable[[nn.Module], nn.Module], groups: int | Non
     elif groups is not None and groups < 1:
         problems.append(f"groups must be >= 1, got {groups!r}")
     if calibrate is not None and isinstance(to, str) and to not in CALIBRATED:
-        problems.append(f"{to!r} has no use for calibrate; kinds that have are {_listed(CALIBRATED)}")
+        problems.append(f"{to!r} does not use calibrate; kinds that do are {_listed(CALIBRATED)}")
     if calibrate is None and to == "recalibrated":
-        problems.append("'recalibrated' measures statistics on images: give calibrate, (N, 3, S, S) normalised images")
+        problems.append("'recalibrated' measures statistics on images: pass calibrate, (N, 3, S, S) normalised images")
     if problems:
         raise OptionError(list_problems("The normalisation cannot be swapped:", problems))
 
@@ -132,13 +131,13 @@ def _listed(names: Collection[str]) -> str:
 def _make_all(
     module: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: int | None
 ) -> dict[int, tuple[nn.Module, nn.Module]]:
-    """id of a layer -> the layer and its replacement; nothing is put in place yet."""
+    """id of a layer -> the layer and its replacement; the module is not changed yet."""
     made: dict[int, tuple[nn.Module, nn.Module]] = {}
     problems = []
     if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
         raise OptionError(
-            "DistributedDataParallel has taken stock of the parameters already, and a swap makes new ones. Swap first, "
-            "wrap then."
+            "DistributedDataParallel has registered the parameters already, but a swap creates new ones. Swap first, "
+            "then wrap."
         )
     for path, layer in _norms(module):
         replacement = _try_to_make(layer, to, groups)
@@ -150,14 +149,14 @@ def _make_all(
         raise OptionError(list_problems("The normalisation cannot be swapped:", problems))
     if not made:
         raise OptionError(
-            f"{type(module).__name__} has no batch normalisation to swap. Kinds known are BatchNorm1d, 2d and 3d, "
+            f"{type(module).__name__} has no batch normalisation to swap. Supported are BatchNorm1d, 2d and 3d, "
             "SyncBatchNorm, timm's BatchNormAct2d, and FrozenBatchNorm2d."
         )
     return made
 
 
 def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Batch normalisation and what was swapped for it, each layer once."""
+    """Batch normalisation and swapped layers, each once."""
     for path, layer in module.named_modules():
         if is_batch_norm(layer) or memory_of(layer) is not None:
             yield path, layer
@@ -173,7 +172,7 @@ def _try_to_make(
 
 
 def _make(layer: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: int | None) -> nn.Module:
-    """The replacement of one layer, with all that hung on it."""
+    """The replacement of one layer, with its hooks."""
     source, original = _source_of(layer), original_of(layer) or layer
     if source is not layer:
         _follow_moves(source, layer, layer)
@@ -187,20 +186,19 @@ def _make(layer: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: 
         raise OptionError(f"A replacement must be a new layer, got the {type(source).__name__} itself.")
     share_hooks(replacement, layer)
     replacement.training = layer.training
-    _ask_again(replacement, layer, original)
+    _restore_requires_grad(replacement, layer, original)
     kind = to if isinstance(to, str) else type(replacement).__name__
     remember(replacement, SwapRecord(original, kind))
     return replacement
 
 
 def _source_of(layer: nn.Module) -> nn.Module:
-    """What a replacement of the layer is made of: the layer as it is now if it keeps running statistics, else its
-    original."""
+    """The layer that a replacement is made from: the current one if it has running statistics, else its original."""
     return layer if isinstance(layer, _BatchNorm) else original_of(layer) or layer
 
 
-def _ask_again(replacement: nn.Module, layer: nn.Module, original: nn.Module) -> None:
-    """Let what learnt in the original learn again, where the layer in between kept it in buffers."""
+def _restore_requires_grad(replacement: nn.Module, layer: nn.Module, original: nn.Module) -> None:
+    """Restore requires_grad of the original's parameters that the layer in between stored as buffers."""
     learnt = dict(original.named_parameters(recurse=False))
     for name, parameter in replacement.named_parameters(recurse=False):
         if name in learnt and name in layer._buffers:
@@ -208,7 +206,7 @@ def _ask_again(replacement: nn.Module, layer: nn.Module, original: nn.Module) ->
 
 
 def _put(module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
-    """Other layers in the places of some, wherever they stand; ids tell which."""
+    """Replace layers wherever they occur: id of a layer -> its replacement."""
     if id(module) in instead:
         return instead[id(module)]
     for parent in list(module.modules()):
@@ -219,9 +217,9 @@ def _put(module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
 
 
 def _follow_moves(original: nn.Module, layer: nn.Module, network: nn.Module) -> None:
-    """Bring a remembered layer to where its replacement is now, and to its precision if that has changed."""
+    """Move a stored layer to the device of its replacement, and to its precision if that has changed."""
     own, now = _first_tensor(original), _first_tensor(layer)
-    if now is None:  # a kind without any tensors: the network then says where
+    if now is None:  # a kind without tensors: use the network's
         now = own if own is None else _first_tensor(network)
     if own is None or now is None:
         return
@@ -235,7 +233,7 @@ def _first_tensor(module: nn.Module) -> torch.Tensor | None:
 
 
 def _calibrate(swapped: nn.Module, kind: str, sources: Mapping[int, nn.Module], images: Images) -> None:
-    """Fit what was swapped in to images; `sources` tells by the id of a replacement what it was made of."""
+    """Fit the replacements to images; `sources` maps the id of a replacement to the layer it was made from."""
     if kind == "recalibrated":
         layers = [layer for _, layer, _ in swapped_layers(swapped) if isinstance(layer, _BatchNorm)]
         try:
@@ -245,7 +243,7 @@ def _calibrate(swapped: nn.Module, kind: str, sources: Mapping[int, nn.Module], 
         except Exception as error:
             raise BackboneError(f"The network cannot take these images: {type(error).__name__}: {error}") from error
         if any(not bool(layer.running_var.isfinite().all()) for layer in layers if layer.running_var is not None):
-            raise BackboneError("The network makes NaN or infinite values of these images. Look at its weights.")
+            raise BackboneError("The network's activations for these images are NaN or infinite. Check its weights.")
         if estimated < len(layers):
             raise OptionError(
                 f"{len(layers) - estimated} of {len(layers)} layers are kept in evaluation mode by a hook, so their "

@@ -1,4 +1,4 @@
-"""What a swapped layer remembers of the one it stands for, out of sight of parameters and state_dict."""
+"""The record of a swap that a replacement stores, invisible to parameters() and state_dict()."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transferkit.nn.norm.source import read_source
 __all__ = ["SwapRecord", "NormSwap", "memory_of", "original_of", "remember", "swapped_layers", "swapped_norms"]
 
 _SLOT = "_swapped"
-"""Attribute of a replacement. What stands there is no module, so torch does not register what it holds."""
+"""Attribute of a replacement. Its value is not a module, so torch does not register the original in it."""
 
 
 @dataclass(frozen=True, eq=False)
 class SwapRecord:
-    """Kept by a replacement.
+    """Stored by a replacement.
 
     Args:
-        original: The first layer that stood there.
-        kind: What it was swapped to last.
+        original: The original layer.
+        kind: The kind that it was last swapped to.
     """
 
     original: nn.Module
@@ -30,15 +30,15 @@ class SwapRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class NormSwap:
-    """One layer that was swapped.
+    """Description of one swapped layer.
 
     Args:
-        path: Dotted path of its place; the first one if the layer stands in several.
+        path: Its dotted path; the first one if the layer occurs several times.
         kind_before: Type of the original layer.
         kind_after: Name of the kind, or type of the replacement where a function made it.
         channels: C.
-        groups: That the channels are normalised in; None where there are none.
-        note: What else is worth knowing, "" if nothing.
+        groups: Number of groups of channels; None if there are none.
+        note: Remarks; "" if none.
     """
 
     path: str
@@ -49,21 +49,21 @@ class NormSwap:
     note: str
 
 
-def remember(replacement: nn.Module, memory: SwapRecord) -> None:
-    """Make a replacement remember; `Module.to` does not reach what it remembers."""
-    setattr(replacement, _SLOT, memory)
+def remember(replacement: nn.Module, record: SwapRecord) -> None:
+    """Store the record in a replacement; `Module.to` does not affect the original in it."""
+    setattr(replacement, _SLOT, record)
 
 
 def memory_of(module: nn.Module) -> SwapRecord | None:
-    """What a replacement remembers; None for other modules."""
-    memory: SwapRecord | None = module.__dict__.get(_SLOT)
-    return memory
+    """The record stored in a replacement; None for other modules."""
+    record: SwapRecord | None = module.__dict__.get(_SLOT)
+    return record
 
 
 def original_of(module: nn.Module) -> nn.Module | None:
-    """The layer that a swapped one stands for, as it was, on the device where it was; None for other modules."""
-    memory = memory_of(module)
-    return None if memory is None else memory.original
+    """The original of a swapped layer, unchanged and on its original device; None for other modules."""
+    record = memory_of(module)
+    return None if record is None else record.original
 
 
 def swapped_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
@@ -75,7 +75,7 @@ def swapped_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Modul
 
 
 def swapped_norms(module: nn.Module) -> tuple[NormSwap, ...]:
-    """What `swap_norm` has changed in a module, in the order of the modules; empty if nothing.
+    """The layers that `swap_norm` changed in a module, in module order; empty if none.
 
     Example:
         >>> from transferkit.nn.norm import swap_norm
@@ -83,11 +83,11 @@ def swapped_norms(module: nn.Module) -> tuple[NormSwap, ...]:
         >>> swapped_norms(swap_norm(network, "group", groups=5))[0].note
         '4 groups: 5 do not divide 12 channels'
     """
-    places: dict[int, list[str]] = {}
+    paths: dict[int, list[str]] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
         if memory_of(layer) is not None:
-            places.setdefault(id(layer), []).append(path)
-    return tuple(_describe(places[id(layer)], layer) for _, layer, _ in swapped_layers(module))
+            paths.setdefault(id(layer), []).append(path)
+    return tuple(_describe(paths[id(layer)], layer) for _, layer, _ in swapped_layers(module))
 
 
 def _describe(paths: list[str], layer: nn.Module) -> NormSwap:

@@ -1,7 +1,8 @@
-"""Normalisation of weights instead of activations: it has no batch at all.
+"""Weight standardisation and weight normalisation: independent of the batch.
 
-Both are torch parametrizations: the convolution stays the convolution, and its weight is computed whenever it is read.
-Such a module can be copied and its state_dict saved, but not pickled whole (torch refuses); `plain_weights` ends it.
+Both are torch parametrizations: the convolution is kept, and its weight is computed on each access. Such a module can
+    be
+copied and its state_dict saved, but not pickled as a module (torch refuses); `plain_weights` removes them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _Convolution = nn.modules.conv._ConvNd
 
 
 class StandardisedWeight(nn.Module):
-    """Every filter brought to mean 0 and deviation 1.
+    """Weight standardisation: every filter with mean 0 and deviation 1.
 
     w = (v - mean(v)) / (dev(v) + eps), over inputs and positions of each filter.
 
     Args:
-        eps: Added to the deviation, > 0: a filter of equal values comes out as 0.
+        eps: Added to the deviation, > 0: a constant filter becomes 0.
 
     Shape:
         (outputs, inputs, ...) -> the same
@@ -48,20 +49,20 @@ class StandardisedWeight(nn.Module):
         """(outputs, inputs, ...) -> the same."""
         rows = weight.flatten(1)
         variance, mean = torch.var_mean(rows, dim=1, correction=0, keepdim=True)
-        # Of equal values the root has no derivative.
+        # The root has no derivative for a constant filter.
         deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
         return ((rows - mean) / (deviation + self.eps)).view_as(weight)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """What is standardised from now on: the weight as it is set."""
+        """The unstandardised weight: the value assigned."""
         return weight
 
 
 def standardise_weights(module: nn.Module) -> nn.Module:
     """Weight standardisation in every convolution of at least two weights per filter, in place.
 
-    It changes what the network computes: filters lose their mean and their scale. A batch normalisation behind makes up
-    for the scale, once its statistics are measured anew, but for nothing else.
+    Changes the network's output: filters lose their mean and their scale. A following batch normalisation compensates
+    for the scale once its statistics are recalibrated, but not for the mean.
 
     Returns:
         The module.
@@ -84,10 +85,10 @@ def standardise_weights(module: nn.Module) -> nn.Module:
 
 
 def normalise_weights(module: nn.Module) -> nn.Module:
-    """Weight normalisation in every convolution, in place: length and direction of a filter learn apart.
+    """Weight normalisation in every convolution, in place: length and direction of a filter are trained separately.
 
-    w = g v / ||v||, filter by filter, by torch's own `weight_norm`. What the network computes stays as it was; whatever
-    v learns, the filter's length is g.
+    w = g v / ||v|| per filter, by torch's `weight_norm`. The network's output is unchanged; the filter's length is g
+    for any v.
 
     Returns:
         The module.
@@ -96,8 +97,8 @@ def normalise_weights(module: nn.Module) -> nn.Module:
         OptionError: If there is no convolution, or one of them is parametrized already.
 
     References:
-        Salimans & Kingma, NeurIPS 2016. Deviation: g starts at the length of the weights that are there, not from a
-        batch.
+        Salimans & Kingma, NeurIPS 2016. Deviation: g is initialised to the length of the existing weights, not from
+        a batch.
 
     Example:
         >>> convolution = normalise_weights(nn.Conv2d(3, 4, 3))
@@ -113,10 +114,10 @@ def normalise_weights(module: nn.Module) -> nn.Module:
 
 
 def plain_weights(module: nn.Module) -> nn.Module:
-    """End both, in place: every weight is the tensor that it was computed to be last.
+    """Remove both, in place: every weight becomes a plain tensor with its current value.
 
     Returns:
-        The module, which computes what it did.
+        The module, with unchanged output.
 
     Example:
         >>> sorted(plain_weights(normalise_weights(nn.Conv2d(3, 4, 3))).state_dict())
@@ -131,11 +132,11 @@ def plain_weights(module: nn.Module) -> nn.Module:
 def _convolutions(module: nn.Module) -> list[nn.modules.conv._ConvNd]:
     found = {path: layer for path, layer in module.named_modules() if isinstance(layer, _Convolution)}
     if not found:
-        raise OptionError(f"{type(module).__name__} has no convolution whose weights could be normalised.")
+        raise OptionError(f"{type(module).__name__} has no convolution to normalise. Pass a network with convolutions.")
     for path, layer in found.items():
         if parametrize.is_parametrized(layer, "weight"):
             raise OptionError(
                 f"The weight of {path or type(layer).__name__!r} is parametrized already. "
-                "End that with plain_weights first."
+                "Remove that with plain_weights first."
             )
     return list(found.values())

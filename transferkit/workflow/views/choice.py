@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.distributed import agreed
+from transferkit.core.distributed import broadcast
 from transferkit.core.errors import DataError
 from transferkit.data import Data
 from transferkit.features import FeatureTable, FrozenPass, average_tables
@@ -174,7 +174,7 @@ def choose_views(
         return _single(asked.geometry, passes, image_seconds)
     allowed = AUTO_SECONDS if budget is None else min(AUTO_SECONDS, BUDGET_SHARE * budget)
     # Processes that share the passes must choose the same ones, and their clocks differ.
-    image_seconds, allowed = agreed((image_seconds, allowed))
+    image_seconds, allowed = broadcast((image_seconds, allowed))
     comparison = _Comparison(asked, data, passes, image_seconds, allowed, class_weight, seed)
     return comparison.choose()
 

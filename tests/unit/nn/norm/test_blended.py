@@ -68,7 +68,7 @@ def test_gradients_flow_through_the_share_of_the_batch():
 def test_one_image_will_do_as_long_as_the_source_has_a_say():
     value = torch.zeros(1, 4, dtype=torch.float64)
     assert AlphaBatchNorm(trained(4, axes=2), strength=1)(value).isfinite().all()
-    with pytest.raises(DataError, match="needs 2 values per channel"):
+    with pytest.raises(DataError, match="needs at least 2 values per channel"):
         AlphaBatchNorm(trained(4, axes=2), strength=0)(value)
 
 

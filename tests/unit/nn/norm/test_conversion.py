@@ -190,9 +190,9 @@ def test_folded_into_the_convolution_it_is_group_normalisation_and_no_more():
 
 
 def test_what_cannot_be_folded_is_said():
-    with pytest.raises(OptionError, match="Only blend=1 is group normalisation, and this layer has 0.5"):
+    with pytest.raises(OptionError, match="Only blend=1 is group normalisation, but this layer has 0.5"):
         fold(nn.Conv2d(3, 8, 1), StandardisedGroupNorm(1, 8, blend=0.5))
-    with pytest.raises(OptionError, match="gives 4 channels, the norm reads 8"):
+    with pytest.raises(OptionError, match="has 4 output channels, but the norm takes 8"):
         fold(nn.Conv2d(3, 4, 1), StandardisedGroupNorm(1, 8))
 
 
@@ -304,7 +304,9 @@ class Refusing(nn.Module):
         return output
 
 
-@pytest.mark.parametrize(("fails", "match"), [(True, "no further"), (False, "such as 'idle', and cannot be fitted")])
+@pytest.mark.parametrize(
+    ("fails", "match"), [(True, "no further"), (False, "such as 'idle', so they cannot be fitted")]
+)
 def test_what_cannot_be_converted_stays_as_it_was(fails, match):
     network = Refusing(fails=fails)
     used, idle = network.used, network.idle
@@ -336,7 +338,7 @@ def test_options_out_of_range_are_errors():
         fit_group_norms(network, images_of(), blend=1.5)
     with pytest.raises(OptionError, match="Groups must be >= 1, got 0"):
         fit_group_norms(network, images_of(), groups=0)
-    with pytest.raises(OptionError, match="8 channels do not fall into 3 groups"):
+    with pytest.raises(OptionError, match="8 channels cannot be divided into 3 equal groups"):
         StandardisedGroupNorm(3, 8)
     with pytest.raises(OptionError, match="Unknown batch normalisation '5'"):
         fit_group_norms(network, images_of(), paths=["5"])

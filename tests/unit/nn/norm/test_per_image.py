@@ -80,12 +80,12 @@ def test_a_layer_without_an_affine_map_makes_one_without(make):
     ],
 )
 def test_values_that_are_alone_are_refused(make, shape):
-    with pytest.raises(DataError, match="normalises 2 values together at least, got 1: shape"):
+    with pytest.raises(DataError, match="needs at least 2 values to normalise together, got 1: shape"):
         make(trained(4, axes=len(shape)))(values_of(*shape))
 
 
 def test_single_channels_are_refused_where_only_channels_count():
-    with pytest.raises(DataError, match="ChannelLayerNorm normalises 2 values together at least, got 1"):
+    with pytest.raises(DataError, match="ChannelLayerNorm needs at least 2 values to normalise together, got 1"):
         ChannelLayerNorm(trained(1))(values_of(3, 1, 2, 2))
 
 

@@ -107,7 +107,7 @@ def test_no_batches_is_an_error_that_leaves_the_statistics():
     network = two_norms()
     stir(network, 0)
     before = copy_of(network)
-    with pytest.raises(DataError, match="2 normalisation layers need images"):
+    with pytest.raises(DataError, match="2 layers need images"):
         recalibrate_statistics(network, [])
     assert same(before, copy_of(network))
 

@@ -99,5 +99,5 @@ def test_limits_that_cannot_be_are_refused(options, message):
 def test_what_it_cannot_work_on_is_refused():
     with pytest.raises(OptionError, match="no running statistics, which batch renormalisation needs"):
         BatchRenorm(nn.BatchNorm2d(3, track_running_stats=False))
-    with pytest.raises(DataError, match="BatchRenorm in training needs 2 values per channel"):
+    with pytest.raises(DataError, match="BatchRenorm in training needs at least 2 values per channel"):
         BatchRenorm(trained(3))(torch.zeros(1, 3, 1, 1, dtype=torch.float64))

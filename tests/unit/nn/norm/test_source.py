@@ -70,9 +70,9 @@ class WithExtras(nn.BatchNorm2d):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.GroupNorm(1, 3), "GroupNorm is no batch normalisation. Give a layer such as"),
-        (nn.LazyBatchNorm2d(), "LazyBatchNorm2d does not know its channels yet. Send one batch"),
-        (WithExtras(), "WithExtras holds a part 'gate' that a replacement would lose; known are: drop, act."),
+        (nn.GroupNorm(1, 3), "GroupNorm is not batch normalisation. Pass a layer such as"),
+        (nn.LazyBatchNorm2d(), "LazyBatchNorm2d is lazy and has no channels yet. Run one batch"),
+        (WithExtras(), "WithExtras has a child 'gate' that a replacement would lose; supported are: drop, act."),
     ],
 )
 def test_a_layer_that_cannot_be_read_is_refused(layer, message):

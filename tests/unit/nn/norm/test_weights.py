@@ -89,10 +89,10 @@ def test_a_copy_learns_for_itself(normalise):
 
 @pytest.mark.parametrize("normalise", [normalise_weights, standardise_weights])
 def test_what_cannot_be_normalised_is_refused(normalise):
-    with pytest.raises(OptionError, match="Linear has no convolution whose weights"):
+    with pytest.raises(OptionError, match="Linear has no convolution to normalise"):
         normalise(nn.Linear(2, 2))
     network = normalise(make_network())
-    with pytest.raises(OptionError, match="The weight of '0' is parametrized already. End that with plain_weights"):
+    with pytest.raises(OptionError, match="The weight of '0' is parametrized already. Remove that with plain_weights"):
         normalise(network)
 
 

@@ -43,7 +43,7 @@ def test_every_ghost_is_normalised_by_itself_and_none_is_smaller_than_asked(imag
 def test_a_ghost_of_one_value_is_refused():
     with pytest.raises(OptionError, match="must be >= 1 image, got 0"):
         GhostBatchNorm(trained(3), size=0)
-    with pytest.raises(DataError, match=r"GhostBatchNorm in training needs 2 values .*, got 1: shape \(1, 3\)"):
+    with pytest.raises(DataError, match=r"GhostBatchNorm .* needs at least 2 values .*, got 1: shape \(1, 3\)"):
         GhostBatchNorm(trained(3, axes=2), size=1)(values_of(4, 3))
 
 
@@ -105,9 +105,9 @@ def test_evaluation_neither_pools_nor_follows():
 
 def test_only_the_first_batch_needs_two_values_of_its_own():
     ours = AccumulatedBatchNorm(trained(4, axes=2), batches=2)
-    with pytest.raises(DataError, match="AccumulatedBatchNorm in training needs 2 values per channel"):
+    with pytest.raises(DataError, match="AccumulatedBatchNorm in training needs at least 2 values per channel"):
         ours(values_of(1, 4))
     ours(values_of(2, 4))
     ours(values_of(1, 4))
-    with pytest.raises(OptionError, match="Batches between two steps must be >= 1, got 0"):
+    with pytest.raises(OptionError, match="Micro-batches per optimizer step must be >= 1, got 0"):
         AccumulatedBatchNorm(trained(4), batches=0)

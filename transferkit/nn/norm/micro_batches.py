@@ -1,5 +1,4 @@
-"""Batch normalisation where the batch that counts is not the batch that came: smaller parts of it, or several
-together."""
+"""Batch normalisation over ghost batches (parts of a batch) or over all micro-batches of an optimizer step."""
 
 from __future__ import annotations
 
@@ -18,34 +17,34 @@ from transferkit.nn.norm.source import read_source
 __all__ = ["ACCUMULATED", "GHOST", "AccumulatedBatchNorm", "GhostBatchNorm", "begin_step"]
 
 GHOST = 16
-"""Images normalised together: half of a common batch, so that the kind does something. To be set by hand where it
-matters; Hoffer et al. (2017) cut batches of thousands into parts of 128."""
+"""Default ghost batch size: half of a common batch, so that it has an effect. Set it where it matters; Hoffer et
+al. (2017) split batches of thousands into ghost batches of 128."""
 
 ACCUMULATED = 4
-"""Batches whose gradients are added up before a step; a common number, better replaced by your own."""
+"""Default number of micro-batches per optimizer step; set it to that of your training."""
 
 
 class GhostBatchNorm(BatchNorm):
-    """Batch normalisation in which a large batch is normalised in small parts, each by its own moments.
+    """Ghost batch normalisation: a large batch is normalised in small parts, each by its own moments.
 
-    The noise of small batches is what regularises; a large batch in small parts keeps it. The running statistics follow
-    the mean of the parts' moments. In evaluation it is plain batch normalisation.
+    The noise of small batches regularises; ghost batches keep it for a large batch. The running statistics are updated
+    with the mean of the ghost batches' moments. In evaluation it is plain batch normalisation.
 
     Args:
-        layer: Batch normalisation to copy; it stays as it is.
-        size: Images in a part, >= 2 (1 will do where a channel has several positions). A batch is cut into
-            max(1, N // size) parts that differ by one image at most, so that no part is smaller than `size` unless the
+        layer: Batch normalisation to copy; not modified.
+        size: Images per ghost batch, >= 2 (1 suffices if a channel has several positions). A batch is split into
+            max(1, N // size) ghost batches that differ by at most one image, so none is smaller than `size` unless the
             batch is.
 
     Raises:
         OptionError: If the size is < 1.
 
     Shape:
-        (N, C, ...) -> the same. In training every part needs two values per channel at least.
+        (N, C, ...) -> the same. In training every ghost batch needs at least two values per channel.
 
     References:
-        Hoffer et al., NeurIPS 2017. Deviations: parts are cut as evenly as can be; the running statistics follow once
-        per batch, not once per part, so that momentum means what it does elsewhere.
+        Hoffer et al., NeurIPS 2017. Deviations: ghost batches are as equal as possible; the running statistics are
+        updated once per batch, not once per ghost batch, so that momentum has its standard meaning.
 
     Example:
         >>> ghosts, plain = GhostBatchNorm(nn.BatchNorm1d(3), size=4), nn.BatchNorm1d(3)
@@ -56,7 +55,7 @@ class GhostBatchNorm(BatchNorm):
 
     def __init__(self, layer: nn.Module, *, size: int = GHOST) -> None:
         if size < 1:
-            raise OptionError(f"The size of a part must be >= 1 image, got {size!r}.")
+            raise OptionError(f"The ghost batch size must be >= 1 image, got {size!r}.")
         super().__init__(layer)
         self.size = size
 
@@ -78,7 +77,7 @@ class GhostBatchNorm(BatchNorm):
 
     @contextmanager
     def batch_by_batch(self) -> Iterator[None]:
-        """Every batch is one part inside: variances of parts leave out how parts differ."""
+        """One ghost batch per batch inside: variances within ghost batches omit the variance between them."""
         size, self.size = self.size, sys.maxsize
         try:
             yield
@@ -86,40 +85,41 @@ class GhostBatchNorm(BatchNorm):
             self.size = size
 
     def extra_repr(self) -> str:
-        """With the images in a part."""
+        """torch's, with the ghost batch size."""
         return f"{super().extra_repr()}, size={self.size}"
 
 
 class AccumulatedBatchNorm(BatchNorm):
-    """Batch normalisation for gradients that are added up over several batches before a step.
+    """Batch normalisation for gradient accumulation over several micro-batches.
 
-    Adding up gradients makes a large batch of small ones for every layer but this one, whose moments stay those of the
-    small ones. Here the moments of the batches since the last step are pooled: batch k is normalised by the moments of
-    batches 1..k, exactly as if they had come together. Weights do not change between steps, so nothing pooled is stale.
-    Gradients flow through the moments of the batch at hand; those before it are constants. The running statistics take
-    the pooled moments once per step. In evaluation it is plain batch normalisation.
+    Gradient accumulation is equivalent to a large batch for every layer except plain batch normalisation, whose moments
+    are those of the micro-batches. Here the moments of the micro-batches since the last step are pooled: micro-batch k
+    is normalised by the moments of micro-batches 1..k, exactly as if they were one batch. Weights do not change between
+    steps, so pooled moments are never stale. Gradients flow through the moments of the current micro-batch; earlier
+    ones are constants. The running statistics are updated with the pooled moments once per step. In evaluation it is
+    plain batch normalisation.
 
-    `TransferModule` tells its layers where a step begins and of how many batches it is; in a loop of your own where the
-    last step of an epoch may be shorter, call `begin_step`.
+    `TransferModule` calls `begin_step` at each step; do so in your own loop if the last step of an epoch may have fewer
+    micro-batches.
 
     Args:
-        layer: Batch normalisation to copy; it stays as it is.
-        batches: Between two optimizer steps, >= 1; with 1 it is plain batch normalisation.
+        layer: Batch normalisation to copy; not modified.
+        batches: Micro-batches per optimizer step, >= 1; with 1 it is plain batch normalisation.
 
     Attributes:
-        pooled_mean, pooled_variance: (C,) of the batches since the last step.
-        pooled_values: How many values each channel had in them.
-        pooled_batches: How many batches they were, in [0, batches).
+        pooled_mean, pooled_variance: (C,) of the micro-batches since the last step.
+        pooled_values: Number of values per channel in them.
+        pooled_batches: Number of these micro-batches, in [0, batches).
 
     Raises:
-        OptionError: If there are < 1 batches.
+        OptionError: If batches < 1.
 
     Shape:
-        (N, C, ...) -> the same. In training the first batch after a step needs two values per channel at least.
+        (N, C, ...) -> the same. In training the first micro-batch of a step needs at least two values per channel.
 
     References:
-        Moments of several batches are pooled after Chan, Golub & LeVeque, 1979. Cross-iteration normalisation (Yao et
-        al., CVPR 2021) is a relative that reaches over steps and corrects for the weights' change.
+        Moments of several batches are pooled after Chan, Golub & LeVeque, 1979. The related cross-iteration
+        normalisation (Yao et al., CVPR 2021) pools across steps and corrects for the change of weights.
 
     Example:
         >>> layer, plain = AccumulatedBatchNorm(nn.BatchNorm1d(3), batches=2), nn.BatchNorm1d(3)
@@ -133,7 +133,7 @@ class AccumulatedBatchNorm(BatchNorm):
 
     def __init__(self, layer: nn.Module, *, batches: int = ACCUMULATED) -> None:
         if batches < 1:
-            raise OptionError(f"Batches between two steps must be >= 1, got {batches!r}.")
+            raise OptionError(f"Micro-batches per optimizer step must be >= 1, got {batches!r}.")
         super().__init__(layer)
         self.batches = batches
         like = read_source(layer).like
@@ -153,11 +153,11 @@ class AccumulatedBatchNorm(BatchNorm):
             return super().normalised(values)
         check_layout(values, self.num_features, self)
         mean, variance, count = self._pool(values)
-        self._remember(mean.detach(), variance.detach(), count)
+        self._store(mean.detach(), variance.detach(), count)
         return self._normalise(values, mean, variance)
 
     def _pool(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Moments of this batch and those before it since the last step."""
+        """Moments of this micro-batch pooled with those since the last step."""
         mean, variance, count = batch_moments(values)
         before = int(self.pooled_values)
         if not before:
@@ -169,8 +169,8 @@ class AccumulatedBatchNorm(BatchNorm):
         pooled_variance = (1 - share) * self.pooled_variance + share * variance + share * (1 - share) * apart**2
         return self.pooled_mean + share * apart, pooled_variance, total
 
-    def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
-        # New tensors each time: the graph of a batch not yet gone backward through may hold the old ones.
+    def _store(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        # New tensors each time: the graph of a micro-batch before its backward pass may reference the old ones.
         self.pooled_mean, self.pooled_variance = mean, variance
         self.pooled_values = torch.full_like(self.pooled_values, count)
         self.pooled_batches = self.pooled_batches + 1
@@ -179,13 +179,13 @@ class AccumulatedBatchNorm(BatchNorm):
             self.forget()
 
     def forget(self) -> None:
-        """Start afresh with the next batch, as after a step; for a run whose last step added up fewer batches."""
+        """Discard the pooled moments, as after a step: for a last step with fewer micro-batches."""
         self.pooled_values = torch.zeros_like(self.pooled_values)
         self.pooled_batches = torch.zeros_like(self.pooled_batches)
 
     @contextmanager
     def batch_by_batch(self) -> Iterator[None]:
-        """Nothing is pooled inside; what was pooled before is forgotten."""
+        """No pooling inside; earlier pooled moments are discarded."""
         pooled, self.batches = self.batches, 1
         self.forget()
         try:
@@ -194,12 +194,12 @@ class AccumulatedBatchNorm(BatchNorm):
             self.batches = pooled
 
     def extra_repr(self) -> str:
-        """With the batches between two steps."""
+        """torch's, with the micro-batches per step."""
         return f"{super().extra_repr()}, batches={self.batches}"
 
 
 def begin_step(layers: Iterable[AccumulatedBatchNorm], batches: int) -> None:
-    """Tell them that an optimizer step begins which adds up so many batches, whatever came before it.
+    """Start an optimizer step of `batches` micro-batches in these layers, discarding pooled moments.
 
     Example:
         >>> layer = AccumulatedBatchNorm(nn.BatchNorm1d(3), batches=4)
