@@ -25,7 +25,8 @@ import torch
 from transferkit import load_backbone
 from transferkit.core.provenance import environment
 from transferkit.features import FeatureBank, image_seconds
-from transferkit.features.opening import open_shelves, origin_of
+from transferkit.features.engines.torch import origin_of, stage_extractor
+from transferkit.features.extraction import open_shelves
 
 MODEL = "packaged/tf_efficientnet_lite0"
 SIZE = 96
@@ -47,9 +48,10 @@ def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
 def measure_network(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     """What comes with every pass: `opening` a shelf is naming what makes its rows, and the imprint."""
     backbone, bank, cpu = load_backbone(MODEL, image_size=SIZE), FeatureBank(folder), torch.device("cpu")
+    extractor = stage_extractor(backbone, pooling="avg+max", device=cpu)
     return {
         "naming": timed(lambda: origin_of(backbone, backbone.trunk, cpu), rounds),
-        "opening": timed(lambda: open_shelves(bank, backbone, pooling="avg+max", device=cpu), rounds),
+        "opening": timed(lambda: open_shelves(bank, extractor.identity()), rounds),
         "pace": timed(lambda: image_seconds(backbone, device="cpu"), rounds),
     }
 

@@ -13,6 +13,7 @@ import transferkit as tk
 from tests.unit.report.conftest import build_record, build_training
 from tests.unit.workflow.test_rank import ALL, ONE, PLAIN, Colours, Tinted
 from transferkit import cli
+from transferkit.cli.composition import compose_settings
 from transferkit.measure import MEASURES
 from transferkit.measure.transferability.catalog import Measure
 from transferkit.nn.norm.kinds import NORM_KINDS
@@ -39,6 +40,7 @@ def test_a_strategy(added, tmp_path):
     result = tk.adapt(Colours(ALL), data, strategy="toy", preprocessing=PLAIN, image_size=16, cache=tmp_path, **quick)
     assert result.decision.strategy == "toy"
     assert result.record.training is not None
+    assert compose_settings(["strategy=toy"]).strategy == "toy"
 
 
 def test_a_measure(added, tmp_path):

@@ -1,4 +1,4 @@
-"""A trained model in a form that other programs run."""
+"""A trained model in a format that other programs run."""
 
 from transferkit.export.onnx import export_onnx
 

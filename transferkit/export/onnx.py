@@ -12,7 +12,7 @@ from torch import nn
 
 from transferkit.core.errors import MissingDependencyError
 from transferkit.core.paths import make_folder
-from transferkit.nn import Classifier
+from transferkit.nn import Classifier, tracing
 from transferkit.records import Preprocessing
 
 __all__ = ["export_onnx", "input_geometries"]
@@ -23,13 +23,13 @@ IN_PICTURES, IN_TENSORS = "pixels", "tensors"
 
 
 class _PixelsToProbabilities(nn.Module):
-    """Views that only differ by mirroring are made here, from one picture per geometry."""
+    """Mirrored views are computed inside, from one picture per geometry."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
         self.geometries = input_geometries(model.preprocessing)
-        self.seen = [
+        self.views = [
             (self.geometries.index(replace(view, mirrored=False)), view.mirrored)
             for view in model.preprocessing.each_view
         ]
@@ -39,13 +39,13 @@ class _PixelsToProbabilities(nn.Module):
 
     def _views(self, images: torch.Tensor) -> torch.Tensor:
         if not self.model.preprocessing.views:
-            return images.flip(-1) if self.seen[0][1] else images
+            return images.flip(-1) if self.views[0][1] else images
         each = images.unsqueeze(1) if len(self.geometries) == 1 else images
-        return torch.stack([each[:, at].flip(-1) if mirrored else each[:, at] for at, mirrored in self.seen], dim=1)
+        return torch.stack([each[:, at].flip(-1) if mirrored else each[:, at] for at, mirrored in self.views], dim=1)
 
 
 def input_geometries(preprocessing: Preprocessing) -> tuple[Preprocessing, ...]:
-    """The geometries that an exported model wants each image in, in order; it makes mirror images itself."""
+    """The geometries that an exported model takes each image in, in order; it mirrors them itself."""
     return tuple(dict.fromkeys(replace(view, mirrored=False) for view in preprocessing.each_view))
 
 
@@ -59,7 +59,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
     Returns:
         The path. Input "pixels": (N, 3, S, S) uint8, resized and cropped as the metadata says, deeper images scaled by
         its value_range. Where predictions are averaged over views of several geometries (N, G, 3, S, S): each image G
-        times, in the order of the metadata's "geometries"; mirror images and the mean are made inside. Of a model that
+        times, in the order of the metadata's "geometries"; mirroring and averaging are done inside. Of a model that
         was fitted on prepared tensors, input "tensors": (N, 3, H, W) float32, taken as they are. Output
         "probabilities": (N, K) float32. Metadata "classes", "preprocessing" and "geometries" are JSON, "input" is a
         sentence.
@@ -79,7 +79,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
     height, width = wants.shape or (wants.size, wants.size)
     views = () if len(geometries) == 1 else (len(geometries),)
     example = torch.zeros(2, *views, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
-    with warnings.catch_warnings():
+    with tracing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.onnx.export(
             _PixelsToProbabilities(model).eval(),
@@ -106,7 +106,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
 
 
 def _say_input(wants: Preprocessing) -> str:
-    """What the input must be, in a sentence."""
+    """What the input is, in a sentence."""
     height, width = wants.shape or (wants.size, wants.size)
     if wants.prepared:
         return f"float32 (N, 3, {height}, {width}), prepared outside as the training tensors were; not normalised here"

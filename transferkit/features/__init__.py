@@ -4,16 +4,22 @@ from transferkit.core.cache_folder import default_folder
 from transferkit.features.activations import ActivationTable, activation_bytes, cache_activations
 from transferkit.features.averaged import AveragedTable, average_tables
 from transferkit.features.bank import FeatureBank, ShelfInfo
-from transferkit.features.engine import FrozenPass, choose_device, frozen_pass, image_seconds
+from transferkit.features.engines import TorchExtractor
+from transferkit.features.extraction import FrozenPass, choose_device, frozen_pass, image_seconds, run_extractor
+from transferkit.features.extractor import Extractor
+from transferkit.features.identity import Identity
 from transferkit.features.tables import FeatureTable
 
 __all__ = [
     "ActivationTable",
     "AveragedTable",
+    "Extractor",
     "FeatureBank",
     "FeatureTable",
     "FrozenPass",
+    "Identity",
     "ShelfInfo",
+    "TorchExtractor",
     "activation_bytes",
     "average_tables",
     "cache_activations",
@@ -21,4 +27,5 @@ __all__ = [
     "default_folder",
     "frozen_pass",
     "image_seconds",
+    "run_extractor",
 ]

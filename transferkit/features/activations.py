@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,10 @@ import torch
 
 from transferkit.core.errors import CacheError, OptionError, unknown_name
 from transferkit.features.bank import FeatureBank
-from transferkit.features.engine import Need, Read, choose_device, fill_shelves
+from transferkit.features.engines.torch import Kind, TorchExtractor
+from transferkit.features.extraction import Need, Read, choose_device, fill_shelves, open_shelves
 from transferkit.features.forward import Compute
-from transferkit.features.identity import closeness
-from transferkit.features.opening import imprints, label_of, origin_of
+from transferkit.features.identity import Identity
 from transferkit.features.tables import DTYPES, FeatureTable, RowOverflowError
 from transferkit.nn.pooling import pooled_width
 from transferkit.nn.tail import Tail
@@ -169,32 +170,20 @@ def cache_activations(
     """
     widths = _pooled_widths(tail, stages, pooling)
     chosen = choose_dtype(tail, len(content_ids), dtype)
+    extractor = _extractor(tail, widths, pooling, choose_device(device))
+    identities = extractor.identity()
     overflow: RowOverflowError | None = None
-    chosen_device = choose_device(device)
-    found = _imprints(tail, widths, pooling, chosen_device)
     for kept in (chosen, "bfloat16") if dtype == "auto" and chosen == "float16" else (chosen,):
-        origin = {**origin_of(tail.backbone, tail.prefix(), chosen_device), "cut": [tail.tap.path, list(tail.shape)]}
-        needs = _open_shelves(
-            tail,
-            content_ids,
-            bank,
-            origin=origin,
-            imprinted=found,
-            close=closeness(chosen_device),
-            widths=widths,
-            pooling=pooling,
-            dtype=kept,
-        )
+        shelves = open_shelves(bank, _kept_as(identities, tail.stage, kept))
+        needs = {kind: Need(shelf, shelf.missing(content_ids)) for kind, shelf in shelves.items()}
         _check_room(tail, needs, bank, limit)
         try:
             computed = fill_shelves(
-                tail.backbone,
-                _up_to_cut(tail, list(widths), pooling),
+                extractor,
                 read,
                 content_ids,
                 needs,
                 bank=bank,
-                device=device,
                 batch_size=batch_size,
                 workers=workers,
                 label=f"up to {tail.stage}, {tail.backbone.spec.architecture}" if progress else None,
@@ -210,43 +199,21 @@ def cache_activations(
     ) from overflow
 
 
-def _imprints(
-    tail: Tail, widths: dict[str, int], pooling: str, device: torch.device
-) -> dict[str, npt.NDArray[np.float64]]:
-    expected = {ACTIVATIONS: math.prod(tail.shape), **({POOLED: sum(widths.values())} if widths else {})}
-    return imprints(tail.backbone, _up_to_cut(tail, list(widths), pooling), expected, device)
-
-
-def _open_shelves(
-    tail: Tail,
-    content_ids: npt.NDArray[np.bytes_],
-    bank: FeatureBank,
-    *,
-    origin: dict[str, object],
-    imprinted: Mapping[str, npt.NDArray[np.float64]],
-    close: float,
-    widths: dict[str, int],
-    pooling: str,
-    dtype: str,
-) -> dict[str, Need]:
-    """Kind of rows -> its shelf and missing rows. Pooled vectors have their own shelf, in float32."""
-    label = label_of(tail.backbone)
-    length = math.prod(tail.shape)
-    shelves = {
-        ACTIVATIONS: bank.shelf(
-            {**origin, "pooling": f"{tail.stage} unpooled, {dtype}"},
-            {tail.stage: length},
-            about=label,
-            dtype=dtype,
-            imprint=imprinted[ACTIVATIONS],
-            close=close,
-        )
-    }
+def _extractor(tail: Tail, widths: Mapping[str, int], pooling: str, device: torch.device) -> TorchExtractor:
+    """Of the activations at the cut, and of pooled stages up to it if there are any."""
+    cut = {"cut": [tail.tap.path, list(tail.shape)]}
+    kinds = {ACTIVATIONS: Kind(cut, {tail.stage: math.prod(tail.shape)})}
     if widths:
-        shelves[POOLED] = bank.shelf(
-            {**origin, "pooling": pooling}, widths, about=label, imprint=imprinted[POOLED], close=close
-        )
-    return {kind: Need(shelf, shelf.missing(content_ids)) for kind, shelf in shelves.items()}
+        kinds[POOLED] = Kind({**cut, "pooling": pooling}, widths)
+    compute = _up_to_cut(tail, list(widths), pooling)
+    return TorchExtractor(tail.backbone, compute, kinds, device=device, part=tail.prefix())
+
+
+def _kept_as(identities: Mapping[str, Identity], stage: str, dtype: str) -> dict[str, Identity]:
+    """The same with activations kept in that type. Pooled vectors lie apart: they stay float32."""
+    plain = identities[ACTIVATIONS]
+    names = {**plain.names, "pooling": f"{stage} unpooled, {dtype}"}
+    return {**identities, ACTIVATIONS: replace(plain, names=names, dtype=dtype)}
 
 
 def _check_room(tail: Tail, needs: dict[str, Need], bank: FeatureBank, limit: int | None) -> None:

@@ -1,14 +1,14 @@
 """The feature bank: pooled stage outputs on disk, one row per image content, shared by all runs.
 
-    FOLDER/v1/<shelf>/meta.json                  what the rows are: weights, preprocessing, pooling, columns
+    FOLDER/v1/<shelf>/meta.json                  the identity of the rows: weights, preprocessing, pooling, columns
     FOLDER/v1/<shelf>/<segment>.ids              (n,) S32: content digest per row; its presence commits the segment
-    FOLDER/v1/<shelf>/<segment>.rows             (n, D) float32, or what else the shelf keeps (`DTYPES`)
-    FOLDER/v1/<shelf>/<process>.lease            a run that uses the shelf, which is then not dropped for others
+    FOLDER/v1/<shelf>/<segment>.rows             (n, D) float32, or another of `DTYPES`
+    FOLDER/v1/<shelf>/<process>.lease            a run that uses the shelf, which keeps it from being dropped
 
-A shelf is named by the digest of everything but the image; a row by the digest of the image. Shelves of one name that
-differ in their imprint (what the network makes of fixed images) are numbered. Segments are written under another name
-and renamed when complete, rows before ids, so that readers and other writers never see half of one and a killed run
-leaves only a file that the next run sweeps away.
+A shelf is named by the digest of its identity, which is everything but the image; a row by the digest of the image.
+Shelves of one name that differ in their imprint (the network's output for fixed images) are numbered. Segments are
+written under another name and renamed when complete, rows before ids, so that readers and other writers never see half
+of one and a killed run leaves only a file that the next run removes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from transferkit.core.cache_folder import default_folder
 from transferkit.core.errors import CacheError
 from transferkit.core.paths import expand
+from transferkit.features.identity import CLOSE, Imprint
 from transferkit.features.leases import Lease, is_leased
 from transferkit.features.shelf import Shelf, folder_size
-from transferkit.features.tables import explaining_loss
+from transferkit.features.tables import explaining_os_errors
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -50,17 +50,10 @@ DEFAULT_LIMIT = 10 * 2**30
 SPARE = 64 * 2**20
 """Bytes of disk left free for others."""
 
-CLOSE = 1e-4
-"""How far two imprints of the same network may lie apart, in units of their size. EfficientNet-Lite0's moves by 8e-6
-with the number of threads, the memory layout or the library of kernels; one channel of one stage that is 1 % larger
-moves it by 1e-2."""
-
-Imprint = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class ShelfInfo:
-    """One shelf, for people: `transferkit cache` lists these."""
+    """A summary of one shelf: `transferkit cache` lists these."""
 
     name: str
     backbone: str
@@ -72,7 +65,7 @@ class ShelfInfo:
 
 
 def _read_meta(folder: Path) -> dict[str, object]:
-    """What the shelf says of itself; empty if that cannot be read."""
+    """The contents of meta.json; empty if it cannot be read."""
     try:
         described = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -81,7 +74,7 @@ def _read_meta(folder: Path) -> dict[str, object]:
 
 
 def _write_meta(folder: Path, meta: Mapping[str, object], *, replace: bool) -> bool:
-    """Write what the shelf is, in one go; without `replace`, False where somebody has done so already."""
+    """Write meta.json atomically; without `replace`, False if another process has written it already."""
     partial, target = folder / f"meta-{uuid.uuid4().hex}.tmp", folder / "meta.json"
     try:
         partial.write_text(json.dumps(meta, indent=1, sort_keys=True, default=str), encoding="utf-8")
@@ -111,7 +104,7 @@ def _read_imprint(folder: Path) -> Imprint | None:
 
 
 def _is_close(kept: Imprint | None, imprint: Imprint, close: float) -> bool:
-    """Whether two imprints are of one network: all rows equal but for rounding, each in units of its own size."""
+    """Whether two imprints are of one network: all rows equal up to rounding, relative to the size of each."""
     if kept is None or kept.shape != imprint.shape:
         return False
     finite = np.isfinite(kept)
@@ -140,11 +133,11 @@ class FeatureBank:
     """All shelves under one folder.
 
     Args:
-        folder: Where; None takes `default_folder()`. Made when first written to.
+        folder: Where; None is `default_folder()`. Created by the first write.
         limit: Bytes the whole bank may take.
 
-    Shelves that were opened through a bank are held for as long as it lives (a run has one bank), and those that a
-    table reads from for as long as that lives: they are not dropped to make room for others.
+    A bank holds a lease on the shelves opened through it for as long as it exists (a run has one bank), and a table on
+    the shelf that it reads: these are not dropped to make room for others.
 
     Example:
         >>> import tempfile
@@ -167,7 +160,7 @@ class FeatureBank:
 
     def shelf(
         self,
-        description: Mapping[str, object],
+        identity: Mapping[str, object],
         widths: Mapping[str, int],
         *,
         about: Mapping[str, object] | None = None,
@@ -175,16 +168,16 @@ class FeatureBank:
         imprint: Imprint | None = None,
         close: float = CLOSE,
     ) -> Shelf:
-        """The shelf for everything that fixes a row but the image itself.
+        """The shelf of rows of one identity; created if there is none.
 
         Args:
-            description: What it is; its digest names the shelf.
+            identity: The names in it; their digest, and that of the widths, names the shelf. See `Identity`.
             widths: Stage name -> width; rows hold the stages in this order.
-            about: Kept with it for people; the same rows under another name are the same shelf.
-            dtype: What rows are kept as: one of `DTYPES`. Rows of another dtype lie on another shelf.
-            imprint: (M, W) what makes the rows, told by what it makes of fixed inputs. Shelves of one description whose
-                imprints are not close to each other are different shelves.
-            close: How far imprints may lie apart, in units of their size, and still be of one shelf.
+            about: Stored for people to read; no part of the identity.
+            dtype: How rows are stored: one of `DTYPES`. Rows of another dtype are on another shelf.
+            imprint: (M, W) output for fixed images. Rows of one digest with imprints that are not close to each other
+                are on different shelves.
+            close: Largest distance between imprints of one shelf, in units of their size.
 
         Raises:
             CacheError: If the folder cannot be made or written.
@@ -193,12 +186,12 @@ class FeatureBank:
         blocks = {
             name: slice(int(stop) - width, int(stop)) for (name, width), stop in zip(widths.items(), stops, strict=True)
         }
-        fixed = {**description, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
+        fixed = {**identity, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
         if dtype != "float32":
             fixed["dtype"] = dtype
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
         meta = {**(about or {}), **fixed}
-        with explaining_loss(self.folder):
+        with explaining_os_errors(self.folder):
             if imprint is None:
                 folder = self._root / digest
                 folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +203,7 @@ class FeatureBank:
     def _find_variant(self, digest: str, meta: Mapping[str, object], imprint: Imprint, close: float) -> Path:
         """The folder of the shelf with this imprint; a new one if there is none.
 
-        Processes that come at the same time meet at the same one: whoever writes its meta.json first has made it.
+        Processes that ask at the same time get the same one: the first to write its meta.json has created it.
         """
         for folder in sorted(self._root.glob(f"{digest}-*")):
             if _is_close(_read_imprint(folder), imprint, close):
@@ -233,45 +226,45 @@ class FeatureBank:
         return lease
 
     def make_room(self, *needs: tuple[Shelf, int]) -> None:
-        """See to it that for each shelf so many more rows fit: under the limit, and on the disk.
+        """Make sure that this many more rows fit for each shelf: under the limit, and on the disk.
 
-        The shelves used least recently are dropped for that, but none that a run holds, this one or another.
+        The shelves used least recently are dropped for that, but none on which a run has a lease, this one or another.
 
         Raises:
-            CacheError: If they cannot, even with all shelves gone that nobody holds.
+            CacheError: If they do not fit even without all shelves that can be dropped.
         """
         needed = sum(rows * (shelf.row_bytes + 32) for shelf, rows in needs)
         images = max(rows for _, rows in needs)
         own = {shelf.folder.name for shelf, _ in needs}
-        with explaining_loss(self.folder):
-            free_to_go = [info for info in self.list_shelves() if info.name not in own and not self._is_held(info)]
-            spendable = sum(info.size for info in free_to_go)
+        with explaining_os_errors(self.folder):
+            droppable = [info for info in self.list_shelves() if info.name not in own and not self._is_held(info)]
+            droppable_bytes = sum(info.size for info in droppable)
             over = folder_size(self._root) + needed - self.limit
             free = shutil.disk_usage(self.folder).free - SPARE
-        if over > spendable:
+        if over > droppable_bytes:
             raise CacheError(
                 f"The features of {images} more images bring those in use, by this run or by others that go on, to "
-                f"{(over + self.limit - spendable) / 2**20:,.0f} MB, which is over the feature bank's "
+                f"{(over + self.limit - droppable_bytes) / 2**20:,.0f} MB, which is over the feature bank's "
                 f"limit of {self.limit / 2**20:,.0f} MB. Raise it with cache_limit=GIGABYTES."
             )
-        if needed > free + spendable:
+        if needed > free + droppable_bytes:
             raise CacheError(
                 f"The features of {images} images take {needed / 2**20:,.0f} MB, but only "
                 f"{max(free, 0) / 2**20:,.0f} MB are free at {self.folder}. Free some space there, or choose another "
                 "folder with cache=DIR."
             )
         short = max(over, needed - free)
-        for info in sorted(free_to_go, key=lambda info: info.last_used):
-            if short > 0 and not self._is_held(info):  # asked again: somebody may have come meanwhile
+        for info in sorted(droppable, key=lambda info: info.last_used):
+            if short > 0 and not self._is_held(info):  # checked again: another run may have opened it meanwhile
                 short -= self.clear(info.name)
 
     def _is_held(self, info: ShelfInfo) -> bool:
         return is_leased(self._root / info.name)
 
     def list_shelves(self) -> list[ShelfInfo]:
-        """What is in the bank, most recently used first."""
+        """All shelves in the bank, most recently used first."""
         found = []
-        with explaining_loss(self.folder):
+        with explaining_os_errors(self.folder):
             for folder in self._root.glob("*"):
                 with suppress(FileNotFoundError):  # cleared meanwhile
                     if folder.is_dir():
@@ -279,7 +272,7 @@ class FeatureBank:
         return sorted(found, key=lambda info: (-info.last_used, info.name))
 
     def clear(self, name: str | None = None) -> int:
-        """Remove one shelf, or all; returns the bytes that this frees."""
+        """Remove one shelf, or all; returns the number of bytes freed."""
         chosen = [info for info in self.list_shelves() if name in (None, info.name)]
         for info in chosen:
             shutil.rmtree(self._root / info.name, ignore_errors=True)

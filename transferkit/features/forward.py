@@ -1,4 +1,4 @@
-"""A batch of images through the network: on its device, without gradients, halved where memory runs out."""
+"""A batch of images through a backbone in torch: without gradients, halved where memory runs out."""
 
 from __future__ import annotations
 
@@ -13,74 +13,70 @@ import torch
 from transferkit.core.errors import BackboneError, TransferkitError
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.model import normalise
+from transferkit.nn.running import without_tracing
 from transferkit.nn.stages import evaluating
 
 __all__ = [
     "Compute",
-    "FEATURES",
     "Forward",
-    "Rows",
+    "backbone_failure",
     "check_shape",
+    "describe_error",
     "features_and_moments",
-    "misfit",
     "placed_on",
-    "told_by",
 ]
-
-
-FEATURES = frozenset({"features"})
 
 Compute = Callable[[torch.Tensor, frozenset[str]], Mapping[str, Mapping[str, torch.Tensor]]]
 """(normalised images, kinds of rows wanted) -> kind -> block name -> (n, D), as the kind's shelf has them."""
 
 
 def check_shape(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]], images: int, width: int) -> None:
-    """See to it that there is one row per image, as wide as the stages were when the network was traced."""
+    """Check that there is one row per image, as wide as the stages were when the network was traced.
+
+    Raises:
+        BackboneError: If not.
+    """
     rows = all(len(shape) == 2 and shape[0] == images for shape in shapes.values())
     if rows and sum(shape[1] for shape in shapes.values()) == width:
         return
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     expected = f"{images} rows of {width} numbers for {images} images"
-    raise misfit(backbone, f"expected {expected}, got the shapes {listed}")
+    raise backbone_failure(backbone, f"expected {expected}, got the shapes {listed}")
 
 
-def misfit(backbone: Backbone, told: str, shape: tuple[int, ...] | None = None) -> BackboneError:
-    """The error for a network that does not cope with the images: what it did, and what it copes with."""
+def backbone_failure(backbone: Backbone, problem: str, shape: tuple[int, ...] | None = None) -> BackboneError:
+    """The error for a network that fails on the images: what happened, and the images that it works on."""
     spec = backbone.spec
     size, native = spec.preprocessing.size, spec.native_size
     if spec.preprocessing.prepared or shape not in (None, (3, size, size)):  # which image_size does not reach
         return BackboneError(
-            f"{spec.name} failed on images of shape {shape or spec.preprocessing.shape}: {told}. It works on "
+            f"{spec.name} failed on images of shape {shape or spec.preprocessing.shape}: {problem}. It works on "
             f"(3, {native}, {native}): prepare them like that."
         )
     if size != native:
         return BackboneError(
-            f"{spec.name} does not work on images of {size} px: {told}. It works at its native {native} px: leave "
+            f"{spec.name} does not work on images of {size} px: {problem}. It works at its native {native} px: leave "
             f"image_size out, or set image_size={native}."
         )
-    return BackboneError(f"{spec.name} failed on images of {size} px, the size that it is made for: {told}.")
+    return BackboneError(f"{spec.name} failed on images of {size} px, the size that it is made for: {problem}.")
 
 
-def told_by(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An exception in one line: its first, or the last one where a traceback comes before it, as in TorchScript."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a word"]
-    said = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
-    return f"{type(error).__name__}: {said.rstrip('.')}"
+    line = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    return f"{type(error).__name__}: {line.rstrip('.')}"
 
 
 @contextmanager
 def placed_on(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
-    """The backbone on the device and in evaluation mode; back home and in its own modes afterwards."""
+    """The backbone on the device and in evaluation mode; afterwards on its own device and in its own modes again."""
     home = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
     try:
         with evaluating(backbone):
             yield backbone.to(device).to(memory_format=torch.channels_last)
     finally:
         backbone.to(home)
-
-
-Rows = dict[str, npt.NDArray[np.float32]]
-"""Kind -> (n, D)."""
 
 
 class Forward:
@@ -91,20 +87,12 @@ class Forward:
         self._device = device
         self._compute = compute
 
-    def rows(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Rows:
+    def rows(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> dict[str, npt.NDArray[np.float32]]:
         """(n, 3, H, W) uint8 or normalised float32 -> rows of the kinds wanted."""
-        parts = self.parts(pixels, wanted)
-        rows = {kind: _joined(parts[kind]) for kind in parts if kind in wanted}
-        for kind, found in rows.items():
-            if not np.isfinite(found).all():
-                broken = next(name for name, part in parts[kind].items() if not bool(torch.isfinite(part).all()))
-                raise BackboneError(
-                    f"Stage {broken!r} of {self._backbone.spec.name} gives values that are not finite. "
-                    "Are the weights intact, and is the preprocessing the checkpoint's own?"
-                )
-        return rows
+        blocks = self.blocks(pixels, wanted)
+        return {kind: _joined(blocks[kind]) for kind in blocks if kind in wanted}
 
-    def parts(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Mapping[str, Mapping[str, torch.Tensor]]:
+    def blocks(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Mapping[str, Mapping[str, torch.Tensor]]:
         """The same, stage by stage and still on the device.
 
         Raises:
@@ -113,15 +101,19 @@ class Forward:
         try:
             stack = torch.from_numpy(pixels).to(self._device, non_blocking=True)
             # no_grad, not inference_mode: what is cached may be trained on later. And float32, whatever is around it.
-            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            with without_tracing(), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
                 images = normalise(stack, self._backbone.spec.preprocessing)
                 return self._compute(images.contiguous(memory_format=torch.channels_last), wanted)
         except (torch.OutOfMemoryError, TransferkitError):
             raise
         except Exception as error:
-            raise misfit(self._backbone, f"it raised {told_by(error)}", tuple(pixels.shape[1:])) from error
+            raise backbone_failure(
+                self._backbone, f"it raised {describe_error(error)}", tuple(pixels.shape[1:])
+            ) from error
 
-    def rows_within_memory(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Rows:
+    def rows_within_memory(
+        self, pixels: npt.NDArray[Any], wanted: frozenset[str]
+    ) -> dict[str, npt.NDArray[np.float32]]:
         """The same, in halves for as long as the device runs out of memory.
 
         Raises:
@@ -147,6 +139,8 @@ def _joined(blocks: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
 
 
 def features_and_moments(backbone: Backbone, pooling: str) -> Compute:
+    """Pooled vectors of every stage, and moments of their channels where these are wanted."""
+
     def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
         if "moments" not in wanted:
             return {"features": backbone.pooled_stages(images, pooling=pooling)}

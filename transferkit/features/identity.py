@@ -1,15 +1,16 @@
-"""What makes a number besides weights and preprocessing: libraries, device, precision, and the code that really runs.
+"""The identity of a row of features: everything that can change a number in it, but the image.
 
-The first three are named. Code cannot be: an edited `forward`, a hook, a changed `eps` or a dropout that was left on
-have no name. They are told by an imprint: what the network makes, in evaluation mode, of two fixed images at the size
-in use. Imprints are compared with a tolerance, never hashed: the number of threads and the memory layout change the
-last bits of every output, and a rounded value can lie on the border.
+Weights, layers, preprocessing, libraries, device and precision have names, which are hashed. Code has none: an edited
+`forward`, a hook, a changed `eps` or a dropout that was left on show in the imprint, the output of the network, in
+evaluation mode, for two fixed images at the size in use. Imprints are compared with a tolerance, never hashed: the
+number of threads and the memory layout change the last bits of every output, and a rounded value can lie on the border.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -17,9 +18,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.features.bank import CLOSE
+from transferkit.records import Preprocessing
 
-__all__ = ["IMPRINT_IMAGES", "circumstances", "closeness", "imprint_of", "probe_images", "same_draws"]
+__all__ = [
+    "CLOSE",
+    "IMPRINT_IMAGES",
+    "Identity",
+    "Imprint",
+    "circumstances",
+    "closeness",
+    "imprint_of",
+    "probe_images",
+    "probe_inputs",
+    "same_draws",
+]
+
+Imprint = npt.NDArray[np.float64]
+"""(M, W), a row per stage and fixed image."""
+
+CLOSE = 1e-4
+"""How far two imprints of the same network may lie apart, in units of their size. EfficientNet-Lite0's moves by 8e-6
+with the number of threads, the memory layout or the library of kernels; one channel of one stage that is 1 % larger
+moves it by 1e-2."""
 
 IMPRINT_IMAGES = 2
 """Images of an imprint: one alone could not show that a network mixes up the images of a batch."""
@@ -34,8 +54,29 @@ LIBRARIES = ("torchvision", "timm", "pillow")
 """Distributions that resize, decode or build the network; torch itself is asked for its full version."""
 
 
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """What fixes the rows of one kind, but for the image: the bank keeps rows of one identity on one shelf.
+
+    Args:
+        names: Everything that has a name; with the widths it is hashed into the shelf's.
+        widths: Stage name -> width; rows hold the stages in this order.
+        imprint: (M, W) output for fixed images. Equal names and imprints that are not close are different identities.
+        close: How far imprints may lie apart, in units of their size, and still be of one identity.
+        dtype: What rows are kept as: one of `tables.DTYPES`.
+        about: Kept with the rows for people; no part of the identity.
+    """
+
+    names: Mapping[str, object]
+    widths: Mapping[str, int]
+    imprint: Imprint | None = None
+    close: float = CLOSE
+    dtype: str = "float32"
+    about: Mapping[str, object] = field(default_factory=dict)
+
+
 def circumstances(device: torch.device) -> dict[str, object]:
-    """Names of what else than weights, layers and preprocessing can change a row."""
+    """Names of what can change a row besides weights, layers and preprocessing: libraries, device, precision."""
     return {"libraries": _versions(), "device": _device_class(device), "precision": _precision(device)}
 
 
@@ -51,22 +92,22 @@ def _versions() -> dict[str, str]:
 
 
 def _device_class(device: torch.device) -> str:
-    """ "cpu", "mps", or the name of the GPU, whichever of several equal ones it is."""
+    """ "cpu", "mps", or the GPU's model: several equal ones are one class."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     return device.type
 
 
 def _precision(device: torch.device) -> dict[str, str]:
-    """What products of float32 matrices and convolutions are computed in, as far as the person may choose it."""
+    """The precision of float32 matrix products and convolutions, as far as it can be chosen."""
     backends: Any = torch.backends  # whose types lag behind
     if device.type not in ("cpu", "cuda"):
         return {}
     on_gpu = device.type == "cuda"
     if hasattr(backends, "fp32_precision"):  # since torch 2.9; the older names raise once these were set
         cpu, gpu = backends.mkldnn, (backends.cuda.matmul, backends.cudnn.conv)
-        places = gpu if on_gpu else (cpu.matmul, cpu.conv)
-        matmul, convolution = (str(place.fp32_precision) for place in places)
+        settings = gpu if on_gpu else (cpu.matmul, cpu.conv)
+        matmul, convolution = (str(setting.fp32_precision) for setting in settings)
     else:
         matmul = {"highest": "none", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
         convolution = "tf32" if on_gpu and backends.cudnn.allow_tf32 else "none"
@@ -100,8 +141,15 @@ def probe_images(height: int, width: int, count: int = IMPRINT_IMAGES) -> npt.ND
     return np.stack(pictures).reshape(count, 3, height, width).astype(np.uint8)
 
 
+def probe_inputs(wants: Preprocessing, count: int) -> npt.NDArray[Any]:
+    """Fixed images as a network is given them: uint8 pictures, or float32 tensors where it `wants` them prepared."""
+    height, width = wants.shape or (wants.size, wants.size)
+    pictures = probe_images(height, width, count)
+    return pictures.astype(np.float32) / 127.5 - 1 if wants.prepared else pictures
+
+
 def imprint_of(blocks: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
-    """(stages x images, 256) from what a network made of the probe images, stage by stage: (images, D) each."""
+    """(stages x images, 256) from a network's output for the probe images, stage by stage: (images, D) each."""
     with np.errstate(invalid="ignore"):  # infinities are met, and explained, when real images are run
         return np.concatenate([_folded(part.detach().float().cpu().numpy()) for part in blocks.values()])
 
@@ -117,9 +165,9 @@ def _folded(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def same_draws(device: torch.device) -> Iterator[None]:
-    """What a network draws inside the block it draws every time, and nothing outside notices that it drew.
+    """Random numbers drawn inside the block are the same every time, and the generators are as before afterwards.
 
-    A network that draws in evaluation mode (dropout left on) so has an imprint that is its own and stays the same.
+    A network that draws in evaluation mode (dropout left on) so has an imprint of its own that does not change.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

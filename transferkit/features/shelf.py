@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from transferkit.core.errors import CacheError
 from transferkit.features.leases import STALE, Lease, age, is_abandoned, name_file
-from transferkit.features.tables import DTYPES, FeatureTable, Ids, explaining_loss, pack_rows
+from transferkit.features.tables import DTYPES, FeatureTable, Ids, explaining_os_errors, pack_rows
 
 __all__ = [
     "GRACE",
@@ -32,14 +32,14 @@ __all__ = [
 SEGMENT_ROWS = 8192
 
 SEGMENT_BYTES = 2**28
-"""Rows, or bytes of them, after which a segment is committed: a killed run keeps what it had computed so far."""
+"""Rows, or bytes of them, after which a segment is committed: a killed run keeps those that it has computed so far."""
 
 GRACE = 60
-"""Seconds after which rows without ids cannot belong to a writer that is between its two renames."""
+"""Seconds after which rows without ids cannot be those of a writer between its two renames."""
 
 
 class _Index(NamedTuple):
-    """Where every row of a shelf is, in the order of the ids; of equal ids the first one written down comes first.
+    """Where every row of a shelf is, in the order of the ids; of equal ids the one written first comes first.
 
     Args:
         files: Segment files.
@@ -54,9 +54,9 @@ class _Index(NamedTuple):
     rows: npt.NDArray[np.int32]
 
     def find(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """(n,) place of each id in the index, and (n,) whether it is there at all.
+        """(n,) position of each id in the index, and (n,) whether it is in there.
 
-        Looked up in sorted order: places far apart in memory would take ten times as long.
+        Looked up in sorted order: random access to memory would take ten times as long.
         """
         order = np.argsort(ids, kind="stable")
         place = np.empty(len(ids), dtype=np.int64)
@@ -67,7 +67,7 @@ class _Index(NamedTuple):
 
 
 def whole_segments(folder: Path, row_bytes: int) -> list[Path]:
-    """Rows files that have as many rows as ids; others are passed over."""
+    """Rows files that have as many rows as ids; others are skipped."""
     whole = []
     for listing in sorted(folder.glob("*.ids")):
         rows = listing.with_suffix(".rows")
@@ -78,7 +78,7 @@ def whole_segments(folder: Path, row_bytes: int) -> list[Path]:
 
 
 def _read_index(segments: Sequence[Path]) -> _Index:
-    """The index of these segments. At a million rows: a second, and 118 MB of which a third stays."""
+    """The index of these segments. For a million rows: a second, and 118 MB, of which a third stays allocated."""
     files, parts = [], []
     for rows in segments:
         with suppress(FileNotFoundError):  # cleared meanwhile
@@ -93,13 +93,13 @@ def _read_index(segments: Sequence[Path]) -> _Index:
 
 
 class Shelf:
-    """The rows of one backbone, preprocessing and pooling.
+    """The rows of one identity.
 
     Args:
         folder: Where its files are.
         blocks: Stage name -> its columns.
-        dtype: What its rows are kept as: one of `DTYPES`.
-        lease: The run's hold on it, kept by whoever opened the shelf; tables keep it as well.
+        dtype: How its rows are stored: one of `DTYPES`.
+        lease: The run's, held by the bank that opened the shelf; tables hold it as well.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class Shelf:
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes on disk."""
+        """Bytes of a row on disk."""
         return self.width * DTYPES[self.dtype].itemsize
 
     @property
     def last_change(self) -> float:
-        """When somebody last wrote a row, in seconds since the epoch; 0 if nobody has."""
+        """When a row was last written, in seconds since the epoch; 0 if none was."""
         changes = [0.0]
         for path in self.folder.glob("*"):
             with suppress(FileNotFoundError):  # renamed meanwhile
@@ -129,7 +129,7 @@ class Shelf:
         return max(changes)
 
     def _index(self) -> _Index:
-        """The index of what is here now; read again only where segments came or went."""
+        """The index of the segments that are here now; read again only if they have changed."""
         segments = whole_segments(self.folder, self.row_bytes)
         self._seen.update(segments)
         if self._read is None or self._read.files != segments:
@@ -137,28 +137,28 @@ class Shelf:
         return self._read
 
     def missing(self, ids: Ids) -> npt.NDArray[np.int64]:
-        """Positions in `ids` of images that are not here yet; of equal ones only the first."""
+        """Positions in `ids` of images without a row; of equal ones only the first."""
         unique, first = np.unique(ids, return_index=True)
-        with explaining_loss(self.folder):
+        with explaining_os_errors(self.folder):
             return np.sort(first[~self._index().find(unique)[1]])
 
     def table(self, ids: Ids) -> FeatureTable:
         """The rows of these images, in this order.
 
         Raises:
-            CacheError: If some are not here: they were never written, or another process cleared the bank meanwhile.
+            CacheError: If some have no row: they were never written, or another process has cleared the bank.
         """
-        with explaining_loss(self.folder):
+        with explaining_os_errors(self.folder):
             index = self._index()
             place, found = index.find(ids)
             if not found.all():
                 raise self._lost(int((~found).sum()), len(ids))
             (self.folder / "meta.json").touch()
-            rows, lease = index.rows[place], self._held()
+            rows, lease = index.rows[place], self._lease_for_table()
             return FeatureTable(index.files, index.segments[place], rows, self.blocks, self.dtype, lease=lease)
 
-    def _held(self) -> Lease:
-        """The lease of whoever opened the shelf, or a new one where that run is over."""
+    def _lease_for_table(self) -> Lease:
+        """The lease of the bank that opened the shelf, or a new one if that is gone."""
         lease = None if self._lease is None else self._lease()
         return Lease(self.folder) if lease is None or not lease.exists else lease
 
@@ -175,14 +175,14 @@ class Shelf:
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
-        """Append rows; what was appended is committed at the end, or in part every `SEGMENT_ROWS` rows.
+        """Append rows; they are committed at the end, and after every `SEGMENT_ROWS` rows.
 
-        After an exception the segment in hand is removed and those committed before stay.
+        After an exception the segment that is not committed is removed; those committed before stay.
         """
         sweep(self.folder)
         writer = Writer(self.folder, self.width, self.dtype, seen=self._seen)
         try:
-            yield writer  # outside `explaining_loss`: an OSError raised in the block need not be the bank's
+            yield writer  # outside `explaining_os_errors`: an OSError raised in the block need not be the bank's
             writer.commit()
         finally:
             writer.discard()
@@ -194,8 +194,8 @@ class Writer:
     Args:
         folder: The shelf's.
         width: D, numbers per row.
-        dtype: What rows are kept as.
-        seen: Takes down the segments that are committed.
+        dtype: How rows are stored.
+        seen: Committed segments are added to it.
     """
 
     def __init__(self, folder: Path, width: int, dtype: str, *, seen: set[Path]) -> None:
@@ -213,13 +213,13 @@ class Writer:
         Written with ordinary writes, never through a mapping: a full disk must raise, not kill the process.
 
         Raises:
-            ValueError: If there are more or fewer rows than ids, or they are wider or narrower than the shelf's.
-            RowOverflowError: If a value is beyond what the shelf can keep; nothing of these rows is written then.
+            ValueError: If the number of rows is not that of the ids, or their width is not the shelf's.
+            RowOverflowError: If a value is out of the range of the shelf's dtype; none of these rows is written then.
         """
         if rows.shape != (len(ids), self._width):
             raise ValueError(f"Expected rows of shape {(len(ids), self._width)} for {len(ids)} ids, got {rows.shape}.")
         packed = pack_rows(rows, self._dtype)
-        with explaining_loss(self._folder):
+        with explaining_os_errors(self._folder):
             mode = "r+b"  # not "ab": a file that was cleared meanwhile must not come back without its first rows
             if self._partial is None:
                 self._partial, mode = self._folder / name_file("partial"), "xb"
@@ -232,13 +232,13 @@ class Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Make a segment of the rows in hand: all of them, or none after an exception."""
+        """Make a segment of the rows appended since the last: all of them, or none after an exception."""
         if self._partial is None:
             return
         rows = self._folder / f"{uuid.uuid4().hex}.rows"
         ids = rows.with_suffix(".ids")
         listing = self._partial.with_suffix(".ids-partial")
-        with explaining_loss(self._folder):
+        with explaining_os_errors(self._folder):
             try:
                 # Not `tofile`: its errors say how many items were written, not that the disk is full.
                 listing.write_bytes(np.concatenate(self._ids).tobytes())
@@ -256,14 +256,14 @@ class Writer:
         self._partial, self._ids, self._bytes = None, [], 0
 
     def discard(self) -> None:
-        """Remove what is not committed; quietly, for another error may be on its way."""
+        """Remove rows that are not committed. Raises nothing: another exception may be in flight."""
         if self._partial is not None:
             with suppress(OSError):
                 self._partial.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left half-written, as far as that is allowed."""
+    """Remove partial files of killed runs, as far as permissions allow."""
     for pattern in ("*.partial", "*.ids-partial", "*.tmp"):
         for path in folder.glob(pattern):
             with suppress(OSError):  # another process sweeps as well, or the file is another person's
@@ -271,11 +271,11 @@ def sweep(folder: Path) -> None:
                     path.unlink()
     for path in folder.glob("*.lease"):
         with suppress(OSError):
-            if is_abandoned(path):  # a run that lives may hold a shelf for weeks
+            if is_abandoned(path):  # a running process may hold a lease for weeks
                 path.unlink()
     for path in folder.glob("*.rows"):
         with suppress(OSError):
-            # Killed between two renames. The age is asked first: ids that are to come are there within the grace.
+            # Killed between two renames. The age is checked first: a live writer adds the ids within `GRACE`.
             if age(path) > GRACE and not path.with_suffix(".ids").exists():
                 path.unlink()
 

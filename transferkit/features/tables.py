@@ -1,4 +1,4 @@
-"""Rows of a shelf, read back by images: memory-mapped where all that is needed is a chunk at a time."""
+"""Rows of a shelf in the order of given images: memory-mapped, read a chunk at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "Ids",
     "OpenTable",
     "RowOverflowError",
-    "explaining_loss",
+    "explaining_os_errors",
     "pack_rows",
     "unpack_rows",
 ]
@@ -38,18 +38,18 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
 }
-"""What the rows of a shelf can be kept as -> how numpy holds that; the upper half of a float32 has no type there."""
+"""How rows can be stored -> the numpy type that holds them; numpy has no bfloat16, the upper half of a float32."""
 
 BEYOND_FLOAT16 = 65520
-"""The least value that rounds to infinity."""
+"""The smallest value that float16 rounds to infinity."""
 
 
 class RowOverflowError(OverflowError):
-    """A value is beyond what a shelf can keep."""
+    """A value is out of the range of a shelf's dtype."""
 
 
 def pack_rows(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """float32 rows as they are kept.
+    """float32 rows as they are stored.
 
     Raises:
         RowOverflowError: If a finite value is beyond the type's range.
@@ -69,14 +69,14 @@ def pack_rows(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
 
 
 def unpack_rows(rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
-    """Rows as they are kept -> float32."""
+    """Stored rows -> float32."""
     kept = torch.from_numpy(rows)
     return (kept.view(torch.bfloat16) if dtype == "bfloat16" else kept).float().numpy()
 
 
 @contextmanager
-def explaining_loss(folder: Path) -> Iterator[None]:
-    """Turn the operating system's errors into one that names the folder and the way out."""
+def explaining_os_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the operating system into a CacheError that names the folder and the remedy."""
     try:
         yield
     except CacheError:
@@ -94,16 +94,15 @@ def explaining_loss(folder: Path) -> Iterator[None]:
 
 
 class FeatureTable:
-    """Rows of a shelf in the order asked for, read chunk by chunk; nothing stays in memory.
+    """Rows of a shelf in a given order, read chunk by chunk; nothing stays in memory.
 
     Args:
-        shelf: Where the rows are.
         segments: (N,) index into `files`.
         rows: (N,) row inside the segment.
         files: Segment files.
         blocks: Stage name -> its columns.
-        dtype: What the rows are kept as; they are read as float32.
-        lease: Keeps the shelf from being dropped while the table lives.
+        dtype: How the rows are stored; they are read as float32.
+        lease: Keeps the shelf from being dropped while the table exists.
     """
 
     def __init__(
@@ -164,11 +163,11 @@ class FeatureTable:
             yield chunk
 
     def _mapped(self, segment: int) -> npt.NDArray[Any]:
-        """(n, D) as they are kept, on disk."""
+        """(n, D) as they are stored on disk."""
         file = self._files[segment]
         if self._lease is not None:
             self._lease.renew()
-        with explaining_loss(file.parent):
+        with explaining_os_errors(file.parent):
             return np.memmap(file, dtype=DTYPES[self.dtype], mode="r").reshape(-1, self.width)
 
     def opened(self) -> OpenTable:
@@ -188,13 +187,13 @@ class FeatureTable:
 
 
 class OpenTable:
-    """Rows in any order, again and again: their files stay mapped, which clearing the bank does not undo.
+    """Rows for random access: their files stay mapped, even if the bank is cleared.
 
     Args:
         mapped: Segments, (n, D) each.
         segments: (N,) index into `mapped`.
         rows: (N,) row inside the segment.
-        dtype: What the rows are kept as.
+        dtype: How the rows are stored.
         lease: As for `FeatureTable`.
     """
 

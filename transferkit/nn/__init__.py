@@ -5,7 +5,17 @@ from transferkit.nn.cost import count_operations
 from transferkit.nn.heads import Blend, StandardisedLinear
 from transferkit.nn.model import TransferModel
 from transferkit.nn.pooling import POOLINGS, pool
-from transferkit.nn.running import Classifier, in_halves, is_out_of_memory, logits_of
+from transferkit.nn.replicas import Replicas
+from transferkit.nn.running import (
+    Classifier,
+    PlacedClassifier,
+    in_batches,
+    in_halves,
+    is_out_of_memory,
+    logits_of,
+    tracing,
+    without_tracing,
+)
 from transferkit.nn.stages import Tap, discover_taps
 from transferkit.nn.tail import CutError, Tail, cut
 
@@ -15,15 +25,20 @@ __all__ = [
     "Blend",
     "Classifier",
     "CutError",
+    "PlacedClassifier",
+    "Replicas",
     "StandardisedLinear",
     "Tail",
     "Tap",
     "TransferModel",
+    "tracing",
     "count_operations",
     "cut",
     "discover_taps",
+    "in_batches",
     "in_halves",
     "is_out_of_memory",
     "logits_of",
     "pool",
+    "without_tracing",
 ]

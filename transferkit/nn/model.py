@@ -1,4 +1,4 @@
-"""The classifier a person takes home: frozen stages, one linear layer, its preprocessing and its class names."""
+"""The finished classifier: stages of a backbone, one linear layer, its preprocessing and its class names."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from transferkit.records import Preprocessing
 __all__ = ["TransferModel", "mean_over_views", "normalise"]
 
 PICTURE_AXES = 4
-"""Axes of a batch of pictures; a batch of views has one more, behind the first."""
+"""Axes of a batch of pictures; a batch of views has one more, after the first."""
 
 
 class TransferModel(nn.Module):
     """Pooled stage outputs, joined, through one linear layer.
 
     Args:
-        backbone: Gives the stages; its own classifier is left behind.
+        backbone: Has the stages; its own classifier is dropped.
         stages: Names of the stages that the head reads, stem -> head.
         pooling: "avg" or "avg+max".
         classes: The K class names, in label order.
 
     Attributes:
         classifier: `nn.Linear` from the joined width to K.
-        preprocessing: What images must go through first.
+        preprocessing: How images become its input.
         classes: The class names.
 
     Shape:
@@ -46,7 +46,7 @@ class TransferModel(nn.Module):
 
     @property
     def linear(self) -> nn.Linear:
-        """The classifier, as the plain layer that it is in a finished model."""
+        """The classifier, which is a plain linear layer in a finished model."""
         assert isinstance(self.classifier, nn.Linear)
         return self.classifier
 
@@ -56,7 +56,7 @@ class TransferModel(nn.Module):
         return self.backbone.spec.preprocessing
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(..., 3, H, W) uint8 in 0..255 -> float, as the checkpoint wants it."""
+        """(..., 3, H, W) uint8 in 0..255 -> float, normalised as the checkpoint expects it."""
         return normalise(pixels, self.preprocessing)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class TransferModel(nn.Module):
 
 
 def mean_over_views(classify: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """(N, K) logits of images that are seen in one way or in several; those of the views are averaged.
+    """(N, K) logits of images in one view or in several, averaged over the views.
 
     Args:
         classify: (M, 3, H, W) -> (M, K).
@@ -89,11 +89,11 @@ def mean_over_views(classify: Callable[[torch.Tensor], torch.Tensor], images: to
 
 
 def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """(x / 255 - mean) / std in one multiply and one add per value; float input is taken as normalised already.
+    """(x / 255 - mean) / std in one multiply and one add per value; float input is returned as it is.
 
     Args:
-        pixels: (N, 3, H, W) or (N, V, 3, H, W) uint8, or float that needs nothing more.
-        preprocessing: Gives mean and std, in [0, 1].
+        pixels: (N, 3, H, W) or (N, V, 3, H, W) uint8, or normalised float.
+        preprocessing: Has mean and std, in [0, 1].
 
     Raises:
         OptionError: Pictures for a model that was fitted on prepared tensors.

@@ -2,7 +2,7 @@
 
 `BackboneSpec` (what the zoo knows) -> `DataSummary` (what the audit found) -> `Evidence` (what one frozen pass
 measured) -> `Decision` (what to do, and why) -> `RunRecord` (the outcome, everything but the weights).
-`Ranking` compares backbones before that.
+`Ranking` compares backbones before that; `Predictions` are a `Predictor`'s output for new images.
 Maths letters: N images, D features, K classes, S stages.
 """
 
@@ -21,6 +21,8 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.predictions import FailedImage, Predictions
+from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
     GEOMETRIES,
     CropMode,
@@ -47,6 +49,7 @@ __all__ = [
     "Decision",
     "Epoch",
     "Evidence",
+    "FailedImage",
     "Finding",
     "Fold",
     "Folds",
@@ -57,6 +60,9 @@ __all__ = [
     "Metrics",
     "Mistake",
     "Picture",
+    "PixelClassifier",
+    "Predictions",
+    "Predictor",
     "Preprocessing",
     "ProbeScore",
     "RankedModel",

@@ -1,4 +1,4 @@
-"""The final test of a model, a step of its own: its answers on images that it was not trained on."""
+"""The evaluation of a finished model on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from transferkit.core.errors import DataError, unknown_name
 from transferkit.data import Data, open_data
 from transferkit.data.prepared import check_prepared
-from transferkit.nn import Classifier, logits_of
-from transferkit.records import HeldOut, Metrics, Mistake, Picture
+from transferkit.records import HeldOut, Metrics, Mistake, Picture, PixelClassifier
+from transferkit.result.prediction import probabilities_of
 
-__all__ = ["Evaluation", "answer", "evaluate", "pick_mistakes", "pick_samples", "sketch"]
+__all__ = ["Evaluation", "evaluate", "pick_mistakes", "pick_samples", "predict_split", "sketch"]
 
 SPLITS = ("test", "val")
 
 SKETCH = 256
-"""Digests of training images that are kept. Digests are as good as drawn at random: if a share s of the training images
-is among others, the chance that no digest of these tells is (1 - s)^256, 0.5 % for s = 2 %."""
+"""Digests of training images that are kept. The least digests are a random sample of the images: if a share s of the
+training images is among others, the chance that none of the sample is among them is (1 - s)^256, 0.5 % for s = 2 %."""
 
 SAMPLES_SHOWN = 120
-"""Training pictures in the report, all classes together: a report stays near one megabyte."""
+"""Training pictures in the report, all classes together: keeps a report near one megabyte."""
 
 SAMPLES_PER_CLASS = 6
 
@@ -31,13 +30,13 @@ MISTAKES_SHOWN = 24
 
 
 class Evaluation:
-    """What came of a test.
+    """Metrics of a model on a split, and what they were computed from.
 
     Args:
-        metrics: How the model does.
-        answers: Its answers.
-        data: The images it was tested on, and those beside them.
-        is_own: Whether these are the images that the model was made from.
+        metrics: Of the model on the split.
+        answers: Its probabilities, beside the labels.
+        data: The images of the split, and of the other splits.
+        is_own: Whether these are the images of the run that made the model.
     """
 
     def __init__(self, metrics: Metrics, answers: HeldOut, data: Data, *, is_own: bool) -> None:
@@ -48,29 +47,27 @@ class Evaluation:
 
 
 def evaluate(
-    model: Classifier,
+    classifier: PixelClassifier,
     data: Any,
     *,
     split: str,
     trained_on: tuple[str, ...],
-    device: Any,
     opening: dict[str, Any],
     own_opening: dict[str, Any],
 ) -> Evaluation:
-    """Test a model on a split, or on all images where there are no splits.
+    """Evaluate a model on a split, or on all images where there are no splits.
 
     Args:
-        model: In evaluation mode.
+        classifier: The model, on the device where it is to run.
         data: Anything that `open_data` takes.
         split: "test" or "val".
         trained_on: `sketch` of the images that the model was trained on.
-        device: Where to compute.
-        opening: Options to open images that may be any.
-        own_opening: Options that the model's own images were opened with; empty if they are not known.
+        opening: Options of `open_data` for images of any origin.
+        own_opening: Options that the model's own images were opened with; empty if unknown.
 
     Raises:
-        OptionError: There is no such kind of split.
-        DataError: The images are trained on, of classes that the model does not know, or there are none.
+        DataError: There is no such split, the model was trained on some of the images, or one has a class that the
+            model does not have.
     """
     from transferkit.measure import assess
 
@@ -80,19 +77,18 @@ def evaluate(
     is_own = bool(trained_on) and sketch(opened) == trained_on
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
         opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
-    check_prepared(model.preprocessing, preprocessed=opened.normalised)
-    opened.adapt_preprocessing(
-        model.preprocessing
-    )  # refuses pictures where tensors are needed, and tensors of another shape
-    _check_classes(opened, model.classes)
+    check_prepared(classifier.preprocessing, preprocessed=opened.normalised)
+    # Refuses pictures where tensors are needed, and tensors of another shape.
+    opened.adapt_preprocessing(classifier.preprocessing)
+    _check_classes(opened, classifier.classes)
     indices = _choose(opened, split)
     _check_unseen(opened, indices, trained_on)
-    answers = answer(model, opened, indices, split=split, device=device)
+    answers = predict_split(classifier, opened, indices, split=split)
     return Evaluation(assess(answers, opened.folds.take(indices)), answers, opened, is_own=is_own)
 
 
 def _choose(data: Data, split: str) -> npt.NDArray[np.int64]:
-    """Indices of the split; of all images where nobody split them."""
+    """Indices of the split; of all images if there are no splits."""
     there = [name for name in ("train", *SPLITS) if len(data.indices(name))]
     if split in there:
         return data.indices(split)
@@ -120,23 +116,21 @@ def _check_classes(data: Data, known: tuple[str, ...]) -> None:
         )
 
 
-def answer(model: Classifier, data: Data, indices: npt.NDArray[np.int64], *, split: str, device: Any) -> HeldOut:
-    """The model's probabilities for these images, run through it; all their classes are the model's."""
-    known = {name: index for index, name in enumerate(model.classes)}
-    as_known = np.array([known[name] for name in data.summary.classes], dtype=np.int64)
-    pictures = (data.pixels(int(index), model.preprocessing) for index in indices)
-    probabilities = torch.softmax(logits_of(model, pictures, device=device), dim=1).numpy()
-    model.to("cpu")
+def predict_split(classifier: PixelClassifier, data: Data, indices: npt.NDArray[np.int64], *, split: str) -> HeldOut:
+    """The classifier's probabilities for these images, beside their labels; all their classes are the classifier's."""
+    label_of = {name: label for label, name in enumerate(classifier.classes)}
+    labels = np.array([label_of[name] for name in data.summary.classes], dtype=np.int64)
+    pixels = (data.pixels(int(index), classifier.preprocessing) for index in indices)
     return HeldOut(
         split=split,
-        labels=as_known[data.labels[indices]],
-        probabilities=probabilities,
+        labels=labels[data.labels[indices]],
+        probabilities=probabilities_of(classifier, pixels),
         items=tuple(data.items[index] for index in indices),
     )
 
 
 def sketch(data: Data) -> tuple[str, ...]:
-    """The least content digests of the training images: enough to tell whether others are among them."""
+    """The least content digests of the training images: enough to tell whether other images include some of them."""
     return tuple(sorted({_hex(content) for content in data.content_ids[data.indices("train")]})[:SKETCH])
 
 
@@ -145,7 +139,7 @@ def _hex(content: bytes) -> str:
 
 
 def pick_samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
-    """A few training pictures of each class, no more than `SAMPLES_SHOWN` in all."""
+    """A few training pictures of each class, at most `SAMPLES_SHOWN` in all."""
     rng = np.random.default_rng(seed)
     train = data.indices("train")
     classes = data.summary.classes
@@ -159,12 +153,12 @@ def pick_samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
 
 
 def pick_mistakes(data: Data, answers: HeldOut | None, classes: tuple[str, ...]) -> tuple[Mistake, ...]:
-    """The mistakes made with the most confidence.
+    """The most confident mistakes.
 
     Args:
-        data: Where the pictures are.
+        data: Has the pictures.
         answers: On one of its splits, in order, or on all its images.
-        classes: Names of the K classes that labels and probabilities are of.
+        classes: Names of the K classes.
     """
     if answers is None:
         return ()

@@ -1,53 +1,45 @@
-"""What a person keeps: the model, what is known about it, and what can be done with it."""
+"""A finished run: a trained model, its record, and what can be done with it."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.core.errors import (
-    DataError,
-    OptionError,
-    list_problems,
-    unknown_name,
-)
+from transferkit.core.errors import DataError, OptionError, unknown_name
 from transferkit.core.paths import check_file, check_folder, expand, make_folder
-from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
+from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
-from transferkit.nn import Classifier, logits_of
-from transferkit.records import Decision, Evidence, Metrics, RunRecord
+from transferkit.nn import Classifier, PlacedClassifier, Replicas
+from transferkit.records import Decision, Evidence, Metrics, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
 from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples
-from transferkit.result.predictions import FailedImage, Predictions
+from transferkit.result.prediction import predict_images
 from transferkit.result.run_folder import check_replaceable, read_run, replace_file, write_run
 
 __all__ = ["Result", "check_export", "load"]
 
 
-ON_ERROR = ("raise", "skip")
-
 OPENING = ("root", "columns", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
-"""Settings of a run that its images were opened with."""
-
-SHOWN = 5
-"""Images named in an error, of those that could not be read."""
+"""Settings of a run that are options of opening its images."""
 
 
 class Result:
-    """A trained model and all that is known about it.
+    """A trained model and its record. A `Predictor`: any number of threads may predict with it at the same time.
 
     Args:
-        model: In evaluation mode; carries its preprocessing and class names.
-        record: The rest.
+        model: In evaluation mode; has its preprocessing and class names. Nothing here changes or moves it: predictions
+            are made with copies that share its weights.
+        record: Everything else that is known about the run.
         html: The report, if it was written already (a loaded run keeps the one made with its pictures).
     """
 
@@ -55,6 +47,14 @@ class Result:
         self.model = model
         self.record = record
         self._html = html
+        self._replicas: Replicas[Classifier] = Replicas(model)
+        self._recording = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:  # a lock can be neither copied nor pickled
+        return {name: value for name, value in vars(self).items() if name != "_recording"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _recording=threading.Lock())
 
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else next(iter(self.metrics), None)
@@ -63,23 +63,28 @@ class Result:
 
     @property
     def evidence(self) -> Evidence:
-        """What was measured."""
+        """The measurements before the decision."""
         return self.record.evidence
 
     @property
     def decision(self) -> Decision:
-        """What was decided."""
+        """The strategy, stage and rates that were chosen, and why."""
         return self.record.decision
 
     @property
     def metrics(self) -> Mapping[str, Metrics]:
-        """Split name -> how the model does there; "test" was computed once, at the end."""
+        """Split name -> metrics of the model there; "test" was computed once, at the end."""
         return self.record.metrics
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The K class names, in label order."""
         return self.model.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the model's input."""
+        return self.model.preprocessing
 
     def predict(
         self,
@@ -90,7 +95,7 @@ class Result:
         max_pixels: int = MAX_PIXELS,
         device: str = "auto",
     ) -> Predictions:
-        """Classify images.
+        """Classify images. Concurrent calls return the same bits as calls one after the other.
 
         Args:
             images: One or many of: path, folder, pattern ("photos/*.jpg", "photos/**/*.png"), PIL image, (H, W, 3)
@@ -98,54 +103,42 @@ class Result:
                 label) pairs. They go through the checkpoint's own preprocessing; what is deeper than 8 bits is scaled
                 by the range of the training images. If the model was fitted with preprocessed=True: (3, H, W) float
                 tensors prepared as those were, batches (N, 3, H, W), or a dataset or DataLoader of them.
-            on_error: "raise" stops at the first image that cannot be read; "skip" goes on, and lists it among the
-                `failures`.
-            preprocessed: The images are such tensors; to be said exactly where the model was fitted on them.
-            max_pixels: Width times height above which a file is not decoded.
+            on_error: "raise" raises at the first image that cannot be read; "skip" lists it among the `failures`.
+            preprocessed: The images are such tensors; required if the model was fitted on them, and an error if not.
+            max_pixels: Width times height above which a file is refused, not decoded.
             device: "auto", "cpu", "cuda", ...
 
         Raises:
-            DataError: Something is not an image, or not prepared as the model needs it, or with "skip" no image could
-                be read.
+            DataError: Something is not an image, or not prepared as the model needs it; with "skip", no image could be
+                read.
 
         Warns:
             UserWarning: If deep images do not fit the range that the model was fitted with.
         """
-        if on_error not in ON_ERROR:
-            raise OptionError(unknown_name("on_error", on_error, ON_ERROR))
-        items: list[str] = []
-        failures: list[FailedImage] = []
-        deep = DeepImages(self.model.preprocessing.value_range)
+        return predict_images(
+            self._placed(device), images, on_error=on_error, preprocessed=preprocessed, max_pixels=max_pixels
+        )
 
-        def inputs() -> Iterator[npt.NDArray[Any]]:
-            named = self._named_inputs(
-                images, deep, preprocessed=preprocessed, on_error=on_error, max_pixels=max_pixels
-            )
-            for position, (item, image) in enumerate(named):
-                if isinstance(image, DataError):
-                    failures.append(FailedImage(item, str(image), position))
-                    continue
-                items.append(item)
-                yield image
+    def probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """(N, K) float32 of pixels that are prepared already, on the device that "auto" picks.
 
-        logits = logits_of(self.model, inputs(), device=choose_device(device))
-        if not items:
-            raise DataError(list_problems("No image could be read:", [failure.reason for failure in failures[:SHOWN]]))
-        if deep.note:
-            warnings.warn(deep.note, stacklevel=2)
-        return Predictions(tuple(items), self.classes, torch.softmax(logits, dim=1).numpy(), tuple(failures))
+        Args:
+            pixels: (N, 3, S, S) uint8, resized and cropped as `preprocessing` says, or (N, V, 3, S, S) of its V views;
+                or (N, 3, H, W) float32, normalised.
 
-    def _named_inputs(
-        self, images: Any, deep: DeepImages, *, preprocessed: bool, on_error: str, max_pixels: int
-    ) -> Iterator[tuple[str, npt.NDArray[Any] | DataError]]:
-        """Names, and what goes into the model: uint8 pictures, resized and cropped, or prepared float tensors."""
-        wants = self.model.preprocessing
-        check_prepared(wants, preprocessed=preprocessed)
-        if wants.prepared:
-            yield from prepared_tensors(images, shape=wants.shape)
-            return
-        for item, image in predictable_images(images, max_pixels=max_pixels, deep=deep, on_error=on_error):
-            yield item, image if isinstance(image, DataError) else to_pixels(image, wants)
+        Raises:
+            DataError: The pixels have another shape or type.
+        """
+        return self._placed("auto").probabilities(pixels)
+
+    def _placed(self, device: str) -> PlacedClassifier:
+        return PlacedClassifier(self._current_replicas(), choose_device(device))
+
+    def _current_replicas(self) -> Replicas[Classifier]:
+        replicas = self._replicas
+        if replicas.model is not self.model:  # somebody has put another in its place
+            replicas = self._replicas = Replicas(self.model)
+        return replicas
 
     def evaluate(
         self,
@@ -157,21 +150,22 @@ class Result:
         cache: str | Path | None = None,
         progress: bool = True,
     ) -> Metrics:
-        """Score the model on images that it was not trained on, and note it in `metrics` and the report.
+        """Evaluate the model on images that it was not trained on, and add the result to `metrics` and the report.
 
-        A split is scored once: what is in `metrics` already is returned as it is, and stays when other data is given.
+        A split is recorded once: what is in `metrics` already is returned, and stays when other data is given.
 
         Args:
-            data: None opens the run's own images as they were opened for it. Else anything that `adapt` takes: of data
-                with splits that split is scored, of data without any all images.
+            data: None opens the run's own images as they were opened for it. Else anything that `adapt` takes: that
+                split of it, or all images if there are no splits.
             split: "test" or "val".
             root: Folder that a manifest's paths start from.
             device: "auto", "cpu", "cuda", ...
-            cache: Folder of the feature bank, where the audit of files is remembered; None takes the usual one.
+            cache: Folder of the feature bank, where the audit of files is remembered; None is the default one.
             progress: Show bars on a terminal.
 
         Raises:
-            DataError: The images cannot be used, some were trained on, or a class is none of the model's.
+            DataError: The images cannot be used, the model was trained on some, or some are of a class that it does not
+                have.
 
         Example:
             >>> result = tk.adapt(model, "DIR", evaluate=False)  # doctest: +SKIP
@@ -195,42 +189,46 @@ class Result:
         if root is not None:
             opening["root"] = own["root"] = root
         found = evaluate(
-            self.model,
+            self._placed(device),
             named,
             split=split,
             trained_on=self.record.trained_on,
-            device=choose_device(device),
             opening={**opening, "cache": cache, "progress": progress},
             own_opening={} if is_other or not own else {**own, "cache": cache, "progress": progress},
         )
-        if split not in self.metrics:
-            self._note(found, split)
+        self._add(found, split)
         return found.metrics
 
-    def _note(self, found: Evaluation, split: str) -> None:
-        """Let the record and the report say what came of a test."""
-        record = self.record
-        samples = pick_samples(found.data, int(record.settings.get("seed", 0))) if found.is_own else record.samples
-        self.record = replace(
-            record,
-            metrics={**record.metrics, split: found.metrics},
-            held_out=found.answers,
-            samples=record.samples or samples,
-            mistakes=pick_mistakes(found.data, found.answers, self.classes),
-        )
-        self._html = None
+    def _add(self, found: Evaluation, split: str) -> None:
+        """Add an evaluation to the record, and so to the report, unless the split is there already."""
+        mistakes = pick_mistakes(found.data, found.answers, self.classes)
+        samples = pick_samples(found.data, int(self.record.settings.get("seed", 0))) if found.is_own else {}
+        with self._recording:
+            if split in self.metrics:
+                return
+            self.record = replace(
+                self.record,
+                metrics={**self.record.metrics, split: found.metrics},
+                held_out=found.answers,
+                samples=self.record.samples or samples,
+                mistakes=mistakes,
+            )
+            self._html = None
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns its path."""
         path = expand(path)
         make_folder(path.parent)
-        replace_file(path, lambda file: file.write_text(self._rendered(), encoding="utf-8"))
+        _, html = self._reported()
+        replace_file(path, lambda file: file.write_text(html, encoding="utf-8"))
         return path
 
-    def _rendered(self) -> str:
-        if self._html is None:
-            self._html = render(self.record)
-        return self._html
+    def _reported(self) -> tuple[RunRecord, str]:
+        """The record, and the report on just that."""
+        with self._recording:
+            if self._html is None:
+                self._html = render(self.record)
+            return self.record, self._html
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `model.safetensors`, `report.html` and `result.json` into a folder; returns it.
@@ -238,8 +236,8 @@ class Result:
         Each file appears whole or not at all, `result.json` last.
 
         Args:
-            folder: Where to.
-            overwrite: Whether a finished run of other settings that lies there may be replaced.
+            folder: Created if it does not exist.
+            overwrite: Whether a finished run of other settings in that folder may be replaced.
 
         Raises:
             RunFolderError: If the folder cannot be written, or holds another run.
@@ -247,11 +245,13 @@ class Result:
         folder = expand(folder)
         check_folder(folder)
         check_replaceable(folder, self.record.settings, overwrite=overwrite)
-        write_run(folder, self.model, self.record, self._rendered())
+        write_run(folder, self.model, *self._reported())
         return folder
 
     def export(self, path: str | Path, *, format: str = "onnx") -> Path:
-        """Write the model for other programs; returns the path.
+        """Write the model in a format that other programs run; returns the path.
+
+        Takes seconds, during which predictions of other threads wait: torch cannot trace and predict at once.
 
         Args:
             path: The file, its extension that of the format.
@@ -263,14 +263,15 @@ class Result:
         """
         path = expand(path)
         check_export(path, format)
-        return EXPORTS[format](self.model.to("cpu"), path)
+        with self._current_replicas().on(torch.device("cpu")) as model:
+            return EXPORTS[format](model, path)
 
 
 EXPORTS: dict[str, Callable[[Classifier, str | Path], Path]] = {"onnx": export_onnx}
 
 
 def check_export(path: Path, format: str) -> None:
-    """What can be known to be wrong before a model is exported.
+    """Check all that can be checked before a model is exported.
 
     Raises:
         OptionError: If the format is unknown, or the file has another's extension.
@@ -287,7 +288,7 @@ def _absolute(path: str | Path) -> str:
 
 
 def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
-    """What `adapt` saved: the same model, bit for bit, and what is known about it.
+    """A run that `adapt` or `Result.save` wrote: the same model, bit for bit, and its record.
 
     Args:
         path: A run's folder.

@@ -1,4 +1,4 @@
-"""A run on disk: result.json, model.safetensors and report.html in one folder, each written whole or not at all."""
+"""A run on disk: result.json, model.safetensors and report.html in one folder, each written atomically."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PICTURES = frozenset({"held_out", "samples", "mistakes"})
 
 
 def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> str:
-    """Whether a run with these settings may be written to a folder; the sentence to say if that replaces another.
+    """Check that a run with these settings may be written to a folder; returns a note if it replaces another run.
 
     Raises:
         RunFolderError: The folder holds a finished run of other settings, and it may not be overwritten.
@@ -49,7 +49,7 @@ def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: b
         return f"{folder} holds a finished run of the same settings, which is replaced."
     which = f" ({', '.join(differing)})" if differing else ""
     raise RunFolderError(
-        f"{folder} holds a finished run of other settings{which}. Choose another place with out=DIR, or replace that "
+        f"{folder} holds a finished run of other settings{which}. Choose another folder with out=DIR, or replace that "
         "run with overwrite=true (overwrite=True in Python)."
     )
 
@@ -76,7 +76,7 @@ def write_run(folder: Path, model: Classifier, record: RunRecord, html: str) -> 
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place: nobody ever sees half of it."""
+    """Let `write` fill a file beside `path`, then rename it: no reader sees a partial file."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     partial = Path(name)
@@ -133,13 +133,13 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifi
 
 
 def _read_training(plain: Mapping[str, Any]) -> TrainingRecord | None:
-    """None for a closed form, and for a run from before there was anything else."""
+    """None for a head in closed form, and for a run of a version that had no others."""
     found = plain.get("training")
     return None if found is None else from_json(TrainingRecord, found)
 
 
 def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:
-    """One network, or the members of a blend, without their weights."""
+    """One network, or the members of a blend, with weights that are not loaded yet."""
     backbone = Backbone(_architecture(evidence, module), evidence.backbone)
     backbone.spec = evidence.backbone
     members = [
@@ -152,7 +152,7 @@ def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Mo
 
 
 def _architecture(evidence: Evidence, module: nn.Module | None) -> nn.Module:
-    """The network of a saved run, without its weights."""
+    """The network of a saved run, with weights that are not loaded yet."""
     spec = evidence.backbone
     if module is not None:
         return module

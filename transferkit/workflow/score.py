@@ -48,6 +48,5 @@ def _logits(session: Session, fitted: Outcome, indices: npt.NDArray[np.int64]) -
         _, columns = table.select(model.stages)
         return np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
     pictures = (session.data.pixels(int(index), model.preprocessing) for index in indices)
-    scores: npt.NDArray[np.float32] = logits_of(model, pictures, device=choose_device(session.options.device)).numpy()
-    model.to("cpu")
-    return scores
+    logits: npt.NDArray[np.float32] = logits_of(model, pictures, device=choose_device(session.options.device)).numpy()
+    return logits

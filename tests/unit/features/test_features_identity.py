@@ -14,7 +14,8 @@ from torch import nn
 
 from tests.unit.features.features_toys import PLAIN, Reader, draw_images, make_backbone, make_network, name_images
 from transferkit.features import FeatureBank, frozen_pass, identity, image_seconds
-from transferkit.features.opening import open_shelves
+from transferkit.features.engines import stage_extractor
+from transferkit.features.extraction import open_shelves
 from transferkit.nn import Backbone
 from transferkit.records import BackboneSpec
 
@@ -33,9 +34,9 @@ class Scaled(nn.Module):
 
 
 def key(bank: FeatureBank, backbone: Backbone, *, device: torch.device = CPU) -> tuple[str, str]:
-    shelves = open_shelves(bank, backbone, pooling="avg", moments=True, device=device)
-    assert shelves.moments is not None
-    return shelves.features.folder.name, shelves.moments.folder.name
+    extractor = stage_extractor(backbone, pooling="avg", moments=True, device=device)
+    shelves = open_shelves(bank, extractor.identity())
+    return shelves["features"].folder.name, shelves["moments"].folder.name
 
 
 def named(key: tuple[str, str]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.features.features_toys import Reader, draw_images, make_backbone, name_images
 from transferkit.core.errors import CacheError
-from transferkit.features import FeatureBank, FrozenPass, engine, frozen_pass
+from transferkit.features import FeatureBank, FrozenPass, extraction, frozen_pass
 from transferkit.nn import Backbone
 
 N = 11
@@ -35,9 +35,9 @@ def run(
 def being(monkeypatch) -> Callable[[int, int], None]:
     """Make the thread that calls it one process of so many."""
     here = threading.local()
-    monkeypatch.setattr(engine, "local_rank_and_world_size", lambda: getattr(here, "place", (0, 1)))
-    monkeypatch.setattr(engine, "PAUSE", 0.01)
-    monkeypatch.setattr(engine, "PATIENCE", 20.0)
+    monkeypatch.setattr(extraction, "local_rank_and_world_size", lambda: getattr(here, "place", (0, 1)))
+    monkeypatch.setattr(extraction, "PAUSE", 0.01)
+    monkeypatch.setattr(extraction, "PATIENCE", 20.0)
 
     def be(rank: int, world: int) -> None:
         here.place = (rank, world)
@@ -68,7 +68,7 @@ def test_processes_share_the_images_out_without_gaps_or_repeats(world, sample, b
 
 
 def test_a_process_that_comes_late_leaves_out_what_falls_to_the_others(bank, being, monkeypatch):
-    monkeypatch.setattr(engine, "PATIENCE", 0.2)
+    monkeypatch.setattr(extraction, "PATIENCE", 0.2)
     first, second = Reader(draw_images(N)), Reader(draw_images(N))
     being(0, 2)
     with pytest.raises(CacheError, match="Process 0 of 2 waited .* for 5 images' features that others"):
@@ -82,7 +82,7 @@ def test_a_process_that_comes_late_leaves_out_what_falls_to_the_others(bank, bei
 
 
 def test_a_process_with_nothing_left_of_its_own_waits_for_the_others(bank, being, monkeypatch):
-    monkeypatch.setattr(engine, "PATIENCE", 0.2)
+    monkeypatch.setattr(extraction, "PATIENCE", 0.2)
     reader = Reader(draw_images(N))
     for _ in range(2):
         being(0, 2)
@@ -93,7 +93,7 @@ def test_a_process_with_nothing_left_of_its_own_waits_for_the_others(bank, being
 
 def test_whoever_works_on_is_waited_for(bank, being, monkeypatch):
     """Patience counts from the last row that came, not from the beginning."""
-    monkeypatch.setattr(engine, "PATIENCE", 1.0)
+    monkeypatch.setattr(extraction, "PATIENCE", 1.0)
     pixels, slow, backbones = draw_images(N), threading.Event(), [make_backbone(), make_backbone()]
 
     def read(index: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from PIL import Image
 from tests.unit.nn.toy_networks import Pyramid, spec_of
 from transferkit.data import open_data
 from transferkit.features import FeatureBank
-from transferkit.features.opening import open_shelves, origin_of
+from transferkit.features.engines.torch import origin_of, stage_extractor
+from transferkit.features.extraction import open_shelves
 from transferkit.nn import Backbone
 from transferkit.records import View
 from transferkit.workflow.measure import read_features
@@ -37,9 +38,9 @@ def test_views_lie_apart_and_what_averages_them_makes_no_difference(backbone, tm
     several = replace(own, views=(PAD, MIRRORED))
 
     def folder(preprocessing):
-        return open_shelves(
-            bank, backbone.with_preprocessing(preprocessing), pooling="avg", device=torch.device("cpu")
-        ).features.folder
+        seen = backbone.with_preprocessing(preprocessing)
+        extractor = stage_extractor(seen, pooling="avg", device=torch.device("cpu"))
+        return open_shelves(bank, extractor.identity())["features"].folder
 
     pad, mirrored = (folder(view) for view in several.each_view)
     assert len({folder(own), pad, mirrored}) == 3

@@ -37,12 +37,13 @@ def test_normalised_pictures_are_taken_as_they_are():
     assert torch.equal(logits_of(model, normalised, device=CPU), logits_of(model, pictures, device=CPU))
 
 
-def test_a_blend_runs_too_and_the_model_ends_in_evaluation_mode_and_asks_for_nothing():
+def test_a_blend_in_training_mode_is_run_in_evaluation_mode_and_left_as_it_is():
     members = [make_model(0), make_model(1)]
     blend = Blend(members).train()
     pictures = draw(5)
     found = logits_of(blend, pictures, device=CPU)
-    assert not blend.training
+    assert all(module.training for module in blend.modules())
+    assert all(parameter.requires_grad for parameter in blend.parameters())
     assert not found.requires_grad
     expected = sum(logits_of(member, pictures, device=CPU) for member in members)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

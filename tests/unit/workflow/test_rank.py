@@ -135,7 +135,7 @@ def test_a_second_run_computes_no_image(monkeypatch):
     def never(*_):
         raise AssertionError("an image was run again")
 
-    monkeypatch.setattr("transferkit.features.engine._run_all", never)
+    monkeypatch.setattr("transferkit.features.extraction._run_all", never)
     again = rank([Colours(ALL)])
     assert once.models[0].images_per_second is not None
     assert again.models[0].images_per_second is None

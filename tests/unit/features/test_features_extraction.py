@@ -31,9 +31,12 @@ from tests.unit.features.features_toys import (
     pool_by_hand,
 )
 from transferkit.core.errors import BackboneError, CacheError, DataError, OptionError
-from transferkit.features import FeatureBank, choose_device, engine, frozen_pass, opening
+from transferkit.features import FeatureBank, choose_device, frozen_pass
 from transferkit.features import shelf as shelf_module
-from transferkit.features.opening import open_shelves
+from transferkit.features.engines import stage_extractor
+from transferkit.features.engines import torch as torch_engine
+from transferkit.features.extraction import open_shelves
+from transferkit.features.forward import Forward
 from transferkit.nn import Backbone
 from transferkit.nn.model import normalise
 
@@ -199,8 +202,8 @@ def test_damaged_rows_are_computed_again(bank: FeatureBank) -> None:
 
 
 def _keys(bank: FeatureBank, *backbones: Backbone, pooling: str = "avg") -> list[str]:
-    opened = [open_shelves(bank, backbone, pooling=pooling, device=CPU) for backbone in backbones]
-    return [shelves.features.folder.name for shelves in opened]
+    extractors = [stage_extractor(backbone, pooling=pooling, device=CPU) for backbone in backbones]
+    return [open_shelves(bank, extractor.identity())["features"].folder.name for extractor in extractors]
 
 
 def test_the_key_ignores_what_things_are_called(bank: FeatureBank) -> None:
@@ -211,7 +214,7 @@ def test_the_key_ignores_what_things_are_called(bank: FeatureBank) -> None:
 
 
 def test_the_shelf_names_its_backbone_for_people(bank: FeatureBank) -> None:
-    open_shelves(bank, make_backbone(name="packaged/x"), pooling="avg", device=CPU)
+    _keys(bank, make_backbone(name="packaged/x"))
     (info,) = bank.list_shelves()
     assert (info.backbone, info.image_size, info.pooling) == ("packaged/x", SIDE, "avg")
 
@@ -241,7 +244,7 @@ def test_the_key_changes_with_weights_buffers_and_pooling(bank: FeatureBank, mon
         drifted[2][1].running_var[0] += 1e-6
     keys = _keys(bank, make_backbone(), make_backbone(shifted), make_backbone(drifted))
     keys += _keys(bank, make_backbone(), pooling="avg+max")
-    monkeypatch.setattr(opening, "ENGINE_VERSION", -1)
+    monkeypatch.setattr(torch_engine, "ENGINE_VERSION", -1)
     keys += _keys(bank, make_backbone())
     assert len(set(keys)) == 5
 
@@ -521,11 +524,11 @@ def test_threads_do_not_mix_up_each_others_stages(bank: FeatureBank) -> None:
 FEATURES = frozenset({"features"})
 
 
-def make_pass(backbone: Backbone) -> engine.Forward:
+def make_pass(backbone: Backbone) -> Forward:
     def compute(images: torch.Tensor, wanted: frozenset[str]) -> dict[str, dict[str, torch.Tensor]]:
         return {kind: backbone.pooled_stages(images, pooling="avg") for kind in wanted}
 
-    return engine.Forward(backbone, torch.device("cpu"), compute)
+    return Forward(backbone, torch.device("cpu"), compute)
 
 
 class Device:

@@ -1,4 +1,4 @@
-"""Who runs the frozen pass: images in, rows of the feature bank out; nothing is computed twice.
+"""The frozen pass: images in, rows of the feature bank out; nothing is computed twice, whatever extracts it.
 
 Cost: one forward pass over the images that the bank does not hold yet, and 4 D bytes of disk for each. On a CPU each
 worker thread decodes and runs its own small batches on one core: small convolutions scale better over batches than
@@ -22,11 +22,12 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.distributed import local_rank_and_world_size
-from transferkit.core.errors import CacheError, OptionError
+from transferkit.core.errors import BackboneError, CacheError, OptionError
 from transferkit.core.progress import track
 from transferkit.features.bank import FeatureBank
-from transferkit.features.forward import FEATURES, Compute, Forward, Rows, check_shape, features_and_moments, placed_on
-from transferkit.features.opening import Shelves, open_shelves, probe_outputs
+from transferkit.features.engines.torch import stage_extractor
+from transferkit.features.extractor import FEATURES, Extractor, Rows
+from transferkit.features.identity import Identity, probe_inputs
 from transferkit.features.shelf import Shelf, Writer
 from transferkit.features.tables import FeatureTable
 from transferkit.nn.backbone import Backbone
@@ -38,24 +39,18 @@ __all__ = [
     "fill_shelves",
     "frozen_pass",
     "image_seconds",
+    "open_shelves",
+    "run_extractor",
 ]
 
-
-CPU_PIXELS = 160_000
-"""Pixels per batch and core: 16 images of 96 px. Beyond it activations fall out of the cache
-(scripts/bench_features.py shows images per second over batch sizes)."""
-
-DEVICE_PIXELS = 256 * 224 * 224
-"""Pixels per batch on an accelerator; halved when memory runs out."""
-
 PATIENCE = 300.0
-"""Seconds without a new row after which the processes that should make it are taken for dead."""
+"""Seconds without a new row after which the processes that should compute it are considered dead."""
 
 PAUSE = 0.2
-"""Seconds between two looks into the bank."""
+"""Seconds between two checks of the bank for rows of other processes."""
 
 PACE_ROUNDS = 5
-"""Rounds that are timed at most; the fastest counts: what else a shared machine does only adds to the others."""
+"""Rounds that are timed at most; the fastest counts: other load on the machine only slows the others."""
 
 PACE_SECONDS = 0.3
 """Seconds after which no further round begins."""
@@ -64,7 +59,7 @@ Read = Callable[[int], npt.NDArray[Any]]
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" takes CUDA, else MPS, else the CPU; any other name is taken as it is.
+    """ "auto" is CUDA, else MPS, else the CPU; any other name is a device of torch.
 
     Raises:
         OptionError: If there is no such device here.
@@ -86,16 +81,15 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def _worker_pool(workers: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are all gone afterwards; on a CPU each computes on one core."""
-    on_cpu = device.type == "cpu"
+def _worker_pool(workers: int, *, on_one_core_each: bool) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have all ended afterwards."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if on_cpu else None)
+    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if on_one_core_each else None)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        if on_cpu:  # only now: a worker that starts late sets the number for the whole process
+        if on_one_core_each:  # only now: a worker that starts late sets the number for the whole process
             torch.set_num_threads(before)
 
 
@@ -105,12 +99,12 @@ def _use_one_thread() -> None:
 
 @dataclass(frozen=True)
 class FrozenPass:
-    """What one pass leaves behind.
+    """The rows of one pass.
 
     Args:
         table: One row of features per image.
         moments: One row of moments per sampled image; None if there was no sample.
-        computed: Images that the backbone really ran over.
+        computed: Images that the backbone ran over; the others were in the bank.
     """
 
     table: FeatureTable
@@ -139,7 +133,7 @@ class _Batch(NamedTuple):
 
 
 def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
-    """Images that lack the same kinds of rows run together: one pass gives all that is wanted of an image."""
+    """Images that lack the same kinds of rows run together: one pass computes all that an image lacks."""
     positions = np.unique(np.concatenate([need.positions for need in needs.values()]))
     lacking = np.stack([np.isin(positions, need.positions) for need in needs.values()], axis=1)
     batches = []
@@ -151,7 +145,7 @@ def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
 
 
 def _ordered(pool: ThreadPoolExecutor, work: Callable[[Any], Any], batches: Sequence[Any], ahead: int) -> Iterator[Any]:
-    """Results in order, with no more than `ahead` batches begun and not yet taken: memory stays flat."""
+    """Results in order; at most `ahead` batches are running or waiting to be used, so that memory stays constant."""
     waiting: deque[Future[Any]] = deque()
     for batch in batches:
         waiting.append(pool.submit(work, batch))
@@ -196,38 +190,74 @@ def frozen_pass(
         CacheError: If the bank cannot be written.
         BackboneError: If a feature is not finite, or the network cannot take these images.
     """
-    chosen = choose_device(device)
-    shelves = open_shelves(bank, backbone, pooling=pooling, moments=sample is not None, device=chosen)
-    missing, unmeasured = _missing(shelves, content_ids, sample)
-    needs = {"features": Need(shelves.features, missing)}
-    if shelves.moments is not None:
-        needs["moments"] = Need(shelves.moments, unmeasured)
-    computed = fill_shelves(
-        backbone,
-        features_and_moments(backbone, pooling),
+    extractor = stage_extractor(backbone, pooling=pooling, moments=sample is not None, device=choose_device(device))
+    return run_extractor(
+        extractor,
         read,
         content_ids,
-        needs,
         bank=bank,
-        device=device,
+        sample=sample,
         batch_size=batch_size,
         workers=workers,
         label=f"frozen pass, {backbone.spec.architecture}" if progress else None,
     )
-    moments = None if shelves.moments is None or sample is None else shelves.moments.table(content_ids[sample])
-    return FrozenPass(shelves.features.table(content_ids), moments, computed)
 
 
-def _missing(
-    shelves: Shelves, content_ids: npt.NDArray[np.bytes_], sample: npt.NDArray[np.int64] | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions of images without features, and of sampled ones without moments; of equal images the first."""
-    missing = shelves.features.missing(content_ids)
-    if shelves.moments is None or sample is None:
-        return missing, np.empty(0, dtype=np.int64)
+def run_extractor(
+    extractor: Extractor,
+    read: Read,
+    content_ids: npt.NDArray[np.bytes_],
+    *,
+    bank: FeatureBank,
+    sample: npt.NDArray[np.int64] | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    label: str | None = None,
+) -> FrozenPass:
+    """Run an extractor of "features", and of "moments" if there is a sample, over what the bank lacks.
+
+    Args:
+        extractor: What computes the rows.
+        read, content_ids, bank, sample, workers: As for `frozen_pass`.
+        batch_size: Images at once; None is the extractor's own.
+        label: Of the bar on a terminal; None shows none.
+
+    Raises:
+        CacheError, BackboneError: As for `frozen_pass`.
+    """
+    shelves = open_shelves(bank, extractor.identity())
+    needs = {"features": Need(shelves["features"], shelves["features"].missing(content_ids))}
+    if sample is not None:
+        needs["moments"] = Need(shelves["moments"], _unmeasured(shelves["moments"], content_ids, sample))
+    computed = fill_shelves(
+        extractor, read, content_ids, needs, bank=bank, batch_size=batch_size, workers=workers, label=label
+    )
+    moments = None if sample is None else shelves["moments"].table(content_ids[sample])
+    return FrozenPass(shelves["features"].table(content_ids), moments, computed)
+
+
+def open_shelves(bank: FeatureBank, identities: Mapping[str, Identity]) -> dict[str, Shelf]:
+    """Kind of rows -> the shelf that its identity names. Kinds lie apart: not every image has rows of each."""
+    return {
+        kind: bank.shelf(
+            identity.names,
+            identity.widths,
+            about=identity.about,
+            dtype=identity.dtype,
+            imprint=identity.imprint,
+            close=identity.close,
+        )
+        for kind, identity in identities.items()
+    }
+
+
+def _unmeasured(
+    moments: Shelf, content_ids: npt.NDArray[np.bytes_], sample: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Positions of sampled images without moments; of equal images the first."""
     _, first, inverse = np.unique(content_ids, return_index=True, return_inverse=True)
-    unmeasured = sample[shelves.moments.missing(content_ids[sample])]
-    return missing, np.sort(first[inverse.reshape(-1)[unmeasured]])
+    lacking = sample[moments.missing(content_ids[sample])]
+    return np.sort(first[inverse.reshape(-1)[lacking]])
 
 
 def _usual_workers() -> int:
@@ -235,68 +265,68 @@ def _usual_workers() -> int:
     return max(1, (os.cpu_count() or 1) // local_rank_and_world_size()[1])
 
 
-def _fitting_batch(backbone: Backbone, device: torch.device) -> int:
-    pixels = CPU_PIXELS if device.type == "cpu" else DEVICE_PIXELS
-    return max(4, pixels // backbone.spec.preprocessing.size**2)
-
-
 def fill_shelves(
-    backbone: Backbone,
-    compute: Compute,
+    extractor: Extractor,
     read: Read,
     content_ids: npt.NDArray[np.bytes_],
     needs: Mapping[str, Need],
     *,
     bank: FeatureBank,
-    device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
     label: str | None = None,
 ) -> int:
-    """Compute what shelves lack. A pass over images, once for all kinds of rows that are needed of them.
+    """Compute the rows that shelves lack: one pass over the images, whatever kinds of rows they lack.
 
     Args:
-        backbone: Run in evaluation mode and without gradients; left as it was.
-        compute: Makes rows of a batch, with this backbone.
-        read, content_ids, bank, device, batch_size, workers: As for `frozen_pass`.
+        extractor: What computes the rows.
+        read, content_ids, bank, batch_size, workers, label: As for `run_extractor`.
         needs: Kind of rows -> what is lacking.
-        label: Of the bar on a terminal; None shows none.
 
     Returns:
-        Images that the backbone ran over, in this process or in one of those started with it on this machine: they
-        share the images out among them.
+        Images that the extractor ran over, in this process or in another that was started with it on this machine; they
+        divide the images among themselves.
 
     Raises:
-        CacheError: If the bank cannot be written, or another process fails to deliver.
+        CacheError: If the bank cannot be written, or another process does not deliver its rows.
         BackboneError: If a value is not finite, or the network cannot take these images.
         RowOverflowError: If a value is beyond what its shelf can keep.
     """
     if not any(len(need.positions) for need in needs.values()):
         return 0
-    chosen = choose_device(device)
     bank.make_room(*((need.shelf, len(need.positions)) for need in needs.values()))
-    mine = _shared_out(needs)
-    batches = _batches(mine, _fitting_batch(backbone, chosen) if batch_size is None else batch_size)
+    own = _own_share(needs)
+    batches = _batches(own, extractor.batch_size if batch_size is None else batch_size)
     workers = _usual_workers() if workers is None else workers
     with (
-        placed_on(backbone, chosen) as placed,
-        _worker_pool(workers, chosen) as pool,
-        _writers(mine) as writers,
+        extractor.ready(),
+        _worker_pool(workers, on_one_core_each=extractor.is_threaded) as pool,
+        _writers(own) as writers,
     ):
         steps = track(batches, label or "", enabled=label is not None)
-        results = _run_all(Forward(placed, chosen, compute), read, batches, pool, workers, on_cpu=chosen.type == "cpu")
+        results = _run_all(extractor, read, batches, pool, workers)
         for batch, rows in zip(steps, results, strict=True):
             for kind in batch.wanted:
-                check_shape(backbone, {kind: rows[kind].shape}, len(batch.positions), needs[kind].shelf.width)
+                _check_finite(rows[kind], own[kind].shelf, extractor.name)
                 writers[kind].append(content_ids[batch.positions], rows[kind])
     _await_others(needs, content_ids)
     return len(np.unique(np.concatenate([need.positions for need in needs.values()])))
 
 
-def _shared_out(needs: Mapping[str, Need]) -> dict[str, Need]:
-    """What of it is for this process to compute, where several were started together on this machine.
+def _check_finite(rows: npt.NDArray[np.float32], shelf: Shelf, name: str) -> None:
+    if np.isfinite(rows).all():
+        return
+    stage = next(stage for stage, block in shelf.blocks.items() if not np.isfinite(rows[:, block]).all())
+    raise BackboneError(
+        f"Stage {stage!r} of {name} gives values that are not finite. Are the weights intact, and is the preprocessing "
+        "the checkpoint's own?"
+    )
 
-    Which process computes an image depends on its position alone: a process that comes late, and finds rows of the
+
+def _own_share(needs: Mapping[str, Need]) -> dict[str, Need]:
+    """The part that this process computes, where several were started together on this machine.
+
+    Which process computes an image depends on its position alone: a process that starts late, and finds rows of the
     others in the bank already, leaves out the same ones.
     """
     rank, world = local_rank_and_world_size()
@@ -304,7 +334,7 @@ def _shared_out(needs: Mapping[str, Need]) -> dict[str, Need]:
 
 
 def _await_others(needs: Mapping[str, Need], content_ids: npt.NDArray[np.bytes_]) -> None:
-    """Come back when the other processes' rows are in the bank as well.
+    """Wait until the other processes' rows are in the bank as well.
 
     Raises:
         CacheError: If nothing has come for `PATIENCE` seconds.
@@ -325,24 +355,27 @@ def _await_others(needs: Mapping[str, Need], content_ids: npt.NDArray[np.bytes_]
 
 @contextmanager
 def _writers(needs: Mapping[str, Need]) -> Iterator[dict[str, Writer]]:
-    """One per shelf; what they hold is committed at the end, or thrown away after an exception."""
+    """One per shelf; rows are committed at the end, or discarded after an exception."""
     with ExitStack() as stack:
         yield {kind: stack.enter_context(need.shelf.writer()) for kind, need in needs.items()}
 
 
 def _run_all(
-    frozen: Forward, read: Read, batches: Sequence[_Batch], pool: ThreadPoolExecutor, workers: int, *, on_cpu: bool
+    extractor: Extractor, read: Read, batches: Sequence[_Batch], pool: ThreadPoolExecutor, workers: int
 ) -> Iterator[Rows]:
-    """The rows of each batch, in order. On an accelerator workers only read: the device runs one batch at a time."""
+    """The rows of each batch, in order."""
 
     def load(batch: _Batch) -> npt.NDArray[Any]:
         return np.stack([read(int(index)) for index in batch.positions])
 
-    def work(batch: _Batch) -> Any:
-        return frozen.rows(load(batch), batch.wanted) if on_cpu else load(batch)
+    def extract(batch: _Batch) -> Rows:
+        return extractor.extract(load(batch), batch.wanted)
 
-    for batch, result in zip(batches, _ordered(pool, work, batches, ahead=2 * workers), strict=True):
-        yield result if on_cpu else frozen.rows_within_memory(result, batch.wanted)
+    if extractor.is_threaded:
+        yield from _ordered(pool, extract, batches, ahead=2 * workers)
+        return
+    for batch, pixels in zip(batches, _ordered(pool, load, batches, ahead=2 * workers), strict=True):
+        yield extractor.extract(pixels, batch.wanted)
 
 
 def image_seconds(
@@ -363,22 +396,21 @@ def image_seconds(
     Returns:
         Seconds, > 0.
     """
-    chosen = choose_device(device)
-    on_cpu = chosen.type == "cpu"
-    pixels = probe_outputs(backbone, _fitting_batch(backbone, chosen))
-    workers = (_usual_workers() if workers is None else workers) if on_cpu else 1
-    with placed_on(backbone, chosen) as placed, _worker_pool(workers, chosen) as pool:
-        frozen = Forward(placed, chosen, features_and_moments(backbone, pooling))
+    extractor = stage_extractor(backbone, pooling=pooling, device=choose_device(device))
+    in_threads = extractor.is_threaded
+    pixels = probe_inputs(backbone.spec.preprocessing, extractor.batch_size)
+    workers = (_usual_workers() if workers is None else workers) if in_threads else 1
+    with extractor.ready(), _worker_pool(workers, on_one_core_each=in_threads) as pool:
 
         def round_of_batches() -> float:
             began = time.perf_counter()
-            if on_cpu:
-                list(pool.map(lambda _: frozen.rows(pixels, FEATURES), range(workers)))
+            if in_threads:
+                list(pool.map(lambda _: extractor.extract(pixels, FEATURES), range(workers)))
             else:
-                frozen.rows_within_memory(pixels, FEATURES)
+                extractor.extract(pixels, FEATURES)
             return time.perf_counter() - began
 
-        round_of_batches()  # threads, memory and kernels are there from now on
+        round_of_batches()  # starts threads, allocates memory, loads kernels
         seconds = [round_of_batches()]
         while len(seconds) < PACE_ROUNDS and sum(seconds) < PACE_SECONDS:
             seconds.append(round_of_batches())

@@ -1,4 +1,4 @@
-"""What a model answers for a set of images, as columns and as CSV or JSON."""
+"""A model's predictions for a set of images, as columns and as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FailedImage:
     Args:
         item: Its name.
         reason: Why, in a sentence.
-        position: Its place among all images that were given, from 0.
+        position: Its index among all images that were given, from 0.
     """
 
     item: str
@@ -32,7 +32,7 @@ class FailedImage:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says about some images.
+    """The class probabilities of some images.
 
     Args:
         items: N names.
@@ -48,12 +48,12 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The likeliest class of each image."""
+        """The most probable class of each image."""
         return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
 
     @property
     def confidences(self) -> npt.NDArray[np.float32]:
-        """(N,) probability of that class."""
+        """(N,) probability of that class, in [1 / K, 1]."""
         confidences: npt.NDArray[np.float32] = self.probabilities.max(axis=1)
         return confidences
 
@@ -61,7 +61,7 @@ class Predictions:
         return len(self.items)
 
     def to_csv(self) -> str:
-        """A header, then item, label, confidence and one column per class; where images failed, a column with why."""
+        """A header, then item, label, confidence and one column per class; a last one, error, if any image failed."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         reasons = ["error"] if self.failures else []
@@ -70,27 +70,27 @@ class Predictions:
             if isinstance(row, FailedImage):
                 writer.writerow([row.item, "", "", *("" for _ in self.classes), row.reason])
                 continue
-            item, label, shares = row
-            figures = [f"{shares.max():.6f}", *(f"{value:.6f}" for value in shares)]
+            item, label, probabilities = row
+            figures = [f"{probabilities.max():.6f}", *(f"{value:.6f}" for value in probabilities)]
             writer.writerow([item, label, *figures, *("" for _ in reasons)])
         return text.getvalue()
 
     def to_json(self) -> str:
-        """A list with an object per image; of one that failed, its item and error."""
+        """A list with one object per image; for an image that failed, its item and error."""
         rows: list[dict[str, Any]] = []
         for row in self._rows():
             if isinstance(row, FailedImage):
                 rows.append({"item": row.item, "error": row.reason})
                 continue
-            item, label, shares = row
-            named = {name: round(float(p), 6) for name, p in zip(self.classes, shares, strict=True)}
-            confidence = round(float(shares.max()), 6)
+            item, label, probabilities = row
+            named = {name: round(float(p), 6) for name, p in zip(self.classes, probabilities, strict=True)}
+            confidence = round(float(probabilities.max()), 6)
             rows.append({"item": item, "label": label, "confidence": confidence, "probabilities": named})
         return json.dumps(rows, indent=1, ensure_ascii=False)
 
     def _rows(self) -> Iterator[FailedImage | tuple[str, str, npt.NDArray[np.float32]]]:
-        """Answers and failures in the order in which the images were given."""
-        answers = zip(self.items, self.labels, self.probabilities, strict=True)
+        """Predictions and failures in the order in which the images were given."""
+        predicted = zip(self.items, self.labels, self.probabilities, strict=True)
         failed = {failure.position: failure for failure in self.failures}
         for position in range(len(self) + len(failed)):
-            yield failed[position] if position in failed else next(answers)
+            yield failed[position] if position in failed else next(predicted)
