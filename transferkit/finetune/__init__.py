@@ -1,4 +1,4 @@
-"""Plan -> network, fine-tuned by a Lightning trainer. What needs Lightning is imported when it is first asked for."""
+"""Fine-tuning of a plan with a Lightning trainer. Modules that need Lightning are imported on first use."""
 
 from __future__ import annotations
 

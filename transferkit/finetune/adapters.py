@@ -1,7 +1,7 @@
-"""Low-rank updates beside the weights of a network: put in for training, folded into the weights afterwards.
+"""Low-rank adapters (LoRA): added to a network for training, merged into its weights afterwards.
 
-What is kept is the plain network. An adapter saved on its own would lack the new head, and the running statistics of
-batch normalisation that training moved as well. Who learns is left to the freeze plan.
+The plain network is saved. A separately saved adapter would lack the new head and the updated running statistics of
+batch normalisation. The freeze plan decides which parameters are trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transferkit.strategies import Adapters
 __all__ = ["add_adapters", "find_targets", "is_adapter", "merge_adapters"]
 
 MARK = "lora_"
-"""peft begins the names of what it adds with this."""
+"""Prefix of peft's parameter names."""
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 
@@ -39,10 +39,9 @@ def is_adapter(name: str) -> bool:
 
 
 def find_targets(trunk: nn.Module, *, rank: int, size: int) -> tuple[str, ...]:
-    """The layers that a low-rank update is worth its while for, and works on.
+    """The layers for which a low-rank update works and is smaller than the weight.
 
-    These are linear layers and dense 1x1 convolutions, in the order of the network, whose update has fewer numbers than
-    their weight.
+    These are linear layers and dense 1x1 convolutions, in network order.
 
     Args:
         trunk: A network without its classifier.
@@ -58,24 +57,24 @@ def find_targets(trunk: nn.Module, *, rank: int, size: int) -> tuple[str, ...]:
 def add_adapters(
     trunk: nn.Module, adapters: Adapters, *, size: int, targets: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[str, ...]:
-    """Put a low-rank update beside the weights of a network, in place; it adds nothing yet, so outputs stay the same.
+    """Add low-rank updates to layers of a network, in place; they start at zero, so outputs are unchanged.
 
-    A layer at "x" becomes "x.base_layer", and its update "x.lora_A.default" and "x.lora_B.default". What is there
-    already keeps its gradients and modes; what is added asks for gradients and has the mode of the layer it is put to.
+    A layer at "x" becomes "x.base_layer", and its update "x.lora_A.default" and "x.lora_B.default". Existing
+    parameters keep requires_grad and modules their modes; added ones require gradients and have the layer's mode.
 
     Args:
         trunk: A network without its classifier.
         adapters: Rank and scale.
         size: Side of the input, in pixels.
-        targets: Module paths; None takes those of `find_targets`.
-        seed: Of the random half of each update; the other half begins at 0. The global generator is left alone.
+        targets: Module paths; None for those of `find_targets`.
+        seed: Of the random half of each update; the other half starts at 0. The global generator is not affected.
 
     Returns:
-        Paths of the layers that have an update now.
+        Paths of the adapted layers.
 
     Raises:
         MissingDependencyError: If peft is not installed.
-        OptionError: If there is nothing to adapt, a target is unfit, or there are adapters already.
+        OptionError: If there is nothing to adapt, a target is unsuitable, or there are adapters already.
 
     References:
         Hu et al., LoRA: Low-rank adaptation of large language models, ICLR 2022.
@@ -98,12 +97,12 @@ def add_adapters(
         _check_targets(trunk, chosen, size=size)
     if not chosen:
         raise OptionError(
-            f"There is no linear layer or 1x1 convolution here that a low-rank update of rank {adapters.rank} would be "
-            "smaller than. Choose a lower rank, or another strategy, such as few_layers."
+            "This network has no linear layer or 1x1 convolution larger than a low-rank update of rank "
+            f"{adapters.rank}. Choose a lower rank, or another strategy, such as few_layers."
         )
     asked = {parameter: parameter.requires_grad for parameter in trunk.parameters()}
     _inject(trunk, adapters, chosen, seed=seed)
-    for parameter, wanted in asked.items():  # peft freezes whatever is not its own
+    for parameter, wanted in asked.items():  # peft freezes all other parameters
         parameter.requires_grad_(wanted)
     for path in chosen:
         layer: Any = trunk.get_submodule(path)
@@ -112,13 +111,13 @@ def add_adapters(
 
 
 def merge_adapters(trunk: nn.Module) -> tuple[str, ...]:
-    """Fold every update into the weight it stands beside, in place: the network has its plain architecture again.
+    """Merge every update into its layer's weight, in place, restoring the plain architecture.
 
     Args:
-        trunk: What `add_adapters` was called on, or a copy of it.
+        trunk: The network passed to `add_adapters`, or a copy of it.
 
     Returns:
-        Paths of the layers that had an update; none if there were no adapters.
+        Paths of the merged layers; empty if there were no adapters.
     """
     wrapped: list[tuple[str, Any]] = [
         (path, module) for path, module in trunk.named_modules() if hasattr(module, f"{MARK}A")
@@ -134,45 +133,45 @@ def _inject(trunk: nn.Module, adapters: Adapters, paths: Sequence[str], *, seed:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingDependencyError(HINT) from error
-    # As a list, every path would be taken for the end of a path: "fc" for "blocks.0.fc" as well.
+    # In a list, every path would match as a suffix: "fc" would match "blocks.0.fc" too.
     pattern = "|".join(re.escape(path) for path in paths)
     config = LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=pattern)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, trunk)
-    # Left on the network, it would travel into every copy and be taken for a second adapter.
+    # Left on the network, it would be copied along and be mistaken for a second adapter.
     del trunk.peft_config
 
 
 def _adaptable(trunk: nn.Module, *, size: int) -> Iterator[tuple[str, Layer]]:
-    """Every layer that an update can be put to so that it works, and merges without a trace."""
-    places = Counter(module for _, module in trunk.named_modules(remove_duplicate=False))
+    """Yield the layers for which an update works and can be merged exactly."""
+    occurrences = Counter(module for _, module in trunk.named_modules(remove_duplicate=False))
     owners = Counter(id(parameter) for _, parameter in trunk.named_parameters(remove_duplicate=False))
     fit = {
         path: module
         for path, module in trunk.named_modules()
         if path
         and _is_dense(module)
-        and places[module] == 1
+        and occurrences[module] == 1
         and owners[id(module.weight)] == 1
         and not _is_watched(module)
     }
-    # Attention often takes the weight of its layer and never calls it (timm's BEiT, torchvision's Swin): an update
-    # put there would be passed by, and its gradients missed by a distributed wrapper.
+    # Attention often uses a layer's weight without calling the layer (timm's BEiT, torchvision's Swin): an update there
+    # would be ignored, and a distributed wrapper would miss its gradients.
     called = set(calls_in_order(trunk, list(fit), size=size))
     return ((path, module) for path, module in fit.items() if path in called)
 
 
 def _is_dense(module: nn.Module) -> TypeGuard[Layer]:
-    """Whether it is a linear layer or a dense 1x1 convolution. Subclasses are not: they may treat their weight first
-    (weight standardisation, quantisation), and an update would be added behind that, but merged in front of it."""
+    """Whether it is a linear layer or a dense 1x1 convolution. Subclasses do not count: they may transform their weight
+    (weight standardisation, quantisation), and an update would be added after that, but merged before it."""
     if type(module) is nn.Conv2d:
         return module.kernel_size == (1, 1) and module.groups == 1
     return type(module) is nn.Linear
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks hang on it: a reader would see the layer without its update, and weight norms undo a merge."""
+    """Whether it has hooks: they would see the layer without its update, and weight norms undo a merge."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -185,11 +184,11 @@ def _check_targets(trunk: nn.Module, targets: Sequence[str], *, size: int) -> No
     known = [path for path, _ in trunk.named_modules() if path]
     fit = {path for path, _ in _adaptable(trunk, size=size)}
     problems = [
-        f"{path!r} is no linear layer or dense 1x1 convolution that is called, once in the network and free of hooks"
+        f"{path!r} is not a linear layer or dense 1x1 convolution that is called, occurs once and has no hooks"
         if path in known
         else unknown_name("module", path, known)
         for path in targets
         if path not in fit
     ]
     if problems:
-        raise OptionError(list_problems("Adapters cannot be put to these layers:", problems))
+        raise OptionError(list_problems("Adapters cannot be added to these layers:", problems))

@@ -1,4 +1,4 @@
-"""Group normalisation that takes over from the source's statistics while a network learns."""
+"""Callback that blends from the source's statistics to group normalisation during training."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ __all__ = ["BlendRamp"]
 
 
 class BlendRamp(pl.Callback):
-    """Raises the share of each image's own statistics evenly from 0 to 1, optimizer step by optimizer step.
+    """Increases the share of each image's own statistics linearly from 0 to 1 over optimizer steps.
 
     For networks with fitted group normalisation, best by `swap_norm(network, partial(standardising, blend=0),
-    calibrate=images)` (`transferkit.nn.norm`): they begin as what the source computes and end as plain group
-    normalisation, and the weights have time to follow. The share is a function of the step, so a resumed run goes
-    on where it was.
+    calibrate=images)` (`transferkit.nn.norm`): they start equal to the source network and end as plain group
+    normalisation, while the weights adapt. The share is a function of the step, so a resumed run continues correctly.
 
     Args:
-        until: Share of all steps after which the blend is 1, in (0, 1]. Judge checkpoints from there on: those
-            from before belong to a network that is blended otherwise.
+        until: Share of all steps after which the blend is 1, in (0, 1]. Compare only checkpoints after that: earlier
+            ones have another blend.
 
     Raises:
         OptionError: If `until` is out of range; when training starts, if the network has no such layer, or the trainer
-            cannot tell how many steps there will be.
+            does not know the number of steps.
 
     Example:
         >>> trainer = pl.Trainer(max_epochs=10, callbacks=[BlendRamp(until=0.5)])  # doctest: +SKIP
@@ -45,25 +44,25 @@ class BlendRamp(pl.Callback):
         self._layers: list[StandardisedGroupNorm] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the layers, and how long there is."""
+        """Find the layers and the number of steps."""
         self._layers = [module for module in pl_module.modules() if isinstance(module, StandardisedGroupNorm)]
         if not self._layers:
             raise OptionError(
-                "There is no fitted group normalisation to blend in. Before training, "
-                "transferkit.swap_norm(network, 'group', calibrate=images) puts it in."
+                "The network has no fitted group normalisation to blend. Before training, add it with "
+                "transferkit.swap_norm(network, 'group', calibrate=images)."
             )
         self._steps = self.until * trainer.estimated_stepping_batches
         if math.isinf(self._steps):
-            raise OptionError("A blend is raised over the steps of a run: give the trainer max_epochs or max_steps.")
+            raise OptionError("The blend needs the number of steps: pass max_epochs or max_steps to the trainer.")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The share for the step to come."""
+        """Set the share for the next step."""
         for layer in self._layers:
             layer.blend = min(1.0, trainer.global_step / self._steps)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The share that the last step left behind."""
+        """Set the final share."""
         for layer in self._layers:
             layer.blend = min(1.0, trainer.global_step / self._steps)

@@ -1,4 +1,4 @@
-"""The freeze plan, hung on a Lightning trainer."""
+"""The freeze plan as a Lightning callback."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def phase_starts(phases: Sequence[Phase], epochs: int) -> list[int]:
     """
     if epochs < len(phases):
         raise OptionError(
-            f"{len(phases)} phases need at least {len(phases)} epochs, got {epochs}. Train for more, or choose a "
-            "strategy that has one phase (lp_ft, norm_only)."
+            f"{len(phases)} phases need at least {len(phases)} epochs, got {epochs}. Train longer, or use a "
+            "strategy with one phase (lp_ft, norm_only)."
         )
     starts, share = [0], 0.0
     for number, phase in enumerate(phases[:-1], start=1):
@@ -50,18 +50,17 @@ def phase_starts(phases: Sequence[Phase], epochs: int) -> list[int]:
 
 
 class FreezePlanCallback(pl.Callback):
-    """Keeps a freeze plan in force while a trainer runs, phase by phase; for your own LightningModule and trainer.
+    """Applies a freeze plan during training, phase by phase, for your own LightningModule and trainer.
 
-    Your module must hold one transferkit backbone (`transferkit.load_backbone`); its optimizer takes `groups()`.
+    Your module must contain one transferkit backbone (`transferkit.load_backbone`); pass `groups()` to its optimizer.
 
     Args:
-        plan: Name of a strategy, its plan, or a freeze plan that was made already.
-        stage: With a name: the stage that your head reads.
-        unfreeze: With a name: stages to train, by their names, or k for the last k; None leaves them to the strategy.
-        lr: With a name: learning rate of the backbone's last stage; None takes a tenth of the rate it was trained at.
-        norm: With a name: "frozen" leaves running statistics as they are, "keep" goes on measuring those of stages that
-            learn.
-        weight_decay: Of the parameters that it acts on (see `FreezePlan`).
+        plan: Name of a strategy, its plan, or a `FreezePlan`.
+        stage: With a name: the input stage of your head.
+        unfreeze: With a name: stages to train, by name, or k for the last k; None for the strategy's default.
+        lr: With a name: learning rate of the backbone's last stage; None for a tenth of its original rate.
+        norm: With a name: "frozen" fixes running statistics, "keep" updates those of trained stages.
+        weight_decay: For the parameters it applies to (see `FreezePlan`).
 
     Example:
         >>> import transferkit as tk  # doctest: +SKIP
@@ -89,50 +88,50 @@ class FreezePlanCallback(pl.Callback):
 
     @property
     def freeze(self) -> FreezePlan:
-        """The plan on the network; there from the trainer's setup on."""
+        """The plan on the network; available after the trainer's setup."""
         if self._freeze is None:
-            raise OptionError("The freeze plan is laid over the network when the trainer is set up: fit first.")
+            raise OptionError("There is no freeze plan before the trainer's setup. Use it in configure_optimizers.")
         return self._freeze
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for `configure_optimizers`: all that is ever trained."""
+        """Parameter groups for `configure_optimizers`: all parameters trained in any phase."""
         return self.freeze.groups()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Lay the plan over the network, before its optimizers are made."""
+        """Apply the plan to the network, before its optimizers are created."""
         if stage != "fit":
             return
-        # Anew for every fit: one callback may serve the networks of several folds.
-        self._freeze = self._plan if isinstance(self._plan, FreezePlan) else self._lay(pl_module)
+        # Created for every fit: one callback may be used for the networks of several folds.
+        self._freeze = self._plan if isinstance(self._plan, FreezePlan) else self._make_plan(pl_module)
         phases = self._freeze.phases
-        if getattr(trainer, "fast_dev_run", False):  # a few batches of one epoch, to see that all is wired up
+        if getattr(trainer, "fast_dev_run", False):  # a few batches of one epoch, as a smoke test
             self._starts = [0]
         elif trainer.max_epochs is None or trainer.max_epochs < 1:
             if len(phases) > 1:
-                raise OptionError("Phases are shares of the epochs: give the trainer max_epochs.")
+                raise OptionError("Phases are shares of the epochs: pass max_epochs to the trainer.")
             self._starts = [0]
         else:
             self._starts = phase_starts(phases, trainer.max_epochs)
         self._freeze.start(0, static=_is_static(trainer))
-        pl.utilities.rank_zero_info("\n".join(["What learns:", *claims_table(self._freeze.claims())]))
-        # Lightning warns of modules that it finds in evaluation mode, as a backbone is that was just loaded. What is
-        # frozen goes back to it when it is called, or when the first epoch starts.
+        pl.utilities.rank_zero_info("\n".join(["Trained parameters:", *claims_table(self._freeze.claims())]))
+        # Lightning warns about modules in evaluation mode, such as a loaded backbone. Frozen modules return to it when
+        # they are called, or when the first epoch starts.
         find_backbone(pl_module).trunk.train()
 
-    def _lay(self, network: pl.LightningModule) -> FreezePlan:
+    def _make_plan(self, network: pl.LightningModule) -> FreezePlan:
         plan = self._plan
         if isinstance(plan, str):
             plan = plan_for(plan, find_backbone(network), **self._asked)
         assert isinstance(plan, Plan)
         if plan.adapters is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
             raise OptionError(
-                f"{plan.strategy} trains adapters, and this network has none. transferkit.TransferModule adds them; in "
-                "a module of your own, transferkit.finetune.adapters.add_adapters puts them into the backbone's trunk."
+                f"{plan.strategy} trains adapters, but this network has none. transferkit.TransferModule adds them; in "
+                "your own module, call transferkit.finetune.adapters.add_adapters on the backbone's trunk."
             )
         return FreezePlan(network, plan.phases, norm=plan.norm, weight_decay=self._weight_decay)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the epoch's phase into force; a resumed run lands in the right one."""
+        """Start the epoch's phase; also correct for a resumed run."""
         phase = max(number for number, start in enumerate(self._starts) if start <= trainer.current_epoch)
         if phase != self.freeze.phase:
             self.freeze.start(phase, static=_is_static(trainer))
@@ -141,20 +140,20 @@ class FreezePlanCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """What the phase does not train is not stepped, not even by weight decay or momentum."""
+        """Exclude parameters that the phase does not train from the step, including weight decay and momentum."""
         self.freeze.drop_idle()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Take the plan off the network; `teardown` is not called then."""
+        """Remove the plan from the network; `teardown` is not called then."""
         if self._freeze is not None:
             self._freeze.release()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the plan off the network."""
+        """Remove the plan from the network."""
         if self._freeze is not None and stage == "fit":
             self._freeze.release()
 
 
 def _is_static(trainer: pl.Trainer) -> bool:
-    """Whether the network is wrapped in what looks once at who asks for gradients: that must hold for all phases."""
+    """Whether a wrapper reads requires_grad only once, so that it must be the same in all phases."""
     return trainer.world_size > 1 or isinstance(trainer.strategy, pl.strategies.ModelParallelStrategy)

@@ -1,7 +1,7 @@
-"""What a fit measured, its best weights, and the checkpoint that it is resumed from.
+"""Checkpoint of a fit: measured epochs, best weights, and the state to resume from.
 
-Checkpoints are written at ends of epochs. All that training draws is a function of seed, epoch and place, so the
-epoch that a kill cut short is simply run again, and nothing needs the state of a generator.
+Checkpoints are written at ends of epochs. All randomness is a function of seed, epoch and position, so an interrupted
+epoch is simply repeated, and no generator state is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transferkit.core.errors import RunFolderError
 from transferkit.core.frameworks import lightning
 from transferkit.core.serialization import from_json, to_json
 from transferkit.finetune.module import TransferModule
-from transferkit.finetune.sharding import whole
+from transferkit.finetune.sharding import full_tensor
 from transferkit.records import Epoch
 
 if TYPE_CHECKING:
@@ -28,40 +28,40 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["CHECKPOINT", "RunCheckpoint", "put_back", "snapshot", "state_of"]
+__all__ = ["CHECKPOINT", "RunCheckpoint", "restore_state", "snapshot", "state_of"]
 
 CHECKPOINT = "last.ckpt"
 """Name of the file that a fit is resumed from."""
 
 SAVE_EVERY = 20.0
-"""Seconds after which the end of an epoch is worth a checkpoint: a kill costs that much and the epoch in hand. Where
-writing one takes longer than a second, it is as many times that: no more than a twentieth of the time goes into it."""
+"""Minimum seconds between checkpoints: an interruption costs at most that plus the current epoch. If writing takes
+longer than a second, the interval is scaled by it, so that at most a twentieth of the time is spent on writing."""
 
 
 class RunCheckpoint(pl.callbacks.Checkpoint):
-    """Notes every epoch of a `TransferModule`'s fit, keeps the best weights, and saves now and then.
+    """Callback that records every epoch of a `TransferModule`'s fit, keeps the best weights, and saves checkpoints.
 
-    It counts as a checkpoint callback because Lightning calls those last: what the module does at the end of an epoch
-    must be in the checkpoint.
+    A subclass of Lightning's Checkpoint because those are called last: the module's actions at the end of an epoch must
+    be in the checkpoint.
 
     Args:
-        folder: Where the checkpoint goes; None keeps none.
-        stop_after: Epochs to run, fewer maybe than the trainer's; None runs those.
-        parts: That each batch is added up from, because memory ran out.
+        folder: Folder of the checkpoint; None for none.
+        stop_after: Epochs to run, at most the trainer's; None runs all.
+        micro_batches: Micro-batches per optimizer step, > 1 after memory ran out.
 
     Attributes:
-        parts: As given, or as in the checkpoint.
+        micro_batches: As passed, or as in the checkpoint.
         finished: Whether the last epoch has been run.
-        epochs: What each measured.
-        outputs: Of the held-back images, (M, K) per epoch.
-        best_epoch: Number of the one with the lowest held-back loss, or of the last one without held-back images.
-        best_state: The module's weights and statistics at its end.
+        epochs: Measurements of each epoch.
+        outputs: For the held-back images, (M, K) per epoch.
+        best_epoch: The epoch with the lowest held-back loss, or the last one without held-back images.
+        best_state: The module's weights and statistics after it.
     """
 
-    def __init__(self, folder: Path | None = None, *, stop_after: int | None = None, parts: int = 1) -> None:
+    def __init__(self, folder: Path | None = None, *, stop_after: int | None = None, micro_batches: int = 1) -> None:
         self.folder = folder
         self.stop_after = stop_after
-        self.parts = parts
+        self.micro_batches = micro_batches
         self.finished = False
         self.epochs: list[Epoch] = []
         self.outputs: list[torch.Tensor] = []
@@ -72,7 +72,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
 
     @property
     def state_key(self) -> str:
-        """The name in Lightning's checkpoints; that of the class's first version, so that its runs can be resumed."""
+        """Key in Lightning's checkpoints; unchanged from older versions, so that their runs can be resumed."""
         return "Memory"
 
     @property
@@ -88,9 +88,9 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self._begun = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the epoch; keep its weights if they are the best; save if it is time."""
+        """Record the epoch; keep its weights if they are the best; save a checkpoint if due."""
         assert isinstance(pl_module, TransferModule)
-        self.epochs.append(self._look(trainer, pl_module))
+        self.epochs.append(self._measured(trainer, pl_module))
         if pl_module.outputs is not None:
             self.outputs.append(pl_module.outputs)
         loss = self.epochs[-1].val_loss
@@ -101,7 +101,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         if len(self.epochs) == self.stop_after:
             trainer.should_stop = True
         self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        # Clocks differ from process to process, and all of them have to take part.
+        # Clocks differ between processes, and all of them must take part.
         if self.folder is not None and broadcast(self.finished or self._is_due()):
             self._save(trainer, self.folder / CHECKPOINT)
 
@@ -109,7 +109,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         return time.monotonic() - self._saved >= SAVE_EVERY * max(1.0, self._saving)
 
     def _save(self, trainer: pl.Trainer, checkpoint: Path) -> None:
-        """Under another name first: Lightning moves the file from the folder for temporary files, maybe bit by bit."""
+        """Write under another name first: Lightning's move from the temporary folder may not be atomic."""
         partial, began = checkpoint.with_suffix(".ckpt-partial"), time.monotonic()
         try:
             trainer.save_checkpoint(partial)
@@ -118,59 +118,59 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         except OSError as error:
             raise RunFolderError(
                 f"The checkpoint {checkpoint} cannot be written: {error.strerror or error}. Free some space; the same "
-                "command then takes the run up where it was saved last."
+                "command then resumes from the last checkpoint."
             ) from error
         self._saved = time.monotonic()
         self._saving = self._saved - began
 
-    def _look(self, trainer: pl.Trainer, module: TransferModule) -> Epoch:
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    def _measured(self, trainer: pl.Trainer, module: TransferModule) -> Epoch:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         phase = module.freeze_plan.phase
         return Epoch(
             number=trainer.current_epoch,
             phase="" if phase is None else module.freeze_plan.phases[phase].name,
-            train_loss=seen["train_loss"],
+            train_loss=metrics["train_loss"],
             lr=max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups),
             seconds=time.perf_counter() - self._begun,
-            val_loss=seen.get("val_loss"),
-            val_accuracy=seen.get("val_accuracy"),
+            val_loss=metrics.get("val_loss"),
+            val_accuracy=metrics.get("val_accuracy"),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """The complete state."""
         return {
             "epochs": [to_json(epoch) for epoch in self.epochs],
             "outputs": self.outputs,
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
-            "parts": self.parts,
+            "parts": self.micro_batches,
             "finished": self.finished,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As it was when the checkpoint was written."""
+        """Restore the state."""
         self.epochs = [from_json(Epoch, epoch) for epoch in state_dict["epochs"]]
         self.outputs = list(state_dict["outputs"])
         self.best_epoch = state_dict["best_epoch"]
         self.best_state = dict(state_dict["best_state"])
-        self.parts = state_dict["parts"]
+        self.micro_batches = state_dict["parts"]
         self.finished = state_dict["finished"]
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all weights and statistics, on the CPU."""
-    return {name: whole(tensor.detach()).cpu().clone() for name, tensor in module.state_dict().items()}
+    return {name: full_tensor(tensor.detach()).cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def state_of(module: TransferModule) -> dict[str, Any]:
-    """What a checkpoint holds of a module: its tensors, and what it keeps besides."""
+    """A module's tensors, and its further state in a checkpoint."""
     state: dict[str, Any] = {"state_dict": snapshot(module)}
     module.on_save_checkpoint(state)
     return state
 
 
-def put_back(module: TransferModule, state: Mapping[str, Any]) -> None:
-    """Make a module what it was when this state or checkpoint was taken, whatever it was in the middle of."""
+def restore_state(module: TransferModule, state: Mapping[str, Any]) -> None:
+    """Restore a module from `state_of` or a checkpoint, aborting whatever it was doing."""
     module.break_off()
     module.load_state_dict(state["state_dict"])
     module.on_load_checkpoint(dict(state))

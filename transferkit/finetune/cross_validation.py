@@ -1,12 +1,12 @@
-"""Plan -> fine-tuned model that is never worse than the probe.
+"""Fine-tuning with cross-validation, returning a model that is never worse than the probe.
 
-1. Folds hold back images; on the others of each fold the probe is solved for and the network is trained. In the first
-   it is trained at a higher rate as well, unless the recipe says a rate; the one that ends with the lower held-back
-   loss is that of the rest.
+1. Folds hold back images; on the others of each fold the probe is fitted and the network is trained. In the first folds
+   it is also trained at a higher rate, unless the recipe sets a rate; the rate with the lower held-back loss is used
+   for the rest.
 2. The number of epochs is the one with the lowest held-back loss, over all folds.
 3. Probe, network and averages of their logits compete on the held-back images.
-4. If anything but the probe wins, the network is trained on all images for that many epochs. Where the person brought a
-   validation split, the network that was judged on it is kept as it was.
+4. If anything but the probe wins, the network is trained on all images for that many epochs. With a given validation
+   split, the network scored on it is returned without refitting.
 """
 
 from __future__ import annotations
@@ -44,45 +44,45 @@ __all__ = ["Feed", "FineTuned", "Judged", "FineTuneTask", "fine_tune", "judge_fo
 Indices = npt.NDArray[np.int64]
 
 FASTER = 3.0
-"""Times the decision's rates that are tried as well. On 160 drawn things to be counted `lp_ft` named 51 % of the test
-images right at a tenth of the original rate and 75 % at three times that; of 580 letters in 29 typefaces 57 %, and at
-three times that it diverged: no rule could be both."""
+"""Factor on the decision's rates that is tried as well. On 160 drawings (counting objects) `lp_ft` had 51 % test
+accuracy at a tenth of the original rate and 75 % at three times that; on 580 letters in 29 typefaces 57 %, and it
+diverged at three times that: no fixed rule fits both."""
 
 SEPARATED = 1e-3
-"""Loss of images that are all named right: calibrated, it says no more."""
+"""Loss below which rates are not compared: all images are classified correctly, and lower values are meaningless."""
 
 JUDGED_AT_ONCE = 64
-"""Held-back images per batch."""
+"""Batch size for held-back images."""
 
 
 class Feed(Protocol):
-    """Makes an iterable of (images, targets) over some of the N images at hand."""
+    """Function that returns an iterable of (images, targets) over some of the N images."""
 
     def __call__(self, positions: Indices, *, batch_size: int, training: bool) -> Iterable[Any]:
-        """Shuffled and augmented anew each epoch while training; else in order and plain."""
+        """Batches, shuffled and augmented differently each epoch if training; else in order and unaugmented."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneTask:
-    """What is to be learnt, from what.
+    """Inputs of a fine-tuning run.
 
     Args:
         plan: A strategy's, with phases.
-        probe: The closed-form plan to be held against.
-        backbone: Left as it is.
-        table: Rows of features of the N images at hand, training first, then validation if there is any.
+        probe: The closed-form plan to compare with.
+        backbone: Not modified.
+        table: Features of the N images, training first, then validation if there is any.
         folds: Their labels, and which of them are held back together.
         classes: K names.
-        pooling: As the features were pooled.
-        feed: Makes the batches.
-        tail: The part of the backbone behind the cut where the batches are activations; None where they are pictures.
-        recipe: How.
+        pooling: Of the features.
+        feed: Function that returns batches.
+        tail: The part of the backbone after the cut, if batches are activations; None if they are pictures.
+        recipe: Training options.
         head, class_weight: As for `fit_closed_form`.
-        selection: Of the features of all training images, if they were selected before.
-        seed: Of everything that is drawn.
-        start: Rows of the pictures that the network is trained on, for its head to begin with, where `table` holds the
-            mean over several views; None takes `table`.
+        selection: Feature selection on all training images, if computed already.
+        seed: Of all randomness.
+        start: Features of the single view that the network is trained on, to initialise its head, if `table` is the
+            mean over several views; None uses `table`.
     """
 
     plan: Plan
@@ -102,8 +102,8 @@ class FineTuneTask:
     start: FeatureTable | None = None
 
     @property
-    def seen(self) -> FeatureTable:
-        """Rows of the pictures that the network is trained on."""
+    def training_table(self) -> FeatureTable:
+        """Features of the view that the network is trained on."""
         return self.table if self.start is None else self.start
 
     @property
@@ -114,10 +114,10 @@ class FineTuneTask:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What came of it.
+    """Result of fine-tuning.
 
     Args:
-        model: The one that is kept, in evaluation mode, on the CPU.
+        model: The returned model, in evaluation mode, on the CPU.
         record: How it was trained and chosen.
         reason: A sentence with the held-back numbers.
     """
@@ -129,7 +129,7 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One fold's probe and run."""
+    """Probe and training run of one fold."""
 
     fold: Fold
     probe: npt.NDArray[np.floating]
@@ -139,14 +139,14 @@ class _Trial:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the held-back images say, before the network that is kept is trained on all of them.
+    """Cross-validation results, before the network is refitted to all images.
 
     Args:
-        task: At the rates that it was run at.
-        trials: A fold each.
-        best: The epoch to stop after, from 0.
+        task: With the learning rates used.
+        trials: One per fold.
+        best: The best epoch, from 0.
         verdict: Probe, network and averages.
-        lr_factor: What its rates are, in units of those it came with.
+        lr_factor: Factor of these rates over the original task's.
     """
 
     task: FineTuneTask
@@ -157,14 +157,14 @@ class Judged:
 
 
 def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Judged:
-    """The first half of `fine_tune`, for those who want to see its outcome before they go on. Arguments as there."""
-    task.backbone.anatomy  # noqa: B018 - made once, not for each copy
+    """The first half of `fine_tune`: cross-validation without the refit. Arguments as there."""
+    task.backbone.anatomy  # noqa: B018 - computed once, not for each copy
     factor, begun = 1.0, list[_Trial]()
     if task.recipe.tries_rates:
         factor, begun = _compare_rates(task, folds, runner)
     elif task.recipe.lr == "find":
         factor = _find(task, folds[0], runner)
-    task = _paced(task, factor)
+    task = _with_rates(task, factor)
     left = range(len(begun), len(folds))
     trials = (*begun, *(_try(task, folds[number], runner, f"fold-{number}") for number in left))
     best = _best_epoch(trials)
@@ -180,27 +180,27 @@ def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Ju
         counting if weights is None else counting * weights[labels],
         None if weights is None else counting,
     )
-    if diverged:  # zeros say nothing; where the probe is bad enough, even that would do better
-        runner.notes.append("The loss was not finite: training diverged. Try a lower train.lr.")
+    if diverged:  # the zeros above must not win against a bad probe
+        runner.notes.append("Training diverged (the loss was not finite). Try a lower train.lr.")
         verdict = replace(verdict, kept=verdict.candidates[0])
-    best, verdict = broadcast((best, verdict))  # running statistics, and so outputs, differ from process to process
+    best, verdict = broadcast((best, verdict))  # running statistics, and so outputs, differ between processes
     return Judged(task, trials, best, verdict, factor)
 
 
 def fine_tune(
     task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, refit: bool, judged: Judged | None = None
 ) -> FineTuned:
-    """Train, choose on held-back images, and train again on all of them.
+    """Train with cross-validation, choose on held-back images, and refit to all images.
 
     Args:
-        task: What.
-        folds: Positions to train on and to hold back; the plan's epochs and the blend are chosen on the latter.
+        task: The inputs.
+        folds: Positions to train on and to hold back; epochs and blend are chosen on the latter.
         runner: Runs the fits.
-        refit: Whether the network that is kept is trained on all images of the folds. Without, there must be one fold.
-        judged: What `judge_folds` made of the same; None lets it.
+        refit: Whether the returned network is trained on all images of the folds. Without, there must be one fold.
+        judged: Result of `judge_folds` on the same; None computes it.
 
     Returns:
-        The probe, the network, or an average of both: none is less accurate than the probe on the held-back images.
+        The probe, the network, or an average of both, at least as accurate as the probe on the held-back images.
     """
     judged = judge_folds(task, folds, runner) if judged is None else judged
     task, trials, best, verdict = judged.task, judged.trials, judged.best, judged.verdict
@@ -222,13 +222,13 @@ def fine_tune(
     return FineTuned(model, record, _reason(record, weighted=_class_weights(task, task.labels) is not None))
 
 
-def _paced(task: FineTuneTask, factor: float) -> FineTuneTask:
+def _with_rates(task: FineTuneTask, factor: float) -> FineTuneTask:
     return task if factor == 1 else replace(task, plan=scaled_plan(task.plan, factor))
 
 
 def _compare_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> tuple[float, list[_Trial]]:
-    """What to multiply the rates by, and the runs at these of the folds that were needed to tell."""
-    faster = _paced(task, FASTER)
+    """The better factor on the rates, and the runs with it on the folds used for the comparison."""
+    faster = _with_rates(task, FASTER)
     slow: list[_Trial] = []
     fast: list[_Trial] = []
     for number, fold in enumerate(folds):
@@ -240,16 +240,16 @@ def _compare_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) ->
     factor, trials = (FASTER, fast) if quickly < slowly else (1.0, slow)
     times = f"{FASTER:g} times "
     runner.notes.append(
-        f"Learning rates are {times if factor > 1 else ''}those of the decision: on the {_held_back(slow)} images held "
-        f"back first the loss came down to {slowly:.3g} with these, to {quickly:.3g} with {times}as much."
+        f"Learning rates are {times if factor > 1 else ''}those of the decision: on the first {_held_back(slow)} "
+        f"held-back images the lowest loss was {slowly:.3g} at the decision's rates and {quickly:.3g} at {times}these."
     )
     return factor, trials
 
 
 def _find(task: FineTuneTask, fold: Fold, runner: Runner) -> float:
-    """What to multiply the rates by, as a range test says.
+    """The factor on the rates from a range test.
 
-    It is not kept in the run's folder: a resumed run makes the same test again and finds the same.
+    Not stored in the run's folder: a resumed run repeats the test with the same result.
     """
     connect(runner.device)
     found = broadcast(_range_test(task, fold, runner.device))
@@ -258,7 +258,7 @@ def _find(task: FineTuneTask, fold: Fold, runner: Runner) -> float:
 
 
 def _range_test(task: FineTuneTask, fold: Fold, device: torch.device) -> RangeTest:
-    """On smaller batches where memory runs out: what these bear, larger ones do too."""
+    """Range test, with smaller batches if memory runs out: rates stable for these are stable for larger ones."""
     module, size = _module(task, fold.train), task.recipe.batch_size or JUDGED_AT_ONCE
     while True:
         try:
@@ -289,13 +289,13 @@ def _batches(task: FineTuneTask, positions: Indices) -> Callable[[int], Iterable
 
 
 def _probe_logits(task: FineTuneTask, fold: Fold) -> npt.NDArray[np.floating]:
-    """(M, K) of the held-back images, by the probe of the others."""
+    """(M, K) logits of the held-back images from the probe fitted to the others."""
     head = _solve(task, task.table, task.probe, fold.train)
     return task.table.take(fold.held_back).load(task.probe.stages) @ head.weight.T + head.bias
 
 
 def _solve(task: FineTuneTask, table: FeatureTable, plan: Plan, positions: Indices) -> HeadFit:
-    """The head that a plan's features allow, fitted to some of the images."""
+    """The head on a plan's features, fitted to some of the images."""
     fits = fit_heads(
         plan,
         table.take(positions),
@@ -310,10 +310,10 @@ def _solve(task: FineTuneTask, table: FeatureTable, plan: Plan, positions: Indic
 
 
 def _module(task: FineTuneTask, positions: Indices) -> TransferModule:
-    """A fresh network, its head where the plan starts it."""
+    """A new network with its head initialised as in the plan."""
     backbone = copy.deepcopy(task.backbone).without_head()
     model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
-    features = task.seen.take(positions).load(task.plan.stages)
+    features = task.training_table.take(positions).load(task.plan.stages)
     _start(task, model.linear, positions)
     weights = _class_weights(task, task.labels[positions])
     module = TransferModule(
@@ -329,7 +329,7 @@ def _module(task: FineTuneTask, positions: Indices) -> TransferModule:
 
 
 def _class_weights(task: FineTuneTask, labels: Indices) -> npt.NDArray[np.float64] | None:
-    """(K,) what an image of each class counts, in training and in judging; None where all count alike."""
+    """(K,) weight of an image of each class, in training and in scoring; None for equal weights."""
     return TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
 
 
@@ -339,13 +339,13 @@ def _start(task: FineTuneTask, linear: torch.nn.Linear, positions: Indices) -> N
             linear.weight.zero_()
             linear.bias.zero_()
             return
-        head = _solve(task, task.seen, task.plan, positions)
+        head = _solve(task, task.training_table, task.plan, positions)
         linear.weight.copy_(torch.from_numpy(head.weight))
         linear.bias.copy_(torch.from_numpy(head.bias))
 
 
 def _mean_epochs(trials: Sequence[_Trial]) -> tuple[Epoch, ...]:
-    """What the epochs that all folds ran measured, each held-back image counting the same; their seconds together."""
+    """Epochs averaged over folds, weighted by held-back images, for epochs that all folds ran; seconds are summed."""
     sizes = [len(trial.fold.held_back) for trial in trials]
 
     def mean(values: Sequence[float | None]) -> float | None:
@@ -365,13 +365,13 @@ def _mean_epochs(trials: Sequence[_Trial]) -> tuple[Epoch, ...]:
 
 
 def _losses(trials: Sequence[_Trial]) -> npt.NDArray[np.float64]:
-    """(epochs,) held-back loss, infinite where it is not finite."""
+    """(epochs,) held-back loss, with inf for values that are not finite."""
     losses = np.array([epoch.val_loss for epoch in _mean_epochs(trials)], dtype=np.float64)
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
 def _best_epoch(trials: Sequence[_Trial]) -> int:
-    """The one with the lowest held-back loss."""
+    """The epoch with the lowest held-back loss."""
     return int(np.argmin(_losses(trials)))
 
 
@@ -393,7 +393,7 @@ def _final(
     *,
     refit: bool,
 ) -> TransferModule | None:
-    """The network that is kept; None if the probe alone is, or training on all images diverged."""
+    """The network to return; None if the probe won, or training on all images diverged."""
     if verdict.kept.weight == 0:
         return None
     if not refit:
@@ -406,11 +406,11 @@ def _final(
     batches = _batches(task, everyone)
     checkpoint = runner.fit(module, batches, None, name="all", stop_after=best + 1)
     if not all(tensor.isfinite().all() for tensor in checkpoint.best_state.values()):
-        runner.notes.append("On all images training diverged, though it had not on fewer. Try a lower train.lr.")
+        runner.notes.append("Training on all images diverged, although it had not with fewer. Try a lower train.lr.")
         return None
     module.load_state_dict(checkpoint.best_state)
     if module.average is not None and module.average.kind == "swa":
-        # Under the plan: without it, statistics of frozen stages would be estimated anew as well.
+        # Under the plan: without it, statistics of frozen stages would be re-estimated too.
         module.freeze_plan.start(len(task.plan.phases) - 1)
         recalibrate_statistics(module.train(), (images for images, _ in batches(JUDGED_AT_ONCE)), size=count_images)
     module.average = None  # the best weights are the average already
@@ -467,7 +467,7 @@ def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> 
         }.get(verdict.kept.name, f"probe and network, the one of epoch {best + 1}, were trained on")
         return (
             f"Epochs and blend were chosen on the {images:,} images of the validation split; {what} the training split "
-            "alone."
+            "only."
         )
     where = f"{len(folds)} folds" if len(folds) > 1 else "one fifth of the training images"
     what, epochs = {
@@ -480,17 +480,17 @@ def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> 
 
 def _reason(record: TrainingRecord, *, weighted: bool) -> str:
     probe, tuned = record.candidates[0], record.candidates[-1]
-    alike = ", each class counting the same" if weighted else ""
+    weighting = ", all classes weighted equally" if weighted else ""
     return (
-        f"Accuracy on {record.held_back:,} held-back images{alike}: the probe {_percent(probe)}, the fine-tuned "
-        f"network {_percent(tuned)}; kept is {_named(record.kept)}, {_percent(record.kept)}."
+        f"Accuracy on {record.held_back:,} held-back images{weighting}: the probe {_percent(probe)}, the "
+        f"fine-tuned network {_percent(tuned)}; returned is {_named(record.kept)}, {_percent(record.kept)}."
     )
 
 
 def _named(kept: Candidate) -> str:
     if kept.name != "average":
         return f"the {'probe' if kept.name == 'probe' else 'fine-tuned network'}"
-    return f"their average, the network weighing {100 * kept.weight:.0f} %"
+    return f"their average with weight {100 * kept.weight:.0f} % on the network"
 
 
 def _percent(candidate: Candidate) -> str:

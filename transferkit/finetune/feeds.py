@@ -1,4 +1,4 @@
-"""Batches of the outputs of frozen stages, in an order that is a function of seed and epoch."""
+"""Batches of cached activations, in an order that is a function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Indices = npt.NDArray[np.int64]
 
 
 class CutFeed:
-    """An iterable of (`CutBatch`, targets), one epoch each time.
+    """Iterable of (`CutBatch`, targets); each iteration is one epoch.
 
     Args:
-        read: (version, positions) -> their batch; version 0 is the picture itself, others were augmented.
-        views: Augmented versions that there are. An image has another one each epoch, and not the same number as its
-            neighbours; without any it is itself each time.
-        positions: (n,) of the images.
-        targets: (n, ...) of these.
+        read: (version, positions) -> their batch; version 0 is the original picture, others are augmented.
+        views: Number of augmented versions. An image cycles through them by epoch, out of step with its neighbours;
+            without any, the original is used in every epoch.
+        positions: (n,) positions of the images.
+        targets: (n, ...) their targets.
         batch_size: Images per step and process.
         seed: Of the order.
-        training: Shuffled, augmented if there are versions, and shared out among processes; else in order, plain, and
-            the same for all.
+        training: Shuffled, augmented if there are versions, and divided among processes; else in order, original, and
+            the same in all processes.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class CutFeed:
         self._read, self._positions, self._targets = read, positions, targets
         self._batch_size, self._views, self._seed, self._training = batch_size, views, seed, training
         self._epoch = 0
-        self.sampler = self  # Lightning tells samplers which epoch it is
+        self.sampler = self  # Lightning calls set_epoch on samplers
         self.batch_sampler = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next pass is."""
+        """Set the epoch of the next pass."""
         self._epoch = epoch
 
     def _steps(self, epoch: int) -> list[Indices]:
@@ -76,7 +76,7 @@ class CutFeed:
             yield self._gather(versions, positions), self._targets[torch.from_numpy(rows)]
 
     def _gather(self, versions: Indices, positions: Indices) -> CutBatch:
-        """Each image in its version, in the order of `positions`."""
+        """The batch of each image in its version, in the order of `positions`."""
         order = np.argsort(versions, kind="stable")
         numbers, starts = np.unique(versions[order], return_index=True)
         parts = [

@@ -1,9 +1,9 @@
-"""Who learns, who stays as it is, and how fast: one plan owns gradients, modes and parameter groups.
+"""Which parameters are trained, which are frozen, at what learning rate: gradients, modes and parameter groups.
 
-`requires_grad` alone does not freeze: running statistics of normalisation drift and dropout draws for as long as a
-layer is in training mode, and every `model.train()` puts it there. So each frozen module carries a hook that puts it
-back into evaluation mode whenever it is called. All parameter groups are made before the first step, for the union of
-what is ever trained: schedulers, checkpoints and distributed wrappers then never meet a new one.
+`requires_grad` alone does not freeze: running statistics drift and dropout is active while a layer is in training mode,
+and every `model.train()` enables that. So each frozen module has a hook that sets evaluation mode whenever it is
+called. All parameter groups are created before the first step, for all parameters trained in any phase, so that
+schedulers, checkpoints and distributed wrappers never see a new group.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["FreezePlan", "claims_table", "find_backbone"]
 
 @dataclass(frozen=True)
 class _Owned:
-    """A parameter's name, its place, how many numbers it has, and whether weight decay may act on it."""
+    """A parameter's name, size, stage and kinds, and whether weight decay applies to it."""
 
     name: str
     size: int
@@ -39,16 +39,16 @@ class _Owned:
 
 
 class FreezePlan:
-    """The phases of a strategy, laid over a network.
+    """The phases of a strategy applied to a network.
 
     Args:
-        network: Holds exactly one `Backbone`; all parameters outside of its trunk are the "head".
-        phases: In order; their rules must claim every parameter, and each rule something.
-        norm: "keep": batch normalisation in stages that learn goes on measuring its statistics; "frozen": nowhere.
-        weight_decay: Of the parameters that it acts on: not norms, biases, or what the trunk itself exempts.
+        network: Contains exactly one `Backbone`; all parameters outside its trunk are the "head".
+        phases: In order; their rules must match every parameter, and each rule at least one.
+        norm: "keep": statistics of batch normalisation in trained stages are updated; "frozen": all are fixed.
+        weight_decay: For all parameters except norms, biases, and those that the trunk exempts.
 
     Raises:
-        OptionError: If the rules do not fit the network; all that is wrong is said at once.
+        OptionError: If the rules do not fit the network; all problems are reported at once.
 
     Example:
         >>> from transferkit.records import BackboneSpec, Preprocessing
@@ -82,11 +82,11 @@ class FreezePlan:
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """Looked up each time: sharding puts others in their place."""
+        """Name -> parameter, looked up each time, because sharding replaces them."""
         return dict(self._network.named_parameters())
 
     def _claim(self, phase: Phase) -> dict[str, Rule]:
-        """Parameter name -> the first rule that fits."""
+        """Parameter name -> the first matching rule."""
         claimed: dict[str, Rule] = {}
         for owned in self._owned:
             rule = next((rule for rule in phase.rules if _fits(rule, owned)), None)
@@ -95,7 +95,7 @@ class FreezePlan:
         return claimed
 
     def _problems(self, number: int) -> Iterator[str]:
-        """Parameters of a phase without a rule, and its rules that claim nothing."""
+        """Yield a phase's parameters without a rule and rules without a parameter."""
         phase, claimed = self.phases[number], self._claims[number]
         where = f"phase {phase.name!r}: " if len(self.phases) > 1 else ""
         for owned in self._owned:
@@ -103,11 +103,11 @@ class FreezePlan:
                 yield f"{where}parameter {owned.name!r} (stage {owned.stage!r}) has no rule"
         used = set(map(id, claimed.values()))
         for rule in phase.rules:
-            if id(rule) not in used and self._due(rule):
+            if id(rule) not in used and self._is_unmatched(rule):
                 yield f"{where}rule {str(rule)!r} claims no parameter"
 
-    def _due(self, rule: Rule) -> bool:
-        """Whether a rule that claims nothing is a mistake: a stage of a pooling layer alone owns no parameters."""
+    def _is_unmatched(self, rule: Rule) -> bool:
+        """Whether a rule without parameters is an error: a stage with only a pooling layer has none."""
         known = [HEAD, *(stage.name for stage in self._backbone.stages)]
         matched = {stage for stage in known if fnmatchcase(stage, rule.stage)}
         return not matched or any(owned.stage in matched for owned in self._owned)
@@ -119,7 +119,7 @@ class FreezePlan:
 
     @property
     def learning_stages(self) -> frozenset[str]:
-        """Stages that any phase trains, "head" among them."""
+        """Stages trained in any phase, including "head"."""
         return frozenset().union(*(self._learning(phase) for phase in range(len(self.phases))))
 
     def _learning(self, phase: int) -> frozenset[str]:
@@ -127,7 +127,7 @@ class FreezePlan:
 
     @property
     def updated_statistics(self) -> list[str]:
-        """Paths inside the trunk of the running statistics that any phase goes on measuring."""
+        """Paths inside the trunk of the running statistics that are updated in any phase."""
         if self.norm == "frozen":
             return []
         learning = self.learning_stages
@@ -140,15 +140,15 @@ class FreezePlan:
 
     @property
     def cut(self) -> str | None:
-        """The last stage before the first one that ever learns; None if the first stage learns."""
+        """The last stage before the first trained one; None if the first stage is trained."""
         names = [stage.name for stage in self._backbone.stages]
-        first = next((place for place, name in enumerate(names) if name in self.learning_stages), len(names))
+        first = next((position for position, name in enumerate(names) if name in self.learning_stages), len(names))
         return names[first - 1] if first > 0 else None
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer: all that is ever trained, in the order of the network.
+        """Parameter groups for an optimizer: all parameters trained in any phase, in network order.
 
-        Each has "lrs", its learning rate in every phase (0: frozen then), and a "name"; "lr" is the highest of them.
+        Each has "lrs", its learning rate in every phase (0 if frozen), and a "name"; "lr" is the highest of them.
         """
         groups: dict[tuple[tuple[float, ...], bool], dict[str, Any]] = {}
         parameters = self._parameters
@@ -172,12 +172,12 @@ class FreezePlan:
         ]
 
     def start(self, phase: int, *, static: bool = False) -> None:
-        """Put a phase into force; frozen modules change to evaluation mode when they are next called.
+        """Start a phase; frozen modules switch to evaluation mode at their next call.
 
         Args:
             phase: Its number.
-            static: Let gradients flow to all that is ever trained, as a distributed wrapper wants it; those of
-                parameters whose turn it is not are dropped by `drop_idle`.
+            static: Compute gradients for all parameters trained in any phase, as distributed wrappers require;
+                `drop_idle` discards those of parameters not trained in this phase.
         """
         self.release()
         self.phase = phase
@@ -187,11 +187,11 @@ class FreezePlan:
         self._hooks = [module.register_forward_pre_hook(_stay_evaluating) for module in self._frozen_modules(phase)]
 
     def set_modes(self, *, training: bool = False) -> None:
-        """Evaluation mode for what is frozen now.
+        """Set evaluation mode for the currently frozen modules.
 
         Args:
-            training: Put the rest of the trunk into training mode: it may have been frozen in the phase before, and
-                trainers leave modes as they find them. Else it stays as it is.
+            training: Set training mode for the rest of the trunk, which may have been frozen in the previous phase,
+                because trainers do not change modes. Else its modes are unchanged.
         """
         if self.phase is None:
             return
@@ -201,20 +201,20 @@ class FreezePlan:
                 module.training = module not in frozen
 
     def drop_idle(self) -> None:
-        """Forget the gradients of what the phase in force does not train: an optimizer then leaves it alone, its
-        weight decay and momentum included."""
+        """Discard gradients of parameters that the current phase does not train, so that an optimizer skips them,
+        including weight decay and momentum."""
         assert self.phase is not None
         for name, parameter in self._parameters.items():
             if self._claims[self.phase][name].lr == 0:
                 parameter.grad = None
 
     def release(self) -> None:
-        """Take the plan off the network: parameters ask for gradients as before, modes are free again."""
+        """Remove the plan from the network: requires_grad is restored, and modes are no longer forced."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self.phase = [], None
         for name, parameter in self._parameters.items():
-            if name in self._asked:  # a module that is finished has another head
+            if name in self._asked:  # a finished module has another head
                 parameter.requires_grad_(self._asked[name])
 
     def _frozen_modules(self, phase: int) -> list[nn.Module]:
@@ -226,7 +226,7 @@ class FreezePlan:
         ]
 
     def _last_stage(self, path: str) -> str:
-        """The stage a module ends in: what a network does outside of its modules, dropout say, it does at the end."""
+        """The stage in which a module ends: operations outside of submodules, such as dropout, usually come last."""
         prefix = f"{path}." if path else ""
         inside = [tap.stage for tap in self._backbone.taps if tap.path.startswith(prefix) and tap.path != path]
         if not path:
@@ -234,7 +234,7 @@ class FreezePlan:
         return inside[-1] if inside else self._backbone.stage_of(path)
 
     def claims(self) -> tuple[Claim, ...]:
-        """What every rule takes hold of, phase by phase, stem -> head."""
+        """The parameters that every rule matches, phase by phase, stem -> head."""
         order = [*(stage.name for stage in self._backbone.stages), HEAD]
         found = []
         for number, phase in enumerate(self.phases):
@@ -268,7 +268,7 @@ class FreezePlan:
 
 
 def find_backbone(network: nn.Module) -> Backbone:
-    """The one backbone in a network.
+    """The single backbone in a network.
 
     Raises:
         OptionError: If there is none, or more than one.
@@ -276,14 +276,14 @@ def find_backbone(network: nn.Module) -> Backbone:
     found = [module for module in network.modules() if isinstance(module, Backbone)]
     if len(found) != 1:
         raise OptionError(
-            f"A freeze plan needs a network with one transferkit backbone in it, got {len(found)}. "
+            f"A freeze plan needs a network that contains one transferkit backbone, got {len(found)}. "
             "Build it on transferkit.load_backbone(...)."
         )
     return found[0]
 
 
 def _own(network: nn.Module, backbone: Backbone) -> Iterator[_Owned]:
-    """Every parameter of the network, once, with its place."""
+    """Yield every parameter of the network, once, with its stage and kinds."""
     inside = {id(parameter): name for name, parameter in backbone.trunk.named_parameters()}
     exempt = _exempt(backbone.trunk)
     kinds = dict(_kinds(network))
@@ -296,13 +296,13 @@ def _own(network: nn.Module, backbone: Backbone) -> Iterator[_Owned]:
 
 
 def _exempt(trunk: nn.Module) -> frozenset[str]:
-    """What the network's own authors keep weight decay from: position embeddings, class tokens."""
+    """Parameters that the network's authors exempt from weight decay: position embeddings, class tokens."""
     ask = getattr(trunk, "no_weight_decay", None)
     return frozenset(ask()) if callable(ask) else frozenset()
 
 
 def _kinds(network: nn.Module) -> Iterator[tuple[nn.Parameter, frozenset[str]]]:
-    """Every parameter, and what rules can call it besides "any"."""
+    """Yield every parameter with the rule kinds that it has besides "any"."""
     for path, module in network.named_modules():
         is_norm = "norm" in type(module).__name__.lower()
         for name, parameter in module.named_parameters(recurse=False):
@@ -327,7 +327,7 @@ def _stay_evaluating(module: nn.Module, _inputs: object) -> None:
 
 
 def claims_table(claims: Sequence[Claim]) -> list[str]:
-    """Lines for people: which parameters are trained in each phase, and at what learning rate.
+    """Lines of a table for display: which parameters are trained in each phase, at what learning rate.
 
     Example:
         >>> claim = Claim(phase="all", rule="*", stage="top", tensors=2, parameters=1200, lr=1e-3, decayed=0,
@@ -342,6 +342,6 @@ def claims_table(claims: Sequence[Claim]) -> list[str]:
         rows.append((claim.phase, claim.stage, claim.rule, f"{claim.parameters:,}", lr))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(cell.ljust(width) if place < 3 else cell.rjust(width) for place, (cell, width) in enumerate(line))
+        "  ".join(cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in enumerate(line))
         for line in (list(zip(row, wide, strict=True)) for row in rows)
     ]

@@ -1,6 +1,6 @@
-"""The kinds of task, and the loss of a batch in each.
+"""Tasks and their losses.
 
-What targets must be is in `targets`, how a whole split is scored in `scores`; `L2SP` is added to any task's loss.
+`targets` defines valid targets, `scores` the metric of a split; `L2SP` can be added to any task's loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from transferkit.core.errors import CheckpointError, DataError, OptionError, unknown_name
 from transferkit.core.registry import Registry
 from transferkit.finetune.scores import accuracy, mean_average_precision, r2
-from transferkit.finetune.sharding import add_up, is_sharded, local, placed, whole
+from transferkit.finetune.sharding import full_tensor, is_sharded, local, placed, sum_over_processes
 from transferkit.finetune.targets import (
     check_batch_classes,
     check_batch_labels,
@@ -47,7 +47,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 HUBER_DELTA = 1.0
-"""Error, in standard deviations of the target, from which on a regression loss grows linearly; torch's default."""
+"""Error, in standard deviations of the target, above which a regression loss is linear; torch's default."""
 
 
 class Loss(Protocol):
@@ -59,21 +59,21 @@ class Loss(Protocol):
 
 
 class BatchCheck(Protocol):
-    """Targets of a batch, and the number of outputs -> nothing, or a `DataError`; `values`: whether to read values."""
+    """Raises `DataError` unless the targets of a batch fit the number of outputs; `values`: whether to read values."""
 
     def __call__(self, targets: Tensor, outputs: int, *, values: bool = True) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A kind of target.
+    """A task: loss, metric and target checks.
 
     Args:
-        loss: Of a batch.
-        metric: Name of the score, for people.
-        make_score: K -> a new metric of outputs and targets of held-back images; higher is better.
-        check: All targets and the names of the K outputs -> nothing, or a `DataError` with all that is wrong.
-        check_batch: Targets of a batch and K -> nothing, or a `DataError` that says what they should be.
+        loss: Loss of a batch.
+        metric: Name of the score, for display.
+        make_score: K -> a new metric of outputs and targets of validation images; higher is better.
+        check: Raises `DataError` with all problems unless all targets fit the names of the K outputs.
+        check_batch: Raises `DataError` unless the targets of a batch fit K outputs.
         weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.
     """
 
@@ -94,17 +94,17 @@ def single_label_loss(
 ) -> Tensor:
     """Cross-entropy, mean over the images; lower is better.
 
-    An image that mixes two classes costs what it would cost as either, in the same shares; so do smoothing and weights.
+    The loss of an image with mixed classes is the mean of the single classes' losses, also with smoothing and weights.
 
     Args:
         outputs: (N, K) logits.
-        targets: (N,) int in [0, K), or (N, K) float, shares of classes that sum to 1, as mixup gives them.
+        targets: (N,) int in [0, K), or (N, K) float, class shares that sum to 1, as from mixup.
         smoothing: Share of a target that is spread over all K classes, in [0, 1).
         weights: (K,) weight of each class.
 
     References:
         Szegedy et al., CVPR 2016, for smoothing. Deviation from torch's `cross_entropy`: weights are not divided by
-        their sum in the batch, which would depend on who is in it, and weigh an image's smoothed target as a whole.
+        their sum in the batch, which depends on the batch's composition, and apply to an image's whole smoothed target.
 
     Example:
         >>> round(single_label_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2])).item(), 4)  # log 4
@@ -125,9 +125,9 @@ def multi_label_loss(
 
     Args:
         outputs: (N, K) logits.
-        targets: (N, K) 0 or 1, or anything between, as mixup gives them.
-        smoothing: Pulls targets towards 1/2: by how much, 1 all the way; in [0, 1).
-        weights: (K,) weight of each label's positives; its negatives weigh 1.
+        targets: (N, K) in [0, 1], as from mixup.
+        smoothing: Moves targets towards 1/2 by this share, in [0, 1).
+        weights: (K,) weight of each label's positives; negatives have weight 1.
 
     Example:
         >>> round(multi_label_loss(torch.zeros(3, 4), torch.ones(3, 4)).item(), 4)  # log 2
@@ -153,19 +153,19 @@ def regression_loss(
     Args:
         outputs: (N,) or (N, R).
         targets: (N,) or (N, R), standardised (`TargetScale`).
-        smoothing: 0: there are no classes to smooth over.
+        smoothing: Must be 0, as there are no classes to smooth over.
         weights: (R,) weight of each target.
-        delta: Error from which on the loss grows linearly; None for squares all the way.
+        delta: Error above which the loss is linear; None for squared error everywhere.
 
     Example:
         >>> regression_loss(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.0])).item()  # 1/2 and 3 - 1/2
         1.5
     """
     if smoothing:
-        raise OptionError(f"Label smoothing is for classes; a regression takes 0, got {smoothing!r}.")
+        raise OptionError(f"Label smoothing must be 0 in a regression, got {smoothing!r}.")
     outputs = _columns(_precise(outputs))
     targets = _columns(targets).to(outputs.dtype)
-    if outputs.shape != targets.shape:  # (N, 1) against (N,) would broadcast to (N, N) without a word
+    if outputs.shape != targets.shape:  # (N, 1) against (N,) would silently broadcast to (N, N)
         raise DataError(f"Outputs are {tuple(outputs.shape)}, targets {tuple(targets.shape)}: they must agree.")
     if delta is None:
         losses = 0.5 * F.mse_loss(outputs, targets, reduction="none")
@@ -175,7 +175,7 @@ def regression_loss(
 
 
 def _precise(outputs: Tensor) -> Tensor:
-    """In half precision a sum of exponentials, or a share of smoothing, is rounded to a few digits."""
+    """Outputs in float32 or wider: half precision rounds sums of exponentials and smoothing to a few digits."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
@@ -221,11 +221,11 @@ TASKS.register("regression")(
 
 
 def l2_sp(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], *, alpha: float, beta: float) -> Tensor:
-    """alpha / 2 * |w - start|^2 + beta / 2 * |head|^2, a scalar that gradients flow through.
+    """alpha / 2 * |w - start|^2 + beta / 2 * |head|^2, a differentiable scalar.
 
     Args:
         parameters: Name -> value, of at least one parameter.
-        start: Name -> value before training; what has none is the head's.
+        start: Name -> value before training; parameters without one belong to the head.
         alpha: Strength of the pull to the start, >= 0.
         beta: Strength of the pull of the head to zero, >= 0.
 
@@ -243,13 +243,13 @@ def l2_sp(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], *, alph
 
 
 class L2SP:
-    """Pulls trained parameters to where they started, the head's to zero: a prior that the pretrained network is good.
+    """L2-SP penalty: pulls trained parameters to their initial values and the head's to zero.
 
-    Weight decay, which pulls all of them to zero, must be off.
+    Weight decay, which pulls all parameters to zero, must be off.
 
     Args:
-        start: Name -> value before training, of all parameters that are ever trained but the head's; copied. After a
-            resume the network no longer has these values: load the state.
+        start: Name -> value before training, of all trained parameters except the head's; copied. After a resume the
+            network no longer has these values: load the state.
         head: Names of the head's parameters.
         alpha: Strength of the pull to the start, >= 0.
         beta: Strength of the pull of the head to zero, >= 0.
@@ -259,7 +259,7 @@ class L2SP:
 
     References:
         Li et al., ICML 2018, who train with SGD. Under Adam the gradient of the penalty is scaled per parameter, as
-        that of any L2 penalty is (Loshchilov & Hutter, ICLR 2019).
+        for any L2 penalty (Loshchilov & Hutter, ICLR 2019).
 
     Example:
         >>> layer = torch.nn.Linear(1, 1)
@@ -276,16 +276,16 @@ class L2SP:
         self.head = frozenset(head)
         self._start = {name: value.detach().clone() for name, value in start.items()}
         if both := self.head & self._start.keys():
-            raise OptionError(f"Expected a parameter to be the head's or to have a start; {min(both)!r} is in both.")
+            raise OptionError(f"A parameter must be in head or in start, but {min(both)!r} is in both.")
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The penalty, a scalar that gradients flow through.
+        """The penalty, a differentiable scalar.
 
         Args:
-            parameters: Name -> value, of at least one parameter; those that ask for no gradient add nothing.
+            parameters: Name -> value, of at least one parameter; those without requires_grad are ignored.
 
         Raises:
-            OptionError: If a parameter that learns has no start and is not the head's.
+            OptionError: If a trained parameter has no start and is not the head's.
         """
         learning = {name: value for name, value in parameters.items() if value.requires_grad}
         if strange := learning.keys() - self._start.keys() - self.head:
@@ -297,22 +297,22 @@ class L2SP:
         parts = {name: local(value) for name, value in learning.items()}
         start = {name: local(value) for name, value in self._start.items()}
         penalty = l2_sp(parts, start, alpha=self.alpha, beta=self.beta)
-        return add_up(penalty) if any(map(is_sharded, learning.values())) else penalty
+        return sum_over_processes(penalty) if any(map(is_sharded, learning.values())) else penalty
 
     def state_dict(self) -> dict[str, Any]:
-        """The start."""
-        return {"start": {name: whole(value) for name, value in self._start.items()}}
+        """The initial values."""
+        return {"start": {name: full_tensor(value) for name, value in self._start.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the start of the run that is resumed.
+        """Restore the initial values of the resumed run.
 
         Raises:
-            CheckpointError: If it is about other parameters.
+            CheckpointError: If the state has other parameters.
         """
         start = state_dict["start"]
         if differ := start.keys() ^ self._start.keys():
             raise CheckpointError(
-                f"The start of L2-SP is that of other parameters; {len(differ)} differ, such as {min(differ)!r}. "
+                f"The checkpoint's L2-SP start is of other parameters; {len(differ)} differ, such as {min(differ)!r}. "
                 "Resume with the plan that the run was started with."
             )
         self._start = {name: start[name].detach().clone() for name in self._start}

@@ -1,4 +1,4 @@
-"""The plan of a strategy that a person names, for a backbone that they hold."""
+"""Plan of a named strategy for a given backbone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transferkit.strategies import STRATEGIES, Plan, PlanSettings, with_new_head
 
 __all__ = ["plan_for"]
 
-USUAL_BATCH = 32
-"""Images per step that a learning rate is for where the recipe names none."""
+DEFAULT_BATCH_SIZE = 32
+"""Batch size assumed for a learning rate if the recipe names none."""
 
 
 def plan_for(
@@ -28,31 +28,31 @@ def plan_for(
     recipe: Recipe | None = None,
     new_head: bool = True,
 ) -> Plan:
-    """What a strategy does with a backbone and a head.
+    """The plan of a strategy for a backbone and a head.
 
     Args:
         strategy: Its name.
-        backbone: Whose stages it is about.
-        stage: What the head reads: a stage's name or index, "joined" or "selected".
+        backbone: The backbone.
+        stage: Input of the head: a stage's name or index, "joined" or "selected".
         unfreeze: Stages to train, for `few_layers`, `many_layers` and `surgical`: their names, or k for the last k;
-            None leaves them to the strategy.
-        lr: Learning rate of the last stage; None takes the recipe's, or if that has none either its share (a tenth) of
-            the rate that the backbone was trained at.
-        norm: "frozen": running statistics stay; "keep": those of stages that learn go on being measured.
-        recipe: Its optimizer and batch size say what a learning rate means.
-        new_head: Whether the head starts at zero, and so must learn faster than one that was fitted before.
+            None for the strategy's default.
+        lr: Learning rate of the last stage; None uses the recipe's, or if that has none its share (a tenth) of the
+            backbone's original rate.
+        norm: "frozen": running statistics are fixed; "keep": those of trained stages are updated.
+        recipe: Its optimizer and batch size scale the learning rate.
+        new_head: Whether the head starts at zero, and so needs a higher rate than a fitted one.
 
     Raises:
-        OptionError: If there is no such strategy or stage, the strategy cannot be told what to train, or the recipe's
-            learning rate is yet to be found.
+        OptionError: If there is no such strategy or stage, the strategy does not accept `unfreeze`, or the recipe's
+            learning rate is "find".
     """
     make, recipe = STRATEGIES[strategy], Recipe() if recipe is None else recipe
     if lr is None:
         if recipe.lr == "find":
-            raise OptionError(f"lr={recipe.lr!r} needs the images: transferkit.adapt has them. Give a number here.")
+            raise OptionError(f"lr={recipe.lr!r} needs images, which only transferkit.adapt has. Pass a number here.")
         lr = recipe.lr if isinstance(recipe.lr, (int, float)) else None
     if lr is None:
-        size = recipe.batch_size or USUAL_BATCH
+        size = recipe.batch_size or DEFAULT_BATCH_SIZE
         start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size, scale=recipe.lr_scale)
         lr = start.lr
     chosen = str(stage) if stage in (JOINED, SELECTED) else backbone.find_stages(stage)[0]

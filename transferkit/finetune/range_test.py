@@ -1,7 +1,6 @@
-"""Which learning rate a network bears: a copy of it is trained for some steps at ever higher rates.
+"""Learning-rate range test: a copy of the network is trained for some steps at increasing rates.
 
-Nothing is left of it: module, batches and generators are afterwards what they were before, to the bit, also after an
-error.
+Without side effects: module, batches and generators are restored exactly, also after an error.
 """
 
 from __future__ import annotations
@@ -30,42 +29,43 @@ __all__ = ["RangeTest", "find_rate", "judge"]
 Floats = npt.NDArray[np.float64]
 
 STEPS = 60
-"""Steps in all, 15 per power of ten: neighbouring rates differ by a factor of 1.17."""
+"""Number of steps, 15 per power of ten: neighbouring rates differ by a factor of 1.17."""
 
 LOWEST, HIGHEST = 1e-2, 1e2
-"""Rates tried, in units of the plan's."""
+"""Range of rates tried, in units of the plan's."""
 
 SMOOTHING = 0.8
-"""Share of the average that each step keeps: it looks back on about 5 steps, a third of a power of ten."""
+"""Smoothing factor of the exponential average: a memory of about 5 steps, a third of a power of ten."""
 
 AT_REST = 15
-"""First steps that the noise is read from: there the rates are below a tenth of the plan's, and little moves."""
+"""First steps, used to estimate the noise: their rates are below a tenth of the plan's, and little changes."""
 
 NOISE = 3.0
-"""Standard errors that the smoothed loss may be off to either side."""
+"""Width of the smoothed loss's interval on each side, in standard errors."""
 
 FEWEST = 8
-"""Losses from which on a rise is believed: of fewer the noise is not known. Rates are below 1/30 of the plan's."""
+"""Minimum number of losses before a rise counts: with fewer the noise is unknown. Until
+then rates are below 1/30 of the plan's."""
 
 RISE = 0.1
-"""What counts as a rise, as a share of the loss of knowing nothing (for K classes: log K). Not of the loss itself: a
-solved head starts near 0, and many times next to nothing is still nothing."""
+"""Minimum rise, as a share of the loss of an uninformed network (for K classes: log K). Not of the loss itself: with a
+fitted head it starts near 0, and a multiple of that is still negligible."""
 
 SAFETY = 4.0
-"""What the edge is divided by, see `judge`."""
+"""Divisor of the edge, see `judge`."""
 
 NO_TRAINER = ".*self.trainer. reference is not registered.*"
-"""Lightning's warning that a value which the copy logs goes nowhere."""
+"""Lightning's warning that values logged by the copy are discarded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTest:
-    """What a range test found.
+    """Result of a range test.
 
     Args:
-        lr: The learning rate to take, > 0, for what learns fastest in the plan's last phase.
-        planned: What the plan has for that.
-        rates: The rate of each step, rising.
+        lr: The learning rate to use, > 0, for the group with the highest rate in the plan's last phase.
+        planned: The plan's rate for that group.
+        rates: The rate of each step, increasing.
         losses: The training loss before each step; the last one may be infinite or NaN.
         why: A sentence with the numbers.
     """
@@ -84,7 +84,7 @@ class RangeTest:
 
     @property
     def factor(self) -> float:
-        """What the plan's rates are to be multiplied by."""
+        """Factor on the plan's rates."""
         return self.lr / self.planned
 
 
@@ -96,31 +96,32 @@ def find_rate(
     steps: int = STEPS,
     device: torch.device | None = None,
 ) -> RangeTest:
-    """Train a copy of a module under its plan's last phase, all rates rising together, until the loss rises.
+    """Train a copy of a module under its plan's last phase, increasing all rates together, until the loss rises.
 
     The optimizer, gradient clipping, weight decay and losses are the recipe's; precision is that of the weights.
-    The answer depends on module, batches and seed alone. Before and after, these are bit for bit the same: the module
-    (weights, statistics, gradients, modes, hooks), the generators of Python, NumPy, torch, the device and the batches'
-    loader. An epoch that a sampler was told stays; where the batches are too few they are gone through again.
+    The result depends only on module, batches and seed. Unchanged afterwards: the module (weights, statistics,
+    gradients, modes, hooks) and the generators of Python, NumPy, torch, the device and the batches' loader. A sampler's
+    epoch is kept; if there are too few batches, they are repeated.
 
     Args:
-        module: Not in need of a trainer; it is copied.
-        batches: Of training images, as for `TransferModule`; must give them anew whenever it is iterated over.
-        seed: Of what the steps draw.
-        steps: From a hundredth of the plan's rate to 100 times that, >= 2; it stops earlier where the loss rises.
-        device: Where the copy runs; None leaves it where the module is.
+        module: Must work without a trainer; it is copied.
+        batches: Of training images, as for `TransferModule`; must be iterable repeatedly.
+        seed: Of the steps' randomness.
+        steps: From 1/100 to 100 times the plan's rate, >= 2; stops earlier if the loss rises.
+        device: Device of the copy; None for the module's.
 
     Raises:
-        OptionError: If there are no batches, or they can be gone through only once, or `steps` is too small.
+        OptionError: If there are no batches, or they can be iterated only once, or `steps` is too small.
         RuntimeError: If memory runs out.
 
     References:
-        Smith, WACV 2017. Deviations: rates rise by a constant factor, not by a constant; what is chosen (see `judge`).
+        Smith, WACV 2017. Deviations: rates increase by a constant factor, not by a constant; the choice of the rate
+        (see `judge`).
     """
     if steps < 2:
         raise OptionError(f"A range test needs steps >= 2, got {steps!r}.")
     if isinstance(batches, Iterator):
-        raise OptionError("A range test needs batches that can be gone through again: a loader or a list.")
+        raise OptionError("A range test needs batches that can be iterated repeatedly: pass a loader or a list.")
     device = module.device if device is None else device
     with _no_trace(batches, device):
         trial = _copied(module).to(device)
@@ -130,23 +131,23 @@ def find_rate(
 
 
 def judge(rates: Sequence[float], losses: Sequence[float], *, planned: float, nothing: float) -> RangeTest:
-    """The rate to take, from the losses at rising rates.
+    """The rate to use, from the losses at increasing rates.
 
-    The edge is the first rate at which the smoothed loss has risen above its lowest level so far: by more than its
-    noise, and by a tenth of the loss of knowing nothing. Taken is a quarter of it. Two usual rules do not work here.
-    The rate of the steepest descent (Smith, 2017; fastai's "valley") is told by noise alone where the head was
-    solved for: the loss is low before the first step, and there is no descent. So is the rate of the lowest loss.
-    What remains is the edge, and it is too high in itself: steps that lead away from the minimum need time to show it,
-    and the rate rises meanwhile. On a parabola without noise the edge is seen at 3.8 times the rate at which it is
-    (Nesterov momentum 0.9). With AdamW and noise it is seen sooner: on 150 hand signs (Lite0, 64 px, 8 epochs, 200 test
-    images; probe 77 %) it was 1.3e-3 for the last stages and 0.7e-3 for all. Runs at once these rates reached 84 and
-    82 %, at a half 79 and 80 %, at twice 56 and 50 %: too low costs some points, too high everything.
+    The edge is the first rate at which the smoothed loss has risen above its lowest level so far by more than its noise
+    and by a tenth of the loss of an uninformed network. A quarter of it is used. Two common rules do not work here. The
+    rate of the steepest descent (Smith, 2017; fastai's "valley") is determined by noise if the head is fitted: the loss
+    is low before the first step, and there is no descent. The same holds for the rate of the lowest loss.
+    The edge itself is too high: divergence takes some steps to show, while the rate keeps increasing. On a noise-free
+    parabola the edge is detected at 3.8 times the true stability limit (Nesterov momentum 0.9). With AdamW and noise it
+    is detected sooner: on 150 hand signs (Lite0, 64 px, 8 epochs, 200 test images; probe 77 %) it was 1.3e-3 for the
+    last stages and 0.7e-3 for all. Runs at exactly these rates reached 84 and 82 %, at half 79 and 80 %, at twice 56
+    and 50 %: too low costs some points, too high everything.
 
     Args:
-        rates: (n,) rising.
+        rates: (n,) increasing.
         losses: (n,) before the step at each rate; the first one that is not finite counts as a rise.
-        planned: What the rates are compared with, for people.
-        nothing: Loss of a network that says nothing, > 0.
+        planned: The plan's rate, for the message.
+        nothing: Loss of an uninformed network, > 0.
 
     Example:
         >>> rates = np.geomspace(1e-5, 1e-1, 41)  # the loss is 0.1 and rises from 1e-2 on
@@ -156,18 +157,18 @@ def judge(rates: Sequence[float], losses: Sequence[float], *, planned: float, no
     """
     edge = _edge(losses, nothing=nothing)
     if edge == 0:
-        lr, why = planned, f"its loss is not finite to begin with, so the plan's rate of {planned:.2g} stays."
+        lr, why = planned, f"the initial loss is not finite, so the plan's rate of {planned:.2g} is kept."
     elif edge is None:
         lr = rates[-1] / SAFETY
         why = (
             f"the training loss does not rise up to a learning rate of {rates[-1]:.2g}; a quarter of that, {lr:.2g}, "
-            f"is taken instead of {planned:.2g}."
+            f"is used instead of {planned:.2g}."
         )
     else:
         risen = rates[edge - 1]
         lr = risen / SAFETY
         why = (
-            f"the training loss rises from a learning rate of {risen:.2g} on; a quarter of that, {lr:.2g}, is taken "
+            f"the training loss rises from a learning rate of {risen:.2g} on; a quarter of that, {lr:.2g}, is used "
             f"instead of {planned:.2g}."
         )
     return RangeTest(
@@ -183,7 +184,7 @@ def judge(rates: Sequence[float], losses: Sequence[float], *, planned: float, no
 
 
 def _copied(module: TransferModule) -> TransferModule:
-    """In training mode, the plan's last phase in force, without trainer and gradients."""
+    """A copy in training mode, in the plan's last phase, without trainer and gradients."""
     trainer = module._trainer
     trial: TransferModule = copy.deepcopy(module, {} if trainer is None else {id(trainer): None})
     trial.freeze_plan.start(len(trial.freeze_plan.phases) - 1)
@@ -194,12 +195,12 @@ def _copied(module: TransferModule) -> TransferModule:
 
 
 def _swept(trial: TransferModule, batches: Iterable[Any], rates: Floats, planned: float, seed: int) -> RangeTest:
-    """Step after step until the loss has risen."""
+    """Run steps until the loss has risen."""
     optimizer = _make_optimizer(trial)
     losses: list[float] = []
     nothing = math.nan
-    _seed_all(draw_seed(seed, "range test"), trial.device)  # a loader may draw its order now
-    with closing(_again_and_again(batches)) as endless, warnings.catch_warnings(), torch.enable_grad():
+    _seed_all(draw_seed(seed, "range test"), trial.device)  # a loader may draw its order here
+    with closing(_repeated(batches)) as endless, warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", NO_TRAINER)
         for number, batch in enumerate(islice(endless, len(rates))):
             batch = trial.transfer_batch_to_device(batch, trial.device, 0)
@@ -213,13 +214,13 @@ def _swept(trial: TransferModule, batches: Iterable[Any], rates: Floats, planned
 
 
 def _make_optimizer(trial: TransferModule) -> torch.optim.Optimizer:
-    """As the module would make it, for what the last phase trains."""
+    """The module's optimizer for the parameters of the last phase."""
     groups = [{**group, "planned": group["lrs"][-1]} for group in trial.freeze_plan.groups() if group["lrs"][-1] > 0]
     return make_optimizer(trial.recipe, groups)
 
 
 def _step(trial: TransferModule, optimizer: torch.optim.Optimizer, batch: Any, factor: float) -> float:
-    """One step at so many times the plan's rates; returns the loss before it."""
+    """One step at `factor` times the plan's rates; returns the loss before it."""
     loss = trial.training_step(batch, 0)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
@@ -236,7 +237,7 @@ def _loss_of_nothing(trial: TransferModule, targets: torch.Tensor) -> float:
     return float(trial.task.loss(outputs, targets, weights=trial.class_weights))
 
 
-def _again_and_again(batches: Iterable[Any]) -> Generator[Any, None, None]:
+def _repeated(batches: Iterable[Any]) -> Generator[Any, None, None]:
     while True:
         empty = True
         for batch in batches:
@@ -251,7 +252,7 @@ def _again_and_again(batches: Iterable[Any]) -> Generator[Any, None, None]:
 
 @contextmanager
 def _no_trace(batches: Iterable[Any], device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside, generators are afterwards where they were."""
+    """Restore the state of all generators after the block."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     on_device = getattr(torch, device.type).get_rng_state() if device.type != "cpu" else None
     own = [(generator, generator.get_state()) for generator in _generators(batches)]
@@ -268,7 +269,7 @@ def _no_trace(batches: Iterable[Any], device: torch.device) -> Iterator[None]:
 
 
 def _generators(batches: Iterable[Any]) -> list[torch.Generator]:
-    """Those that a loader and its samplers draw from."""
+    """Generators of a loader and its samplers."""
     inner = getattr(batches, "batch_sampler", None)
     holders = (batches, getattr(batches, "sampler", None), inner, getattr(inner, "sampler", None))
     found = [getattr(holder, "generator", None) for holder in holders]
@@ -276,7 +277,7 @@ def _generators(batches: Iterable[Any]) -> list[torch.Generator]:
 
 
 def _seed_all(seed: int, device: torch.device) -> None:
-    """Not `torch.manual_seed`: devices that nobody has used yet would remember the seed until somebody does."""
+    """Seed all generators. Not by `torch.manual_seed`, which stores the seed for uninitialised devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
@@ -288,13 +289,13 @@ def _seed_all(seed: int, device: torch.device) -> None:
 
 
 def _edge(losses: Sequence[float], *, nothing: float) -> int | None:
-    """Number of the first loss that has risen; None if none has.
+    """Index of the first loss that has risen; None if none has.
 
-    That is where the lower end of the smoothed loss's interval is above the lowest upper end before by `RISE`.
+    That is where the lower end of the smoothed loss's interval exceeds the lowest earlier upper end by `RISE`.
     """
-    seen = np.asarray(losses, dtype=np.float64)
-    broken = np.flatnonzero(~np.isfinite(seen))
-    finite = seen[: broken[0]] if len(broken) else seen
+    values = np.asarray(losses, dtype=np.float64)
+    broken = np.flatnonzero(~np.isfinite(values))
+    finite = values[: broken[0]] if len(broken) else values
     if len(finite):
         smoothed, error = _smooth(finite)
         lowest = np.minimum.accumulate(smoothed + NOISE * error)
@@ -306,7 +307,7 @@ def _edge(losses: Sequence[float], *, nothing: float) -> int | None:
 
 
 def _smooth(losses: Floats) -> tuple[Floats, Floats]:
-    """(n,) exponential averages, freed of the bias to 0, and their standard errors."""
+    """(n,) bias-corrected exponential averages, and their standard errors."""
     averages, average = np.empty_like(losses), 0.0
     for number, loss in enumerate(losses):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -318,7 +319,7 @@ def _smooth(losses: Floats) -> tuple[Floats, Floats]:
 
 
 def _noise(losses: Floats) -> float:
-    """Standard deviation of single losses, from differences of neighbours: a trend does not widen it."""
+    """Standard deviation of single losses, from differences of neighbours, so that a trend does not affect it."""
     between = np.abs(np.diff(losses[:AT_REST]))
     # The median of |a - b| of two normal draws is 0.6745 sqrt(2) standard deviations.
     return float(np.median(between)) / (0.6745 * math.sqrt(2)) if len(between) else 0.0

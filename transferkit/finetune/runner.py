@@ -1,4 +1,4 @@
-"""One fit: a Lightning trainer around a module, resumed where it was killed, in micro-batches if memory runs out."""
+"""One fit with a Lightning trainer: resumes after interruption, and uses micro-batches if memory runs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transferkit.core.distributed import broadcast, connect, rank_and_world_size
 from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.core.frameworks import lightning
 from transferkit.core.progress import announce
-from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint, put_back, state_of
+from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint, restore_state, state_of
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.trainer_options import check_options, device_options, launch_options, quietly, with_sharding
 from transferkit.nn import is_out_of_memory
@@ -29,20 +29,20 @@ else:
 __all__ = ["Runner"]
 
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
-"""What reading half a checkpoint, or one that is something else, can raise."""
+"""Exceptions from reading an incomplete or foreign checkpoint."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """How fits are run.
+    """Runs fits with a Lightning trainer.
 
     Args:
-        device: Where.
-        folder: Where checkpoints and logs go; None keeps none.
-        options: For the trainer, over what is set here.
-        progress: Show a bar on a terminal.
-        notes: Sentences for people are added here: what was halved, which checkpoint could not be read.
-        parts: That batches are added up from, the last one telling: what did not fit in one fit does not in the next.
+        device: Device to train on.
+        folder: Folder of checkpoints and logs; None for none.
+        options: For the trainer; they override the defaults set here.
+        progress: Show a progress bar on a terminal.
+        notes: Sentences are added here: gradient accumulation, unreadable checkpoints.
+        micro_batches: Micro-batches per step, the last entry being current: later fits start with it.
     """
 
     device: torch.device
@@ -50,7 +50,7 @@ class Runner:
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     notes: list[str] = field(default_factory=list)
-    parts: list[int] = field(default_factory=lambda: [1])
+    micro_batches: list[int] = field(default_factory=lambda: [1])
 
     def fit(
         self,
@@ -61,14 +61,14 @@ class Runner:
         name: str,
         stop_after: int,
     ) -> RunCheckpoint:
-        """Train, and return what was measured; a fit that was finished before is only read.
+        """Train, and return the measurements; a fit that was finished before is only loaded.
 
         Args:
-            module: Trained in place; at the end it has its last weights.
-            train: Number of images per process -> batches of so many.
-            held_back: Images that are judged after every epoch; None judges none and stops for nothing.
-            name: Of the fit, a folder below `folder`.
-            stop_after: Epochs to run; the schedule is that of the recipe's epochs all the same.
+            module: Trained in place; ends with its last weights.
+            train: Batch size per process -> batches.
+            held_back: Images scored after every epoch; None for no validation and no early stopping.
+            name: Of the fit: a folder inside `folder`.
+            stop_after: Epochs to run; the schedule still covers the recipe's epochs.
 
         Raises:
             OptionError: If an option does not fit, or memory runs out with a single image.
@@ -77,35 +77,35 @@ class Runner:
         connect(self.device)
         start = state_of(module)
         folder = None if self.folder is None else self.folder / name
-        checkpoint = RunCheckpoint(folder, stop_after=stop_after, parts=self.parts[-1])
+        checkpoint = RunCheckpoint(folder, stop_after=stop_after, micro_batches=self.micro_batches[-1])
         saved = self._saved(checkpoint.folder, name)
-        taken_up = saved is not None
+        resumed = saved is not None
         if saved is not None:
             checkpoint.load_state_dict(saved["callbacks"][checkpoint.state_key])
-            self._say_halved(module, up_to=checkpoint.parts, since=2 * self.parts[-1])
-            self.parts.append(checkpoint.parts)
+            self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=2 * self.micro_batches[-1])
+            self.micro_batches.append(checkpoint.micro_batches)
             if checkpoint.finished:
-                put_back(module, saved)
+                restore_state(module, saved)
                 return checkpoint
             del saved
         while True:
             try:
-                self._run(module, train, held_back, checkpoint, name, taken_up=taken_up)
+                self._run(module, train, held_back, checkpoint, name, resumed=resumed)
                 return checkpoint
             except RuntimeError as error:
                 if isinstance(error, TransferkitError) or not is_out_of_memory(error):
                     raise
-                self._check_divisible(module, checkpoint.parts, error)
-            # Outside `except`: while the error lives, its traceback holds on to the activations that did not fit.
-            put_back(module, start)
+                self._check_divisible(module, checkpoint.micro_batches, error)
+            # Outside `except`: the error's traceback keeps the activations that did not fit alive.
+            restore_state(module, start)
             torch.cuda.empty_cache()
-            # From the start: which epochs ran in larger parts must not depend on when the last checkpoint was written.
-            taken_up, checkpoint = (
+            # From the start: the result must not depend on when the last checkpoint was written.
+            resumed, checkpoint = (
                 False,
-                RunCheckpoint(checkpoint.folder, stop_after=stop_after, parts=2 * checkpoint.parts),
+                RunCheckpoint(checkpoint.folder, stop_after=stop_after, micro_batches=2 * checkpoint.micro_batches),
             )
-            self._say_halved(module, up_to=checkpoint.parts, since=checkpoint.parts)
-            self.parts.append(checkpoint.parts)
+            self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=checkpoint.micro_batches)
+            self.micro_batches.append(checkpoint.micro_batches)
 
     def _run(
         self,
@@ -115,24 +115,24 @@ class Runner:
         checkpoint: RunCheckpoint,
         name: str,
         *,
-        taken_up: bool,
+        resumed: bool,
     ) -> None:
         trainer = self._trainer(module, checkpoint, held_back is not None, name)
-        share = (module.recipe.batch_size or 1) // (checkpoint.parts * trainer.world_size)
+        share = (module.recipe.batch_size or 1) // (checkpoint.micro_batches * trainer.world_size)
         if share < 1:
             raise OptionError(
-                f"A batch of {module.recipe.batch_size} cannot be shared out among {trainer.world_size} processes: "
+                f"A batch of {module.recipe.batch_size} cannot be divided among {trainer.world_size} processes: "
                 "train.batch_size is for all of them together. Raise it, or use fewer devices."
             )
         resume_from = None
-        if taken_up and checkpoint.folder is not None:
+        if resumed and checkpoint.folder is not None:
             resume_from = checkpoint.folder / CHECKPOINT
-            announce(f"taking {name} up after epoch {len(checkpoint.epochs)}", enabled=self.progress)
+            announce(f"resuming {name} after epoch {len(checkpoint.epochs)}", enabled=self.progress)
         with quietly(), _leaving(trainer):
             trainer.fit(module, train(share), held_back, ckpt_path=resume_from)
 
     def _saved(self, folder: Path | None, name: str) -> dict[str, Any] | None:
-        """The fit's checkpoint; None if there is none that can be read."""
+        """The fit's checkpoint; None if there is no readable one."""
         if folder is None:
             return None
         checkpoint, saved = folder / CHECKPOINT, None
@@ -142,33 +142,33 @@ class Runner:
                 saved["callbacks"], saved["state_dict"]
             except UNREADABLE as error:
                 saved, reason = None, str(error).strip().split("\n")[0] or type(error).__name__
-                self._say(f"The checkpoint of {name} cannot be read ({reason}): this fit starts over.")
+                self._note(f"The checkpoint of {name} cannot be read ({reason}): this fit starts over.")
         return saved if broadcast(saved is not None) else None
 
-    def _check_divisible(self, module: TransferModule, parts: int, error: RuntimeError) -> None:
-        """Whether smaller parts are left to be tried."""
-        at_once, (_, world) = (module.recipe.batch_size or 1) // parts, rank_and_world_size()
+    def _check_divisible(self, module: TransferModule, micro_batches: int, error: RuntimeError) -> None:
+        """Raise if the micro-batches cannot be made smaller."""
+        at_once, (_, world) = (module.recipe.batch_size or 1) // micro_batches, rank_and_world_size()
         if world > 1:
             raise OptionError(
-                f"Memory runs out at {at_once // world} images at once in one of {world} processes, and the others "
+                f"Memory runs out at {at_once // world} images per batch in one of {world} processes, while the others "
                 "wait for it. Choose a smaller train.batch_size."
             ) from error
         if at_once < 2:
             raise OptionError(
                 f"Memory runs out on {self.device} with a single image. Choose a smaller image_size or backbone, or a "
-                "strategy that trains less of it (few_layers, linear_probe)."
+                "strategy that trains fewer layers (few_layers, linear_probe)."
             ) from error
 
-    def _say_halved(self, module: TransferModule, *, up_to: int, since: int = 2) -> None:
-        size, parts = module.recipe.batch_size or 1, since
-        while parts <= up_to:
-            self._say(
-                f"Memory ran out at {2 * size // parts} images at once: switching to gradient accumulation over "
-                f"{parts} micro-batches for a batch of {size}."
+    def _note_micro_batches(self, module: TransferModule, *, up_to: int, since: int = 2) -> None:
+        size, micro_batches = module.recipe.batch_size or 1, since
+        while micro_batches <= up_to:
+            self._note(
+                f"Memory ran out at {2 * size // micro_batches} images per batch: switching to gradient accumulation "
+                f"over {micro_batches} micro-batches for a batch of {size}."
             )
-            parts *= 2
+            micro_batches *= 2
 
-    def _say(self, note: str) -> None:
+    def _note(self, note: str) -> None:
         self.notes.append(note)
         announce(note, enabled=self.progress)
 
@@ -182,7 +182,7 @@ class Runner:
             **device_options(self.device),
             "max_epochs": recipe.epochs,
             "gradient_clip_val": recipe.clip or None,
-            "accumulate_grad_batches": checkpoint.parts,
+            "accumulate_grad_batches": checkpoint.micro_batches,
             "logger": self._loggers(name, checkpoint),
             "log_every_n_steps": 10,
             "enable_model_summary": False,
@@ -198,7 +198,7 @@ class Runner:
         return trainer
 
     def _loggers(self, name: str, checkpoint: RunCheckpoint) -> Any:
-        """Curves as CSV, in another folder where a fit is resumed; TensorBoard's if it is installed."""
+        """Loggers for CSV curves, in a new folder if a fit is resumed, and for TensorBoard if installed."""
         if self.folder is None:
             return False
         version = f"{name}-after-{len(checkpoint.epochs)}" if checkpoint.epochs else name
@@ -215,23 +215,23 @@ def _on_terminal() -> bool:
 
 
 def _check_launch(trainer: pl.Trainer) -> None:
-    """Processes are to run all of the program: what a fit measured would stay behind in those that run only the fit."""
+    """Raise unless all processes run the complete program: those that run only the fit cannot return its results."""
     if isinstance(trainer.strategy.launcher, pl.strategies.launchers._MultiProcessingLauncher):
         raise OptionError(
-            "Processes that are forked or spawned for training alone cannot hand back what they measured. Use "
+            "Processes that are forked or spawned only for training cannot return their results. Use "
             "trainer.strategy=ddp in a script, or one device in a notebook."
         )
     started = int(launch_options().get("devices", 1)) * int(launch_options().get("num_nodes", 1))
     if started > 1 and trainer.world_size != started:
         raise OptionError(
-            f"{started} processes were started, but trainer.devices and trainer.num_nodes ask for "
-            f"{trainer.world_size}. Leave them out: what torchrun started is used."
+            f"{started} processes were started, but trainer.devices and trainer.num_nodes request "
+            f"{trainer.world_size}. Leave them out to use the processes that torchrun started."
         )
 
 
 @contextmanager
 def _leaving(trainer: pl.Trainer) -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt again, and SIGTERM an exit that does not look like success."""
+    """Turn Ctrl-C back into a KeyboardInterrupt, and SIGTERM into a non-zero exit."""
     ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -239,8 +239,8 @@ def _leaving(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.received_sigterm:
             raise SystemExit(128 + signal.SIGTERM) from left
         if trainer.interrupted:
-            signal.signal(signal.SIGINT, ctrl_c)  # Lightning ignores it from then on
+            signal.signal(signal.SIGINT, ctrl_c)  # Lightning sets it to ignore
             raise KeyboardInterrupt from left
         raise
-    if trainer.interrupted:  # older Lightnings return as if all were well
+    if trainer.interrupted:  # older Lightning versions return normally
         raise KeyboardInterrupt

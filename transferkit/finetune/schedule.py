@@ -1,6 +1,6 @@
-"""How fast to learn, step by step: curves as pure functions of the step, and one scheduler that goes through phases.
+"""Learning-rate schedules: curves as pure functions of the step, and a scheduler for all phases.
 
-Which parameters form a group, and the learning rate that a group has in a phase, is for the freeze plan to say.
+The freeze plan defines the parameter groups and their learning rates in each phase.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from transferkit.core.registry import Registry
 __all__ = ["PATIENCE", "REDUCTION", "SCHEDULES", "PhasedSchedule", "factor"]
 
 PATIENCE = 2
-"""Epochs without a better loss that "plateau" lets pass; at one more it acts. torch's 10 is longer than many a
-fine-tuning run as a whole."""
+"""Epochs without improvement that "plateau" tolerates. torch's 10 is longer than many fine-tuning runs."""
 
 REDUCTION = 0.1
-"""What "plateau" multiplies the learning rate by (He et al., CVPR 2016, divide by 10 when the error plateaus)."""
+"""Factor on the learning rate at a plateau (He et al., CVPR 2016, divide by 10 when the error plateaus)."""
 
 THRESHOLD = 1e-4
-"""Share by which a loss must fall to count as better; torch's default for ReduceLROnPlateau."""
+"""Relative decrease of the loss that counts as improvement; torch's default for ReduceLROnPlateau."""
 
 Curve = Callable[[float, float], float]
 
@@ -44,7 +43,7 @@ def _constant(progress: float, minimum: float) -> float:
 
 @SCHEDULES.register("plateau")
 def _plateau(progress: float, minimum: float) -> float:
-    """Known in advance only as long as the loss falls: what is lowered then is a level that this is multiplied by."""
+    """Constant: the reductions depend on the loss and are a separate factor, the level."""
     return 1.0
 
 
@@ -64,17 +63,17 @@ def _cosine(progress: float, minimum: float) -> float:
 
 
 def factor(name: str, step: int, *, steps: int, warmup: int = 0, minimum: float = 0.0) -> float:
-    """What a learning rate is multiplied by at one step: a warm-up in equal stairs to 1, then the curve.
+    """Factor on a learning rate at one step: a linear warm-up to 1, then the curve.
 
-    The warm-up's first stair is 1 / (warmup + 1), never 0, so no step is wasted. The curve begins at 1 and would reach
-    `minimum` at the step after the last one: a minimum of 0 wastes no step either.
+    The warm-up starts at 1 / (warmup + 1), never 0, so no step is wasted. The curve starts at 1 and would reach
+    `minimum` at the step after the last one, so a minimum of 0 wastes no step either.
 
     Args:
         name: One of `SCHEDULES`.
-        step: >= 0; from `steps` on, the curve stays where it ended.
-        steps: Of the whole stretch, >= 1, the warm-up's included.
+        step: >= 0; from `steps` on, the curve keeps its final value.
+        steps: Number of steps, >= 1, including the warm-up.
         warmup: Steps of the warm-up, in [0, steps).
-        minimum: Where the curve ends, in [0, 1]; above 0 for "exponential". "constant" and "plateau" make no use of it.
+        minimum: Final value of the curve, in [0, 1]; above 0 for "exponential". Ignored by "constant" and "plateau".
 
     Returns:
         A value in [0, 1]; above 0 for step < steps.
@@ -83,8 +82,8 @@ def factor(name: str, step: int, *, steps: int, warmup: int = 0, minimum: float 
         OptionError: If the name is unknown or a number is out of its range.
 
     References:
-        Loshchilov & Hutter, ICLR 2017, for "cosine". Deviation: no restarts inside a stretch. Goyal et al., 2017, for
-        the warm-up. Deviation: it begins at the first stair, not at a chosen learning rate.
+        Loshchilov & Hutter, ICLR 2017, for "cosine". Deviation: no restarts. Goyal et al., 2017, for the
+        warm-up. Deviation: it starts at the first increment, not at a chosen learning rate.
 
     Example:
         >>> [round(factor("cosine", step, steps=6, warmup=2), 3) for step in range(6)]
@@ -104,13 +103,13 @@ def _wrong_minimum(name: str, minimum: float) -> str:
     if not 0 <= minimum <= 1:
         return f"The minimum of a schedule must be in [0, 1], got {minimum!r}."
     if name == "exponential" and minimum == 0:
-        return "An exponential schedule never reaches 0: give a minimum above it, such as 0.01."
+        return "An exponential schedule never reaches 0: set a minimum above it, such as 0.01."
     return ""
 
 
 @dataclass
 class _Level:
-    """What "plateau" remembers of one phase."""
+    """State of "plateau" in one phase."""
 
     phase: int = 0
     level: float = 1.0
@@ -119,29 +118,29 @@ class _Level:
 
 
 class PhasedSchedule(LRScheduler):
-    """Learning rates of all groups through all phases: `lrs[group][phase] * factor(step within the phase)`.
+    """Scheduler for all groups and phases: `lrs[group][phase] * factor(step within the phase)`.
 
-    A pure function of the step, so a resumed run has the learning rates of the run that was not interrupted; only
-    "plateau" remembers more. Call `step` after each optimizer step, `observe` once per epoch after its last `step`.
+    A pure function of the step, so a resumed run has the same learning rates as an uninterrupted one; only "plateau"
+    has further state. Call `step` after each optimizer step, `observe` once per epoch after its last `step`.
 
     Args:
-        optimizer: With all groups that are ever trained. Their own learning rates are overwritten.
+        optimizer: With the groups of all phases. Their learning rates are overwritten.
         name: One of `SCHEDULES`.
-        lrs: (groups, phases) learning rates, >= 0; 0 where a group is frozen.
-        starts: First step of every phase: 0, then rising.
-        steps: Of all phases together.
-        warmup: Share of every phase's steps in which its learning rates rise, in [0, 1). A phase that unfreezes layers
-            needs a warm-up of its own.
+        lrs: (groups, phases) learning rates, >= 0; 0 if a group is frozen.
+        starts: First step of every phase: 0, then increasing.
+        steps: Total of all phases.
+        warmup: Share of every phase's steps used for warm-up, in [0, 1). A phase that unfreezes layers needs its own
+            warm-up.
         minimum: Factor at a phase's end, in [0, 1]; the lowest level for "plateau".
-        patience: Epochs without a better loss that "plateau" lets pass.
-        reduction: What "plateau" multiplies the level by, in (0, 1).
+        patience: Epochs without improvement that "plateau" tolerates.
+        reduction: Factor on the level at a plateau, in (0, 1).
 
     Raises:
-        OptionError: If something does not fit; all problems at once.
+        OptionError: If arguments are invalid; all problems are reported at once.
 
     References:
-        "plateau" follows torch's ReduceLROnPlateau. Deviation: a new phase starts afresh, at level 1 and with no best
-        loss, since other layers learn in it.
+        "plateau" follows torch's ReduceLROnPlateau. Deviation: each phase starts at level 1 without a best loss,
+        since other layers are trained in it.
 
     Example:
         >>> head, trunk = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
@@ -176,37 +175,37 @@ class PhasedSchedule(LRScheduler):
         self.patience, self.reduction = patience, reduction
         self._level = _Level()
         if problems := [*self._wrong_curve(), *self._wrong_phases(len(optimizer.param_groups))]:
-            raise OptionError(list_problems("The learning-rate schedule cannot be made:", problems))
+            raise OptionError(list_problems("Invalid learning-rate schedule:", problems))
         super().__init__(optimizer)
 
     @property
     def phase(self) -> int:
-        """Number of the phase that the coming step is in, from 0."""
+        """Index of the phase of the next step, from 0."""
         return self._phase_of(self.last_epoch)
 
     def factor_at(self, step: int) -> float:
-        """The curve's value at any step, without what "plateau" has lowered."""
+        """The curve's value at a step, without the reductions of "plateau"."""
         phase = self._phase_of(step)
         start, end = self.starts[phase], (*self.starts, self.steps)[phase + 1]
-        # A share below 1 rounds up to all of a short phase; one step at full rate must remain.
+        # A share below 1 can round up to a whole short phase; at least one step must have the full rate.
         warmup = min(round(self.warmup * (end - start)), end - start - 1)
         return factor(self.name, step - start, steps=end - start, warmup=warmup, minimum=self.minimum)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The learning rate of each group for the coming step."""
+        """The learning rate of each group for the next step."""
         level = self._level.level if self._level.phase == self.phase else 1.0
         scale = self.factor_at(self.last_epoch) * level
         return [group[self.phase] * scale for group in self.lrs]
 
     def observe(self, loss: float) -> None:
-        """Lower the level where the held-back loss no longer falls; a no-op for all schedules but "plateau".
+        """Reduce the level if the held-back loss no longer decreases; does nothing unless the schedule is "plateau".
 
         Args:
             loss: Of the epoch whose last step is done.
         """
         if self.name != "plateau":
             return
-        # At the border the next phase's first step is due, but the loss is the last phase's.
+        # At a phase boundary the next step is in the next phase, but the loss belongs to the previous one.
         done = self._phase_of(max(self.last_epoch - 1, 0))
         if self._level.phase != done:
             self._level = _Level(phase=done)
@@ -224,7 +223,7 @@ class PhasedSchedule(LRScheduler):
         return {"step": self.last_epoch, **(asdict(self._level) if self.name == "plateau" else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state, in whatever order optimizer and schedule are restored.
+        """Restore a state; optimizer and schedule may be restored in any order.
 
         Raises:
             CheckpointError: If the state is that of another schedule.

@@ -1,7 +1,7 @@
-"""A network whose weights are shared out among processes, each holding a part of every tensor, and whole again after.
+"""Sharding of a network's weights over processes (FSDP2), and gathering them afterwards.
 
-PyTorch's `fully_shard` (FSDP2) does it. It changes the modules that it is given for good, so a copy that was set aside
-takes in what they have learnt.
+Uses PyTorch's `fully_shard`, which changes modules permanently; so the trained weights are loaded into a copy that was
+made before.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Shards", "add_up", "blocks_of", "fill_state", "is_sharded", "local", "placed", "whole"]
+__all__ = ["Shards", "sum_over_processes", "blocks_of", "fill_state", "is_sharded", "local", "placed", "full_tensor"]
 
 LARGEST = 0.1
-"""Share of the parameters in one block, where that can be: so much is whole at once, but each block costs messages."""
+"""Maximum share of the parameters in one block, if possible: a block is gathered at once, but each costs messages."""
 
 OLDEST = (2, 7)
-"""The torch whose `distribute_tensor` can be told not to ask the first process for what all of them have."""
+"""Minimum torch version, in which `distribute_tensor` can skip the broadcast from rank 0."""
 
 
 class _Unit(nn.Module):
-    """A module to hang shards on: called for each pass, around whatever makes the pass."""
+    """Outermost module to shard: calls the function that makes the forward pass."""
 
     def __init__(self, network: nn.Module, run: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -44,57 +44,57 @@ class _Unit(nn.Module):
 
 
 class Shards:
-    """Shares a model out among the processes of a mesh, in place.
+    """Shards a model over the processes of a mesh, in place.
 
-    Between passes each parameter is a `DTensor`, of which this process holds its own part; so are gradients, and what
-    an optimizer keeps. In a pass the weights of a block come together when it is the block's turn.
+    Between passes each parameter is a `DTensor` of which this process holds its shard; likewise gradients and optimizer
+    state. In a pass the weights of a block are gathered when the block runs.
 
     Args:
-        model: Its blocks and parameters are others until `gather`.
-        run: What a pass does with it.
-        mesh: One dimension: the processes, each of which sees images of its own.
+        model: Its blocks and parameters are replaced until `gather`.
+        run: Function that makes a forward pass.
+        mesh: One-dimensional: data-parallel processes.
 
     Raises:
-        OptionError: If torch is too old, or a parameter is a single number.
+        OptionError: If torch is too old, or a parameter is a scalar.
     """
 
     def __init__(self, model: TransferModel, run: Callable[..., Tensor], *, mesh: DeviceMesh) -> None:
         fully_shard = _load_fully_shard()
         if single := [name for name, parameter in model.named_parameters() if not parameter.ndim]:
             raise OptionError(
-                f"{single[0]} is a single number, which cannot be shared out. Use trainer.strategy=ddp, or a backbone "
-                "without such."
+                f"{single[0]} is a scalar parameter, which cannot be sharded. Use trainer.strategy=ddp, or a backbone "
+                "without scalar parameters."
             )
         self._paths = [f"backbone.trunk.{path}" for path in blocks_of(model.backbone)]
         self._model = model
-        self._spare = copy.deepcopy(model).cpu()  # what fully_shard changes in a module it changes for good
-        # But outside of blocks it only hangs a hook on what holds parameters.
+        self._spare = copy.deepcopy(model).cpu()  # fully_shard's changes to modules are permanent
+        # Outside of blocks it only adds a hook to modules with parameters.
         self._hooks = {module: dict(module._load_state_dict_post_hooks) for module in model.modules()}
-        model.to(memory_format=torch.contiguous_format)  # it takes no other
+        model.to(memory_format=torch.contiguous_format)  # required by fully_shard
         for path in self._paths:
             fully_shard(model.get_submodule(path), mesh=mesh)
         self._unit = _Unit(model, run)
-        # The outermost as well: averages and checkpoints must not find some of the weights whole.
+        # The outermost module too: averages and checkpoints must not see a mix of sharded and full weights.
         fully_shard(self._unit, mesh=mesh, reshard_after_forward=True)
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """What a pass gives. All processes must come here."""
+        """The result of a forward pass. All processes must call this."""
         if not torch.is_inference_mode_enabled():
             return self._unit(*inputs)
-        # Weights that come together in inference mode first could not be trained on later.
+        # Weights first gathered in inference mode could not be trained later.
         with torch.inference_mode(False), torch.no_grad():
             return self._unit(*inputs)
 
     def share_statistics(self) -> None:
-        """Let all processes have the running statistics of the first: each measures its own images'. All must come
-        here."""
+        """Broadcast the running statistics of rank 0, as each process measures its own images'. All processes must call
+        this."""
         for statistic in self._model.buffers():
             distributed.broadcast(statistic, src=0)
 
     def gather(self) -> None:
-        """Make the model whole, on the CPU; blocks are copies of those that it had. All processes must come here."""
+        """Restore the full model on the CPU; blocks are copies of the original ones. All processes must call this."""
         self.share_statistics()
-        self._spare.load_state_dict({name: whole(tensor) for name, tensor in self._model.state_dict().items()})
+        self._spare.load_state_dict({name: full_tensor(tensor) for name, tensor in self._model.state_dict().items()})
         for path in self._paths:
             self._model.set_submodule(path, self._spare.get_submodule(path))
         for path, module in self._spare.named_modules():
@@ -109,7 +109,7 @@ class Shards:
 def _load_fully_shard() -> Callable[..., Any]:
     if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST:
         raise OptionError(
-            f"Sharing weights out needs torch {'.'.join(map(str, OLDEST))} or newer, this is {torch.__version__}. Use "
+            f"Sharding needs torch {'.'.join(map(str, OLDEST))} or newer, this is {torch.__version__}. Use "
             "trainer.strategy=ddp."
         )
     from torch.distributed.fsdp import fully_shard
@@ -118,11 +118,11 @@ def _load_fully_shard() -> Callable[..., Any]:
 
 
 def blocks_of(backbone: Backbone) -> list[str]:
-    """Paths inside the trunk of what is sharded together: the outermost modules that hold a tenth of the parameters at
-    most, or do not call others that have any.
+    """Paths inside the trunk of the blocks to shard: the outermost modules with at most a tenth of the parameters, or
+    that call no other modules with parameters.
 
-    Each is called once in a pass, and shares no parameter with the rest; no stage is read inside one. Found by watching
-    two images go through.
+    Each is called once per pass, shares no parameter with the rest, and contains no tapped stage. Found by tracing a
+    pass of two images.
     """
     trunk, size = backbone.trunk, backbone.spec.preprocessing.size
     images = next(trunk.parameters()).new_zeros(2, 3, size, size)
@@ -153,12 +153,12 @@ def blocks_of(backbone: Backbone) -> list[str]:
 
 
 def _holders(module: nn.Module) -> Counter[nn.Parameter]:
-    """Parameter -> by how many of the modules inside it is held."""
+    """Parameter -> number of the modules inside that own it."""
     return Counter(parameter for part in module.modules() for parameter in part.parameters(recurse=False))
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether this process holds a part of it only.
+    """Whether this process holds only a shard of it.
 
     Example:
         >>> is_sharded(torch.ones(2))
@@ -167,18 +167,18 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "device_mesh")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, if it is sharded; else itself. All processes must come here.
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one; else the tensor itself. All processes must call this.
 
     Example:
-        >>> whole(torch.ones(2))
+        >>> full_tensor(torch.ones(2))
         tensor([1., 1.])
     """
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in the same memory; one that is not sharded is returned itself.
+    """This process's shard of a tensor, sharing its memory; an unsharded tensor itself.
 
     Example:
         >>> local(torch.ones(2))
@@ -188,7 +188,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor on the device of another, and sharded if that is; a whole one must be the same in all processes.
+    """A tensor on the device of another, and sharded like it; an unsharded input must be equal in all processes.
 
     Example:
         >>> placed(torch.ones(2), torch.zeros(2))
@@ -203,10 +203,10 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the state of all parameters, as it is before the first step, though some may wait for their phase.
+    """Create the initial optimizer state of all parameters, including those trained only in later phases.
 
-    A checkpoint of shards must be complete: what it lacks, torch makes up when it is loaded, by a step along weight
-    decay alone. Of SGD and AdamW all zeros are the state that they begin with.
+    A sharded checkpoint must be complete: on loading, torch creates missing state by a step of weight decay alone. For
+    SGD and AdamW the initial state is all zeros.
     """
     groups = optimizer.param_groups
     rates = [group["lr"] for group in groups]
@@ -223,9 +223,9 @@ def fill_state(optimizer: torch.optim.Optimizer) -> None:
             value.zero_()
 
 
-def add_up(part: Tensor) -> Tensor:
-    """The sum of what the processes have each computed from their own part of the weights; gradients flow into this
-    process's. All processes must come here."""
+def sum_over_processes(part: Tensor) -> Tensor:
+    """The sum over processes of values computed from their shards; gradients flow into this process's value. All
+    processes must call this."""
     total = part.detach().clone()
     distributed.all_reduce(total)
     return part + (total - part.detach())

@@ -1,6 +1,6 @@
-"""What a network is to learn: what targets must be, by task, how classes are weighted, and the scale of numbers.
+"""Targets by task: checks, class weights, and the scale of regression targets.
 
-Only training targets are looked at; what is then done with them in a batch is in `losses`.
+Uses only training targets; `losses` uses them in a batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 
 def weigh_classes(targets: Array, outputs: int, weighting: str) -> npt.NDArray[np.float64] | None:
-    """(K,) weights with which every class weighs the same in total, and an image 1 on average; None for none.
+    """(K,) weights with equal total weight per class and mean 1 over images; None for no weights.
 
     Args:
         targets: (N,) int in [0, K), of the training images.
@@ -53,12 +53,12 @@ def weigh_classes(targets: Array, outputs: int, weighting: str) -> npt.NDArray[n
 
 
 def weigh_labels(targets: Array, outputs: int, weighting: str) -> npt.NDArray[np.float64] | None:
-    """(K,) weights with which a label's positives weigh as much as its negatives in total; None for none.
+    """(K,) weights with which a label's positives and negatives have equal total weight; None for no weights.
 
     Args:
         targets: (N, K) 0 or 1, of the training images.
         outputs: K.
-        weighting: One of `WEIGHTINGS`; "auto" looks at each label's positives and negatives and leaves some at 1.
+        weighting: One of `WEIGHTINGS`; "auto" decides per label, and leaves some at 1.
 
     Example:
         >>> weigh_labels(np.array([[1, 1], [0, 1], [0, 0], [0, 0]]), 2, "auto").tolist()
@@ -73,17 +73,17 @@ def weigh_labels(targets: Array, outputs: int, weighting: str) -> npt.NDArray[np
 
 
 def weigh_numbers(targets: Array, outputs: int, weighting: str) -> None:
-    """None: numbers have no classes to weight.
+    """Always None: regression targets have no classes to weight.
 
     Raises:
-        OptionError: If it was asked for all the same.
+        OptionError: If weighting was requested.
     """
     if choose_weighting([], weighting) == "balanced":
-        raise OptionError("There are no classes to balance in a regression. Use the weighting 'none' or 'auto'.")
+        raise OptionError("A regression has no classes to balance. Use the weighting 'none' or 'auto'.")
 
 
 def check_classes(targets: Array, names: Sequence[str]) -> None:
-    """Whether targets are (N,) integers in [0, K), of 2 classes at least.
+    """Raise unless targets are (N,) integers in [0, K), of at least 2 classes.
 
     Raises:
         DataError: If not.
@@ -92,19 +92,19 @@ def check_classes(targets: Array, names: Sequence[str]) -> None:
     if targets.ndim != 1 or targets.dtype.kind not in "iu":
         raise DataError(
             f"A single-label task needs (N,) integer labels, got {targets.shape} of {targets.dtype}. "
-            "For several labels an image use task 'multi_label', for numbers 'regression'."
+            "For several labels per image use task 'multi_label', for numbers 'regression'."
         )
     if wrong := sorted({int(label) for label in targets if not 0 <= label < len(names)}):
-        raise DataError(f"Labels must be in [0, {len(names)}), the classes known; got {_some(wrong)}.")
+        raise DataError(f"Labels must be in [0, {len(names)}), the known classes; got {_some(wrong)}.")
     if len(np.unique(targets)) < 2:
-        raise DataError("All images are of one class: there is nothing to tell apart. Add images of another class.")
+        raise DataError("All images are of one class, so there is nothing to classify. Add images of another class.")
 
 
 def check_labels(targets: Array, names: Sequence[str]) -> None:
-    """Whether targets are (N, K), 0 or 1, and each of the K labels is on some images and not on others.
+    """Raise unless targets are (N, K), 0 or 1, and each of the K labels is on some images but not all.
 
     Raises:
-        DataError: If not; about all labels at once.
+        DataError: If not; all labels are reported at once.
     """
     targets = np.asarray(targets)
     _check_shape(targets, names, "A multi-label task")
@@ -121,10 +121,10 @@ def check_labels(targets: Array, names: Sequence[str]) -> None:
 
 
 def check_numbers(targets: Array, names: Sequence[str]) -> None:
-    """Whether targets are (N,) or (N, R) finite numbers, and each of the R targets varies.
+    """Raise unless targets are (N,) or (N, R) finite numbers, and each of the R targets varies.
 
     Raises:
-        DataError: If not; about all targets at once.
+        DataError: If not; all targets are reported at once.
     """
     targets = np.asarray(targets)
     columns = targets[:, None] if targets.ndim == 1 else targets
@@ -152,12 +152,12 @@ def _check_shape(targets: Array, names: Sequence[str], what: str) -> None:
 
 
 def check_batch_classes(targets: torch.Tensor, outputs: int, *, values: bool = True) -> None:
-    """Whether the targets of a batch are (n,) integers in [0, K), or (n, K) shares of classes, as mixup gives them.
+    """Raise unless the targets of a batch are (n,) integers in [0, K), or (n, K) class shares, as from mixup.
 
     Args:
-        targets: As they come.
-        outputs: How many outputs the network has.
-        values: Whether to read the values, and not only shape and type.
+        targets: Of a batch.
+        outputs: Number of outputs of the network.
+        values: Whether to check values, not only shape and dtype.
 
     Raises:
         DataError: If not.
@@ -166,12 +166,12 @@ def check_batch_classes(targets: torch.Tensor, outputs: int, *, values: bool = T
         return
     expected = f"A batch of a single-label task with {outputs} classes has (n,) integers in [0, {outputs}) as targets"
     if targets.is_floating_point() or targets.ndim != 1:
-        hint = "Give targets.long()" if targets.ndim == 1 else f"For shares of classes, give (n, {outputs}) floats"
+        hint = "Use targets.long()" if targets.ndim == 1 else f"For class shares, pass (n, {outputs}) floats"
         if targets.ndim == 2 and targets.shape[1] == 1:
-            hint = "Give targets.squeeze(1).long()"
+            hint = "Use targets.squeeze(1).long()"
         raise DataError(
             f"{expected}, got {_describe(targets)}. {hint}; for numbers to predict use task='regression', for several "
-            "labels an image task='multi_label'."
+            "labels per image task='multi_label'."
         )
     if values and len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < outputs):
         raise DataError(
@@ -181,30 +181,30 @@ def check_batch_classes(targets: torch.Tensor, outputs: int, *, values: bool = T
 
 
 def check_batch_labels(targets: torch.Tensor, outputs: int, *, values: bool = True) -> None:
-    """Whether the targets of a batch are (n, K) in [0, 1].
+    """Raise unless the targets of a batch are (n, K) in [0, 1].
 
     Args:
-        targets: As they come.
-        outputs: How many outputs the network has.
-        values: Whether to read the values, and not only shape and type.
+        targets: Of a batch.
+        outputs: Number of outputs of the network.
+        values: Whether to check values, not only shape and dtype.
 
     Raises:
         DataError: If not.
     """
     expected = f"A batch of a multi-label task with {outputs} labels has (n, {outputs}) values in [0, 1] as targets"
     if targets.ndim != 2 or targets.shape[1] != outputs:
-        raise DataError(f"{expected}, got {_describe(targets)}. For one label an image use task='single_label'.")
+        raise DataError(f"{expected}, got {_describe(targets)}. For one label per image use task='single_label'.")
     if values and len(targets) and not (float(targets.min()) >= 0 and float(targets.max()) <= 1):
         raise DataError(f"{expected}, got values from {float(targets.min()):g} to {float(targets.max()):g}.")
 
 
 def check_batch_numbers(targets: torch.Tensor, outputs: int, *, values: bool = True) -> None:
-    """Whether the targets of a batch are (n, R) finite numbers, or (n,) for R = 1.
+    """Raise unless the targets of a batch are (n, R) finite numbers, or (n,) for R = 1.
 
     Args:
-        targets: As they come.
-        outputs: How many outputs the network has.
-        values: Whether to read the values, and not only shape and type.
+        targets: Of a batch.
+        outputs: Number of outputs of the network.
+        values: Whether to check values, not only shape and dtype.
 
     Raises:
         DataError: If not.
@@ -212,9 +212,9 @@ def check_batch_numbers(targets: torch.Tensor, outputs: int, *, values: bool = T
     expected = f"A batch of a regression with {outputs} outputs has (n, {outputs}) finite numbers as targets"
     columns = targets.shape[1] if targets.ndim == 2 else 1
     if targets.ndim not in (1, 2) or columns != outputs:
-        raise DataError(f"{expected}, got {_describe(targets)}. classes= names one output for each number of an image.")
+        raise DataError(f"{expected}, got {_describe(targets)}. classes= must name one output per number.")
     if values and not bool(torch.isfinite(targets).all()):
-        raise DataError(f"{expected}, got some that are not finite. Leave out the images without a number.")
+        raise DataError(f"{expected}, got values that are not finite. Leave out the images without a number.")
 
 
 def _describe(targets: torch.Tensor) -> str:
@@ -228,7 +228,7 @@ def _some(values: Iterable[Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetScale:
-    """Where the training targets of a regression lie; a network learns them in these units.
+    """Mean and standard deviation of regression targets; networks are trained on standardised targets.
 
     Args:
         mean: Of each of R targets; one for targets (N,).
@@ -245,18 +245,18 @@ class TargetScale:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not all(0 < std < np.inf for std in self.std):
-            raise DataError(f"Targets need a finite spread above 0 each, got standard deviations {self.std}.")
+            raise DataError(f"Every target needs a finite standard deviation > 0, got {self.std}.")
 
     @classmethod
     def fit(cls, targets: Array) -> TargetScale:
-        """From (N,) or (N, R) training targets, and from no others."""
+        """The scale of (N,) or (N, R) training targets."""
         columns = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
         return cls(mean=tuple(columns.mean(axis=0).tolist()), std=tuple(columns.std(axis=0).tolist()))
 
     def apply(self, targets: Array) -> Array:
-        """Targets -> mean 0, standard deviation 1 on the training images."""
+        """Standardise targets: mean 0, standard deviation 1 on the training images."""
         return (np.asarray(targets) - self.mean) / self.std
 
     def invert(self, outputs: Array) -> Array:
-        """What a network says -> in the units of the targets."""
+        """Convert a network's outputs to the units of the targets."""
         return np.asarray(outputs) * self.std + self.mean

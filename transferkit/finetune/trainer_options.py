@@ -1,6 +1,6 @@
-"""The options of a Lightning trainer: which are for people to set, where it runs, and in how many processes.
+"""Options of the Lightning trainer: which users may set, device, and number of processes.
 
-Lightning is imported by what asks it something: a run that trains nothing by gradient does without.
+Lightning is imported only where needed: a run without gradient training does not import it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transferkit.core.errors import OptionError
 from transferkit.core.frameworks import lightning
 
 __all__ = [
-    "OF_THE_RECIPE",
+    "SET_BY_RECIPE",
     "check_options",
     "check_sharding",
     "count_processes",
@@ -29,20 +29,20 @@ __all__ = [
 ]
 
 QUIET = (
-    ".*does not have many workers.*",  # batches come from memory: workers would only copy them
+    ".*does not have many workers.*",  # batches are in memory: workers would only copy them
     ".*Consider setting `persistent_workers=True`.*",
     ".*is smaller than the logging interval.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
     ".*The `srun` command is available.*",
-    ".*validation_step` but have no `val_dataloader`.*",  # the last fit is on all images
-    ".*exists and is not empty.*",  # curves of a fit that was killed before its first checkpoint
+    ".*validation_step` but have no `val_dataloader`.*",  # the final fit uses all images
+    ".*exists and is not empty.*",  # curves of a fit interrupted before its first checkpoint
 )
-"""Warnings of Lightning's that are about what is meant to be so here."""
+"""Lightning's warnings about things that are intended here."""
 
 SPEAKERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "lightning")
-"""Loggers that tell of devices and processes."""
+"""Loggers that report devices and processes."""
 
-OF_THE_RECIPE = (
+SET_BY_RECIPE = (
     "accumulate_grad_batches",
     "callbacks",
     "check_val_every_n_epoch",
@@ -62,14 +62,14 @@ OF_THE_RECIPE = (
     "use_distributed_sampler",
     "val_check_interval",
 )
-"""Options of the trainer that are not for people to set: what is trained, judged and kept depends on them."""
+"""Trainer options that users cannot set, because the recipe and the validation logic set them."""
 
 SHARDED = "fsdp"
-"""Name of the strategy that shares weights, gradients and the optimizer's state out among the processes."""
+"""Name of the strategy that shards weights, gradients and optimizer state over processes."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Whether these options of the trainer are for people to set, and such that training works with them.
+    """Raise unless users may set these trainer options and training works with them.
 
     Raises:
         OptionError: If not.
@@ -77,29 +77,29 @@ def check_options(options: Mapping[str, Any]) -> None:
     Example:
         >>> check_options({"precision": "bf16-mixed", "strategy": "ddp"})
     """
-    if mine := sorted(set(OF_THE_RECIPE) & set(options)):
+    if mine := sorted(set(SET_BY_RECIPE) & set(options)):
         raise OptionError(
             f"trainer.{', trainer.'.join(mine)}: these are set by the recipe (train.epochs, batch_size, "
-            "train.clip). For callbacks of your own use transferkit.TransferModule with your own trainer."
+            "train.clip). For your own callbacks use transferkit.TransferModule with your own trainer."
         )
     strategy = options.get("strategy")
     if strategy is None:
         return
     if isinstance(strategy, lightning().strategies.ModelParallelStrategy):
-        raise OptionError(f"Each fit needs such a strategy of its own: say trainer.strategy={SHARDED} instead.")
+        raise OptionError(f"Each fit needs its own strategy object: pass trainer.strategy={SHARDED} instead.")
     if strategy == SHARDED and options.get("sync_batchnorm"):
         raise OptionError(
-            "trainer.sync_batchnorm is not for trainer.strategy=fsdp. Use norm=sync, which does the same."
+            "trainer.sync_batchnorm does not work with trainer.strategy=fsdp. Use norm=sync, which does the same."
         )
     if strategy != SHARDED:
         check_sharding(strategy)
 
 
 def check_sharding(strategy: object) -> None:
-    """Whether a trainer's strategy leaves weights whole, or shares them out in the one way that is known here.
+    """Raise if a trainer's strategy shards weights in an unsupported way.
 
     Args:
-        strategy: A Lightning trainer's, or the name that it goes by there.
+        strategy: A Lightning trainer's strategy, or its name.
 
     Raises:
         OptionError: If not.
@@ -112,23 +112,23 @@ def check_sharding(strategy: object) -> None:
     kind = known[strategy]["strategy"] if isinstance(strategy, str) and strategy in known else type(strategy)
     if issubclass(kind, (kinds.FSDPStrategy, kinds.DeepSpeedStrategy)):
         raise OptionError(
-            f"{kind.__name__} shares weights out in a way that hides them from clipping, averages and the network that "
-            "is kept. Use trainer.strategy=fsdp, or in a trainer of your own ModelParallelStrategy(data_parallel_size="
-            "<number of processes>, tensor_parallel_size=1), which is PyTorch's FSDP2."
+            f"{kind.__name__} shards weights in a way that hides them from clipping, averaging and saving. Use "
+            "trainer.strategy=fsdp, or in your own trainer ModelParallelStrategy(data_parallel_size=<number of "
+            "processes>, tensor_parallel_size=1), which is PyTorch's FSDP2."
         )
 
 
 def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
-    """How many processes a fit will be shared out among; known before any is connected, or started.
+    """Number of processes of a fit, before any is started or connected.
 
-    A trainer is made of the options to tell, so what it does not take is known before any work, too.
+    Creates a trainer with the options, so that invalid ones are reported before any work.
 
     Args:
-        device: Where.
+        device: Device to train on.
         options: For the trainer.
 
     Raises:
-        OptionError: If an option is not for people to set, or the trainer does not take it.
+        OptionError: If users may not set an option, or the trainer does not accept it.
 
     Example:
         >>> count_processes(torch.device("cpu"), {"devices": 2, "num_nodes": 3})
@@ -142,13 +142,13 @@ def count_processes(device: torch.device, options: Mapping[str, Any]) -> int:
     try:
         with quietly():
             return int(make_trainer(**with_sharding({**device_options(device), **options, **silent})).world_size)
-    except Exception as error:  # of many kinds, and all about the options: there is nothing else yet
-        said = str(error).split("\n")[0].replace("Trainer.__init__() got an", "there is an")
-        raise OptionError(f"Lightning's Trainer does not take these options: {said}") from error
+    except Exception as error:  # any error here is about the options
+        reason = str(error).split("\n")[0].replace("Trainer.__init__() got an", "there is an")
+        raise OptionError(f"Lightning's Trainer does not accept these options: {reason}") from error
 
 
 def device_options(device: torch.device) -> dict[str, Any]:
-    """What the trainer must know to run there."""
+    """Trainer options to run on a device."""
     return {
         "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
         "devices": 1 if device.index is None or device.type == "cpu" else [device.index],
@@ -157,7 +157,7 @@ def device_options(device: torch.device) -> dict[str, Any]:
 
 
 def launch_options() -> dict[str, Any]:
-    """What the trainer must know where torchrun started the processes: their number is that of the devices."""
+    """Trainer options if torchrun started the processes: one device per process."""
     if "LOCAL_WORLD_SIZE" not in os.environ or "WORLD_SIZE" not in os.environ:
         return {}
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -165,13 +165,13 @@ def launch_options() -> dict[str, Any]:
 
 
 def with_sharding(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of a trainer, the name "fsdp" replaced by what it stands for here: Lightning's own of that name is the
-    first FSDP, whose flat parameters nothing but its own methods can clip or average."""
+    """Trainer options with "fsdp" replaced by FSDP2: Lightning's "fsdp" is FSDP1, whose flat parameters only its own
+    methods can clip or average."""
     if settings.get("strategy") != SHARDED:
         return settings
     pl = lightning()
-    places = {name: settings[name] for name in ("accelerator", "devices", "num_nodes") if name in settings}
-    world = pl.Trainer(**places, strategy="ddp", logger=False, enable_checkpointing=False).world_size
+    devices = {name: settings[name] for name in ("accelerator", "devices", "num_nodes") if name in settings}
+    world = pl.Trainer(**devices, strategy="ddp", logger=False, enable_checkpointing=False).world_size
     strategy = pl.strategies.ModelParallelStrategy(
         data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
@@ -179,16 +179,16 @@ def with_sharding(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 _SHOWN: set[str] = set()
-"""Warnings that were shown in this process: every fit brings the same ones."""
+"""Warnings shown in this process already, as every fit repeats them."""
 
 
 def _shown_once(show: Callable[..., None]) -> Callable[..., None]:
-    """How to show a warning, but for one that was shown already; `catch_warnings` makes Python forget that."""
+    """Wrap `showwarning` to show each warning once, because `catch_warnings` resets Python's registry."""
 
     def show_new(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        said = f"{category.__name__}: {message}"
-        if said not in _SHOWN:
-            _SHOWN.add(said)
+        text = f"{category.__name__}: {message}"
+        if text not in _SHOWN:
+            _SHOWN.add(text)
             show(message, category, *where, **more)
 
     return show_new
@@ -196,8 +196,8 @@ def _shown_once(show: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Lightning's words about devices and workers."""
-    lightning()  # its import sets the level of its loggers: it must not come later
+    """Suppress Lightning's messages about devices and workers inside the block."""
+    lightning()  # imported first, because that sets its loggers' levels
     loggers = [logging.getLogger(name) for name in SPEAKERS]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Never worse than the probe: which of probe, fine-tuned network and their averages does best on held-back images."""
+"""Choice among probe, fine-tuned network and their averages on held-back images, never worse than the probe."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from transferkit.records import Candidate
 __all__ = ["WEIGHTS", "Verdict", "verify"]
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of the fine-tuned network's logits that are tried; 0 is the probe."""
+"""Weights of the fine-tuned network's logits to try; 0 is the probe."""
 
 Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is kept, and what it was compared with.
+    """The chosen candidate, and all candidates.
 
     Args:
         candidates: The probe first, the fine-tuned network last.
         kept: One of them.
-        temperatures: That the logits of probe and fine-tuned network are divided by before they are averaged, > 0.
+        temperatures: Of the logits of probe and fine-tuned network before averaging, > 0.
     """
 
     candidates: tuple[Candidate, ...]
@@ -41,20 +41,20 @@ def verify(
     weights: Array | None = None,
     shares: Array | None = None,
 ) -> Verdict:
-    """Compare both, and averages of their calibrated logits, on images that neither was fitted to.
+    """Compare both, and averages of their calibrated logits, on held-back images.
 
-    Kept is what has the lowest log loss among all that are as accurate as the best, within one standard error of an
-    accuracy, and no less accurate than the probe.
+    Chosen is the candidate with the lowest log loss among those within one standard error of the best accuracy and at
+    least as accurate as the probe.
 
     Args:
         probe, tuned: (N, K) logits.
         labels: (N,) int in [0, K).
-        weights: (N,) > 0, what each image counts in accuracies and losses; None counts all alike.
-        shares: (N,) > 0, what each image counts in a plain accuracy, whatever the class; None: that is not asked for.
+        weights: (N,) > 0, image weights for accuracies and losses; None for equal weights.
+        shares: (N,) > 0, image weights for a plain accuracy without class weights; None: not computed.
 
     References:
         Wortsman et al., CVPR 2022, average the weights of a zero-shot and a fine-tuned network. Deviation: logits are
-        averaged, which needs no common start of the two. The rule of one standard error is Breiman et al.'s, 1984.
+        averaged, which needs no common initialisation. The one-standard-error rule is Breiman et al.'s, 1984.
 
     Example:
         >>> right, wrong = np.array([[4.0, 0.0], [0.0, 4.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -68,7 +68,7 @@ def verify(
     best = max(candidate.accuracy for candidate in candidates)
     error = np.sqrt(best * (1 - best) / len(labels))
     least = max(candidates[0].accuracy, best - error)
-    # Among equals one network rather than two.
+    # On a tie prefer one network to two.
     kept = min((c for c in candidates if c.accuracy >= least), key=lambda c: (c.log_loss, 0 < c.weight < 1))
     return Verdict(candidates, kept, temperatures)
 
@@ -83,7 +83,7 @@ def _judge(
 ) -> Candidate:
     logits = weight * tuned + (1 - weight) * probe
     right = logits.argmax(axis=1) == labels
-    # One difference more than counted: agreement on all images does not make the gain certain.
+    # One extra difference: agreement on all images does not make the gain certain.
     differences = np.sum(counting**2, where=right != (probe.argmax(axis=1) == labels)) + 1
     return Candidate(
         name={0.0: "probe", 1.0: "fine-tuned"}.get(weight, "average"),

@@ -126,7 +126,7 @@ def test_a_better_one_beyond_the_budget_is_named():
     looked = evidence(measured(JOINED, 0.95, dim=4000, gain_error=0.0), measured("late", 0.8, dim=10, gain_error=1e-6))
     decision = weigh(looked, budget=0.5, knowledge=NOTHING)
     assert decision.stage == "late"
-    assert "expected accuracy 95.0 %, but it takes about 1.5 s, over the budget of 0.5 s." in (decision.reasons)
+    assert "expected accuracy 95.0 %, but it takes about 1.5 s, over the budget of 0.5 s." in " ".join(decision.reasons)
 
 
 @given(ahead=st.floats(0, 0.2))

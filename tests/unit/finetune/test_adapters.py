@@ -172,13 +172,15 @@ def test_all_unfit_targets_are_told_at_once():
         add_adapters(Block(), EIGHT, size=32, targets=["linear", "liner", "depthwise", "taken"])
     message = str(caught.value)
     assert "- Unknown module 'liner'. Closest known: linear" in message
-    assert "- 'depthwise' is no linear layer or dense 1x1 convolution that is called" in message
+    assert "- 'depthwise' is not a linear layer or dense 1x1 convolution that is called" in message
     assert "- 'taken' is no" in message
     assert "'linear' is" not in message
 
 
 def test_nothing_to_adapt_and_adapting_twice_are_errors():
-    with pytest.raises(OptionError, match="no linear layer or 1x1 convolution here that a low-rank update of rank 40"):
+    with pytest.raises(
+        OptionError, match="no linear layer or 1x1 convolution larger than a low-rank update of rank 40"
+    ):
         add_adapters(Block(), Adapters(rank=40, alpha=16), size=32)
     block = Block()
     add_adapters(block, EIGHT, size=32)

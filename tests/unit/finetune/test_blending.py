@@ -81,8 +81,8 @@ def test_what_cannot_be_blended_is_said_before_the_first_step():
     with pytest.raises(OptionError, match=r"until must be a share of the steps in \(0, 1\], got 0"):
         BlendRamp(until=0)
     freeze = FreezePlanCallback(EVERYTHING)
-    with pytest.raises(OptionError, match="no fitted group normalisation to blend in. Before training"):
+    with pytest.raises(OptionError, match="no fitted group normalisation to blend. Before training"):
         fit(Own(freeze), 1, [freeze, BlendRamp()])
     _, _, run = train(-1, max_steps=-1)
-    with pytest.raises(OptionError, match="give the trainer max_epochs or max_steps"):
+    with pytest.raises(OptionError, match="pass max_epochs or max_steps to the trainer"):
         run()

@@ -234,7 +234,7 @@ def test_the_plan_is_not_on_while_a_network_is_only_judged():
     with quiet():
         make_trainer(1, [callback]).validate(module, loader(), verbose=False)
     assert is_free(module)
-    with pytest.raises(OptionError, match="laid over the network when the trainer is set up: fit first"):
+    with pytest.raises(OptionError, match="There is no freeze plan before the trainer's setup"):
         callback.groups()
 
 
@@ -290,7 +290,7 @@ def test_adapters_are_to_be_added_first():
 
 def test_phases_need_epochs_to_be_shares_of():
     callback = FreezePlanCallback(plan_of(*head_then(top=0.1)))
-    with pytest.raises(OptionError, match="give the trainer max_epochs"):
+    with pytest.raises(OptionError, match="pass max_epochs to the trainer"):
         fit(Own(callback), -1, [callback], max_steps=4)
     callback = FreezePlanCallback(plan_of(*head_then(top=0.1)))
     with pytest.raises(OptionError, match="2 phases need at least 2 epochs, got 1"):
@@ -325,5 +325,5 @@ def test_what_learns_is_said_by_any_trainer(caplog):
     freeze = FreezePlanCallback(plan_of(phase("everything", stem=0.01, middle=0.01, top=0.01)))
     with caplog.at_level("INFO"):
         fit(Own(freeze), 1, [freeze])
-    assert "What learns:" in caplog.text
+    assert "Trained parameters:" in caplog.text
     assert re.search(r"everything +middle +\S+ +\d+ +0.01", caplog.text)

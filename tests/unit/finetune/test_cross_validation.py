@@ -199,7 +199,7 @@ def test_a_run_that_diverges_returns_the_probe_however_bad_it_is(make_task):
     tuned = run(task)
     assert tuned.record.kept.name == "probe"
     assert tuned.record.kept.accuracy < tuned.record.candidates[-1].accuracy
-    assert any("training diverged" in note for note in tuned.record.notes)
+    assert any("Training diverged" in note for note in tuned.record.notes)
     assert all(torch.isfinite(value).all() for value in tuned.model.state_dict().values())
     assert not moved(states(task.backbone.trunk), states(tuned.model.backbone.trunk))
 
@@ -210,7 +210,7 @@ def test_a_last_training_that_diverges_returns_the_probe(make_task):
     assert tuned.record.kept.name == "probe"
     assert isinstance(tuned.model, TransferModel)
     assert all(torch.isfinite(value).all() for value in tuned.model.state_dict().values())
-    assert "On all images training diverged" in tuned.record.notes[-1]
+    assert "Training on all images diverged" in tuned.record.notes[-1]
 
 
 def test_folds_choose_and_all_images_are_trained_on(make_task):
@@ -306,7 +306,7 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
     assert [epoch.val_loss for epoch in tried.record.epochs] == [epoch.val_loss for epoch in better.record.epochs]
     (note,) = (note for note in tried.record.notes if "Learning rates are" in note)
     assert note.startswith("Learning rates are 3 times those" if factor == 3 else "Learning rates are those")
-    assert f"came down to {lowest[0]:.3g} with these, to {lowest[1]:.3g} with 3 times as much" in note
+    assert f"was {lowest[0]:.3g} at the decision's rates and {lowest[1]:.3g} at 3 times these" in note
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
         (name, pytest.approx(lr)) for name, lr in [("fold-0", 0.1), ("fold-0-faster", 0.3), *second, ("all", 0.3)]
     ]
     images = sum(len(fold.held_back) for fold in folds[:both])
-    assert any(f"on the {images} images held back first" in note for note in tuned.record.notes)
+    assert any(f"on the first {images} held-back images" in note for note in tuned.record.notes)
 
 
 @pytest.mark.parametrize("said", [{"lr": 0.1}, {"lr": "rule"}, {"lr": None, "lr_scale": 0.1}], ids=str)

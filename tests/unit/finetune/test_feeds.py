@@ -106,7 +106,7 @@ def test_processes_share_training_images_and_judge_all(training, monkeypatch):
     alone = epoch_of(make_feed(np.arange(16), batch_size=8, training=training), 2)[0]
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("transferkit.finetune.feeds.place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("transferkit.finetune.feeds.rank_and_world_size", lambda rank=rank: (rank, 2))
         parts.append(epoch_of(make_feed(np.arange(16), batch_size=4 if training else 8, training=training), 2)[0])
     if not training:
         assert parts == [alone, alone]

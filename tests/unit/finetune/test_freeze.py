@@ -342,9 +342,11 @@ def test_a_rule_for_a_stage_without_parameters_is_no_mistake():
 
 def test_a_network_without_a_backbone_or_with_two_is_refused():
     rules = Phase(name="all", rules=(Rule(stage="*", lr=1.0),))
-    with pytest.raises(OptionError, match=r"one transferkit backbone in it, got 0. Build it on transferkit.load_back"):
+    with pytest.raises(
+        OptionError, match=r"contains one transferkit backbone, got 0. Build it on transferkit.load_back"
+    ):
         FreezePlan(nn.Linear(2, 2), [rules])
-    with pytest.raises(OptionError, match="one transferkit backbone in it, got 2"):
+    with pytest.raises(OptionError, match="contains one transferkit backbone, got 2"):
         FreezePlan(nn.ModuleList([make_backbone(), make_backbone()]), [rules])
 
 

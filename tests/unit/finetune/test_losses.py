@@ -136,7 +136,7 @@ def test_smoothing_out_of_range_is_refused(name):
 
 
 def test_numbers_are_not_smoothed():
-    with pytest.raises(OptionError, match="Label smoothing is for classes; a regression takes 0, got 0.1."):
+    with pytest.raises(OptionError, match="Label smoothing must be 0 in a regression, got 0.1."):
         TASKS["regression"].loss(torch.zeros(2), torch.zeros(2), smoothing=0.1)
 
 

@@ -85,7 +85,7 @@ def test_a_strategy_by_name_is_for_the_stages_that_the_model_reads(stages, expec
 def test_stages_to_train_can_be_named():
     module = TransferModule(make_backbone(), "few_layers", classes=2, unfreeze=["middle"])
     assert {claim.stage for claim in module.freeze_plan.claims() if claim.lr > 0} == {"head", "middle"}
-    with pytest.raises(OptionError, match="strategy=lp_ft settles that itself"):
+    with pytest.raises(OptionError, match="strategy=lp_ft does not accept it"):
         TransferModule(make_backbone(), "lp_ft", classes=2, unfreeze=1)
 
 

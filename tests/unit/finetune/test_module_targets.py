@@ -31,17 +31,17 @@ BAD_TARGETS = [
     (
         "single_label",
         Y.float(),
-        r"has \(n,\) integers in \[0, 3\) as targets, got \(4,\) of float32. Give targets.long",
+        r"has \(n,\) integers in \[0, 3\) as targets, got \(4,\) of float32. Use targets.long",
     ),
-    ("single_label", Y[:, None], r"got \(4, 1\) of int64. Give targets.squeeze\(1\).long\(\)"),
-    ("single_label", Y[:, None].float(), r"got \(4, 1\) of float32. Give targets.squeeze\(1\).long\(\)"),
+    ("single_label", Y[:, None], r"got \(4, 1\) of int64. Use targets.squeeze\(1\).long\(\)"),
+    ("single_label", Y[:, None].float(), r"got \(4, 1\) of float32. Use targets.squeeze\(1\).long\(\)"),
     ("single_label", Y + 1, r"got labels from 1 to 3. Number the classes from 0, or name all of them in classes="),
     ("single_label", Y - 1, "got labels from -1 to 1"),
-    ("single_label", F.one_hot(Y, 4).float(), r"For shares of classes, give \(n, 3\) floats; for numbers .*regression"),
-    ("multi_label", Y, r"has \(n, 3\) values in \[0, 1\] as targets, got \(4,\) of int64. For one label an image use"),
+    ("single_label", F.one_hot(Y, 4).float(), r"For class shares, pass \(n, 3\) floats; for numbers .*regression"),
+    ("multi_label", Y, r"has \(n, 3\) values in \[0, 1\] as targets, got \(4,\) of int64. For one label per image use"),
     ("multi_label", 2 * F.one_hot(Y, 3), "got values from 0 to 2"),
     ("regression", Y.float(), r"has \(n, 3\) finite numbers as targets, got \(4,\)"),
-    ("regression", torch.full((4, 3), torch.nan), "got some that are not finite"),
+    ("regression", torch.full((4, 3), torch.nan), "got values that are not finite"),
 ]
 
 
@@ -168,5 +168,5 @@ def test_weights_that_do_not_fit_are_refused(options, message):
 
 
 def test_targets_are_checked():
-    with pytest.raises(DataError, match=r"Labels must be in \[0, 3\), the classes known; got 7"):
+    with pytest.raises(DataError, match=r"Labels must be in \[0, 3\), the known classes; got 7"):
         make_module(targets=[0, 1, 7])

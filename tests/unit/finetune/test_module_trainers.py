@@ -36,7 +36,7 @@ def test_a_trainer_that_shards_another_way_is_refused_before_it_sets_anything_up
     module.trainer = make_trainer(1)
     module.setup(stage)
     monkeypatch.setattr(pl.Trainer, "strategy", pl.strategies.FSDPStrategy())
-    with pytest.raises(OptionError, match=r"FSDPStrategy shares weights out .* ModelParallelStrategy\(data_parallel"):
+    with pytest.raises(OptionError, match=r"FSDPStrategy shards weights .* ModelParallelStrategy\(data_parallel"):
         module.setup(stage)
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.finetune.training_toys import make_backbone
 from transferkit.core.errors import OptionError
 from transferkit.decision import starting_rate
-from transferkit.finetune.plans import USUAL_BATCH, plan_for
+from transferkit.finetune.plans import DEFAULT_BATCH_SIZE, plan_for
 from transferkit.options import Recipe
 from transferkit.records import Decision
 from transferkit.strategies import HEAD, STRATEGIES, TUNABLE, with_new_head
@@ -37,7 +37,9 @@ def highest(plan, stage="top"):
 def test_without_a_rate_it_is_a_tenth_of_the_original(recipe):
     backbone = make_backbone()
     used = recipe or Recipe()
-    expected = starting_rate(backbone.spec, optimizer=used.optimizer, batch_size=used.batch_size or USUAL_BATCH).lr
+    expected = starting_rate(
+        backbone.spec, optimizer=used.optimizer, batch_size=used.batch_size or DEFAULT_BATCH_SIZE
+    ).lr
     assert highest(plan_for("many_layers", backbone, recipe=recipe)) == pytest.approx(expected)
     assert highest(plan_for("many_layers", backbone, lr=0.25)) == pytest.approx(0.25)
 
@@ -60,7 +62,7 @@ def test_a_recipes_share_of_the_original_rate_is_obeyed():
 @pytest.mark.parametrize(("unfreeze", "names"), [(2, ["middle", "top"]), (["stem"], ["stem"]), ("top", ["top"])])
 def test_stages_to_train_are_obeyed_or_refused(strategy, unfreeze, names):
     if strategy not in TUNABLE:
-        with pytest.raises(OptionError, match=f"strategy={strategy} settles that itself"):
+        with pytest.raises(OptionError, match=f"strategy={strategy} does not accept it"):
             plan_for(strategy, make_backbone(), unfreeze=unfreeze)
         return
     plan = plan_for(strategy, make_backbone(), unfreeze=unfreeze, lr=1e-3)
@@ -69,7 +71,7 @@ def test_stages_to_train_are_obeyed_or_refused(strategy, unfreeze, names):
 
 
 def test_a_rate_that_is_yet_to_be_found_needs_images():
-    with pytest.raises(OptionError, match="lr='find' needs the images"):
+    with pytest.raises(OptionError, match="lr='find' needs images"):
         plan_for("many_layers", make_backbone(), recipe=Recipe(lr="find"))
     assert highest(plan_for("many_layers", make_backbone(), lr=0.5, recipe=Recipe(lr="find"))) == 0.5
 

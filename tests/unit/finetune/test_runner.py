@@ -26,7 +26,7 @@ from transferkit.finetune import checkpoint as checkpoint_module
 from transferkit.finetune import runner as runner_module
 from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
 from transferkit.finetune.runner import Runner
-from transferkit.finetune.trainer_options import OF_THE_RECIPE, count_processes
+from transferkit.finetune.trainer_options import SET_BY_RECIPE, count_processes
 from transferkit.options import Recipe
 
 N, HELD_BACK = 20, 10
@@ -343,7 +343,7 @@ def test_where_memory_runs_out_batches_are_added_up_from_parts_with_the_same_out
     runner = Runner(device=torch.device("cpu"), folder=tmp_path, progress=False)
     halved, memory_of_halved = fit(None, EVEN, ALL_AT_ONCE, runner=runner)
     assert refused == [10]
-    assert runner.notes == [f"Memory ran out at 10 images at once: {ACCUMULATING} 10."]
+    assert runner.notes == [f"Memory ran out at 10 images per batch: {ACCUMULATING} 10."]
     assert halved.average.count == whole.average.count == 2 * 4
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(halved.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
@@ -376,7 +376,7 @@ def test_memory_that_runs_out_in_a_later_phase_starts_again_in_parts_and_is_take
     runner = Runner(device=torch.device("cpu"), folder=tmp_path / "killed", progress=False)
     assert_alike(whole, fit(None, recipe, runner=runner))
     assert refused == [8, 8]  # the fit that was taken up did not try again
-    assert runner.notes == [f"Memory ran out at 8 images at once: {ACCUMULATING} 8."]
+    assert runner.notes == [f"Memory ran out at 8 images per batch: {ACCUMULATING} 8."]
     finished = Runner(device=torch.device("cpu"), folder=tmp_path / "killed", progress=False)
     fit(None, recipe, runner=finished)
     assert finished.notes == runner.notes
@@ -387,8 +387,8 @@ def test_memory_for_a_single_image_says_how_each_halving_went_and_none_at_all_wh
     runner = Runner(device=torch.device("cpu"), folder=tmp_path, progress=False)
     fit(None, replace(EVEN, batch_size=4, epochs=1), ALL_AT_ONCE, runner=runner)
     assert [note[:40] for note in runner.notes] == [
-        "Memory ran out at 4 images at once: swit",
-        "Memory ran out at 2 images at once: swit",
+        "Memory ran out at 4 images per batch: sw",
+        "Memory ran out at 2 images per batch: sw",
     ]
     room_for(0)
     with pytest.raises(OptionError, match="Memory runs out on cpu with a single image. Choose a smaller image_size"):
@@ -397,8 +397,10 @@ def test_memory_for_a_single_image_says_how_each_halving_went_and_none_at_all_wh
 
 def test_one_of_several_processes_cannot_halve_alone(room_for, monkeypatch):
     room_for(5)
-    monkeypatch.setattr(runner_module, "place", lambda: (0, 2))
-    with pytest.raises(OptionError, match="Memory runs out at 5 images at once in one of 2 processes, and the others"):
+    monkeypatch.setattr(runner_module, "rank_and_world_size", lambda: (0, 2))
+    with pytest.raises(
+        OptionError, match="Memory runs out at 5 images per batch in one of 2 processes, while the others"
+    ):
         fit(None, EVEN, ALL_AT_ONCE)
 
 
@@ -453,7 +455,7 @@ def test_any_other_error_is_not_mistaken_for_memory(before_batch):
 # ---- Options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OF_THE_RECIPE)
+@pytest.mark.parametrize("name", SET_BY_RECIPE)
 def test_what_the_recipe_sets_is_not_for_the_trainers_options(name):
     with pytest.raises(OptionError, match=f"trainer.{name}: these are set by the recipe"):
         count_processes(torch.device("cpu"), {name: 1})
@@ -469,7 +471,7 @@ def test_what_the_recipe_sets_is_not_for_the_trainers_options(name):
     ],
 )
 def test_what_the_trainer_does_not_take_is_known_before_any_work(options, said):
-    with pytest.raises(OptionError, match=f"Lightning's Trainer does not take these options: .*{said}"):
+    with pytest.raises(OptionError, match=f"Lightning's Trainer does not accept these options: .*{said}"):
         count_processes(torch.device("cpu"), options)
 
 
@@ -498,15 +500,15 @@ SHARDING = {name: name for name in ("fsdp_cpu_offload", "deepspeed_stage_2")} | 
 @pytest.mark.parametrize("strategy", SHARDING.values(), ids=SHARDING)
 def test_a_strategy_that_shards_another_way_is_refused_before_anything_is_done(strategy, tmp_path):
     options = {"strategy": strategy, "devices": 2}
-    with pytest.raises(OptionError, match=r"the network that is kept. Use trainer.strategy=fsdp"):
+    with pytest.raises(OptionError, match=r"clipping, averaging and saving. Use trainer.strategy=fsdp"):
         adapt("timm/test_resnet", tmp_path / "nowhere", trainer=options)
-    with pytest.raises(OptionError, match="Strategy shares weights out in a way that hides them"):
+    with pytest.raises(OptionError, match="Strategy shards weights in a way that hides them"):
         fit(None, runner=Runner(device=torch.device("cpu"), options=options, progress=False))
 
 
 def test_each_fit_gets_a_sharding_strategy_of_its_own(tmp_path):
     shared = pl.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    with pytest.raises(OptionError, match="of its own: say trainer.strategy=fsdp instead"):
+    with pytest.raises(OptionError, match="its own strategy object: pass trainer.strategy=fsdp instead"):
         adapt("timm/test_resnet", tmp_path / "nowhere", trainer={"strategy": shared, "devices": 2})
 
 
@@ -518,20 +520,20 @@ def test_what_the_recipe_sets_is_refused_before_anything_is_done(tmp_path):
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 def test_processes_for_training_alone_are_refused(strategy):
     options = {"strategy": strategy, "devices": 2, "accelerator": "cpu"}
-    with pytest.raises(OptionError, match="cannot hand back what they measured. Use trainer.strategy=ddp"):
+    with pytest.raises(OptionError, match="cannot return their results. Use trainer.strategy=ddp"):
         fit(None, runner=Runner(device=torch.device("cpu"), options=options, progress=False))
 
 
 def test_a_batch_must_be_enough_for_all_processes():
     options = {"strategy": "ddp", "devices": 4, "accelerator": "cpu"}
-    with pytest.raises(OptionError, match="A batch of 3 cannot be shared out among 4 processes"):
+    with pytest.raises(OptionError, match="A batch of 3 cannot be divided among 4 processes"):
         fit(None, replace(PLAIN, batch_size=3), runner=Runner(device=torch.device("cpu"), options=options))
 
 
 def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(runner_module, "launch_options", lambda: {"devices": 2, "num_nodes": 1, "strategy": "auto"})
     runner = Runner(device=torch.device("cpu"), options={"devices": 1}, progress=False)
-    with pytest.raises(OptionError, match="2 processes were started, but trainer.devices and .* ask for 1"):
+    with pytest.raises(OptionError, match="2 processes were started, but trainer.devices and .* request 1"):
         fit(None, runner=runner)
 
 

@@ -117,7 +117,7 @@ def test_an_unknown_schedule_is_told_with_the_nearest_one():
         ({"steps": 5, "warmup": 5}, "0 <= warmup < steps"),
         ({"steps": 0}, "0 <= warmup < steps"),
         ({"steps": 5, "minimum": 1.5}, "must be in [0, 1], got 1.5"),
-        ({"steps": 5, "minimum": 0.0}, "never reaches 0: give a minimum above it"),
+        ({"steps": 5, "minimum": 0.0}, "never reaches 0: set a minimum above it"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, message):

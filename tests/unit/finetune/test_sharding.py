@@ -16,7 +16,16 @@ from tests.unit.finetune.training_toys import CLASSES, fit, make_backbone, make_
 from transferkit.core.errors import OptionError
 from transferkit.finetune import TransferModule
 from transferkit.finetune.recipe import make_optimizer
-from transferkit.finetune.sharding import Shards, add_up, blocks_of, fill_state, is_sharded, local, placed, whole
+from transferkit.finetune.sharding import (
+    Shards,
+    blocks_of,
+    fill_state,
+    full_tensor,
+    is_sharded,
+    local,
+    placed,
+    sum_over_processes,
+)
 from transferkit.nn import TransferModel
 from transferkit.options import Recipe
 from transferkit.records import Preprocessing
@@ -101,7 +110,7 @@ def test_what_is_called_twice_or_shared_is_no_block(mesh):
     shards(images).sum().backward()
     expected(images).sum().backward()
     for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(whole(mine.grad), theirs.grad)
+        torch.testing.assert_close(full_tensor(mine.grad), theirs.grad)
     shards.gather()
     assert model.backbone.trunk.one.weight is model.backbone.trunk.other.weight
 
@@ -110,7 +119,7 @@ def test_single_numbers_are_refused_before_anything_is_changed(mesh):
     model = make_module().model
     model.backbone.trunk.register_parameter("gain", nn.Parameter(torch.tensor(1.0)))
     with pytest.raises(
-        OptionError, match="trunk.gain is a single number, which cannot be shared out. Use trainer.stra"
+        OptionError, match="trunk.gain is a scalar parameter, which cannot be sharded. Use trainer.stra"
     ):
         Shards(model, model.forward, mesh=mesh)
     assert not any(map(is_sharded, model.parameters()))
@@ -130,14 +139,14 @@ def test_a_tensor_goes_where_another_is_and_comes_back(mesh):
     moved = placed(torch.ones(2, 3), layer.weight)
     assert is_sharded(moved)
     assert is_sharded(placed(moved, layer.weight))
-    torch.testing.assert_close(whole(moved), torch.ones(2, 3))
+    torch.testing.assert_close(full_tensor(moved), torch.ones(2, 3))
     local(moved).zero_()
-    torch.testing.assert_close(whole(moved), torch.zeros(2, 3))
+    torch.testing.assert_close(full_tensor(moved), torch.zeros(2, 3))
 
 
 def test_what_each_process_computed_is_added_up_and_differentiated_by_its_own(mesh):
     part = torch.tensor(2.0, requires_grad=True)
-    total = add_up(part * 3)
+    total = sum_over_processes(part * 3)
     total.backward()
     assert (total.item(), part.grad.item()) == (6, 3)
 

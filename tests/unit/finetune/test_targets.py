@@ -30,7 +30,7 @@ NAMES = ("cat", "dog", "owl")
     [
         (np.zeros((4, 3)), "task 'multi_label', for numbers 'regression'"),
         (np.array([0.5, 1.0]), "needs (N,) integer labels, got (2,) of float64"),
-        (np.array([0, 3, -1, 1]), "must be in [0, 3), the classes known; got -1, 3."),
+        (np.array([0, 3, -1, 1]), "must be in [0, 3), the known classes; got -1, 3."),
         (np.array([1, 1, 1]), "All images are of one class"),
         (np.array([], dtype=int), "All images are of one class"),
     ],
@@ -133,7 +133,7 @@ def test_an_unknown_weighting_is_told_with_the_nearest_one():
 
 def test_numbers_have_no_classes_to_balance():
     assert weigh_numbers(np.arange(3), 1, "auto") is None
-    with pytest.raises(OptionError, match="no classes to balance in a regression"):
+    with pytest.raises(OptionError, match="A regression has no classes to balance"):
         weigh_numbers(np.arange(3), 1, "balanced")
 
 
@@ -147,5 +147,5 @@ def test_the_scale_is_that_of_scikit_learn_and_goes_back(shape):
 
 
 def test_targets_without_a_spread_have_no_scale():
-    with pytest.raises(DataError, match="a finite spread above 0 each"):
+    with pytest.raises(DataError, match="needs a finite standard deviation > 0"):
         TargetScale.fit(np.ones(5))

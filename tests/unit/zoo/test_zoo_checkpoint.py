@@ -222,7 +222,7 @@ def test_a_pickled_module_is_refused_with_a_remedy(tmp_path):
         ("x.safetensors", b"", "is empty"),
         ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a Git LFS pointer.*git lfs pull"),
         ("x.ckpt", b"\n<!DOCTYPE html><html>", "is a web page, downloaded instead of the file"),
-        ("x.pth", gzip.compress(b"weights"), "is a gzip file.*gunzip"),
+        ("x.pth", gzip.compress(b"weights", mtime=0), "is a gzip file.*gunzip"),
         ("x.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes them"),
         ("x.safetensors", (90).to_bytes(8, "little") + b'{"a"', "is truncated or damaged"),
     ],
