@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from structure import PACKAGE, ROOT, find_arrows, find_imports, part_of, place_on_floors, sources
+from structure import PACKAGE, ROOT, find_arrows, find_imports, functions, part_of, place_on_floors, sources
 
 BASE = frozenset({"core", "records", "options"})
 """Seen by everyone; core sees itself alone, records and options see core."""
@@ -126,6 +126,23 @@ def test_the_house_keeps_its_size():
     assert sum(map(len, arrows.values())) <= 135
 
 
+def test_a_class_name_occurs_once():
+    homes: dict[str, list[str]] = {}
+    for path in sources():
+        for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+def test_no_file_or_function_is_long():
+    most = {PACKAGE: 500, "scripts": 500, "tests": 700}
+    texts = {path: (ROOT / path).read_text("utf-8") for folder in most for path in sources(ROOT, folder)}
+    assert [str(path) for path, text in texts.items() if text.count("\n") > most[path.parts[0]]] == []
+    assert [one for path, text in texts.items() if path.parts[0] != "tests" for one in functions(path, text)
+            if one.lines > 60] == []  # fmt: skip
+
+
 def test_no_file_or_folder_says_nothing_by_its_name():
     names = [path for folder in (PACKAGE, "tests", "scripts") for path in (ROOT / folder).rglob("*")]
     assert [str(path) for path in names if path.stem.strip("_").lower() in NAMELESS] == []
@@ -200,7 +217,7 @@ def test_importing_the_package_is_light():
 
 def test_reading_an_attribute_finds_it_and_a_typo_is_an_attribute_error():
     question = (
-        "import transferkit as tk; print(tk.TransferkitError.__module__, sorted(tk.__all__) == dir(tk)); tk.adpat"
+        "import transferkit as tk; print(tk.TransferkitError.__module__, set(tk.__all__) <= set(dir(tk))); tk.adpat"
     )
     answer = subprocess.run([sys.executable, "-c", question], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.stdout.strip() == "transferkit.core.errors True"

@@ -167,7 +167,7 @@ def test_stages_to_train_are_obeyed_and_said(stripes, tmp_path):
         claims = result.record.training.claims
         assert {claim.stage for claim in claims if claim.lr > 0} == {"head", *result.decision.tuned}
         assert result.decision.expected_before is None  # what earlier tasks taught is of the strategy's own choice
-    assert f"The stages to train were asked for as well: {names[1]}." in by_name.decision.reasons
+    assert f"The stages to train were requested as well: {names[1]}." in by_name.decision.reasons
     assert f"unfreeze=['{names[1]}']" in by_name.record.command
     assert tk.load(tmp_path / "run").decision == by_name.decision
 

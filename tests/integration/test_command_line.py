@@ -157,7 +157,7 @@ def test_the_same_command_again_reads_the_bank(at, stripes, capsys, monkeypatch)
 def test_analyze_decides_what_adapt_would_do_with_the_same_settings(at, stripes, capsys):
     asked = ["strategy=few_layers", "unfreeze=2", "norm=keep", "train.lr_scale=0.05", "train.batch_size=4"]
     main(["analyze", "data=folder", f"data.root={stripes}", "out=look", *QUICK[:2], *asked])
-    assert "were asked for as well: blocks.6, top." in capsys.readouterr().out
+    assert "were requested as well: blocks.6, top." in capsys.readouterr().out
     decision = json.loads((at / "look" / "evidence.json").read_text(encoding="utf-8"))["decision"]
     assert (decision["strategy"], decision["tuned"]) == ("few_layers", ["blocks.6", "top"])
     assert (decision["norm"], decision["lr_scale"], decision["lr"] > 0) == ("keep", 0.05, True)

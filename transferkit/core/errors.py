@@ -68,7 +68,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, remedy: str =
         >>> unknown_name("strategy", "lp-ft", ["linear_probe", "lp_ft"])
         "Unknown strategy 'lp-ft'. Closest known: lp_ft."
     """
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     offer = f"Closest known: {', '.join(close)}." if close else f"Known: {', '.join(names[:12])}."
     return " ".join(part for part in (f"Unknown {kind} {str(name)!r}.", offer, remedy) if part)

@@ -116,7 +116,7 @@ def settle_norm(evidence: Evidence, conditions: Conditions) -> Normalisation:
                 "norm=sync shares the statistics of a batch among processes on GPUs only. Use norm=frozen or "
                 "norm=group."
             )
-        return Normalisation(kind=FITTED.get(asked, asked), reasons=(f"norm={asked} was asked for.",))
+        return Normalisation(kind=FITTED.get(asked, asked), reasons=(f"norm={asked} was requested.",))
     if spec.norm:
         return Normalisation(kind=spec.norm, reasons=(f"Batch normalisation was swapped for {spec.norm!r} before.",))
     kind, why = choose_norm(
@@ -171,7 +171,7 @@ def _rate(evidence: Evidence, conditions: Conditions) -> tuple[float, float, str
     )
     if conditions.lr is None:
         return start.lr, start.scale, start.why
-    why = f"The learning rate of the last stage, {conditions.lr:.2g}, was asked for."
+    why = f"The learning rate of the last stage, {conditions.lr:.2g}, was requested."
     return float(conditions.lr), start.scale * conditions.lr / start.lr, why
 
 

@@ -74,6 +74,8 @@ def choose_device(device: str) -> torch.device:
         torch.empty(1, device=chosen)
     except Exception as error:
         reason = str(error).split("\n")[0]
+        if reason.startswith("Expected one of"):  # torch names 22 kinds of device here
+            reason = "such a device is unknown. Known are cpu, cuda, cuda:1 and mps."
         raise OptionError(
             f"The device {device!r} cannot be used here: {reason} Use device=auto or device=cpu."
         ) from error

@@ -11,7 +11,7 @@ from transferkit.records import Candidate, Epoch, RunRecord, TrainingRecord
 from transferkit.report._words import format_count
 
 __all__ = [
-    "Phase",
+    "EpochRange",
     "find_best_epoch",
     "find_phases",
     "find_probe",
@@ -23,7 +23,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class EpochRange:
     """Consecutive epochs under one set of rules.
 
     Args:
@@ -41,12 +41,12 @@ class Phase:
         return f"epoch {self.first}" if self.first == self.last else f"epochs {self.first} to {self.last}"
 
 
-def find_phases(epochs: Iterable[Epoch]) -> tuple[Phase, ...]:
+def find_phases(epochs: Iterable[Epoch]) -> tuple[EpochRange, ...]:
     """The phases in the order in which they ran."""
     runs = []
     for name, members in itertools.groupby(epochs, key=lambda epoch: epoch.phase):
         numbers = [epoch.number + 1 for epoch in members]
-        runs.append(Phase(name=name, first=numbers[0], last=numbers[-1]))
+        runs.append(EpochRange(name=name, first=numbers[0], last=numbers[-1]))
     return tuple(runs)
 
 

@@ -47,7 +47,7 @@ def named_choice(
     """
     named = DEFAULT_STAGE.get(strategy, TOP) if stage is None else stage
     chosen = str(named) if named in (JOINED, SELECTED) else backbone.find_stages(named)[0]
-    said = f"{strategy} on {chosen} was asked for; nothing was decided."
+    said = f"{strategy} on {chosen} was requested."
     choice = Choice(strategy=strategy, stage=chosen, mode="given", reasons=(said,))
     return with_unfrozen(choice, unfreeze, [known.name for known in backbone.stages])
 
@@ -81,7 +81,7 @@ def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
     expected = known.pop((asked.strategy, asked.stage), None)
     reasons = asked.reasons
     if asked.tuned:
-        reasons = (*reasons, f"The stages to train were asked for as well: {', '.join(asked.tuned)}.")
+        reasons = (*reasons, f"The stages to train were requested as well: {', '.join(asked.tuned)}.")
     # What is expected of a strategy is of its own choice of stages.
     expected = None if asked.tuned else expected
     return replace(asked, reasons=reasons, expected=expected, alternatives=tuple(known.values()))

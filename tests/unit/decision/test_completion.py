@@ -79,7 +79,7 @@ def test_a_rate_that_was_asked_for_is_taken_and_told_as_a_share(lr):
     decision = complete(TUNED, LOOKED, Conditions(lr=lr))
     assert decision.lr == lr
     assert decision.lr_scale == pytest.approx(usual.lr_scale * lr / usual.lr)
-    assert f"The learning rate of the last stage, {lr:.2g}, was asked for." in decision.reasons
+    assert f"The learning rate of the last stage, {lr:.2g}, was requested." in decision.reasons
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from transferkit.report.charts import (
     Figure,
     Line,
     Point,
-    Rule,
+    ReferenceLine,
     log_axis,
     share_axis,
     value_axis,
@@ -67,7 +67,7 @@ def test_marks_lie_where_their_values_say():
         Dots(points=[Point(x=0.25, y=0.5, low=0.25, high=1.0, title="a dot")], radius=3),
         Boxes(boxes=[Box(x=(0.5, 0.75), y=(0, 0.5))], gap=0),
         Band(low=0.25, high=0.5, axis="y"),
-        Rule(at=0.75, axis="x"),
+        ReferenceLine(at=0.75, axis="x"),
     )
     left, top = chart.plot.left, chart.plot.top
     svg = drawn(chart)
@@ -155,14 +155,14 @@ def test_hostile_words_are_text_wherever_they_stand():
 
 def test_the_legend_names_each_kind_once_in_order():
     line = Line(points=[Point(x=0, y=0)], legend="held back", dashes="1 1")
-    figure = Figure(section="data", charts=[square(line, Rule(at=1, legend="probe")), square(line)])
+    figure = Figure(section="data", charts=[square(line, ReferenceLine(at=1, legend="probe")), square(line)])
     assert list(figure.legend) == ["held back", "probe"]
     assert figure.legend["held back"].attributes["stroke-dasharray"] == "1 1"
 
 
 @pytest.mark.parametrize(
     "mark",
-    [Line(points=[]), Dots(points=[]), Boxes(boxes=[]), Band(low=0, high=1), Rule(at=1)],
+    [Line(points=[]), Dots(points=[]), Boxes(boxes=[]), Band(low=0, high=1), ReferenceLine(at=1)],
     ids=lambda mark: type(mark).__name__,
 )
 def test_every_mark_can_stand_in_a_legend(mark, record, monkeypatch):

@@ -15,7 +15,7 @@ from tests.unit.report.test_report_render import Page, section
 from transferkit.records import Candidate, Claim, Epoch, RunRecord
 from transferkit.report import render
 from transferkit.report._fine_tuning import find_phases
-from transferkit.report.charts import CHARTS, Band, Chart, Dots, Line, Rule
+from transferkit.report.charts import CHARTS, Band, Chart, Dots, Line, ReferenceLine
 from transferkit.report.charts.epochs import MAX_DOTS, draw_epochs
 from transferkit.report.sections._headline import write_headline
 from transferkit.report.sections._kept import write_kept
@@ -56,8 +56,8 @@ def dots(chart: Chart) -> list[Dots]:
     return [mark for mark in chart.marks if isinstance(mark, Dots)]
 
 
-def rules(chart: Chart, axis: str) -> list[Rule]:
-    return [mark for mark in chart.marks if isinstance(mark, Rule) and mark.axis == axis]
+def rules(chart: Chart, axis: str) -> list[ReferenceLine]:
+    return [mark for mark in chart.marks if isinstance(mark, ReferenceLine) and mark.axis == axis]
 
 
 def bands(chart: Chart) -> list[Band]:

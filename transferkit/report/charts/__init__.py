@@ -20,7 +20,7 @@ from transferkit.report.charts import epochs, heat_map, learning_curves, reliabi
 from transferkit.report.charts.axes import Axis, class_axis, count_axis, log_axis, share_axis, value_axis
 from transferkit.report.charts.figure import CHARTS, SECTIONS, Figure, draw_figures
 from transferkit.report.charts.frame import Chart
-from transferkit.report.charts.marks import Band, Box, Boxes, Dots, Line, Mark, Plot, Point, Rule, Tone
+from transferkit.report.charts.marks import Band, Box, Boxes, Dots, Line, Mark, Plot, Point, ReferenceLine, Tone
 
 __all__ = [
     "CHARTS",
@@ -36,7 +36,7 @@ __all__ = [
     "Mark",
     "Plot",
     "Point",
-    "Rule",
+    "ReferenceLine",
     "Tone",
     "class_axis",
     "count_axis",

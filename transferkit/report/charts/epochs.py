@@ -11,7 +11,7 @@ from transferkit.report._words import format_number, format_percent
 from transferkit.report.charts.axes import Axis, count_axis, share_axis, value_axis
 from transferkit.report.charts.figure import CHARTS, Figure
 from transferkit.report.charts.frame import Chart
-from transferkit.report.charts.marks import Band, Dots, Line, Mark, Point, Rule
+from transferkit.report.charts.marks import Band, Dots, Line, Mark, Point, ReferenceLine
 
 __all__ = ["MAX_DOTS", "draw_epochs"]
 
@@ -64,7 +64,7 @@ def draw_epochs(epochs: Sequence[Epoch], *, best: int | None, probe: float | Non
         )
         charts.append(draw.chart("Loss, nats", axis, *lines))
     if accuracy:
-        rules = [] if probe is None else [Rule(at=probe, dashes="2 3", legend=PROBE)]
+        rules = [] if probe is None else [ReferenceLine(at=probe, dashes="2 3", legend=PROBE)]
         axis = share_axis([point.y for point in accuracy] + [rule.at for rule in rules], slack=0.02)
         charts.append(draw.chart("Held-back accuracy", axis, *rules, Line(points=accuracy, legend=HELD_BACK)))
     if rates:
@@ -96,7 +96,7 @@ class _Drawer:
             if value is not None and math.isfinite(value)
         )
 
-    def chart(self, heading: str, y: Axis, *marks: Rule | Line) -> Chart:
+    def chart(self, heading: str, y: Axis, *marks: ReferenceLine | Line) -> Chart:
         """One quantity, or two in the same unit."""
         return Chart(
             title=f"{heading} by epoch; the table has the same numbers",
@@ -111,7 +111,7 @@ class _Drawer:
 
     def _frame(self) -> Iterator[Mark]:
         if self.best is not None:
-            yield Rule(at=self.best + 1, axis="x", label=f"epoch {self.best + 1}", tone="accent", weight=1)
+            yield ReferenceLine(at=self.best + 1, axis="x", label=f"epoch {self.best + 1}", tone="accent", weight=1)
         phases = find_phases(self.epochs)
         for n, phase in enumerate(phases if len(phases) > 1 else (), start=1):
             yield Band(
@@ -122,7 +122,7 @@ class _Drawer:
                 shaded=n % 2 == 1,
             )
 
-    def _dotted(self, mark: Rule | Line) -> Iterator[Mark]:
+    def _dotted(self, mark: ReferenceLine | Line) -> Iterator[Mark]:
         yield mark
         if isinstance(mark, Line):
             points = mark.points if len(mark.points) <= MAX_DOTS else [one for one in mark.points if one.radius]

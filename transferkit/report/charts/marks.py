@@ -11,7 +11,7 @@ from typing import Literal
 
 from transferkit.report.charts.axes import LETTER, Axis, text_width
 
-__all__ = ["Band", "Box", "Boxes", "Dots", "Element", "Line", "Mark", "Plot", "Point", "Rule", "Tone", "text"]
+__all__ = ["Band", "Box", "Boxes", "Dots", "Element", "Line", "Mark", "Plot", "Point", "ReferenceLine", "Tone", "text"]
 
 Tone = Literal["ink", "quiet", "accent", "warm"]
 """Colour of a mark: the page's text, its quiet text, its accent, its warnings."""
@@ -282,7 +282,7 @@ class Band(Mark):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(Mark):
+class ReferenceLine(Mark):
     """A reference line right across the plot, at one value of an axis; on the x axis its label stands above."""
 
     at: float
@@ -320,5 +320,5 @@ def _style(kind: str, tone: Tone) -> str:
     return f"{kind} in-{tone}".strip()
 
 
-def _weight(mark: Line | Dots | Rule) -> dict[str, float]:
+def _weight(mark: Line | Dots | ReferenceLine) -> dict[str, float]:
     return {"stroke-width": mark.weight}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transferkit.records import Epoch, TrainingRecord
-from transferkit.report._fine_tuning import Phase, find_best_epoch, find_phases, name_held_back
+from transferkit.report._fine_tuning import EpochRange, find_best_epoch, find_phases, name_held_back
 from transferkit.report._words import (
     MISSING,
     format_count,
@@ -57,7 +57,7 @@ def write_training(training: TrainingRecord | None) -> TrainingSection | None:
     )
 
 
-def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[Phase]) -> str:
+def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[EpochRange]) -> str:
     if not training.epochs:
         return "No epochs were recorded."
     several = f" in {plural(len(phases), 'phase')}" if len(phases) > 1 else ""

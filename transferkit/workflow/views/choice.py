@@ -185,7 +185,7 @@ def _single(name: str, passes: _Passes, image_seconds: float) -> Chosen:
     if name == "crop":
         return Chosen(chosen, table, table, None)
     score = ViewScore(name=name, seconds=passes.seconds[name], computed=passes.computed[name], used=True)
-    said = (f"Geometry {name} was asked for: {GEOMETRIES[name]}.",)
+    said = (f"Geometry {name} was requested: {GEOMETRIES[name]}.",)
     found = ViewComparison(geometry=name, views=(name,), scores=(score,), image_seconds=image_seconds, reasons=said)
     return Chosen(chosen, table, table, found)
 

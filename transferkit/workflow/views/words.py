@@ -42,7 +42,7 @@ def _explain_geometry(found: ViewComparison, asked: AskedViews, known: Mapping[s
     name, start = found.geometry, asked.start
     shown = f"{name} ({GEOMETRIES[name]})"
     if asked.geometry is not None:
-        yield f"Geometry {shown} was asked for."
+        yield f"Geometry {shown} was requested."
         return
     others = [score for score in found.scores if score.name in ALONE_GEOMETRIES and score.name != start]
     measured = [score for score in others if score.accuracy is not None]

@@ -226,7 +226,7 @@ def test_a_geometry_by_name_needs_no_comparison(tmp_path):
     found, runs = choose(tmp_path, make_data(5), ask_views("pad", 1))
     assert runs.calls == []
     assert (found.preprocessing.crop_mode, found.preprocessing.views) == ("border", ())
-    assert found.comparison.reasons == ("Geometry pad was asked for: the whole picture with borders.",)
+    assert found.comparison.reasons == ("Geometry pad was requested: the whole picture with borders.",)
 
 
 def test_an_average_that_is_clearly_worse_is_given_up_and_it_is_said(tmp_path):
