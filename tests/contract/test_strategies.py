@@ -144,7 +144,7 @@ def test_the_last_stages_are_trained_by_number_or_that_is_refused(name, read):
         assert tuned(plan) == list(reached[-count:])
     for count in (-1, 0, len(reached) + 1):
         with pytest.raises(
-            OptionError, match=rf"unfreeze must be in \[1, {len(reached)}\], got {count}: .* '{reached[-1]}'"
+            OptionError, match=rf"unfreeze must be in \[1, {len(reached)}\], .* '{reached[-1]}', got {count}"
         ):
             with_unfrozen(asked, count, DEEP)
 
@@ -176,7 +176,7 @@ def test_stages_to_train_are_names_or_a_number(name, wrong):
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"linear_probe"}))
 def test_learning_by_gradient_needs_a_rate(name):
-    with pytest.raises(OptionError, match=rf"'{name}' learns by gradient and needs lr > 0, got 0.0"):
+    with pytest.raises(OptionError, match=rf"'{name}' trains by gradient and needs lr > 0, got 0.0"):
         make_plan(name, "top", lr=0.0)
 
 

@@ -125,7 +125,7 @@ def test_one_image_at_once_tells_nothing_of_how_images_vary(norm, stripes):
 
 def test_a_relative_that_was_trained_with_group_normalisation_is_named(stripes):
     result = adapt_stripes(stripes, model="timm/test_efficientnet", pretrained=False, train={"batch_size": 8})
-    (said,) = (reason for reason in result.decision.reasons if "are too few for new ones" in reason)
+    (said,) = (reason for reason in result.decision.reasons if "are too few to estimate new ones" in reason)
     assert "timm/test_efficientnet_gn.r160_in1k is a relative that was trained with group normalisation" in said
 
 
@@ -135,7 +135,7 @@ def test_large_pictures_are_fewer_to_fit_to(size, images, used):
 
 
 def test_what_answers_by_the_batch_is_for_other_loops():
-    with pytest.raises(OptionError, match="With norm=alpha an answer depends on the other images"):
+    with pytest.raises(OptionError, match="With norm=alpha a prediction depends on the other images"):
         tk.adapt("packaged/nothing", "nowhere", norm="alpha")
 
 

@@ -126,18 +126,16 @@ def test_the_held_back_answers_are_what_predict_says(prepared):
     ids=["file", "pil", "array", "uint8"],
 )
 def test_pictures_are_refused_by_a_model_of_prepared_tensors(prepared, images):
-    with pytest.raises(
-        DataError, match=r"what was done to them is not known here.*predict\(tensors, preprocessed=True\)"
-    ):
+    with pytest.raises(DataError, match=r"Their preprocessing is unknown here.*predict\(tensors, preprocessed=True\)"):
         prepared.predict(images)
-    with pytest.raises(DataError, match=r"not known here, so it cannot be done to|expects float tensors"):
+    with pytest.raises(DataError, match=r"is unknown here, so it cannot be applied to|expects float tensors"):
         prepared.predict(images, preprocessed=True)
     with pytest.raises(OptionError, match="prepared outside, so it cannot normalise pictures"):
         prepared.model.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_another_shape_is_refused(prepared):
-    with pytest.raises(DataError, match=r"shape \(3, 40, 32\), and the model was fitted on \(3, 32, 32\)"):
+    with pytest.raises(DataError, match=r"shape \(3, 40, 32\), but the model was fitted on \(3, 32, 32\)"):
         prepared.predict(torch.zeros(3, 40, 32), preprocessed=True)
     with pytest.raises(DataError, match="the list is empty"):
         prepared.predict([], preprocessed=True)
@@ -227,7 +225,7 @@ def test_narrow_16_bit_files_are_learnt_and_predicted_alike(tmp_path):
     [
         (lambda v: v * 20, "have values beyond black or white and are clipped"),
         (lambda v: (v // 100 + 1040).astype(np.uint16), "use little of the model's range"),
-        (lambda v: (v // 5).astype(np.uint8), "have 8 bits, and the model was fitted on deeper ones"),
+        (lambda v: (v // 5).astype(np.uint8), "have 8 bits, but the model was fitted on deeper ones"),
     ],
     ids=["another-scale", "flat", "8-bit"],
 )
@@ -245,10 +243,10 @@ def test_deep_images_for_a_model_of_8_bit_ones(tmp_path):
     result = adapt(Bytes())
     assert result.model.preprocessing.value_range is None
     expected = result.predict([(255 * wave(seed)).round().astype(np.uint8) for seed in range(4)]).probabilities
-    with pytest.warns(UserWarning, match="deeper than 8 bits, and the model was fitted on 8-bit ones"):
+    with pytest.warns(UserWarning, match="deeper than 8 bits, but the model was fitted on 8-bit ones"):
         found = result.predict([(65535 * wave(seed)).round().astype(np.uint16) for seed in range(4)]).probabilities
     assert np.abs(found - expected).max() < 0.02
-    with pytest.raises(DataError, match=r"32-bit float values from .* what is black and what is white is not known"):
+    with pytest.raises(DataError, match=r"32-bit float values from .* so black and white are undefined"):
         result.predict((900 * wave(0)).astype(np.float32))
 
 
