@@ -1,9 +1,9 @@
-"""What opening a folder of images costs the first time, and once the audit remembers its files.
+"""Time to open a folder of images, the first time and with the audit's cache.
 
     python scripts/bench_audit.py [--images 2000] [--rounds 3] [--out benchmarks/audit.json]
 
-Beforehand: the first time every file is read and decoded, JPEG at a lower resolution, in threads; then only asked for
-its size and times of change, and looked up in a database of about 0.6 kB an image.
+Estimate: the first time every file is read and decoded, JPEG at a lower resolution, in threads; after that only its
+size and modification times are read, and looked up in a database of about 0.6 kB per image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES = 10
 
 
 def write_photos(root: Path, count: int) -> None:
-    """`count` JPEGs of `SIDE` px, coloured noise on coloured ground, a class per ground."""
+    """`count` JPEGs of `SIDE` px, coloured noise on a coloured background, one class per background."""
     rng = np.random.default_rng(0)
     for number in range(count):
         folder = root / f"class{number % CLASSES}"
@@ -37,14 +37,14 @@ def write_photos(root: Path, count: int) -> None:
 
 
 def timed_opening(root: Path, cache: Path) -> dict[str, float]:
-    """Wall-clock and processor seconds; the latter grow less with what else the machine does."""
+    """Wall-clock and CPU seconds; the latter depend less on the load of the machine."""
     wall, processor = time.perf_counter(), time.process_time()
     open_data(root, cache=cache, progress=False)
     return {"seconds": time.perf_counter() - wall, "processor": time.process_time() - processor}
 
 
 def run(images: int, rounds: int) -> dict[str, object]:
-    """Every round opens the folder with a memory of its own: empty, then full."""
+    """Every round opens the folder with its own cache: empty, then full."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "images"
         root.mkdir()

@@ -1,9 +1,9 @@
-"""What the feature bank costs besides the pass: knowing the network again, timing it, and listing a large shelf.
+"""Overhead of the feature bank: identifying the network, timing it, and listing a large shelf.
 
     python scripts/bench_bank.py [--rounds 5] [--rows 1000000] [--out benchmarks/bank.json]
 
-Beforehand: the imprint is one forward pass of two images, the digest of the weights one read of all of them, the
-pace two to six rounds of a batch per worker. Listing N rows sorts N names of 32 bytes: 32 N bytes read, about four
+Estimate: the fingerprint is one forward pass of two images, the digest of the weights one read of all of them, the
+speed two to six rounds of a batch per worker. Listing N rows sorts N names of 32 bytes: 32 N bytes read, about four
 times that in memory at the peak.
 """
 
@@ -34,7 +34,7 @@ AT_ONCE = 8192
 
 
 def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Medians of wall-clock and processor seconds, after one round to warm up."""
+    """Medians of wall-clock and CPU seconds, after one warm-up round."""
     work()
     walls, processors = [], []
     for _ in range(rounds):
@@ -46,7 +46,7 @@ def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
 
 
 def measure_network(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """What comes with every pass: `opening` a shelf is naming what makes its rows, and the imprint."""
+    """Fixed costs of every pass; `opening` a shelf includes its name and the fingerprint."""
     backbone, bank, cpu = load_backbone(MODEL, image_size=SIZE), FeatureBank(folder), torch.device("cpu")
     extractor = stage_extractor(backbone, pooling="avg+max", device=cpu)
     return {
@@ -57,7 +57,7 @@ def measure_network(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(work: Callable[[], object]) -> int:
-    """MB that the work holds at most, arrays included."""
+    """Peak memory of the work in MB, including arrays."""
     tracemalloc.start()
     work()
     held = tracemalloc.get_traced_memory()[1]
@@ -66,7 +66,7 @@ def peak_memory(work: Callable[[], object]) -> int:
 
 
 def measure_listing(folder: Path, rows: int) -> dict[str, object]:
-    """A shelf of so many rows, listed for the first time, and looked up again for all of them in another order."""
+    """Time to list a shelf of that many rows, and to look up all of them in another order."""
     letters = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
     drawn = np.random.default_rng(0).integers(0, 16, (rows, 32), dtype=np.uint8)
     ids = np.frombuffer(letters[drawn].tobytes(), dtype="S32")

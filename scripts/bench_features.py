@@ -1,14 +1,14 @@
-"""What `analyze` costs beside one bare forward pass, and whether memory stays flat.
+"""Time of `analyze` relative to one bare forward pass, and whether memory stays constant.
 
     python scripts/bench_features.py [--images 2000] [--size 96] [--rounds 3] [--out benchmarks/features.json]
 
-Beforehand: the pass itself is one forward (the same FLOPs as the bare one) plus pooling (reads each tapped output
+Estimate: the pass itself is one forward (the same FLOPs as the bare one) plus pooling (reads each stage's output
 once, about 1 % of the pass) and 4 D bytes of disk per image; the probes are one N x N eigendecomposition each for the
 top stage and the joined ones (about 9 N^3 FLOPs: 0.5 s at N = 2000 on two cores) and smaller ones below.
 The audit decodes every image once more, at a lower resolution for JPEG.
 
-Two bare passes are timed beside it, in turn, over the same decoded images held in memory: "plain" as most loops are
-written (contiguous, batch 64) and "channels_last" (batch 32), the best that one process without this package did here.
+Two bare passes are timed alternately with it, over the same decoded images in memory: "plain" as most loops are
+written (contiguous, batch 64) and "channels_last" (batch 32), the fastest one process without this package was here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLASSES = 10
 
 
 def write_photos(root: Path, count: int) -> None:
-    """`count` JPEG crops of scikit-learn's two photographs, a class per horizontal band."""
+    """`count` JPEG crops of scikit-learn's two photographs, one class per horizontal band."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def write_photos(root: Path, count: int) -> None:
 
 
 def bare_pass(network: torch.nn.Module, pixels: torch.Tensor, *, batch: int, channels_last: bool) -> float:
-    """Seconds of one forward pass over uint8 pixels, normalised on the way."""
+    """Seconds of one forward pass over uint8 pixels, including normalisation."""
     start = time.perf_counter()
     with torch.no_grad():
         for part in pixels.split(batch):
@@ -65,7 +65,7 @@ def bare_pass(network: torch.nn.Module, pixels: torch.Tensor, *, batch: int, cha
 
 
 def time_analyze(photos: Path, size: int) -> tuple[float, dict[str, float]]:
-    """Seconds of `analyze` with an empty bank, the backbone's load left out (the bare pass has it loaded too)."""
+    """Seconds of `analyze` with an empty bank, without loading the backbone (as in the bare pass)."""
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         evidence = analyze(MODEL, photos, image_size=size, cache=cache, progress=False)
@@ -136,7 +136,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": environment(seed=0, device="cpu"),
     }
-    # First, while this process is small: Linux counts the peak of the process that starts another as that one's own.
+    # First, while this process is small: on Linux a child process inherits the peak memory of its parent.
     if not options.skip_memory:
         small, large = peak_memory(options.images, options.size), peak_memory(10 * options.images, options.size)
         found["peak memory, MB"] = {str(options.images): small, str(10 * options.images): large, "ratio": large / small}

@@ -1,17 +1,17 @@
-"""Are held-back accuracies what new images give: on few images of many classes, and where nothing can be learnt.
+"""Are held-out accuracies unbiased? With few images of many classes, and with random labels.
 
     python scripts/make_tasks.py --out tasks
     python scripts/bench_held_back.py --tasks tasks [--cache DIR]
 
-*Small classes.* 20 and 40 classes with 5 images each, 5 draws per task with that many classes: the held-back accuracy
-of the ridge probe on all stages joined, in memory and with streamed features, beside the accuracy on the test images of
-the same classes. Streaming sets in above 2,048 images, so it is forced here.
+*Small classes.* 20 and 40 classes with 5 images each, 5 draws per task with that many classes: the held-out accuracy
+of the ridge probe on all stages joined, in memory and with streamed features, and the accuracy on the test images of
+the same classes. Streaming starts above 2,048 images, so it is forced here.
 
-*Nothing to learn.* Pictures with classes drawn at random: 40 pictures in 6 slightly different takes each, one class per
-picture, the takes as groups; and 80 pictures in three exact copies each. Everything that `analyze`, `rank` and `adapt`
-hold back is listed, as the mean over five draws; chance is one in three.
+*Random labels.* 40 images in 6 slightly different takes each, one class per
+image, the takes as groups; and 80 images in three exact copies each. All held-out accuracies of `analyze`, `rank` and
+`adapt` are listed, as the mean over five draws; chance is one in three.
 
-Beforehand: a frozen pass over the images of four tasks, which the bank keeps (4 minutes on two cores), then eigen-
+Estimate: a frozen pass over the images of four tasks, which the bank keeps (4 minutes on two cores), then eigen-
 decompositions of at most 200 x 200: seconds. Writes benchmarks/held_back.json.
 """
 
@@ -49,7 +49,7 @@ CLASSES = 3
 
 @contextmanager
 def streaming() -> Iterator[None]:
-    """Features are streamed, however few they are."""
+    """Force streaming of features, however few they are."""
     usual = ridge._fits_memory
     ridge._fits_memory = lambda *sizes: False  # type: ignore[assignment]
     try:
@@ -78,7 +78,7 @@ def small_classes(tasks: Path, bank: FeatureBank) -> list[dict[str, Any]]:
 def one_draw(
     table: FeatureTable, labels: np.ndarray, train: np.ndarray, test: np.ndarray, classes: int, seed: int
 ) -> dict[str, float]:
-    """Held-back and test accuracy on some of the classes, 5 images of each."""
+    """Held-out and test accuracy on some of the classes, 5 images of each."""
     rng = np.random.default_rng(seed)
     among = np.sort(rng.permutation(np.unique(labels))[:classes])
     drawn = np.concatenate([rng.permutation(train[labels[train] == label])[:PER_CLASS] for label in among])
@@ -100,14 +100,14 @@ def one_draw(
 
 
 def nothing_to_learn(tasks: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Kind -> estimate -> its mean over draws, and what chance allows."""
+    """Kind -> estimate -> its mean over draws, and the range expected by chance."""
     pictures = sorted((tasks / "stamps").glob("train/*/*.png"))
     kinds = {"takes of one picture are a group": write_takes, "three copies": write_copies}
     return {kind: at_chance(pictures, make) for kind, make in kinds.items()}
 
 
 def write_takes(pictures: list[Path], folder: Path, seed: int) -> tuple[Path, int]:
-    """40 pictures in 6 takes each, shifted and re-exposed a little; a class per picture, at random."""
+    """40 images in 6 takes each, slightly shifted and re-exposed; a random class per image."""
     rng, rows = np.random.default_rng(seed), []
     chosen = rng.permutation(len(pictures))[:40]
     for group, (index, label) in enumerate(zip(chosen, random_labels(rng, len(chosen)), strict=True)):
@@ -122,7 +122,7 @@ def write_takes(pictures: list[Path], folder: Path, seed: int) -> tuple[Path, in
 
 
 def write_copies(pictures: list[Path], folder: Path, seed: int) -> tuple[Path, int]:
-    """80 pictures in three exact copies each; a class per picture, at random."""
+    """80 images in three exact copies each; a random class per image."""
     rng, rows = np.random.default_rng(seed), []
     chosen = rng.permutation(len(pictures))[:80]
     for index, label in zip(chosen, random_labels(rng, len(chosen)), strict=True):
@@ -134,7 +134,7 @@ def write_copies(pictures: list[Path], folder: Path, seed: int) -> tuple[Path, i
 
 
 def random_labels(rng: np.random.Generator, count: int) -> np.ndarray:
-    """As many of each class as can be, in random order: chance is then one in `CLASSES`."""
+    """Labels with equal class counts, as far as possible, in random order: chance is then one in `CLASSES`."""
     return rng.permutation(np.arange(count) % CLASSES)
 
 
@@ -148,7 +148,7 @@ def write_manifest(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def at_chance(pictures: list[Path], make: Any) -> dict[str, dict[str, float]]:
-    """Everything that is held back, mean over draws."""
+    """All held-out accuracies, mean over draws."""
     draws: list[Mapping[str, float]] = []
     for seed in range(DRAWS):
         with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +167,7 @@ def at_chance(pictures: list[Path], make: Any) -> dict[str, dict[str, float]]:
 
 
 def estimates(manifest: Path, cache: Path, seed: int) -> dict[str, float]:
-    """Name -> accuracy, of all that `adapt` holds back with a probe and with a network."""
+    """Name -> held-out accuracy of `adapt`, with a probe and with a network."""
     options: dict[str, Any] = {"image_size": SIZE, "views": 1, "test": 0.0, "seed": seed}
     options |= {"cache": str(cache), "progress": False}
     probe = tk.adapt(MODEL, str(manifest), strategy="linear_probe", **options)

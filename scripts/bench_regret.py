@@ -1,31 +1,31 @@
-"""How much accuracy is lost by following each way of choosing a strategy, on tasks that anyone can make.
+"""Regret of each policy for choosing a strategy, on tasks that anyone can generate.
 
     python scripts/make_tasks.py --out tasks [--hand-signs hand_signs.tar]
     python scripts/bench_regret.py run --tasks tasks        # every strategy on every task: half an hour on two cores
     python scripts/bench_regret.py tune --tasks tasks       # fine-tuning in every cell's first draw: hours
     python scripts/bench_regret.py score                    # the tables, from benchmarks/regret/; minutes
-    python scripts/bench_regret.py calibrate                # are promises kept: benchmarks/promises.json
+    python scripts/bench_regret.py calibrate                # expected and test accuracies: benchmarks/promises.json
     python scripts/bench_regret.py learn                    # rewrites transferkit/knowledge/gain_model.json
 
     python scripts/bench_regret.py run --tasks tasks --model resnet50_half       # another backbone, in the same way
     python scripts/bench_regret.py tune --tasks tasks --model resnet50_half --levels 20
 
-`run` takes up where it was stopped: a file per task, rewritten after each cell. A cell is a task at one number of
+`run` resumes if interrupted: one file per task, rewritten after each cell. A cell is a task at one number of
 images per class and one draw of them; in it every strategy is fitted and tested on the task's own test images, and the
-evidence is what `transferkit analyze` would see. Strategies are a linear head, ridge or logistic, on each stage, on all
-stages joined, and on the selected features of all; and, in the first draw of each level, ways of fine-tuning, each as
-`adapt` returns it: the network, its average with the probe, or the probe.
+evidence is that of `transferkit analyze`. Strategies are a linear head, ridge or logistic, on each stage, on all
+stages joined, and on the selected features of all; and, in the first draw of each level, fine-tuning strategies, each
+with the model that `adapt` returns: the network, its average with the probe, or the probe.
 
-Policies are scored on tasks that they did not learn from: coefficients and the best constant strategy are chosen with
-the task, its corrupted copies and its originals left out. Regret is the test accuracy of the best strategy of a cell
-less that of the one chosen, in points; the best is found on the test images themselves, so that part of every regret,
-chance's own, no policy can avoid. Means are over tasks; within a task over its cells. `score` has three tables: of the
-cells with all ways of fine-tuning that were run on every task, of those with the ways that `adapt` weighs, with these
-alone, and of all cells among linear heads alone. Where several backbones were run, a table says how much of the advice
-that was learnt on the others carries over to each of them.
+Policies are scored on tasks that they were not fitted on: coefficients and the best constant strategy are chosen
+without the task, its corrupted copies and its originals. Regret is the test accuracy of the best strategy of a cell
+minus that of the chosen one, in points; the best is found on the test images themselves, so part of every regret is due
+to chance and no policy can avoid it. Means are over tasks; within a task over its cells. `score` prints three tables:
+cells with all fine-tuning strategies that were run on every task, cells with those that `adapt` considers, with these
+alone, and all cells among linear heads alone. With several backbones, another table shows how well models fitted on the
+others transfer to each of them.
 
-`calibrate` asks of every expected accuracy, before anything is fitted and after, how far it was from the test accuracy
-and how often its interval covered it. The parts are in `regret/`.
+`calibrate` compares every expected accuracy, before and after the fit, with the test accuracy, and counts how often its
+interval covered it. The modules are in `regret/`.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from regret.writing import write_scores
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    running = verbs.add_parser("run", help="fit every strategy on every task; takes up where it was stopped")
+    running = verbs.add_parser("run", help="fit every strategy on every task; resumes if interrupted")
     tuning = verbs.add_parser("tune", help="fine-tune in the first draw of every cell that was run")
-    tuning.add_argument("--strategies", default="lp_ft,few_layers", help="with commas")
+    tuning.add_argument("--strategies", default="lp_ft,few_layers", help="comma-separated")
     tuning.add_argument("--levels", default="20,100,5,1000", help="images per class at most, in this order")
     for verb in (running, tuning):
         verb.add_argument("--tasks", type=Path, required=True, help="folder made by scripts/make_tasks.py")
-        verb.add_argument("--only", help="names of tasks, with commas")
+        verb.add_argument("--only", help="names of tasks, comma-separated")
         verb.add_argument("--cache", help="folder of the feature bank")
         verb.add_argument("--model", default=MODEL, help="a name that transferkit knows, or one of regret_backbones.py")
-    verbs.add_parser("score", help="score every policy on what was run, write benchmarks/regret.json")
+    verbs.add_parser("score", help="score every policy on the finished cells, write benchmarks/regret.json")
     verbs.add_parser("calibrate", help="expected against test accuracies, write benchmarks/promises.json")
     verbs.add_parser("learn", help="rewrite the gain model that ships with the package")
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> None:
         return
     cells = read_cells()
     if len(families_of(cells)) < 2:
-        parser.error(f"{CELLS} holds too few tasks; call `run` first.")
+        parser.error(f"{CELLS} contains too few tasks. Run `run` first.")
     {"learn": write_knowledge, "calibrate": write_promises, "score": write_scores}[options.verb](cells)
 
 

@@ -1,13 +1,13 @@
-"""What starting up costs: imports and the whole command beside `import torch`, and how much of it is work.
+"""Start-up time: imports and the whole command relative to `import torch`, and how much of it is work.
 
     python scripts/bench_startup.py [--images 150] [--size 96] [--rounds 5] [--out benchmarks/startup.json]
 
-Beforehand: no network runs before torch is imported, so that is the unit. On top come this package (about 100 small
+Estimate: no network runs before torch is imported, so that is the unit. On top come this package (about 100 small
 modules and SciPy's linear algebra), timm for a network of its zoo (it imports all its models, torchvision and with it
 torch's compiler) and scikit-learn for a logistic head.
 
-Every row is a fresh process. The rows run in turn, and the least CPU time (user and system) of all rounds counts: other
-processes disturb it less than the clock. "Work" is what the same call takes where everything is imported already.
+Every row is a new process. The rows alternate, and the minimum CPU time (user and system) of all rounds counts: it
+depends less on other processes than wall-clock time. "Work" is the time of the same call with everything imported.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Cost(NamedTuple):
 
 
 def cost(arguments: Sequence[str]) -> Cost:
-    """What a Python process with these arguments takes, with all that it starts."""
+    """CPU seconds of a Python process with these arguments, including its child processes."""
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
@@ -85,7 +85,7 @@ def command(photos: Path, size: int, place: Path, bank: str) -> list[str]:
 
 
 def one_round(photos: Path, size: int) -> tuple[dict[str, Cost], dict[str, float]]:
-    """A fresh process for each row, and the work of a run with an empty bank and with a full one."""
+    """A new process for each row, and the work of a run with an empty bank and with a full one."""
     costs = {name: cost(["-c", script]) for name, script in IMPORTS.items()}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -97,7 +97,7 @@ def one_round(photos: Path, size: int) -> tuple[dict[str, Cost], dict[str, float
 
 
 def summarise(rounds: Sequence[tuple[Mapping[str, Cost], Mapping[str, float]]]) -> dict[str, object]:
-    """The least of all rounds, and its ratios to `import torch`."""
+    """The minimum of all rounds, and its ratio to `import torch`."""
     cpu = {name: min(costs[name].cpu for costs, _ in rounds) for name in rounds[0][0]}
     wall = {name: min(costs[name].wall for costs, _ in rounds) for name in rounds[0][0]}
     work = {bank: min(worked[bank] for _, worked in rounds) for bank in rounds[0][1]}

@@ -1,17 +1,17 @@
-"""What geometry and views are worth: test accuracy of probes and of fine-tuned networks, and what a view costs.
+"""Gain of geometries and views: test accuracy of probes and of fine-tuned networks, and the time per view.
 
     python scripts/make_tasks.py --out tasks [--hand-signs hand_signs.tar]
-    python scripts/bench_views.py run --tasks tasks       # probes: one geometry, averages, what views=auto takes
+    python scripts/bench_views.py run --tasks tasks       # probes: one geometry, averages, views=auto
     python scripts/bench_views.py tune --tasks tasks      # a fine-tuned network's gain from views at prediction: hours
     python scripts/bench_views.py score                   # the tables, from benchmarks/views.json; seconds
 
-`run` and `tune` take up where they were stopped: benchmarks/views.json is rewritten after each cell. A cell is a task
+`run` and `tune` resume if interrupted: benchmarks/views.json is rewritten after each cell. A cell is a task
 at one number of images per class and one draw of them, as in scripts/bench_regret.py. In it the head that `adapt` would
-keep is fitted to the features of each way of seeing the images, on all stages joined and on the selected features, and
-tested on the task's own test images. "auto" is what views=auto chooses by the training images alone; mirror images are
-in it only where its test on held-back images found them safe. Gains are over the checkpoint's own crop, in points;
+keep is fitted to the features of each view or average, on all stages joined and on the selected features, and
+tested on the task's own test images. "auto" is the choice of views=auto by the training images alone; it includes
+flips only if its test on held-out images found them safe. Gains are over the checkpoint's own crop, in points;
 means are over tasks, within a task over its cells. Seconds per view are those of the pass that filled the bank, so
-they are known only where `run` begins with an empty one (--cache DIR).
+they are known only if `run` begins with an empty one (--cache DIR).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ STRATEGY = "few_layers"
 
 
 def seen_as(way: str, own: Preprocessing, data: Data) -> Preprocessing:
-    """The preprocessing of one of the ways; geometries that show the same of these images are run once."""
+    """The preprocessing of one variant; geometries that give the same images are run once."""
     return fixed_views(ask_views(views=way), own, data)
 
 
@@ -76,7 +76,7 @@ def time_passes(backbone: Backbone, data: Data, read: Callable[..., Any]) -> dic
 
 
 def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
-    """The head that `adapt` keeps: held-back and test accuracy."""
+    """Held-out and test accuracy of the head that `adapt` keeps."""
     plan = STRATEGIES["linear_probe"](PlanSettings(strategy="linear_probe", stage=stage), list(table.blocks))
     train, test = data.indices("train"), data.indices("test")
     folds = data.folds.take(train)
@@ -92,7 +92,7 @@ def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
 def run_cell(
     backbone: Backbone, data: Data, read: Callable[..., Any], pace: float, known: Mapping[str, Any], *, first: bool
 ) -> dict[str, Any]:
-    """Every way of seeing one draw of the training images, and what is chosen where it is left open.
+    """Accuracies of every view and average on one draw of the training images, and of the automatic choices.
 
     Args:
         backbone, data, read: What runs over what.
@@ -121,7 +121,7 @@ def run_cell(
 def choose(
     backbone: Backbone, data: Data, read: Callable[..., Any], pace: float, budget: float | None
 ) -> dict[str, Any]:
-    """What views=auto takes at this budget, and how it does without one."""
+    """The choice of views=auto at this budget, and its accuracy without one."""
     found = _choose(backbone, data, read, pace, budget, ask_views())
     fitted = {stage: fit(found.table, data, stage) for stage in (JOINED, SELECTED)} if budget is None else {}
     assert found.comparison is not None
@@ -129,7 +129,7 @@ def choose(
 
 
 def geometry(backbone: Backbone, data: Data, read: Callable[..., Any], pace: float) -> dict[str, Any]:
-    """What geometry=auto takes with views=1, and how it does."""
+    """The choice of geometry=auto with views=1, and its accuracy."""
     found = _choose(backbone, data, read, pace, None, ask_views(views=1))
     assert found.comparison is not None
     return {
@@ -155,7 +155,7 @@ def _choose(
 
 
 def opened(path: Path) -> dict[str, Any]:
-    """What was found so far."""
+    """The results so far."""
     if path.is_file():
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return known
@@ -169,7 +169,7 @@ def opened(path: Path) -> dict[str, Any]:
 
 
 def run(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int], out: Path) -> None:
-    """Fill in what is missing, a cell at a time."""
+    """Run the missing cells, saving after each."""
     backbone, found = load_backbone(MODEL, image_size=SIZE), opened(out)
     read = partial(read_features, bank=FeatureBank(cache), pooling=POOLING, progress=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def tune(tasks: Path, cache: str | None, only: str | None, levels: Sequence[int]
 
 
 def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) -> dict[str, Any]:
-    """Test accuracy of the network with one view and with all that views=auto takes, and its weight in what is kept."""
+    """Test accuracy of the network with one view and with those of views=auto, and its weight in the kept blend."""
     found = measure_features(backbone, data, OPTIONS, bank=bank, views=ask_views())
     seen = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
     recipe = Recipe()
@@ -233,7 +233,7 @@ def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) 
     session = Session(backbone=seen, data=data, measured=found, options=OPTIONS, bank=bank)
     run = begin_run(session, STRATEGIES[strategy](settings, [stage.name for stage in seen.stages]), OPTIONS)
     judged = run.judged
-    # The network itself, whether or not the probe did better on held-back images.
+    # The network itself, whether or not the probe did better on validation images.
     alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))
     network = fine_tune(judged.task, run.images.folds, run.runner, refit=True, judged=alone).model
     return {
@@ -264,7 +264,7 @@ def test_accuracy(model: Classifier, data: Data, preprocessing: Preprocessing) -
 
 
 def score(out: Path) -> None:
-    """Write the tables into what was found, and print them."""
+    """Add the tables to the results, and print them."""
     found = opened(out)
     tasks = {name: task for name, task in found["tasks"].items() if task["cells"]}
     found["tables"] = {
@@ -289,7 +289,7 @@ def score(out: Path) -> None:
 
 
 def gains(tasks: Mapping[str, Any], way: str, stage: str) -> dict[str, Any]:
-    """Mean over tasks, and the worst of them."""
+    """Mean over tasks, and the worst task."""
     each = {}
     for name, task in tasks.items():
         cells = task["cells"].values()
@@ -306,7 +306,7 @@ def gains(tasks: Mapping[str, Any], way: str, stage: str) -> dict[str, Any]:
 
 
 def tuned_gains(tasks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Points that views at prediction add, mean over the cells that were tuned."""
+    """Gain of averaging views at prediction in points, mean over the fine-tuned cells."""
     cells = [cell for task in tasks for cell in task.get("tuned", {}).values()]
     if not cells:
         return {"cells": 0}
@@ -317,18 +317,18 @@ def tuned_gains(tasks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "tune", "score"))
-    parser.add_argument("--tasks", type=Path, help="folder that scripts/make_tasks.py wrote")
+    parser.add_argument("--tasks", type=Path, help="folder made by scripts/make_tasks.py")
     parser.add_argument("--cache", help="folder of the feature bank")
-    parser.add_argument("--only", help="names of tasks, with commas between them")
+    parser.add_argument("--only", help="names of tasks, comma-separated")
     parser.add_argument("--levels", type=int, nargs="+", default=list(LEVELS), help="images per class")
-    parser.add_argument("--strategy", default=STRATEGY, help="of tune")
+    parser.add_argument("--strategy", default=STRATEGY, help="fine-tuning strategy of tune")
     parser.add_argument("--out", type=Path, default=FOUND)
     options = parser.parse_args()
     if options.what == "score":
         score(options.out)
         return
     if options.tasks is None:
-        parser.error("--tasks DIR is needed: the folder that scripts/make_tasks.py wrote.")
+        parser.error("--tasks is required: pass the folder made by scripts/make_tasks.py.")
     if options.what == "run":
         run(options.tasks, options.cache, options.only, options.levels, options.out)
     else:

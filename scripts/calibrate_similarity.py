@@ -1,19 +1,19 @@
-"""Where on the scale from 0 to 1 a distance from the source lies, and whether it stays there as images are added.
+"""Calibrates the scale of similarity to the source, and checks that it does not depend on the number of images.
 
     python scripts/make_tasks.py --out TASKS
     python scripts/calibrate_similarity.py --tasks TASKS [--cache DIR] [--write]
 
-Measures the distance of every task from what three packaged backbones were trained on, at 96 px, from its first 50,
-200 and 1000 training images, and of a few tasks at other sizes. The scale is set so that the tasks in `NEAR` come out
-at 0.75 and those in `FAR` at 0.25 (geometric means over tasks and backbones), so that 0.5 is the middle between
+Measures the distance of every task from the training data of three packaged backbones, at 96 px, from its first 50,
+200 and 1000 training images, and of a few tasks at other sizes. The scale is set so that the tasks in `NEAR` get
+0.75 and those in `FAR` 0.25 (geometric means over tasks and backbones), so that 0.5 is the middle between
 photographs on the one side and letters, scanned digits and silhouettes on the other.
 
-The same backbones have the classifier that they were trained with. A second scale goes from the share of its classes
-that it tells apart among a task's images (of as many as there are) to that similarity, for backbones without batch
-normalisation; its scatter is that of families of tasks (copies and parts of one set of pictures) left out of the fit.
+The same backbones have their original classifier. A second scale maps the share of its classes
+that it distinguishes among a task's images (all of them) to that similarity, for backbones without batch
+normalisation; its scatter is that of families of tasks (copies and subsets of one set of images) left out of the fit.
 
---write keeps both in transferkit/knowledge/similarity.json, and all numbers in benchmarks/similarity.json. About 15
-minutes of two cores.
+--write stores both in transferkit/knowledge/similarity.json, and all numbers in benchmarks/similarity.json. Takes about
+15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SIZE = 96
 COUNTS = (50, 200, 1000)
 
 NEAR = ("stamps", "stamps_animals", "stamps_fine")
-"""Photographs of things, cut out on white. Tiles of photographs are no anchors: enlarged to the size of the input
+"""Photographs of things, cut out on white. Tiles of photographs are not used here: enlarged to the size of the input
 they are blurred, which the first stages notice."""
 
 FAR = ("digits", "fashion", "glyphs")
@@ -63,7 +63,7 @@ FAR = ("digits", "fashion", "glyphs")
 
 OTHER_SIZES = {"packaged/tf_efficientnet_lite0": (64, 128, 224)}
 SIZED_TASKS = ("photo_regions", "stamps", "stamps_fine", "hand_signs", "fashion", "digits", "glyphs")
-"""Tasks that are looked at in other sizes too: the running statistics were gathered at the native one."""
+"""Tasks that are measured at other sizes too: the running statistics come from the native one."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_rows(
 
 
 def measure_task(backbone: Backbone, folder: Path, bank: FeatureBank, counts: tuple[int, ...]) -> list[Measured]:
-    """One row per number of images; the last is all of them where there are fewer."""
+    """One row per number of images; the last uses all images if there are fewer."""
     data = open_data(folder, progress=False)
     rows, answers = read_rows(backbone, data, bank, max(counts))
     source = {stage: ChannelMoments(*moments) for stage, moments in backbone.source_moments().items()}
@@ -171,7 +171,7 @@ def anchor(measured: list[Measured], tasks: tuple[str, ...]) -> float:
 
 
 def calibrate_head(measured: list[Measured], scale: Scale) -> dict[str, Any]:
-    """The scale of a classifier's answers; how confidence alone goes with the similarity stands beside it."""
+    """The scale for a classifier's predictions, with the rank correlation of its confidence for comparison."""
     rows = largest(measured)
     similarities = np.array([scale.similarity(row.found.distance) for row in rows])
     shares = np.array([row.answers.share for row in rows])
@@ -204,9 +204,9 @@ def show(measured: list[Measured], scale: Scale) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=Path, required=True, help="what scripts/make_tasks.py wrote")
+    parser.add_argument("--tasks", type=Path, required=True, help="folder made by scripts/make_tasks.py")
     parser.add_argument("--cache", type=Path, help="folder of the feature bank; a second run computes nothing")
-    parser.add_argument("--write", action="store_true", help="keep the scale and the numbers in the repository")
+    parser.add_argument("--write", action="store_true", help="store the scale and the numbers in the repository")
     options = parser.parse_args()
     folders = sorted(path for path in options.tasks.iterdir() if (path / "train").is_dir())
     measured = measure_all(folders, FeatureBank(options.cache))

@@ -1,4 +1,4 @@
-"""Image-classification tasks for the regret benchmark, from sources that anyone can get.
+"""Image-classification tasks for the regret benchmark, from public sources.
 
     apt-get install tuxpaint-stamps-default dataset-fashion-mnist mate-backgrounds fonts-noto-core fonts-dejavu-core \\
         fonts-liberation fonts-urw-base35 fonts-lato fonts-roboto-unhinted fonts-open-sans fonts-crosextra-caladea \\
@@ -7,13 +7,13 @@
     python scripts/make_tasks.py --out DIR [--hand-signs TAR] [--only NAME,NAME] [--force]
 
 Writes `DIR/<task>/{train,test}/<class>/*.png` and `DIR/<task>/task.json`. The same sources and the same Pillow give the
-same pixels (`content` in `task.json` is their digest): every task draws from a generator seeded by its own name.
-A finished task is left alone unless --force is given; one whose source is missing is skipped with a sentence that says
-what to install, and the exit code is then 1. Takes about 80 s of one core.
+same pixels (`content` in `task.json` is their digest): every task uses a generator seeded by its own name.
+Finished tasks are kept unless --force is given; a task whose source is missing is skipped with a message that says
+what to install, and the exit code is then 1. Takes about 80 s on one core.
 
-Within a task, train and test share no picture, no variant of a picture that its name tells, and no font (no word where
+Within a task, train and test share no image, no variant of an image (by its name), and no font (no word if
 fonts are the classes); tiles of one photograph do not overlap. The images are never committed; their licences are those
-of the packages, named in `task.json`.
+of the packages, listed in `task.json`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _OWN = "this script"
 
 
 def list_tasks() -> dict[str, Task]:
-    """Every task by its name, copies after what they are copies of."""
+    """Name -> task, corrupted copies after their originals."""
     tasks = [
         Task(name="digits", about="Handwritten digits of 8 by 8 pixels, enlarged four times.", kind="scan",
              source="scikit-learn, load_digits", licence="CC BY 4.0 (UCI)", samples=digits),
@@ -122,7 +122,7 @@ def list_tasks() -> dict[str, Task]:
 
 
 def write_samples(samples: Iterator[Sample], root: Path, label: str) -> tuple[dict[str, Counter[str]], str, int]:
-    """Save the images; a picture that is there already is left out.
+    """Save the images, skipping duplicates.
 
     Returns:
         Images per class of train and test; a digest of all the names and pixels; how many repeats were left out.
@@ -145,7 +145,7 @@ def write_samples(samples: Iterator[Sample], root: Path, label: str) -> tuple[di
 
 
 def build(task: Task, places: Places) -> dict[str, object]:
-    """Make a task in a folder beside its own and move it there when it is whole; return what `task.json` says."""
+    """Build a task in a temporary folder and move it into place when complete; return the content of `task.json`."""
     root, partial = places.out / task.name, places.out / f".{task.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -177,7 +177,7 @@ def build(task: Task, places: Places) -> dict[str, object]:
 
 
 def choose(tasks: dict[str, Task], only: str | None) -> list[Task]:
-    """The tasks asked for and what they are copies of, in the list's order."""
+    """The requested tasks and the originals of copies, in the list's order."""
     wanted = set(filter(None, only.split(","))) if only else set(tasks)
     for name in sorted(wanted - tasks.keys()):
         raise OptionError(unknown_name("task", name, tasks))
@@ -186,12 +186,12 @@ def choose(tasks: dict[str, Task], only: str | None) -> list[Task]:
 
 
 def make_tasks(chosen: Sequence[Task], places: Places, *, force: bool) -> dict[str, str]:
-    """Build what is not there yet, a printed line each; return why tasks were skipped, by name."""
+    """Build the missing tasks, printing a line for each; return task -> reason for the skipped ones."""
     skipped: dict[str, str] = {}
     for task in chosen:
         finished, start = places.out / task.name / "task.json", time.perf_counter()
         if finished.is_file() and not force:
-            print(f"{task.name}: there already")
+            print(f"{task.name}: exists")
             continue
         try:
             card = build(task, places)
@@ -211,8 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hand-signs", type=Path, help="archive with sign/{train,test}/<class>/*.jpg")
-    parser.add_argument("--only", help="names of tasks, with commas between them")
-    parser.add_argument("--force", action="store_true", help="make finished tasks again")
+    parser.add_argument("--only", help="names of tasks, comma-separated")
+    parser.add_argument("--force", action="store_true", help="rebuild finished tasks")
     options = parser.parse_args(arguments)
     try:
         chosen = choose(list_tasks(), options.only)
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if options.only is None and options.hand_signs is None:
         chosen = [task for task in chosen if "hand_signs" not in (task.name, task.base)]
-        print("hand_signs: not asked for (--hand-signs TAR)")
+        print("hand_signs: skipped (needs --hand-signs TAR)")
     if options.hand_signs is not None and not options.hand_signs.is_file():
         parser.error(f"--hand-signs {options.hand_signs} is not a file.")
     skipped = make_tasks(chosen, Places(out=options.out, hand_signs=options.hand_signs), force=options.force)

@@ -1,6 +1,6 @@
-"""Group normalisation taught by the network as it was: weight and bias of the layers that `fit_group_norms` put in.
+"""Distillation of fitted group normalisation: trains weight and bias of the layers that `fit_group_norms` inserted.
 
-`bench_norm.py` measures what it adds to the fit in closed form; little, so it is not in the package.
+`bench_norm.py` measures its gain over the fit in closed form; it is small, so this is not in the package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def distil_norms(
     batch: int = 32,
     seed: int = 0,
 ) -> tuple[float, ...]:
-    """Train weight and bias of the fitted layers, and nothing else, until the student answers more like the teacher.
+    """Train only weight and bias of the fitted layers, to bring the student's outputs closer to the teacher's.
 
     The loss is the divergence of the two softmaxes plus the squared distance of what the last fitted layer gives,
     averaged over positions, in units of its variance. Half of the batches are mirrored.
@@ -84,7 +84,7 @@ def distil_norms(
 
 
 def _shuffled(count: int, batch: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Row numbers in a drawn order, batch by batch."""
+    """Shuffled row numbers, batch by batch."""
     order = torch.randperm(count, generator=generator)
     return [order[start : start + batch] for start in range(0, count, batch)]
 
@@ -99,7 +99,7 @@ def _check_training(epochs: int, lr: float, batch: int) -> None:
 
 @contextmanager
 def _only_learning(module: nn.Module, learning: Collection[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters alone; every flag is as before afterwards, and no gradient is left behind."""
+    """Enable gradients for these parameters alone; afterwards all flags are restored and gradients are removed."""
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
     try:
         module.requires_grad_(False)
@@ -114,7 +114,7 @@ def _only_learning(module: nn.Module, learning: Collection[nn.Parameter]) -> Ite
 
 
 def _distance(student: nn.Module, teacher: nn.Module, images: torch.Tensor, last: str) -> torch.Tensor:
-    """How far the student is from the teacher on one batch, see `distil_norms`."""
+    """Distance of student and teacher on one batch, see `distil_norms`."""
     with torch.no_grad():
         wanted, inner = _watched(teacher, images, last)
     given, own = _watched(student, images, last)
@@ -124,7 +124,7 @@ def _distance(student: nn.Module, teacher: nn.Module, images: torch.Tensor, last
 
 
 def _watched(network: nn.Module, images: torch.Tensor, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the network gives, and what the module at `path` gives, averaged over positions."""
+    """Outputs of the network, and those of the module at `path`, averaged over positions."""
     seen: list[torch.Tensor] = []
     handle = network.get_submodule(path).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:

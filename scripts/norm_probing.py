@@ -1,4 +1,4 @@
-"""What linear probes lose or win by another normalisation, before anything is trained: `bench_norm.py probe`."""
+"""Accuracy of linear probes with another normalisation, before any training: `bench_norm.py probe`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("frozen", "recalibrated", "standardised_group")
 
 
 def probe(backbone: Backbone, data: Data, bank: FeatureBank, kind: str) -> dict[str, Any]:
-    """Accuracy on held-back and on test images of a probe on selected features."""
+    """Held-out and test accuracy of a probe on selected features."""
     found = measure_features(backbone, data, OPTIONS, bank=bank)
     similarity = found.evidence.similarity
     if kind != "frozen":
@@ -43,7 +43,7 @@ def probe(backbone: Backbone, data: Data, bank: FeatureBank, kind: str) -> dict[
 def probes(
     model: str, size: int, folders: Sequence[Path], cache: str | None
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
-    """What is probed, and what does it."""
+    """The trials, and the function that runs each."""
     backbone, bank = load_backbone(model, image_size=size), FeatureBank(cache)
     for folder in folders:
         data = open_data(folder, progress=False)

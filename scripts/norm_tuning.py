@@ -1,10 +1,11 @@
-"""Fine-tuning at every batch size with every treatment of normalisation; `bench_norm.py tune` runs it.
+"""Fine-tuning at every batch size with every treatment of normalisation: `bench_norm.py tune`.
 
-All of a task start from the same weights and the same kind of head, solved for on the network as the treatment leaves
-it, and see equally many images. Everything learns, the earlier the slower (`lp_ft`), at a tenth of the original rate
-for the batch size, or 3 or 10 times that: which of them is told by the first seed's test images, at a small and at a
-large batch, for each treatment. Nothing is held back: counted are the test images that the average of the weights names
-right.
+All trials of a task start from the same weights and the same kind of head, fitted in closed form on the treated
+network, and use the same number of images. All layers are trained, earlier ones at lower rates (`lp_ft`), at a tenth of
+the
+original rate for the batch size, or 3 or 10 times that: the rate is chosen on the first seed's test images, at a small
+and at a large batch, for each treatment. There is no validation split: the result is the test accuracy of the averaged
+weights.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ from transferkit.workflow.session import load_backbone
 PER_CLASS = 20
 EPOCHS = 10
 BATCHES = (32, 2, 1), (16, 8, 4)
-"""In the order that they are tried in: all seeds of the first part, then those of the second."""
+"""In the order of the trials: all seeds of the first group, then those of the second."""
 FACTORS = (1.0, 3.0, 10.0)
 SMALL, LARGE = 2, 32
-"""Batches at which all rates are tried; the one that is nearer has its say in the others."""
+"""Batch sizes at which all rates are tried; other batch sizes use the rate of the nearer one."""
 POOLING = "avg+max"
 
 RECALIBRATED_AT = 50
-"""Images at once when statistics are measured anew."""
+"""Batch size when statistics are recomputed."""
 
 
 class Treatment(NamedTuple):
-    """What is swapped in, if anything, whether images are needed for it, what a freeze plan does, at which batches it
-    is tried, and whether it takes over while the network learns."""
+    """The kind that is swapped in, if any, whether it needs images, the `norm` of the freeze plan, the batch sizes it
+    is tried at, and whether it is phased in during training."""
 
     kind: str | None
     fitted: bool
@@ -74,7 +75,7 @@ TREATMENTS = {
 
 
 class Task(NamedTuple):
-    """The images of a task at so many per class."""
+    """The images of a task at that many per class."""
 
     name: str
     data: Data
@@ -87,7 +88,7 @@ class Task(NamedTuple):
 def open_task(folder: Path, backbone: Backbone) -> Task:
     data = open_data(folder, progress=False)
     small = shrink(data, PER_CLASS, 0)
-    # In any order: a blend with the batch would know a class by its neighbours, where these are of one class.
+    # Shuffled: in class order, a blend with the batch's statistics would reveal the class.
     small = pick(small, np.random.default_rng(0).permutation(len(small.items)))
     preprocessing = backbone.spec.preprocessing
     chosen, test = (
@@ -109,8 +110,8 @@ def treated(backbone: Backbone, treatment: Treatment, images: torch.Tensor) -> B
 
 
 class Start(NamedTuple):
-    """Where all trials of a task with a treatment begin: the treated network under a head that was solved for, the
-    moments of what the head reads over the training images, and the test accuracy."""
+    """Start of all trials of a task with a treatment: the treated network with a closed-form head, the
+    moments of the head's input over the training images, and the test accuracy."""
 
     model: TransferModel
     moments: tuple[torch.Tensor, torch.Tensor]
@@ -118,7 +119,7 @@ class Start(NamedTuple):
 
 
 def started(backbone: Backbone, task: Task, bank: FeatureBank, treatment: Treatment) -> Start:
-    """The head reads the top stage."""
+    """The start of a treatment's trials; the head reads the top stage."""
     swapped = treated(backbone, treatment, task.images)
     model = TransferModel(swapped, stages=(TOP,), pooling=POOLING, classes=task.data.summary.classes)
     table = read_features(swapped, task.data, bank=bank, pooling=POOLING, progress=False).table
@@ -148,19 +149,19 @@ def accuracy(model: TransferModel, task: Task) -> float:
 
 
 def chosen_factor(rows: Sequence[dict[str, Any]], treatment: str, batch: int, seed: int) -> float | None:
-    """Of the rates that were tried on a task, the one with the best average at the end; None if none was."""
+    """The rate with the best mean final accuracy of those tried on a task; None if none was tried."""
     treated = [row for row in rows if (row["treatment"], row["seed"]) == (treatment, seed)]
     tried = [row for row in treated if row["batch"] == (LARGE if batch > np.sqrt(SMALL * LARGE) else SMALL)]
     return max(tried or treated, key=best_of, default={}).get("factor")
 
 
 def best_of(row: dict[str, Any]) -> float:
-    """Accuracy at the end, with running statistics as they are or measured anew, whichever is better."""
+    """Final accuracy, with the running statistics or recomputed ones, whichever is better."""
     return max(row["after"], row.get("anew", 0.0))
 
 
 def tune(start: Start, task: Task, treatment: Treatment, *, batch: int, seed: int, factor: float) -> dict[str, Any]:
-    """Test accuracy before and after, and with statistics measured anew if batches moved them; processor's seconds."""
+    """Test accuracy before and after, and with recomputed statistics if training changed them; CPU seconds."""
     model = copy.deepcopy(start.model)
     recipe = Recipe(epochs=EPOCHS, batch_size=batch)
     rate = starting_rate(model.backbone.spec, optimizer=recipe.optimizer, batch_size=batch)
@@ -186,7 +187,7 @@ def tune(start: Start, task: Task, treatment: Treatment, *, batch: int, seed: in
 
 @torch.no_grad()
 def moments(model: TransferModel, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of what the head reads, over the training images."""
+    """Means and deviations of the head's input over the training images."""
     model.eval()
     features = torch.cat([model.features(part) for part in task.images.split(32)])
     return features.mean(dim=0), features.std(dim=0, correction=0)
@@ -200,7 +201,7 @@ def trials(
     folder: str | None,
     rows: Sequence[dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
-    """What a trial is, and what runs it: rates with the first seed, then the table, largest and smallest batches first.
+    """The trials, and the function that runs each: rates with the first seed, then the table by batch size, extremes first.
 
     Args:
         folder: Of the feature bank.

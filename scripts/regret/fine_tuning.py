@@ -1,4 +1,4 @@
-"""Ways of fine-tuning in the first draw of every cell: what `bench_regret.py tune` does."""
+"""Fine-tuning in the first draw of every cell: `bench_regret.py tune`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tune(
                 found = measure_features(backbone, small, OPTIONS, bank=bank)
                 for name in missing:
                     cell.setdefault("tuned", {})[name] = tune_cell(backbone, small, found, bank, name)
-                    # Another process may have filled in other levels meanwhile.
+                    # Another process may have added other levels in the meantime.
                     fresh = json.loads(path.read_text(encoding="utf-8"))
                     same = next(c for c in fresh["cells"] if (c["level"], c["draw"]) == (level, 0))
                     same.setdefault("tuned", {})[name] = cell["tuned"][name]
@@ -60,7 +60,7 @@ def tune(
 
 
 def tune_cell(backbone: Any, data: Data, found: Measurement, bank: FeatureBank, strategy: str) -> dict[str, Any]:
-    """What `adapt` with this strategy returns, on the test images; seconds are the processor's own."""
+    """Test accuracy of the model that `adapt` with this strategy returns, and details; CPU seconds."""
     options, evidence = replace(OPTIONS, strategy=strategy), found.evidence
     decision = complete(choose_strategy(evidence, options), evidence, conditions_for(evidence, options))
     session = Session(backbone=backbone, data=data, measured=found, options=options, bank=bank)

@@ -1,4 +1,4 @@
-"""What the cells teach: the gain model and its calibration."""
+"""Fits the gain model and its calibration on the cells."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ RIDGE = 0.01
 
 
 DOUBTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Factors on the errors of measured gains to choose from; of equals the smallest."""
+"""Candidate factors on the errors of measured gains; the smallest of equally good ones is chosen."""
 
 
 LEAST_DIFFERING = 0.02
-"""Share of test images that a probe or what became of it alone names right, at least: no gain is known exactly."""
+"""Minimum share of test images that only one of probe and result classifies correctly: no gain is known exactly."""
 
 
 FIRST_VARIANCE, ROUNDS = 0.04, 50
-"""Where the search for the variance of gains begins, and how long it goes on."""
+"""Start of the search for the variance of gains, and its number of iterations."""
 
 
 LEAST_VARIANCE = 0.02**2
-"""Of a gain around what is expected of it, in units of the spread: about a point on a middling task."""
+"""Lower bound on the variance of a gain around its expectation, in squared units of the spread: about a point."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Lesson:
     """One strategy in one cell.
 
     Args:
-        kind: "stage", "selected", or the name of a fine-tuning strategy, whose gain is that of what `adapt` returns.
+        kind: "stage", "selected", or the name of a fine-tuning strategy, with the gain of the model `adapt` returns.
         covariates: As `Situation` makes them.
         gain: The true one, on test images: of a probe in units of the spread, of fine-tuning as a share of errors.
         noise: Variance of `gain` from the number of test images.
@@ -57,7 +57,7 @@ class Lesson:
 
 
 def lessons(cell: Cell) -> list[Lesson]:
-    """What a cell teaches of every strategy within reach of the joined probe."""
+    """Observations from a cell: one per strategy within reach of the joined probe."""
     joined, situation = cell.evidence.probe(JOINED), cell.situation
     base = cell.strategies[f"{JOINED} ridge"]["test"]
     found = []
@@ -83,11 +83,11 @@ def lessons(cell: Cell) -> list[Lesson]:
 
 
 def tuning_lessons(cell: Cell, model: GainModel) -> list[Lesson]:
-    """The share of the best probe's errors that the ways of fine-tuning which are weighed took away.
+    """The share of the best probe's errors removed by each fine-tuning strategy that `adapt` considers.
 
     Args:
-        cell: What was run.
-        model: Calibrated: the errors are those that are expected, as they will be when the share is applied.
+        cell: A finished cell.
+        model: Calibrated: the errors are expected ones, as when the share is applied.
     """
     probe = best_probe_of(weigh(cell.evidence, knowledge=model).options)
     left = max(1 - probe.expected_accuracy, LEAST_LEFT)
@@ -109,10 +109,11 @@ def tuning_lessons(cell: Cell, model: GainModel) -> list[Lesson]:
 
 
 def learn(cells: Sequence[Cell]) -> GainModel:
-    """Least squares on the gains that the tasks really had, every task weighing the same.
+    """Least squares on the true gains of the tasks, with equal weight per task.
 
-    In the order in which they are used: gains of probes over the joined one, the doubt about measured gains, how far
-    held-back accuracies are from the truth, and what fine-tuning gains over probes that are honestly expected.
+    In the order in which they are used: gains of probes over the joined one, the factor on errors of measured gains,
+        the
+    calibration of held-out accuracies, and the gain of fine-tuning over the calibrated expectation of probes.
     """
     model = with_gains(GainModel(coefficients={}, spread={}), [lesson for cell in cells for lesson in lessons(cell)])
 
@@ -128,7 +129,7 @@ def learn(cells: Sequence[Cell]) -> GainModel:
 
 
 def with_gains(model: GainModel, taught: Sequence[Lesson]) -> GainModel:
-    """The model with what lessons say of their kinds."""
+    """The model with coefficients fitted on the lessons, by kind."""
     fits = {
         kind: regress([lesson for lesson in taught if lesson.kind == kind])
         for kind in sorted({lesson.kind for lesson in taught})
@@ -141,17 +142,17 @@ def with_gains(model: GainModel, taught: Sequence[Lesson]) -> GainModel:
 
 
 def weigh_tasks(seen: Sequence[Lesson]) -> np.ndarray:
-    """(N,) the same for every task, 1 in all."""
+    """(N,) weights, equal in sum for every task, total 1."""
     tasks = [lesson.task for lesson in seen]
     weights = np.array([1 / tasks.count(task) for task in tasks])
     return weights / weights.sum()
 
 
 def regress(seen: Sequence[Lesson]) -> tuple[tuple[float, ...], float]:
-    """Coefficients, and the standard deviation of what they leave unexplained beyond the noise of the test.
+    """Coefficients, and the standard deviation of the residuals beyond the noise of the test.
 
-    Lessons count by their precision, which depends on that deviation: both are brought into agreement (Paule & Mandel,
-    1982, with a weight for every task).
+    Lessons are weighted by their precision, which depends on that deviation: both are solved for consistently (Paule &
+    Mandel, 1982, with a weight for every task).
     """
     design = np.array([lesson.covariates for lesson in seen])
     gains, noise = (np.array([getattr(lesson, name) for lesson in seen]) for name in ("gain", "noise"))
@@ -166,7 +167,7 @@ def regress(seen: Sequence[Lesson]) -> tuple[tuple[float, ...], float]:
 
 
 def write_knowledge(cells: Sequence[Cell]) -> None:
-    """Rewrite the gain model that ships with the package."""
+    """Rewrite the packaged gain model."""
     model = learn(cells)
     plain = {
         "version": 2,

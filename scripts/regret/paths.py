@@ -1,4 +1,4 @@
-"""Where the benchmark keeps what it measured, and which backbones it knows."""
+"""Paths of the benchmark's results, and its backbones."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ KNOWLEDGE = ROOT / "transferkit" / "knowledge" / "gain_model.json"
 SCRIPT = "scripts/bench_regret.py"
 
 MODEL = "packaged/tf_efficientnet_lite0"
-"""The backbone whose cells lie in `CELLS` itself; those of others have a folder each in there."""
+"""The backbone whose cells are in `CELLS` itself; those of others are in a subfolder each."""
 
 HALF_RESNET = "resnet50_half"
-"""That of `regret_backbones.py`."""
+"""The backbone of `regret_backbones.py`."""
 
 SIZE = 96
 
 
 def folder_of(model: str) -> Path:
-    """Where the cells of a backbone are.
+    """The folder of a backbone's cells.
 
     Example:
         >>> folder_of(MODEL) == CELLS, folder_of("resnet50_half").name, folder_of("packaged/mobilenetv2_100").name
@@ -35,7 +35,7 @@ def folder_of(model: str) -> Path:
 
 
 def load_model(model: str) -> Any:
-    """A backbone by the name that transferkit knows it by, or one of `regret_backbones.py`."""
+    """A backbone by its transferkit name, or one of `regret_backbones.py`."""
     if model == HALF_RESNET:
         from regret_backbones import load_half_resnet50
 
@@ -46,7 +46,7 @@ def load_model(model: str) -> Any:
 
 
 def write(path: Path, plain: Mapping[str, Any]) -> None:
-    """JSON in one line, never half a file."""
+    """Write JSON in one line, atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(plain, separators=(",", ":")) + "\n", encoding="utf-8")
     partial.replace(path)

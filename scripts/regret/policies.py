@@ -1,4 +1,4 @@
-"""Ways of choosing a strategy, each a function of a cell and of the cells of other tasks to learn from."""
+"""Policies for choosing a strategy, each a function of a cell and of the cells of other tasks to fit on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Outcome = tuple[float, float]
 
 
 Policy = Callable[[Cell, Sequence[Cell]], Outcome]
-"""A cell, and the cells of other families to learn from."""
+"""A cell, and the cells of other families to fit on."""
 
 
 LOOKING = ("similarity", "probe", "selection")
@@ -26,7 +26,7 @@ LOOKING = ("similarity", "probe", "selection")
 
 
 def take(cell: Cell, strategy: str, *, looked: bool = False, seconds: float | None = None) -> Outcome:
-    """Accuracy of a strategy, and the seconds that it and looking for it took."""
+    """Accuracy of a strategy, and the seconds for it and for choosing it."""
     if strategy in cell.tuned:
         found = cell.tuned[strategy]
         return found["test"], found["seconds"] + sum(cell.evidence.seconds[phase] for phase in LOOKING)
@@ -44,7 +44,7 @@ def take_stage(cell: Cell, stage: str, *, looked: bool = False) -> Outcome:
 
 
 def take_decided(cell: Cell, decision: Choice) -> Outcome:
-    """What `adapt` returns for a decision."""
+    """The outcome that `adapt` returns for a decision."""
     if decision.strategy == "linear_probe":
         return take_stage(cell, decision.stage, looked=True)
     return take(cell, decision.strategy)
@@ -56,7 +56,7 @@ def by_evidence(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 
 def by_search(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """`mode=search`, advised likewise; its trials are the folds that were run."""
+    """`mode=search`, with the same coefficients; its trials are the folds that were run."""
     tried = []
 
     def begin(option: Alternative) -> Trial:
@@ -71,13 +71,13 @@ def by_search(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 
 def by_measurement(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """The highest held-back accuracy among the ridge probes, nothing learnt from other tasks."""
+    """The highest held-out accuracy among the ridge probes, without other tasks."""
     scores = [score for score in cell.evidence.probes if score.method == "ridge"]
     return take_stage(cell, max(scores, key=lambda score: score.interval[0]).stage, looked=True)
 
 
 def by_rule(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """`mode=rule`; where it wants fine-tuning that was not run, its linear classifier on the top stage."""
+    """`mode=rule`; if it chooses fine-tuning that was not run, its linear classifier on the top stage."""
     advice = rule_of(cell)
     if advice.strategy in cell.tuned:
         return take(cell, advice.strategy)
@@ -85,7 +85,7 @@ def by_rule(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 
 def rule_of(cell: Cell) -> Choice:
-    """What the matrix says; where similarity is unknown, as of one in the middle, which it counts as near."""
+    """The choice of the rule; an unknown similarity is set to the middle, which counts as near."""
     similarity = UNKNOWN_SIMILARITY if cell.evidence.similarity is None else cell.evidence.similarity
     return rule(
         images=cell.evidence.data.train_images,
@@ -96,7 +96,7 @@ def rule_of(cell: Cell) -> Choice:
 
 
 def always(strategy: str) -> Policy:
-    """One strategy whatever the task; its ridge head where a class of one image allows no other."""
+    """The same strategy for every task; its ridge head if a class of one image allows no other."""
     ridge = f"{strategy.rpartition(' ')[0]} ridge"
     return lambda cell, others: take(cell, strategy if strategy in (*cell.strategies, *cell.tuned) else ridge)
 
@@ -106,12 +106,12 @@ def always_stage(stage: str) -> Policy:
 
 
 def best_constant(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """The strategy with the least mean regret on the other families, where all that was done here was done."""
+    """The strategy with the lowest mean regret on the other families, over cells with the same strategies run."""
     return always(constant_from(with_only(others, cell.tuned)))(cell, others)
 
 
 def by_cross_validation(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """Do everything, take the highest held-back accuracy."""
+    """Run everything, choose the highest held-out accuracy."""
     known = {name: found for name, found in cell.strategies.items() if found["held_back"] is not None}
     scores = {name: (-found["held_back"], found["log_loss"]) for name, found in known.items()}
     scores |= {name: (-cell.pilot(name).kept.accuracy, cell.pilot(name).kept.log_loss) for name in cell.tuned}
@@ -142,7 +142,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def policies_for(cells: Sequence[Cell]) -> dict[str, Policy]:
-    """With those that need fine-tuning, where there is any."""
+    """Policies including those that need fine-tuning, if any was run."""
     tuned = sorted(set.intersection(*(set(cell.tuned) for cell in cells)))
     return POLICIES | ({"mode=search": by_search} if tuned else {}) | {f"always {name}": always(name) for name in tuned}
 
@@ -160,7 +160,7 @@ def _key(cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def learned_from(cells: Sequence[Cell]) -> GainModel:
-    """What these cells teach; each set of them is learnt from once."""
+    """The gain model fitted on these cells, cached per set of cells."""
     key = _key(cells)
     if key not in _learned:
         _learned[key] = learn(cells)
@@ -168,7 +168,7 @@ def learned_from(cells: Sequence[Cell]) -> GainModel:
 
 
 def constants_of(cells: Sequence[Cell]) -> list[str]:
-    """The strategies that every backbone has."""
+    """The strategies that were run on every backbone."""
     menus: dict[str, list[str]] = {}
     for cell in cells:
         menus[cell.model] = max(menus.get(cell.model, []), [*cell.strategies, *cell.tuned], key=len)
@@ -177,7 +177,7 @@ def constants_of(cells: Sequence[Cell]) -> list[str]:
 
 
 def constant_from(cells: Sequence[Cell]) -> str:
-    """The best of them on these cells."""
+    """The best constant strategy on these cells."""
     key = _key(cells)
     if key not in _constants:
         names = constants_of(cells)

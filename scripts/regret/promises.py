@@ -1,4 +1,4 @@
-"""Are promises kept? Expected accuracies against test accuracies, each task judged by what others taught."""
+"""Expected against test accuracies, each task evaluated with models fitted on the others."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ AFTER_TUNING = "fine-tuning, done"
 AFTER_CHOSEN = "what mode=evidence chooses, done"
 
 SIZES = ((0, 8, "5"), (8, 30, "8 to 30"), (30, 80, "30 to 80"), (80, float("inf"), "80 or more"))
-"""Images per class from, to, and as the table says it."""
+"""Images per class from, to, and their label in the table."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What was said of an accuracy, and what it was.
+    """An expected accuracy, and the test accuracy.
 
     Args:
-        said: Which promise it is, for people.
-        task: It was made on.
+        said: Kind of expectation, for display.
+        task: The task.
         model: The backbone.
         per_class: Training images per class.
         expected, low, high: Expected accuracy and its 95 % interval.
@@ -58,18 +58,18 @@ class Promise:
 
     @property
     def miss(self) -> float:
-        """Expected less test accuracy."""
+        """Expected minus test accuracy."""
         return self.expected - self.test
 
     @property
     def is_kept(self) -> bool:
-        """Whether the interval covers the test accuracy, the test's own error allowed for."""
+        """Whether the interval covers the test accuracy, allowing for the test's own error."""
         half = self.expected - self.low if self.miss > 0 else self.high - self.expected
         return bool(abs(self.miss) <= np.hypot(half, TWO_SIDED * self.error))
 
 
 def promises_of(cell: Cell, model: GainModel) -> list[Promise]:
-    """All that would be said in a cell, by this knowledge."""
+    """All expectations in a cell with this gain model."""
     choice = weigh(cell.evidence, knowledge=model)
     found = []
 
@@ -107,7 +107,7 @@ def _after_tuning(cell: Cell, strategy: str, model: GainModel) -> Alternative | 
 
 
 def _after(cell: Cell, option: Alternative, model: GainModel, held_back: HeldBack) -> Alternative | None:
-    """What is promised once an option was carried out."""
+    """The expectation after an option was fitted."""
     choice = Choice(strategy=option.strategy, stage=option.stage, mode="given", reasons=("exhaustive",))
     decision = complete(choice, cell.evidence)
     return conclude(decision, cell.evidence, held_back, knowledge=model).expected
@@ -128,7 +128,7 @@ def _promise(said: str, cell: Cell, option: Alternative, test: float) -> Promise
 
 
 def collect(cells: Sequence[Cell], known: Sequence[Cell]) -> list[Promise]:
-    """All promises in the cells, each family judged by what `known` teaches without it."""
+    """All expectations in the cells, each family with a model fitted on `known` without it."""
     found = []
     for family in families_of(cells):
         model = learn(without_family(known, family))
@@ -162,7 +162,7 @@ def by_size(promises: Sequence[Promise]) -> dict[str, Any]:
 
 
 def report(promises: Sequence[Promise]) -> dict[str, Any]:
-    """Kind of promise -> how it was kept."""
+    """Kind of expectation -> its errors and coverage."""
     kinds = dict.fromkeys(one.said for one in promises)
     return {kind: by_size([one for one in promises if one.said == kind]) for kind in kinds}
 
@@ -189,7 +189,7 @@ def models_of(cells: Iterable[Cell]) -> list[str]:
 
 
 def write_promises(cells: Sequence[Cell]) -> None:
-    """Each backbone's promises by what all teach without the task's family; and by what the other backbones teach."""
+    """Each backbone's expectations, fitted on all backbones without the task's family, and on the others alone."""
     models = models_of(cells)
     own = {model: report(collect([c for c in cells if c.model == model], cells)) for model in models}
     found: dict[str, Any] = {

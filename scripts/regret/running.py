@@ -1,4 +1,4 @@
-"""Every linear head on every task: what `bench_regret.py run` does."""
+"""Every linear head on every task: `bench_regret.py run`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST_IMAGES = 2000
 
 
 GROWTH = 1.3
-"""A level counts as new where it has this many times the images of the one before: small tasks run out of images."""
+"""A level counts if it has at least this many times the images of the previous one: small tasks run out of images."""
 
 
 def draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def shrink(data: Data, per_class: int, seed: int) -> Data:
-    """The same data with only so many of its training images, as `draw` draws them; the test images stay."""
+    """The same data with at most that many training images per class, drawn by `draw`; the test images stay."""
     train = data.indices("train")
     chosen = train[draw(data.labels[train], per_class, seed)]
     small = pick(data, np.sort(np.concatenate([chosen, data.indices("test")])))
@@ -62,7 +62,7 @@ def shrink(data: Data, per_class: int, seed: int) -> Data:
 
 
 def pick(data: Data, kept: np.ndarray) -> Data:
-    """These of its images, in this order; the summary is that of all."""
+    """A subset of images, in this order; the summary is that of all."""
     chosen = copy.copy(data)
     chosen.items = tuple(data.items[index] for index in kept)
     chosen.labels, chosen.splits, chosen.content_ids = data.labels[kept], data.splits[kept], data.content_ids[kept]
@@ -83,7 +83,7 @@ def levels_of(labels: np.ndarray) -> list[tuple[int, int]]:
 
 
 def representations(stages: Sequence[str]) -> tuple[str, ...]:
-    """What a linear head may read."""
+    """The representations that a linear head may read."""
     return (*stages, JOINED, SELECTED)
 
 
@@ -104,12 +104,12 @@ def fit(looked: Measurement, data: Data, stages: Sequence[str], stage: str, head
 
 
 def rounded(value: float) -> float | None:
-    """To four places; None where no image could be held back."""
+    """Rounded to four places; None if no image could be held out."""
     return round(value, 4) if math.isfinite(value) else None
 
 
 def fit_all(looked: Measurement, data: Data, stages: Sequence[str], stage: str) -> dict[str, dict[str, Any]]:
-    """Name of each strategy on one representation -> held-back and test accuracy, seconds, whether `adapt` keeps it."""
+    """Name of each strategy on one representation -> held-out and test accuracy, seconds, whether `adapt` keeps it."""
     _, alone = fit(looked, data, stages, stage, "ridge")
     fits, together = fit(looked, data, stages, stage, "auto")
     kept = choose_head(fits)
@@ -132,7 +132,7 @@ def fit_all(looked: Measurement, data: Data, stages: Sequence[str], stage: str) 
 
 
 def lean(evidence: Evidence) -> dict[str, Any]:
-    """What decisions read of it."""
+    """The part of the evidence that decisions use."""
     return {
         "probes": [
             {key: round(value, 5) if isinstance(value, float) else value for key, value in to_json(score).items()}
@@ -162,7 +162,7 @@ def run_cell(backbone: Any, data: Data, bank: FeatureBank, level: int, number: i
 
 
 def run(tasks: Path, cache: str | None, only: str | None, model: str = MODEL) -> None:
-    """All cells of a backbone that are missing, a file per task."""
+    """Run all missing cells of a backbone, one file per task."""
     backbone, bank, folder = load_model(model), FeatureBank(cache), folder_of(model)
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(path.parent.name for path in tasks.glob("*/task.json"))

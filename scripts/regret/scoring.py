@@ -1,4 +1,4 @@
-"""Regrets of every policy, on tasks that it did not learn from."""
+"""Regrets of every policy, on tasks that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def interval(cells: Sequence[Cell], values: Sequence[float]) -> tuple[float, flo
 
 
 def score(cells: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
-    """Every policy's regrets, each task judged by what the cells `known` teach without its family."""
+    """Every policy's regrets, each task with models fitted on the cells `known` without its family."""
     others = {family: [cell for cell in known if cell.family != family] for family in {c.family for c in cells}}
     taken = {
         name: [policy(cell, others[cell.family]) for cell in cells] for name, policy in policies_for(cells).items()
@@ -65,7 +65,7 @@ def score(cells: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
 
 
 def expectation_errors(cells: Sequence[Cell]) -> dict[str, float | None]:
-    """Root mean squared error, in points, of the accuracy expected of each probe: ours, and two plainer ones."""
+    """Root mean squared error, in points, of the expected accuracy of each probe: ours, and two baselines."""
     ours, measured, baseline, tuned = [], [], [], []
     for family in sorted({cell.family for cell in cells}):
         known = [cell for cell in cells if cell.family != family]
@@ -91,12 +91,12 @@ def expectation_errors(cells: Sequence[Cell]) -> dict[str, float | None]:
 
 
 def baseline_covariates(cell: Cell) -> np.ndarray:
-    """What the plainer expectation knows."""
+    """Covariates of the baseline."""
     return np.array([1.0, cell.evidence.probe(JOINED).interval[0], np.log10(cell.evidence.data.train_images)])
 
 
 def fit_baseline(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
-    """Stage -> a line through what it knows."""
+    """Stage -> a linear fit on these covariates."""
     design = np.stack([baseline_covariates(cell) for cell in cells])
     stages = [score.stage for score in cells[0].evidence.probes if score.method == "ridge"]
     return {
@@ -106,7 +106,7 @@ def fit_baseline(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
 
 
 def relative_costs(cells: Sequence[Cell]) -> dict[str, float]:
-    """Way of fine-tuning -> its seconds in those of `lp_ft` in the same cells, the geometric mean."""
+    """Fine-tuning strategy -> its time relative to `lp_ft` in the same cells, geometric mean."""
     ratios: dict[str, list[float]] = {}
     for cell in (cell for cell in cells if "lp_ft" in cell.tuned):
         for name, found in cell.tuned.items():
@@ -115,7 +115,7 @@ def relative_costs(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def root_mean_square(errors: Sequence[tuple[str, float]]) -> float | None:
-    """Of pairs (task, error), every task weighing the same."""
+    """Root mean square of pairs (task, error), with equal weight per task."""
     if not errors:
         return None
     tasks: dict[str, list[float]] = {}
@@ -125,7 +125,7 @@ def root_mean_square(errors: Sequence[tuple[str, float]]) -> float | None:
 
 
 def part(cells: Sequence[Cell], known: Sequence[Cell]) -> dict[str, Any]:
-    """One table's worth."""
+    """The results for one table."""
     asked = [rule_of(cell).strategy for cell in cells]
     return {
         "cells": len(cells),

@@ -29,7 +29,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def gains_table(cells: Sequence[Cell], ways: Iterable[str]) -> str:
-    """The best probe's accuracy and what each way of fine-tuning made of it; farthest from the source first."""
+    """Accuracy of the best probe and of each fine-tuning strategy; farthest from the source first."""
     levels, shown = sorted({cell.level for cell in cells}), ", ".join(["probe", *ways])
     lines = [
         f"| task | similarity | {' | '.join(f'{level} per class: {shown}' for level in levels)} |",

@@ -18,9 +18,9 @@ from transferkit.decision.weighing import TUNED_SHARES
 
 
 def write_scores(cells: Sequence[Cell]) -> None:
-    """Score every policy on what was run, the main backbone in full, the others by what is carried over to them.
+    """Score every policy on the finished cells, the main backbone in full, the others by transfer to them.
 
-    Each task is judged by what the cells of all backbones teach without its family.
+    Each task is evaluated with models fitted on the cells of all backbones without its family.
     """
     own = [cell for cell in cells if cell.model == MODEL]
     weighed, alone = with_only(own, TUNED_SHARES), [replace(cell, tuned={}) for cell in own]
@@ -50,4 +50,4 @@ def write_scores(cells: Sequence[Cell]) -> None:
         print(f"{name}, {scored['cells']} cells:\n\n{table(scored['policies'])}\n")
     print(f"Test accuracy, %:\n\n{gains_table(weighed, TUNED_SHARES)}\n\n{gains_table(whole, whole[0].tuned)}")
     if carried:
-        print(f"Carried over:\n\n{carrying_over.table(carried)}")
+        print(f"Transfer to other backbones:\n\n{carrying_over.table(carried)}")

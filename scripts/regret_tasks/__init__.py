@@ -1,1 +1,1 @@
-"""How the images of the regret benchmark's tasks come about; `make_tasks.py` lists and writes them."""
+"""Generators of the regret benchmark's tasks; `make_tasks.py` lists and writes them."""

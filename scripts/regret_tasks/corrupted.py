@@ -1,4 +1,4 @@
-"""Copies of finished tasks that were made worse: the same labels, splits and names, other pixels."""
+"""Corrupted copies of finished tasks: the same labels, splits and names, other pixels."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def fade(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def grey(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """No colour, every image's greys stretched over the same range: neither hue nor brightness tells."""
+    """Greyscale, stretched to the same range in every image: neither hue nor brightness identifies a class."""
     return ImageOps.autocontrast(image.convert("L"))
 
 
 def corrupted(
     base: str, corrupt: Callable[[Image.Image, np.random.Generator], Image.Image]
 ) -> Callable[[Places, np.random.Generator], Iterator[Sample]]:
-    """Samples of a finished task, each made worse; labels, splits and names stay."""
+    """Samples of a finished task, each corrupted; labels, splits and names stay."""
 
     def samples(places: Places, rng: np.random.Generator) -> Iterator[Sample]:
         root = places.out / base

@@ -1,4 +1,4 @@
-"""Tasks drawn from random numbers: counts, angles, places, textures. Nothing but the class repeats between images."""
+"""Tasks drawn from random numbers: counts, angles, locations, textures. Only the class repeats between images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SYNTHETIC_TRAIN, SYNTHETIC_TEST = 150, 60
 """Images per class of the generated tasks."""
 
 LARGE_SYNTHETIC_CLASSES = 12
-"""Above this many classes the generated tasks take half as many images per class, to stay quick."""
+"""Above this many classes the generated tasks have half as many images per class, to stay quick."""
 
 
 def drawn_task(

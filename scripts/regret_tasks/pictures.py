@@ -1,4 +1,4 @@
-"""Tasks from pictures that exist already: what is one class, and what must not be on both sides of a split."""
+"""Tasks from existing pictures: their classes, and the groups that must stay on one side of a split."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 from regret_tasks.task import Places, Sample, SourceMissing
 
 TRAIN_SHARE = 0.6
-"""Share of a source without a split of its own that goes to train: regret needs a test set of some size as well."""
+"""Share of train in sources without their own split: regret also needs a test set of some size."""
 
 STAMP_SIDE = 160
 """Longest side of a stamp in pixels; above the sizes that the benchmark runs at."""
 
 
 def split_groups(groups: dict[str, list[str]], rng: np.random.Generator) -> dict[str, str]:
-    """Give every member of a group the same split, until train holds its share.
+    """Assign splits by group, until train has its share.
 
     Args:
         groups: Members of each group; a member belongs to one group.
@@ -51,7 +51,7 @@ def split_groups(groups: dict[str, list[str]], rng: np.random.Generator) -> dict
 
 
 def base_name(stem: str) -> str:
-    """What variants of one drawing share: the first word of the file's name that has three letters.
+    """The common name of variants of one drawing: the first word of the file's name that has three letters.
 
     Example:
         >>> [base_name(stem) for stem in ("gnu-baby-stand", "gnu-sitting", "flower10", "t_shirt", "tender_mirror", "a")]
@@ -62,7 +62,7 @@ def base_name(stem: str) -> str:
 
 
 def is_copy(stem: str) -> bool:
-    """Whether the file's name says that it is another picture mirrored or turned over.
+    """Whether the file's name says that it is another picture flipped or rotated.
 
     Example:
         >>> is_copy("tugboat_mirror"), is_copy("tugboat")
@@ -82,7 +82,7 @@ def on_white(image: Image.Image, side: int) -> Image.Image:
 
 
 def split_rows(count: int, rng: np.random.Generator) -> list[str]:
-    """The split of each of `count` rows that have nothing in common."""
+    """The split of each of `count` independent rows."""
     return ["train" if place < TRAIN_SHARE * count else "test" for place in rng.permutation(count)]
 
 
@@ -100,7 +100,7 @@ FASHION_CLASSES = (
     *("tshirt", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle_boot"),
 )
-"""What the labels 0 to 9 stand for."""
+"""The class names of the labels 0 to 9."""
 
 FASHION_COUNTS = {"train": ("train", 600), "test": ("t10k", 200)}
 """The files' prefix and the images per class of each split."""
@@ -148,17 +148,17 @@ FINE_STAMPS = (
     "town/houses",
     "town/roadsigns",
 )
-"""Folders of the stamps that are finer than the top level and still hold about ten pictures or more."""
+"""Folders of the stamps below the top level with about ten pictures or more."""
 
 NATURAL = ("animals", "food/fruit", "food/vegetables", "food/nuts", "plants")
 """Folders whose pictures outside `cartoon` folders are photographs, with few exceptions."""
 
 FEWEST_STAMPS, FEWEST_FINE_STAMPS = 16, 8
-"""Classes of the stamps with fewer pictures than this are left out; narrow subjects have few."""
+"""Minimum number of pictures of a class of the stamps; narrow subjects have few."""
 
 
 def top_folder(path: str) -> str | None:
-    # The alphabets are the same letters in several dresses: most of `symbols`, and a task of their own elsewhere.
+    # The alphabets are the same letters in several styles: most of `symbols`, and a separate task elsewhere.
     return None if path.startswith("symbols/alphabets/") else path.split("/")[0]
 
 
@@ -181,7 +181,7 @@ def drawing_or_photo(path: str) -> str | None:
 def stamp_task(
     classify: Callable[[str], str | None], *, fewest: int
 ) -> Callable[[Places, np.random.Generator], Iterator[Sample]]:
-    """Samples of the stamps that `classify` (from the path below the stamps' folder) gives a class to."""
+    """Samples of the stamps for which `classify` (of the path below the stamps' folder) returns a class."""
 
     def samples(places: Places, rng: np.random.Generator) -> Iterator[Sample]:
         if not places.stamps.is_dir():
@@ -207,7 +207,7 @@ def stamp_task(
 
 
 PHOTO_WIDTH, PHOTO_TILE = 960, 96
-"""A photograph is brought to this width and cut into tiles of this side: about sixty, each with some detail."""
+"""A photograph is resized to this width and cut into tiles of this side: about sixty, each with some detail."""
 
 REGION_TILE = 32
 """Side of the tiles of scikit-learn's photographs, which are only 640 by 427 pixels."""
@@ -217,7 +217,7 @@ REGIONS = (2, 3)
 
 
 def tiles(photo: Image.Image, side: int) -> Iterator[tuple[float, float, Image.Image]]:
-    """The square tiles of a photograph that do not overlap, each after its middle as shares of height and width."""
+    """The non-overlapping square tiles of a photograph, each with its centre as shares of height and width."""
     for top in range(0, photo.height - side + 1, side):
         for left in range(0, photo.width - side + 1, side):
             tile = photo.crop((left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""What a task is: samples with a place to go, the folders they come from, and a generator of one's own.
+"""Definition of a task: samples with their paths, the source folders, and a seeded generator.
 
 Everything is drawn from `generator(name)`, so that a task does not change when another one does.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 SEED = 20
-"""Every random draw derives from this number and the name of what is drawn."""
+"""Every random generator is seeded by this number and the task's name."""
 
 CANVAS = 96
 """Side in pixels of everything that is rendered here: the size that the project's figures use."""
@@ -27,12 +27,12 @@ PHOTOS = Path("/usr/share/backgrounds/mate/nature")
 
 
 class SourceMissing(Exception):
-    """A task cannot be built here; the message says what to install or to give."""
+    """Raised if a task cannot be built here; the message says what to install or pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image of a task and where it goes: `split/label/name.png`."""
+    """One image of a task and its path: `split/label/name.png`."""
 
     split: str
     label: str
@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the sources are. Tests point these at folders of their own."""
+    """Paths of the sources. Tests override them."""
 
     out: Path
     hand_signs: Path | None = None
@@ -58,7 +58,7 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a task is, and how to make its images.
+    """A task, and the function that makes its images.
 
     `samples` gets the places and a generator seeded by the task's name; `base` names the task that it is a copy of.
     """
@@ -73,5 +73,5 @@ class Task:
 
 
 def generator(*names: str) -> np.random.Generator:
-    """The random generator that belongs to these names, the same on every machine."""
+    """The random generator seeded by these names, the same on every machine."""
     return np.random.default_rng([SEED, *(zlib.crc32(name.encode()) for name in names)])

@@ -1,4 +1,4 @@
-"""Tasks of rendered text: letters, fonts and writing systems. The fonts or the words of test are new there."""
+"""Tasks of rendered text: letters, fonts and writing systems. The test split has new fonts or new words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regret_tasks.task import CANVAS, Places, Sample, SourceMissing
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A font family: the Debian package that brings it, and its files as a pattern."""
+    """A font family: its Debian package, and its files as a pattern."""
 
     name: str
     package: str
@@ -63,7 +63,7 @@ TEST_FAMILIES = (
 
 @cache
 def font_files(root: Path) -> dict[str, Path]:
-    """Every font file below `root` by its name; of two of the same name the first in path order."""
+    """Name -> font file below `root`; the first in path order if a name occurs twice."""
     found: dict[str, Path] = {}
     for path in sorted(root.rglob("*.[ot]tf")):
         found.setdefault(path.name, path)
@@ -85,7 +85,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def family_paths(families: Sequence[Family], root: Path) -> dict[str, list[Path]]:
-    """The files of each family; all the packages that are missing are named at once."""
+    """The files of each family; raises `SourceMissing` with all missing packages."""
     known, found = font_files(root), {}
     for family in families:
         found[family.name] = [known[name] for name in expand(family.files) if name in known]
@@ -96,7 +96,7 @@ def family_paths(families: Sequence[Family], root: Path) -> dict[str, list[Path]
 
 
 def ink_and_paper(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Two colours at least 100 levels of grey apart, either of them the darker one."""
+    """Two colours at least 100 levels of grey apart, in either order."""
     dark, light = rng.integers(0, 90, 3), rng.integers(190, 256, 3)
     pair = (tuple(map(int, dark)), tuple(map(int, light)))
     return pair if rng.random() < 0.7 else (pair[1], pair[0])
@@ -108,7 +108,7 @@ def render(lines: Sequence[str], path: Path, rng: np.random.Generator, *, size: 
     The middle is that of the font's line, not of the ink: a small letter stays smaller and lower than its capital.
     """
     ink, paper = ink_and_paper(rng)
-    # The basic layout: the other one exists only where libraqm does, and would make pixels depend on it.
+    # The basic layout: the other one needs libraqm, so pixels would depend on whether it is installed.
     font = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
     image = Image.new("RGB", (CANVAS, CANVAS), paper)
     shift = rng.integers(-4, 5, 2)
@@ -125,7 +125,7 @@ CHARACTERS = LETTERS + "abcdefghijklmnopqrstuvwxyz" + "23456789"
 def character_task(
     characters: str, *, train: int, test: int, sizes: tuple[int, int]
 ) -> Callable[[Places, np.random.Generator], Iterator[Sample]]:
-    """Samples of single characters; the fonts of test are not those of train."""
+    """Samples of single characters; test has other fonts than train."""
 
     def samples(places: Places, rng: np.random.Generator) -> Iterator[Sample]:
         sides = {"train": (TRAIN_FAMILIES, train), "test": (TEST_FAMILIES, test)}
@@ -201,12 +201,12 @@ SCRIPTS = {
         )
     },
 }
-"""Of each writing system: how its letters' names begin, the font of train and that of test."""
+"""Writing system -> prefix of its letters' Unicode names, the font of train and that of test."""
 
 
 @cache
 def letters_of(prefix: str) -> str:
-    """The letters of the basic plane whose Unicode name begins so, without compatibility forms.
+    """The letters of the basic plane with this prefix in their Unicode name, without compatibility forms.
 
     Example:
         >>> letters_of("LATIN SMALL LETTER")[:3]
@@ -219,7 +219,7 @@ def letters_of(prefix: str) -> str:
 
 
 def covered(characters: str, path: Path) -> str:
-    """Those characters that the font has a glyph for: their picture is neither blank nor that of a missing one."""
+    """The characters that the font has a glyph for: the rendering is neither blank nor that of a missing glyph."""
     font = ImageFont.truetype(str(path), 24, layout_engine=ImageFont.Layout.BASIC)
     missing = bytes(font.getmask("\U0010fffe"))
     return "".join(c for c in characters if any(picture := bytes(font.getmask(c))) and picture != missing)

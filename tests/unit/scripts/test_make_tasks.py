@@ -94,7 +94,7 @@ def test_a_finished_task_is_left_alone_unless_forced(tmp_path: Path, capsys: pyt
     kept.unlink()
     make_tasks.make_tasks([task], places, force=False)
     assert not kept.exists()
-    assert "toy: there already" in capsys.readouterr().out
+    assert "toy: exists" in capsys.readouterr().out
     make_tasks.make_tasks([task], places, force=True)
     assert kept.exists()
 
