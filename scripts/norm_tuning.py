@@ -201,11 +201,11 @@ def trials(
     folder: str | None,
     rows: Sequence[dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
-    """The trials, and the function that runs each: rates with the first seed, then the table by batch size, extremes first.
+    """The trials, and the function that runs each: rates with the first seed, then all batch sizes, extremes first.
 
     Args:
         folder: Of the feature bank.
-        rows: What came of the trials before, filled in as they are run.
+        rows: Results of earlier trials, extended as trials are run.
     """
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -159,7 +159,7 @@ def test_input_that_cannot_be_used_is_an_error(name):
         function(values, labels[:-1])
     with pytest.raises(DataError, match="integers in"):
         function(values, labels + 0.5)
-    with pytest.raises(DataError, match="Labels name 1 class; a measure of transferability needs 2."):
+    with pytest.raises(DataError, match="Expected labels of at least 2 classes, got 1"):
         function(values, np.zeros_like(labels))
 
 

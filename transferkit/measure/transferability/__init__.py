@@ -1,6 +1,6 @@
 """Transferability: how well a backbone's features suit a task, before anything is trained.
 
-Arrays in, a number out; which models to ask, and what to make of the numbers, is for others.
+Functions of arrays that return a score; choosing the models and interpreting the scores is left to the caller.
 """
 
 from transferkit.measure.transferability.catalog import MEASURES, Measure

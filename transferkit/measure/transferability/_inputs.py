@@ -1,4 +1,4 @@
-"""What all measures share: checked arguments, centred features, principal coordinates, class means."""
+"""Helpers of all measures: checked arguments, centred features, principal coordinates, class means."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Labels = npt.NDArray[np.int64]
 _Checked = tuple[Floats, Labels]
 
 ROUNDING = 1e-10
-"""Deviations below this share of a feature's size are the rounding of its mean, not variation."""
+"""Deviations below this share of a feature's magnitude are rounding errors of its mean, not variation."""
 
 SUM_TOLERANCE = 1e-3
 """Half-precision softmax outputs sum to 1 within this."""
 
 
 def check_features(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> _Checked:
-    """Features in double precision, labels as numbers without gaps.
+    """Features in double precision, labels renumbered without gaps.
 
     Raises:
         DataError: Shapes do not fit, values are not finite, or fewer than 2 classes are present.
@@ -34,15 +34,15 @@ def check_features(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[
         raise DataError(f"Features must be (N, D) with D >= 1, got shape {wide.shape}. Pool every image to one vector.")
     if not np.isfinite(wide).all():
         rows = int((~np.isfinite(wide)).any(axis=1).sum())
-        raise DataError(f"Features must be finite; {rows} of {len(wide)} images have NaN or infinite ones.")
+        raise DataError(f"Features must be finite; {rows} of {len(wide)} images have NaN or infinite values.")
     return wide, _check_labels(labels, len(wide))
 
 
 def check_probabilities(probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> _Checked:
-    """Probabilities in double precision with rows that sum to 1, labels as numbers without gaps.
+    """Probabilities in double precision with rows that sum to 1, labels renumbered without gaps.
 
     Raises:
-        DataError: Shapes do not fit, rows are no probabilities, or fewer than 2 classes are present.
+        DataError: Shapes do not fit, rows are not probabilities, or fewer than 2 classes are present.
     """
     wide = np.asarray(probabilities, dtype=np.float64)
     if wide.ndim != 2 or wide.shape[1] == 0:
@@ -63,7 +63,7 @@ def _check_labels(labels: npt.NDArray[np.integer[Any]], images: int) -> Labels:
         raise DataError(f"Labels must be integers in [0, K), got {given.dtype}.")
     present, closed_up = np.unique(given, return_inverse=True)
     if len(present) < 2:
-        raise DataError(f"Labels name {len(present)} class; a measure of transferability needs 2.")
+        raise DataError(f"Expected labels of at least 2 classes, got {len(present)}.")
     return np.asarray(closed_up, dtype=np.int64)
 
 
@@ -86,9 +86,11 @@ def centre(features: Floats) -> Floats:
 def principal_scores(rows: Floats) -> Floats:
     """(N, R) coordinates along the principal directions, strongest first: same distances, 1 <= R <= min(N, D).
 
-    Directions without variation are dropped; of rows that are all zero one column of zeros is left. From the smaller
-    of the two Gram matrices: three times as fast as a singular value decomposition, and directions weaker than 1e-6 of
-    the strongest, which it cannot tell from none, are below the rounding of single-precision features.
+    Directions without variation are dropped; if all rows are zero, one column of zeros remains. Computed from the
+    smaller
+    of the two Gram matrices: three times as fast as a singular value decomposition; it loses directions weaker than
+        1e-6
+    of the strongest, which are below the rounding of single-precision features.
     """
     dual = rows.shape[0] <= rows.shape[1]
     values, vectors = eigh(rows @ rows.T if dual else rows.T @ rows, driver="evd", overwrite_a=True)

@@ -1,4 +1,4 @@
-"""The table of measures: what each needs, and what its numbers may be compared across."""
+"""The registry of measures: the input of each, and between what its scores are comparable."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Measure:
 
     Args:
         function: (N, D) features or (N, Z) source probabilities, then (N,) labels, to a number.
-        needs: What its first argument is.
-        comparable: What its numbers can and cannot be compared across, in one sentence.
-        holds_back: Whether it is measured on held-back images, and so takes `folds`.
-        higher_is_better: True for every measure here; written down so that nobody has to guess.
+        needs: Kind of its first argument.
+        comparable: Between what its scores are comparable, in one sentence.
+        holds_back: Whether it is measured on held-out images, and so accepts `folds`.
+        higher_is_better: True for every measure here; stated for clarity.
     """
 
     function: Callable[..., float]
@@ -48,29 +48,30 @@ def _file(function: Callable[..., float], needs: Needs, comparable: str, *, hold
 
 _SOURCE_CLASSES = (
     "Between models on the same images and labels whose heads know the same source classes: "
-    "more source classes raise it by themselves."
+    "more source classes increase it regardless of the labels."
 )
-_ACCURACY = "It is an accuracy: between models on one task, and with the chance level in mind across tasks."
+_ACCURACY = "It is an accuracy: between models on one task, and, relative to the chance level, across tasks."
 
 _file(
     h_score,
     "features",
-    "Between models on the same images and labels; its ceiling K - 1 moves with the classes, so it is no threshold.",
+    "Between models on the same images and labels; its maximum K - 1 depends on the number of classes, so it has no "
+    "threshold.",
 )
-_file(logme, "features", "Ranks models on one task; it is no threshold and not comparable across tasks.")
+_file(logme, "features", "Ranks models on one task; it has no threshold and is not comparable across tasks.")
 _file(leep, "source_probabilities", _SOURCE_CLASSES)
 _file(nce, "source_probabilities", _SOURCE_CLASSES)
 _file(
     nleep,
     "features",
     "Between models on the same images and labels, with the same number of components and seed; "
-    "more components raise it by themselves.",
+    "more components increase it regardless of the labels.",
 )
 _file(
     transrate,
     "features",
     "Between models with features of the same width on the same images and labels; "
-    "with few images per class a wider model scores higher by its width alone.",
+    "with few images per class a wider model scores higher because of its width alone.",
 )
 _file(
     gbc,
@@ -87,7 +88,7 @@ _file(
 _file(
     parc,
     "features",
-    "Between models on the same images and labels; labels only say same or different, "
+    "Between models on the same images and labels; distances of labels are binary, "
     "so even perfect features stay below 1, by an amount that depends on the class sizes.",
 )
 _file(knn, "features", _ACCURACY, holds_back=True)

@@ -1,4 +1,4 @@
-"""How far classes lie apart in units of the spread inside them: H-score and SFDA."""
+"""Separation of classes relative to the variance within classes: H-score and SFDA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transferkit.measure.transferability._inputs import (
 __all__ = ["h_score", "sfda"]
 
 ADAPTIVITY = 5.0
-"""Rate at which SFDA's regularisation falls with the largest within-class variance; the authors' code has 5."""
+"""Rate at which SFDA's regularisation falls with the largest within-class variance; 5 in the authors' code."""
 
 SPREAD_FLOOR = 1e-6
 """Smallest variance within classes, as a share of all: classes of one image each, or of copies, have none."""
@@ -34,9 +34,9 @@ def h_score(
     *,
     shrinkage: float | None = None,
 ) -> float:
-    """Share of the features' variation that lies between classes, tr(Cov(f)^-1 Cov(E[f|y])); higher is better.
+    """Share of the features' variation between classes, tr(Cov(f)^-1 Cov(E[f|y])); higher is better.
 
-    Safe for N < D and constant features. A class with one image counts with that image as its mean, which flatters it.
+    Safe for N < D and constant features. The mean of a class with one image is that image, which is optimistic.
 
     Args:
         features: (N, D) float, one pooled vector per image.
@@ -53,7 +53,8 @@ def h_score(
         OptionError: `shrinkage` is outside [0, 1].
 
     Comparable:
-        Between models on the same images and labels; its ceiling K - 1 moves with the classes, so it is no threshold.
+        Between models on the same images and labels; its maximum K - 1 depends on the number of classes, so it has no
+        threshold.
 
     References:
         Bao et al., ICIP 2019; shrinkage of both covariances: Ibrahim et al., arXiv 2110.06893, 2021. Deviation: the
@@ -72,7 +73,7 @@ def h_score(
     if variance[0] == 0:
         return 0.0
     alpha = _ledoit_wolf(scores, wide.shape[1]) if shrinkage is None else shrinkage
-    # Class means lie in the span of the images, so the D - R directions without variation add nothing to the trace.
+    # Class means are in the span of the images, so the D - R directions without variation add nothing to the trace.
     shrunk = (1 - alpha) * variance + alpha * variance.sum() / wide.shape[1]
     between = np.bincount(labels) @ class_means(scores, labels) ** 2 / len(labels)
     return float((1 - alpha) * (between / shrunk).sum())
@@ -93,7 +94,7 @@ def _ledoit_wolf(scores: Floats, width: int) -> float:
 
 
 def sfda(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
-    """Log-probability of the truth under a Fisher discriminant after hard images were made harder; higher is better.
+    """Log-probability of the true class under a Fisher discriminant with self-challenging; higher is better.
 
     A regularised discriminant gives each image its probability p of the right class; the image is then mixed with the
     mean of all other classes, p to 1 - p, and a second discriminant is fitted to and scored on the mixtures.
@@ -116,8 +117,8 @@ def sfda(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer
     References:
         Shao et al., ECCV 2022. Deviations: lambda = exp(-5 v), with v the largest variance within classes as a share
         of the total variance, and the identity is scaled by the mean variance within classes over the directions that
-        vary, so that the features' unit does not matter (the paper takes both in raw units); p enters the mixing as
-        it is (the authors' code sends it through a second softmax); the score is the mean log-probability (their code
+        vary, so that the features' unit does not matter (the paper takes both in raw units); p enters the mixing
+        unchanged (the authors' code applies a second softmax); the score is the mean log-probability (their code
         averages probabilities).
 
     Example:
@@ -160,8 +161,8 @@ def _discriminate(scores: Floats, labels: Labels, regularisation: float) -> Floa
     """(N, K) log-probabilities of a linear discriminant, equal to Fisher's projection followed by Bayes' rule."""
     means = class_means(scores, labels)
     within = _within(scores, labels)
-    # Per direction that varies at all, not per feature: with D >> N the latter is next to nothing, and every image of
-    # every backbone comes out right with probability 1.
+    # Per direction that varies, not per feature: with D >> N the latter is almost zero, and every image of
+    # every backbone is classified correctly with probability 1.
     target = max(np.trace(within), SPREAD_FLOOR * scores.var(axis=0).sum()) / scores.shape[1] or 1.0
     covariance = (1 - regularisation) * within
     covariance[np.diag_indices_from(covariance)] += regularisation * target

@@ -13,7 +13,7 @@ __all__ = ["logme"]
 
 ITERATIONS = 200
 TOLERANCE = 1e-8
-"""Of the logarithm of the precisions' ratio; a step costs R x K operations, so there is no need to stop early."""
+"""Tolerance of the logarithm of the precisions' ratio; a step costs only R x K operations."""
 
 RATIO_SPAN = 1e10
 """The ratio of precisions stays within this factor of the strongest direction's squared singular value: a perfect fit
@@ -27,17 +27,18 @@ def logme(features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.intege
     the evidence. Safe for N < D and constant features. A class with one image is a target like any other.
 
     Args:
-        features: (N, D) float, one pooled vector per image; not centred, their unit does not matter.
+        features: (N, D) float, one pooled vector per image; not centred; the scale does not matter.
         labels: (N,) int in [0, K); at least 2 classes present.
 
     Returns:
-        Mean over classes of log evidence / N, in nats. It is a density, so it has either sign and no upper end.
+        Mean over classes of log evidence / N, in nats. It is a density, so it can have either sign and is not bounded
+        above.
 
     Raises:
         DataError: Features or labels cannot be used.
 
     Comparable:
-        Ranks models on one task; it is no threshold and not comparable across tasks.
+        Ranks models on one task; it has no threshold and is not comparable across tasks.
 
     References:
         You et al., ICML 2021 (fixed point of alpha and beta on the singular value decomposition; in this form You et

@@ -34,10 +34,10 @@ def transrate(
     *,
     distortion: float = 1e-4,
 ) -> float:
-    """Coding rate that knowing the class saves, R(Z) - R(Z|y); higher is better.
+    """Reduction of the coding rate by knowing the class, R(Z) - R(Z|y); higher is better.
 
     Safe for N < D; constant features give 0. A class with one image has a coding rate of one direction, which
-    flatters it.
+    is optimistic.
 
     Args:
         features: (N, D) float, one pooled vector per image.
@@ -53,11 +53,11 @@ def transrate(
 
     Comparable:
         Between models with features of the same width on the same images and labels; with few images per class a
-        wider model scores higher by its width alone.
+        wider model scores higher because of its width alone.
 
     References:
-        Huang et al., ICML 2022. Deviations: features are scaled to total variance 1, so that their unit does not
-        matter; classes weigh by their share of the images (the authors' code weighs all the same).
+        Huang et al., ICML 2022. Deviations: features are scaled to total variance 1, so that their scale does not
+        matter; classes are weighted by their share of the images (equally in the authors' code).
 
     Example:
         >>> same_twice = np.array([[1.0, 0], [0, 1], [-1, -1]] * 2)
@@ -94,9 +94,9 @@ def gbc(
     components: int = 64,
     covariance: str = "spherical",
 ) -> float:
-    """Minus the overlap of all pairs of classes, each taken for a Gaussian; higher is better.
+    """Minus the overlap of all pairs of classes, each modelled as a Gaussian; higher is better.
 
-    Safe for N < D; constant features give full overlap. A class with one image takes the mean variance within
+    Safe for N < D; constant features give full overlap. A class with one image gets the mean variance within
     classes.
 
     Args:
@@ -110,7 +110,7 @@ def gbc(
 
     Raises:
         DataError: Features or labels cannot be used.
-        OptionError: `components` or `covariance` has no meaning.
+        OptionError: `components` or `covariance` is invalid.
 
     Comparable:
         Between models on the same images and labels; it sums over pairs of classes, and far-apart classes all score
@@ -118,7 +118,7 @@ def gbc(
 
     References:
         Pandy et al., CVPR 2022. Deviations: variances are floored at 1e-6 of the mean variance, and a class with one
-        image borrows the mean variance within classes.
+        image gets the mean variance within classes.
 
     Example:
         >>> two_apart = np.array([[0.0, 1], [0, -1], [9, 1], [9, -1]])
@@ -160,16 +160,16 @@ def parc(
     max_images: int = MAX_PAIRED_IMAGES,
     seed: int = 0,
 ) -> float:
-    """Rank correlation of the images' distances in feature space with those of their labels; higher is better.
+    """Rank correlation between the images' distances in feature space and those of their labels; higher is better.
 
     A distance is 1 minus Pearson's correlation over the features. Safe for N < D. An image whose features are all
-    alike has correlation 0 with every other; a class with one image adds only pairs that differ.
+    equal has correlation 0 with every other; a class with one image adds only pairs of different classes.
 
     Args:
         features: (N, D) float, one pooled vector per image; not centred.
         labels: (N,) int in [0, K); at least 2 classes present.
-        max_images: Of more, this many are drawn without their order in mind, >= 2; pairs grow with the square.
-        seed: For that draw; below `max_images` nothing is drawn and the order of the images does not matter.
+        max_images: Size of a random sample of more images, >= 2; pairs grow with the square.
+        seed: Of that sample; up to `max_images` there is none, and the order of the images does not matter.
 
     Returns:
         Spearman's correlation in [-1, 1]; 0 if all distances, or all labels' distances, are equal.
@@ -179,7 +179,7 @@ def parc(
         OptionError: `max_images` is below 2.
 
     Comparable:
-        Between models on the same images and labels; labels only say same or different, so even perfect features stay
+        Between models on the same images and labels; distances of labels are binary, so even perfect features stay
         below 1, by an amount that depends on the class sizes.
 
     References:
@@ -204,7 +204,7 @@ def parc(
     rows = rows / np.where(norms > 0, norms, 1)
     first, second = np.triu_indices(len(labels), k=1)
     distances = 1 - (rows @ rows.T)[first, second]
-    # One-hot vectors of K classes correlate at 1 or at -1/(K - 1): their distances hold one bit.
+    # One-hot vectors of K classes correlate at 1 or at -1/(K - 1): their distances are binary.
     differ = (labels[first] != labels[second]).astype(np.float64)
     return _correlation(rankdata(distances), differ)
 

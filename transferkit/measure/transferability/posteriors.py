@@ -1,4 +1,4 @@
-"""What the classes of a source, or of a mixture found in the features, tell about the labels: LEEP, NCE, NLEEP."""
+"""Information of source classes, or of a mixture fitted to the features, about the labels: LEEP, NCE, NLEEP."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ COMPONENTS_PER_CLASS = 5
 """Mixture components per class, as in the paper."""
 
 IMAGES_PER_COMPONENT = 5
-"""Fewer would let components memorise single images, and NLEEP approach 0 whatever the labels."""
+"""With fewer, components memorise single images, and NLEEP approaches 0 regardless of the labels."""
 
 
 def leep(source_probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
-    """Log-likelihood of the labels when the source's classes are translated into them; higher is better.
+    """Log-likelihood of the labels predicted from the source's classes; higher is better.
 
-    A class with one image is translated by that image alone, which flatters it.
+    A class with one image is predicted from that image alone, which is optimistic.
 
     Args:
         source_probabilities: (N, Z) float, the source head's softmax; rows sum to 1.
         labels: (N,) int in [0, K); at least 2 classes present.
 
     Returns:
-        Mean log-probability in nats, in [-H(y), 0]: 0 if the source class gives the label away, -H(y) if it says
-        nothing.
+        Mean log-probability in nats, in [-H(y), 0]: 0 if the source class determines the label, -H(y) if it is
+        uninformative.
 
     Raises:
         DataError: Probabilities or labels cannot be used.
 
     Comparable:
         Between models on the same images and labels whose heads know the same source classes: more source classes
-        raise it by themselves.
+        increase it regardless of the labels.
 
     References:
         Nguyen et al., ICML 2020. No deviation.
@@ -71,9 +71,9 @@ def _log_translation(probabilities: Floats, labels: Labels) -> float:
 
 
 def nce(source_probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
-    """Negative entropy of the label once the source's most probable class is known, -H(y|z); higher is better.
+    """Negative entropy of the label given the source's most probable class, -H(y|z); higher is better.
 
-    A source class that occurs once gives its label away, which flatters rare classes.
+    A source class that occurs once determines its label, which is optimistic for rare classes.
 
     Args:
         source_probabilities: (N, Z) float, the source head's softmax; only the largest of each row matters.
@@ -87,10 +87,10 @@ def nce(source_probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray
 
     Comparable:
         Between models on the same images and labels whose heads know the same source classes: more source classes
-        raise it by themselves.
+        increase it regardless of the labels.
 
     References:
-        Tran et al., ICCV 2019. Deviation: the source's labels are its own predictions, as the images carry none.
+        Tran et al., ICCV 2019. Deviation: the source's labels are its own predictions, as the images have none.
 
     Example:
         >>> nce(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), np.array([0, 0, 1]))
@@ -117,8 +117,8 @@ def nleep(
     Args:
         features: (N, D) float, one pooled vector per image.
         labels: (N,) int in [0, K); at least 2 classes present.
-        components: Of the mixture, in [1, N]; None takes 5 per class, but no more than one per 5 images.
-        seed: For the mixture's start; the order of the images does not matter.
+        components: Of the mixture, in [1, N]; None: 5 per class, but no more than one per 5 images.
+        seed: Of the mixture's initialisation; the order of the images does not matter.
 
     Returns:
         Mean log-probability in nats, in [-H(y), 0].
@@ -129,11 +129,11 @@ def nleep(
 
     Comparable:
         Between models on the same images and labels, with the same number of components and seed; more components
-        raise it by themselves.
+        increase it regardless of the labels.
 
     References:
-        Li et al., CVPR 2021. Deviations: diagonal covariances, as the components of images in D dimensions hold too
-        few for full ones, and at least 5 images per component.
+        Li et al., CVPR 2021. Deviations: diagonal covariances, as the components have too few images in D dimensions
+        for full ones, and at least 5 images per component.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -157,15 +157,15 @@ def nleep(
 
 
 def _posteriors(points: Floats, components: int, seed: int) -> Floats:
-    """(N, M) probabilities of the components, whatever the order of the points."""
+    """(N, M) probabilities of the components, independent of the order of the points."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    # The mixture's start draws points by position: sorted, the same points are drawn in whatever order they came.
+    # The mixture's initialisation draws points by position; sorting makes it independent of their order.
     order = np.lexsort(points.T[::-1])
     mixture = GaussianMixture(components, covariance_type="diag", random_state=seed)
     with warnings.catch_warnings():
-        # Fewer distinct points than components, or a mixture still creeping uphill: the posteriors serve all the same.
+        # Fewer distinct points than components, or a mixture that has not converged: the posteriors are still usable.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(points[order])
     return np.asarray(mixture.predict_proba(points), dtype=np.float64)

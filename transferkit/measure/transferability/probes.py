@@ -1,4 +1,4 @@
-"""The probes that a measure has to beat: neighbours and least squares, each image judged by all others."""
+"""Baseline probes for measures: nearest neighbours and least squares, with leave-out accuracies."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def knn(
 ) -> float:
     """Leave-one-out accuracy of a cosine-weighted vote of k nearest neighbours; higher is better.
 
-    Safe for N < D and constant features. The only image of a class does not count.
+    Safe for N < D and constant features. The only image of a class is not counted.
 
     Args:
         features: (N, D) float, one pooled vector per image; centred here.
         labels: (N,) int in [0, K); at least 2 classes present.
         k: Neighbours, >= 1; no more than N - 1 are used.
-        folds: Which images are held back together; None: each image is independent of all others.
+        folds: Which images are held out together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1]; NaN where no image can be held back without its class.
+        Accuracy in [0, 1]; NaN if no image can be held out without its class.
 
     Raises:
         DataError: Features or labels cannot be used.
         OptionError: `k` is below 1.
 
     Comparable:
-        It is an accuracy: between models on one task, and with the chance level in mind across tasks.
+        It is an accuracy: between models on one task, and, relative to the chance level, across tasks.
 
     References:
         Renggli et al., CVPR 2022, for neighbours as a proxy of transferability. Deviation: cosine weights, and
-        leave-one-out in place of a held-out part.
+        leave-one-out instead of a held-out split.
 
     Example:
         >>> knn(np.array([[0, 1.0], [0, 2], [1, 0], [2, 0]]), np.array([0, 0, 1, 1]), k=1)
@@ -60,29 +60,30 @@ def knn(
 def press(
     features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]], *, folds: Folds | None = None
 ) -> float:
-    """Held-back accuracy of ridge regression on one-hot targets, its penalty chosen likewise; higher is better.
+    """Held-out accuracy of ridge regression on one-hot targets, at the best held-out penalty; higher is better.
 
-    Exact: groups of images are left out one by one where classes are large, else one of each class at a time. Safe for
-    N < D and constant features. The only image of a class does not count.
+    Exact: groups of images are left out one by one if classes are large, otherwise one of each class at a time. Safe
+        for
+    N < D and constant features. The only image of a class is not counted.
 
     Args:
         features: (N, D) float, one pooled vector per image; scaled to unit variance here.
         labels: (N,) int in [0, K); at least 2 classes present.
-        folds: Which images are held back together; None: each image is independent of all others.
+        folds: Which images are held out together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1] at the penalty with the lowest held-back squared error; NaN where no image can be held back
+        Accuracy in [0, 1] at the penalty with the lowest held-out squared error; NaN if no image can be held out
         without its class.
 
     Raises:
         DataError: Features or labels cannot be used.
 
     Comparable:
-        It is an accuracy: between models on one task, and with the chance level in mind across tasks.
+        It is an accuracy: between models on one task, and, relative to the chance level, across tasks.
 
     References:
-        Allen, Technometrics 1974. Deviations: squared error chooses the penalty, accuracy is returned; of small
-        classes one image each is left out together.
+        Allen, Technometrics 1974. Deviations: squared error chooses the penalty, accuracy is returned; with small
+        classes one image of each is left out together.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -93,7 +94,7 @@ def press(
     wide, labels = check_features(features, labels)
     narrow = wide.astype(np.float32)
     whole = {"features": slice(0, narrow.shape[1])}
-    # Without content to number images by, their features do: the order they come in must not matter.
+    # Without content ids, images are numbered by their features: their order must not matter.
     folds = Folds.alone(labels).numbered(np.lexsort((narrow[:, 0], narrow.sum(axis=1)))) if folds is None else folds
     order = folds.order
     narrow, labels = narrow[order], labels[order]
