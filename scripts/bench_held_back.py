@@ -1,14 +1,14 @@
-"""Are held-out accuracies unbiased? With few images of many classes, and with random labels.
+"""Are held-back accuracies unbiased? With few images of many classes, and with random labels.
 
     python scripts/make_tasks.py --out tasks
     python scripts/bench_held_back.py --tasks tasks [--cache DIR]
 
-*Small classes.* 20 and 40 classes with 5 images each, 5 draws per task with that many classes: the held-out accuracy
+*Small classes.* 20 and 40 classes with 5 images each, 5 draws per task with that many classes: the held-back accuracy
 of the ridge probe on all stages joined, in memory and with streamed features, and the accuracy on the test images of
 the same classes. Streaming starts above 2,048 images, so it is forced here.
 
 *Random labels.* 40 images in 6 slightly different takes each, one class per
-image, the takes as groups; and 80 images in three exact copies each. All held-out accuracies of `analyze`, `rank` and
+image, the takes as groups; and 80 images in three exact copies each. All held-back accuracies of `analyze`, `rank` and
 `adapt` are listed, as the mean over five draws; chance is one in three.
 
 Estimate: a frozen pass over the images of four tasks, which the bank keeps (4 minutes on two cores), then eigen-
@@ -78,7 +78,7 @@ def small_classes(tasks: Path, bank: FeatureBank) -> list[dict[str, Any]]:
 def one_draw(
     table: FeatureTable, labels: np.ndarray, train: np.ndarray, test: np.ndarray, classes: int, seed: int
 ) -> dict[str, float]:
-    """Held-out and test accuracy on some of the classes, 5 images of each."""
+    """Held-back and test accuracy on some of the classes, 5 images of each."""
     rng = np.random.default_rng(seed)
     among = np.sort(rng.permutation(np.unique(labels))[:classes])
     drawn = np.concatenate([rng.permutation(train[labels[train] == label])[:PER_CLASS] for label in among])
@@ -148,7 +148,7 @@ def write_manifest(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def at_chance(pictures: list[Path], make: Any) -> dict[str, dict[str, float]]:
-    """All held-out accuracies, mean over draws."""
+    """All held-back accuracies, mean over draws."""
     draws: list[Mapping[str, float]] = []
     for seed in range(DRAWS):
         with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +167,7 @@ def at_chance(pictures: list[Path], make: Any) -> dict[str, dict[str, float]]:
 
 
 def estimates(manifest: Path, cache: Path, seed: int) -> dict[str, float]:
-    """Name -> held-out accuracy of `adapt`, with a probe and with a network."""
+    """Name -> held-back accuracy of `adapt`, with a probe and with a network."""
     options: dict[str, Any] = {"image_size": SIZE, "views": 1, "test": 0.0, "seed": seed}
     options |= {"cache": str(cache), "progress": False}
     probe = tk.adapt(MODEL, str(manifest), strategy="linear_probe", **options)

@@ -309,7 +309,7 @@ def collect(
 
 
 def probing_table(rows: list[dict[str, Any]]) -> str:
-    """Test accuracy in % by task, those farthest from the source first; held-out accuracy in brackets."""
+    """Test accuracy in % by task, those farthest from the source first; held-back accuracy in brackets."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:

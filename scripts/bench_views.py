@@ -9,7 +9,7 @@
 at one number of images per class and one draw of them, as in scripts/bench_regret.py. In it the head that `adapt` would
 keep is fitted to the features of each view or average, on all stages joined and on the selected features, and
 tested on the task's own test images. "auto" is the choice of views=auto by the training images alone; it includes
-flips only if its test on held-out images found them safe. Gains are over the checkpoint's own crop, in points;
+flips only if its test on held-back images found them safe. Gains are over the checkpoint's own crop, in points;
 means are over tasks, within a task over its cells. Seconds per view are those of the pass that filled the bank, so
 they are known only if `run` begins with an empty one (--cache DIR).
 """
@@ -76,7 +76,7 @@ def time_passes(backbone: Backbone, data: Data, read: Callable[..., Any]) -> dic
 
 
 def fit(table: FeatureTable, data: Data, stage: str) -> dict[str, float]:
-    """Held-out and test accuracy of the head that `adapt` keeps."""
+    """Held-back and test accuracy of the head that `adapt` keeps."""
     plan = STRATEGIES["linear_probe"](PlanSettings(strategy="linear_probe", stage=stage), list(table.blocks))
     train, test = data.indices("train"), data.indices("test")
     folds = data.folds.take(train)
@@ -233,7 +233,7 @@ def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) 
     session = Session(backbone=seen, data=data, measured=found, options=OPTIONS, bank=bank)
     run = begin_run(session, STRATEGIES[strategy](settings, [stage.name for stage in seen.stages]), OPTIONS)
     judged = run.judged
-    # The network itself, whether or not the probe did better on validation images.
+    # The network itself, whether or not the probe did better on held-back images.
     alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))
     network = fine_tune(judged.task, run.images.folds, run.runner, refit=True, judged=alone).model
     return {

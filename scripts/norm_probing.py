@@ -24,7 +24,7 @@ KINDS = ("frozen", "recalibrated", "standardised_group")
 
 
 def probe(backbone: Backbone, data: Data, bank: FeatureBank, kind: str) -> dict[str, Any]:
-    """Held-out and test accuracy of a probe on selected features."""
+    """Held-back and test accuracy of a probe on selected features."""
     found = measure_features(backbone, data, OPTIONS, bank=bank)
     similarity = found.evidence.similarity
     if kind != "frozen":

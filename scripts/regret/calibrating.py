@@ -1,4 +1,4 @@
-"""Errors of held-out accuracies against test accuracies, and the calibration that corrects them."""
+"""Errors of held-back accuracies against test accuracies, and the calibration that corrects them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ROUNDS = 50
 
 @dataclass(frozen=True)
 class Outcome:
-    """A held-out accuracy, and the corresponding test accuracy.
+    """A held-back accuracy, and the corresponding test accuracy.
 
     Args:
         kind: As `GainModel.calibration` names it.
         task, family: Of the cell.
-        accuracy: Held-out accuracy, in [0, 1].
-        images: Number of independent held-out images.
+        accuracy: Held-back accuracy, in [0, 1].
+        images: Number of independent held-back images.
         per_class: Training images per class.
         truth: Test accuracy that the calibrated accuracy should equal.
         error: Its standard error.
@@ -59,7 +59,7 @@ def best_probe_of(options: Iterable[Alternative]) -> Alternative:
 
 
 def probe_outcomes(cells: Sequence[Cell], model: GainModel) -> list[Outcome]:
-    """The held-out accuracy of the joined probe that would make the best probe's expectation exact.
+    """The held-back accuracy of the joined probe that would make the best probe's expectation exact.
 
     The best probe's expected gain over the joined one is subtracted from its test accuracy.
     """
@@ -115,7 +115,7 @@ def _outcome(cell: Cell, kind: str, accuracy: float, images: int, test: float, *
 
 
 def calibrate(cells: Sequence[Cell], model: GainModel) -> dict[str, Calibration]:
-    """Kind -> the calibration of its held-out accuracies.
+    """Kind -> the calibration of its held-back accuracies.
 
     Args:
         cells: To fit on.
@@ -149,7 +149,7 @@ def fit_calibration(outcomes: Sequence[Outcome]) -> Calibration:
 
 
 def expected(known: Calibration, outcome: Outcome) -> Belief:
-    """The calibrated expectation of a held-out accuracy."""
+    """The calibrated expectation of a held-back accuracy."""
     return known.expect(accuracy=outcome.accuracy, images=outcome.images, per_class=outcome.per_class)
 
 

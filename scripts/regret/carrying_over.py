@@ -75,7 +75,7 @@ def similarities(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def share_of_faster(cells: Sequence[Cell]) -> dict[str, float]:
-    """Fine-tuning strategy -> share of its runs in which three times the rule's rate was better in validation."""
+    """Fine-tuning strategy -> share of its runs in which three times the rule's rate was better on held-back images."""
     runs: dict[str, list[bool]] = {}
     for cell in cells:
         for name, found in cell.tuned.items():

@@ -95,7 +95,7 @@ class Cell:
         return Trial(kept, probe, self.held_back(strategy))
 
     def held_back(self, strategy: str) -> int:
-        """Validation images of a fine-tuning strategy; if a run did not record them, those of its default folds."""
+        """Held-back images of a fine-tuning strategy; if a run did not record them, those of its default folds."""
         images = self.evidence.data.train_images
         default = min(images, round(default_folds(images) * VAL_SHARE * images))
         return int(self.tuned[strategy].get("held_back_images", default))
@@ -109,7 +109,7 @@ class Cell:
 
 
 def read_cells() -> list[Cell]:
-    """All finished cells, on all backbones, except those without held-out images."""
+    """All finished cells, on all backbones, except those without held-back images."""
     tasks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("**/*.json"))]
     return [
         Cell(

@@ -113,7 +113,7 @@ def learn(cells: Sequence[Cell]) -> GainModel:
 
     In the order in which they are used: gains of probes over the joined one, the factor on errors of measured gains,
         the
-    calibration of held-out accuracies, and the gain of fine-tuning over the calibrated expectation of probes.
+    calibration of held-back accuracies, and the gain of fine-tuning over the calibrated expectation of probes.
     """
     model = with_gains(GainModel(coefficients={}, spread={}), [lesson for cell in cells for lesson in lessons(cell)])
 

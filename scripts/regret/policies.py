@@ -71,7 +71,7 @@ def by_search(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 
 def by_measurement(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """The highest held-out accuracy among the ridge probes, without other tasks."""
+    """The highest held-back accuracy among the ridge probes, without other tasks."""
     scores = [score for score in cell.evidence.probes if score.method == "ridge"]
     return take_stage(cell, max(scores, key=lambda score: score.interval[0]).stage, looked=True)
 
@@ -111,7 +111,7 @@ def best_constant(cell: Cell, others: Sequence[Cell]) -> Outcome:
 
 
 def by_cross_validation(cell: Cell, others: Sequence[Cell]) -> Outcome:
-    """Run everything, choose the highest held-out accuracy."""
+    """Run everything, choose the highest held-back accuracy."""
     known = {name: found for name, found in cell.strategies.items() if found["held_back"] is not None}
     scores = {name: (-found["held_back"], found["log_loss"]) for name, found in known.items()}
     scores |= {name: (-cell.pilot(name).kept.accuracy, cell.pilot(name).kept.log_loss) for name in cell.tuned}

@@ -104,12 +104,12 @@ def fit(looked: Measurement, data: Data, stages: Sequence[str], stage: str, head
 
 
 def rounded(value: float) -> float | None:
-    """Rounded to four places; None if no image could be held out."""
+    """Rounded to four places; None if no image could be held back."""
     return round(value, 4) if math.isfinite(value) else None
 
 
 def fit_all(looked: Measurement, data: Data, stages: Sequence[str], stage: str) -> dict[str, dict[str, Any]]:
-    """Name of each strategy on one representation -> held-out and test accuracy, seconds, whether `adapt` keeps it."""
+    """Name of each strategy on one representation -> held-back and test accuracy, seconds, whether `adapt` keeps it."""
     _, alone = fit(looked, data, stages, stage, "ridge")
     fits, together = fit(looked, data, stages, stage, "auto")
     kept = choose_head(fits)

@@ -409,7 +409,7 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
         tk.adapt(PACKAGED, stripes, strategy="linear_probe", stage="block.2", image_size=32, progress=False)
     with pytest.raises(OptionError, match="Unknown stage 'block.5'. Closest known: blocks.5"):
         tk.adapt(PACKAGED, stripes, strategy="surgical", unfreeze=["block.5", "top"], image_size=32, progress=False)
-    with pytest.raises(OptionError, match=r"unfreeze must be in \[1, 4\], .* up to the head's input 'blocks.2', got 5"):
+    with pytest.raises(OptionError, match=r"unfreeze must be in \[1, 4\], .* input 'blocks.2', got 5"):
         tk.adapt(PACKAGED, stripes, strategy="few_layers", stage="blocks.2", unfreeze=5, image_size=32, progress=False)
 
 

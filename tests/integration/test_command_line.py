@@ -89,7 +89,7 @@ def test_no_test_images_are_told_and_columns_can_be_named(at, stripes, capsys):
     columns = ["data.columns.path=file", "data.columns.label=kind"]
     main(["analyze", "data=manifest", "data.path=m.csv", *columns, "image_size=32", "progress=false"])
     said = capsys.readouterr().out
-    assert "contain no test images, so no accuracy on test images will be reported" in said
+    assert "The data's own splits contain no test images, so " in said
     assert "pass test=0.2 (command line: data.test=0.2)" in said
     assert "Unknown setting 'data.columns.lable'. Closest known: data.columns.label" in fails(
         capsys, "analyze", "data=manifest", "data.path=m.csv", "data.columns.lable=kind"

@@ -128,7 +128,7 @@ def test_the_held_back_answers_are_what_predict_says(prepared):
 def test_pictures_are_refused_by_a_model_of_prepared_tensors(prepared, images):
     with pytest.raises(DataError, match=r"Their preprocessing is unknown here.*predict\(tensors, preprocessed=True\)"):
         prepared.predict(images)
-    with pytest.raises(DataError, match=r"unknown here, so it cannot be applied to|expects float tensors"):
+    with pytest.raises(DataError, match=r"is unknown here, so it cannot be applied to|expects float tensors"):
         prepared.predict(images, preprocessed=True)
     with pytest.raises(OptionError, match="prepared outside, so it cannot normalise pictures"):
         prepared.model.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
@@ -246,7 +246,7 @@ def test_deep_images_for_a_model_of_8_bit_ones(tmp_path):
     with pytest.warns(UserWarning, match="deeper than 8 bits, but the model was fitted on 8-bit ones"):
         found = result.predict([(65535 * wave(seed)).round().astype(np.uint16) for seed in range(4)]).probabilities
     assert np.abs(found - expected).max() < 0.02
-    with pytest.raises(DataError, match=r"32-bit float values from .* black and white are undefined"):
+    with pytest.raises(DataError, match=r"32-bit float values from .* so black and white are undefined"):
         result.predict((900 * wave(0)).astype(np.float32))
 
 

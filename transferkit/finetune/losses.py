@@ -71,7 +71,7 @@ class Task:
     Args:
         loss: Loss of a batch.
         metric: Name of the score, for display.
-        make_score: K -> a new metric of outputs and targets of validation images; higher is better.
+        make_score: K -> a new metric of outputs and targets of held-back images; higher is better.
         check: Raises `DataError` with all problems unless all targets fit the names of the K outputs.
         check_batch: Raises `DataError` unless the targets of a batch fit K outputs.
         weigh: Training targets, K and one of `CLASS_WEIGHTS` -> (K,) `weights` for the loss, or None.

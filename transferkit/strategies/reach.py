@@ -101,7 +101,7 @@ def check_unfreeze(strategy: str, unfreeze: object) -> None:
     is_names = isinstance(unfreeze, Sequence) and len(unfreeze) > 0 and all(isinstance(name, str) for name in unfreeze)
     if not (is_number or is_names):
         raise OptionError(
-            f"unfreeze must be names of stages, or an integer k for the last k stages, got {unfreeze!r}. "
+            f"unfreeze must be names of stages, or a whole number k for the last k stages, got {unfreeze!r}. "
             "Leave it out for the strategy's default."
         )
 

@@ -26,7 +26,7 @@ class Measure:
         function: (N, D) features or (N, Z) source probabilities, then (N,) labels, to a number.
         needs: Kind of its first argument.
         comparable: Between what its scores are comparable, in one sentence.
-        holds_back: Whether it is measured on held-out images, and so accepts `folds`.
+        holds_back: Whether it is measured on held-back images, and so accepts `folds`.
         higher_is_better: True for every measure here; stated for clarity.
     """
 

@@ -31,10 +31,10 @@ def knn(
         features: (N, D) float, one pooled vector per image; centred here.
         labels: (N,) int in [0, K); at least 2 classes present.
         k: Neighbours, >= 1; no more than N - 1 are used.
-        folds: Which images are held out together; None: each image is independent of all others.
+        folds: Which images are held back together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1]; NaN if no image can be held out without its class.
+        Accuracy in [0, 1]; NaN if no image can be held back without its class.
 
     Raises:
         DataError: Features or labels cannot be used.
@@ -60,7 +60,7 @@ def knn(
 def press(
     features: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]], *, folds: Folds | None = None
 ) -> float:
-    """Held-out accuracy of ridge regression on one-hot targets, at the best held-out penalty; higher is better.
+    """Held-back accuracy of ridge regression on one-hot targets, at the best held-back penalty; higher is better.
 
     Exact: groups of images are left out one by one if classes are large, otherwise one of each class at a time. Safe
         for
@@ -69,10 +69,10 @@ def press(
     Args:
         features: (N, D) float, one pooled vector per image; scaled to unit variance here.
         labels: (N,) int in [0, K); at least 2 classes present.
-        folds: Which images are held out together; None: each image is independent of all others.
+        folds: Which images are held back together; None: each image is independent of all others.
 
     Returns:
-        Accuracy in [0, 1] at the penalty with the lowest held-out squared error; NaN if no image can be held out
+        Accuracy in [0, 1] at the penalty with the lowest held-back squared error; NaN if no image can be held back
         without its class.
 
     Raises:
