@@ -170,7 +170,7 @@ def test_named_stages_and_no_others_are_trained_or_that_is_refused(name):
 @pytest.mark.parametrize("wrong", [[], "", (), [5], [None], 1.5, True, {"top": 1}], ids=repr)
 @pytest.mark.parametrize("name", TUNABLE)
 def test_stages_to_train_are_names_or_a_number(name, wrong):
-    with pytest.raises(OptionError, match="unfreeze must be names of stages, or an integer k for"):
+    with pytest.raises(OptionError, match="unfreeze must be names of stages, or a whole number k for"):
         with_unfrozen(decision(name, "top"), wrong, DEEP)
 
 

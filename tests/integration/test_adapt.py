@@ -379,7 +379,7 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
     for strategy in {"auto", *STRATEGIES} - set(TUNABLE):
         with pytest.raises(OptionError, match=f"strategy={strategy} does not accept it. .* few_layers, many_layers, "):
             tk.adapt(PACKAGED, stripes, strategy=strategy, unfreeze=2)
-    with pytest.raises(OptionError, match="unfreeze must be names of stages, or an integer k .* got 1.5"):
+    with pytest.raises(OptionError, match="unfreeze must be names of stages, or a whole number k .* got 1.5"):
         tk.adapt(PACKAGED, stripes, strategy="few_layers", unfreeze=1.5)
     with pytest.raises(
         OptionError, match="mode=rule is a way of choosing a strategy, and strategy=lp_ft leaves nothing"

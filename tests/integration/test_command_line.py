@@ -373,7 +373,7 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "folder"], "is not a setting"),
         (["adapt", "strategy=lp-ft"], "Unknown strategy 'lp-ft'"),
         (["adapt", "strategy=lp_ft", "unfreeze=2"], "strategy=lp_ft does not accept it"),
-        (["adapt", "strategy=few_layers", "unfreeze=1.5"], "integer k for the last k stages, got 1.5"),
+        (["adapt", "strategy=few_layers", "unfreeze=1.5"], "whole number k for the last k stages, got 1.5"),
         (["adapt", "strategy=few_layers", "unfreeze=[block.5]", "image_size=32"], "Closest known: blocks.5"),
         (["adapt", "strategy=surgical", "unfreeze=top,blocks.5"], "A list has brackets: unfreeze=[top,blocks.5]"),
         (["adapt", "unfreez=2"], "Closest known: unfreeze"),
