@@ -14,6 +14,7 @@ from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import describe_settings, environment, quote_call
 from transferkit.core.renaming import renamed
+from transferkit.core.timing import timed
 from transferkit.decision import complete, conclude
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
@@ -23,7 +24,6 @@ from transferkit.result.run_record import record_run
 from transferkit.workflow.checks import check_arguments, check_clocks, check_fit, check_pass
 from transferkit.workflow.decide import check_stages, choose_strategy, conditions_for, decide_session
 from transferkit.workflow.fit import fit_decision
-from transferkit.workflow.measure import timed
 from transferkit.workflow.rank import rank_backbones
 from transferkit.workflow.score import score_splits
 from transferkit.workflow.session import load_backbone, open_session

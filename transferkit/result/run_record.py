@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from transferkit.core.provenance import WORKING_FOLDER
+from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.measure import assess
 from transferkit.records import Decision, Evidence, HeldOut, RunRecord, TrainingRecord
@@ -40,12 +40,12 @@ def record_run(
         command: How to run this again.
         settings: What the run was asked for.
     """
-    start = time.perf_counter()
-    metrics = {split: assess(found, data.folds.take(data.indices(split))) for split, found in answers.items()}
-    shown = answers.get("test") or answers.get("val")
-    samples = pick_samples(data, int(environment["seed"]))
-    mistakes = pick_mistakes(data, shown, data.summary.classes)
-    spent = {**seconds, "report pictures": time.perf_counter() - start}
+    spent, shown = dict(seconds), answers.get("test") or answers.get("val")
+    with timed(spent, "verify"):
+        metrics = {split: assess(found, data.folds.take(data.indices(split))) for split, found in answers.items()}
+    with timed(spent, "report pictures"):
+        samples = pick_samples(data, int(environment["seed"]))
+        mistakes = pick_mistakes(data, shown, data.summary.classes)
     return RunRecord(
         evidence=evidence,
         decision=decision,

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.errors import CacheError
+from transferkit.core.timing import timed
 from transferkit.features import ActivationTable, activation_bytes, cache_activations
 from transferkit.nn import CutError, Tail, TransferModel, cut
 from transferkit.strategies import Plan
-from transferkit.workflow.measure import timed
 from transferkit.workflow.picture_feed import PictureFeed
 from transferkit.workflow.session import Session
 from transferkit.workflow.training_images import TrainingImages

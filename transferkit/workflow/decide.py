@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from transferkit import zoo
 from transferkit.core.distributed import broadcast, connect
+from transferkit.core.timing import timed
 from transferkit.decision import SMALL_BATCH, Conditions, Normalisation, choose, complete, settle_norm
 from transferkit.features import choose_device
 from transferkit.finetune import count_processes
@@ -17,7 +18,6 @@ from transferkit.records import JOINED, SELECTED, TOP, Alternative, BackboneSpec
 from transferkit.strategies import NORMS, with_unfrozen
 from transferkit.workflow.finetune_run import FineTuneRun, begin_run
 from transferkit.workflow.fit import plan_decision
-from transferkit.workflow.measure import timed
 from transferkit.workflow.norm_swap import measure_swapped
 from transferkit.workflow.search import Trial, search
 from transferkit.workflow.session import Session
@@ -153,7 +153,7 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
     return Decided(session=session, decision=decision, begun=begun)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Trials:
     """Fine-tuning runs that were begun in the search, by strategy; the chosen one goes on from there.
 

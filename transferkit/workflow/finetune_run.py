@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from transferkit.core.paths import expand
 from transferkit.core.provenance import environment
 from transferkit.core.serialization import to_json
+from transferkit.core.timing import timed
 from transferkit.decision import best_probe
 from transferkit.features import choose_device
 from transferkit.options import FitOptions
 from transferkit.strategies import STRATEGIES, Plan, PlanSettings
 from transferkit.workflow.activation_feed import ActivationFeed, cache_frozen_stages
-from transferkit.workflow.measure import timed
 from transferkit.workflow.picture_feed import PictureFeed, choose_augmentation
 from transferkit.workflow.session import Session
 from transferkit.workflow.training_folder import WORK, TrainingFolder

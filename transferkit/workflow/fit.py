@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from transferkit.core.timing import timed
 from transferkit.decision import HeldBack
 from transferkit.nn import Classifier
 from transferkit.options import FitOptions
@@ -11,7 +12,6 @@ from transferkit.probe import fit_closed_form
 from transferkit.records import Decision, TrainingRecord
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.workflow.finetune_run import FineTuneRun, begin_run, finish_run
-from transferkit.workflow.measure import timed
 from transferkit.workflow.session import Session
 
 __all__ = ["Outcome", "fit_decision", "plan_decision"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +12,7 @@ import numpy.typing as npt
 
 from transferkit.core.distributed import connect, local_rank_and_world_size
 from transferkit.core.intervals import wilson_interval
+from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.features import (
     FeatureBank,
@@ -40,21 +39,11 @@ from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Fol
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
 from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
-__all__ = ["Measurement", "probe_stages", "read_features", "measure_features", "timed"]
+__all__ = ["Measurement", "probe_stages", "read_features", "measure_features"]
 
 NEIGHBOURS = 5
 NEIGHBOUR_IMAGES = 4096
 """k-NN is a sanity check: this many images give it to within 1.6 points, and its cost grows with the square."""
-
-
-@contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the wall-clock seconds that the block takes to `seconds[phase]`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import dataclasses
 import numpy as np
 import torch
 
+from transferkit.core.timing import timed
 from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
 from transferkit.nn.model import normalise
 from transferkit.nn.norm import CALIBRATED, KEEPS_OUTPUTS, swap_norm
 from transferkit.records import SELECTED, Evidence
-from transferkit.workflow.measure import Measurement, measure_features, timed
+from transferkit.workflow.measure import Measurement, measure_features
 from transferkit.workflow.session import Session
 
 __all__ = ["MARGIN", "measure_swapped", "swap_backbone"]

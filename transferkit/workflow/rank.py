@@ -24,6 +24,7 @@ from transferkit.core.errors import (
 )
 from transferkit.core.progress import announce
 from transferkit.core.random import seed_everything
+from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.features import FeatureBank, FeatureTable
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
@@ -40,7 +41,7 @@ from transferkit.records import (
     RankedModel,
     Ranking,
 )
-from transferkit.workflow.measure import probe_stages, read_features, timed
+from transferkit.workflow.measure import probe_stages, read_features
 from transferkit.workflow.session import fit_to_images, open_backbone, open_bank, open_images, prepared_side
 from transferkit.workflow.views import AskedViews, ask_views, fixed_views, refuse_for_tensors
 

@@ -13,13 +13,14 @@ from transferkit import zoo
 from transferkit.core.errors import OptionError
 from transferkit.core.limits import check_image_size
 from transferkit.core.random import seed_everything
+from transferkit.core.timing import timed
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import Backbone
 from transferkit.options import PassOptions
 from transferkit.records import Finding, Preprocessing
-from transferkit.workflow.measure import Measurement, measure_features, timed
+from transferkit.workflow.measure import Measurement, measure_features
 from transferkit.workflow.views import ask_views
 
 __all__ = ["Session", "load_backbone", "open_backbone", "open_bank", "open_images", "open_session"]
