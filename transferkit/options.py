@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -30,8 +31,8 @@ __all__ = [
     "Recipe",
     "describe_options",
     "documents",
-    "kind_problem",
     "options_from",
+    "value_problem",
 ]
 
 MAX_PIXELS = 89_478_485
@@ -55,9 +56,15 @@ MIN_PATIENCE = 3
 """Epochs without a lower held-back loss that early stopping allows at least: single epochs are noisy."""
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of an options class: its default, and the sentence that docstrings, --help and docs show."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, check: Callable[[Any], object] | None = None) -> Any:
+    """A field of an options class.
+
+    Args:
+        default: Its value unless given.
+        help: The sentence that docstrings, --help and docs show.
+        check: Raises if a value cannot be; None: its type alone is checked.
+    """
+    return field(default=default, metadata={"help": help, "check": check})
 
 
 def describe_options(kind: type, *, names: Iterable[str] | None = None) -> list[tuple[str, str]]:
@@ -94,22 +101,22 @@ def _as_lines(described: Iterable[tuple[str, str]]) -> str:
     return "\n".join(wrap.fill(f"{name}: {text}") for name, text in described)
 
 
-def kind_problem(name: str, value: object, declared: object) -> str | None:
-    """What is wrong with the type of a value; None if nothing is.
+def value_problem(one: Field[Any], value: object, *, name: str = "") -> str | None:
+    """What is wrong with a value of an option; None if nothing is.
 
     Args:
-        name: Of the option.
+        one: The option's field. Of its type, only numbers, flags and single names are checked.
         value: As it was given; NumPy's numbers are numbers.
-        declared: Its annotation as text, such as "int | None". A text only must be a single one.
+        name: What messages call it; "" for the field's own name.
 
     Example:
-        >>> kind_problem("seed", "x", "int")
+        >>> value_problem(next(one for one in fields(PassOptions) if one.name == "seed"), "x")
         "seed must be a whole number, got 'x'."
     """
-    if name.endswith("image_size"):
-        error = problem_of(lambda: check_image_size(value))
+    if check := one.metadata.get("check"):
+        error = problem_of(partial(check, value))
         return None if error is None else str(error)
-    parts = str(declared).split(" | ")
+    name, parts = name or one.name, str(one.type).split(" | ")
     if value is None and "None" in parts:
         return None
     kind = " | ".join(part for part in parts if part != "None")
@@ -125,10 +132,16 @@ def kind_problem(name: str, value: object, declared: object) -> str | None:
     return None
 
 
-def _kind_problems(options: Any) -> Iterator[str]:
-    for one in fields(options):
-        if problem := kind_problem(one.name, getattr(options, one.name), one.type):
-            yield problem
+def _check_values(options: Any) -> None:
+    """Raise all that `value_problem` finds, at once."""
+    found = (value_problem(one, getattr(options, one.name)) for one in fields(options))
+    if problems := [problem for problem in found if problem is not None]:
+        raise OptionError(" ".join(problems))
+
+
+def _check_trainer(value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise OptionError(f"trainer must be options by name, such as {{'precision': 'bf16-mixed'}}, got {value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +164,9 @@ class DataOptions:
 class MeasureOptions:
     """How the backbone is opened, and what is measured with it."""
 
-    image_size: int | None = option(None, "Side of the input in pixels, smaller is faster; None: the checkpoint's own.")
+    image_size: int | None = option(
+        None, "Side of the input in pixels, smaller is faster; None: the checkpoint's own.", check=check_image_size
+    )
     checkpoint: Any = option(
         None, "Weights file for that architecture, or the folder of a finished run, instead of the published weights."
     )
@@ -198,8 +213,7 @@ class PassOptions(MeasureOptions, DataOptions):
     preprocessed: bool = option(False, "The dataset's float tensors are normalised already and used unchanged.")
 
     def __post_init__(self) -> None:
-        if problems := list(_kind_problems(self)):
-            raise OptionError(" ".join(problems))
+        _check_values(self)
         if not 0 <= self.seed < SEEDS:
             raise OptionError(f"seed must be in [0, 2^63), got {self.seed!r}.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -244,6 +258,8 @@ class Recipe:
     flip: bool | None = option(None, "Whether images may be mirrored; None measures whether that confuses classes.")
     mixup: float = option(0.0, "Mixup: strength of mixing images in pairs, >= 0; 0 is off.")
     cutmix: float = option(0.0, "CutMix: strength of mixing images in pairs, >= 0; 0 is off.")
+    # Where the best epoch lies in the middle of the schedule, rates are high and single weights noisy: on 200 noisy
+    # pictures of clothes `few_layers` stopped there had a test accuracy of 58 to 67 %, its average of 67 to 69 %.
     average: str = option(
         "ema", "ema, swa or none: the average of the weights along the run that is evaluated and kept."
     )
@@ -261,7 +277,9 @@ class Recipe:
     clip: float = option(1.0, "Norm that gradients are clipped to, >= 0; 0 leaves them as they are.")
 
     def __post_init__(self) -> None:
-        problems = list(_kind_problems(self)) or [message for right, message in self._conditions() if not right]
+        found = (value_problem(one, getattr(self, one.name)) for one in fields(self))
+        problems = [problem for problem in found if problem is not None]
+        problems = problems or [message for right, message in self._conditions() if not right]
         if problems:
             raise OptionError(list_problems("Invalid training options:", problems))
 
@@ -369,7 +387,7 @@ class FitOptions:
     train: Recipe | None = option(
         None, "How networks are fine-tuned: a `Recipe`, or some of its values by name, {'epochs': 10}."
     )
-    trainer: Any = option(None, "Options of Lightning's trainer: {'precision': 'bf16-mixed'}.")
+    trainer: Any = option(None, "Options of Lightning's trainer: {'precision': 'bf16-mixed'}.", check=_check_trainer)
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
     resume: Any = option(
         "auto", "auto: an interrupted run in out is resumed and ends with the same weights; false starts over."
@@ -382,8 +400,7 @@ class FitOptions:
     )
 
     def __post_init__(self) -> None:
-        if problems := list(_kind_problems(self)):
-            raise OptionError(" ".join(problems))
+        _check_values(self)
 
     @property
     def recipe(self) -> Recipe:
@@ -411,6 +428,9 @@ def options_from(kind: type[T], arguments: Mapping[str, Any]) -> T:
     """
     known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
     given = {name: value for name, value in arguments.items() if name in known}
-    if "train" in given and not isinstance(given["train"], Recipe):
-        given["train"] = Recipe.named(given["train"] or {})
+    train = given.get("train")
+    if isinstance(train, Mapping):
+        given["train"] = Recipe.named(train)
+    elif train is not None and not isinstance(train, Recipe):
+        raise OptionError(f"train must be a Recipe or its values by name, such as {{'epochs': 10}}, got {train!r}.")
     return kind(**given)

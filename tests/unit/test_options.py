@@ -114,6 +114,9 @@ def test_schedules_that_options_know_are_those_that_there_are():
             {"budget": "ten", "max_pixels": "big"},
             "max_pixels must be .*budget must be|budget must be .*max_pixels must be",
         ),
+        ({"train": 5}, "train must be a Recipe or its values by name, .* got 5."),
+        ({"trainer": ["x"]}, r"trainer must be options by name, .* got \['x'\]."),
+        ({"image_size": 7}, "a whole number of 8 or more, got 7"),
         ({"train": {"epoch": 3}}, "Unknown training option 'epoch'. Closest known: epochs"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from transferkit.cli.schema import PLACES, find_kind_problems, known_settings, register_schema
+from transferkit.cli.schema import PLACES, find_value_problems, known_settings, register_schema
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.renaming import RENAMED, explain_renamed
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 __all__ = ["GROUPS", "compose_settings", "config_folder", "group_choices"]
-
-TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "benchmark")
-"""Options of Lightning's trainer that conf/trainer/ lists."""
 
 GROUPS = {
     "backbone": "backbone",
@@ -109,7 +106,8 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
         key, value = _split(word)
         _check_choice(key, value)
         given[key.lstrip("+")] = value
-    if problems := list(find_kind_problems(given)):
+    values = {name: value for name, value in given.items() if name not in GROUPS or name == "strategy"}
+    if problems := list(find_value_problems(values)):
         raise OptionError(" ".join(problems))
     _check_places(given)
     return given
@@ -121,7 +119,9 @@ def _split(word: str) -> tuple[str, Any]:
     from hydra.errors import HydraException
 
     key, equals, text = word.partition("=")
-    if not equals and not word.startswith("~"):
+    if word.startswith("~"):
+        raise OptionError(f"{word!r}: a setting cannot be removed. Leave it out for its default.")
+    if not equals:
         raise OptionError(f"{word!r} is not a setting. Write key=value; see transferkit adapt --help.")
     _check_key(key)
     try:
@@ -135,18 +135,29 @@ def _split(word: str) -> tuple[str, Any]:
     value = override.value()
     if key in ("train", "data.columns") and not isinstance(value, (Mapping, NoneType)):
         raise OptionError(f"{key} is several settings. Set one of them: {_inside(key, known_settings())}.")
+    if isinstance(value, Mapping):
+        for name in value:
+            _check_key(f"{key}.{name}")
     return key, value
 
 
 def _check_key(key: str) -> None:
-    name = key.lstrip("+~")
+    name = key.lstrip("+")
     if name in RENAMED:
         raise OptionError(explain_renamed(name))
     known = dict.fromkeys([*known_settings(), *GROUPS])
-    if key.startswith("trainer.") and key not in (trainer := [f"trainer.{name}" for name in TRAINER]):
+    if key.startswith("trainer.") and key not in (trainer := _trainer_settings()):
         raise OptionError(unknown_name("setting", key, trainer, remedy=f"Any other of Lightning's is +{key}=..."))
     if not name.startswith(("hydra", "trainer.")) and name not in known:
         raise OptionError(unknown_name("setting", name, known, remedy=HELP))
+
+
+def _trainer_settings() -> list[str]:
+    """Options of Lightning's trainer that conf/trainer/ lists."""
+    from omegaconf import OmegaConf
+
+    listed = OmegaConf.load(config_folder() / "trainer" / "default.yaml")
+    return [f"trainer.{name!s}" for name in listed]
 
 
 def _inside(group: str, known: Iterable[str]) -> str:
@@ -156,7 +167,7 @@ def _inside(group: str, known: Iterable[str]) -> str:
 def _check_choice(key: str, value: Any) -> None:
     """Whether a group has this choice."""
     choices = group_choices(key) if key in GROUPS and key != "strategy" else []
-    if choices and not (value is None and key == "experiment") and value not in choices:
+    if choices and value not in choices:
         raise OptionError(unknown_name(GROUPS[key], str(value), choices, remedy=REMEDIES.get(key, "")))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from transferkit.options import AdaptOptions, DataOptions, FitOptions, MeasureOptions, Recipe, kind_problem
+from transferkit.core.limits import check_image_size
+from transferkit.options import AdaptOptions, DataOptions, FitOptions, MeasureOptions, Recipe, option, value_problem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["PLACES", "arguments_of", "find_kind_problems", "known_settings", "register_schema", "settings_fields"]
+__all__ = ["PLACES", "arguments_of", "find_value_problems", "known_settings", "register_schema"]
 
 MISSING = "???"
 """OmegaConf's mark of a value that must be given."""
@@ -38,7 +39,7 @@ class DataSettings(DataOptions):
 
     source: str = MISSING
     path: Any = None
-    image_size: int | None = None
+    image_size: int | None = option(None, "Side of the input in pixels.", check=check_image_size)
     columns: Columns = field(default_factory=Columns)
 
 
@@ -71,26 +72,21 @@ def register_schema(strategies: Iterable[str] = ()) -> None:
         store.store(group="strategy", name=name, node={"strategy": name}, package="_global_")
 
 
-def settings_fields() -> dict[str, str]:
-    """Setting -> its type as text: top-level names, `train.NAME`, `data.NAME`."""
-    inside = (("", Settings), ("train.", Recipe), ("data.", DataSettings))
-    return {f"{group}{one.name}": str(one.type) for group, kind in inside for one in fields(kind)}
+def known_settings() -> dict[str, Field[Any]]:
+    """Setting -> the field behind it: top-level names, `train.NAME`, `data.NAME`, `data.columns.NAME`."""
+    inside = (("", Settings), ("train.", Recipe), ("data.", DataSettings), ("data.columns.", Columns))
+    return {f"{group}{one.name}": one for group, kind in inside for one in fields(kind)}
 
 
-def known_settings() -> list[str]:
-    """All settings, with those inside groups."""
-    return [*settings_fields(), *(f"data.columns.{one.name}" for one in fields(Columns))]
-
-
-def find_kind_problems(given: dict[str, Any]) -> Iterator[str]:
-    """A sentence for each value that has the wrong type.
+def find_value_problems(given: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each value that cannot be.
 
     Args:
         given: Setting -> value.
     """
-    kinds = settings_fields()
+    known = known_settings()
     for name, value in given.items():
-        if name in kinds and (problem := kind_problem(name, value, kinds[name])):
+        if name in known and (problem := value_problem(known[name], value, name=name)):
             yield problem
 
 

@@ -56,8 +56,9 @@ def _check_fitting(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_trainer(arguments: Mapping[str, Any]) -> None:
-    if arguments.get("trainer"):
-        count_processes(choose_device(arguments.get("device", "auto")), arguments["trainer"])
+    trainer = arguments.get("trainer")
+    if isinstance(trainer, Mapping):  # what it is otherwise, is refused with the other options
+        count_processes(choose_device(arguments.get("device", "auto")), trainer)
 
 
 def _check_paths(arguments: Mapping[str, Any]) -> None:
@@ -67,7 +68,7 @@ def _check_paths(arguments: Mapping[str, Any]) -> None:
     for name in ("data", "source"):
         check_data_path(arguments.get(name))
     checkpoint = arguments.get("checkpoint")
-    if checkpoint is not None and not expand(checkpoint).exists():
+    if checkpoint is not None and not (str(checkpoint) and expand(checkpoint).exists()):
         raise CheckpointError(f"There is no file {str(checkpoint)!r}. checkpoint= takes the path of one weights file.")
 
 
