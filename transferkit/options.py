@@ -21,6 +21,7 @@ from transferkit.core.limits import N_SPLITS, check_image_size
 __all__ = [
     "AUGMENTS",
     "AVERAGES",
+    "MAX_PIXELS",
     "OPTIMIZERS",
     "SCHEDULES",
     "AdaptOptions",

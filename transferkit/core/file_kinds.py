@@ -15,8 +15,8 @@ class FileKind(NamedTuple):
     """A file type.
 
     Args:
-    name: What it is, with an article.
-    remedy: The next step, without a full stop.
+        name: What it is, with an article.
+        remedy: The next step, without a full stop.
     """
 
     name: str

@@ -19,7 +19,7 @@ import numpy as np
 from transferkit.core.paths import expand
 from transferkit.core.serialization import to_json
 
-__all__ = ["WORKING_FOLDER", "describe_settings", "differing_settings", "environment", "quote_call"]
+__all__ = ["WORKING_FOLDER", "absolute_path", "describe_settings", "differing_settings", "environment", "quote_call"]
 
 ALWAYS_QUOTED = ("seed",)
 """Arguments that a quoted call includes even where they have their default."""
@@ -170,8 +170,7 @@ def _plain(value: Any, *, is_path: bool = False) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (str, Path)):
-        exists = is_path and expand(value).exists()
-        return os.path.abspath(expand(value)) if exists else str(value)
+        return absolute_path(value) if is_path else str(value)
     if value is None or isinstance(value, (int, float, bool)):
         return value
     if _is_device(value):
@@ -183,6 +182,12 @@ def _plain(value: Any, *, is_path: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and type(value).__module__.startswith("transferkit.records."):
         return _plain(to_json(value))
     return {STAND_IN: type(value).__name__}
+
+
+def absolute_path(value: str | Path) -> str:
+    """A path that exists, made absolute; any other text unchanged."""
+    found = expand(value)
+    return os.path.abspath(found) if found.exists() else str(value)
 
 
 STAND_IN = "object"

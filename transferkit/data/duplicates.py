@@ -105,7 +105,7 @@ def find_leaks(inventory: Inventory, ids: ContentIds, usable: Bools) -> tuple[li
 
 
 def near_leak_findings(inventory: Inventory, rows: Ints, splits: Names, twins: Ints) -> list[Finding]:
-    """The warning about held-back images that are near duplicates of training images.
+    """The warning about validation and test images that are near duplicates of training images.
 
     Args:
         inventory: The source.
@@ -125,7 +125,7 @@ def near_leak_findings(inventory: Inventory, rows: Ints, splits: Names, twins: I
     )
     message = (
         f"Almost the same as a training image: {counted(held, 'held-back image')} ({counted(len(pairs), 'pair')}, "
-        f"e.g. {items[0]}). If they show the same thing, held-out accuracy is too high: give such images one group."
+        f"e.g. {items[0]}). If they show the same thing, accuracy on them is too high: give such images one group."
     )
     return [Finding(kind="near_duplicate", severity="warning", message=message, items=items)]
 
@@ -149,8 +149,9 @@ def find_groups(inventory: Inventory, ids: ContentIds, rows: Ints, twins: Ints) 
     sets, sizes = np.unique(alike, return_counts=True)
     common = _too_common(alike, labels)
     copies = pairs[~np.isin(alike[pairs[:, 0]], common)]
-    grouped = int(sizes[(sizes > 1) & ~np.isin(sets, common)].sum())
-    return connected_groups([known], copies), [*_near_duplicate_findings(grouped), *_look_alike_findings(alike, common)]
+    is_common = np.isin(sets, common)
+    grouped, apart = int(sizes[(sizes > 1) & ~is_common].sum()), int(sizes[is_common].sum())
+    return connected_groups([known], copies), [*_near_duplicate_findings(grouped), *_look_alike_findings(apart)]
 
 
 def _too_common(alike: Ints, labels: Ints) -> Ints:
@@ -171,8 +172,7 @@ def _near_duplicate_findings(grouped: int) -> list[Finding]:
     return [Finding(kind="near_duplicate_group", severity="info", message=message)]
 
 
-def _look_alike_findings(alike: Ints, common: Ints) -> list[Finding]:
-    images = int(np.isin(alike, common).sum())
+def _look_alike_findings(images: int) -> list[Finding]:
     if not images:
         return []
     message = (

@@ -11,6 +11,7 @@ from transferkit.data.class_names import NaturalKey, natural_key, normal_name, o
 from transferkit.data.formats import is_image
 from transferkit.data.inventory import Inventory, read_files
 from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
+from transferkit.data.phrases import first_names
 from transferkit.records import Finding
 
 __all__ = ["image_files", "read_folder"]
@@ -96,7 +97,8 @@ def _not_images(root: Path, listing: _Listing) -> list[Finding]:
     names = _relative(listing.not_images, root)
     message = (
         f"Files in class folders that are not images are left out: {len(names)} ({_kinds(listing.not_images)}; "
-        f"{_some(names)}). If they are images, convert them to JPEG or PNG; else move them out of the class folders."
+        f"{first_names(names)}). If they are images, convert them to JPEG or PNG; else move them out of the class "
+        "folders."
     )
     return [Finding(kind="not_an_image", severity="set_aside", message=message, items=names)]
 
@@ -115,8 +117,8 @@ def _beside(root: Path, layout: Layout) -> list[Finding]:
     if images:
         names = _relative(images, root)
         message = (
-            f"Images next to the class folders have no class and are left out: {len(names)} ({_some(names)}). Move "
-            "each into the folder of its class."
+            f"Images next to the class folders have no class and are left out: {len(names)} ({first_names(names)}). "
+            "Move each into the folder of its class."
         )
         findings.append(Finding(kind="no_class", severity="set_aside", message=message, items=names))
     taken = set(images)
@@ -134,14 +136,14 @@ def _deeper(root: Path, listing: _Listing) -> list[Finding]:
     names = _relative(listing.deeper, root)
     if shared := _shared_below(listing.deeper):
         message = (
-            f"All class folders contain folders of the same names ({_some(shared)}), whose images belong to the class "
-            "above. If these are the classes, the folders above are splits or sources: rename them to train/, val/ and "
-            "test/, or merge their images."
+            f"All class folders contain folders of the same names ({first_names(shared)}), whose images belong to "
+            "the class above. If these are the classes, the folders above are splits or sources: rename them to "
+            "train/, val/ and test/, or merge their images."
         )
         return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
     message = (
         f"Folders inside class folders are not classes; their images belong to the class above: {len(names)} "
-        f"({_some(names)}). If they are classes, move them up, next to the other class folders."
+        f"({first_names(names)}). If they are classes, move them up, next to the other class folders."
     )
     return [Finding(kind="folder_in_class", severity="warning", message=message, items=names)]
 
@@ -158,11 +160,6 @@ def _shared_below(deeper: list[Path]) -> tuple[str, ...]:
 
 def _relative(paths: list[Path], root: Path) -> tuple[str, ...]:
     return tuple(path.relative_to(root).as_posix() for path in paths)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _deeper_hint(root: Path) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from transferkit.data.class_names import alike_names, are_numbers
 from transferkit.data.inventory import Inventory
+from transferkit.data.phrases import first_names
 from transferkit.records import Finding
 
 __all__ = ["describe_many_labels", "label_findings"]
@@ -105,9 +106,8 @@ def _alike(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> list[Findin
         return []
     number = {name: int(count) for name, count in zip(classes, counts, strict=True)}
     items = tuple(" / ".join(f"{name!r} ({number[name]})" for name in same) for same in pairs)
-    more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     message = (
-        f"Classes whose names differ only in case, spacing or number format: {', '.join(items[:_SHOWN])}{more}. "
+        f"Classes whose names differ only in case, spacing or number format: {first_names(items)}. "
         "If they are one class, give it one name."
     )
     return [Finding(kind="alike_classes", severity="warning", message=message, items=items)]

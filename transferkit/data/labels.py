@@ -14,6 +14,7 @@ import torch
 from transferkit.core.errors import DataError
 from transferkit.data.class_names import normal_name, order_names
 from transferkit.data.inventory import NO_LABEL
+from transferkit.data.phrases import first_names
 from transferkit.records import Finding
 
 __all__ = ["UNREAD", "Labels", "class_names", "read_labels"]
@@ -79,8 +80,9 @@ def read_labels(
 def _unlabelled(items: Sequence[str]) -> list[Finding]:
     if not items:
         return []
-    shown = ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
-    message = f"Left out, as they have no label: {len(items)} images ({shown}). Label them, or remove them."
+    message = (
+        f"Left out, as they have no label: {len(items)} images ({first_names(items)}). Label them, or remove them."
+    )
     return [Finding(kind="unlabelled", severity="set_aside", message=message, items=tuple(items))]
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from transferkit.data.arrays import as_rgb
 from transferkit.records import Finding
 
-__all__ = ["outside_steps", "step_findings"]
+__all__ = ["clipping_findings", "outside_steps", "step_findings"]
 
 CONVERSIONS = frozenset(
     {"ToTensor", "PILToTensor", "ToImage", "ToPILImage", "ToDtype", "ConvertImageDtype", "ToPureTensor", "Identity"}

@@ -32,12 +32,8 @@ class AveragedTable(FeatureTable):
     """
 
     def __init__(self, tables: Sequence[FeatureTable]) -> None:
-        if (
-            len(
-                {(len(table), *sorted((name, b.start, b.stop) for name, b in table.blocks.items())) for table in tables}
-            )
-            != 1
-        ):
+        layouts = {(len(table), *sorted((n, b.start, b.stop) for n, b in table.blocks.items())) for table in tables}
+        if len(layouts) != 1:
             raise OptionError("Tables that are averaged must have the same rows and columns.")
         self._tables = tuple(tables)
         self.blocks = dict(tables[0].blocks)

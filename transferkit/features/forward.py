@@ -13,7 +13,7 @@ import torch
 from transferkit.core.errors import BackboneError, TransferkitError
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.model import normalise
-from transferkit.nn.running import without_tracing
+from transferkit.nn.running import is_out_of_memory, without_tracing
 from transferkit.nn.stages import evaluating
 
 __all__ = [
@@ -63,7 +63,7 @@ def backbone_failure(backbone: Backbone, problem: str, shape: tuple[int, ...] | 
 
 def describe_error(error: Exception) -> str:
     """An exception in one line: its first, or the last one where a traceback comes before it, as in TorchScript."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a word"]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     line = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
     return f"{type(error).__name__}: {line.rstrip('.')}"
 
@@ -104,9 +104,11 @@ class Forward:
             with without_tracing(), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
                 images = normalise(stack, self._backbone.spec.preprocessing)
                 return self._compute(images.contiguous(memory_format=torch.channels_last), wanted)
-        except (torch.OutOfMemoryError, TransferkitError):
+        except TransferkitError:
             raise
         except Exception as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
             raise backbone_failure(
                 self._backbone, f"it raised {describe_error(error)}", tuple(pixels.shape[1:])
             ) from error
@@ -121,7 +123,9 @@ class Forward:
         """
         try:
             return self.rows(pixels, wanted)
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(pixels) == 1:
                 raise BackboneError(
                     f"{self._backbone.spec.name} runs out of memory on {self._device} with a single image of shape "

@@ -44,8 +44,8 @@ NOISE = 3.0
 """Width of the smoothed loss's interval on each side, in standard errors."""
 
 FEWEST = 8
-"""Minimum number of losses before a rise counts: with fewer the noise is unknown. Until
-then rates are below 1/30 of the plan's."""
+"""Minimum number of losses before a rise counts: with fewer the noise is unknown. Until then rates are below 1/30 of
+the plan's."""
 
 RISE = 0.1
 """Minimum rise, as a share of the loss of an uninformed network (for K classes: log K). Not of the loss itself: with a

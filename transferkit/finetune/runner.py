@@ -159,7 +159,7 @@ class Runner:
                 "strategy that trains fewer layers (few_layers, linear_probe)."
             ) from error
 
-    def _note_micro_batches(self, module: TransferModule, *, up_to: int, since: int = 2) -> None:
+    def _note_micro_batches(self, module: TransferModule, *, up_to: int, since: int) -> None:
         size, micro_batches = module.recipe.batch_size or 1, since
         while micro_batches <= up_to:
             self._note(

@@ -20,10 +20,10 @@ __all__ = ["phase_steps"]
 
 
 def phase_steps(trainer: pl.Trainer, phases: Sequence[Phase]) -> tuple[int, list[int]]:
-    """Optimizer steps of the whole fit, and the first step of each phase that it comes to.
+    """Optimizer steps of the whole fit, and the first step of each phase that is reached.
 
     Args:
-        trainer: That is about to fit, its loaders at hand.
+        trainer: About to fit, with its loaders attached.
         phases: At least one.
 
     Raises:
@@ -31,16 +31,16 @@ def phase_steps(trainer: pl.Trainer, phases: Sequence[Phase]) -> tuple[int, list
     """
     steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
     if steps == math.inf:
-        raise OptionError("Without an end there is no schedule: give the trainer max_epochs or max_steps.")
-    if steps < 0:  # Lightning counts epochs, but nobody knows how long one is
+        raise OptionError("A schedule needs an end: give the trainer max_epochs or max_steps.")
+    if steps < 0:  # an iterable dataset without a length
         raise OptionError(
-            "A stream does not tell how long an epoch is, and the schedule must know: give the trainer max_steps, "
-            "or limit_train_batches."
+            "The schedule needs the length of an epoch, which a stream does not have: give the trainer max_steps, or "
+            "limit_train_batches."
         )
-    # Without epochs there is one phase: the freeze plan's callback sees to that. A trial run comes to one only.
+    # Without epochs there is one phase, which the freeze plan's callback checks; fast_dev_run reaches the first only.
     if epochs is None or epochs < 1 or getattr(trainer, "fast_dev_run", False):
         return int(steps), [0]
     per_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
     starts = [start * per_epoch for start in phase_starts(phases, epochs)]
-    # Where steps end the run, phases may be left that it never comes to.
+    # If max_steps ends the run early, later phases may not be reached.
     return max(int(steps), starts[-1] + 1), starts

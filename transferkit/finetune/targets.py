@@ -38,7 +38,7 @@ def weigh_classes(targets: Array, outputs: int, weighting: str) -> npt.NDArray[n
     Args:
         targets: (N,) int in [0, K), of the training images.
         outputs: K. A class without images has weight 1.
-        weighting: One of `WEIGHTINGS`.
+        weighting: One of `CLASS_WEIGHTS`.
 
     Example:
         >>> weigh_classes(np.array([0, 0, 0, 1]), 2, "auto").round(2).tolist()
@@ -58,7 +58,7 @@ def weigh_labels(targets: Array, outputs: int, weighting: str) -> npt.NDArray[np
     Args:
         targets: (N, K) 0 or 1, of the training images.
         outputs: K.
-        weighting: One of `WEIGHTINGS`; "auto" decides per label, and leaves some at 1.
+        weighting: One of `CLASS_WEIGHTS`; "auto" decides per label, and leaves some at 1.
 
     Example:
         >>> weigh_labels(np.array([[1, 1], [0, 1], [0, 0], [0, 0]]), 2, "auto").tolist()

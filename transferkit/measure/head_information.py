@@ -1,8 +1,7 @@
 """Mutual information between images and a pretrained classifier's predictions, from its probabilities.
 
 Confidence alone does not measure similarity to the source: a classifier of photographs assigns all scanned digits to
-    one
-class with 95 % confidence. What decreases with distance from the source is how much its predictions depend on the
+one class with 95 % confidence. What decreases with distance from the source is how much its predictions depend on the
 image.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,11 @@ class RidgeProblem:
     together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
     counting: npt.NDArray[np.float64]  # (N,), weight of each in held-back results
 
-    @property
+    @cached_property
     def roots(self) -> npt.NDArray[np.float32]:
         return np.sqrt(self.weights).astype(np.float32)[:, None]
 
-    @property
+    @cached_property
     def base(self) -> npt.NDArray[np.float64]:
         """(K,) weighted class shares: the prediction without features."""
         sums = np.bincount(self.labels, weights=self.weights, minlength=self.classes)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -152,16 +153,16 @@ class _Images:
             weights=self.weights[rows],
         )
 
-    @property
+    @cached_property
     def roots(self) -> Single:
         return np.sqrt(self.weights)[:, None]
 
-    @property
+    @cached_property
     def base(self) -> Single:
         """(K,) weighted class shares."""
         return np.asarray(self.weights @ self.one_hot / self.weights.sum(), dtype=np.float32)
 
-    @property
+    @cached_property
     def targets(self) -> Single:
         """(n, K) centred, rows scaled by the root of the weights."""
         return (self.one_hot - self.base) * self.roots

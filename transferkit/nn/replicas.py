@@ -45,7 +45,8 @@ class Replicas(Generic[Model]):
     def __init__(self, model: Model) -> None:
         self.model = model
         self._lock = threading.Lock()
-        self._made_of, self._numbers = _snapshot(model)
+        self._made_of: list[object] = []
+        self._numbers: list[int] = []
         self._pools: dict[torch.device, _Pool[Model]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:  # a lock can be neither copied nor pickled

@@ -98,8 +98,7 @@ class Tail:
     """The part of a backbone that runs after one of its stages; returned by `cut`.
 
     Not a module, and without own parameters: it runs the backbone's modules, in their current mode and with their
-        current
-    hooks.
+    current hooks.
 
     Args:
         backbone: The full backbone.

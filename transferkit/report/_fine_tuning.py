@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import wilson_interval
 from transferkit.records import Candidate, Epoch, RunRecord, TrainingRecord
-from transferkit.report._words import format_count
+from transferkit.report._words import plural
 
 __all__ = [
     "EpochRange",
@@ -80,8 +80,7 @@ def name_held_back(images: int) -> str:
         >>> name_held_back(1), name_held_back(280), name_held_back(0)
         ('1 held-back image', '280 held-back images', 'held-back images')
     """
-    noun = "held-back image" if images == 1 else "held-back images"
-    return f"{format_count(images)} {noun}" if images else noun
+    return plural(images, "held-back image") if images else "held-back images"
 
 
 def name_kept(kept: Candidate) -> str:

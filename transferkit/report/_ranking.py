@@ -31,7 +31,7 @@ class RankingPage:
 
     Args:
         ranks, accuracies: One row per model, on their axes.
-        costs: Rows of text under `cost_names`.
+        costs: Cells of each model's row in the table of costs.
         measures: Rows of text under `measure_names`.
         missing: Why a measure has no value, a sentence each.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import nn
 
 from transferkit.core.errors import DataError, OptionError, unknown_name
 from transferkit.core.paths import check_file, check_folder, expand, make_folder
+from transferkit.core.provenance import absolute_path
 from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
@@ -182,7 +182,7 @@ class Result:
                 "run=DIR data.root=DIR."
             )
         own: dict[str, Any] = {name: settings[name] for name in OPENING if name in settings}
-        is_other = isinstance(named, (str, Path)) and _absolute(named) != settings.get("data")
+        is_other = isinstance(named, (str, Path)) and absolute_path(named) != settings.get("data")
         opening: dict[str, Any] = {name: own[name] for name in ("seed", "strict", "max_pixels") if name in own}
         if not isinstance(named, (str, Path)) and "preprocessed" in own:
             opening["preprocessed"] = own["preprocessed"]
@@ -280,11 +280,6 @@ def check_export(path: Path, format: str) -> None:
     if format not in EXPORTS:
         raise OptionError(unknown_name("export format", format, EXPORTS))
     check_file(path, suffixes=(f".{format}",), example="model")
-
-
-def _absolute(path: str | Path) -> str:
-    there = expand(path)
-    return os.path.abspath(there) if there.exists() else str(path)
 
 
 def load(path: str | Path, *, module: nn.Module | None = None) -> Result:

@@ -19,7 +19,7 @@ from transferkit.core.provenance import differing_settings
 from transferkit.core.serialization import from_json, to_json
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel
 from transferkit.nn.norm import swap_norm
-from transferkit.records import Decision, Evidence, Metrics, RunRecord, TrainingRecord
+from transferkit.records import Evidence, RunRecord
 
 __all__ = ["check_replaceable", "read_run", "replace_file", "write_run"]
 
@@ -105,22 +105,10 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifi
     from safetensors.torch import load_file
 
     plain = _read_result(folder)
-    evidence = from_json(Evidence, plain["evidence"])
-    record = RunRecord(
-        evidence=evidence,
-        decision=from_json(Decision, plain["decision"]),
-        metrics={split: from_json(Metrics, metrics) for split, metrics in plain["metrics"].items()},
-        seconds=plain["seconds"],
-        environment=plain["environment"],
-        command=plain["command"],
-        training=_read_training(plain),
-        settings=plain.get("settings") or {},
-        held_back_accuracy=plain.get("held_back_accuracy"),
-        trained_on=tuple(plain.get("trained_on") or ()),
-    )
+    record = from_json(RunRecord, plain)
     try:
         weights = load_file(folder / "model.safetensors")
-        model = _empty_model(evidence, plain["model"], module)
+        model = _empty_model(record.evidence, plain["model"], module)
         model.load_state_dict(weights)
         report = folder / "report.html"
         html = report.read_text(encoding="utf-8") if report.is_file() else None
@@ -130,12 +118,6 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifi
         reason = str(error).split("\n")[0]
         raise RunFolderError(f"The model in {folder} cannot be read: {reason}. Run transferkit adapt again.") from error
     return model.eval(), record, html
-
-
-def _read_training(plain: Mapping[str, Any]) -> TrainingRecord | None:
-    """None for a head in closed form, and for a run of a version that had no others."""
-    found = plain.get("training")
-    return None if found is None else from_json(TrainingRecord, found)
 
 
 def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:

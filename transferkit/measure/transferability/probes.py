@@ -63,8 +63,7 @@ def press(
     """Held-back accuracy of ridge regression on one-hot targets, at the best held-back penalty; higher is better.
 
     Exact: groups of images are left out one by one if classes are large, otherwise one of each class at a time. Safe
-        for
-    N < D and constant features. The only image of a class is not counted.
+    for N < D and constant features. The only image of a class is not counted.
 
     Args:
         features: (N, D) float, one pooled vector per image; scaled to unit variance here.

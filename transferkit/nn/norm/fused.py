@@ -65,7 +65,7 @@ def copy_followers(replacement: nn.Module, layer: nn.Module) -> None:
     """Add the layer's dropout and activation to its replacement.
 
     They are the same module objects with their hooks, unless they have weights: the stored original must not be
-        trained.
+    trained.
     """
     for name in FOLLOWERS:
         follower = layer._modules.get(name)

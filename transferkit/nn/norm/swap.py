@@ -21,7 +21,7 @@ from transferkit.nn.norm.kinds import CALIBRATED, GROUPED, NORM_KINDS, MakeNorm
 from transferkit.nn.norm.recalibration import recalibrate_statistics
 from transferkit.nn.norm.source import is_batch_norm
 from transferkit.nn.norm.standardised import StandardisedGroupNorm
-from transferkit.nn.norm.swap_record import SwapRecord, memory_of, original_of, remember, swapped_layers
+from transferkit.nn.norm.swap_record import SwapRecord, original_of, record_of, store_record, swapped_layers
 
 __all__ = ["restore_norm", "swap_norm"]
 
@@ -158,7 +158,7 @@ def _make_all(
 def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Batch normalisation and swapped layers, each once."""
     for path, layer in module.named_modules():
-        if is_batch_norm(layer) or memory_of(layer) is not None:
+        if is_batch_norm(layer) or record_of(layer) is not None:
             yield path, layer
 
 
@@ -188,7 +188,7 @@ def _make(layer: nn.Module, to: str | Callable[[nn.Module], nn.Module], groups: 
     replacement.training = layer.training
     _restore_requires_grad(replacement, layer, original)
     kind = to if isinstance(to, str) else type(replacement).__name__
-    remember(replacement, SwapRecord(original, kind))
+    store_record(replacement, SwapRecord(original, kind))
     return replacement
 
 

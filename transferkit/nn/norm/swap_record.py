@@ -9,7 +9,7 @@ from torch import nn
 
 from transferkit.nn.norm.source import read_source
 
-__all__ = ["SwapRecord", "NormSwap", "memory_of", "original_of", "remember", "swapped_layers", "swapped_norms"]
+__all__ = ["SwapRecord", "NormSwap", "record_of", "original_of", "store_record", "swapped_layers", "swapped_norms"]
 
 _SLOT = "_swapped"
 """Attribute of a replacement. Its value is not a module, so torch does not register the original in it."""
@@ -49,12 +49,12 @@ class NormSwap:
     note: str
 
 
-def remember(replacement: nn.Module, record: SwapRecord) -> None:
+def store_record(replacement: nn.Module, record: SwapRecord) -> None:
     """Store the record in a replacement; `Module.to` does not affect the original in it."""
     setattr(replacement, _SLOT, record)
 
 
-def memory_of(module: nn.Module) -> SwapRecord | None:
+def record_of(module: nn.Module) -> SwapRecord | None:
     """The record stored in a replacement; None for other modules."""
     record: SwapRecord | None = module.__dict__.get(_SLOT)
     return record
@@ -62,7 +62,7 @@ def memory_of(module: nn.Module) -> SwapRecord | None:
 
 def original_of(module: nn.Module) -> nn.Module | None:
     """The original of a swapped layer, unchanged and on its original device; None for other modules."""
-    record = memory_of(module)
+    record = record_of(module)
     return None if record is None else record.original
 
 
@@ -85,20 +85,20 @@ def swapped_norms(module: nn.Module) -> tuple[NormSwap, ...]:
     """
     paths: dict[int, list[str]] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
-        if memory_of(layer) is not None:
+        if record_of(layer) is not None:
             paths.setdefault(id(layer), []).append(path)
     return tuple(_describe(paths[id(layer)], layer) for _, layer, _ in swapped_layers(module))
 
 
 def _describe(paths: list[str], layer: nn.Module) -> NormSwap:
-    memory = memory_of(layer)
-    assert memory is not None
-    channels = read_source(memory.original).channels
+    record = record_of(layer)
+    assert record is not None
+    channels = read_source(record.original).channels
     notes = [_note(layer, channels), f"also at {', '.join(paths[1:])}" if paths[1:] else ""]
     return NormSwap(
         path=paths[0],
-        kind_before=type(memory.original).__name__,
-        kind_after=memory.kind,
+        kind_before=type(record.original).__name__,
+        kind_after=record.kind,
         channels=channels,
         groups=_groups_of(layer),
         note="; ".join(note for note in notes if note),

@@ -1,8 +1,7 @@
 """Weight standardisation and weight normalisation: independent of the batch.
 
 Both are torch parametrizations: the convolution is kept, and its weight is computed on each access. Such a module can
-    be
-copied and its state_dict saved, but not pickled as a module (torch refuses); `plain_weights` removes them.
+be copied and its state_dict saved, but not pickled as a module (torch refuses); `plain_weights` removes them.
 """
 
 from __future__ import annotations

@@ -54,20 +54,20 @@ def draw_heat_map(counts: npt.NDArray[np.int64], names: Sequence[str], *, title:
         title: What the chart shows.
     """
     side = next(side for most, side in SIDES if len(names) <= most)
+    worst = int((counts - np.diag(np.diagonal(counts))).max())
     return Chart(
         title=title,
         x=class_axis(names, name="Predicted →"),
         y=class_axis(names, name="← True class", downwards=True),
-        marks=(Boxes(boxes=[_cell(counts, names, int(t), int(p)) for t, p in np.argwhere(counts)]),),
+        marks=(Boxes(boxes=[_cell(counts, names, int(t), int(p), worst=worst) for t, p in np.argwhere(counts)]),),
         across=len(names) * side,
         down=len(names) * side,
     )
 
 
-def _cell(counts: npt.NDArray[np.int64], names: Sequence[str], true: int, predicted: int) -> Box:
+def _cell(counts: npt.NDArray[np.int64], names: Sequence[str], true: int, predicted: int, *, worst: int) -> Box:
     count, total = int(counts[true, predicted]), int(counts[true].sum())
     right = true == predicted
-    worst = int((counts - np.diag(np.diagonal(counts))).max())
     said = "classified correctly" if right else f"classified as {names[predicted]}"
     return Box(
         x=(predicted - 0.5, predicted + 0.5),

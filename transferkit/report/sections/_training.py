@@ -79,7 +79,8 @@ def _write_rows(epochs: Sequence[Epoch], best: Epoch | None) -> tuple[tuple[tupl
     step = -(-len(epochs) // MAX_EPOCH_ROWS)
     shown = [epoch for n, epoch in enumerate(epochs, start=1) if n % step == 0 or epoch is best or n == len(epochs)]
     rows = tuple((_write_row(epoch), epoch is best) for epoch in shown)
-    return rows, f"Every {step}th epoch, the best and the last one." if step > 1 else ""
+    nth = {2: "2nd", 3: "3rd"}.get(step, f"{step}th")
+    return rows, f"Every {nth} epoch, the best and the last one." if step > 1 else ""
 
 
 def _write_row(epoch: Epoch) -> tuple[str, ...]:
