@@ -469,12 +469,11 @@ def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> 
             f"Epochs and blend were chosen on the {images:,} images of the validation split; {what} the training split "
             "only."
         )
-    count = "1 epoch" if best == 0 else f"{best + 1} epochs"
     where = f"{len(folds)} folds" if len(folds) > 1 else "one fifth of the training images"
     what, epochs = {
         "probe": ("the probe was", ""),
-        "fine-tuned": ("the network was", f", for {count}"),
-    }.get(verdict.kept.name, ("network and probe were", f", the network for {count}"))
+        "fine-tuned": ("the network was", f", for {best + 1} epochs"),
+    }.get(verdict.kept.name, ("network and probe were", f", the network for {best + 1} epochs"))
     after = f"{what} then fitted to all of them{epochs}"
     return f"Epochs and blend were chosen on {images:,} held-back images ({where}); {after}."
 

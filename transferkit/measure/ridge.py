@@ -330,8 +330,17 @@ def _fit_small(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, pr
         slope = features.T @ (spectrum.vectors @ (inverse[:, None] * (spectrum.vectors.T @ targets)))
     else:
         slope = spectrum.vectors @ (inverse[:, None] * correlation)
-    best = LeaveOut(problem, spectrum.eigenvalues, correlation, path.penalties[path.best : path.best + 1])
-    return slope, np.arange(len(features)), next(best.scores(rows, projected)), path
+    return slope, np.arange(len(features)), _best_scores(left_out, path, rows, projected), path
+
+
+def _best_scores(
+    left_out: LeaveOut, path: RidgePath, rows: slice, projected: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    # A LeaveOut of the best penalty alone would be less work, but its last bits differ.
+    for p, scores in enumerate(left_out.scores(rows, projected)):
+        if p == path.best:
+            return scores
+    raise AssertionError("the best penalty is one of the candidates")
 
 
 def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem) -> _Fitted:
