@@ -10,7 +10,7 @@ __all__ = ["SharedLock"]
 
 
 class SharedLock:
-    """Readers go on together; a writer waits for those that run, and holds back those that come.
+    """Readers run together; a writer waits for running readers and blocks new ones.
 
     Not reentrant: a thread that shares it must not ask for it again.
 

@@ -31,7 +31,7 @@ _IMBALANCE = 10
 
 _OWN_SPLITS = {
     "folder": "sort the images into train/<class>/ and test/<class>/",
-    "manifest": "say in a column split which images are for what",
+    "manifest": "name each image's split in a column split",
     "dataset": 'give {"train": ..., "test": ...}',
 }
 """Kind of source -> how to bring splits of one's own."""
@@ -50,11 +50,11 @@ def unusable_class_findings(inventory: Inventory, usable: Bools) -> list[Finding
             Finding(kind="one_class", severity="error", message="No image has a label. Give every image its class.")
         ]
     if len(inventory.classes) < 2:
-        message = f"There is only one class, {quoted(inventory.classes)}; 2 are needed to tell apart. "
+        message = f"There is only one class, {quoted(inventory.classes)}; at least 2 are needed. "
         message += {
             "folder": "Add another class, or check that the classes are the folders directly below.",
             "manifest": "Add images of another class, or check that the column label holds the classes.",
-            "dataset": "Add images of another class, or check what the dataset gives as label.",
+            "dataset": "Add images of another class, or check the labels that the dataset returns.",
         }[inventory.kind]
         findings.append(Finding(kind="one_class", severity="error", message=message, items=inventory.classes))
     listed = np.bincount(inventory.labels[inventory.labels != NO_LABEL], minlength=len(inventory.classes))

@@ -26,7 +26,7 @@ FITTED = {"group": "standardised_group"}
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """How training is asked to go, as far as a decision depends on it.
+    """The requested training conditions, as far as a decision depends on them.
 
     Args:
         batch_size: Images per optimizer step, of all processes together, >= 1; None fits it to their number.
@@ -143,8 +143,8 @@ def complete(
     Args:
         choice: What was chosen, or asked for.
         evidence: What the frozen pass measured.
-        conditions: How training is asked to go; None takes the defaults.
-        norm: What came of trying the normalisation; None takes what `settle_norm` says.
+        conditions: The requested training conditions; None takes the defaults.
+        norm: The normalisation found by trying; None takes that of `settle_norm`.
 
     Raises:
         OptionError: If the normalisation that was asked for cannot train under these conditions.

@@ -1,4 +1,4 @@
-"""What the bank asks of whatever turns images into features."""
+"""The protocol of feature extractors."""
 
 from __future__ import annotations
 

@@ -133,11 +133,11 @@ class EvaluatedModule(pl.LightningModule):
         self._swapped.enter_context(self.averaged())
 
     def on_test_epoch_start(self) -> None:
-        """As for validation."""
+        """Put the average of the weights into the model, where one is kept."""
         self._swapped.enter_context(self.averaged())
 
     def on_predict_epoch_start(self) -> None:
-        """As for validation."""
+        """Put the average of the weights into the model, where one is kept."""
         self._swapped.enter_context(self.averaged())
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -145,7 +145,7 @@ class EvaluatedModule(pl.LightningModule):
         self._accumulate(batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As for validation."""
+        """Accumulate the batch's outputs for the loss and the score."""
         self._accumulate(batch)
 
     def _accumulate(self, batch: Any) -> None:
@@ -169,7 +169,7 @@ class EvaluatedModule(pl.LightningModule):
         return outputs.sigmoid() if self.task_name == "multi_label" else outputs.softmax(dim=1)
 
     def on_validation_epoch_end(self) -> None:
-        """Take the raw weights back; log the loss and the score, and keep the outputs."""
+        """Swap the raw weights back in; log the loss and the score, and keep the outputs."""
         self._swapped.close()
         self.outputs = self._log_held_back("val")
 
@@ -179,7 +179,7 @@ class EvaluatedModule(pl.LightningModule):
         self._log_held_back("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Take the raw weights back."""
+        """Swap the raw weights back in."""
         self._swapped.close()
 
     def _log_held_back(self, split: str) -> torch.Tensor:

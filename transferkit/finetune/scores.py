@@ -62,7 +62,7 @@ class HeldBackLoss(_WholePass):
         loss: Of (M, K) outputs and their targets; takes `weights=`.
         weights: (K,) weight of each class, as `loss` takes it; None for none.
         calibrated: Whether outputs are logits of one class per image, to be divided by the temperature that fits them
-            best: networks grow overconfident long before they grow less accurate, and what is returned is calibrated.
+            best: networks grow overconfident long before they grow less accurate, and the returned model is calibrated.
 
     Example:
         >>> loss = HeldBackLoss(lambda outputs, targets, weights: (outputs - targets).abs().max())

@@ -12,7 +12,7 @@ __all__ = ["Alternative", "Choice", "Decision"]
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One thing that could be done, with what to expect of it.
+    """A strategy on a stage, with its expected accuracy and cost.
 
     Args:
         strategy: Registered strategy name.
@@ -67,7 +67,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision(Choice):
-    """What to do, how, and why.
+    """The chosen strategy with its learning rate and normalisation.
 
     Args:
         strategy, stage, mode, reasons, alternatives, tuned: As for `Choice`.

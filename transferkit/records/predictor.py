@@ -1,4 +1,4 @@
-"""What predicts: the two forms in which a trained model is handed to whoever needs its answers.
+"""Protocols of trained models, for whoever needs their predictions.
 
 `Predictor`: images in, `Predictions` out. A saved run, an exported model, an ensemble, a service's model.
 `PixelClassifier`: prepared pixels in, probabilities out. What a runtime has to offer; `result.predict_images` makes the
@@ -21,7 +21,7 @@ __all__ = ["PixelClassifier", "Predictor"]
 @runtime_checkable
 class Predictor(Protocol):
     """Images in, probabilities out. Any number of threads may call one object at the same time, and each gets the bits
-    that it would get alone. How images are prepared is the predictor's own affair: the caller states nothing of it."""
+    that it would get alone. The predictor prepares images itself."""
 
     @property
     def classes(self) -> tuple[str, ...]:

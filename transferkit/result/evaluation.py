@@ -102,8 +102,9 @@ def _check_unseen(data: Data, indices: npt.NDArray[np.int64], trained_on: tuple[
     known = [data.items[index] for index in indices if _hex(data.content_ids[index]) in seen]
     if known:
         raise DataError(
-            f"The model was trained on some of these images, such as {known[0]}: how it does on them says nothing of "
-            "new ones. Give images that it has not seen: transferkit evaluate run=DIR data.root=OTHER."
+            f"The model was trained on some of these images, such as {known[0]}, so its accuracy on them is no "
+            "estimate for new images. Pass images that it was not trained on: transferkit evaluate run=DIR "
+            "data.root=OTHER."
         )
 
 

@@ -1,4 +1,4 @@
-"""All that is known of a run, gathered in one record once its model has answered."""
+"""The `RunRecord` of a finished run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def record_run(
         seconds: Phase -> wall-clock seconds so far.
         environment: Versions, machine and seed.
         command: How to run this again.
-        settings: What the run was asked for.
+        settings: The arguments of the run.
     """
     spent, shown = dict(seconds), answers.get("test") or answers.get("val")
     with timed(spent, "verify"):

@@ -88,7 +88,7 @@ def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
 
 
 def conditions_for(evidence: Evidence, options: AdaptOptions) -> Conditions:
-    """How training is asked to go, for `complete`."""
+    """The requested training conditions, for `complete`."""
     recipe, norm, device = options.recipe, options.norm, choose_device(options.device)
     conditions = Conditions(
         batch_size=recipe.batch_size or options.batch_size,

@@ -1,4 +1,4 @@
-"""What can run a backbone over images: an `Extractor` a file."""
+"""Feature extractors, one per file."""
 
 from transferkit.features.engines.torch import TorchExtractor, stage_extractor
 
