@@ -249,7 +249,7 @@ def test_ten_times_is_not_yet_imbalance(write: Writer, official: Path) -> None:
 def test_one_class_is_not_enough(write: Writer, tmp_path: Path) -> None:
     write("cat/1.png")
     write("cat/2.png")
-    with pytest.raises(DataError, match="only one class, 'cat'; 2 are needed"):
+    with pytest.raises(DataError, match="only one class, 'cat'; at least 2 are needed"):
         open_data(tmp_path / "images")
 
 
