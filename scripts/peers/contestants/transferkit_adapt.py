@@ -1,0 +1,50 @@
+"""transferkit: `adapt` with an empty cache; every `--option` is an argument of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import transferkit as tk
+from peers.contestants.protocol import Job, Stopwatch, contest, seed_everything
+
+
+def parsed(value: str) -> str | float:
+    """A number where it is one."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def run(job: Job, watch: Stopwatch) -> dict[str, Any]:
+    """Loading the backbone, auditing all images and writing model and report all count; scoring the test does not."""
+    seed_everything(job.seed, job.threads)
+    options = {name: parsed(value) for name, value in job.options.items()}
+    if job.budget is not None:
+        options["budget"] = job.budget
+    model = options.pop("model")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder, "cache")
+        watch.ready()
+        result = tk.adapt(
+            model,
+            job.task,
+            image_size=job.size,
+            seed=job.seed,
+            evaluate=False,
+            progress=False,
+            out=Path(folder, "run"),
+            cache=cache,
+            **options,
+        )
+        with watch.evaluation():
+            accuracy = result.evaluate(progress=False, cache=cache).accuracy
+        watch.record(accuracy, "done")
+    decision = result.decision
+    return {"strategy": decision.strategy, "stage": decision.stage, "reasons": list(decision.reasons)}
+
+
+if __name__ == "__main__":
+    contest(run)
