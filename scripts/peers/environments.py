@@ -92,6 +92,15 @@ def versions(contestant: Contestant, venvs: Path) -> dict[str, str]:
     return found
 
 
+def warm_up(contestant: Contestant, venvs: Path) -> None:
+    """Import what a contestant imports, so that no measured run is the first to read it from disk or to compile it.
+
+    A module that cannot be imported fails in the run that follows, where the reason is recorded.
+    """
+    asked = [str(python_of(contestant.venv, venvs)), "-c", f"import peers.contestants.{contestant.module}"]
+    subprocess.run(asked, env=child_environment(1), capture_output=True)
+
+
 def digest(files: Iterable[Path]) -> str:
     """First digits of the SHA-256 of these files' names and contents."""
     total = hashlib.sha256()

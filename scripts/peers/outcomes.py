@@ -21,12 +21,11 @@ SHARE_OF_TIME = 1 / 3
 
 
 class Place(NamedTuple):
-    """A task at a number of images per class and an image size, with the names that intervals are drawn by."""
+    """A task at a number of images per class; intervals are drawn by its family."""
 
     task: str
     family: str
     level: int
-    size: int
     train: int
 
     @property
@@ -96,7 +95,7 @@ def finals(records: Sequence[Mapping[str, Any]]) -> dict[Place, dict[str, Final]
 
 def place_of(record: Mapping[str, Any]) -> Place:
     """Where a record was measured, its seed left out."""
-    return Place(record["task"], record["family"], record["level"], record["size"], record["train"])
+    return Place(record["task"], record["family"], record["level"], record["train"])
 
 
 def compare(found: Mapping[Place, Mapping[str, Final]], ours: str, peer: str) -> Comparison | None:
@@ -131,7 +130,7 @@ def mean_by_task(places: Sequence[Place], values: Sequence[float]) -> float:
     """Mean over tasks of the means over a task's places.
 
     Example:
-        >>> a, b = Place("a", "a", 20, 96, 60), Place("b", "b", 20, 96, 60)
+        >>> a, b = Place("a", "a", 20, 60), Place("b", "b", 20, 60)
         >>> mean_by_task([a, a._replace(level=5), b], [1.0, 3.0, 6.0])
         4.0
     """
@@ -183,7 +182,7 @@ def mean_curves(records: Sequence[Mapping[str, Any]], moments: Sequence[float]) 
 
 
 def run_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The task, level, size and seed of a record."""
+    """The task, level and seed of a record."""
     return tuple(record[key] for key in PLACE)
 
 

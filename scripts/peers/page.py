@@ -31,11 +31,11 @@ packages, the contestant's own file and, for ours, the content of the package.
 {machine}; {dates}; {size} px; {threads} threads each.
 
 Seconds are wall-clock, from the moment when the libraries are imported, the files listed and the pretrained network
-loaded, until the model that is scored was ready; "since process start" adds the imports. For transferkit, whose cache is
-empty, they also include loading the network, auditing all images and writing the model and the report. Scoring the test
-images costs no contestant any time. Nothing is chosen on the test images: where accuracy is recorded after every epoch,
-the last epoch counts, not the best. Means over seeds, then over a task's numbers of images, then over tasks; intervals
-from a bootstrap over tasks, copies together with their originals.
+loaded, until the model that is scored was ready; "since process start" adds the imports. For transferkit, whose cache
+is empty, they also include loading the network, auditing all images and writing the model and the report. Scoring the
+test images costs no contestant any time. Nothing is chosen on the test images: where accuracy is recorded after every
+epoch, the last epoch counts, not the best. Means over seeds, then over a task's numbers of images, then over tasks;
+intervals from a bootstrap over tasks, copies together with their originals.
 
 The hand-written loops and fastai use batches of 16, from 1,000 training images on 64. Random crops of the hand-written
 loops keep half of the image or more: the usual 8 % would cut out what these small images show.

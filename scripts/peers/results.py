@@ -13,11 +13,14 @@ from transferkit.core.provenance import environment
 
 SCRIPT = "scripts/bench_peers.py"
 
-IDENTITY = ("task", "level", "content", "contestant", "seed", "size", "threads", "versions")
-"""What makes a cell: a record with equal values is not measured again."""
-
-PLACE = ("task", "level", "size", "seed")
+PLACE = ("task", "level", "seed")
 """What contestants are compared at."""
+
+COMMON = ("size", "threads", "budget")
+"""What is the same for all records of a file."""
+
+IDENTITY = ("task", "level", "content", "contestant", "seed", *COMMON, "versions")
+"""What makes a cell: a record with equal values is not measured again."""
 
 MACHINE = ("processor", "cores", "system")
 """What must be equal for seconds to be comparable."""
@@ -49,6 +52,17 @@ class Results:
         self.machine = machine
         self.records: list[dict[str, Any]] = known["cells"]
 
+    def check_common(self, common: Mapping[str, Any]) -> None:
+        """Raise if what is to be run does not belong with what the file holds.
+
+        Raises:
+            DataError: Another image size, number of threads or budget.
+        """
+        for record in self.records:
+            other = {key: record[key] for key in COMMON if record[key] != common[key]}
+            if other:
+                raise DataError(f"{self.path} holds runs with {other}, these have {dict(common)}. Give another --out.")
+
     def find(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """The finished record of a cell; None if it is still to be measured."""
         return next((one for one in self.records if all(one[key] == identity[key] for key in IDENTITY)), None)
@@ -75,7 +89,7 @@ def latest(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The last record of each contestant at each place: of several versions only the one measured last.
 
     Example:
-        >>> here = {"task": "a", "level": 0, "size": 96, "seed": 0, "contestant": "timm"}
+        >>> here = {"task": "a", "level": 0, "seed": 0, "contestant": "timm"}
         >>> [one["n"] for one in latest([{**here, "n": 1}, {**here, "n": 2}, {**here, "seed": 1, "n": 3}])]
         [2, 3]
     """

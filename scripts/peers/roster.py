@@ -72,7 +72,7 @@ ROSTER: dict[str, Contestant] = {
         _ours("search", "transferkit adapt, mode=search", mode="search", default=False),
         _fastai("fastai_5", 5, "fastai fine_tune(5)"),
         _fastai("fastai_14", 14, "fastai fine_tune(14)"),
-        _fastai("fastai_14_augmented", 14, "fastai fine_tune(14), aug_transforms()", augment="yes"),
+        _fastai("fastai_14_aug", 14, "fastai fine_tune(14), aug_transforms()", augment="yes"),
         Contestant(
             name="lightning_frozen",
             label="Lightning, frozen backbone, linear head, 30 epochs",

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.environments import SCRIPTS, child_environment, python_of, versions
+from peers.environments import SCRIPTS, child_environment, python_of, versions, warm_up
 from peers.results import Results
 from peers.roster import Contestant
 from peers.tasks import Stage
@@ -40,6 +41,11 @@ class Setting:
     threads: int
     limit: float
     budget: float | None = None
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What a file of results has once: see `COMMON`."""
+        return {"size": self.size, "threads": self.threads, "budget": self.budget}
 
 
 def ordered(contestants: Sequence[Contestant], turn: int) -> list[Contestant]:
@@ -87,6 +93,12 @@ def read_answer(output: str, errors: str, code: int) -> dict[str, Any]:
     return {"points": [], "ready": None, "notes": {}, "error": f"exit code {code}: {last}", "stderr": errors[-TAIL:]}
 
 
+def keep_to_cores(threads: int) -> None:
+    """Bind this process to as many cores as it may use: some contestants ask for cores, not for threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
 def run_once(contestant: Contestant, stage: Stage, seed: int, setting: Setting) -> dict[str, Any]:
     """One contestant on one task."""
     start = time.perf_counter()
@@ -98,16 +110,12 @@ def run_once(contestant: Contestant, stage: Stage, seed: int, setting: Setting) 
             capture_output=True,
             text=True,
             timeout=setting.limit,
+            preexec_fn=partial(keep_to_cores, setting.threads),
         )
         answer = read_answer(done.stdout, done.stderr, done.returncode)
     except subprocess.TimeoutExpired:
         answer = read_answer("", f"stopped after {setting.limit:.0f} s", 1)
     return {**answer, "wall": round(time.perf_counter() - start, 2)}
-
-
-def missing_venv(reason: str) -> dict[str, Any]:
-    """The result of a contestant whose environment could not be made."""
-    return {"points": [], "ready": None, "notes": {}, "error": reason, "wall": 0.0}
 
 
 def cells(
@@ -133,8 +141,11 @@ def run_all(
 
     Raises:
         FileNotFoundError: The environment of a contestant does not exist.
+        DataError: The file holds runs of another image size, number of threads or budget.
     """
+    results.check_common(setting.common)
     known = {one.name: versions(one, setting.venvs) for one in contestants}
+    warm: set[str] = set()
     for stage, seed, contestant in cells(contestants, stages, seeds):
         identity = {
             "task": stage.name,
@@ -142,18 +153,20 @@ def run_all(
             "content": stage.content,
             "contestant": contestant.name,
             "seed": seed,
-            "size": setting.size,
-            "threads": setting.threads,
+            **setting.common,
             "versions": known[contestant.name],
         }
         found = results.find(identity)
         if found is not None and not (retry and found["error"]):
             continue
+        if contestant.module not in warm:
+            warm_up(contestant, setting.venvs)
+            warm.add(contestant.module)
         answer = run_once(contestant, stage, seed, setting)
         answer.pop("versions", None)
         about = {"family": stage.family, "train": stage.train, "test": stage.test, "classes": stage.classes}
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        results.keep({**identity, **about, "budget": setting.budget, "when": when, **answer})
+        results.keep({**identity, **about, "when": when, **answer})
         print(f"{stage.label}, seed {seed}, {contestant.name}: {in_words(answer)}", flush=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import Learner
 from fastai.metrics import accuracy
 from fastai.vision.augment import Resize, aug_transforms
@@ -16,12 +16,17 @@ from peers.contestants.protocol import Job, Stopwatch, contest, seed_everything
 
 
 class Points(Callback):
-    """Stops the clock during validation, which is on the test images, and records its accuracy."""
+    """Stops the clock during validation, which is on the test images, and records its accuracy; keeps to the budget."""
 
     order = 60  # after fastai's Recorder, which computes the metrics
 
-    def __init__(self, watch: Stopwatch) -> None:
-        self.watch, self.epochs, self.standing = watch, 0, None
+    def __init__(self, watch: Stopwatch, budget: float | None) -> None:
+        self.watch, self.budget, self.epochs, self.standing = watch, budget, 0, None
+
+    def before_epoch(self) -> None:
+        """Begin no epoch after the budget is spent."""
+        if self.watch.exceeds(self.budget):
+            raise CancelFitException
 
     def before_validate(self) -> None:
         """Stop the clock."""
@@ -60,7 +65,7 @@ def run(job: Job, watch: Stopwatch) -> dict[str, Any]:
     """`fine_tune(epochs)`, which begins with one epoch on the frozen backbone."""
     seed_everything(job.seed, job.threads)
     learner = make_learner(job)
-    learner.add_cb(Points(watch))
+    learner.add_cb(Points(watch, job.budget))
     watch.ready()
     with learner.no_bar():
         learner.fine_tune(job.epochs)

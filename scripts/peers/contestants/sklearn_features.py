@@ -44,7 +44,7 @@ def run(job: Job, watch: Stopwatch) -> dict[str, Any]:
     features = extract(network, train)
     head: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
     if folds > 1:
-        head = GridSearchCV(head, {"logisticregression__C": PENALTIES}, cv=folds, n_jobs=job.threads)
+        head = GridSearchCV(head, {"logisticregression__C": PENALTIES}, cv=folds)
     head.fit(features, train.labels)
     with watch.evaluation():
         accuracy = accuracy_of(head.predict(extract(network, test)), test.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import transferkit as tk
 from peers.contestants.protocol import Job, Stopwatch, contest, seed_everything
 
 
-def parsed(value: str) -> str | float:
-    """A number where it is one."""
+def parsed(value: str) -> Any:
+    """A number, true, false or null where it is one; else the text."""
     try:
-        return float(value)
-    except ValueError:
+        return json.loads(value)
+    except json.JSONDecodeError:
         return value
 
 
