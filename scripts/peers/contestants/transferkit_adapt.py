@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import tempfile
 from pathlib import Path
@@ -9,6 +10,12 @@ from typing import Any
 
 import transferkit as tk
 from peers.contestants.protocol import Job, Stopwatch, contest, seed_everything
+
+LIBRARIES = ("torchvision", "timm", "sklearn.linear_model")
+"""What `adapt` imports when it needs it; imported before the clock starts, like the libraries of all contestants."""
+
+TRAINING_LIBRARY = "pytorch_lightning"
+"""The same, where a network may be trained."""
 
 
 def parsed(value: str) -> Any:
@@ -26,6 +33,9 @@ def run(job: Job, watch: Stopwatch) -> dict[str, Any]:
     if job.budget is not None:
         options["budget"] = job.budget
     model = options.pop("model")
+    trains = options.get("strategy") != "linear_probe"
+    for library in (*LIBRARIES, TRAINING_LIBRARY) if trains else LIBRARIES:
+        importlib.import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder, "cache")
         watch.ready()

@@ -139,7 +139,7 @@ def test_the_page_says_how_it_was_made(two_tasks, tmp_path) -> None:
     page.write_page(known, tmp_path / "peers.md", "packaged/x")
     text = (tmp_path / "peers.md").read_text(encoding="utf-8")
     assert "--tasks near:20 far:20 --seeds 0" in text
-    assert "2 cores AMD EPYC, no GPU used; 2026-11-30; 96 px; 2 threads each." in text
+    assert "2 cores AMD EPYC, no GPU used; 2026-11-30; 96 px; threads per contestant: 2." in text
     assert (tmp_path / "peers.svg").stat().st_size < 200_000
 
 
