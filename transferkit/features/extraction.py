@@ -9,9 +9,9 @@ only decode.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,11 +59,14 @@ class FrozenPass:
         table: One row of features per image.
         moments: One row of moments per sampled image; None if there was no sample.
         computed: Images that the backbone ran over; the others were in the bank.
+        worker_seconds: "reading" images and "computing" rows -> seconds of all workers in this process; empty if
+            nothing was computed.
     """
 
     table: FeatureTable
     moments: FeatureTable | None
     computed: int
+    worker_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ class _Batch(NamedTuple):
 
     positions: npt.NDArray[np.int64]
     wanted: frozenset[str]
+
+
+class _Loaded(NamedTuple):
+    """A batch that has been read, the kinds of rows that it lacks, and the seconds that reading took."""
+
+    pixels: npt.NDArray[Any]
+    wanted: frozenset[str]
+    seconds: float
 
 
 def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
@@ -187,6 +198,7 @@ def run_extractor(
     needs = {"features": Need(shelves["features"], shelves["features"].missing(content_ids))}
     if sample is not None:
         needs["moments"] = Need(shelves["moments"], _unmeasured(shelves["moments"], content_ids, sample))
+    spent: dict[str, float] = {}
     computed = fill_shelves(
         extractor,
         read,
@@ -198,9 +210,10 @@ def run_extractor(
         one_reader=one_reader,
         speed_up=speed_up,
         label=label,
+        seconds=spent,
     )
     moments = None if sample is None else shelves["moments"].table(content_ids[sample])
-    return FrozenPass(shelves["features"].table(content_ids), moments, computed)
+    return FrozenPass(shelves["features"].table(content_ids), moments, computed, spent)
 
 
 def open_shelves(bank: FeatureBank, identities: Mapping[str, Identity]) -> dict[str, Shelf]:
@@ -239,6 +252,7 @@ def fill_shelves(
     one_reader: bool = False,
     speed_up: SpeedUp | None = None,
     label: str | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> int:
     """Compute the rows that shelves lack: one pass over the images, whatever kinds of rows they lack.
 
@@ -246,6 +260,7 @@ def fill_shelves(
         extractor: What computes the rows.
         read, content_ids, bank, batch_size, workers, one_reader, speed_up, label: As for `run_extractor`.
         needs: Kind of rows -> what is lacking.
+        seconds: Gets what workers spent "reading" and "computing".
 
     Returns:
         Images that the extractor ran over, in this process or in another that was started with it on this machine; they
@@ -266,7 +281,8 @@ def fill_shelves(
     workers = default_workers() if workers is None else workers
     with extractor.ready(), _writers(own) as writers:
         steps = track(batches, label or "", enabled=label is not None)
-        results = _run_all(extractor, read, batches, workers=workers, readers=1 if one_reader else workers)
+        spent = {} if seconds is None else seconds
+        results = _run_all(extractor, read, batches, spent, workers=workers, readers=1 if one_reader else workers)
         for batch, rows in zip(steps, results, strict=True):
             for kind in batch.wanted:
                 _check_finite(rows[kind], own[kind].shelf, extractor.name)
@@ -339,26 +355,39 @@ def _sped_up(extractor: Extractor, speed_up: SpeedUp, read: Read, needs: Mapping
 
 
 def _run_all(
-    extractor: Extractor, read: Read, batches: Sequence[_Batch], *, workers: int, readers: int
+    extractor: Extractor,
+    read: Read,
+    batches: Sequence[_Batch],
+    spent: dict[str, float],
+    *,
+    workers: int,
+    readers: int,
 ) -> Iterator[Rows]:
-    """The rows of each batch, in order.
+    """The rows of each batch, in order; what workers `spent` is added up.
 
     Reading and computing are one step of a worker if both may run in several threads; else the readers work ahead.
     """
 
-    def load(batch: _Batch) -> tuple[_Batch, npt.NDArray[Any]]:
-        return batch, np.stack([read(int(index)) for index in batch.positions])
+    def load(batch: _Batch) -> _Loaded:
+        began = time.perf_counter()
+        pixels = np.stack([read(int(index)) for index in batch.positions])
+        return _Loaded(pixels, batch.wanted, time.perf_counter() - began)
 
-    def extract(loaded: tuple[_Batch, npt.NDArray[Any]]) -> Rows:
-        return extractor.extract(loaded[1], loaded[0].wanted)
+    def extract(loaded: _Loaded) -> tuple[Rows, float, float]:
+        began = time.perf_counter()
+        rows = extractor.extract(loaded.pixels, loaded.wanted)
+        return rows, loaded.seconds, time.perf_counter() - began
 
-    with worker_pool(workers, on_one_core_each=extractor.is_threaded) as pool:
+    with worker_pool(workers, on_one_core_each=extractor.is_threaded) as pool, ExitStack() as stack:
+        done: Iterable[tuple[Rows, float, float]]
         if extractor.is_threaded and readers == workers:
-            yield from in_order(pool, lambda batch: extract(load(batch)), batches, ahead=2 * workers)
-            return
-        with worker_pool(readers, on_one_core_each=False) as reading:
+            done = in_order(pool, lambda batch: extract(load(batch)), batches, ahead=2 * workers)
+        else:
+            reading = stack.enter_context(worker_pool(readers, on_one_core_each=False))
             loaded = in_order(reading, load, batches, ahead=2 * workers)
-            if extractor.is_threaded:
-                yield from in_order(pool, extract, loaded, ahead=2 * workers)
-            else:
-                yield from map(extract, loaded)
+            in_threads = extractor.is_threaded
+            done = in_order(pool, extract, loaded, ahead=2 * workers) if in_threads else map(extract, loaded)
+        for rows, reading_seconds, computing_seconds in done:
+            spent["reading"] = spent.get("reading", 0.0) + reading_seconds
+            spent["computing"] = spent.get("computing", 0.0) + computing_seconds
+            yield rows

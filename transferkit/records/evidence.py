@@ -241,6 +241,8 @@ class Evidence:
         views: The views that features are averaged over, and how geometries compare; None: the checkpoint's crop, no
             comparison.
         engine: What computed the features; None if the network ran as it is, or not at all.
+        worker_seconds: What the pass's threads spent "reading" images and "computing" features, in seconds, added up;
+            empty if all features came from the bank.
     """
 
     backbone: BackboneSpec
@@ -256,6 +258,7 @@ class Evidence:
     curves: tuple[CurvePoint, ...] = ()
     views: ViewComparison | None = None
     engine: EngineUse | None = None
+    worker_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.similarity is not None:

@@ -147,6 +147,7 @@ def measure_features(
         curves=curves,
         views=seen.comparison,
         engine=engines.use,
+        worker_seconds=first.worker_seconds,
     )
     return Measurement(evidence, seen.table, seen.primary, folds, train, selection)
 
@@ -278,7 +279,8 @@ def read_features(
 
     done = [run(view, None if number else sample) for number, view in enumerate(wanted.each_view)]
     table = average_tables([one.table for one in done])
-    return FrozenPass(table, done[0].moments, max(one.computed for one in done))
+    spent = {part: sum(one.worker_seconds.get(part, 0.0) for one in done) for part in done[0].worker_seconds}
+    return FrozenPass(table, done[0].moments, max(one.computed for one in done), spent)
 
 
 def probe_stages(

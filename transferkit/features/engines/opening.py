@@ -41,6 +41,9 @@ CHECKED = 8
 
 LEAST_SAME_CLASS = 0.999
 
+AS_FAST = 1.15
+"""Engines within this factor of the fastest count as equally fast: what another job does must not change the choice."""
+
 FOLD_WORK = 25e9
 """Operations below which the network runs as it is: what simplifying saves is less than its 0.1 seconds."""
 
@@ -186,8 +189,7 @@ class Engines:
         if work < TRIAL_WORK * run.workers or run.reference.device.type != "cpu":
             return {"torch": default}
         speeds = self._measured(run)
-        order = sorted(speeds, key=lambda name: speeds[name].seconds(self._images))
-        return {name: speeds[name].batch_size for name in order}
+        return {name: speeds[name].batch_size for name in _by_speed(speeds, self._images)}
 
     def _open_first_of(self, run: _Pass, sizes: Mapping[str, int]) -> _Opened | None:
         for name, size in sizes.items():
@@ -255,6 +257,13 @@ class Engines:
             rate = image_rate(opened.runs[FEATURES], run.batch(size), workers=run.workers)
             tried.append(Speed(rate, size, opened.use.seconds))
         return max(tried, key=lambda speed: speed.images_per_second)
+
+
+def _by_speed(speeds: Mapping[str, Speed], images: int) -> list[str]:
+    """Fastest first; those as fast as the fastest but for noise come in the order of their names."""
+    seconds = {name: speed.seconds(images) for name, speed in speeds.items()}
+    limit = AS_FAST * min(seconds.values(), default=0.0)
+    return sorted(seconds, key=lambda name: (max(seconds[name], limit), name))
 
 
 def check_engine(name: str) -> None:
