@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +92,12 @@ def read_answer(output: str, errors: str, code: int) -> dict[str, Any]:
     if "points" in found:
         return dict(found)
     last = errors.strip().rpartition("\n")[2]
-    return {"points": [], "ready": None, "notes": {}, "error": f"exit code {code}: {last}", "stderr": errors[-TAIL:]}
+    return {**no_answer(f"exit code {code}: {last}"), "stderr": errors[-TAIL:]}
+
+
+def no_answer(error: str) -> dict[str, Any]:
+    """The result of a contestant that printed none."""
+    return {"points": [], "ready": None, "notes": {}, "error": error}
 
 
 def keep_to_cores(threads: int) -> None:
@@ -102,19 +109,24 @@ def keep_to_cores(threads: int) -> None:
 def run_once(contestant: Contestant, stage: Stage, seed: int, setting: Setting) -> dict[str, Any]:
     """One contestant on one task."""
     start = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command(contestant, stage, seed, setting),
-            cwd=SCRIPTS,
-            env=child_environment(setting.threads),
-            capture_output=True,
-            text=True,
-            timeout=setting.limit,
-            preexec_fn=partial(keep_to_cores, setting.threads),
-        )
-        answer = read_answer(done.stdout, done.stderr, done.returncode)
-    except subprocess.TimeoutExpired:
-        answer = read_answer("", f"stopped after {setting.limit:.0f} s", 1)
+    with subprocess.Popen(
+        command(contestant, stage, seed, setting),
+        cwd=SCRIPTS,
+        env=child_environment(setting.threads),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(keep_to_cores, setting.threads),
+        start_new_session=True,  # a group of its own, so that its workers end with it
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=setting.limit)
+            answer = read_answer(output, errors, process.returncode)
+        except subprocess.TimeoutExpired:
+            answer = no_answer(f"stopped after {setting.limit:.0f} s, the --limit")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return {**answer, "wall": round(time.perf_counter() - start, 2)}
 
 

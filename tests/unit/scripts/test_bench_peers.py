@@ -281,7 +281,7 @@ def test_contestants_know_nothing_of_the_benchmark() -> None:
 
 
 STUB = """#!{python}
-import json, os, sys, time
+import json, os, subprocess, sys, time
 if "-c" in sys.argv:
     sys.exit()
 if sys.argv[2] == "peers.contestants.protocol":
@@ -292,6 +292,8 @@ with open("{calls}", "a") as calls:
 if "timm_fine_tune" in sys.argv[2]:
     sys.exit("no such optimizer")
 if "all_layers" in sys.argv[2]:
+    with open("{calls}.worker", "w") as worker:
+        worker.write(str(subprocess.Popen(["sleep", "60"]).pid))
     time.sleep(60)
 print("a library's greeting")
 point = {{"seconds": 1.0, "since_start": 2.0, "accuracy": 0.5, "done": "done"}}
@@ -324,13 +326,16 @@ def test_a_run_is_resumed_and_failures_are_results(tmp_path, capsys) -> None:
     assert run() == forwards + forwards[::-1]
     assert "toy, 2 per class, seed 0, sklearn: 50.0 % in 1.0 s" in capsys.readouterr().out
     assert run() == []
-    assert run(retry=True) == ["all_layers", "timm_fine_tune", "timm_fine_tune", "all_layers"]
+    contestants = roster.choose(["sklearn", "timm"])
+    assert run(retry=True) == ["timm_fine_tune"] * 2
     errors = {one["contestant"]: one["error"] for one in results.Results(out).records}
     assert errors == {
         "sklearn": None,
         "timm": "exit code 1: no such optimizer",
-        "all_layers": "exit code 1: stopped after 3 s",
+        "all_layers": "stopped after 3 s, the --limit",
     }
+    worker = Path(f"/proc/{(tmp_path / 'calls.worker').read_text(encoding='utf-8')}/stat")
+    assert not worker.exists() or worker.read_text(encoding="utf-8").split()[2] == "Z"  # ended with its contestant
     write_stub(tmp_path / "venvs", calls, "3")
     contestants = roster.choose(["sklearn"])
     assert run() == ["sklearn_features"] * 2
