@@ -82,10 +82,18 @@ ROSTER: dict[str, Contestant] = {
         ),
         Contestant(
             name="all_layers",
-            label="plain torch, all layers, 15 epochs",
+            label="plain torch, all layers at 1e-4, 15 epochs",
             module="all_layers",
             venv="plain",
             epochs=15,
+        ),
+        Contestant(
+            name="all_layers_1e-3",
+            label="plain torch, all layers at 1e-3, 15 epochs",
+            module="all_layers",
+            venv="plain",
+            epochs=15,
+            options={"lr": "1e-3"},
         ),
         Contestant(
             name="timm",

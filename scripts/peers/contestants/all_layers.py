@@ -1,4 +1,4 @@
-"""Fine-tuning of all layers as people write it by hand: AdamW at 1e-4, cosine, flip and random crop, channels_last."""
+"""Fine-tuning of all layers as people write it by hand: AdamW, cosine, flip and random crop, channels_last."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from peers.contestants.images import (
 from peers.contestants.protocol import Job, Stopwatch, contest, seed_everything
 
 LEARNING_RATE = 1e-4
+"""Unless `--option lr=` gives another."""
 
 
 def run(job: Job, watch: Stopwatch) -> dict[str, Any]:
-    """Train everything at one rate, in batches of 16."""
+    """Train everything at one rate."""
+    rate = float(job.options.get("lr", LEARNING_RATE))
     seed_everything(job.seed, job.threads)
     about = describe(job.weights)
     network = load_network(job.weights, len(job.classes)).to(memory_format=torch.channels_last)
     pictures = Pictures(job, "train", train_transform(about, job.size))
     test = Pictures(job, "test", test_transform(about, job.size))
     batches = training_batches(pictures, job)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.epochs * len(batches))
     watch.ready()
     train(network, batches, test, job, watch, optimizer, lambda _: schedule.step())
-    return {"batch": job.batch, "lr": LEARNING_RATE, "steps": job.epochs * math.ceil(len(pictures) / job.batch)}
+    return {"batch": job.batch, "lr": rate, "steps": job.epochs * math.ceil(len(pictures) / job.batch)}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def run(job: Job, watch: Stopwatch) -> dict[str, Any]:
     watch.ready()
     with learner.no_bar():
         learner.fine_tune(job.epochs)
-    return {"batch": job.batch, "normalise": str(learner.dls.after_batch)}
+    return {"batch": job.batch, **job.options}
 
 
 if __name__ == "__main__":
