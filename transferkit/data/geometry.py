@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from PIL import Image
 
 from transferkit.records import Preprocessing
 
-__all__ = ["same_pictures", "to_pixels"]
+__all__ = ["Scaled", "resized_size", "same_pictures", "to_pixels", "view_pixels"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -19,6 +19,30 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """An upright RGB picture, perhaps decoded at a fraction of its size.
+
+    Args:
+        image: PIL image of mode "RGB"; each side is the full one divided by `scale`, rounded up.
+        size: Full (width, height) in pixels, which geometry is computed from.
+        scale: 1 for a picture at full size.
+
+    Example:
+        >>> Scaled(Image.new("RGB", (125, 94)), (500, 375), 4).extent
+        (125.0, 93.75)
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    scale: int = 1
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """(width, height) of the whole picture in pixels of `image`; what lies beyond is behind the picture's edge."""
+        return self.size[0] / self.scale, self.size[1] / self.scale
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -37,21 +61,28 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
         >>> to_pixels(Image.new("RGB", (20, 10), (255, 0, 7)), wants)[:, 0, 0]
         array([255,   0,   7], dtype=uint8)
     """
+    picture = Scaled(image, image.size)
+    return view_pixels(lambda _: picture, preprocessing)
+
+
+def view_pixels(picture_for: Callable[[Preprocessing], Scaled], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """As `to_pixels`, from the picture that `picture_for` decodes for a view."""
     if not preprocessing.views:
-        picture = _square(image, preprocessing)
+        picture = _square(picture_for(preprocessing), preprocessing)
         return np.ascontiguousarray(picture[..., ::-1]) if preprocessing.mirrored else picture
     plain: dict[Preprocessing, npt.NDArray[np.uint8]] = {}
     stack = []
     for view in preprocessing.each_view:
         geometry = replace(view, mirrored=False)
         if geometry not in plain:  # a picture and its flipped version are resized once
-            plain[geometry] = _square(image, geometry)
+            plain[geometry] = _square(picture_for(geometry), geometry)
         stack.append(plain[geometry][..., ::-1] if view.mirrored else plain[geometry])
     return np.stack(stack)
 
 
-def _square(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    resized = image.resize(resized_size(image.size, preprocessing), _FILTERS[preprocessing.interpolation])
+def _square(picture: Scaled, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    target = resized_size(picture.size, preprocessing)
+    resized = picture.image.resize(target, _FILTERS[preprocessing.interpolation], box=(0, 0, *picture.extent))
     left, top = (crop_offset(side, preprocessing.size) for side in resized.size)
     canvas = Image.new("RGB", (preprocessing.size, preprocessing.size), _fill(preprocessing))
     canvas.paste(resized, (-left, -top))
