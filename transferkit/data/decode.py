@@ -72,7 +72,8 @@ def to_rgb(image: Image.Image, *, name: str = "image", value_range: Range | None
         name: What to call it in an error.
         value_range: As in `decode`.
     """
-    return flatten(image, load_deep(image, name=name), name=name, value_range=value_range)
+    rgb = flatten(image, load_deep(image, name=name), name=name, value_range=value_range)
+    return rgb.copy() if rgb is image else rgb
 
 
 def to_grey(image: Image.Image, *, name: str = "image") -> Image.Image:
@@ -89,7 +90,7 @@ def is_turned(image: Image.Image) -> bool:
 def flatten(
     image: Image.Image, deep: DeepPixels | None, *, name: str = "image", value_range: Range | None = None
 ) -> Image.Image:
-    """A loaded image as upright 8-bit RGB; `deep` is the result of `load_deep` for it."""
+    """A loaded image as upright 8-bit RGB: itself if it is that already. `deep` is the result of `load_deep` for it."""
     turn = _TURNS.get(orientation_of(image))
     try:
         rgb = _flatten(image) if deep is None else _flatten_deep(image, deep, value_range)
@@ -110,7 +111,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _from_lab(image)
     if not image.has_transparency_data:
-        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+        return image if image.mode == "RGB" else image.convert("RGB")
     layered = image.convert("RGBA")
     alpha = layered.getchannel("A")
     if _hides_all(alpha):
