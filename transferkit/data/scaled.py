@@ -27,7 +27,7 @@ SCALES = (8, 4, 2)
 
 MARGIN = 2.0
 """How many times the resize has to shrink, at least, what was decoded at a fraction. Mean difference from decoding at
-full size, in grey levels of 255: 1.1 at 1, 0.5 at 1.5, 0.35 at 2, 0.2 at 3 (scripts/bench_input.py)."""
+full size, in grey levels of 255, on sharp photos: 2.1 at 1, 1.1 at 1.5, 0.7 at 2, 0.4 at 3 (scripts/bench_input.py)."""
 
 _JPEG = ("JPEG", "MPO")
 """Pillow's names of the formats; an MPO is a JPEG with further pictures behind it."""
