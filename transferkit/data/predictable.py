@@ -57,7 +57,7 @@ def predictable_images(
         on_error: "raise", or "skip": for an unreadable image the error is yielded, and the next image follows.
 
     Yields:
-        The file's path, or "image 0", "image 1", ... in order; and the upright RGB picture, perhaps the very one passed.
+        The file's path, or "image 0", "image 1", ... in order; and the upright RGB picture, perhaps the one passed.
 
     Raises:
         DataError: Something else was passed, a file cannot be decoded, or there are no images.
