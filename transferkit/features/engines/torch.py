@@ -30,7 +30,7 @@ from transferkit.nn.backbone import Backbone, weights_digest
 
 __all__ = ["ENGINE_VERSION", "Kind", "TorchExtractor", "layers_digest", "origin_of", "stage_extractor"]
 
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 """Raised whenever the same image and weights would give other features than before."""
 
 CPU_PIXELS = 160_000
