@@ -28,7 +28,7 @@ python scripts/bench_peers.py table
 scripts/peers/. `run` resumes if interrupted, and measures only what changed: a result belongs to the versions of the
 packages, the contestant's own file and, for ours, the content of the package.
 
-{machine}; {dates}; {size} px; threads per contestant: {threads}.
+{machine}; {dates}; {size} px; threads per contestant: {threads}. All runs: `benchmarks/peers.json`.
 
 Seconds are wall-clock, from the moment when the libraries are imported, the files listed and the pretrained network
 loaded, until the model that is scored was ready; "since process start" adds the imports. For transferkit, whose cache
