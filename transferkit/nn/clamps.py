@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transferkit.nn.overriding import Override, is_rewritten
+from transferkit.nn.overriding import Override, is_rewritten, is_traced, is_transformed
 
 __all__ = ["clamp_sparingly"]
 
@@ -50,19 +50,10 @@ class _SparingClamp:
     def run(self, values: torch.Tensor) -> torch.Tensor:
         """The activation's output."""
         clamp = self.clamp
-        if not values.requires_grad or not torch.is_grad_enabled() or _is_traced():
+        if not values.requires_grad or not torch.is_grad_enabled() or is_traced() or is_transformed():
             return type(clamp).forward(clamp, values)
         output: torch.Tensor = _Clamp.apply(values, clamp.min_val, clamp.max_val, clamp.inplace)
         return output
-
-
-def _is_traced() -> bool:
-    """Whether something else than autograd follows the computation: compilation, tracing, torch.func."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
 
 
 def clamp_sparingly(network: nn.Module) -> list[Override]:

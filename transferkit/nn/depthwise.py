@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from transferkit.nn.overriding import is_traced, is_transformed
+
 __all__ = ["convolve"]
 
 BLOCK = 3
@@ -66,10 +68,11 @@ def _are_blocks_faster(images: torch.Tensor) -> bool:
         images.device.type == "cpu"
         and images.dtype == torch.float32
         and torch.is_grad_enabled()
-        and torch.backends.mkldnn.is_available()
+        and torch._C._has_mkldnn
         and torch.backends.cpu.get_cpu_capability() in FAST_ON
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_traced()
+        and not is_transformed()
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Override", "is_rewritten", "remove_all"]
+__all__ = ["Override", "is_rewritten", "is_traced", "is_transformed"]
 
 
 class Override:
@@ -20,7 +21,6 @@ class Override:
         forward: Called instead, with the same arguments.
 
     Example:
-        >>> import torch
         >>> layer = nn.Identity()
         >>> override = Override(layer, torch.neg)
         >>> layer(torch.ones(())).item(), (override.remove(), layer(torch.ones(())).item())[1]
@@ -46,7 +46,21 @@ def is_rewritten(module: nn.Module) -> bool:
     return "forward" in vars(module)
 
 
-def remove_all(overrides: Iterable[Override]) -> None:
-    """Give all modules the `forward` of their classes back."""
-    for override in overrides:
-        override.remove()
+def is_traced() -> bool:
+    """Whether this call is compiled or traced for an export: what it does is then written down, not only done.
+
+    Example:
+        >>> is_traced()
+        False
+    """
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def is_transformed() -> bool:
+    """Whether this call runs inside a transformation of `torch.func`, which knows no functions of our own.
+
+    Example:
+        >>> is_transformed()
+        False
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None

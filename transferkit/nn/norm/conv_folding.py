@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transferkit.nn.depthwise import convolve
 from transferkit.nn.norm.batch import FrozenBatchNorm
 from transferkit.nn.norm.source import EPS, FOLLOWERS, is_batch_norm
-from transferkit.nn.overriding import Override, is_rewritten
+from transferkit.nn.overriding import Override, is_rewritten, is_traced
 from transferkit.nn.stages import evaluating, reads_inputs
 
 __all__ = ["find_foldable", "fold_convolutions", "folded_parameters"]
@@ -52,16 +52,15 @@ def folded_parameters(conv: nn.Module, norm: nn.Module) -> tuple[torch.Tensor, t
         True
     """
     weight, bias = conv._parameters["weight"], conv._parameters["bias"]
-    mean, variance = norm.running_mean, norm.running_var
-    assert isinstance(weight, torch.Tensor)
-    assert isinstance(mean, torch.Tensor)
-    assert isinstance(variance, torch.Tensor)
+    layer: Any = norm  # not by `read_source`, whose checks would take as long as the product
+    assert weight is not None
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    scale = (variance.to(dtype) + float(getattr(norm, "eps", EPS))).rsqrt()
-    if isinstance(norm.weight, torch.Tensor):
-        scale = scale * norm.weight
-    offset = -mean.to(dtype) if bias is None else bias - mean.to(dtype)
-    shift = offset * scale if norm.bias is None else torch.addcmul(norm.bias.to(dtype), offset, scale)
+    scale = (layer.running_var.to(dtype) + float(getattr(layer, "eps", EPS))).rsqrt()
+    if layer.weight is not None:
+        scale = scale * layer.weight
+    mean = layer.running_mean.to(dtype)
+    offset = -mean if bias is None else bias - mean
+    shift = offset * scale if layer.bias is None else torch.addcmul(layer.bias.to(dtype), offset, scale)
     folded = weight * scale.view(-1, *(1,) * (weight.ndim - 1))
     return folded.to(weight.dtype), shift.to(weight.dtype)
 
@@ -70,7 +69,8 @@ def folded_parameters(conv: nn.Module, norm: nn.Module) -> tuple[torch.Tensor, t
 def _with_parameters(conv: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> Iterator[None]:
     """Other tensors in the place of a convolution's parameters, whatever its forward does with them."""
     own = dict(conv._parameters)
-    conv._parameters.update(weight=weight, bias=bias)  # type: ignore[arg-type]
+    held: dict[str, Any] = conv._parameters
+    held.update(weight=weight, bias=bias)
     try:
         yield
     finally:
@@ -112,8 +112,7 @@ class _FoldedPair:
             uses_running_statistics(self.norm)
             and self._are_plain()
             and _pays(self.conv, images)
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
+            and not is_traced()
             and not self._is_read()
         )
 
@@ -137,7 +136,7 @@ class _FoldedPair:
 
 def uses_running_statistics(norm: nn.Module) -> bool:
     """Whether a layer's next call normalises by its running statistics."""
-    if norm.running_mean is None or norm.running_var is None:
+    if any(getattr(norm, name, None) is None for name in ("running_mean", "running_var")):
         return False
     is_frozen_kind = not isinstance(norm, _BatchNorm) and "Frozen" in type(norm).__name__
     return not norm.training or is_frozen_kind or isinstance(norm, FrozenBatchNorm)
@@ -232,7 +231,8 @@ def _observe(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, s
 
 def _is_plain_convolution(module: nn.Module) -> bool:
     plain = isinstance(module, CONVOLUTIONS) and not module._modules and not is_rewritten(module)
-    return plain and {"weight", "bias"} == module._parameters.keys() and not nn.parameter.is_lazy(module.weight)
+    weight = module._parameters.get("weight")
+    return plain and "bias" in module._parameters and weight is not None and not nn.parameter.is_lazy(weight)
 
 
 def _is_plain_norm(module: nn.Module) -> bool:
@@ -245,7 +245,7 @@ def _try_without(
     network: nn.Module, pairs: Pairs, run: Callable[[], Mapping[str, torch.Tensor]], expected: Mapping[str, object]
 ) -> list[tuple[str, str]] | None:
     """The pairs for which folding computes the same; None if anything else needs the output of a convolution."""
-    trials = [_Trial(network.get_submodule(conv), network.get_submodule(norm)) for conv, norm in pairs]
+    trials = [_BothWays(network.get_submodule(conv), network.get_submodule(norm)) for conv, norm in pairs]
     with ExitStack() as stack:
         for trial in trials:
             stack.callback(Override(trial.conv, trial.run_conv).remove)
@@ -255,7 +255,7 @@ def _try_without(
     return [pair for pair, trial in zip(pairs, trials, strict=True) if trial.agrees] if same else None
 
 
-class _Trial:
+class _BothWays:
     """Computes a pair in both ways; everybody but the normalisation gets NaN from the convolution."""
 
     def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
@@ -281,7 +281,7 @@ def _agree(found: object, expected: object) -> bool:
     if not isinstance(found, torch.Tensor) or not isinstance(expected, torch.Tensor) or found.shape != expected.shape:
         return False
     largest = float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE * largest)
+    return math.isfinite(largest) and torch.allclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE * largest)
 
 
 def fold_convolutions(
