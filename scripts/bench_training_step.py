@@ -62,7 +62,8 @@ def make_module(backbone: Backbone, batch: int) -> TransferModule:
     recipe = Recipe(epochs=EPOCHS, batch_size=batch)
     torch.manual_seed(0)
     module = TransferModule(copy.deepcopy(backbone), "lp_ft", classes=CLASSES, recipe=recipe)
-    torch.nn.init.normal_(module.model.classifier.weight, std=0.05)  # a head of zeros passes no gradient on
+    for parameter in module.model.classifier.parameters():  # a head of zeros passes no gradient on
+        torch.nn.init.normal_(parameter)
     return module.to(memory_format=torch.channels_last)
 
 

@@ -34,7 +34,7 @@ class _Clamp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (output,) = ctx.saved_tensors
         lowest, highest = ctx.bounds
-        return torch.ops.aten.hardtanh_backward(gradients[0], output, lowest, highest), None, None, None
+        return torch.ops.aten.hardtanh_backward.default(gradients[0], output, lowest, highest), None, None, None
 
 
 class _SparingClamp:
