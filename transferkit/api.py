@@ -59,6 +59,7 @@ def analyze(
     cache: str | Path | None = None,
     cache_limit: float | None = None,
     device: str = "auto",
+    engine: str = "auto",
     progress: bool = True,
 ) -> Evidence:
     """Measure how well each stage of a backbone separates your classes: one frozen pass, nothing trained.
@@ -96,6 +97,7 @@ def decide(
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     device: str = "auto",
+    engine: str = "auto",
 ) -> Decision:
     """What `adapt` would do with the same arguments: strategy, stage, learning rate, normalisation, and why.
 
@@ -162,6 +164,7 @@ def adapt(
     cache: str | Path | None = None,
     cache_limit: float | None = None,
     device: str = "auto",
+    engine: str = "auto",
     progress: bool = True,
     command: str | None = None,
 ) -> Result:
@@ -244,6 +247,7 @@ def rank(
     cache: str | Path | None = None,
     cache_limit: float | None = None,
     device: str = "auto",
+    engine: str = "auto",
     progress: bool = True,
     command: str | None = None,
 ) -> Ranking:

@@ -202,6 +202,12 @@ class MeasureOptions:
     cache: Any = option(None, "Folder of the feature bank; None: $TRANSFERKIT_CACHE or the user's cache folder.")
     cache_limit: float | None = option(None, "Gigabytes that the feature bank may use; None: 10.")
     device: Any = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    engine: str = option(
+        "auto",
+        "What computes features: torch, onnxruntime, openvino, compile, eager (torch without simplifying the network). "
+        "auto takes the fastest that is installed where there is much to compute, and torch otherwise; each is checked "
+        "against the network itself on some of the images first.",
+    )
     seed: int = option(0, "Seed of splits, folds, augmentation and training.")
     progress: bool = option(True, "Show progress bars on a terminal.")
 

@@ -115,7 +115,18 @@ SECTIONS = (
             ("out", "runs/DATE_TIME", "Folder for model, result and report."),
             *_rows(
                 AdaptOptions,
-                ("overwrite", "resume", "evaluate", "cache", "cache_limit", "device", "batch_size", "seed", "progress"),
+                (
+                    "overwrite",
+                    "resume",
+                    "evaluate",
+                    "cache",
+                    "cache_limit",
+                    "device",
+                    "engine",
+                    "batch_size",
+                    "seed",
+                    "progress",
+                ),
             ),
             ("debug", "false", "Tracebacks instead of one-paragraph errors."),
         ),
@@ -192,7 +203,7 @@ the training images; prints ranks with their intervals, costs and measures; leav
   image_size=N          for all of them; without it each runs at its checkpoint's own
   geometry=..., views=...   as for adapt; auto is one view here, each checkpoint's own crop
   data=..., data.root=DIR, data.path=FILE, pretrained, pooling, class_weight, cache=DIR, cache_limit=GB,
-  device=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
+  device=auto, engine=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
 
 What is computed stays in the feature bank: the same command again, or adapt with the winner, reads it there.
 """,

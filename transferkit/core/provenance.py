@@ -19,7 +19,16 @@ import numpy as np
 from transferkit.core.paths import expand
 from transferkit.core.serialization import to_json
 
-__all__ = ["WORKING_FOLDER", "absolute_path", "describe_settings", "differing_settings", "environment", "quote_call"]
+__all__ = [
+    "WORKING_FOLDER",
+    "absolute_path",
+    "describe_settings",
+    "differing_settings",
+    "environment",
+    "installed_version",
+    "processor",
+    "quote_call",
+]
 
 ALWAYS_QUOTED = ("seed",)
 """Arguments that a quoted call includes even where they have their default."""
@@ -39,7 +48,8 @@ WORKING_FOLDER = "working folder"
 """Key in a run's environment: the folder that relative paths in its command are relative to."""
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or at least its kind."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
@@ -50,7 +60,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Of a distribution, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -60,10 +71,10 @@ def _version(package: str) -> str:
 def environment(*, seed: int, device: str) -> dict[str, str | int]:
     """Package versions, machine and seed of this run, as a flat dict."""
     return {
-        **{package: _version(package) for package in PACKAGES},
+        **{package: installed_version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 1,
         "device": device,
         "seed": seed,

@@ -9,7 +9,7 @@ from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
 from transferkit.data.opened import Data, check_data_path, open_data
 from transferkit.data.pixels import PixelStore
-from transferkit.data.predictable import predictable_images
+from transferkit.data.predictable import predictable_images, predictable_pixels
 from transferkit.data.prepared import check_prepared, prepared_tensors
 from transferkit.data.splits import stratified_split
 from transferkit.options import MAX_PIXELS
@@ -32,6 +32,7 @@ __all__ = [
     "make_loader",
     "open_data",
     "predictable_images",
+    "predictable_pixels",
     "prepared_tensors",
     "same_pictures",
     "stratified_split",

@@ -22,6 +22,7 @@ from transferkit.data.decode import flatten
 from transferkit.data.deep_pixels import load_deep
 from transferkit.data.depth import DeepPixels, Range, own_range, sketch_values
 from transferkit.data.fingerprints import array_digest, digest
+from transferkit.data.geometry import to_pixels
 from transferkit.data.image_errors import ImageError
 from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name
@@ -29,7 +30,7 @@ from transferkit.data.labels import UNREAD, class_names, read_labels
 from transferkit.data.outside import clipping_findings, outside_steps, step_findings
 from transferkit.data.tiff import dropped_bands
 from transferkit.data.traits import late_traits, traits
-from transferkit.records import Finding
+from transferkit.records import Finding, Preprocessing
 
 __all__ = ["BUILTINS", "is_data_module", "is_dataset", "module_datasets", "read_builtin", "read_datasets"]
 
@@ -73,6 +74,10 @@ class DatasetReader:
         if self.preprocessed:
             return render(as_tensor_values(value, name=self.names[row]))
         return as_rgb(value, name=self.names[row], value_range=value_range)
+
+    def pixels(self, row: int, preprocessing: Preprocessing, value_range: Range | None = None) -> npt.NDArray[np.uint8]:
+        """Row -> its picture in a checkpoint's geometry, from full size: the dataset may keep the image it yields."""
+        return to_pixels(self.image(row, value_range), preprocessing)
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
         """Row -> the dataset's (3, H, W) tensor, as float32."""

@@ -16,7 +16,7 @@ from transferkit.data.headers import open_header, read_bytes
 from transferkit.data.image_errors import ImageError
 from transferkit.options import MAX_PIXELS
 
-__all__ = ["decode", "flatten", "is_clear", "is_turned", "to_grey", "to_rgb"]
+__all__ = ["decode", "flatten", "is_clear", "is_turned", "orientation_of", "to_grey", "to_rgb"]
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +72,8 @@ def to_rgb(image: Image.Image, *, name: str = "image", value_range: Range | None
         name: What to call it in an error.
         value_range: As in `decode`.
     """
-    return flatten(image, load_deep(image, name=name), name=name, value_range=value_range)
+    rgb = flatten(image, load_deep(image, name=name), name=name, value_range=value_range)
+    return rgb.copy() if rgb is image else rgb
 
 
 def to_grey(image: Image.Image, *, name: str = "image") -> Image.Image:
@@ -83,14 +84,14 @@ def to_grey(image: Image.Image, *, name: str = "image") -> Image.Image:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether EXIF says that an image is to be rotated or mirrored."""
-    return _orientation(image) in _TURNS
+    return orientation_of(image) in _TURNS
 
 
 def flatten(
     image: Image.Image, deep: DeepPixels | None, *, name: str = "image", value_range: Range | None = None
 ) -> Image.Image:
-    """A loaded image as upright 8-bit RGB; `deep` is the result of `load_deep` for it."""
-    turn = _TURNS.get(_orientation(image))
+    """A loaded image as upright 8-bit RGB: itself if it is that already. `deep` is the result of `load_deep` for it."""
+    turn = _TURNS.get(orientation_of(image))
     try:
         rgb = _flatten(image) if deep is None else _flatten_deep(image, deep, value_range)
     except ValueError as error:  # a mode that Pillow cannot convert
@@ -98,7 +99,8 @@ def flatten(
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 is upright, and what broken metadata counts as."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken metadata is no reason to lose the picture
@@ -109,7 +111,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _from_lab(image)
     if not image.has_transparency_data:
-        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+        return image if image.mode == "RGB" else image.convert("RGB")
     layered = image.convert("RGBA")
     alpha = layered.getchannel("A")
     if _hides_all(alpha):

@@ -16,7 +16,8 @@ from transferkit.core.progress import track
 from transferkit.data.decode import decode
 from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
-from transferkit.records import Finding
+from transferkit.data.scaled import read_pixels
+from transferkit.records import Finding, Preprocessing
 
 __all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "read_files"]
 
@@ -42,6 +43,10 @@ class Reader(Protocol):
 
     def image(self, row: int, value_range: Range | None = None) -> Image.Image:
         """Row -> upright RGB picture; `value_range` as in `decode`."""
+        ...
+
+    def pixels(self, row: int, preprocessing: Preprocessing, value_range: Range | None = None) -> npt.NDArray[np.uint8]:
+        """Row -> its picture in a checkpoint's geometry, as `to_pixels`."""
         ...
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
@@ -104,6 +109,13 @@ class FileReader:
     def image(self, row: int, value_range: Range | None = None) -> Image.Image:
         """Row -> upright RGB picture; `value_range` as in `decode`."""
         return decode(self.paths[row], max_pixels=self.max_pixels, value_range=value_range)
+
+    def pixels(self, row: int, preprocessing: Preprocessing, value_range: Range | None = None) -> npt.NDArray[np.uint8]:
+        """Row -> its picture in a checkpoint's geometry; a large JPEG is decoded at a fraction of its size."""
+        path = self.paths[row]
+        return read_pixels(
+            path, preprocessing, name=str(path), max_pixels=self.max_pixels, range_for=lambda _: value_range
+        )
 
     def tensor(self, row: int) -> npt.NDArray[np.float32]:
         """Always raises: files are never preprocessed."""

@@ -21,7 +21,6 @@ from transferkit.data.datasets import is_data_module, is_dataset, module_dataset
 from transferkit.data.depth import Range
 from transferkit.data.folders import read_folder
 from transferkit.data.formats import is_image
-from transferkit.data.geometry import to_pixels
 from transferkit.data.inventory import UNSPLIT, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, read_manifest
@@ -179,7 +178,7 @@ class Data:
         if self.normalised:
             return self._reader.tensor(int(self._rows[index]))
         value_range = preprocessing.value_range or self.value_range
-        return to_pixels(self._reader.image(int(self._rows[index]), value_range), preprocessing)
+        return self._reader.pixels(int(self._rows[index]), preprocessing, value_range)
 
     def thumbnail(self, index: int, side: int = 96) -> Picture:
         """A JPEG for display, with a long side of `side` pixels."""

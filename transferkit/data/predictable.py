@@ -1,14 +1,15 @@
-"""Images for prediction in any common form, as named RGB pictures."""
+"""Images for prediction in any common form, as named RGB pictures or a network's input."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -23,10 +24,15 @@ from transferkit.data.deep_images import DeepImages
 from transferkit.data.deep_pixels import load_deep
 from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
+from transferkit.data.geometry import to_pixels
 from transferkit.data.headers import open_header, read_bytes
+from transferkit.data.scaled import read_pixels
 from transferkit.options import MAX_PIXELS
+from transferkit.records import Preprocessing
 
-__all__ = ["predictable_images"]
+__all__ = ["predictable_images", "predictable_pixels"]
+
+T = TypeVar("T")
 
 _BATCH_AXES = 4
 _IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -51,7 +57,7 @@ def predictable_images(
         on_error: "raise", or "skip": for an unreadable image the error is yielded, and the next image follows.
 
     Yields:
-        The file's path, or "image 0", "image 1", ... in order; and the upright RGB picture.
+        The file's path, or "image 0", "image 1", ... in order; and the upright RGB picture, perhaps the one passed.
 
     Raises:
         DataError: Something else was passed, a file cannot be decoded, or there are no images.
@@ -61,18 +67,66 @@ def predictable_images(
         [('image 0', (4, 5)), ('image 1', (4, 5))]
     """
     deep = DeepImages(None) if deep is None else deep
+    yield from _read_each(
+        images, lambda thing, name: _picture(thing, deep, name=name, max_pixels=max_pixels), on_error=on_error
+    )
+
+
+def predictable_pixels(
+    images: Any,
+    preprocessing: Preprocessing,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    deep: DeepImages | None = None,
+    on_error: str = "raise",
+) -> Iterator[tuple[str, npt.NDArray[np.uint8] | DataError]]:
+    """Yield (name, pixels) for each image, in the checkpoint's geometry; files are decoded as in training.
+
+    Args:
+        images, max_pixels, deep, on_error: As for `predictable_images`.
+        preprocessing: The checkpoint's.
+
+    Yields:
+        The name as in `predictable_images`; and what `to_pixels` returns: (3, S, S) uint8, or (V, 3, S, S).
+
+    Raises:
+        DataError: As for `predictable_images`.
+
+    Example:
+        >>> wants = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+        >>> [(name, pixels.shape) for name, pixels in predictable_pixels(np.zeros((2, 5, 4, 3), np.uint8), wants)]
+        [('image 0', (3, 8, 8)), ('image 1', (3, 8, 8))]
+    """
+    deep = DeepImages(None) if deep is None else deep
+
+    def read(thing: Any, name: str) -> npt.NDArray[np.uint8]:
+        if not isinstance(thing, Path):
+            return to_pixels(_picture(thing, deep, name=name, max_pixels=max_pixels), preprocessing)
+        return read_pixels(
+            thing,
+            preprocessing,
+            name=name,
+            max_pixels=max_pixels,
+            range_for=lambda found: deep.range_for(found, name=name),
+        )
+
+    yield from _read_each(images, read, on_error=on_error)
+
+
+def _read_each(images: Any, read: Callable[[Any, str], T], *, on_error: str) -> Iterator[tuple[str, T | DataError]]:
+    """Yield (name, what `read` makes of it) for each image; `on_error` as in `predictable_images`."""
     count = 0
     for thing in _single(images):
         name = str(thing) if isinstance(thing, Path) else f"image {count}"
         if isinstance(thing, _Unreadable) and thing.name:
             name = thing.name
         try:
-            picture: Image.Image | DataError = _picture(thing, deep, name=name, max_pixels=max_pixels)
+            found: T | DataError = read(thing, name)
         except DataError as error:
             if on_error == "raise":
                 raise
-            picture = error
-        yield name, picture
+            found = error
+        yield name, found
         count += 1
     if count == 0:
         raise DataError("There is no image to predict: the list is empty. Pass at least one.")

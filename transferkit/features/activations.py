@@ -18,8 +18,9 @@ import torch
 
 from transferkit.core.errors import CacheError, OptionError, unknown_name
 from transferkit.features.bank import FeatureBank
+from transferkit.features.device import choose_device
 from transferkit.features.engines.torch import Kind, TorchExtractor
-from transferkit.features.extraction import Need, Read, choose_device, fill_shelves, open_shelves
+from transferkit.features.extraction import Need, Read, fill_shelves, open_shelves
 from transferkit.features.forward import Compute
 from transferkit.features.identity import Identity
 from transferkit.features.tables import DTYPES, FeatureTable, RowOverflowError
@@ -144,6 +145,7 @@ def cache_activations(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    one_reader: bool = False,
     progress: bool = True,
 ) -> ActivationTable:
     """Run the backbone up to the cut over every image not in the bank, and open all rows.
@@ -158,7 +160,7 @@ def cache_activations(
         dtype: Storage type of activations: "float32", "float16", "bfloat16", or "auto": float32 if that takes 1 GiB or
             less, else float16, or bfloat16 if a value exceeds 65504. Pooled vectors are always float32.
         limit: Bytes that may be written; None allows a quarter of the free disk, and half of the bank's limit.
-        device, batch_size, workers, progress: As for `frozen_pass`.
+        device, batch_size, workers, one_reader, progress: As for `frozen_pass`.
 
     Returns:
         N rows in the order of `content_ids`.
@@ -186,6 +188,7 @@ def cache_activations(
                 bank=bank,
                 batch_size=batch_size,
                 workers=workers,
+                one_reader=one_reader,
                 label=f"up to {tail.stage}, {tail.backbone.spec.architecture}" if progress else None,
             )
         except RowOverflowError as error:

@@ -8,37 +8,33 @@ only decode.
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from transferkit.core.distributed import local_rank_and_world_size
-from transferkit.core.errors import BackboneError, CacheError, OptionError
+from transferkit.core.errors import BackboneError, CacheError
 from transferkit.core.progress import track
 from transferkit.features.bank import FeatureBank
-from transferkit.features.engines.torch import stage_extractor
-from transferkit.features.extractor import FEATURES, Extractor, Rows
-from transferkit.features.identity import Identity, probe_inputs
+from transferkit.features.device import choose_device
+from transferkit.features.engines import CHECKED, Engines, stage_extractor
+from transferkit.features.extractor import Extractor, Rows
+from transferkit.features.identity import Identity
 from transferkit.features.shelf import Shelf, Writer
 from transferkit.features.tables import FeatureTable
+from transferkit.features.workers import default_workers, in_order, worker_pool
 from transferkit.nn.backbone import Backbone
 
 __all__ = [
     "FrozenPass",
     "Need",
-    "choose_device",
     "fill_shelves",
     "frozen_pass",
-    "image_seconds",
     "open_shelves",
     "run_extractor",
 ]
@@ -49,54 +45,10 @@ PATIENCE = 300.0
 PAUSE = 0.2
 """Seconds between two checks of the bank for rows of other processes."""
 
-PACE_ROUNDS = 5
-"""Rounds that are timed at most; the fastest counts: other load on the machine only slows the others."""
-
-PACE_SECONDS = 0.3
-"""Seconds after which no further round begins."""
-
 Read = Callable[[int], npt.NDArray[Any]]
 
-
-def choose_device(device: str) -> torch.device:
-    """ "auto" is CUDA, else MPS, else the CPU; any other name is a device of torch.
-
-    Raises:
-        OptionError: If there is no such device here.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            rank = int(os.environ.get("LOCAL_RANK") or 0)  # of processes on one machine each has its own
-            return torch.device("cuda", rank) if 0 < rank < torch.cuda.device_count() else torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        if reason.startswith("Expected one of"):  # torch names 22 kinds of device here
-            reason = "such a device is unknown. Known are cpu, cuda, cuda:1 and mps."
-        raise OptionError(
-            f"The device {device!r} cannot be used here: {reason} Use device=auto or device=cpu."
-        ) from error
-    return chosen
-
-
-@contextmanager
-def _worker_pool(workers: int, *, on_one_core_each: bool) -> Iterator[ThreadPoolExecutor]:
-    """Threads that have all ended afterwards."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if on_one_core_each else None)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        if on_one_core_each:  # only now: a worker that starts late sets the number for the whole process
-            torch.set_num_threads(before)
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
+SpeedUp = Callable[[npt.NDArray[Any], int, Collection[frozenset[str]]], Extractor]
+"""(some of the images, how many there are, sets of kinds of rows wanted together) -> what computes them."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +59,14 @@ class FrozenPass:
         table: One row of features per image.
         moments: One row of moments per sampled image; None if there was no sample.
         computed: Images that the backbone ran over; the others were in the bank.
+        worker_seconds: "reading" images and "computing" rows -> seconds of all workers in this process; empty if
+            nothing was computed.
     """
 
     table: FeatureTable
     moments: FeatureTable | None
     computed: int
+    worker_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +89,14 @@ class _Batch(NamedTuple):
     wanted: frozenset[str]
 
 
+class _Loaded(NamedTuple):
+    """A batch that has been read, the kinds of rows that it lacks, and the seconds that reading took."""
+
+    pixels: npt.NDArray[Any]
+    wanted: frozenset[str]
+    seconds: float
+
+
 def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
     """Images that lack the same kinds of rows run together: one pass computes all that an image lacks."""
     positions = np.unique(np.concatenate([need.positions for need in needs.values()]))
@@ -144,17 +107,6 @@ def _batches(needs: Mapping[str, Need], size: int) -> list[_Batch]:
         alike = positions[(lacking == pattern).all(axis=1)]
         batches += [_Batch(alike[start : start + size], wanted) for start in range(0, len(alike), size)]
     return batches
-
-
-def _ordered(pool: ThreadPoolExecutor, work: Callable[[Any], Any], batches: Sequence[Any], ahead: int) -> Iterator[Any]:
-    """Results in order; at most `ahead` batches are running or waiting to be used, so that memory stays constant."""
-    waiting: deque[Future[Any]] = deque()
-    for batch in batches:
-        waiting.append(pool.submit(work, batch))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def frozen_pass(
@@ -168,6 +120,8 @@ def frozen_pass(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    one_reader: bool = False,
+    engines: Engines | None = None,
     progress: bool = True,
 ) -> FrozenPass:
     """Run the backbone over every image that the bank does not hold, and return all rows.
@@ -181,7 +135,9 @@ def frozen_pass(
         pooling: "avg" or "avg+max".
         device: "auto", "cpu", "cuda", ...
         batch_size: Images at once; None fits it to the device.
-        workers: Threads; None takes one per core. 1 if `read` must not be called concurrently.
+        workers: Threads; None takes one per core.
+        one_reader: `read` is called by one thread only, as it cannot be called concurrently.
+        engines: What else may compute the rows; None: only the network as it is.
         progress: Show a bar on a terminal.
 
     Returns:
@@ -193,6 +149,12 @@ def frozen_pass(
         BackboneError: If a feature is not finite, or the network cannot take these images.
     """
     extractor = stage_extractor(backbone, pooling=pooling, moments=sample is not None, device=choose_device(device))
+    workers = default_workers() if workers is None else workers
+
+    def speed_up(first: npt.NDArray[Any], images: int, kinds: Collection[frozenset[str]]) -> Extractor:
+        assert engines is not None
+        return engines.extractor(extractor, first, images=images, kinds=kinds, pooling=pooling, workers=workers)
+
     return run_extractor(
         extractor,
         read,
@@ -201,6 +163,8 @@ def frozen_pass(
         sample=sample,
         batch_size=batch_size,
         workers=workers,
+        one_reader=one_reader,
+        speed_up=None if engines is None else speed_up,
         label=f"frozen pass, {backbone.spec.architecture}" if progress else None,
     )
 
@@ -214,14 +178,17 @@ def run_extractor(
     sample: npt.NDArray[np.int64] | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    one_reader: bool = False,
+    speed_up: SpeedUp | None = None,
     label: str | None = None,
 ) -> FrozenPass:
     """Run an extractor of "features", and of "moments" if there is a sample, over what the bank lacks.
 
     Args:
         extractor: What computes the rows.
-        read, content_ids, bank, sample, workers: As for `frozen_pass`.
+        read, content_ids, bank, sample, workers, one_reader: As for `frozen_pass`.
         batch_size: Images at once; None is the extractor's own.
+        speed_up: Gives another extractor of the same rows, if there is anything to compute.
         label: Of the bar on a terminal; None shows none.
 
     Raises:
@@ -231,11 +198,22 @@ def run_extractor(
     needs = {"features": Need(shelves["features"], shelves["features"].missing(content_ids))}
     if sample is not None:
         needs["moments"] = Need(shelves["moments"], _unmeasured(shelves["moments"], content_ids, sample))
+    spent: dict[str, float] = {}
     computed = fill_shelves(
-        extractor, read, content_ids, needs, bank=bank, batch_size=batch_size, workers=workers, label=label
+        extractor,
+        read,
+        content_ids,
+        needs,
+        bank=bank,
+        batch_size=batch_size,
+        workers=workers,
+        one_reader=one_reader,
+        speed_up=speed_up,
+        label=label,
+        seconds=spent,
     )
     moments = None if sample is None else shelves["moments"].table(content_ids[sample])
-    return FrozenPass(shelves["features"].table(content_ids), moments, computed)
+    return FrozenPass(shelves["features"].table(content_ids), moments, computed, spent)
 
 
 def open_shelves(bank: FeatureBank, identities: Mapping[str, Identity]) -> dict[str, Shelf]:
@@ -262,11 +240,6 @@ def _unmeasured(
     return np.sort(first[inverse.reshape(-1)[lacking]])
 
 
-def _usual_workers() -> int:
-    """One per core, where several processes share the machine of its share."""
-    return max(1, (os.cpu_count() or 1) // local_rank_and_world_size()[1])
-
-
 def fill_shelves(
     extractor: Extractor,
     read: Read,
@@ -276,14 +249,18 @@ def fill_shelves(
     bank: FeatureBank,
     batch_size: int | None = None,
     workers: int | None = None,
+    one_reader: bool = False,
+    speed_up: SpeedUp | None = None,
     label: str | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> int:
     """Compute the rows that shelves lack: one pass over the images, whatever kinds of rows they lack.
 
     Args:
         extractor: What computes the rows.
-        read, content_ids, bank, batch_size, workers, label: As for `run_extractor`.
+        read, content_ids, bank, batch_size, workers, one_reader, speed_up, label: As for `run_extractor`.
         needs: Kind of rows -> what is lacking.
+        seconds: Gets what workers spent "reading" and "computing".
 
     Returns:
         Images that the extractor ran over, in this process or in another that was started with it on this machine; they
@@ -298,15 +275,14 @@ def fill_shelves(
         return 0
     bank.make_room(*((need.shelf, len(need.positions)) for need in needs.values()))
     own = _own_share(needs)
+    if speed_up is not None:
+        extractor, read = _sped_up(extractor, speed_up, read, own)
     batches = _batches(own, extractor.batch_size if batch_size is None else batch_size)
-    workers = _usual_workers() if workers is None else workers
-    with (
-        extractor.ready(),
-        _worker_pool(workers, on_one_core_each=extractor.is_threaded) as pool,
-        _writers(own) as writers,
-    ):
+    workers = default_workers() if workers is None else workers
+    with extractor.ready(), _writers(own) as writers:
         steps = track(batches, label or "", enabled=label is not None)
-        results = _run_all(extractor, read, batches, pool, workers)
+        spent = {} if seconds is None else seconds
+        results = _run_all(extractor, read, batches, spent, workers=workers, readers=1 if one_reader else workers)
         for batch, rows in zip(steps, results, strict=True):
             for kind in batch.wanted:
                 _check_finite(rows[kind], own[kind].shelf, extractor.name)
@@ -362,58 +338,56 @@ def _writers(needs: Mapping[str, Need]) -> Iterator[dict[str, Writer]]:
         yield {kind: stack.enter_context(need.shelf.writer()) for kind, need in needs.items()}
 
 
+def _sped_up(extractor: Extractor, speed_up: SpeedUp, read: Read, needs: Mapping[str, Need]) -> tuple[Extractor, Read]:
+    """Another extractor for the images that this process computes; and `read`, for which the first few are kept."""
+    batches = _batches(needs, CHECKED)
+    if not batches:
+        return extractor, read
+    kept = {int(position): read(int(position)) for position in batches[0].positions}
+    images = sum(len(batch.positions) for batch in batches)
+    extractor = speed_up(np.stack(list(kept.values())), images, {batch.wanted for batch in batches})
+
+    def read_once(index: int) -> npt.NDArray[Any]:
+        pixels = kept.pop(index, None)
+        return read(index) if pixels is None else pixels
+
+    return extractor, read_once
+
+
 def _run_all(
-    extractor: Extractor, read: Read, batches: Sequence[_Batch], pool: ThreadPoolExecutor, workers: int
+    extractor: Extractor,
+    read: Read,
+    batches: Sequence[_Batch],
+    spent: dict[str, float],
+    *,
+    workers: int,
+    readers: int,
 ) -> Iterator[Rows]:
-    """The rows of each batch, in order."""
+    """The rows of each batch, in order; what workers `spent` is added up.
 
-    def load(batch: _Batch) -> npt.NDArray[Any]:
-        return np.stack([read(int(index)) for index in batch.positions])
-
-    def extract(batch: _Batch) -> Rows:
-        return extractor.extract(load(batch), batch.wanted)
-
-    if extractor.is_threaded:
-        yield from _ordered(pool, extract, batches, ahead=2 * workers)
-        return
-    for batch, pixels in zip(batches, _ordered(pool, load, batches, ahead=2 * workers), strict=True):
-        yield extractor.extract(pixels, batch.wanted)
-
-
-def image_seconds(
-    backbone: Backbone, *, pooling: str = "avg+max", device: str = "auto", workers: int | None = None
-) -> float:
-    """Seconds that an image takes in the frozen pass on this machine, all workers together; decoding left out.
-
-    The same work is timed whatever the bank holds: batches of fixed images, of the size and on as many workers as in a
-    pass, after one round to warm up. The fastest round counts. Costs half a second, or two rounds where these take
-    longer.
-
-    Args:
-        backbone: Run in evaluation mode and without gradients; left as it was.
-        pooling: "avg" or "avg+max".
-        device: "auto", "cpu", "cuda", ...
-        workers: Threads; None takes one per core.
-
-    Returns:
-        Seconds, > 0.
+    Reading and computing are one step of a worker if both may run in several threads; else the readers work ahead.
     """
-    extractor = stage_extractor(backbone, pooling=pooling, device=choose_device(device))
-    in_threads = extractor.is_threaded
-    pixels = probe_inputs(backbone.spec.preprocessing, extractor.batch_size)
-    workers = (_usual_workers() if workers is None else workers) if in_threads else 1
-    with extractor.ready(), _worker_pool(workers, on_one_core_each=in_threads) as pool:
 
-        def round_of_batches() -> float:
-            began = time.perf_counter()
-            if in_threads:
-                list(pool.map(lambda _: extractor.extract(pixels, FEATURES), range(workers)))
-            else:
-                extractor.extract(pixels, FEATURES)
-            return time.perf_counter() - began
+    def load(batch: _Batch) -> _Loaded:
+        began = time.perf_counter()
+        pixels = np.stack([read(int(index)) for index in batch.positions])
+        return _Loaded(pixels, batch.wanted, time.perf_counter() - began)
 
-        round_of_batches()  # starts threads, allocates memory, loads kernels
-        seconds = [round_of_batches()]
-        while len(seconds) < PACE_ROUNDS and sum(seconds) < PACE_SECONDS:
-            seconds.append(round_of_batches())
-    return min(seconds) / (workers * len(pixels))
+    def extract(loaded: _Loaded) -> tuple[Rows, float, float]:
+        began = time.perf_counter()
+        rows = extractor.extract(loaded.pixels, loaded.wanted)
+        return rows, loaded.seconds, time.perf_counter() - began
+
+    with worker_pool(workers, on_one_core_each=extractor.is_threaded) as pool, ExitStack() as stack:
+        done: Iterable[tuple[Rows, float, float]]
+        if extractor.is_threaded and readers == workers:
+            done = in_order(pool, lambda batch: extract(load(batch)), batches, ahead=2 * workers)
+        else:
+            reading = stack.enter_context(worker_pool(readers, on_one_core_each=False))
+            loaded = in_order(reading, load, batches, ahead=2 * workers)
+            in_threads = extractor.is_threaded
+            done = in_order(pool, extract, loaded, ahead=2 * workers) if in_threads else map(extract, loaded)
+        for rows, reading_seconds, computing_seconds in done:
+            spent["reading"] = spent.get("reading", 0.0) + reading_seconds
+            spent["computing"] = spent.get("computing", 0.0) + computing_seconds
+            yield rows

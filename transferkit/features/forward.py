@@ -23,6 +23,7 @@ __all__ = [
     "check_shape",
     "describe_error",
     "features_and_moments",
+    "joined",
     "placed_on",
 ]
 
@@ -90,7 +91,7 @@ class Forward:
     def rows(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> dict[str, npt.NDArray[np.float32]]:
         """(n, 3, H, W) uint8 or normalised float32 -> rows of the kinds wanted."""
         blocks = self.blocks(pixels, wanted)
-        return {kind: _joined(blocks[kind]) for kind in blocks if kind in wanted}
+        return {kind: joined(blocks[kind]).cpu().numpy() for kind in blocks if kind in wanted}
 
     def blocks(self, pixels: npt.NDArray[Any], wanted: frozenset[str]) -> Mapping[str, Mapping[str, torch.Tensor]]:
         """The same, stage by stage and still on the device.
@@ -138,8 +139,9 @@ class Forward:
         return {kind: np.concatenate([first[kind], second[kind]]) for kind in first}
 
 
-def _joined(blocks: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
-    return torch.cat([part.float() for part in blocks.values()], dim=1).cpu().numpy()
+def joined(blocks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The stages side by side, (n, D) float32."""
+    return torch.cat([part.float() for part in blocks.values()], dim=1)
 
 
 def features_and_moments(backbone: Backbone, pooling: str) -> Compute:

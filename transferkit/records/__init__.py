@@ -13,6 +13,7 @@ from transferkit.records.data import DataSummary, Finding, Severity
 from transferkit.records.decision import Alternative, Choice, Decision
 from transferkit.records.evidence import (
     CurvePoint,
+    EngineUse,
     Evidence,
     ProbeScore,
     SimilarityDetail,
@@ -48,6 +49,7 @@ __all__ = [
     "DataSummary",
     "Decision",
     "Epoch",
+    "EngineUse",
     "Evidence",
     "FailedImage",
     "Finding",

@@ -9,7 +9,16 @@ from transferkit.records._checks import require, require_share
 from transferkit.records.backbone import BackboneSpec
 from transferkit.records.data import DataSummary
 
-__all__ = ["CurvePoint", "Evidence", "ProbeScore", "SimilarityDetail", "StageDistance", "ViewComparison", "ViewScore"]
+__all__ = [
+    "CurvePoint",
+    "EngineUse",
+    "Evidence",
+    "ProbeScore",
+    "SimilarityDetail",
+    "StageDistance",
+    "ViewComparison",
+    "ViewScore",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +201,27 @@ class ViewComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineUse:
+    """The engine that computed features, and how it was checked against the network itself.
+
+    Args:
+        name: "torch", "onnxruntime", "openvino" or "compile".
+        images: Of the data that it was checked on.
+        difference: Largest difference of a feature, in units of the largest value of its stage, >= 0.
+        same_class: Share of those images with the same class from both, in [0, 1].
+        seconds: To open and check it.
+        reasons: Sentences on engines that could not be used.
+    """
+
+    name: str
+    images: int = 0
+    difference: float = 0.0
+    same_class: float = 1.0
+    seconds: float = 0.0
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Measurements from one frozen pass over the data.
 
@@ -210,6 +240,9 @@ class Evidence:
         curves: Learning curves, one stage after another, each from few images to all.
         views: The views that features are averaged over, and how geometries compare; None: the checkpoint's crop, no
             comparison.
+        engine: What computed the features; None if the network ran as it is, or not at all.
+        worker_seconds: What the pass's threads spent "reading" images and "computing" features, in seconds, added up;
+            empty if all features came from the bank.
     """
 
     backbone: BackboneSpec
@@ -224,6 +257,8 @@ class Evidence:
     similarity_detail: SimilarityDetail | None = None
     curves: tuple[CurvePoint, ...] = ()
     views: ViewComparison | None = None
+    engine: EngineUse | None = None
+    worker_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.similarity is not None:

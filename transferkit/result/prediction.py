@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, OptionError, list_problems, unknown_name
-from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_images, prepared_tensors, to_pixels
+from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable_pixels, prepared_tensors
 from transferkit.nn import in_batches
 from transferkit.records import FailedImage, PixelClassifier, Predictions, Preprocessing
 
@@ -103,5 +103,4 @@ def _prepared(
     if wants.prepared:
         yield from prepared_tensors(images, shape=wants.shape)
         return
-    for item, image in predictable_images(images, max_pixels=max_pixels, deep=deep, on_error=on_error):
-        yield item, image if isinstance(image, DataError) else to_pixels(image, wants)
+    yield from predictable_pixels(images, wants, max_pixels=max_pixels, deep=deep, on_error=on_error)

@@ -140,6 +140,6 @@ def _activations(
         stages=stages,
         pooling=session.options.pooling,
         device=session.options.device,
-        workers=None if session.data.thread_safe else 1,
+        one_reader=not session.data.thread_safe,
         progress=session.options.progress,
     )

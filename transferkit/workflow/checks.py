@@ -11,7 +11,7 @@ from transferkit.core.errors import CheckpointError, OptionError, list_problems,
 from transferkit.core.paths import check_folder, expand
 from transferkit.data import check_data_path
 from transferkit.decision import MODES
-from transferkit.features import choose_device
+from transferkit.features import check_engine, choose_device
 from transferkit.finetune import count_processes
 from transferkit.nn import POOLINGS, Backbone
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
@@ -85,6 +85,7 @@ def check_pass(options: PassOptions) -> None:
         if value not in known:
             raise OptionError(unknown_name(name, value, known))
     choose_device(options.device)
+    check_engine(options.engine)
     asked = ask_views(options.geometry, options.views)
     if options.preprocessed:
         refuse_for_tensors(asked)

@@ -15,6 +15,7 @@ from transferkit.core.intervals import wilson_interval
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.features import (
+    Engines,
     FeatureBank,
     FeatureTable,
     FrozenPass,
@@ -78,6 +79,7 @@ def measure_features(
     options: PassOptions,
     *,
     bank: FeatureBank,
+    engines: Engines | None = None,
     source: Data | None = None,
     views: AskedViews | None = None,
     budget: float | None = None,
@@ -89,18 +91,21 @@ def measure_features(
         backbone, data: What to measure.
         options: How; a `similarity` given there wins over what is measured.
         bank: Where features are kept.
+        engines: What may compute them; None: as the options say.
         source: Images of the kind that the backbone was trained on, if there are some.
         views: Geometry and views that are wanted; None takes those of the backbone's preprocessing as they are.
         budget: Seconds that everything after the first pass may take.
         seconds: Phases that came before, to be listed with these.
     """
     spent = dict(seconds or {})
+    engines = Engines(options.engine, folder=bank.folder) if engines is None else engines
     read = partial(
         read_features,
         bank=bank,
         pooling=options.pooling,
         device=options.device,
         batch_size=options.batch_size,
+        engines=engines,
         progress=options.progress,
     )
     if views is not None and data.normalised:
@@ -113,7 +118,7 @@ def measure_features(
     with timed(spent, "frozen pass"):
         first, target, other = _first_pass(run, backbone, data, source)
     with timed(spent, "pace"):
-        pace = _pace(backbone, data, options)
+        pace = image_seconds(backbone, pooling=options.pooling, device=options.device)
     with timed(spent, "similarity"):
         detail = measure_similarity(backbone, target, source=other, given=options.similarity)
     seen = _see(views, own, data, run, options, first=first, pace=pace, budget=budget, seconds=spent)
@@ -141,6 +146,8 @@ def measure_features(
         image_seconds=pace,
         curves=curves,
         views=seen.comparison,
+        engine=engines.use,
+        worker_seconds=first.worker_seconds,
     )
     return Measurement(evidence, seen.table, seen.primary, folds, train, selection)
 
@@ -190,12 +197,6 @@ def _see(
         )
 
 
-def _pace(backbone: Backbone, data: Data, options: PassOptions) -> float:
-    """Seconds per image of the frozen pass, decoding left out, whatever the bank holds."""
-    workers = None if data.thread_safe else 1
-    return image_seconds(backbone, pooling=options.pooling, device=options.device, workers=workers)
-
-
 def _measure(
     known: FeatureTable,
     folds: Folds,
@@ -238,6 +239,7 @@ def read_features(
     pooling: str,
     device: str = "auto",
     batch_size: int | None = None,
+    engines: Engines | None = None,
     preprocessing: Preprocessing | None = None,
     among: npt.NDArray[np.int64] | None = None,
     sample: npt.NDArray[np.int64] | None = None,
@@ -250,7 +252,7 @@ def read_features(
 
     Args:
         backbone, data: The network and the images.
-        bank, pooling, device, batch_size, sample, progress: As for `frozen_pass`.
+        bank, pooling, device, batch_size, engines, sample, progress: As for `frozen_pass`.
         preprocessing: Other preprocessing than the backbone's; None takes that.
         among: Indices of the images; None: all.
     """
@@ -270,13 +272,15 @@ def read_features(
             device=device,
             batch_size=batch_size,
             sample=sample,
-            workers=None if data.thread_safe else 1,
+            one_reader=not data.thread_safe,
+            engines=engines,
             progress=progress,
         )
 
     done = [run(view, None if number else sample) for number, view in enumerate(wanted.each_view)]
     table = average_tables([one.table for one in done])
-    return FrozenPass(table, done[0].moments, max(one.computed for one in done))
+    spent = {part: sum(one.worker_seconds.get(part, 0.0) for one in done) for part in done[0].worker_seconds}
+    return FrozenPass(table, done[0].moments, max(one.computed for one in done), spent)
 
 
 def probe_stages(

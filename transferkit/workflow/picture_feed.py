@@ -62,6 +62,7 @@ def _flipped_features(session: Session, rows: npt.NDArray[np.int64]) -> FeatureT
         pooling=options.pooling,
         device=options.device,
         batch_size=options.batch_size,
+        engines=session.engines,
         preprocessing=replace(session.backbone.spec.preprocessing.primary, mirrored=True),
         among=rows,
         progress=False,

@@ -26,7 +26,7 @@ from transferkit.core.progress import announce
 from transferkit.core.random import seed_everything
 from transferkit.core.timing import timed
 from transferkit.data import Data
-from transferkit.features import FeatureBank, FeatureTable
+from transferkit.features import Engines, FeatureBank, FeatureTable
 from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.nn import Backbone, count_operations
 from transferkit.options import PassOptions
@@ -212,6 +212,7 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: PassOptions
             pooling=options.pooling,
             device=options.device,
             batch_size=options.batch_size,
+            engines=Engines(options.engine, folder=bank.folder),
             among=train,
             progress=options.progress,
         )

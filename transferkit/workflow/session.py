@@ -15,7 +15,7 @@ from transferkit.core.limits import check_image_size
 from transferkit.core.random import seed_everything
 from transferkit.core.timing import timed
 from transferkit.data import Data, open_data
-from transferkit.features import FeatureBank
+from transferkit.features import Engines, FeatureBank
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import Backbone
 from transferkit.options import PassOptions
@@ -65,6 +65,7 @@ class Session:
         measured: What the frozen pass measured.
         options: How they were opened.
         bank: Where features are kept: one bank per run, which holds the shelves that the run uses.
+        engines: What computes features.
         seconds: Phase -> wall-clock seconds so far; later steps add theirs.
     """
 
@@ -73,6 +74,7 @@ class Session:
     measured: Measurement
     options: PassOptions
     bank: FeatureBank
+    engines: Engines = field(default_factory=Engines)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -203,10 +205,25 @@ def open_session(
         source = open_source(options)
     fit_to_images(backbone, opened)
     bank = open_bank(options)
-    views = ask_views(options.geometry, options.views)
+    engines = Engines(options.engine, folder=bank.folder)
     found = measure_features(
-        backbone, opened, options, bank=bank, source=source, views=views, budget=budget, seconds=seconds
+        backbone,
+        opened,
+        options,
+        bank=bank,
+        engines=engines,
+        source=source,
+        views=ask_views(options.geometry, options.views),
+        budget=budget,
+        seconds=seconds,
     )
     backbone = backbone.with_preprocessing(found.evidence.backbone.preprocessing)
-    return Session(backbone=backbone, data=opened, measured=found, options=options, bank=bank,
-                   seconds=dict(found.evidence.seconds))  # fmt: skip
+    return Session(
+        backbone=backbone,
+        data=opened,
+        measured=found,
+        options=options,
+        bank=bank,
+        engines=engines,
+        seconds=dict(found.evidence.seconds),
+    )

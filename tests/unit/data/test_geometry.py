@@ -1,4 +1,4 @@
-"""Pixels equal, bit for bit, to those of timm's evaluation transform."""
+"""Pixels equal to those of timm's evaluation transform, but for the rounding of another resampler."""
 
 from __future__ import annotations
 
@@ -48,6 +48,22 @@ def timms(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     return np.asarray(transform(image))
 
 
+def check_equal(pixels: np.ndarray, expected: np.ndarray, interpolation: str) -> None:
+    """Exact with Pillow's filters. Torch's round between rows and columns as well, in an order of their own.
+
+    On noise, where a shift by one pixel is 85 grey levels: at most 1 with bilinear. Bicubic overshoots, and that is
+    clipped between the two passes, so single pixels at hard edges differ by more.
+    """
+    off = np.abs(pixels.astype(int) - expected)
+    if interpolation == "bilinear":
+        assert off.max() <= 1
+    elif interpolation == "bicubic":
+        assert off.mean() <= 1
+        assert (off > 2).mean() <= 0.15
+    else:
+        assert off.max() == 0
+
+
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(70, 41), (41, 70), (33, 33), (8, 8), (200, 9)])
@@ -55,7 +71,27 @@ def test_equal_to_timm(crop_mode: CropMode, interpolation: Interpolation, size: 
     preprocessing = wanted(32, 0.875, crop_mode, interpolation)
     pixels = to_pixels(picture(*size), preprocessing)
     assert pixels.dtype == np.uint8
-    assert np.array_equal(pixels, timms(picture(*size), preprocessing))
+    check_equal(pixels, timms(picture(*size), preprocessing), interpolation)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(300, 210), (210, 300), (95, 310), (20, 14)])
+def test_smooth_pictures_are_within_two_grey_levels(
+    crop_mode: CropMode, interpolation: Interpolation, size: tuple[int, int]
+) -> None:
+    smooth = picture(9, 7).resize(size, Image.Resampling.BICUBIC)
+    preprocessing = wanted(64, 0.875, crop_mode, interpolation)
+    off = np.abs(to_pixels(smooth, preprocessing).astype(int) - timms(smooth, preprocessing))
+    assert off.max() <= 2
+    assert off.mean() <= 0.3
+
+
+def test_a_picture_of_the_right_size_keeps_its_values() -> None:
+    image = picture(32, 32)
+    for interpolation in ("nearest", "bilinear", "bicubic", "lanczos"):
+        pixels = to_pixels(image, wanted(32, 1.0, interpolation=interpolation))
+        assert np.array_equal(pixels, np.asarray(image).transpose(2, 0, 1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,15 +108,14 @@ def test_equal_to_timm_at_any_size(width: int, height: int, size: int, crop_pct:
     if preprocessing.resize_side == math.floor(size / crop_pct) and not (
         crop_mode == "border" and max(width, height) > 2 * preprocessing.resize_side * min(width, height)
     ):
-        assert np.array_equal(
-            to_pixels(picture(width, height), preprocessing), timms(picture(width, height), preprocessing)
-        )
+        expected = timms(picture(width, height), preprocessing)
+        check_equal(to_pixels(picture(width, height), preprocessing), expected, "bicubic")
 
 
 def test_equal_to_torchvision() -> None:
     transform = transforms.Compose([transforms.Resize(40), transforms.CenterCrop(35), transforms.PILToTensor()])
     image = picture(97, 61)
-    assert np.array_equal(to_pixels(image, wanted(35, 0.875, interpolation="bilinear")), transform(image).numpy())
+    check_equal(to_pixels(image, wanted(35, 0.875, interpolation="bilinear")), transform(image).numpy(), "bilinear")
 
 
 def test_border_pads_with_the_mean_and_keeps_every_pixel() -> None:

@@ -12,9 +12,10 @@ import torch
 from tests.unit.features.features_toys import PLAIN, make_backbone, make_network
 from transferkit.api import analyze
 from transferkit.data import Data
-from transferkit.features import extraction, image_seconds
+from transferkit.features import image_seconds, pace
 from transferkit.features.engines import stage_extractor
 from transferkit.features.engines import torch as torch_engine
+from transferkit.features.workers import default_workers
 from transferkit.nn import Backbone
 from transferkit.records import Preprocessing
 
@@ -68,7 +69,7 @@ def test_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_hiccup_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 9.0, 10.0, 10.25, 20.0, 20.01, 30.0, 30.2])
-    monkeypatch.setattr(extraction.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
     batch = stage_extractor(make_backbone(), pooling="avg", device=torch.device("cpu")).batch_size
     assert image_seconds(make_backbone(), device="cpu", workers=1) == pytest.approx(0.01 / batch)
 
@@ -99,7 +100,7 @@ def test_cold_or_warm_the_evidence_names_the_same_cost(stripes, monkeypatch: pyt
         analyze(make_network(), stripes, preprocessing=PLAIN, similarity=0.5, device="cpu", progress=False)
         for _ in range(2)
     ]
-    workers = extraction._usual_workers()
+    workers = default_workers()
     assert [evidence.images_computed for evidence in found] == [36, 0]
     for evidence in found:
         assert SLOW / workers <= evidence.image_seconds < 4 * SLOW / workers

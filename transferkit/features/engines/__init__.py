@@ -1,5 +1,18 @@
-"""Feature extractors, one per file."""
+"""Feature extractors, one per file; those in `ENGINES` compute what the network does, faster."""
 
+from transferkit.features.engines import compiled, folded, onnxruntime, openvino  # noqa: F401  (they register themselves)
+from transferkit.features.engines.engine import ENGINES, Engine, EngineExtractor, EngineJob
+from transferkit.features.engines.opening import CHECKED, Engines, check_engine
 from transferkit.features.engines.torch import TorchExtractor, stage_extractor
 
-__all__ = ["TorchExtractor", "stage_extractor"]
+__all__ = [
+    "CHECKED",
+    "ENGINES",
+    "Engine",
+    "EngineExtractor",
+    "Engines",
+    "EngineJob",
+    "TorchExtractor",
+    "check_engine",
+    "stage_extractor",
+]

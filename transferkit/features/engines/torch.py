@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -27,9 +28,9 @@ from transferkit.features.identity import (
 )
 from transferkit.nn.backbone import Backbone, weights_digest
 
-__all__ = ["ENGINE_VERSION", "Kind", "TorchExtractor", "origin_of", "stage_extractor"]
+__all__ = ["ENGINE_VERSION", "Kind", "TorchExtractor", "layers_digest", "origin_of", "stage_extractor"]
 
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 """Raised whenever the same image and weights would give other features than before."""
 
 CPU_PIXELS = 160_000
@@ -136,6 +137,14 @@ class TorchExtractor:
             check_shape(self.backbone, {kind: found.shape}, len(pixels), self._width(kind))
         return rows
 
+    def blocks(self, kind: str) -> dict[str, slice]:
+        """Stage -> its columns in the rows of this kind."""
+        stops = itertools.accumulate(self._kinds[kind].widths.values())
+        return {
+            stage: slice(stop - width, stop)
+            for (stage, width), stop in zip(self._kinds[kind].widths.items(), stops, strict=True)
+        }
+
     def _width(self, kind: str) -> int:
         return sum(self._kinds[kind].widths.values())
 
@@ -169,7 +178,7 @@ def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict
             preprocessing.pop(name)
     return {
         "architecture": backbone.spec.architecture,
-        "layers": _layers_digest(part),
+        "layers": layers_digest(part),
         "weights": weights_digest(part),
         "preprocessing": preprocessing,
         "engine": ENGINE_VERSION,
@@ -177,7 +186,7 @@ def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict
     }
 
 
-def _layers_digest(part: nn.Module) -> str:
+def layers_digest(part: nn.Module) -> str:
     """Tells apart networks of equal weights: a stride or an activation function has none."""
     listing = re.sub(r" at 0x[0-9a-f]+", "", repr(part))
     return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transferkit.records import RunRecord
+from transferkit.records import Evidence, RunRecord
 from transferkit.report._words import format_percent, format_seconds, plural
 
 __all__ = ["Timings", "write_timings", "total_seconds"]
@@ -47,12 +48,33 @@ def _describe_pass(record: RunRecord) -> str:
         said = f"The backbone ran over {plural(computed, 'image')}{more}; other features came from the cache."
     else:
         said = "The backbone was not run: all features came from the cache."
+    said = " ".join([said, *_describe_engine(record.evidence)])
     if record.training is None or not record.training.epochs:
         return said
     epochs = record.training.epochs
     each = math.fsum(epoch.seconds for epoch in epochs) / len(epochs)
     trained = f"Then {plural(len(epochs), 'epoch')} of about {format_seconds(each)} each, validation included."
     return f"Before training: {said[:1].lower()}{said[1:]} {trained}"
+
+
+def _describe_engine(evidence: Evidence) -> Iterator[str]:
+    """What computed the features, how it was checked, and whether reading or computing took longer."""
+    engine, spent = evidence.engine, evidence.worker_seconds
+    if engine is not None:
+        yield (
+            f"Features were computed by {engine.name}; on {plural(engine.images, 'image')} they differed from the "
+            f"network's own by at most {engine.difference:.0e} of the largest, with "
+            f"{format_percent(engine.same_class, digits=0)} the same class."
+        )
+        yield from engine.reasons
+    whole = math.fsum(spent.values())
+    if whole > 0:
+        reading = spent.get("reading", 0.0) / whole
+        slower = "Reading images" if reading > 0.5 else "The network"
+        yield (
+            f"{slower} was the bottleneck: the pass spent {format_percent(reading, digits=0)} of its threads' time on "
+            "reading images."
+        )
 
 
 def total_seconds(record: RunRecord) -> float:
