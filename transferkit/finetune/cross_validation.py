@@ -158,7 +158,7 @@ class Judged:
 
 def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Judged:
     """The first half of `fine_tune`: cross-validation without the refit. Arguments as there."""
-    task.backbone.anatomy  # noqa: B018 - computed once, not for each copy
+    task.backbone.anatomy, task.backbone.foldable  # noqa: B018 - computed once, not for each copy
     factor, begun = 1.0, list[_Trial]()
     if task.recipe.tries_rates:
         factor, begun = _compare_rates(task, folds, runner)

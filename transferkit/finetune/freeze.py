@@ -20,7 +20,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from transferkit.core.errors import OptionError, list_problems
 from transferkit.finetune.adapters import is_adapter
 from transferkit.nn import Backbone
+from transferkit.nn.clamps import clamp_sparingly
 from transferkit.nn.norm import follows_batches
+from transferkit.nn.norm.conv_folding import fold_convolutions
+from transferkit.nn.overriding import Override
 from transferkit.records import Claim
 from transferkit.strategies import HEAD, Phase, Rule
 
@@ -75,7 +78,7 @@ class FreezePlan:
         self._backbone = find_backbone(network)
         self._owned = list(_own(network, self._backbone))
         self._asked = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle | Override] = []
         self._claims = [self._claim(phase) for phase in self.phases]
         if problems := [problem for number in range(len(self.phases)) for problem in self._problems(number)]:
             raise OptionError(list_problems("The rules do not fit the network:", problems))
@@ -174,6 +177,9 @@ class FreezePlan:
     def start(self, phase: int, *, static: bool = False) -> None:
         """Start a phase; frozen modules switch to evaluation mode at their next call.
 
+        Until `release`, convolutions also compute the normalisation of their outputs wherever its statistics are fixed,
+        and clamping activations keep less: the same gradients, faster and in less memory.
+
         Args:
             phase: Its number.
             static: Compute gradients for all parameters trained in any phase, as distributed wrappers require;
@@ -185,6 +191,8 @@ class FreezePlan:
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(trained[name] if static else self._claims[phase][name].lr > 0)
         self._hooks = [module.register_forward_pre_hook(_stay_evaluating) for module in self._frozen_modules(phase)]
+        self._hooks += fold_convolutions(self._backbone.trunk, self._backbone.foldable, harmless=[_stay_evaluating])
+        self._hooks += clamp_sparingly(self._backbone.trunk)
 
     def set_modes(self, *, training: bool = False) -> None:
         """Set evaluation mode for the currently frozen modules.

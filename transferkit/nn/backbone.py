@@ -18,6 +18,7 @@ from torch import nn
 from transferkit.core.errors import BackboneError
 from transferkit.nn.anatomy import assign_stages, find_stage
 from transferkit.nn.moments import MomentTap, discover_moment_taps, record_moments, running_moments
+from transferkit.nn.norm.conv_folding import find_foldable
 from transferkit.nn.norm.source import is_batch_norm
 from transferkit.nn.pooling import find_layout, pool, pooled_width, to_grid
 from transferkit.nn.stages import Tap, collecting, count_parameters, discover_taps, evaluating, explaining, record_taps
@@ -258,6 +259,18 @@ class Backbone(nn.Module):
     def anatomy(self) -> dict[str, str]:
         """Module path inside the trunk -> name of its stage; computed on first access, for the modules at that time."""
         return assign_stages(self.trunk, self.taps, size=self._traced)
+
+    @cached_property
+    def foldable(self) -> tuple[tuple[str, str], ...]:
+        """Paths inside the trunk of the convolutions into which the normalisation of their outputs can be folded, and
+        of these normalisations; computed on first access, for the modules at that time."""
+        return tuple(find_foldable(self.trunk, self._everything_read, size=self._traced))
+
+    def _everything_read(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Path -> output, of the trunk and of every stage."""
+        with self.recording_stages() as outputs:
+            outputs[""] = self.trunk(images)
+        return outputs
 
     def stage_of(self, path: str) -> str:
         """The stage that a module or parameter of the trunk belongs to, by its dotted path inside the trunk."""

@@ -32,6 +32,7 @@ __all__ = [
     "discover_taps",
     "evaluating",
     "explaining",
+    "reads_inputs",
     "record",
     "record_taps",
     "tensor_of",
@@ -148,6 +149,16 @@ class _Recorder:
         tensor = self.read(inputs, output)
         if tensor is not None:
             collected[self.path] = tensor
+
+
+def reads_inputs(hook: object) -> bool:
+    """Whether a forward hook may read what its module is given now, not only what it returns.
+
+    Example:
+        >>> reads_inputs(print)
+        True
+    """
+    return not isinstance(hook, _Recorder) or (hook.read is not _output_of and hook.owner in _collected())
 
 
 _active = threading.local()
