@@ -25,12 +25,20 @@ import torch
 from transferkit import load_backbone
 from transferkit.core.provenance import environment
 from transferkit.features import FeatureBank, image_seconds
-from transferkit.features.engines.torch import origin_of, stage_extractor
+from transferkit.features.engines.torch import layers_digest, origin_of, stage_extractor
 from transferkit.features.extraction import open_shelves
+from transferkit.nn import Backbone
+from transferkit.nn.backbone import weights_digest
 
 MODEL = "packaged/tf_efficientnet_lite0"
 SIZE = 96
 AT_ONCE = 8192
+
+
+def name_network(backbone: Backbone) -> dict[str, object]:
+    """The names in a shelf's identity."""
+    layers, weights = layers_digest(backbone.trunk), weights_digest(backbone.trunk)
+    return origin_of(backbone, layers, weights, torch.device("cpu"))
 
 
 def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -50,7 +58,9 @@ def measure_network(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     backbone, bank, cpu = load_backbone(MODEL, image_size=SIZE), FeatureBank(folder), torch.device("cpu")
     extractor = stage_extractor(backbone, pooling="avg+max", device=cpu)
     return {
-        "naming": timed(lambda: origin_of(backbone, backbone.trunk, cpu), rounds),
+        "naming": timed(
+            lambda: origin_of(backbone, layers_digest(backbone.trunk), weights_digest(backbone.trunk), cpu), rounds
+        ),
         "opening": timed(lambda: open_shelves(bank, extractor.identity()), rounds),
         "pace": timed(lambda: image_seconds(backbone, device="cpu"), rounds),
     }

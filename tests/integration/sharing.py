@@ -19,7 +19,7 @@ from transferkit.finetune import checkpoint, cross_validation, verify
 from transferkit.workflow import measure
 
 judge = verify.verify
-pace = measure._pace
+pace = measure.image_seconds
 
 
 def keep_both(*compared: Any) -> verify.Verdict:
@@ -28,10 +28,10 @@ def keep_both(*compared: Any) -> verify.Verdict:
     return replace(verdict, kept=verdict.candidates[2])
 
 
-def pace_apart(*seen: Any) -> float | None:
+def pace_apart(*seen: Any, **how: Any) -> float:
     """The processes but the first think that they are slow."""
-    measured = pace(*seen)
-    return measured if measured is None or os.environ.get("RANK", "0") == "0" else 1e6 * measured
+    measured = pace(*seen, **how)
+    return measured if os.environ.get("RANK", "0") == "0" else 1e6 * measured
 
 
 def run(images: str, out: str, settings: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def main(images: str, out: str, settings: str, *worlds: str) -> None:
 if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
     checkpoint.SAVE_EVERY = 0.0  # every epoch
     cross_validation.verify = keep_both
-    measure._pace = pace_apart
+    measure.image_seconds = pace_apart
     # So that all that was trained is in the weights.
     cross_validation._best_epoch = lambda trials: len(trials[0].checkpoint.epochs) - 1
     main(*sys.argv[1:])

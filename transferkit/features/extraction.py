@@ -164,6 +164,7 @@ def frozen_pass(
         batch_size=batch_size,
         workers=workers,
         one_reader=one_reader,
+        identities=None if engines is None else engines.identity(extractor),
         speed_up=None if engines is None else speed_up,
         label=f"frozen pass, {backbone.spec.architecture}" if progress else None,
     )
@@ -179,6 +180,7 @@ def run_extractor(
     batch_size: int | None = None,
     workers: int | None = None,
     one_reader: bool = False,
+    identities: Mapping[str, Identity] | None = None,
     speed_up: SpeedUp | None = None,
     label: str | None = None,
 ) -> FrozenPass:
@@ -188,13 +190,14 @@ def run_extractor(
         extractor: What computes the rows.
         read, content_ids, bank, sample, workers, one_reader: As for `frozen_pass`.
         batch_size: Images at once; None is the extractor's own.
+        identities: The extractor's; None asks it.
         speed_up: Gives another extractor of the same rows, if there is anything to compute.
         label: Of the bar on a terminal; None shows none.
 
     Raises:
         CacheError, BackboneError: As for `frozen_pass`.
     """
-    shelves = open_shelves(bank, extractor.identity())
+    shelves = open_shelves(bank, extractor.identity() if identities is None else identities)
     needs = {"features": Need(shelves["features"], shelves["features"].missing(content_ids))}
     if sample is not None:
         needs["moments"] = Need(shelves["moments"], _unmeasured(shelves["moments"], content_ids, sample))

@@ -27,7 +27,7 @@ def backbone():
 
 
 def test_a_single_view_is_named_as_before_there_were_any(backbone):
-    digested = origin_of(backbone, backbone.trunk, torch.device("cpu"))["preprocessing"]
+    digested = origin_of(backbone, "layers", "weights", torch.device("cpu"))["preprocessing"]
     assert not {"views", "mirrored", "origin"} & set(digested)
     known = asdict(backbone.spec.preprocessing)
     assert digested == {name: known[name] for name in digested}

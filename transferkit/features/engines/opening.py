@@ -18,10 +18,10 @@ from transferkit.core.errors import OptionError, unknown_name
 from transferkit.features.engines.check import Agreement, compare_rows
 from transferkit.features.engines.engine import ENGINES, EngineExtractor, EngineJob, Run, is_installed, require
 from transferkit.features.engines.speeds import Speed, SpeedRecord, machine_key
-from transferkit.features.engines.torch import TorchExtractor
+from transferkit.features.engines.torch import Fingerprint, Kind, TorchExtractor
 from transferkit.features.extractor import FEATURES, Extractor
 from transferkit.features.forward import describe_error
-from transferkit.features.identity import closeness
+from transferkit.features.identity import Identity, closeness
 from transferkit.features.pace import image_rate
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.cost import count_operations
@@ -88,8 +88,7 @@ class _Pass:
     @property
     def subject(self) -> tuple[object, ...]:
         """What an engine that was opened stays valid for."""
-        wants = self.reference.backbone.spec.preprocessing
-        return self.reference.backbone.trunk, self.shape, self.first.dtype, self.pooling, wants.mean, wants.std
+        return (*self.reference.subject, self.shape, self.first.dtype, self.pooling)
 
 
 @dataclass
@@ -136,6 +135,14 @@ class Engines:
         self._simple: Backbone | None = None
         self._opened: _Opened | None = None
         self._refused: dict[str, str] = {}
+        self._known: tuple[tuple[object, ...], Mapping[str, Kind], Fingerprint] | None = None
+
+    def identity(self, reference: TorchExtractor) -> Mapping[str, Identity]:
+        """The identity of a network's rows; what the network is, is found out in its first pass only."""
+        known = self._known
+        if known is None or known[0] != reference.subject or not reference.kinds.items() <= known[1].items():
+            known = self._known = (reference.subject, reference.kinds, reference.fingerprint())
+        return reference.identity(known[2])
 
     @property
     def use(self) -> EngineUse | None:

@@ -20,6 +20,7 @@ from transferkit.features.forward import Compute, Forward, check_shape, features
 from transferkit.features.identity import (
     IMPRINT_IMAGES,
     Identity,
+    Imprint,
     circumstances,
     closeness,
     imprint_of,
@@ -28,7 +29,7 @@ from transferkit.features.identity import (
 )
 from transferkit.nn.backbone import Backbone, weights_digest
 
-__all__ = ["ENGINE_VERSION", "Kind", "TorchExtractor", "layers_digest", "origin_of", "stage_extractor"]
+__all__ = ["ENGINE_VERSION", "Fingerprint", "Kind", "TorchExtractor", "layers_digest", "origin_of", "stage_extractor"]
 
 ENGINE_VERSION = 3
 """Raised whenever the same image and weights would give other features than before."""
@@ -55,6 +56,21 @@ class Kind:
 
     names: Mapping[str, object]
     widths: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """What a network is.
+
+    Args:
+        layers: Digest of its layers.
+        weights: Digest of its weights.
+        imprints: Kind of rows -> its output for fixed images.
+    """
+
+    layers: str
+    weights: str
+    imprints: Mapping[str, Imprint]
 
 
 class TorchExtractor:
@@ -99,16 +115,40 @@ class TorchExtractor:
         """On a CPU."""
         return self.device.type == "cpu"
 
-    def identity(self) -> dict[str, Identity]:
-        """Kind of rows -> all that can change a number in them but the image.
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds of rows that come of it."""
+        return self._kinds
+
+    @property
+    def subject(self) -> tuple[object, ...]:
+        """What its computation depends on: images of other geometries are computed alike."""
+        wants = self.backbone.spec.preprocessing
+        fixed = (wants.size, wants.shape, wants.prepared, wants.mean, wants.std)
+        return (self.backbone.trunk, self._part, self.device, *fixed)
+
+    def fingerprint(self) -> Fingerprint:
+        """What the network is now, as far as rows depend on it.
 
         Costs a digest of the weights and one forward pass of two images.
 
         Raises:
             BackboneError: If the network cannot take images of the size in use, or does not give a row for each.
         """
-        origin = origin_of(self.backbone, self._part, self.device)
-        spec, close, imprints = self.backbone.spec, closeness(self.device), self._imprints()
+        return Fingerprint(layers_digest(self._part), weights_digest(self._part), self._imprints())
+
+    def identity(self, fingerprint: Fingerprint | None = None) -> dict[str, Identity]:
+        """Kind of rows -> all that can change a number in them but the image.
+
+        Args:
+            fingerprint: Of the same network, which has not changed since; None takes it now.
+
+        Raises:
+            BackboneError: As for `fingerprint`.
+        """
+        known = self.fingerprint() if fingerprint is None else fingerprint
+        origin = origin_of(self.backbone, known.layers, known.weights, self.device)
+        spec, close, imprints = self.backbone.spec, closeness(self.device), known.imprints
         about = {"backbone": spec.name, "image_size": spec.preprocessing.size}
         return {
             name: Identity({**origin, **kind.names}, kind.widths, imprint=imprints[name], close=close, about=about)
@@ -165,10 +205,15 @@ def stage_extractor(backbone: Backbone, *, pooling: str, moments: bool = False, 
     return TorchExtractor(backbone, features_and_moments(backbone, pooling), kinds, device=device)
 
 
-def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict[str, object]:
+def origin_of(backbone: Backbone, layers: str, weights: str, device: torch.device) -> dict[str, object]:
     """The names of what fixes the rows that a part of this backbone yields, but for the image: not the backbone's own.
 
     Code has no name; that is what imprints are for.
+
+    Args:
+        backbone: Whose architecture and preprocessing count.
+        layers, weights: Digests of the part.
+        device: Where.
     """
     preprocessing = asdict(backbone.spec.preprocessing.primary)
     for silent in ("origin", "views"):
@@ -178,8 +223,8 @@ def origin_of(backbone: Backbone, part: nn.Module, device: torch.device) -> dict
             preprocessing.pop(name)
     return {
         "architecture": backbone.spec.architecture,
-        "layers": layers_digest(part),
-        "weights": weights_digest(part),
+        "layers": layers,
+        "weights": weights,
         "preprocessing": preprocessing,
         "engine": ENGINE_VERSION,
         **circumstances(device),
