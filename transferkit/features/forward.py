@@ -72,12 +72,19 @@ def describe_error(error: Exception) -> str:
 @contextmanager
 def placed_on(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
     """The backbone on the device and in evaluation mode; afterwards on its own device and in its own modes again."""
-    home = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
+    weights = [*backbone.parameters(), *backbone.buffers()]
+    home = next((tensor.device for tensor in weights), torch.device("cpu"))
+    # Looked at first: moving what is there already takes ten times as long, and there are many passes over few images.
+    is_home = all(tensor.device == device for tensor in weights)
+    is_laid_out = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights if tensor.ndim == 4)
     try:
         with evaluating(backbone):
-            yield backbone.to(device).to(memory_format=torch.channels_last)
+            if not is_home:
+                backbone.to(device)
+            yield backbone if is_laid_out else backbone.to(memory_format=torch.channels_last)
     finally:
-        backbone.to(home)
+        if not is_home:
+            backbone.to(home)
 
 
 class Forward:

@@ -130,7 +130,7 @@ class Engines:
         check_engine(asked)
         self._asked = asked
         self._speeds = SpeedRecord(folder)
-        self._images = 0
+        self._images = self._operations = 0
         self._subject: tuple[object, ...] = ()
         self._simple: Backbone | None = None
         self._opened: _Opened | None = None
@@ -171,10 +171,13 @@ class Engines:
         """
         run = _Pass(reference, np.ascontiguousarray(first[:CHECKED]), tuple(kinds), pooling, workers)
         if run.subject != self._subject:
-            self._subject, self._simple, self._opened, self._images = run.subject, None, None, 0
+            self._subject, self._images, self._operations = run.subject, 0, 0
+            self._simple = self._opened = None
         self._images += images
-        with reference.ready():
-            opened = self._open_first_of(run, self._preferred(run))
+        opened, names = self._opened, self._preferred(run)
+        if opened is None or opened.name not in list(names)[:1] or not opened.runs.keys() >= set(run.kinds):
+            with reference.ready():
+                opened = self._open_first_of(run, names)
         if opened is None:
             return reference
         return EngineExtractor(reference, opened.runs, shape=run.shape, batch_size=opened.batch_size)
@@ -190,7 +193,8 @@ class Engines:
         pixels = self._images * math.prod(run.shape)
         if pixels < FEWEST_PIXELS:
             return {}
-        work = self._images * count_operations(run.reference.backbone)
+        self._operations = self._operations or count_operations(run.reference.backbone)
+        work = self._images * self._operations
         if work < FOLD_WORK:
             return {}
         if work < TRIAL_WORK * run.workers or run.reference.device.type != "cpu":
