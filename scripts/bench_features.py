@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -91,14 +92,14 @@ def engine_rate(extractor: Extractor, pixels: np.ndarray) -> float:
         return len(pixels) / (time.perf_counter() - start)
 
 
-def open_engines(backbone: Backbone, pixels: np.ndarray) -> tuple[dict[str, Extractor], dict[str, dict[str, float]]]:
+def open_engines(
+    backbone: Backbone, pixels: np.ndarray, names: Sequence[str]
+) -> tuple[dict[str, Extractor], dict[str, dict[str, float]]]:
     """Every engine that is installed, and how it agrees with the network on a hundred images."""
     reference = stage_extractor(backbone, pooling="avg+max", device=torch.device("cpu"))
     found: dict[str, Extractor] = {"eager": reference}
     agreement = {}
-    for name in ENGINES:
-        if not is_installed(name):
-            continue
+    for name in names:
         engines = Engines(name)
         start = time.perf_counter()
         found[name] = engines.extractor(
@@ -165,7 +166,7 @@ def time_analyze(photos: Path, size: int) -> dict[str, object]:
     return {"seconds": round(wall - evidence.seconds["load backbone"], 2), "engine": engine, "phases": phases}
 
 
-def measure_size(images: int, size: int, rounds: int) -> dict[str, object]:
+def measure_size(images: int, size: int, rounds: int, names: Sequence[str]) -> dict[str, object]:
     """All rates at one size; the medians over rounds."""
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder)
@@ -176,7 +177,7 @@ def measure_size(images: int, size: int, rounds: int) -> dict[str, object]:
         stack = torch.from_numpy(pixels)
         plain = load_backbone(MODEL, image_size=size).trunk
         last = load_backbone(MODEL, image_size=size).trunk.to(memory_format=torch.channels_last)
-        engines, agreement = open_engines(backbone, pixels)
+        engines, agreement = open_engines(backbone, pixels, names)
         passes = {name: Engines(name) for name in engines}
         for opened in passes.values():
             pass_rate(data, backbone, opened)
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 128, 224])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", default=[name for name in ENGINES if is_installed(name)])
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -264,7 +266,9 @@ def main() -> None:
     if not options.skip_memory:
         small, large = peak_memory(options.images, 96), peak_memory(10 * options.images, 96)
         found["peak memory, MB"] = {str(options.images): small, str(10 * options.images): large, "ratio": large / small}
-    found["sizes"] = {str(size): measure_size(options.images, size, options.rounds) for size in options.sizes}
+    found["sizes"] = {
+        str(size): measure_size(options.images, size, options.rounds, options.engines) for size in options.sizes
+    }
     text = json.dumps(found, indent=1)
     print(text)
     if options.out:

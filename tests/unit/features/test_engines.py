@@ -73,7 +73,7 @@ def test_more_work_is_done_by_torch_and_much_by_the_fastest(monkeypatch, added, 
     monkeypatch.setattr(ENGINES, "_entries", {"slow": Engine(honest, automatic=True)})
     added("quick", Engine(honest, automatic=True))
     added("never", Engine(honest))
-    rates = iter([100.0] * 3 + [100.0, 300.0, 200.0])
+    rates = iter([100.0] * 3 + [100.0, 200.0, 300.0])
     monkeypatch.setattr(opening, "image_rate", lambda *_, **__: next(rates))
     ask(engines, make_backbone(), images=10**6)
     assert engines.use.name == "quick"
@@ -93,7 +93,7 @@ def test_speeds_are_measured_once_per_machine_and_network(monkeypatch, tmp_path:
     for _ in range(2):
         opened = ask(Engines(folder=tmp_path), make_backbone(), images=10**6)
     assert len(measured) == 3
-    assert opened.batch_size == stage_extractor(make_backbone(), pooling="avg", device=CPU).batch_size // 2
+    assert opened.batch_size == stage_extractor(make_backbone(), pooling="avg", device=CPU).batch_size
     ask(Engines(folder=tmp_path), make_backbone(make_network(act=torch.nn.SiLU)), images=10**6)
     assert len(measured) == 6
 

@@ -58,6 +58,10 @@ class Mismatch(Exception):
     """An engine gives other rows than the network itself."""
 
 
+LONG = 1.5
+"""Seconds to open an engine from which on it is not opened for other batch sizes, which change its speed little."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """What is to be run.
@@ -256,17 +260,22 @@ class Engines:
         return known
 
     def _try_out(self, run: _Pass, name: str) -> Speed | None:
-        """The speed of an engine at the best of three batch sizes; None if it cannot be used."""
+        """The speed of an engine at the best of three batch sizes; at the default one alone if opening it takes long.
+
+        None if it cannot be used.
+        """
         if not (ENGINES[name].automatic and is_installed(name)):
             return None
         run, default = replace(run, kinds=(FEATURES,)), run.reference.batch_size
         tried = []
-        for size in sorted({max(1, default // 2), default, 2 * default}):
+        for size in dict.fromkeys([default, max(1, default // 2), 2 * default]):
             opened = self._open_first_of(run, {name: size})
             if opened is None:
                 return None
             rate = image_rate(opened.runs[FEATURES], run.batch(size), workers=run.workers)
             tried.append(Speed(rate, size, opened.use.seconds))
+            if opened.use.seconds > LONG:
+                break
         return max(tried, key=lambda speed: speed.images_per_second)
 
 
