@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from pathlib import Path
 
@@ -14,6 +15,26 @@ import pytest
 from PIL import Image
 
 PACKAGED = "packaged/tf_efficientnet_lite0"
+
+
+CRASHES = pytest.StashKey[int]()
+
+
+def pytest_configure(config):
+    config.stash[CRASHES] = os.dup(2)  # pytest does not capture yet
+
+
+def pytest_unconfigure(config):
+    os.close(config.stash[CRASHES])
+
+
+@pytest.fixture(autouse=True)
+def crashes_are_told(pytestconfig):
+    """Lightning's trainers take from faulthandler the signals on which it prints: later crashes would be silent."""
+    faulthandler.disable()
+    faulthandler.enable(pytestconfig.stash[CRASHES])
+    yield
+    faulthandler.disable()
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ only decode.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -286,10 +286,11 @@ def fill_shelves(
         steps = track(batches, label or "", enabled=label is not None)
         spent = {} if seconds is None else seconds
         results = _run_all(extractor, read, batches, spent, workers=workers, readers=1 if one_reader else workers)
-        for batch, rows in zip(steps, results, strict=True):
-            for kind in batch.wanted:
-                _check_finite(rows[kind], own[kind].shelf, extractor.name)
-                writers[kind].append(content_ids[batch.positions], rows[kind])
+        with closing(results):  # after an error too: its threads would live on until it is collected, in any thread
+            for batch, rows in zip(steps, results, strict=True):
+                for kind in batch.wanted:
+                    _check_finite(rows[kind], own[kind].shelf, extractor.name)
+                    writers[kind].append(content_ids[batch.positions], rows[kind])
     _await_others(needs, content_ids)
     return len(np.unique(np.concatenate([need.positions for need in needs.values()])))
 
@@ -365,7 +366,7 @@ def _run_all(
     *,
     workers: int,
     readers: int,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """The rows of each batch, in order; what workers `spent` is added up.
 
     Reading and computing are one step of a worker if both may run in several threads; else the readers work ahead.

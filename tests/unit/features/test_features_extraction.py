@@ -54,6 +54,7 @@ def run(
     pooling: str = "avg+max",
     batch_size: int | None = 3,
     workers: int | None = 2,
+    one_reader: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Rows of all stages, and how many were computed."""
     done = frozen_pass(
@@ -65,6 +66,7 @@ def run(
         device="cpu",
         batch_size=batch_size,
         workers=workers,
+        one_reader=one_reader,
         progress=False,
     )
     return done.table.load(STAGES), done.computed
@@ -72,9 +74,10 @@ def run(
 
 @pytest.fixture
 def no_threads_left() -> Iterator[None]:
-    before = set(threading.enumerate())
+    before, at_once = set(threading.enumerate()), torch.get_num_threads()
     yield
     assert set(threading.enumerate()) <= before
+    assert torch.get_num_threads() == at_once
 
 
 # What comes out
@@ -337,6 +340,20 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_stage(bank: Fe
     with pytest.raises(BackboneError, match=f"Stage '{STAGES[stage]}' of toy gives values that are not finite"):
         run(bank, Reader(draw_images(4)), name_images(*range(4)), backbone=backbone)
     assert list_files(bank.folder) == {".json"}
+
+
+@pytest.mark.usefixtures("no_threads_left")
+@pytest.mark.parametrize("one_reader", [False, True])
+def test_no_thread_outlives_rows_that_are_refused_while_others_are_computed(
+    bank: FeatureBank, one_reader: bool
+) -> None:
+    backbone, ids = make_backbone(), name_images(*range(40))
+    with torch.no_grad():
+        backbone.trunk[0][1].bias[1] = float("inf")
+    with pytest.raises(BackboneError, match="not finite") as held:
+        run(bank, Reader(draw_images(40)), ids, backbone=backbone, batch_size=2, one_reader=one_reader)
+    assert held.tb  # it holds the frames of the pass
+    assert [thread.name for thread in threading.enumerate() if "Pool" in thread.name] == []
 
 
 def test_a_network_that_cannot_take_the_images_is_an_error_that_says_so(bank: FeatureBank) -> None:
