@@ -33,7 +33,7 @@ from transferkit.core.paths import expand
 from transferkit.features.identity import CLOSE, Imprint
 from transferkit.features.leases import Lease, is_leased
 from transferkit.features.shelf import Shelf, folder_size
-from transferkit.features.tables import explaining_os_errors
+from transferkit.features.tables import columns_of, explaining_os_errors
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -182,10 +182,7 @@ class FeatureBank:
         Raises:
             CacheError: If the folder cannot be made or written.
         """
-        stops = np.cumsum(list(widths.values()))
-        blocks = {
-            name: slice(int(stop) - width, int(stop)) for (name, width), stop in zip(widths.items(), stops, strict=True)
-        }
+        blocks = columns_of(widths)
         fixed = {**identity, "columns": {name: [block.start, block.stop] for name, block in blocks.items()}}
         if dtype != "float32":
             fixed["dtype"] = dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "Ids",
     "OpenTable",
     "RowOverflowError",
+    "columns_of",
     "explaining_os_errors",
     "pack_rows",
     "unpack_rows",
@@ -46,6 +48,17 @@ BEYOND_FLOAT16 = 65520
 
 class RowOverflowError(OverflowError):
     """A value is out of the range of a shelf's dtype."""
+
+
+def columns_of(widths: Mapping[str, int]) -> dict[str, slice]:
+    """Stage name -> its columns in rows that hold the stages side by side, in this order.
+
+    Example:
+        >>> columns_of({"early": 3, "top": 2})
+        {'early': slice(0, 3, None), 'top': slice(3, 5, None)}
+    """
+    stops = accumulate(widths.values())
+    return {name: slice(stop - width, stop) for (name, width), stop in zip(widths.items(), stops, strict=True)}
 
 
 def pack_rows(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:

@@ -264,9 +264,9 @@ class Backbone(nn.Module):
     def foldable(self) -> tuple[tuple[str, str], ...]:
         """Paths inside the trunk of the convolutions into which the normalisation of their outputs can be folded, and
         of these normalisations; computed on first access, for the modules at that time."""
-        return tuple(find_foldable(self.trunk, self._everything_read, size=self._traced))
+        return tuple(find_foldable(self.trunk, self.everything_read, size=self._traced))
 
-    def _everything_read(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def everything_read(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Path -> output, of the trunk and of every stage."""
         with self.recording_stages() as outputs:
             outputs[""] = self.trunk(images)

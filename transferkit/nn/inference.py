@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from transferkit.core.errors import OptionError
 from transferkit.nn.backbone import Backbone
+from transferkit.nn.norm.conv_folding import foldable_in_pass, folded_parameters
 from transferkit.nn.norm.fused import share_hooks
-from transferkit.nn.norm.source import FOLLOWERS, folded_affine, is_batch_norm, read_source
+from transferkit.nn.norm.source import followers_of
 from transferkit.nn.stages import evaluating, explaining
 
 __all__ = ["for_inference"]
@@ -35,12 +35,11 @@ def for_inference(backbone: Backbone, images: torch.Tensor) -> Backbone:
     """A backbone that computes the same in less time, for inference on images of this size.
 
     A convolution is replaced only by one with the same output for these images. Layers that run more than once, and
-    those whose input or output is read as a stage's, stay as they are. Not seen is a convolution whose output goes
-    somewhere else besides its norm: compare the outputs before the copy is relied on.
+    those whose input or output something else reads, stay as they are.
 
     Args:
         backbone: Is not changed.
-        images: (N, 3, H, W) float, normalised, on the backbone's device; one is enough. Takes one forward pass.
+        images: (N, 3, H, W) float, normalised, on the backbone's device; one is enough. Takes four forward passes.
 
     Returns:
         A copy in evaluation mode, without classifier; the backbone itself if there is nothing to replace.
@@ -57,109 +56,46 @@ def for_inference(backbone: Backbone, images: torch.Tensor) -> Backbone:
         >>> for_inference(Backbone(toy, spec), torch.zeros(1, 3, 32, 32)).trunk[1]
         Sequential()
     """
-    observed = _Observation(backbone)
-    observed.run(images)
-    convolutions = observed.replacements()
-    if not convolutions:
+    plain = _plain_convolutions(backbone.trunk, images)
+    read = {tap.path for tap in backbone.moment_taps if tap.layout is None}
+    pairs = foldable_in_pass(backbone.trunk, lambda: backbone.everything_read(images))
+    folds = {conv: norm for conv, norm in pairs if conv in plain and norm not in read}
+    dynamic = {path for path, convolution in plain.items() if convolution is not backbone.trunk.get_submodule(path)}
+    if not folds and not dynamic:
         return backbone
     changed = copy.deepcopy(backbone.without_head()).eval()
-    for path, convolution in convolutions.items():
-        _put(changed.trunk, path, convolution)
-    for norm in observed.folds():
-        _put(changed.trunk, norm, _followers(changed.trunk.get_submodule(norm)))
+    for path in dynamic - folds.keys():
+        _replace(changed.trunk, path, plain[path])
+    for conv, norm in folds.items():
+        layer = changed.trunk.get_submodule(norm)
+        weight, bias = folded_parameters(plain[conv], layer)
+        _replace(changed.trunk, conv, _convolution(plain[conv], weight, bias, padding=plain[conv].padding))
+        _replace(changed.trunk, norm, nn.Sequential(*followers_of(layer)))
     return changed
 
 
-class _Observation:
-    """One forward pass: which convolutions could be plain ones, and which norm takes the output of which.
+def _plain_convolutions(network: nn.Module, images: torch.Tensor) -> dict[str, nn.Conv2d]:
+    """Path of a convolution that runs once -> a plain one of the same output: itself, or one with static padding."""
+    plain: dict[str, nn.Conv2d] = {}
+    runs: Counter[str] = Counter()
 
-    Args:
-        backbone: The network.
-    """
+    def compare(path: str, module: nn.Conv2d, values: torch.Tensor, output: torch.Tensor) -> None:
+        runs[path] += 1
+        same = (one for one in _candidates(module, values) if _matches(one, values, output))
+        found = module if type(module) is nn.Conv2d else next(same, None)
+        if found is not None:
+            plain[path] = found
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._trunk = backbone.trunk
-        self._modules = dict(backbone.trunk.named_modules())
-        self._moment_inputs = {tap.path for tap in backbone.moment_taps if tap.layout is None}
-        self._runs: Counter[str] = Counter()
-        self._plain: dict[str, nn.Conv2d] = {}
-        self._outputs: dict[str, weakref.ref[torch.Tensor]] = {}
-        self._pairs: list[tuple[str, str]] = []
-
-    def run(self, images: torch.Tensor) -> None:
-        """Watch the network on these images."""
-        handles = []
-        for path, module in self._modules.items():
+    with ExitStack() as handles:
+        for path, module in network.named_modules():
             if isinstance(module, nn.Conv2d):
-                handles.append(module.register_forward_hook(self._after_convolution(path)))
-            elif _can_fold(module):
-                handles.append(module.register_forward_pre_hook(self._before_norm(path)))
-        try:
-            with evaluating(self._trunk), torch.no_grad(), explaining(images):
-                self._trunk(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def folds(self) -> dict[str, str]:
-        """Path of a norm -> path of the convolution whose output it is the only norm to take."""
-        takers = Counter(convolution for _, convolution in self._pairs)
-        return {
-            norm: convolution
-            for norm, convolution in self._pairs
-            if norm not in self._moment_inputs
-            and takers[convolution] == self._runs[convolution] == self._runs[norm] == 1
-        }
-
-    def replacements(self) -> dict[str, nn.Conv2d]:
-        """Path of a convolution -> one with its norm folded in, or with static instead of dynamic padding."""
-        static = {
-            path: plain
-            for path, plain in self._plain.items()
-            if plain is not self._modules[path] and self._runs[path] == 1
-        }
-        folded = {path: _scaled(self._plain[path], self._modules[norm]) for norm, path in self.folds().items()}
-        return {**static, **folded}
-
-    def _after_convolution(self, path: str) -> Callable[[nn.Conv2d, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def look(module: nn.Conv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            self._runs[path] += 1
-            plain = _plain(module, inputs[0], output)
-            if plain is not None:
-                self._plain[path] = plain
-                self._outputs[path] = weakref.ref(output)
-
-        return look
-
-    def _before_norm(self, path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def look(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self._runs[path] += 1
-            source = next((source for source, output in self._outputs.items() if output() is inputs[0]), None)
-            if source is not None and not _is_read(self._modules[source]):
-                self._pairs.append((path, source))
-
-        return look
-
-
-def _can_fold(module: nn.Module) -> bool:
-    if not is_batch_norm(module):
-        return False
-    try:
-        return read_source(module).mean is not None
-    except OptionError:
-        return False
-
-
-def _is_read(convolution: nn.Module) -> bool:
-    """Whether somebody besides this module's observer reads its output."""
-    return len(convolution._forward_hooks) > 1
-
-
-def _plain(module: nn.Conv2d, values: torch.Tensor, output: torch.Tensor) -> nn.Conv2d | None:
-    """The module if it is a plain convolution; if it is a subclass, a plain one with this output; None without one."""
-    if type(module) is nn.Conv2d:
-        return module
-    return next((one for one in _candidates(module, values) if _gives(one, values, output)), None)
+                hook = module.register_forward_hook(
+                    lambda module, inputs, output, path=path: compare(path, module, inputs[0], output)
+                )
+                handles.callback(hook.remove)
+        with evaluating(network), torch.no_grad(), explaining(images):
+            network(images)
+    return {path: convolution for path, convolution in plain.items() if runs[path] == 1}
 
 
 def _candidates(module: nn.Conv2d, values: torch.Tensor) -> Iterator[nn.Conv2d]:
@@ -199,16 +135,7 @@ def _convolution(
     return made
 
 
-def _scaled(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A convolution that does what this one and the norm behind it do."""
-    scale, shift = (value.double() for value in folded_affine(norm))
-    weight = convolution.weight.detach()
-    bias = shift if convolution.bias is None else shift + scale * convolution.bias.detach().double()
-    scaled = (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-    return _convolution(convolution, scaled, bias.to(weight.dtype), padding=convolution.padding)
-
-
-def _gives(convolution: nn.Conv2d, values: torch.Tensor, expected: torch.Tensor) -> bool:
+def _matches(convolution: nn.Conv2d, values: torch.Tensor, expected: torch.Tensor) -> bool:
     try:
         found = convolution(values)
     except RuntimeError:  # a kernel larger than the values, padded
@@ -218,13 +145,7 @@ def _gives(convolution: nn.Conv2d, values: torch.Tensor, expected: torch.Tensor)
     return bool((found - expected).abs().max() <= SAME * expected.abs().max())
 
 
-def _followers(norm: nn.Module) -> nn.Module:
-    """What a norm does after normalising: its dropout and activation, if it has any."""
-    found = (norm._modules.get(name) for name in FOLLOWERS)
-    return nn.Sequential(*(follower for follower in found if follower is not None))
-
-
-def _put(network: nn.Module, path: str, module: nn.Module) -> None:
-    """Replace a module; the hooks of the old one, which read stages, go on."""
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another; the hooks of the old one, which read stages, go on."""
     share_hooks(module, network.get_submodule(path))
     network.set_submodule(path, module.eval())

@@ -279,7 +279,8 @@ def read_features(
 
     done = [run(view, None if number else sample) for number, view in enumerate(wanted.each_view)]
     table = average_tables([one.table for one in done])
-    spent = {part: sum(one.worker_seconds.get(part, 0.0) for one in done) for part in done[0].worker_seconds}
+    parts = {part: None for one in done for part in one.worker_seconds}
+    spent = {part: sum(one.worker_seconds.get(part, 0.0) for one in done) for part in parts}
     return FrozenPass(table, done[0].moments, max(one.computed for one in done), spent)
 
 

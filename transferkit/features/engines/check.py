@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.features.engines.torch import TorchExtractor
-from transferkit.features.extractor import FEATURES, Rows
+from transferkit.features.extractor import Rows
 from transferkit.records import TOP
 
 __all__ = ["Agreement", "compare_rows"]
@@ -31,12 +30,11 @@ class Agreement:
     same_class: float
 
 
-def compare_rows(reference: TorchExtractor, pixels: npt.NDArray[Any], expected: Rows, found: Rows) -> Agreement:
+def compare_rows(reference: TorchExtractor, expected: Rows, found: Rows) -> Agreement:
     """Compare rows of the same images.
 
     Args:
         reference: The network itself.
-        pixels: (n, 3, H, W).
         expected: Its rows, of every kind.
         found: The engine's.
     """
@@ -45,9 +43,11 @@ def compare_rows(reference: TorchExtractor, pixels: npt.NDArray[Any], expected: 
         for kind in expected
         for block in reference.blocks(kind).values()
     ]
-    classes = [_classes(reference, rows) for rows in (expected, found)]
-    same = 1.0 if classes[0] is None or classes[1] is None else float(np.mean(classes[0] == classes[1]))
-    return Agreement(len(pixels), max(differences), same)
+    images = len(next(iter(expected.values())))
+    if "features" not in expected:
+        return Agreement(images, max(differences), same_class=1.0)
+    classes, others = (_classes(reference, rows["features"]) for rows in (expected, found))
+    return Agreement(images, max(differences), float(np.mean(classes == others)))
 
 
 def _difference(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
@@ -58,10 +58,7 @@ def _difference(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32
     return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
 
 
-def _classes(reference: TorchExtractor, rows: Rows) -> npt.NDArray[np.int64] | None:
-    features = rows.get(next(iter(FEATURES)))
-    if features is None:
-        return None
+def _classes(reference: TorchExtractor, features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     top = features[:, reference.blocks("features")[TOP]]
     averages = top[:, : reference.backbone.stages[-1].channels]
     if reference.backbone.head is None or not np.isfinite(averages).all():

@@ -19,6 +19,7 @@ from transferkit.features.engines.torch import TorchExtractor
 from transferkit.features.extractor import Rows
 from transferkit.features.forward import features_and_moments, joined
 from transferkit.features.identity import Identity
+from transferkit.features.workers import default_workers
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.model import normalise
 
@@ -57,6 +58,11 @@ class EngineJob:
     pixels: npt.NDArray[Any]
     device: torch.device
     workers: int
+
+    @property
+    def threads(self) -> int:
+        """Threads that each worker may use: this process's cores, shared out."""
+        return max(1, default_workers() // self.workers)
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,8 @@ def in_fixed_batches(job: EngineJob, compute: Callable[[npt.NDArray[Any]], Seque
 
 def _filled(pixels: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     """So many images: the last one is repeated."""
+    if len(pixels) == size:
+        return pixels
     return np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
 
 

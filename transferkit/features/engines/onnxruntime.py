@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from transferkit.features.engines.engine import ENGINES, Engine, EngineJob, Run, in_fixed_batches
 from transferkit.features.engines.graph import INPUT, to_onnx
 
@@ -19,7 +17,7 @@ def _open(job: EngineJob) -> Run:
     options = onnxruntime.SessionOptions()
     # Several threads run the session at once. Each computes alone: its batch fits into its core's cache, and
     # nobody waits for the others.
-    options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // job.workers)
+    options.intra_op_num_threads = job.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = ONLY_ERRORS
     session = onnxruntime.InferenceSession(to_onnx(job), options, providers=["CPUExecutionProvider"])

@@ -40,6 +40,7 @@ CHECKED = 8
 """Images that an engine is checked on."""
 
 LEAST_SAME_CLASS = 0.999
+"""Smallest share of images that must get the same class: of `CHECKED`, all."""
 
 AS_FAST = 1.15
 """Engines within this factor of the fastest count as equally fast: what another job does must not change the choice."""
@@ -54,12 +55,12 @@ TRIAL_WORK = 200e9
 """The same per core for opening and timing further engines, about 2 seconds."""
 
 
-class Mismatch(Exception):
-    """An engine gives other rows than the network itself."""
-
-
 LONG = 1.5
 """Seconds to open an engine from which on it is not opened for other batch sizes, which change its speed little."""
+
+
+class Mismatch(Exception):
+    """An engine gives other rows than the network itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,7 @@ class Engines:
         self._simple: Backbone | None = None
         self._opened: _Opened | None = None
         self._refused: dict[str, str] = {}
+        self._measured: Mapping[str, Speed] | None = None
         self._known: tuple[tuple[object, ...], Mapping[str, Kind], Fingerprint] | None = None
 
     def identity(self, reference: TorchExtractor) -> Mapping[str, Identity]:
@@ -176,19 +178,24 @@ class Engines:
         run = _Pass(reference, np.ascontiguousarray(first[:CHECKED]), tuple(kinds), pooling, workers)
         if run.subject != self._subject:
             self._subject, self._images, self._operations = run.subject, 0, 0
-            self._simple = self._opened = None
+            self._simple = self._opened = self._measured = None
         self._images += images
-        opened, names = self._opened, self._preferred(run)
-        if opened is None or opened.name not in list(names)[:1] or not opened.runs.keys() >= set(run.kinds):
+        opened, sizes = self._opened, self._preferred(run)
+        is_open = opened is not None and opened.name == next(iter(sizes), None) and opened.runs.keys() >= set(run.kinds)
+        if not is_open:
             with reference.ready():
-                opened = self._open_first_of(run, names)
+                opened = self._open_first_of(run, sizes)
         if opened is None:
             return reference
         return EngineExtractor(reference, opened.runs, shape=run.shape, batch_size=opened.batch_size)
 
     def _preferred(self, run: _Pass) -> dict[str, int]:
-        """Engines in the order in which they are to be tried, with their batch sizes; the network as it is comes last,
-        unnamed."""
+        """Engine -> batch size, in the order in which they are to be tried; after them the network as it is."""
+        sizes = self._all_preferred(run)
+        return {name: size for name, size in sizes.items() if name not in self._refused}
+
+    def _all_preferred(self, run: _Pass) -> dict[str, int]:
+        """The same with those that could not be used."""
         default = run.reference.batch_size
         if self._asked == EAGER:
             return {}
@@ -203,21 +210,26 @@ class Engines:
             return {}
         if work < TRIAL_WORK * run.workers or run.reference.device.type != "cpu":
             return {"torch": default}
-        speeds = self._measured(run)
-        return {name: speeds[name].batch_size for name in _by_speed(speeds, self._images)}
+        if self._measured is None:
+            with run.reference.ready():
+                self._measured = self._measure(run)
+        order = _by_speed(self._measured, self._images)
+        return {name: self._measured[name].batch_size for name in order}
 
     def _open_first_of(self, run: _Pass, sizes: Mapping[str, int]) -> _Opened | None:
-        for name, size in sizes.items():
-            if name in self._refused:
-                continue
-            try:
-                return self._open(run, name, size)
-            except Exception as error:
-                reason = str(error) if isinstance(error, Mismatch) else f"it raised {describe_error(error)}"
-                self._refused[name] = reason
-                log.warning("The engine %s is not used for %s: %s.", name, run.reference.name, reason)
-        self._opened = None
-        return None
+        """The first engine that can be opened and agrees with the network; None if there is none."""
+        opened = (self._open_or_refuse(run, name, size) for name, size in sizes.items())
+        self._opened = next((one for one in opened if one is not None), None)
+        return self._opened
+
+    def _open_or_refuse(self, run: _Pass, name: str, size: int) -> _Opened | None:
+        try:
+            return self._open(run, name, size)
+        except Exception as error:
+            reason = str(error) if isinstance(error, Mismatch) else f"it raised {describe_error(error)}"
+            self._refused[name] = reason
+            log.warning("The engine %s is not used for %s: %s.", name, run.reference.name, reason)
+            return None
 
     def _open(self, run: _Pass, name: str, size: int) -> _Opened:
         """The engine for these kinds of rows, checked on some of the images.
@@ -235,11 +247,10 @@ class Engines:
             began = time.perf_counter()
             opened.runs[kinds] = ENGINES[name].open(self._job(run, kinds, size))
             agreement = _check(run, kinds, opened.runs[kinds])
-            opened.use = _noted(opened.use, agreement, time.perf_counter() - began, tuple(self._said()))
-        self._opened = opened
+            opened.use = _noted(opened.use, agreement, time.perf_counter() - began, tuple(self._reasons()))
         return opened
 
-    def _said(self) -> Iterator[str]:
+    def _reasons(self) -> Iterator[str]:
         for name, reason in self._refused.items():
             yield f"The engine {name} was not used: {reason}."
 
@@ -250,7 +261,7 @@ class Engines:
             self._simple = for_inference(backbone, image)
         return EngineJob(self._simple, run.pooling, tuple(sorted(kinds)), run.batch(size), device, run.workers)
 
-    def _measured(self, run: _Pass) -> Mapping[str, Speed]:
+    def _measure(self, run: _Pass) -> Mapping[str, Speed]:
         """The speed of every engine that can be used, from the record or measured now."""
         key = machine_key(run.reference, run.shape, run.pooling, run.workers)
         known = self._speeds.load(key)
@@ -264,7 +275,7 @@ class Engines:
 
         None if it cannot be used.
         """
-        if not (ENGINES[name].automatic and is_installed(name)):
+        if name in self._refused or not (ENGINES[name].automatic and is_installed(name)):
             return None
         run, default = replace(run, kinds=(FEATURES,)), run.reference.batch_size
         tried = []
@@ -302,7 +313,7 @@ def check_engine(name: str) -> None:
 
 def _check(run: _Pass, kinds: frozenset[str], compute: Run) -> Agreement:
     expected = run.reference.extract(run.first, kinds)
-    agreement = compare_rows(run.reference, run.first, expected, compute(run.first))
+    agreement = compare_rows(run.reference, expected, compute(run.first))
     allowed = closeness(run.reference.device)
     if agreement.difference > allowed or agreement.same_class < LEAST_SAME_CLASS:
         raise Mismatch(

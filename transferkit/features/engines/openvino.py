@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -21,7 +20,7 @@ def _open(job: EngineJob) -> Run:
     core = openvino.Core()
     model = core.read_model(to_onnx(job))
     settings = {
-        "INFERENCE_NUM_THREADS": os.cpu_count() or 1,
+        "INFERENCE_NUM_THREADS": job.workers * job.threads,
         "NUM_STREAMS": job.workers,
         # Its default is bfloat16 where the processor has it, and then bits differ.
         "INFERENCE_PRECISION_HINT": "f32",

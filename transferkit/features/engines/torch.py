@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -27,6 +26,7 @@ from transferkit.features.identity import (
     probe_inputs,
     same_draws,
 )
+from transferkit.features.tables import columns_of
 from transferkit.nn.backbone import Backbone, weights_digest
 
 __all__ = ["ENGINE_VERSION", "Fingerprint", "Kind", "TorchExtractor", "layers_digest", "origin_of", "stage_extractor"]
@@ -179,11 +179,7 @@ class TorchExtractor:
 
     def blocks(self, kind: str) -> dict[str, slice]:
         """Stage -> its columns in the rows of this kind."""
-        stops = itertools.accumulate(self._kinds[kind].widths.values())
-        return {
-            stage: slice(stop - width, stop)
-            for (stage, width), stop in zip(self._kinds[kind].widths.items(), stops, strict=True)
-        }
+        return columns_of(self._kinds[kind].widths)
 
     def _width(self, kind: str) -> int:
         return sum(self._kinds[kind].widths.values())

@@ -9,6 +9,7 @@ kept for the backward pass. Modules, parameters and their names stay as they are
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,11 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.nn.depthwise import convolve
 from transferkit.nn.norm.batch import FrozenBatchNorm
-from transferkit.nn.norm.source import EPS, FOLLOWERS, is_batch_norm
+from transferkit.nn.norm.source import EPS, FOLLOWERS, followers_of, is_batch_norm
 from transferkit.nn.overriding import Override, is_rewritten, is_traced
 from transferkit.nn.stages import evaluating, reads_inputs
 
-__all__ = ["find_foldable", "fold_convolutions", "folded_parameters"]
+__all__ = ["find_foldable", "fold_convolutions", "foldable_in_pass", "folded_parameters"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -144,10 +145,8 @@ def uses_running_statistics(norm: nn.Module) -> bool:
 
 def run_followers(norm: nn.Module, values: torch.Tensor) -> torch.Tensor:
     """Dropout and activation that follow a normalisation in the same module, as in timm's."""
-    for name in FOLLOWERS:
-        follower = norm._modules.get(name)
-        if follower is not None:
-            values = follower(values)
+    for follower in followers_of(norm):
+        values = follower(values)
     return values
 
 
@@ -189,14 +188,20 @@ def find_foldable(network: nn.Module, run: Callable[[torch.Tensor], Mapping[str,
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     like = next((parameter for parameter in network.parameters()), torch.empty(0))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device, like.dtype)
+    return foldable_in_pass(network, lambda: run(images))
+
+
+def foldable_in_pass(network: nn.Module, run: Callable[[], Mapping[str, torch.Tensor]]) -> Pairs:
+    """As `find_foldable`, for the images that `run` takes itself: at their size, and on the network's device."""
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     with evaluating(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        pairs = _observe(network, lambda: run(images))
+        pairs = _observe(network, run)
         if not pairs:
             return pairs
-        expected = run(images)
-        right = _try_without(network, pairs, lambda: run(images), expected)
+        expected = run()
+        right = _try_without(network, pairs, run, expected)
         if right is None:  # which of them are read elsewhere?
-            alone = [_try_without(network, [pair], lambda: run(images), expected) for pair in pairs]
+            alone = [_try_without(network, [pair], run, expected) for pair in pairs]
             right = [pair for found in alone if found for pair in found]
         return right
 
@@ -226,7 +231,8 @@ def _observe(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, s
                 continue
             handles.callback(hook.remove)
         run()
-    return [pair for pair in found if all(called.count(path) == 1 for path in pair)]
+    takers = Counter(conv for conv, _ in found)
+    return [pair for pair in found if takers[pair[0]] == 1 and all(called.count(path) == 1 for path in pair)]
 
 
 def _is_plain_convolution(module: nn.Module) -> bool:

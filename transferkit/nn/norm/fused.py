@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import DataError
-from transferkit.nn.norm.source import FOLLOWERS, NormSource
+from transferkit.nn.norm.source import FOLLOWERS, NormSource, followers_of
 
 __all__ = [
     "Fused",
@@ -54,10 +54,8 @@ class Fused(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same."""
         values = self.normalised(values)
-        for name in FOLLOWERS:
-            follower = self._modules.get(name)
-            if follower is not None:
-                values = follower(values)
+        for follower in followers_of(self):
+            values = follower(values)
         return values
 
 

@@ -15,7 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.core.errors import OptionError
 
-__all__ = ["FOLLOWERS", "NormSource", "folded_affine", "is_batch_norm", "nearest_divisor", "read_source"]
+__all__ = [
+    "FOLLOWERS",
+    "NormSource",
+    "folded_affine",
+    "followers_of",
+    "is_batch_norm",
+    "nearest_divisor",
+    "read_source",
+]
 
 FOLLOWERS = ("drop", "act")
 """Children that may follow the normalisation in the same module, in order: timm's dropout and activation."""
@@ -67,6 +75,19 @@ def is_batch_norm(module: nn.Module) -> bool:
     held = (getattr(module, name, None) for name in ("running_mean", "running_var", "weight", "bias"))
     is_frozen_one = all(isinstance(tensor, torch.Tensor) and tensor.ndim == 1 for tensor in held)
     return is_frozen_one and "BatchNorm" in type(module).__name__
+
+
+def followers_of(layer: nn.Module) -> Iterator[nn.Module]:
+    """The dropout and the activation inside a normalisation layer, in the order in which they run.
+
+    Example:
+        >>> list(followers_of(nn.BatchNorm2d(3)))
+        []
+    """
+    for name in FOLLOWERS:
+        follower = layer._modules.get(name)
+        if follower is not None:
+            yield follower
 
 
 def read_source(layer: nn.Module) -> NormSource:

@@ -346,3 +346,17 @@ def test_a_layer_that_was_replaced_meanwhile_is_left_alone():
 
 def test_modules_are_not_mixed_up_with_their_neighbours():
     assert all(one != other for one, other in pairwise(foldable(trained(Block()))))
+
+
+def test_a_convolution_with_two_normalisations_stays():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.other = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            values = self.stem(images)
+            return self.norm(self.conv(self.one(values) + self.other(values).relu()))
+
+    assert foldable(trained(Shared())) == [("conv", "norm")]
