@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,6 +72,32 @@ def test_threads_share_an_engine(name: str) -> None:
     for start, rows in enumerate(together):
         begin = start % 20
         np.testing.assert_allclose(rows, alone[begin : begin + len(rows)], rtol=1e-4, atol=1e-5)
+
+
+LEAVES = """
+import faulthandler, gc, signal, sys
+from threading import Thread
+from tests.contract.test_engines import draw_images, make_backbone, open_engine
+
+faulthandler.enable()  # signals have a stack of their own
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+for _ in range(3):
+    last = [open_engine(sys.argv[1], make_backbone(), draw_images(8))]
+    thread = Thread(target=lambda kept: (kept.clear(), gc.collect()), args=[last])
+    thread.start()
+    thread.join()
+    signal.raise_signal(signal.SIGTERM)
+print(len(heard))
+"""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_signals_are_heard_after_a_thread_let_go_of_an_engine(name: str) -> None:
+    if not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    done = subprocess.run([sys.executable, "-c", LEAVES, name], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", ALL)

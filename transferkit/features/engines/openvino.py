@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,27 @@ import numpy.typing as npt
 from transferkit.features.engines.engine import ENGINES, Engine, EngineJob, Run, in_fixed_batches
 from transferkit.features.engines.graph import INPUT, to_onnx
 
+if TYPE_CHECKING:
+    import openvino
+
 __all__: list[str] = []
 
 
-def _open(job: EngineJob) -> Run:
+@functools.cache
+def _core() -> openvino.Core:
+    """OpenVINO's devices, kept for as long as the process lives.
+
+    The one for CPUs gives the thread that loads it another stack for signals, and frees that with itself. If a worker
+    let go of the last network compiled for it, the next signal, such as Ctrl-C or a child's end, was written to memory
+    that is not there any more.
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _open(job: EngineJob) -> Run:
+    core = _core()
     model = core.read_model(to_onnx(job))
     settings = {
         "INFERENCE_NUM_THREADS": job.workers * job.threads,
