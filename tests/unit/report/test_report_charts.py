@@ -12,7 +12,7 @@ import pytest
 from tests.unit.report.test_report_predictions import binary
 from tests.unit.report.test_report_render import Page, section
 from transferkit.core.errors import OptionError
-from transferkit.records import CurvePoint
+from transferkit.records import Alternative, CurvePoint
 from transferkit.report import render
 from transferkit.report._predictions import reliability_bins
 from transferkit.report._render import _environment
@@ -299,3 +299,54 @@ def test_the_selected_features_have_a_row_and_a_word(record):
     text = section(render(replace(record, evidence=evidence)), "stages")
     assert "the 7 features selected from them 82.5 %" in text
     assert text.index("all stages joined") < text.index("selected features of all") < text.index("k-NN on top")
+
+
+# What more time would bring
+
+
+def option(strategy, accuracy, cost, stage="top"):
+    low, high = accuracy - 0.1, min(1.0, accuracy + 0.1)
+    return Alternative(
+        strategy=strategy, stage=stage, expected_accuracy=accuracy, low=low, high=high, cost_seconds=cost
+    )
+
+
+def weighed(record, *options, seconds):
+    """The record with these options, of which the first is chosen, after so many seconds of measuring."""
+    chosen, *others = options
+    decision = replace(
+        record.decision, strategy=chosen.strategy, stage=chosen.stage, expected=chosen, alternatives=tuple(others)
+    )
+    return replace(record, decision=decision, evidence=replace(record.evidence, seconds=seconds))
+
+
+def test_the_best_of_each_strategy_stands_where_it_would_be_there_and_the_line_never_falls(record):
+    probe, better = option("linear_probe", 0.7, 1.0), option("linear_probe", 0.75, 2.0, stage="joined")
+    few, all_of_it = option("few_layers", 0.72, 18.0), option("lp_ft", 0.9, 98.0)
+    figure = CHARTS["accuracy_seconds"](weighed(record, few, probe, better, all_of_it, seconds={"a": 1.5, "b": 0.5}))
+    (chart,) = figure.charts
+    dots = [mark for mark in chart.marks if isinstance(mark, Dots)]
+    assert [(dot.points[0].x, dot.points[0].y) for dot in dots] == [(4.0, 0.75), (20.0, 0.72), (100.0, 0.9)]
+    assert [dot.tone for dot in dots] == ["quiet", "accent", "quiet"]
+    (stairs,) = lines(chart)
+    assert [(point.x, point.y) for point in stairs.points] == [
+        (4.0, 0.75), (20.0, 0.75), (20.0, 0.75), (100.0, 0.75), (100.0, 0.9)
+    ]  # fmt: skip
+    assert [mark.label for mark in chart.marks if isinstance(mark, ReferenceLine)] == [
+        "linear_probe", "few_layers", "lp_ft"
+    ]  # fmt: skip
+    assert "after 2" in figure.caption
+
+
+def test_the_chosen_option_stands_for_its_strategy_and_one_alone_has_no_chart(record):
+    chosen, better = option("linear_probe", 0.7, 1.0), option("linear_probe", 0.75, 2.0, stage="joined")
+    draw = CHARTS["accuracy_seconds"]
+    (chart,) = draw(weighed(record, chosen, better, option("lp_ft", 0.9, 98.0), seconds={"a": 2.0})).charts
+    assert [mark.points[0].y for mark in chart.marks if isinstance(mark, Dots)] == [0.7, 0.9]
+    assert draw(weighed(record, chosen, better, seconds={"a": 2.0})) is None
+    assert draw(weighed(record, chosen, option("lp_ft", 0.9, 98.0), seconds={})) is None
+
+
+def test_more_time_is_a_figure_of_the_decision(record):
+    seen = weighed(record, option("linear_probe", 0.7, 1.0), option("lp_ft", 0.9, 98.0), seconds={"a": 2.0})
+    assert "What more time would bring" in section(render(seen), "decision")
