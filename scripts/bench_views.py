@@ -235,7 +235,7 @@ def tune_cell(backbone: Backbone, data: Data, bank: FeatureBank, strategy: str) 
     judged = run.judged
     # The network itself, whether or not the probe did better on held-back images.
     alone = replace(judged, verdict=replace(judged.verdict, kept=judged.verdict.candidates[-1]))
-    network = fine_tune(judged.task, run.images.folds, run.runner, refit=True, judged=alone).model
+    network = fine_tune(judged.task, run.images.folds, run.runner, judged=alone).model
     return {
         "views": [view.name for view in seen.spec.preprocessing.views],
         "kept": judged.verdict.kept.weight,

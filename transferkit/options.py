@@ -281,6 +281,11 @@ class Recipe:
     folds: int | None = option(
         None, "Times that a share of the images is held back to choose epochs and blend; None: by their number."
     )
+    refit: bool | None = option(
+        None,
+        "Whether the network is trained once more, on all images; false averages the folds' networks, which are run "
+        "together. None: false for two folds or a validation split.",
+    )
     clip: float = option(1.0, "Norm that gradients are clipped to, >= 0; 0 leaves them as they are.")
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from regret.paths import CELLS, MODEL, SIZE
 from transferkit.core.serialization import from_json
-from transferkit.decision import VAL_SHARE, Situation, default_folds, default_passes
+from transferkit.decision import AVERAGED_FOLDS, VAL_SHARE, Situation, default_folds, default_passes
 from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import JOINED, Candidate, Evidence
@@ -101,11 +101,12 @@ class Cell:
         return int(self.tuned[strategy].get("held_back_images", default))
 
     def trial_seconds(self, strategy: str) -> float:
-        """Seconds spent on its folds, without the final fit on all images."""
+        """Seconds spent on its folds, without a final fit on all images."""
         found, images = self.tuned[strategy], self.evidence.data.train_images
         best, epochs = found["epochs"]
         trial = default_passes(images) * epochs
-        return found["seconds"] * trial / (trial + best * (found["kept"] > 0))
+        refitted = found["kept"] > 0 and default_folds(images) != AVERAGED_FOLDS
+        return found["seconds"] * trial / (trial + best * refitted)
 
 
 def read_cells() -> list[Cell]:

@@ -15,7 +15,7 @@ from torch import nn
 
 import transferkit as tk
 from transferkit.core.errors import BackboneError, DataError, OptionError, RunFolderError
-from transferkit.finetune import cross_validation
+from transferkit.finetune import cross_validation, rate_race
 from transferkit.records import JOINED, Preprocessing
 from transferkit.strategies import STRATEGIES, TUNABLE
 from transferkit.workflow import finetune_run
@@ -141,7 +141,7 @@ def test_a_decision_names_the_rates_that_it_ended_with(stripes, monkeypatch):
         )  # fmt: skip
 
     losses = iter([2.0, 1.0])
-    monkeypatch.setattr(cross_validation, "_lowest_loss", lambda trial: next(losses))
+    monkeypatch.setattr(rate_race, "_lowest_loss", lambda *_: next(losses))
     rule, tried = adapt("rule"), adapt(None)
     assert (tried.decision.lr, tried.decision.lr_scale) == (3 * rule.decision.lr, 3 * rule.decision.lr_scale)
     assert tried.decision.lr in {claim.lr for claim in tried.record.training.claims}
@@ -173,7 +173,7 @@ def test_stages_to_train_are_obeyed_and_said(stripes, tmp_path):
 
 
 def test_a_share_of_the_original_rate_is_obeyed_and_no_other_is_tried(stripes, monkeypatch):
-    monkeypatch.setattr(cross_validation, "_compare_rates", None)
+    monkeypatch.setattr(cross_validation, "race_rates", None)
     tenth = adapt_quickly(stripes, strategy="few_layers")
     fifth = adapt_quickly(stripes, strategy="few_layers", train={"lr": None, "lr_scale": 0.2})
     assert (tenth.decision.lr_scale, fifth.decision.lr_scale) == (0.1, 0.2)
@@ -253,7 +253,7 @@ def test_a_validation_split_that_is_large_enough_is_chosen_on(stripes, monkeypat
     monkeypatch.setattr("transferkit.workflow.training_images.MIN_VAL_IMAGES", 12)
     result = fine_tune_stripes(stripes)
     assert result.record.training.held_back == 12
-    assert "images of the validation split" in result.record.training.how
+    assert "12 held-back images (the validation split)" in result.record.training.how
 
 
 def test_a_run_that_was_fed_activations_is_not_taken_up_with_pictures(stripes, tmp_path, monkeypatch):

@@ -188,9 +188,10 @@ HELP = {
     "adapt": "\n".join([ADAPT, *map(_section, SECTIONS), _groups()]),
     "analyze": """\
 transferkit analyze [key=value ...]: one frozen pass over your images; prints how well each stage tells the classes
-apart and what to do, and leaves evidence.json in the run's folder. Takes the same keys as adapt.
+apart and what to do, and leaves evidence.json in the run's folder. Takes the same keys as adapt, such as engine=NAME.
 
   transferkit analyze data.root=DIR image_size=96
+  transferkit analyze data.root=DIR engine=onnxruntime     what computes the features; auto takes the fastest
 """,
     "rank": """\
 transferkit rank [key=value ...]: which backbone suits your images, from features only. One frozen pass each over

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
-from transferkit.decision.effort import default_epochs, default_passes
+from transferkit.decision.effort import AVERAGED_FOLDS, default_epochs, default_folds, default_passes
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
-__all__ = ["best_probe", "weigh"]
+__all__ = ["TUNED_SHARES", "best_probe", "weigh"]
 
 TIE = 0.001
 """Difference in accuracy that is not worth extra time: one image in a thousand."""
@@ -29,6 +29,13 @@ WORTH = 0.005
 STEP_COST = 3.7
 """Cost of an image in training, forward and backward, relative to the frozen pass: 73 seconds of `lp_ft` on 150 hand
 signs (Lite0, 96 px, 2 cores), all folds and epochs, over 1.5 milliseconds per image."""
+
+LOOP_COST = 1.15
+"""Time of an epoch relative to that of its training steps: validation, reading and augmenting images, averaging."""
+
+FITS_SECONDS = 6.0
+"""To begin and to go on with all fits of a run. With this, 58, 20, 54 and 158 seconds are predicted of runs that took
+64 (200 hand signs, `lp_ft`), 24 (`few_layers`), 50 (181 stamps) and 138 (1,000 clothes); Lite0, 96 px, 2 cores."""
 
 TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.32}
 """Fine-tuning strategies considered -> cost of an epoch relative to training the full network: with the first stages
@@ -175,14 +182,14 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
         for score, gain in zip(scores, gains, strict=True)
     ]
     probe = max((option.expected for option in options), key=lambda belief: belief.mean)
-    for strategy, share in TUNED_SHARES.items():
+    for strategy in TUNED_SHARES:
         if strategy not in knowledge.coefficients or not _can_tune(evidence):
             continue
         gain = knowledge.tuned_gain(strategy, situation, probe.mean)
         if strategy in trials:
             gain = update(gain, trials[strategy])
         expected = Belief(mean=probe.mean + gain.mean, error=math.hypot(probe.error, gain.error))
-        options.append(_Option(strategy, TOP, expected, _tuning_cost(evidence, share, tried=strategy in trials)))
+        options.append(_Option(strategy, TOP, expected, _tuning_cost(evidence, strategy, tried=strategy in trials)))
     return sorted(options, key=_rank)
 
 
@@ -196,12 +203,22 @@ def _rank(option: _Option) -> tuple[float, float]:
     return -option.expected.mean, math.inf if error is None else error
 
 
-def _tuning_cost(evidence: Evidence, share: float, *, tried: bool) -> float:
-    """Seconds for the folds, unless run as a trial, and the refit to all images, from the frozen pass's speed."""
-    assert evidence.image_seconds is not None
+def _tuning_cost(evidence: Evidence, strategy: str, *, tried: bool) -> float:
+    """Seconds for the folds, unless run as a trial, and a refit to all images."""
     images = max(evidence.data.train_images, 1)
-    passes = 1 + (0 if tried else default_passes(images))
-    return STEP_COST * share * passes * default_epochs(images) * images * evidence.image_seconds
+    refit = default_folds(images) != AVERAGED_FOLDS
+    passes = refit + (0 if tried else default_passes(images))
+    begun = FITS_SECONDS if strategy in evidence.step_seconds else 0.0
+    return begun + _step_seconds(evidence, strategy) * passes * default_epochs(images) * images
+
+
+def _step_seconds(evidence: Evidence, strategy: str) -> float:
+    """Of an image in a training step, as measured; else from the frozen pass's speed."""
+    measured = evidence.step_seconds.get(strategy)
+    if measured is not None:
+        return LOOP_COST * measured
+    assert evidence.image_seconds is not None
+    return STEP_COST * TUNED_SHARES[strategy] * evidence.image_seconds
 
 
 def _gain(

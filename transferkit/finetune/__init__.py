@@ -11,12 +11,13 @@ from transferkit.finetune.trainer_options import count_processes
 if TYPE_CHECKING:
     from transferkit.finetune.blending import BlendRamp
     from transferkit.finetune.callbacks import FreezePlanCallback
-    from transferkit.finetune.cross_validation import FineTuned, FineTuneTask, Judged, fine_tune, judge_folds
+    from transferkit.finetune.cross_validation import FineTuned, Judged, fine_tune, judge_folds
     from transferkit.finetune.cut_batch import CutBatch
     from transferkit.finetune.feeds import CutFeed
     from transferkit.finetune.freeze import FreezePlan, claims_table
     from transferkit.finetune.module import TransferModule
     from transferkit.finetune.runner import Runner
+    from transferkit.finetune.task import FineTuneTask
 
 __all__ = [
     "BlendRamp",
@@ -45,7 +46,7 @@ _HOMES = {
     "FreezePlanCallback": "callbacks",
     "Judged": "cross_validation",
     "Runner": "runner",
-    "FineTuneTask": "cross_validation",
+    "FineTuneTask": "task",
     "TransferModule": "module",
     "claims_table": "freeze",
     "fine_tune": "cross_validation",

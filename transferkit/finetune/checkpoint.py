@@ -51,7 +51,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
 
     Attributes:
         micro_batches: As passed, or as in the checkpoint.
-        finished: Whether the last epoch has been run.
+        finished: Whether there is nothing to go on with: all epochs were run, or the held-back loss stopped falling.
         epochs: Measurements of each epoch.
         outputs: For the held-back images, (M, K) per epoch.
         best_epoch: The epoch with the lowest held-back loss, or the last one without held-back images.
@@ -98,11 +98,11 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             self.best_epoch = trainer.current_epoch
             with pl_module.averaged():
                 self.best_state = snapshot(pl_module)
+        self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if len(self.epochs) == self.stop_after:
             trainer.should_stop = True
-        self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         # Clocks differ between processes, and all of them must take part.
-        if self.folder is not None and broadcast(self.finished or self._is_due()):
+        if self.folder is not None and broadcast(self.finished or trainer.should_stop or self._is_due()):
             self._save(trainer, self.folder / CHECKPOINT)
 
     def _is_due(self) -> bool:

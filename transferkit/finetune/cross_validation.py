@@ -1,115 +1,47 @@
 """Fine-tuning with cross-validation, returning a model that is never worse than the probe.
 
 1. Folds hold back images; on the others of each fold the probe is fitted and the network is trained. In the first folds
-   it is also trained at a higher rate, unless the recipe sets a rate; the rate with the lower held-back loss is used
-   for the rest.
-2. The number of epochs is the one with the lowest held-back loss, over all folds.
-3. Probe, network and averages of their logits compete on the held-back images.
-4. If anything but the probe wins, the network is trained on all images for that many epochs. With a given validation
-   split, the network scored on it is returned without refitting.
+   a higher rate is tried as well for the first epochs, unless the recipe sets a rate; the rate with the lower held-back
+   loss is used for the rest.
+2. Probe, network and averages of their logits compete on the held-back images.
+3. If anything but the probe wins, the network is trained on all images, for the number of epochs with the lowest
+   held-back loss over all folds; or, without a refit, it is the average of the folds' networks.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.distributed import broadcast, connect
-from transferkit.decision import MIN_COMPARED_IMAGES
-from transferkit.features import FeatureTable
-from transferkit.finetune.checkpoint import RunCheckpoint
+from transferkit.core.distributed import broadcast
 from transferkit.finetune.cut_batch import count_images
-from transferkit.finetune.losses import TASKS
+from transferkit.finetune.fold_runs import (
+    JUDGED_AT_ONCE,
+    FoldRun,
+    count_held_back,
+    held_back_losses,
+    mean_epochs,
+    run_fold,
+)
 from transferkit.finetune.module import TransferModule
-from transferkit.finetune.range_test import RangeTest, find_rate
+from transferkit.finetune.rate_race import find_factor, race_rates, with_rates
 from transferkit.finetune.runner import Runner
+from transferkit.finetune.task import FineTuneTask, Indices
 from transferkit.finetune.verify import Verdict, verify
-from transferkit.measure import Selection
-from transferkit.nn import Backbone, Blend, Classifier, Tail, TransferModel, is_out_of_memory
+from transferkit.nn import Blend, Classifier, TransferModel
 from transferkit.nn.norm import recalibrate_statistics
-from transferkit.options import Recipe
 from transferkit.probe.closed_form import fit_closed_form
-from transferkit.probe.heads import HeadFit, choose_head, fit_heads
-from transferkit.records import Candidate, Claim, Epoch, Fold, Folds, TrainingRecord
-from transferkit.strategies import Plan, scaled_plan
+from transferkit.records import Candidate, Fold, TrainingRecord
 
-__all__ = ["Feed", "FineTuned", "Judged", "FineTuneTask", "fine_tune", "judge_folds"]
+__all__ = ["FineTuned", "Judged", "fine_tune", "judge_folds"]
 
-Indices = npt.NDArray[np.int64]
-
-FASTER = 3.0
-"""Factor on the decision's rates that is tried as well. On 160 drawings (counting objects) `lp_ft` had 51 % test
-accuracy at a tenth of the original rate and 75 % at three times that; on 580 letters in 29 typefaces 57 %, and it
-diverged at three times that: no fixed rule fits both."""
-
-SEPARATED = 1e-3
-"""Loss below which rates are not compared: all images are classified correctly, and lower values are meaningless."""
-
-JUDGED_AT_ONCE = 64
-"""Batch size for held-back images."""
-
-
-class Feed(Protocol):
-    """Function that returns an iterable of (images, targets) over some of the N images."""
-
-    def __call__(self, positions: Indices, *, batch_size: int, training: bool) -> Iterable[Any]:
-        """Batches, shuffled and augmented differently each epoch if training; else in order and unaugmented."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuneTask:
-    """Inputs of a fine-tuning run.
-
-    Args:
-        plan: A strategy's, with phases.
-        probe: The closed-form plan to compare with.
-        backbone: Not modified.
-        table: Features of the N images, training first, then validation if there is any.
-        folds: Their labels, and which of them are held back together.
-        classes: K names.
-        pooling: Of the features.
-        feed: Function that returns batches.
-        tail: The part of the backbone after the cut, if batches are activations; None if they are pictures.
-        recipe: Training options.
-        head, class_weight: As for `fit_closed_form`.
-        selection: Feature selection on all training images, if computed already.
-        seed: Of all randomness.
-        start: Features of the single view that the network is trained on, to initialise its head, if `table` is the
-            mean over several views; None uses `table`.
-    """
-
-    plan: Plan
-    probe: Plan
-    backbone: Backbone
-    table: FeatureTable
-    folds: Folds
-    classes: Sequence[str]
-    pooling: str
-    feed: Feed
-    tail: Tail | None = None
-    recipe: Recipe = field(default_factory=Recipe)
-    head: str = "auto"
-    class_weight: str = "none"
-    selection: Selection | None = None
-    seed: int = 0
-    start: FeatureTable | None = None
-
-    @property
-    def training_table(self) -> FeatureTable:
-        """Features of the view that the network is trained on."""
-        return self.table if self.start is None else self.start
-
-    @property
-    def labels(self) -> Indices:
-        """(N,) int in [0, K)."""
-        return self.folds.labels
+Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -128,29 +60,19 @@ class FineTuned:
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """Probe and training run of one fold."""
-
-    fold: Fold
-    probe: npt.NDArray[np.floating]
-    checkpoint: RunCheckpoint
-    claims: tuple[Claim, ...]
-
-
-@dataclass(frozen=True)
 class Judged:
     """Cross-validation results, before the network is refitted to all images.
 
     Args:
         task: With the learning rates used.
-        trials: One per fold.
-        best: The best epoch, from 0.
+        runs: One per fold.
+        best: The best epoch over all folds, from 0.
         verdict: Probe, network and averages.
         lr_factor: Factor of these rates over the original task's.
     """
 
     task: FineTuneTask
-    trials: tuple[_Trial, ...]
+    runs: tuple[FoldRun, ...]
     best: int
     verdict: Verdict
     lr_factor: float = 1.0
@@ -159,22 +81,22 @@ class Judged:
 def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Judged:
     """The first half of `fine_tune`: cross-validation without the refit. Arguments as there."""
     task.backbone.anatomy, task.backbone.foldable  # noqa: B018 - computed once, not for each copy
-    factor, begun = 1.0, list[_Trial]()
+    factor, begun = 1.0, list[FoldRun]()
     if task.recipe.tries_rates:
-        factor, begun = _compare_rates(task, folds, runner)
+        factor, begun = race_rates(task, folds, runner)
     elif task.recipe.lr == "find":
-        factor = _find(task, folds[0], runner)
-    task = _with_rates(task, factor)
+        factor = find_factor(task, folds[0], runner)
+    task = with_rates(task, factor)
     left = range(len(begun), len(folds))
-    trials = (*begun, *(_try(task, folds[number], runner, f"fold-{number}") for number in left))
-    best = _best_epoch(trials)
-    held_back = np.concatenate([trial.fold.held_back for trial in trials])
+    runs = (*begun, *(run_fold(task, folds[number], runner, f"fold-{number}") for number in left))
+    best = _best_epoch(runs)
+    held_back = np.concatenate([run.fold.held_back for run in runs])
     labels, counting = task.labels[held_back], task.folds.shares[held_back]
-    tuned = np.concatenate([trial.checkpoint.outputs[best].numpy() for trial in trials])
+    tuned = np.concatenate([_outputs(run, best if task.refit else None) for run in runs])
     diverged = not np.isfinite(tuned).all()
-    weights = _class_weights(task, task.labels)
+    weights = task.class_weights(_everyone(folds))
     verdict = verify(
-        np.concatenate([trial.probe for trial in trials]),
+        np.concatenate([run.probe for run in runs]),
         np.zeros_like(tuned) if diverged else tuned,
         labels,
         counting if weights is None else counting * weights[labels],
@@ -184,227 +106,74 @@ def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Ju
         runner.notes.append("Training diverged (the loss was not finite). Try a lower train.lr.")
         verdict = replace(verdict, kept=verdict.candidates[0])
     best, verdict = broadcast((best, verdict))  # running statistics, and so outputs, differ between processes
-    return Judged(task, trials, best, verdict, factor)
+    return Judged(task, runs, best, verdict, factor)
 
 
-def fine_tune(
-    task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, refit: bool, judged: Judged | None = None
-) -> FineTuned:
-    """Train with cross-validation, choose on held-back images, and refit to all images.
+def fine_tune(task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, judged: Judged | None = None) -> FineTuned:
+    """Train with cross-validation, choose on held-back images, and refit to all images or average the folds' networks.
 
     Args:
         task: The inputs.
         folds: Positions to train on and to hold back; epochs and blend are chosen on the latter.
         runner: Runs the fits.
-        refit: Whether the returned network is trained on all images of the folds. Without, there must be one fold.
         judged: Result of `judge_folds` on the same; None computes it.
 
     Returns:
         The probe, the network, or an average of both, at least as accurate as the probe on the held-back images.
     """
     judged = judge_folds(task, folds, runner) if judged is None else judged
-    task, trials, best, verdict = judged.task, judged.trials, judged.best, judged.verdict
-    module = _final(task, folds, trials, runner, best, verdict, refit=refit)
-    if module is None:
+    task, runs, best, verdict = judged.task, judged.runs, judged.best, judged.verdict
+    networks = _networks(judged, runner)
+    if not networks:
         verdict = replace(verdict, kept=verdict.candidates[0])
-    model = _compose(task, folds, verdict, module, refit=refit)
     record = TrainingRecord(
-        claims=trials[0].claims,
-        epochs=_mean_epochs(trials),
+        claims=runs[0].claims,
+        epochs=mean_epochs(runs),
         best_epoch=best,
-        held_back=_held_back(trials),
-        how=_how(folds, best, verdict, refit=refit),
+        held_back=count_held_back(runs),
+        how=_how(judged, verdict),
         candidates=verdict.candidates,
         kept=verdict.kept,
         notes=tuple(runner.notes),
         lr_factor=judged.lr_factor,
     )
-    return FineTuned(model, record, _reason(record, weighted=_class_weights(task, task.labels) is not None))
+    weighted = task.class_weights(_everyone(folds)) is not None
+    return FineTuned(_compose(task, folds, verdict, networks), record, _reason(record, weighted=weighted))
 
 
-def _with_rates(task: FineTuneTask, factor: float) -> FineTuneTask:
-    return task if factor == 1 else replace(task, plan=scaled_plan(task.plan, factor))
-
-
-def _compare_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> tuple[float, list[_Trial]]:
-    """The better factor on the rates, and the runs with it on the folds used for the comparison."""
-    faster = _with_rates(task, FASTER)
-    slow: list[_Trial] = []
-    fast: list[_Trial] = []
-    for number, fold in enumerate(folds):
-        slow.append(_try(task, fold, runner, f"fold-{number}"))
-        fast.append(_try(faster, fold, runner, f"fold-{number}-faster", probe=slow[-1].probe))
-        slowly, quickly = broadcast((_lowest_loss(slow), _lowest_loss(fast)))
-        if _held_back(slow) >= MIN_COMPARED_IMAGES and max(slowly, quickly) > SEPARATED:
-            break
-    factor, trials = (FASTER, fast) if quickly < slowly else (1.0, slow)
-    times = f"{FASTER:g} times "
-    runner.notes.append(
-        f"Learning rates are {times if factor > 1 else ''}those of the decision: on the first {_held_back(slow)} "
-        f"held-back images the lowest loss was {slowly:.3g} at the decision's rates and {quickly:.3g} at {times}these."
-    )
-    return factor, trials
-
-
-def _find(task: FineTuneTask, fold: Fold, runner: Runner) -> float:
-    """The factor on the rates from a range test.
-
-    Not stored in the run's folder: a resumed run repeats the test with the same result.
-    """
-    connect(runner.device)
-    found = broadcast(_range_test(task, fold, runner.device))
-    runner.notes.append(found.why)
-    return found.factor
-
-
-def _range_test(task: FineTuneTask, fold: Fold, device: torch.device) -> RangeTest:
-    """Range test, with smaller batches if memory runs out: rates stable for these are stable for larger ones."""
-    module, size = _module(task, fold.train), task.recipe.batch_size or JUDGED_AT_ONCE
-    while True:
-        try:
-            return find_rate(module, _batches(task, fold.train)(size), seed=task.seed, device=device)
-        except RuntimeError as error:
-            if size < 4 or not is_out_of_memory(error):  # normalisation needs two images
-                raise
-        size //= 2
-        torch.cuda.empty_cache()
-
-
-def _try(
-    task: FineTuneTask, fold: Fold, runner: Runner, name: str, *, probe: npt.NDArray[np.floating] | None = None
-) -> _Trial:
-    module = _module(task, fold.train)
-    checkpoint = runner.fit(
-        module,
-        _batches(task, fold.train),
-        task.feed(fold.held_back, batch_size=JUDGED_AT_ONCE, training=False),
-        name=name,
-        stop_after=task.recipe.epochs or 1,
-    )
-    return _Trial(fold, _probe_logits(task, fold) if probe is None else probe, checkpoint, module.freeze_plan.claims())
-
-
-def _batches(task: FineTuneTask, positions: Indices) -> Callable[[int], Iterable[Any]]:
-    return lambda batch_size: task.feed(positions, batch_size=batch_size, training=True)
-
-
-def _probe_logits(task: FineTuneTask, fold: Fold) -> npt.NDArray[np.floating]:
-    """(M, K) logits of the held-back images from the probe fitted to the others."""
-    head = _solve(task, task.table, task.probe, fold.train)
-    return task.table.take(fold.held_back).load(task.probe.stages) @ head.weight.T + head.bias
-
-
-def _solve(task: FineTuneTask, table: FeatureTable, plan: Plan, positions: Indices) -> HeadFit:
-    """The head on a plan's features, fitted to some of the images."""
-    fits = fit_heads(
-        plan,
-        table.take(positions),
-        task.labels[positions],
-        classes=len(task.classes),
-        head=task.head,
-        class_weight=task.class_weight,
-        folds=task.folds.take(positions),
-        seed=task.seed,
-    )
-    return choose_head(fits)
-
-
-def _module(task: FineTuneTask, positions: Indices) -> TransferModule:
-    """A new network with its head initialised as in the plan."""
-    backbone = copy.deepcopy(task.backbone).without_head()
-    model = TransferModel(backbone, stages=task.plan.stages, pooling=task.pooling, classes=task.classes)
-    features = task.training_table.take(positions).load(task.plan.stages)
-    _start(task, model.linear, positions)
-    weights = _class_weights(task, task.labels[positions])
-    module = TransferModule(
-        model,
-        task.plan,
-        recipe=task.recipe,
-        weights=None if weights is None else weights.tolist(),
-        moments=(torch.from_numpy(features.mean(axis=0)), torch.from_numpy(features.std(axis=0))),
-        tail=None if task.tail is None else task.tail.on(backbone),
-        seed=task.seed,
-    )
-    return module.to(memory_format=torch.channels_last)
-
-
-def _class_weights(task: FineTuneTask, labels: Indices) -> npt.NDArray[np.float64] | None:
-    """(K,) weight of an image of each class, in training and in scoring; None for equal weights."""
-    return TASKS["single_label"].weigh(labels, len(task.classes), task.class_weight)
-
-
-def _start(task: FineTuneTask, linear: torch.nn.Linear, positions: Indices) -> None:
-    with torch.no_grad():
-        if task.plan.start == "zero":
-            linear.weight.zero_()
-            linear.bias.zero_()
-            return
-        head = _solve(task, task.training_table, task.plan, positions)
-        linear.weight.copy_(torch.from_numpy(head.weight))
-        linear.bias.copy_(torch.from_numpy(head.bias))
-
-
-def _mean_epochs(trials: Sequence[_Trial]) -> tuple[Epoch, ...]:
-    """Epochs averaged over folds, weighted by held-back images, for epochs that all folds ran; seconds are summed."""
-    sizes = [len(trial.fold.held_back) for trial in trials]
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.average(known, weights=sizes)) if len(known) == len(sizes) else None
-
-    return tuple(
-        replace(
-            same[0],
-            train_loss=float(np.mean([epoch.train_loss for epoch in same])),
-            seconds=sum(epoch.seconds for epoch in same),
-            val_loss=mean([epoch.val_loss for epoch in same]),
-            val_accuracy=mean([epoch.val_accuracy for epoch in same]),
-        )
-        for same in zip(*(trial.checkpoint.epochs for trial in trials), strict=False)
-    )
-
-
-def _losses(trials: Sequence[_Trial]) -> npt.NDArray[np.float64]:
-    """(epochs,) held-back loss, with inf for values that are not finite."""
-    losses = np.array([epoch.val_loss for epoch in _mean_epochs(trials)], dtype=np.float64)
-    return np.where(np.isfinite(losses), losses, np.inf)
-
-
-def _best_epoch(trials: Sequence[_Trial]) -> int:
+def _best_epoch(runs: Sequence[FoldRun]) -> int:
     """The epoch with the lowest held-back loss."""
-    return int(np.argmin(_losses(trials)))
+    return int(np.argmin(held_back_losses(runs)))
 
 
-def _lowest_loss(trials: Sequence[_Trial]) -> float:
-    return float(_losses(trials).min())
+def _outputs(run: FoldRun, epoch: int | None) -> Array:
+    """(M, K) logits of the held-back images after an epoch; None is the fold's own best one."""
+    found: Array = run.checkpoint.outputs[run.checkpoint.best_epoch if epoch is None else epoch].numpy()
+    return found
 
 
-def _held_back(trials: Sequence[_Trial]) -> int:
-    return sum(len(trial.fold.held_back) for trial in trials)
+def _networks(judged: Judged, runner: Runner) -> list[TransferModule]:
+    """The networks to return; none if the probe won, or training on all images diverged."""
+    if judged.verdict.kept.weight == 0:
+        return []
+    if judged.task.refit:
+        refitted = _refit(judged, runner)
+        return [] if refitted is None else [refitted]
+    return [_restored(judged.task.network(run.fold.train), run) for run in judged.runs]
 
 
-def _final(
-    task: FineTuneTask,
-    folds: Sequence[Fold],
-    trials: Sequence[_Trial],
-    runner: Runner,
-    best: int,
-    verdict: Verdict,
-    *,
-    refit: bool,
-) -> TransferModule | None:
-    """The network to return; None if the probe won, or training on all images diverged."""
-    if verdict.kept.weight == 0:
-        return None
-    if not refit:
-        module = _module(task, folds[0].train)
-        module.load_state_dict(trials[0].checkpoint.best_state)
-        return module
-    everyone = _everyone(folds)
-    module = _module(task, everyone)
-    module.expected_losses = [epoch.val_loss for epoch in _mean_epochs(trials)]
-    batches = _batches(task, everyone)
-    checkpoint = runner.fit(module, batches, None, name="all", stop_after=best + 1)
+def _restored(module: TransferModule, run: FoldRun) -> TransferModule:
+    module.load_state_dict(run.checkpoint.best_state)
+    return module
+
+
+def _refit(judged: Judged, runner: Runner) -> TransferModule | None:
+    """The network trained on all images; None if that diverged."""
+    task, everyone = judged.task, _everyone([run.fold for run in judged.runs])
+    module = task.network(everyone)
+    module.expected_losses = [epoch.val_loss for epoch in mean_epochs(judged.runs)]
+    batches = partial(task.batches, everyone)
+    checkpoint = runner.fit(module, batches, None, name="all", stop_after=judged.best + 1)
     if not all(tensor.isfinite().all() for tensor in checkpoint.best_state.values()):
         runner.notes.append("Training on all images diverged, although it had not with fewer. Try a lower train.lr.")
         return None
@@ -422,15 +191,15 @@ def _everyone(folds: Sequence[Fold]) -> Indices:
 
 
 def _compose(
-    task: FineTuneTask, folds: Sequence[Fold], verdict: Verdict, module: TransferModule | None, *, refit: bool
+    task: FineTuneTask, folds: Sequence[Fold], verdict: Verdict, networks: Sequence[TransferModule]
 ) -> Classifier:
-    """Probe, network or both, with temperatures and weights folded into their classifiers."""
+    """Probe, networks or both, with temperatures and weights folded into their classifiers."""
     weight = verdict.kept.weight
-    members = []
-    if module is not None:
-        members.append(_scaled(module.finish(), weight / verdict.temperatures[1]))
+    share = weight / verdict.temperatures[1] / max(1, len(networks))
+    members = [_scaled(network.finish(), share) for network in networks]
     if weight < 1:
-        positions = _everyone(folds) if refit else folds[0].train
+        # A probe that won against a network trained without the held-back images is judged without them as well.
+        positions = folds[0].train if not task.refit and len(folds) == 1 else _everyone(folds)
         probe = fit_closed_form(
             task.probe,
             copy.deepcopy(task.backbone),
@@ -458,24 +227,30 @@ def _scaled(model: TransferModel, factor: float) -> TransferModel:
 # ---- Words ----------------------------------------------------------------------------------------------------------
 
 
-def _how(folds: Sequence[Fold], best: int, verdict: Verdict, *, refit: bool) -> str:
-    images = sum(len(fold.held_back) for fold in folds)
-    if not refit:
-        what = {
-            "probe": "the probe was fitted to",
-            "fine-tuned": f"the network is the one of epoch {best + 1}, trained on",
-        }.get(verdict.kept.name, f"probe and network, the one of epoch {best + 1}, were trained on")
-        return (
-            f"Epochs and blend were chosen on the {images:,} images of the validation split; {what} the training split "
-            "only."
-        )
-    where = f"{len(folds)} folds" if len(folds) > 1 else "one fifth of the training images"
-    what, epochs = {
+def _how(judged: Judged, verdict: Verdict) -> str:
+    task, count, best = judged.task, len(judged.runs), judged.best + 1
+    where = "one fifth of the training images" if count == 1 else f"{count} folds"
+    where = "the validation split" if task.is_validated else where
+    then = _how_refitted(verdict.kept.name, best) if task.refit else _how_kept(verdict.kept.name, count, best)
+    return f"Epochs and blend were chosen on {count_held_back(judged.runs):,} held-back images ({where}); {then}."
+
+
+def _how_refitted(kept: str, epochs: int) -> str:
+    what, how_long = {
         "probe": ("the probe was", ""),
-        "fine-tuned": ("the network was", f", for {best + 1} epochs"),
-    }.get(verdict.kept.name, ("network and probe were", f", the network for {best + 1} epochs"))
-    after = f"{what} then fitted to all of them{epochs}"
-    return f"Epochs and blend were chosen on {images:,} held-back images ({where}); {after}."
+        "fine-tuned": ("the network was", f", for {epochs} epochs"),
+    }.get(kept, ("network and probe were", f", the network for {epochs} epochs"))
+    return f"{what} then fitted to all of them{how_long}"
+
+
+def _how_kept(kept: str, folds: int, epoch: int) -> str:
+    if folds == 1:
+        probe, network = "fitted to the others only", f"the one of epoch {epoch}, trained on the others only"
+    else:
+        probe, network = "fitted to all of them", f"the average of those of the {folds} folds"
+    return {"probe": f"the probe was {probe}", "fine-tuned": f"the network is {network}"}.get(
+        kept, f"the network is {network}, the probe was {probe}"
+    )
 
 
 def _reason(record: TrainingRecord, *, weighted: bool) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from transferkit.core.distributed import broadcast, connect, rank_and_world_size
+from transferkit.core.distributed import broadcast, connect, is_first, rank_and_world_size
 from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.core.frameworks import lightning
 from transferkit.core.progress import announce
@@ -39,6 +41,7 @@ class Runner:
     Args:
         device: Device to train on.
         folder: Folder of checkpoints and logs; None for none.
+        logs: Write curves into the folder.
         options: For the trainer; they override the defaults set here.
         progress: Show a progress bar on a terminal.
         notes: Sentences are added here: gradient accumulation, unreadable checkpoints.
@@ -47,10 +50,26 @@ class Runner:
 
     device: torch.device
     folder: Path | None = None
+    logs: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     notes: list[str] = field(default_factory=list)
     micro_batches: list[int] = field(default_factory=lambda: [1])
+
+    @contextmanager
+    def resumable(self) -> Iterator[Runner]:
+        """A runner whose fits can be gone on with: this one, or one with a folder that is removed afterwards."""
+        if self.folder is not None:
+            yield self
+            return
+        connect(self.device)
+        made = tempfile.mkdtemp(prefix="transferkit-") if is_first() else ""
+        folder = Path(broadcast(made))
+        try:
+            yield replace(self, folder=folder, logs=False)
+        finally:
+            if is_first():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def fit(
         self,
@@ -61,14 +80,14 @@ class Runner:
         name: str,
         stop_after: int,
     ) -> RunCheckpoint:
-        """Train, and return the measurements; a fit that was finished before is only loaded.
+        """Train, and return the measurements; a fit that was begun before goes on, one that was finished is loaded.
 
         Args:
             module: Trained in place; ends with its last weights.
             train: Batch size per process -> batches.
             held_back: Images scored after every epoch; None for no validation and no early stopping.
             name: Of the fit: a folder inside `folder`.
-            stop_after: Epochs to run; the schedule still covers the recipe's epochs.
+            stop_after: Epochs to run, in all; the schedule still covers the recipe's epochs.
 
         Raises:
             OptionError: If an option does not fit, or memory runs out with a single image.
@@ -84,7 +103,7 @@ class Runner:
             checkpoint.load_state_dict(saved["callbacks"][checkpoint.state_key])
             self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=2 * self.micro_batches[-1])
             self.micro_batches.append(checkpoint.micro_batches)
-            if checkpoint.finished:
+            if checkpoint.finished or len(checkpoint.epochs) >= stop_after:
                 restore_state(module, saved)
                 return checkpoint
             del saved
@@ -199,7 +218,7 @@ class Runner:
 
     def _loggers(self, name: str, checkpoint: RunCheckpoint) -> Any:
         """Loggers for CSV curves, in a new folder if a fit is resumed, and for TensorBoard if installed."""
-        if self.folder is None:
+        if self.folder is None or not self.logs:
             return False
         version = f"{name}-after-{len(checkpoint.epochs)}" if checkpoint.epochs else name
         found: list[Any] = [pl.loggers.CSVLogger(self.folder, name="curves", version=version)]

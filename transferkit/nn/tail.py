@@ -9,6 +9,7 @@ whether anything after the cut reads values computed before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -122,6 +123,11 @@ class Tail:
         self.stages_before, self.stages_behind = tuple(names[:at]), tuple(names[at:])
         self.modules_behind = anatomy.behind
         self._anatomy = anatomy
+
+    @property
+    def stores_less(self) -> bool:
+        """Whether an activation has no more values than the image."""
+        return math.prod(self.shape) <= 3 * self.backbone.spec.preprocessing.size**2
 
     @property
     def stage(self) -> str:

@@ -237,6 +237,7 @@ class Evidence:
         images_computed: Images the backbone ran over; the features of the rest came from the bank.
         image_seconds: Seconds per image in the frozen pass on the device in use, decoding excluded; None if not
             measured.
+        step_seconds: Fine-tuning strategy -> seconds per image in a training step there; empty if not measured.
         curves: Learning curves, one stage after another, each from few images to all.
         views: The views that features are averaged over, and how geometries compare; None: the checkpoint's crop, no
             comparison.
@@ -254,6 +255,7 @@ class Evidence:
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_computed: int = 0
     image_seconds: float | None = None
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
     similarity_detail: SimilarityDetail | None = None
     curves: tuple[CurvePoint, ...] = ()
     views: ViewComparison | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +119,7 @@ def _find_tail(
     except CutError as error:
         notes.append(f"Nothing was cached: {error}")
         return None
-    if math.prod(tail.shape) <= 3 * backbone.spec.preprocessing.size**2:
+    if tail.stores_less:
         return tail
     notes.append(
         f"Nothing was cached: behind {stage!r} there is more to store than in the picture, and little is saved."

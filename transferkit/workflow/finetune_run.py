@@ -61,12 +61,12 @@ def begin_run(session: Session, plan: Plan, options: FitOptions) -> FineTuneRun:
 
 
 def finish_run(session: Session, run: FineTuneRun) -> FineTuned:
-    """Choose epochs, rate and blend, and train again on all images unless a validation split was chosen on."""
+    """Choose epochs and blend, and train again on all images or average the folds' networks."""
     from transferkit.finetune import fine_tune
 
     images, judged = run.images, run.judged
     with timed(session.seconds, "fine-tune"):
-        return fine_tune(judged.task, images.folds, run.runner, refit=not images.has_validation, judged=judged)
+        return fine_tune(judged.task, images.folds, run.runner, judged=judged)
 
 
 def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[TrainingImages, FineTuneTask, Runner]:
@@ -112,6 +112,8 @@ def _task(
         feed=feed,
         tail=feed.tail if isinstance(feed, ActivationFeed) else None,
         recipe=images.recipe,
+        refit=images.refit,
+        is_validated=images.has_validation,
         head=options.head,
         class_weight=how.class_weight,
         selection=None if images.has_validation else measured.selection,
@@ -140,6 +142,7 @@ def _identity(session: Session, plan: Plan, images: TrainingImages, options: Fit
         "data": _digest(session.data.content_ids[images.rows].tobytes()),
         "labels": _digest(images.known.labels.tobytes()),
         "held_back": _digest(held_back),
+        "refit": images.refit,
         "preprocessing": to_json(session.backbone.spec.preprocessing),
         "pooling": how.pooling,
         "class_weight": how.class_weight,

@@ -22,7 +22,6 @@ from transferkit.features import (
     average_tables,
     choose_device,
     frozen_pass,
-    image_seconds,
 )
 from transferkit.measure import (
     RidgePath,
@@ -37,6 +36,7 @@ from transferkit.nn import Backbone
 from transferkit.options import PassOptions
 from transferkit.probe import class_weights
 from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Folds, Preprocessing, ProbeScore
+from transferkit.workflow.paces import measure_paces
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
 from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
@@ -118,10 +118,10 @@ def measure_features(
     with timed(spent, "frozen pass"):
         first, target, other = _first_pass(run, backbone, data, source)
     with timed(spent, "pace"):
-        pace = image_seconds(backbone, pooling=options.pooling, device=options.device)
+        paces = measure_paces(backbone, options, folder=bank.folder)
     with timed(spent, "similarity"):
         detail = measure_similarity(backbone, target, source=other, given=options.similarity)
-    seen = _see(views, own, data, run, options, first=first, pace=pace, budget=budget, seconds=spent)
+    seen = _see(views, own, data, run, options, first=first, pace=paces.image_seconds, budget=budget, seconds=spent)
     backbone = backbone.with_preprocessing(seen.preprocessing)
     train = data.indices("train")
     folds = data.folds.take(train)
@@ -143,7 +143,8 @@ def measure_features(
         similarity_detail=detail,
         seconds=spent,
         images_computed=first.computed,
-        image_seconds=pace,
+        image_seconds=paces.image_seconds,
+        step_seconds=paces.step_seconds,
         curves=curves,
         views=seen.comparison,
         engine=engines.use,

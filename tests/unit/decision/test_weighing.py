@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 
 from tests.unit.decision.test_decision import STAGES, evidence, score
 from transferkit.decision import (
+    AVERAGED_FOLDS,
     Belief,
     GainModel,
     Situation,
     best_probe,
     default_epochs,
     default_folds,
+    default_passes,
     load_gain_model,
     update,
     weigh,
 )
 from transferkit.decision.gains import LEAST_LEFT
-from transferkit.decision.weighing import STEP_COST, TIE, TUNED_SHARES, WORTH
+from transferkit.decision.weighing import FITS_SECONDS, LOOP_COST, STEP_COST, TIE, TUNED_SHARES, WORTH
 from transferkit.records import JOINED, SELECTED
 
 NOTHING = GainModel(coefficients={}, spread={})
@@ -267,9 +269,18 @@ def test_fine_tuning_costs_its_folds_and_epochs_at_the_pace_of_the_frozen_pass(i
     looked = replace(looked, data=replace(looked.data, counts={"train": (images // 2, images - images // 2)}))
     expected = weigh(looked, knowledge=knowing).expected
     assert expected is not None
-    # Folds of 10 images run at two rates until 30 have told, larger ones once; then all images once more.
-    passes = 0.8 * (default_folds(images) + (3 if images == 50 else 1)) + 1
+    # Folds of 10 images begin at two rates until 30 have told, of 30 one of them; a single one is followed by a refit.
+    passes = {50: 0.8 * (2 + 2 / 2), 150: 0.8 * (2 + 1 / 2), 1400: 0.8 * (1 + 1 / 2) + 1}[images]
     assert expected.cost_seconds == pytest.approx(STEP_COST * 0.02 * images * default_epochs(images) * passes)
+
+
+def test_a_step_that_was_timed_counts_instead_of_the_pace_of_the_frozen_pass():
+    looked, knowing = tuned(0.1, image_seconds=0.02)
+    images = looked.data.train_images
+    timed = weigh(replace(looked, step_seconds={"lp_ft": 0.01}), knowledge=knowing).expected
+    steps = default_epochs(images) * images * (default_passes(images) + (default_folds(images) != AVERAGED_FOLDS))
+    assert timed is not None
+    assert timed.cost_seconds == pytest.approx(FITS_SECONDS + LOOP_COST * 0.01 * steps)
 
 
 def test_fine_tuning_is_not_weighed_where_nothing_is_known_of_its_gain_or_its_cost():

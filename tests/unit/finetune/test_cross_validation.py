@@ -28,7 +28,7 @@ from tests.unit.finetune.training_toys import (
     trunk_names,
 )
 from transferkit.features import FeatureBank, frozen_pass
-from transferkit.finetune import FineTuneTask, Runner, cross_validation, fine_tune, judge_folds
+from transferkit.finetune import FineTuneTask, Runner, fine_tune, judge_folds, rate_race
 from transferkit.finetune.checkpoint import RunCheckpoint
 from transferkit.nn import Blend, TransferModel, logits_of
 from transferkit.options import Recipe
@@ -113,7 +113,7 @@ def run(task, *, folds=None, refit=False, keep=None, stop_after=None, runner=Non
     everyone = np.arange(IMAGES)
     folds = [Fold(everyone[:20], everyone[20:])] if folds is None else folds
     runner = Runner(device=CPU, progress=False) if runner is None else runner
-    judged = None
+    judged, task = None, replace(task, refit=refit)
     with quiet():
         if keep is not None or stop_after is not None:
             judged = judge_folds(task, folds, runner)
@@ -122,7 +122,7 @@ def run(task, *, folds=None, refit=False, keep=None, stop_after=None, runner=Non
             judged = replace(judged, verdict=replace(judged.verdict, kept=chosen))
         if stop_after is not None:
             judged = replace(judged, best=stop_after - 1)
-        return fine_tune(task, folds, runner, refit=refit, judged=judged)
+        return fine_tune(task, folds, runner, judged=judged)
 
 
 def members(model) -> list[TransferModel]:
@@ -229,6 +229,32 @@ def test_folds_choose_and_all_images_are_trained_on(make_task):
     assert not moved(states(tuned.model), states(again.model))
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_without_a_refit_the_networks_of_the_folds_are_averaged(make_task, weight):
+    task = make_task(epochs=3)
+    folds = task.folds.split(2)
+    runner = NotingRunner(device=CPU, progress=False)
+    tuned = run(task, folds=folds, keep=weight, runner=runner)
+    assert list(runner.checkpoints) == ["fold-0", "fold-1"]
+    *networks, last = members(tuned.model)
+    networks = [*networks, last] if weight == 1 else networks
+    assert len(networks) == 2
+    held_back = [network_logits(network, fold.held_back) for network, fold in zip(networks, folds, strict=True)]
+    for logits, checkpoint in zip(held_back, runner.checkpoints.values(), strict=True):
+        judged = checkpoint.outputs[checkpoint.best_epoch]
+        factor = float((logits * judged).sum() / (judged * judged).sum())  # its share over the temperature
+        assert factor > 0
+        torch.testing.assert_close(logits, factor * judged, rtol=1e-3, atol=1e-4)
+    everything = network_logits(tuned.model, np.arange(IMAGES))
+    torch.testing.assert_close(everything, sum(network_logits(one, np.arange(IMAGES)) for one in members(tuned.model)))
+    assert "the network is the average of those of the 2 folds" in tuned.record.how
+    assert ("the probe was fitted to all of them" in tuned.record.how) == (weight < 1)
+
+
+def network_logits(model, positions):
+    return logits_of(model, draw_pictures()[0][positions], device=CPU)
+
+
 def test_the_probe_alone_needs_no_second_training(make_task):
     runner = NotingRunner(device=CPU, progress=False)
     tuned = run(make_task(), refit=True, keep=0.0, runner=runner)
@@ -298,7 +324,10 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
     phases = (phase("everything", head=rate, top=rate / 10),)
     slow, tried = (run(make_task(*phases, lr=lr)) for lr in ("rule", None))
     fast = run(make_task(*[phase("everything", head=3 * rate, top=3 * rate / 10)], lr="rule"))
-    lowest = [min(epoch.val_loss for epoch in tuned.record.epochs) for tuned in (slow, fast)]
+    for epochs in (2, 3):  # a third and two thirds of four
+        lowest = [min(epoch.val_loss for epoch in tuned.record.epochs[:epochs]) for tuned in (slow, fast)]
+        if max(lowest) > 2 * min(lowest):
+            break
     better, factor = (fast, 3) if lowest[1] < lowest[0] else (slow, 1)
     assert factor == (3 if rate < 1 else 1)
     assert tried.record.lr_factor == factor
@@ -307,6 +336,7 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
     (note,) = (note for note in tried.record.notes if "Learning rates are" in note)
     assert note.startswith("Learning rates are 3 times those" if factor == 3 else "Learning rates are those")
     assert f"was {lowest[0]:.3g} at the decision's rates and {lowest[1]:.3g} at 3 times these" in note
+    assert f"after {epochs} epochs the lowest loss on the first 10 held-back images" in note
 
 
 @pytest.mark.parametrize(
@@ -315,8 +345,8 @@ def test_rates_are_raised_where_that_lowers_the_loss_on_what_is_held_back_first(
 def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_better(
     make_task, monkeypatch, enough, separated, both
 ):
-    monkeypatch.setattr(cross_validation, "MIN_COMPARED_IMAGES", enough)
-    monkeypatch.setattr(cross_validation, "SEPARATED", separated)
+    monkeypatch.setattr(rate_race, "MIN_COMPARED_IMAGES", enough)
+    monkeypatch.setattr(rate_race, "SEPARATED", separated)
     folds = Folds.alone(draw_pictures()[1]).split(2)
     runner = NotingRunner(device=CPU, progress=False)
     task = make_task(phase("everything", head=0.1, top=0.01), lr=None)
@@ -325,6 +355,9 @@ def test_folds_run_at_both_rates_until_these_can_be_told_apart_and_then_at_the_b
     assert list(runner.rates.items()) == [
         (name, pytest.approx(lr)) for name, lr in [("fold-0", 0.1), ("fold-0-faster", 0.3), *second, ("all", 0.3)]
     ]
+    ran = {name: len(checkpoint.epochs) for name, checkpoint in runner.checkpoints.items()}
+    assert {ran.pop("fold-0"), *(ran.pop(name) for name, lr in second if lr == 0.1)} <= {2, 3}  # of four
+    assert {ran.pop("fold-0-faster"), ran.pop(second[-1][0])} == {4}
     images = sum(len(fold.held_back) for fold in folds[:both])
     assert any(f"on the first {images} held-back images" in note for note in tuned.record.notes)
 

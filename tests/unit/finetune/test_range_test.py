@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -402,7 +403,7 @@ def run(task: Any, folder: Any = None) -> Any:
     everyone = np.arange(len(task.labels))
     runner = Runner(device=torch.device("cpu"), folder=folder, progress=False)
     with quiet():
-        return fine_tune(task, [Fold(everyone[:20], everyone[20:])], runner, refit=False)
+        return fine_tune(replace(task, refit=False), [Fold(everyone[:20], everyone[20:])], runner)
 
 
 def rates_of(tuned: Any) -> list[float]:
@@ -428,7 +429,7 @@ def test_a_run_that_is_taken_up_finds_the_same_rate(make_task, tmp_path) -> None
 
 
 def test_where_memory_runs_out_smaller_batches_are_tried(make_task, monkeypatch) -> None:  # noqa: F811
-    from transferkit.finetune import cross_validation
+    from transferkit.finetune import rate_race
 
     sizes = []
 
@@ -438,7 +439,7 @@ def test_where_memory_runs_out_smaller_batches_are_tried(make_task, monkeypatch)
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return find_rate(module, batches, **options)
 
-    monkeypatch.setattr(cross_validation, "find_rate", find)
+    monkeypatch.setattr(rate_race, "find_rate", find)
     tuned = run(make_task(epochs=2, lr="find"))
     assert sizes == [10, 4]
     assert any("range test" in note for note in tuned.record.notes)

@@ -1,0 +1,67 @@
+"""Paces are measured once, whatever the bank holds, and a network that cannot be trained has one less."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.unit.features.features_toys import make_backbone
+from tests.unit.nn.toy_networks import Pyramid, spec_of, stir
+from transferkit.decision import TUNED_SHARES
+from transferkit.finetune import step_pace
+from transferkit.nn import Backbone
+from transferkit.options import PassOptions
+from transferkit.workflow import paces
+from transferkit.workflow.paces import measure_paces
+
+HOW = PassOptions(device="cpu", progress=False)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Numbers of measurements; the first takes a second an image, and so on."""
+    asked: list[str] = []
+
+    def pass_seconds(backbone, **_):
+        asked.append("pass")
+        return float(len(asked))
+
+    def training_seconds(backbone, plan, **_):
+        asked.append(plan.strategy)
+        return float(len(asked))
+
+    monkeypatch.setattr(paces, "image_seconds", pass_seconds)
+    monkeypatch.setattr(step_pace, "step_seconds", training_seconds)
+    return asked
+
+
+def test_what_was_measured_is_remembered_for_this_network_at_this_size(tmp_path, measured):
+    first = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    assert first.image_seconds == 1
+    assert first.step_seconds == {strategy: number for number, strategy in enumerate(TUNED_SHARES, start=2)}
+    assert measured == ["pass", *TUNED_SHARES]
+    assert measure_paces(make_backbone(), HOW, folder=tmp_path) == first
+    assert len(measured) == 3
+    network = Pyramid()
+    stir(network, 3)
+    assert measure_paces(Backbone(network, spec_of()), HOW, folder=tmp_path) != first
+    assert measure_paces(make_backbone(), HOW, folder=None) != first
+
+
+def test_a_network_that_cannot_be_trained_is_told_and_still_has_the_pace_of_its_pass(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("element 0 of tensors does not require grad\nand more")
+
+    monkeypatch.setattr(step_pace, "step_seconds", refuse)
+    with caplog.at_level(logging.WARNING, logger="transferkit"):
+        found = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    assert found.image_seconds > 0
+    assert found.step_seconds == {}
+    assert "cannot be timed (element 0 of tensors does not require grad)" in caplog.text
+
+
+def test_real_steps_take_longer_than_the_pass(tmp_path):
+    found = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    assert set(found.step_seconds) == set(TUNED_SHARES)
+    assert all(seconds > 0 for seconds in found.step_seconds.values())

@@ -1,0 +1,87 @@
+"""How fast this machine is with a network: measured once per network and size, then remembered beside the bank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transferkit.core.distributed import broadcast, connect, local_rank_and_world_size
+from transferkit.decision import TUNED_SHARES
+from transferkit.features import choose_device, image_seconds
+from transferkit.features.engines import Speed, SpeedRecord, machine_key, stage_extractor
+from transferkit.features.workers import default_workers
+from transferkit.nn import Backbone
+from transferkit.options import PassOptions
+from transferkit.records import TOP
+from transferkit.strategies import STRATEGIES, PlanSettings
+
+__all__ = ["Paces", "measure_paces"]
+
+log = logging.getLogger("transferkit")
+
+FROZEN = "frozen pass"
+
+BATCH = 16
+"""Images per training step: one of a larger batch takes about as long."""
+
+
+@dataclass(frozen=True)
+class Paces:
+    """Seconds per image on this machine, decoding left out.
+
+    Args:
+        image_seconds: In the frozen pass.
+        step_seconds: Fine-tuning strategy -> in a training step; empty if the network cannot be trained here.
+    """
+
+    image_seconds: float
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | None) -> Paces:
+    """Paces of a network at its size; those of the first process where several share the work.
+
+    Costs one to three seconds the first time, more for networks of which a training step takes longer than that.
+
+    Args:
+        backbone: Not modified.
+        options: Its device and pooling count.
+        folder: Where measurements are remembered; None remembers none.
+    """
+    record, key = SpeedRecord(folder), _key(backbone, options)
+    known = record.load(key)
+    if known is None:
+        known = {name: Speed(1 / seconds, BATCH, 0.0) for name, seconds in _measure(backbone, options).items()}
+        record.store(key, known)
+    seconds = {name: 1 / speed.images_per_second for name, speed in known.items()}
+    if local_rank_and_world_size()[1] > 1:  # all must decide alike
+        connect(choose_device(options.device))
+        seconds = broadcast(seconds)
+    return Paces(seconds.pop(FROZEN), seconds)
+
+
+def _key(backbone: Backbone, options: PassOptions) -> str:
+    preprocessing = backbone.spec.preprocessing
+    shape = (3, *(preprocessing.shape or (preprocessing.size, preprocessing.size)))
+    reference = stage_extractor(backbone, pooling=options.pooling, device=choose_device(options.device))
+    return f"paces {machine_key(reference, shape, options.pooling, default_workers())}"
+
+
+def _measure(backbone: Backbone, options: PassOptions) -> dict[str, float]:
+    """ "frozen pass" and fine-tuning strategies -> seconds per image."""
+    from transferkit.finetune.step_pace import step_seconds
+
+    found = {FROZEN: image_seconds(backbone, pooling=options.pooling, device=options.device)}
+    names = [stage.name for stage in backbone.stages]
+    steps = {}
+    for strategy in TUNED_SHARES:
+        plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0), names)
+        try:
+            steps[strategy] = step_seconds(backbone, plan, batch_size=BATCH, device=choose_device(options.device))
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            log.warning("A training step of %s cannot be timed (%s).", backbone.spec.name, reason)
+            return found
+    return {**found, **steps}
