@@ -16,10 +16,10 @@ from typing import Any
 
 import transferkit.api
 from transferkit.finetune import checkpoint, cross_validation, verify
-from transferkit.workflow import measure
+from transferkit.workflow import paces
 
 judge = verify.verify
-pace = measure.image_seconds
+pace = paces.image_seconds
 
 
 def keep_both(*compared: Any) -> verify.Verdict:
@@ -79,7 +79,7 @@ def main(images: str, out: str, settings: str, *worlds: str) -> None:
 if __name__ == "__main__":  # not on import: doctests are looked for in every file, and would patch the package
     checkpoint.SAVE_EVERY = 0.0  # every epoch
     cross_validation.verify = keep_both
-    measure.image_seconds = pace_apart
+    paces.image_seconds = pace_apart
     # So that all that was trained is in the weights.
     cross_validation._best_epoch = lambda trials: len(trials[0].checkpoint.epochs) - 1
     main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_a_decision_names_the_rates_that_it_ended_with(stripes, monkeypatch):
             train={"epochs": 1, "folds": 1, "lr": lr}, progress=False,
         )  # fmt: skip
 
-    losses = iter([2.0, 1.0])
+    losses = itertools.cycle([2.0, 1.0])  # slow, fast
     monkeypatch.setattr(rate_race, "_lowest_loss", lambda *_: next(losses))
     rule, tried = adapt("rule"), adapt(None)
     assert (tried.decision.lr, tried.decision.lr_scale) == (3 * rule.decision.lr, 3 * rule.decision.lr_scale)

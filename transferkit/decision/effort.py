@@ -61,7 +61,7 @@ def default_epochs(images: int) -> int:
 
     Example:
         >>> default_epochs(150), default_epochs(1400)
-        (20, 8)
+        (16, 8)
     """
     least, most = EPOCHS
     return min(most, max(least, round(EPOCHS_AT * math.sqrt(IMAGES_AT / max(images, 1)))))

@@ -69,8 +69,8 @@ def _race(
 ) -> tuple[FoldRun, FoldRun, int]:
     """Both rates on one fold, and the epochs after which one of them is given up."""
     probe = None
-    for share, clear in CHECKS:
-        epochs = math.ceil(share * (task.recipe.epochs or 1))
+    checks = {math.ceil(share * (task.recipe.epochs or 1)): clear for share, clear in CHECKS}
+    for epochs, clear in checks.items():
         slow = run_fold(task, fold, runner, name, epochs=epochs, probe=probe)
         probe = slow.probe
         fast = run_fold(faster, fold, runner, f"{name}-faster", epochs=epochs, probe=probe)

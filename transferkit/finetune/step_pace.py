@@ -8,9 +8,7 @@ import time
 import torch
 
 from transferkit.finetune.freeze import FreezePlan
-from transferkit.finetune.recipe import make_optimizer
 from transferkit.nn import Backbone, CutError, Tail, TransferModel, cut
-from transferkit.options import Recipe
 from transferkit.strategies import Plan
 
 __all__ = ["step_seconds"]
@@ -23,7 +21,7 @@ SECONDS = 0.4
 
 
 def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: torch.device) -> float:
-    """Seconds that an image takes in a training step of a plan's last phase, forward, backward and optimizer.
+    """Seconds that an image takes in a training step of a plan's last phase, forward and backward.
 
     Batches are noise: images, or activations where the frozen stages can be cached. Costs one step to warm up and up to
     0.4 seconds more, or a second step where these take longer.
@@ -38,23 +36,19 @@ def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: tor
     model = TransferModel(copied, stages=plan.stages, pooling="avg", classes=["a", "b"])
     model.to(device).to(memory_format=torch.channels_last)
     freezing = FreezePlan(model, plan.phases)
-    last = len(plan.phases) - 1
     tail = _find_tail(backbone, freezing.cut)
     run, shape = (copied, _image_shape(backbone)) if tail is None else (tail.on(copied), tail.shape)
     inputs = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     if inputs.ndim == 4:
         inputs = inputs.to(memory_format=torch.channels_last)
-    freezing.start(last)
+    freezing.start(len(plan.phases) - 1)
     model.train()
     freezing.set_modes(training=True)
-    groups = [group for group in freezing.groups() if group["lrs"][last] > 0]
-    optimizer = make_optimizer(Recipe(), [{**group, "lr": 0.0} for group in groups])
 
     def step() -> float:
         began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         torch.autograd.backward(run(inputs).square().mean())
-        optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
