@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy and torch start their threads: the processes share the cores
@@ -13,6 +15,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy and torch start their th
 import numpy as np
 import pytest
 from PIL import Image
+
+with suppress(ModuleNotFoundError):  # TensorBoard's
+    from absl import logging as absl_logging
+
+    # It keeps the standard error of its import, which is pytest's file, and closes it when logging is configured anew.
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 PACKAGED = "packaged/tf_efficientnet_lite0"
 
