@@ -10,7 +10,7 @@ from typing import Any
 
 from regret.paths import CELLS, MODEL, SIZE
 from transferkit.core.serialization import from_json
-from transferkit.decision import AVERAGED_FOLDS, VAL_SHARE, Situation, default_folds, default_passes
+from transferkit.decision import VAL_SHARE, Situation, default_folds, default_passes, refits
 from transferkit.decision.completion import independent_share
 from transferkit.decision.weighing import TUNED_SHARES
 from transferkit.records import JOINED, Candidate, Evidence
@@ -105,7 +105,7 @@ class Cell:
         found, images = self.tuned[strategy], self.evidence.data.train_images
         best, epochs = found["epochs"]
         trial = default_passes(images) * epochs
-        refitted = found["kept"] > 0 and default_folds(images) != AVERAGED_FOLDS
+        refitted = found["kept"] > 0 and refits(default_folds(images))
         return found["seconds"] * trial / (trial + best * refitted)
 
 

@@ -14,27 +14,25 @@ from transferkit.decision.belief import Belief, update
 from transferkit.decision.calibration import Calibration
 from transferkit.decision.completion import Conditions, HeldBack, Normalisation, complete, conclude, settle_norm
 from transferkit.decision.effort import (
-    AVERAGED_FOLDS,
     MIN_COMPARED_IMAGES,
     MIN_VAL_IMAGES,
-    RACE_SHARE,
     VAL_SHARE,
     default_batch_size,
     default_epochs,
     default_folds,
     default_passes,
+    refits,
 )
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import rule
-from transferkit.decision.weighing import TUNED_SHARES, best_probe, weigh
+from transferkit.decision.weighing import STEP_COST, TUNED_SHARES, best_probe, weigh
 from transferkit.records import Choice, Evidence
 
 __all__ = [
-    "AVERAGED_FOLDS",
     "MIN_VAL_IMAGES",
-    "RACE_SHARE",
+    "STEP_COST",
     "TUNED_SHARES",
     "VAL_SHARE",
     "MODES",
@@ -63,6 +61,7 @@ __all__ = [
     "default_epochs",
     "default_folds",
     "default_passes",
+    "refits",
     "weigh",
 ]
 

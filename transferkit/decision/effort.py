@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 __all__ = [
-    "AVERAGED_FOLDS",
     "MIN_COMPARED_IMAGES",
     "MIN_VAL_IMAGES",
-    "RACE_SHARE",
     "VAL_SHARE",
     "default_batch_size",
     "default_epochs",
     "default_folds",
     "default_passes",
+    "refits",
 ]
 
 BATCH_SIZES = ((5000, 64), (500, 32), (0, 16))
@@ -39,7 +38,7 @@ AVERAGED_FOLDS = 2
 """Folds whose networks are averaged instead of training one more on all images. More would be slow to predict with."""
 
 RACE_SHARE = 1 / 2
-"""Share of its epochs that the learning rate that is given up is trained for, on average."""
+"""Mean share of the epochs for which the learning rate that loses the comparison is trained."""
 
 MIN_COMPARED_IMAGES = 30
 """Validation images needed to compare two learning rates: one fold of 150."""
@@ -75,6 +74,16 @@ def default_folds(images: int) -> int:
         (2, 1)
     """
     return AVERAGED_FOLDS if images < ONE_FOLD_FROM else 1
+
+
+def refits(folds: int) -> bool:
+    """Whether the network is trained once more, on all images, after so many folds.
+
+    Example:
+        >>> refits(1), refits(2), refits(5)
+        (True, False, True)
+    """
+    return folds != AVERAGED_FOLDS
 
 
 def default_passes(images: int) -> float:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
-from transferkit.decision.effort import AVERAGED_FOLDS, default_epochs, default_folds, default_passes
+from transferkit.decision.effort import default_epochs, default_folds, default_passes, refits
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
-__all__ = ["TUNED_SHARES", "best_probe", "weigh"]
+__all__ = ["STEP_COST", "TUNED_SHARES", "best_probe", "weigh"]
 
 TIE = 0.001
 """Difference in accuracy that is not worth extra time: one image in a thousand."""
@@ -34,7 +34,7 @@ LOOP_COST = 1.15
 """Time of an epoch relative to that of its training steps: validation, reading and augmenting images, averaging."""
 
 FITS_SECONDS = 6.0
-"""To begin and to go on with all fits of a run. With this, 58, 20, 54 and 158 seconds are predicted of runs that took
+"""Seconds to set up and resume all fits of a run. With this, 58, 20, 54 and 158 seconds are predicted of runs that took
 64 (200 hand signs, `lp_ft`), 24 (`few_layers`), 50 (181 stamps) and 138 (1,000 clothes); Lite0, 96 px, 2 cores."""
 
 TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.32}
@@ -206,8 +206,7 @@ def _rank(option: _Option) -> tuple[float, float]:
 def _tuning_cost(evidence: Evidence, strategy: str, *, tried: bool) -> float:
     """Seconds for the folds, unless run as a trial, and a refit to all images."""
     images = max(evidence.data.train_images, 1)
-    refit = default_folds(images) != AVERAGED_FOLDS
-    passes = refit + (0 if tried else default_passes(images))
+    passes = refits(default_folds(images)) + (0 if tried else default_passes(images))
     begun = FITS_SECONDS if strategy in evidence.step_seconds else 0.0
     return begun + _step_seconds(evidence, strategy) * passes * default_epochs(images) * images
 

@@ -76,7 +76,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         ) from error
     path = Path(path)
     wants, geometries = model.preprocessing, input_geometries(model.preprocessing)
-    height, width = wants.shape or (wants.size, wants.size)
+    height, width = wants.height_width
     views = () if len(geometries) == 1 else (len(geometries),)
     example = torch.zeros(2, *views, 3, height, width, dtype=torch.float32 if wants.prepared else torch.uint8)
     with tracing(), warnings.catch_warnings():
@@ -107,7 +107,7 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
 
 def _say_input(wants: Preprocessing) -> str:
     """What the input is, in a sentence."""
-    height, width = wants.shape or (wants.size, wants.size)
+    height, width = wants.height_width
     if wants.prepared:
         return f"float32 (N, 3, {height}, {width}), prepared outside as the training tensors were; not normalised here"
     deep = ""

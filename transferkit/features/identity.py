@@ -143,7 +143,7 @@ def probe_images(height: int, width: int, count: int = IMPRINT_IMAGES) -> npt.ND
 
 def probe_inputs(wants: Preprocessing, count: int) -> npt.NDArray[Any]:
     """Fixed images as a network is given them: uint8 pictures, or float32 tensors where it `wants` them prepared."""
-    height, width = wants.shape or (wants.size, wants.size)
+    height, width = wants.height_width
     pictures = probe_images(height, width, count)
     return pictures.astype(np.float32) / 127.5 - 1 if wants.prepared else pictures
 

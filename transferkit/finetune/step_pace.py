@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 
 import torch
 
+from transferkit.features.identity import probe_inputs
 from transferkit.finetune.freeze import FreezePlan
-from transferkit.nn import Backbone, CutError, Tail, TransferModel, cut
+from transferkit.nn import Backbone, CutError, TransferModel, cut
 from transferkit.strategies import Plan
 
 __all__ = ["step_seconds"]
@@ -23,24 +25,31 @@ SECONDS = 0.4
 def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: torch.device) -> float:
     """Seconds that an image takes in a training step of a plan's last phase, forward and backward.
 
-    Batches are noise: images, or activations where the frozen stages can be cached. Costs one step to warm up and up to
-    0.4 seconds more, or a second step where these take longer.
+    Batches are fixed images, or their activations where the frozen stages can be cached. Costs one step to warm up and
+    up to 0.4 seconds more, or a second step where these take longer.
 
     Args:
         backbone: Not modified.
         plan: A strategy's, with phases.
         batch_size: Images per step.
         device: Where it will be trained.
+
+    Raises:
+        OptionError, BackboneError: If nothing can be trained as planned, or the network cannot take the images.
+        RuntimeError: If it has no gradients, or memory runs out.
     """
+    # A head and dropout draw: a run must not depend on whether its steps were timed or remembered.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        return _fastest_step(backbone, plan, batch_size, device) / batch_size
+
+
+def _fastest_step(backbone: Backbone, plan: Plan, batch_size: int, device: torch.device) -> float:
     copied = copy.deepcopy(backbone).without_head()
     model = TransferModel(copied, stages=plan.stages, pooling="avg", classes=["a", "b"])
     model.to(device).to(memory_format=torch.channels_last)
     freezing = FreezePlan(model, plan.phases)
-    tail = _find_tail(backbone, freezing.cut)
-    run, shape = (copied, _image_shape(backbone)) if tail is None else (tail.on(copied), tail.shape)
-    inputs = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    if inputs.ndim == 4:
-        inputs = inputs.to(memory_format=torch.channels_last)
+    pixels = torch.from_numpy(probe_inputs(model.preprocessing, batch_size)).to(device)
+    run, inputs = _cut_off(copied, freezing.cut, model.normalise(pixels))
     freezing.start(len(plan.phases) - 1)
     model.train()
     freezing.set_modes(training=True)
@@ -53,25 +62,25 @@ def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: tor
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    with torch.enable_grad():
-        step()  # allocates memory, loads kernels
-        seconds = [step()]
-        while len(seconds) < ROUNDS and sum(seconds) < SECONDS:
-            seconds.append(step())
-    return min(seconds) / batch_size
+    step()  # allocates memory, loads kernels
+    seconds = [step()]
+    while len(seconds) < ROUNDS and sum(seconds) < SECONDS:
+        seconds.append(step())
+    return min(seconds)
 
 
-def _image_shape(backbone: Backbone) -> tuple[int, ...]:
-    preprocessing = backbone.spec.preprocessing
-    return (3, *(preprocessing.shape or (preprocessing.size, preprocessing.size)))
-
-
-def _find_tail(backbone: Backbone, stage: str | None) -> Tail | None:
-    """The part behind the frozen stages, where a run would cache what they return."""
+def _cut_off(
+    backbone: Backbone, stage: str | None, images: torch.Tensor
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """What a step runs, and on what: the part behind the frozen stages where a run would cache their activations."""
+    inputs = images.contiguous(memory_format=torch.channels_last)
     if stage is None:
-        return None
+        return backbone, inputs
     try:
         tail = cut(backbone, stage)
     except CutError:
-        return None
-    return tail if tail.stores_less else None
+        return backbone, inputs
+    if not tail.stores_less:
+        return backbone, inputs
+    with torch.no_grad():
+        return tail, tail.activations(inputs)[0]

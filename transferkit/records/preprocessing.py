@@ -97,6 +97,11 @@ class Preprocessing:
         require(len(set(names)) == len(names), f"Preprocessing.views must differ in name, got {', '.join(names)}.")
 
     @property
+    def height_width(self) -> tuple[int, int]:
+        """(H, W) of a network's input, in pixels."""
+        return self.shape or (self.size, self.size)
+
+    @property
     def resize_side(self) -> int:
         """Side in pixels before the crop: floor(size / crop_pct), timm's rule, robust to rounding of crop_pct."""
         return math.floor(self.size / self.crop_pct + 1e-6)

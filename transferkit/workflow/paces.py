@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transferkit.core.distributed import broadcast, connect, local_rank_and_world_size
-from transferkit.decision import TUNED_SHARES
+from transferkit.core.errors import TransferkitError
+from transferkit.decision import STEP_COST, TUNED_SHARES
 from transferkit.features import choose_device, image_seconds
 from transferkit.features.engines import Speed, SpeedRecord, machine_key, stage_extractor
 from transferkit.features.workers import default_workers
@@ -23,8 +24,9 @@ log = logging.getLogger("transferkit")
 
 FROZEN = "frozen pass"
 
-BATCH = 16
-"""Images per training step: one of a larger batch takes about as long."""
+MOST, STEP = 16, 0.25
+"""Images per training step at most, and about the seconds that a step may take: large networks are timed on fewer
+images, of which each takes about as long."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Paces:
 def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | None) -> Paces:
     """Paces of a network at its size; those of the first process where several share the work.
 
-    Costs one to three seconds the first time, more for networks of which a training step takes longer than that.
+    Costs one to three seconds the first time.
 
     Args:
         backbone: Not modified.
@@ -53,7 +55,7 @@ def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | No
     record, key = SpeedRecord(folder), _key(backbone, options)
     known = record.load(key)
     if known is None:
-        known = {name: Speed(1 / seconds, BATCH, 0.0) for name, seconds in _measure(backbone, options).items()}
+        known = _measure(backbone, options)
         record.store(key, known)
     seconds = {name: 1 / speed.images_per_second for name, speed in known.items()}
     if local_rank_and_world_size()[1] > 1:  # all must decide alike
@@ -63,25 +65,31 @@ def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | No
 
 
 def _key(backbone: Backbone, options: PassOptions) -> str:
-    preprocessing = backbone.spec.preprocessing
-    shape = (3, *(preprocessing.shape or (preprocessing.size, preprocessing.size)))
     reference = stage_extractor(backbone, pooling=options.pooling, device=choose_device(options.device))
+    shape = (3, *backbone.spec.preprocessing.height_width)
     return f"paces {machine_key(reference, shape, options.pooling, default_workers())}"
 
 
-def _measure(backbone: Backbone, options: PassOptions) -> dict[str, float]:
-    """ "frozen pass" and fine-tuning strategies -> seconds per image."""
+def _measure(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
+    """The frozen pass and the training steps of each strategy -> their speeds."""
     from transferkit.finetune.step_pace import step_seconds
 
-    found = {FROZEN: image_seconds(backbone, pooling=options.pooling, device=options.device)}
+    device = choose_device(options.device)
+    a_pass = image_seconds(backbone, pooling=options.pooling, device=options.device)
+    batch = int(min(MOST, max(2, STEP / (STEP_COST * a_pass))))  # normalisation needs two images
+    speeds = {FROZEN: Speed(1 / a_pass, batch, 0.0)}
     names = [stage.name for stage in backbone.stages]
-    steps = {}
     for strategy in TUNED_SHARES:
         plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0), names)
         try:
-            steps[strategy] = step_seconds(backbone, plan, batch_size=BATCH, device=choose_device(options.device))
-        except RuntimeError as error:
+            seconds = step_seconds(backbone, plan, batch_size=batch, device=device)
+        except (RuntimeError, TransferkitError) as error:
             reason = str(error).strip().split("\n")[0]
-            log.warning("A training step of %s cannot be timed (%s).", backbone.spec.name, reason)
-            return found
-    return {**found, **steps}
+            log.warning(
+                "A training step of %s cannot be timed (%s): fine-tuning's time is estimated from the frozen pass.",
+                backbone.spec.name,
+                reason,
+            )
+            return {FROZEN: speeds[FROZEN]}
+        speeds[strategy] = Speed(1 / seconds, batch, 0.0)
+    return speeds

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.data import Data
-from transferkit.decision import AVERAGED_FOLDS, MIN_VAL_IMAGES
+from transferkit.decision import MIN_VAL_IMAGES, refits
 from transferkit.finetune import fit_recipe
 from transferkit.options import Recipe
 from transferkit.records import Fold, Folds
@@ -45,7 +45,7 @@ class TrainingImages:
     def refit(self) -> bool:
         """Whether the network is trained once more, on all images."""
         wanted = self.recipe.refit
-        return not self.has_validation and len(self.folds) != AVERAGED_FOLDS if wanted is None else wanted
+        return not self.has_validation and refits(len(self.folds)) if wanted is None else wanted
 
     @property
     def held_back(self) -> int:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.unit.decision.test_decision import STAGES, evidence, score
 from transferkit.decision import (
-    AVERAGED_FOLDS,
     Belief,
     GainModel,
     Situation,
@@ -20,6 +19,7 @@ from transferkit.decision import (
     default_folds,
     default_passes,
     load_gain_model,
+    refits,
     update,
     weigh,
 )
@@ -278,7 +278,7 @@ def test_a_step_that_was_timed_counts_instead_of_the_pace_of_the_frozen_pass():
     looked, knowing = tuned(0.1, image_seconds=0.02)
     images = looked.data.train_images
     timed = weigh(replace(looked, step_seconds={"lp_ft": 0.01}), knowledge=knowing).expected
-    steps = default_epochs(images) * images * (default_passes(images) + (default_folds(images) != AVERAGED_FOLDS))
+    steps = default_epochs(images) * images * (default_passes(images) + refits(default_folds(images)))
     assert timed is not None
     assert timed.cost_seconds == pytest.approx(FITS_SECONDS + LOOP_COST * 0.01 * steps)
 

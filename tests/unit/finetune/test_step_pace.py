@@ -54,7 +54,9 @@ def test_the_backbone_is_left_as_it_was(plan):
     backbone = make_backbone()
     backbone.train()
     before, needed = states(backbone), [one.requires_grad for one in backbone.parameters()]
+    drawn = torch.get_rng_state()
     step_seconds(backbone, plan, batch_size=4, device=CPU)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert not moved(before, states(backbone))
     assert backbone.training
     assert [one.requires_grad for one in backbone.parameters()] == needed

@@ -91,7 +91,7 @@ def _describe_backbone(evidence: Evidence) -> list[tuple[str, str]]:
 
 def _describe_preprocessing(prep: Preprocessing) -> list[tuple[str, str]]:
     if prep.prepared:
-        height, width = prep.shape or (prep.size, prep.size)
+        height, width = prep.height_width
         return [("Preprocessing", f"none: float tensors (3, {height}, {width}), prepared outside")]
     facts = [
         ("Resize", f"{prep.interpolation}, {prep.crop_mode}, keeps {format_percent(prep.crop_pct)} of the side"),
