@@ -51,7 +51,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
 
     Attributes:
         micro_batches: As passed, or as in the checkpoint.
-        finished: Whether there is nothing to go on with: all epochs were run, or the held-back loss stopped falling.
+        finished: Whether nothing is left to train: all epochs were run, or early stopping ended them.
         epochs: Measurements of each epoch.
         outputs: For the held-back images, (M, K) per epoch.
         best_epoch: The epoch with the lowest held-back loss, or the last one without held-back images.

@@ -247,7 +247,7 @@ def _how_kept(kept: str, folds: int, epoch: int) -> str:
     if folds == 1:
         probe, network = "fitted to the others only", f"the one of epoch {epoch}, trained on the others only"
     else:
-        probe, network = "fitted to all of them", f"the average of those of the {folds} folds"
+        probe, network = "fitted to all of them", f"the average of the networks of the {folds} folds"
     return {"probe": f"the probe was {probe}", "fine-tuned": f"the network is {network}"}.get(
         kept, f"the network is {network}, the probe was {probe}"
     )

@@ -26,9 +26,9 @@ accuracy at a tenth of the original rate and 75 % at three times that; on 580 le
 diverged at three times that: no fixed rule fits both."""
 
 CHECKS = ((1 / 3, 2.0), (2 / 3, 0.0))
-"""(Share of the epochs, factor): a rate is given up if its held-back loss is higher than that many times the other's;
-the last check always decides. High rates catch up late: on digits with faded ink the higher one was behind after half
-of 14 epochs, and had half the loss at the end (0.28 against 0.58; test accuracy 92 against 81 %)."""
+"""(Share of the epochs, factor): a rate is dropped if its held-back loss is higher than that many times the other's.
+The last check always decides. High rates catch up late: in one run on digits with faded ink the higher one was behind
+after half of 14 epochs, and had half the loss at the end (0.28 against 0.58; test accuracy 92 against 81 %)."""
 
 SEPARATED = 1e-3
 """Loss below which rates are not compared: all images are classified correctly, and lower values are meaningless."""
@@ -42,7 +42,7 @@ def with_rates(task: FineTuneTask, factor: float) -> FineTuneTask:
 def race_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> tuple[float, list[FoldRun]]:
     """The better factor on the rates, and the folds that were compared, trained at it to the end.
 
-    Both rates are trained up to the checks of `CHECKS`; the one that has not been given up then goes on.
+    Both rates are trained up to the checks in `CHECKS`; the better one is then trained to the end.
     """
     faster = with_rates(task, FASTER)
     slow: list[FoldRun] = []
@@ -67,7 +67,7 @@ def race_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> tup
 def _race(
     task: FineTuneTask, faster: FineTuneTask, fold: Fold, runner: Runner, name: str
 ) -> tuple[FoldRun, FoldRun, int]:
-    """Both rates on one fold, and the epochs after which one of them is given up."""
+    """Both rates on one fold, and the epochs after which they were compared."""
     probe = None
     checks = {math.ceil(share * (task.recipe.epochs or 1)): clear for share, clear in CHECKS}
     for epochs, clear in checks.items():

@@ -58,7 +58,7 @@ class Runner:
 
     @contextmanager
     def resumable(self) -> Iterator[Runner]:
-        """A runner whose fits can be gone on with: this one, or one with a folder that is removed afterwards."""
+        """A runner whose fits can be resumed: this one, or one with a temporary folder."""
         if self.folder is not None:
             yield self
             return
@@ -80,7 +80,7 @@ class Runner:
         name: str,
         stop_after: int,
     ) -> RunCheckpoint:
-        """Train, and return the measurements; a fit that was begun before goes on, one that was finished is loaded.
+        """Train, and return the measurements; a fit that was begun is resumed, one that was finished is loaded.
 
         Args:
             module: Trained in place; ends with its last weights.

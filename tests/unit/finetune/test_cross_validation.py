@@ -247,7 +247,7 @@ def test_without_a_refit_the_networks_of_the_folds_are_averaged(make_task, weigh
         torch.testing.assert_close(logits, factor * judged, rtol=1e-3, atol=1e-4)
     everything = network_logits(tuned.model, np.arange(IMAGES))
     torch.testing.assert_close(everything, sum(network_logits(one, np.arange(IMAGES)) for one in members(tuned.model)))
-    assert "the network is the average of those of the 2 folds" in tuned.record.how
+    assert "the network is the average of the networks of the 2 folds" in tuned.record.how
     assert ("the probe was fitted to all of them" in tuned.record.how) == (weight < 1)
 
 

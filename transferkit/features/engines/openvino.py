@@ -20,11 +20,11 @@ __all__: list[str] = []
 
 @functools.cache
 def _core() -> openvino.Core:
-    """OpenVINO's devices, kept for as long as the process lives.
+    """OpenVINO's runtime, kept for the life of the process.
 
-    The one for CPUs gives the thread that loads it another stack for signals, and frees that with itself. If a worker
-    let go of the last network compiled for it, the next signal, such as Ctrl-C or a child's end, was written to memory
-    that is not there any more.
+    Its CPU plugin replaces the signal stack of the thread that loads it, and frees that stack when the last compiled
+    network is released. If that happens in another thread, the next signal (Ctrl-C, the exit of a child process) is
+    delivered to freed memory, and Python crashes.
     """
     import openvino
 

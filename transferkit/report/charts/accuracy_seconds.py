@@ -1,9 +1,10 @@
-"""Expected accuracy of each option against the seconds after which it would be there."""
+"""Expected accuracy of each strategy against the seconds until its model would be ready."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from transferkit.records import Alternative, RunRecord
 from transferkit.report._words import format_percent, format_range, format_seconds, name_stage, name_strategy
@@ -12,7 +13,7 @@ from transferkit.report.charts.figure import CHARTS, Figure
 from transferkit.report.charts.frame import Chart
 from transferkit.report.charts.marks import Dots, Line, Mark, Point, ReferenceLine, Tone
 
-__all__ = ["best_by_then"]
+__all__: list[str] = []
 
 
 @CHARTS.register("accuracy_seconds")
@@ -34,10 +35,9 @@ def accuracy_seconds(record: RunRecord) -> Figure | None:
     return Figure(
         section="decision",
         heading="What more time would bring",
-        caption="The best option of each strategy at the time when it would be there: after "
-        f"{format_seconds(before)} of measuring, and what it takes itself on this machine. Coloured: the chosen one. "
-        "The line is the best that could be had by then; bars are 95 % intervals. budget=SECONDS limits what may "
-        "follow the measurement.",
+        caption="The best option of each strategy, when its model would be ready on this machine: after "
+        f"{format_seconds(before)} of measuring, and its own fit. Coloured: the chosen one. Line: the highest expected "
+        "accuracy up to that time; bars: 95 % intervals. budget=SECONDS limits the time after the measurement.",
         charts=(chart,),
     )
 
@@ -50,21 +50,11 @@ def _best_of_each(record: RunRecord) -> list[Alternative]:
     return sorted(best.values(), key=lambda option: option.cost_seconds)
 
 
-def best_by_then(accuracies: Sequence[float]) -> list[float]:
-    """The highest value so far.
-
-    Example:
-        >>> best_by_then([0.7, 0.6, 0.8])
-        [0.7, 0.7, 0.8]
-    """
-    return [max(accuracies[: count + 1]) for count in range(len(accuracies))]
-
-
 def _marks(record: RunRecord, options: Sequence[Alternative], points: Sequence[Point]) -> Iterator[Mark]:
     for option, point in zip(options, points, strict=True):
         tone: Tone = "accent" if _is_chosen(record, option) else "quiet"
         yield ReferenceLine(at=point.x, axis="x", label=option.strategy, tone=tone, weight=0.75)
-    highest = best_by_then([point.y for point in points])
+    highest = list(accumulate((point.y for point in points), max))
     yield Line(points=list(_steps([point.x for point in points], highest)), tone="quiet", weight=1.5, dashes="5 4")
     for option, point in zip(options, points, strict=True):
         chosen = _is_chosen(record, option)
