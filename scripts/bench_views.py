@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from regret.fine_tuning import OPTIONS
 from regret.paths import MODEL, SIZE, write
@@ -147,6 +148,7 @@ def _choose(
         own,
         data,
         partial(read, backbone, data),
+        among=np.arange(len(data)),
         first=read(backbone, data, preprocessing=own),
         first_seconds=pace * len(data),
         image_seconds=pace,

@@ -93,7 +93,7 @@ def decide(
     mode: str = "evidence",
     norm: str = "auto",
     batch_size: int | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -136,7 +136,7 @@ def adapt(
     norm: str = "auto",
     image_size: int | None = None,
     batch_size: int | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     head: str = "auto",
@@ -190,7 +190,9 @@ def adapt(
     announce(check_adapt(given), enabled=progress)
     options = options_from(AdaptOptions, given)
     check_clocks(options)
-    session = open_session(model, data, options, budget=budget, check=lambda backbone: check_stages(backbone, options))
+    session = open_session(
+        model, data, options, budget=options.budget_seconds, check=lambda backbone: check_stages(backbone, options)
+    )
     decided = decide_session(session, options)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun)
     session = decided.session

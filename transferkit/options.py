@@ -52,6 +52,7 @@ SCHEDULES = ("constant", "plateau", "linear", "exponential", "cosine")
 AVERAGES = ("ema", "swa")
 AUGMENTS = ("auto", "none", "light", "medium", "strong")
 RATES = ("find", "rule")
+AUTO = "auto"
 
 MIN_PATIENCE = 3
 """Epochs without a lower held-back loss that early stopping allows at least: single epochs are noisy."""
@@ -359,13 +360,22 @@ def _at_least_one(value: int | None) -> bool:
     return value is None or value >= 1
 
 
+def _check_budget(value: object) -> None:
+    if value is None or value == AUTO:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise OptionError(
+            f"budget must be > 0 seconds, or auto, got {value!r}. Leave it out for no limit; budget=60 is a minute."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """What is chosen, how it is trained, and where it goes."""
 
     strategy: str = option(
         "auto",
-        "auto decides; a name is done as asked: linear_probe, few_layers (the last stages), many_layers, lp_ft (all, "
+        "auto decides; a name is done as asked: linear_probe, few_layers (the last stages), many_layers, lp_ft (most, "
         "from a solved head), surgical, norm_only, bias_only, lora.",
     )
     stage: Any = option(
@@ -375,8 +385,8 @@ class FitOptions:
     )
     unfreeze: Any = option(
         None,
-        "With few_layers, many_layers or surgical: the stages to train, by name, or a number K for the last K; None: "
-        "the strategy's default.",
+        "With lp_ft, few_layers, many_layers or surgical: the stages to train, by name, or a number K for the last K; "
+        "None: the strategy's default.",
     )
     mode: str = option(
         "evidence",
@@ -388,10 +398,12 @@ class FitOptions:
         "Batch normalisation during fine-tuning: frozen, keep (statistics go on being measured), or the kind to swap "
         "it for (group, renorm, ...), which is refused where features get worse; auto decides.",
     )
-    budget: float | None = option(
+    budget: Any = option(
         None,
-        "Seconds for everything after the first frozen pass: further views (at most half of it), then the fit that "
-        "auto chooses, in mode=search all trials too; None: no limit.",
+        "Seconds for everything after the first frozen pass: further views (half of it at most), then the fit, in "
+        "mode=search all trials; training ends at an epoch if it must. auto: twice the time must gain a point; None: "
+        "no limit.",
+        check=_check_budget,
     )
     head: str = option(
         "auto", "ridge, logistic, average (of the two), or auto: the average unless one is clearly better held back."
@@ -413,6 +425,11 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         _check_values(self)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget as a limit; None if there is none."""
+        return None if self.budget is None or self.budget == AUTO else float(self.budget)
 
     @property
     def recipe(self) -> Recipe:

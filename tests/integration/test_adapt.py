@@ -16,6 +16,7 @@ from torch import nn
 
 import transferkit as tk
 from transferkit.core.errors import BackboneError, DataError, OptionError, RunFolderError
+from transferkit.features import FeatureBank
 from transferkit.finetune import cross_validation, rate_race
 from transferkit.records import JOINED, Preprocessing
 from transferkit.strategies import STRATEGIES, TUNABLE
@@ -32,7 +33,7 @@ def result(stripes, tmp_path):
 def test_stripes_are_told_apart(result):
     assert result.metrics["test"].accuracy == 1.0
     assert set(result.metrics) == {"test"}
-    assert result.evidence.images_computed == 36
+    assert result.evidence.images_computed == 24  # the test images are run when they are scored
     assert result.decision.strategy == "linear_probe"
     assert any("Fine-tuning" in reason for reason in result.decision.reasons)
 
@@ -94,6 +95,39 @@ def test_a_second_run_takes_everything_from_the_bank(result, stripes):
     again = tk.adapt(PACKAGED, stripes, image_size=32, progress=False)
     assert again.evidence.images_computed == 0
     np.testing.assert_array_equal(again.model.classifier.weight.detach(), result.model.classifier.weight.detach())
+
+
+def test_test_images_are_run_only_when_they_are_scored(stripes, tmp_path):
+    bank = tmp_path / "bank"
+
+    def images_in_bank():
+        return max(shelf.images for shelf in FeatureBank(bank).list_shelves())
+
+    how = {"image_size": 32, "views": 1, "geometry": "crop", "cache": bank, "progress": False}
+    unscored = tk.adapt(PACKAGED, stripes, evaluate=False, **how)
+    assert images_in_bank() == 24
+    tk.analyze(PACKAGED, stripes, **how)
+    assert images_in_bank() == 24
+    scored = tk.adapt(PACKAGED, stripes, **how)
+    assert images_in_bank() == 36
+    assert scored.metrics["test"].images == 12
+    torch.testing.assert_close(scored.model.state_dict(), unscored.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strategy", ["few_layers", "lp_ft"])
+def test_a_budget_ends_training_at_an_epoch_and_still_gives_a_result(stripes, strategy):
+    result = tk.adapt(
+        PACKAGED, stripes, strategy=strategy, budget=1e-3, image_size=32, train={"epochs": 50}, progress=False
+    )
+    assert len(result.record.training.epochs) <= 2  # a phase has an epoch at least
+    assert any(note.startswith("The budget ended training after") for note in result.record.training.notes)
+    assert result.metrics["test"].accuracy > 0.5
+
+
+def test_the_knee_is_a_budget_of_its_own(stripes):
+    result = tk.adapt(PACKAGED, stripes, budget="auto", image_size=32, progress=False)
+    assert "budget=auto: 1 point of expected accuracy is worth twice the time" in " ".join(result.decision.reasons)
+    assert tk.decide(result.evidence, budget="auto").strategy == result.decision.strategy
 
 
 def test_only_new_images_are_computed(result, stripes):
@@ -391,10 +425,10 @@ def test_options_are_checked_before_any_work(tmp_path, stripes):
             tk.adapt(PACKAGED, stripes, strategy="linear_probe", norm=norm)
     with pytest.raises(OptionError, match="closed form, so train.lr=0.1, train.augment=light would do nothing. Leave"):
         tk.adapt(PACKAGED, stripes, strategy="linear_probe", train={"augment": "light", "lr": 0.1, "views": 4})
-    for chosen in ({"strategy": "lp_ft"}, {"mode": "rule"}):
+    for chosen in ({"strategy": "lp_ft"}, {"mode": "rule"}, {"mode": "search"}):
         said = "=".join(*chosen.items())
-        with pytest.raises(OptionError, match=f"budget is a limit on what is chosen by its cost, and {said} leaves no"):
-            tk.adapt(PACKAGED, stripes, budget=60, **chosen)
+        with pytest.raises(OptionError, match=f"budget=auto weighs .*, and {said} does not choose that way. Give seco"):
+            tk.adapt(PACKAGED, stripes, budget="auto", **chosen)
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file, not a folder"):
         tk.adapt(PACKAGED, stripes, out=tmp_path / "file")

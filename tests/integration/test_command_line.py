@@ -44,7 +44,7 @@ def fails(capsys, *arguments: str) -> str:
 
 def test_words_where_numbers_belong_are_told_all_at_once(at, stripes, capsys):
     said = fails(capsys, "adapt", "data=folder", f"data.root={stripes}", "budget=abc", "seed=1.5", "data.test=few")
-    assert "budget must be a number, got 'abc'." in said
+    assert "budget must be > 0 seconds, or auto, got 'abc'." in said
     assert "seed must be a whole number, got 1.5." in said
     assert "data.test must be a number, got 'few'." in said
     assert not list(at.iterdir())
@@ -136,9 +136,9 @@ def test_the_same_command_again_reads_the_bank(at, stripes, capsys, monkeypatch)
     command = ["adapt", "data=folder", f"data.root={stripes}", "out=run", *QUICK]
     monkeypatch.setattr(remembered, "SETTLED", -(10**12))
     main(command)
-    assert "36 of 36 images computed" in capsys.readouterr().out
+    assert "24 of 24 images computed" in capsys.readouterr().out
     main(command)
-    assert "0 of 36 images computed" in capsys.readouterr().out
+    assert "0 of 24 images computed" in capsys.readouterr().out
     main(["cache"])
     said = capsys.readouterr().out
     assert "tf_efficientnet_lite0" in said
@@ -372,13 +372,16 @@ def test_ctrl_c_leaves_nothing_half_written(at, stripes, own_cache):
         (["adapt", "data=folder", "data.rot=x"], "Closest known: data.root"),
         (["adapt", "folder"], "is not a setting"),
         (["adapt", "strategy=lp-ft"], "Unknown strategy 'lp-ft'"),
-        (["adapt", "strategy=lp_ft", "unfreeze=2"], "strategy=lp_ft does not accept it"),
+        (["adapt", "strategy=lora", "unfreeze=2"], "strategy=lora does not accept it"),
         (["adapt", "strategy=few_layers", "unfreeze=1.5"], "whole number k for the last k stages, got 1.5"),
         (["adapt", "strategy=few_layers", "unfreeze=[block.5]", "image_size=32"], "Closest known: blocks.5"),
         (["adapt", "strategy=surgical", "unfreeze=top,blocks.5"], "A list has brackets: unfreeze=[top,blocks.5]"),
         (["adapt", "unfreez=2"], "Closest known: unfreeze"),
         (["adapt", "strategy=linear_probe", "train.lr=0.1"], "so train.lr=0.1 would do nothing"),
-        (["adapt", "strategy=lp_ft", "budget=9"], "strategy=lp_ft leaves no such choice"),
+        (["adapt", "strategy=lp_ft", "budget=auto"], "strategy=lp_ft does not choose that way"),
+        (["adapt", "budget=0"], "budget must be > 0 seconds, or auto, got 0"),
+        (["adapt", "budget=10m"], "budget must be > 0 seconds, or auto, got '10m'"),
+        (["adapt", "budget=Auto"], "budget must be > 0 seconds, or auto, got 'Auto'"),
         (["adapt", "train.lr_scale=tenth"], "train.lr_scale must be a number, got 'tenth'"),
         (["adapt", "train.lr=0.1", "train.lr_scale=0.1"], "leave one of them out"),
         (["adapt", "mode=evidnce", "image_size=32"], "Closest known: evidence"),

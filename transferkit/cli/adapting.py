@@ -64,10 +64,10 @@ def _summary(result: Result, out: Path) -> list[str]:
             lines.append(f"That is less than was expected: the {split} images differ from the training images.")
     lines += _untested_lines(result, out)
     evidence = result.evidence
-    everything = sum(evidence.data.size(split) for split in evidence.data.counts)
+    measured = evidence.data.size("train") + evidence.data.size("val")
     lines.append(
         f"{result.record.seconds['total']:.1f} s in all, {evidence.seconds['frozen pass']:.1f} s of it the frozen pass "
-        f"({evidence.images_computed:,} of {everything:,} images computed, the rest from the bank)"
+        f"({evidence.images_computed:,} of {measured:,} images computed, the rest from the bank)"
     )
     return [*lines, f"report: {out / 'report.html'}"]
 

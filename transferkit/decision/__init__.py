@@ -77,7 +77,7 @@ def choose(
     evidence: Evidence,
     *,
     mode: str = "evidence",
-    budget: float | None = None,
+    budget: float | str | None = None,
     trials: Mapping[str, Belief] | None = None,
 ) -> Choice:
     """The strategy to use, and why; `complete` adds learning rate and normalisation.
@@ -85,7 +85,8 @@ def choose(
     Args:
         evidence: Measurements of the frozen pass.
         mode: "evidence" or "rule". The rule needs `evidence.similarity`.
-        budget: Seconds that fitting may take on this machine, > 0; None for no limit. The rule ignores it.
+        budget: Seconds that fitting may take on this machine, > 0; "auto" weighs accuracy against time; None for no
+            limit. The rule ignores it.
         trials: Fine-tuning strategy -> measured gain in held-back accuracy over the best probe.
 
     Raises:
@@ -93,8 +94,8 @@ def choose(
     """
     if mode not in MODES:
         raise OptionError(unknown_name("mode", mode, MODES))
-    if budget is not None and not budget > 0:
-        raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
+    if budget is not None and not (budget == "auto" or (isinstance(budget, (int, float)) and budget > 0)):
+        raise OptionError(f"budget must be > 0 seconds, or auto, got {budget!r}; leave it out for no limit.")
     advice = _advice_of_rule(evidence)
     if mode == "evidence":
         return weigh(evidence, advice=advice, budget=budget, trials=trials)

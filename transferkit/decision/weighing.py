@@ -1,8 +1,8 @@
 """The choice by evidence: expected accuracy, its uncertainty and cost of every strategy; the best is chosen.
 
 Accuracy comes first. Among linear probes with expected accuracies within `TIE` of the best, the cheapest is chosen.
-Fine-tuning, which takes minutes instead of seconds, must have an expected gain of `WORTH`. A budget excludes options
-that cost more.
+Fine-tuning, which takes minutes instead of seconds, must have an expected gain of `WORTH`. A budget in seconds excludes
+options that cost more; budget="auto" chooses the knee of expected accuracy against the logarithm of the seconds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ TIE = 0.001
 
 WORTH = 0.005
 """Expected gain over the best probe, half a point, from which on fine-tuning is worth its time."""
+
+WORTH_DOUBLING = 0.01
+"""Expected gain, one point, that is worth twice the time with budget="auto"."""
+
+START_SECONDS = 5.0
+"""Before the first image is read: imports and the network's weights."""
 
 STEP_COST = 3.7
 """Cost of an image in training, forward and backward, relative to the frozen pass: 73 seconds of `lp_ft` on 150 hand
@@ -69,7 +75,7 @@ def weigh(
     evidence: Evidence,
     *,
     advice: Choice | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     knowledge: GainModel | None = None,
     trials: Mapping[str, Belief] | None = None,
 ) -> Choice:
@@ -78,7 +84,7 @@ def weigh(
     Args:
         evidence: Measurements of the frozen pass.
         advice: The textbook rule's choice, for comparison.
-        budget: Seconds that fitting may take; None for no limit.
+        budget: Seconds that fitting may take; "auto" for the knee; None for no limit.
         knowledge: The gain model; None uses the one that ships with the package.
         trials: Fine-tuning strategy -> measured gain in held-back accuracy over the best probe.
     """
@@ -86,9 +92,10 @@ def weigh(
     if _is_unknown(evidence):
         return _choose_unmeasured(advice)
     options = _options(evidence, known, trials or {})
-    affordable = [option for option in options if budget is None or option.cost <= budget]
+    limit = math.inf if budget is None or isinstance(budget, str) else budget
+    affordable = [option for option in options if option.cost <= limit]
     among = affordable or [min(options, key=lambda option: option.cost)]
-    chosen = _choose(among)
+    chosen = _choose_knee(among, evidence) if budget == "auto" else _choose(among)
     others = [option for option in options if option is not chosen]
     return Choice(
         strategy=chosen.strategy,
@@ -96,7 +103,11 @@ def weigh(
         mode="evidence",
         reasons=(
             *_reasons(evidence, chosen, others),
-            *_reasons_of_cost(chosen, options, among, budget),
+            *(
+                _reasons_of_knee(chosen, others, evidence)
+                if budget == "auto"
+                else _reasons_of_cost(chosen, options, among, limit)
+            ),
             *_reasons_of_rule(chosen, advice),
         ),
         expected=chosen.alternative(),
@@ -140,6 +151,23 @@ def _choose(among: list[_Option]) -> _Option:
         assert chosen is not None
         return chosen
     return network if network.expected.mean >= probe.expected.mean + WORTH else probe
+
+
+def _choose_knee(among: list[_Option], evidence: Evidence) -> _Option:
+    """The option with the highest expected accuracy, less `WORTH_DOUBLING` for each doubling of the whole time."""
+    return max(among, key=lambda option: option.expected.mean - WORTH_DOUBLING * _doublings(option, evidence))
+
+
+def _doublings(option: _Option, evidence: Evidence) -> float:
+    """Of the time before it is fitted, until it is."""
+    before = _seconds_before(evidence)
+    return math.log2((before + option.cost) / before)
+
+
+def _seconds_before(evidence: Evidence) -> float:
+    """Seconds until fitting begins, if no features are in the bank: what is in it must not change the choice."""
+    views = 1 if evidence.views is None else max(1, len(evidence.views.views))
+    return START_SECONDS + (evidence.image_seconds or 0.0) * evidence.data.train_images * views
 
 
 def _cheapest_of_the_best(options: list[_Option]) -> _Option:
@@ -349,8 +377,24 @@ def _ahead(chosen: _Option, other: _Option) -> str:
     return f"{abs(_points(chosen, other)):.1f} points {position}, {certainty} at this number of images"
 
 
-def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Option], budget: float | None) -> list[str]:
-    if budget is not None and chosen.cost > budget:
+def _reasons_of_knee(chosen: _Option, others: list[_Option], evidence: Evidence) -> list[str]:
+    better = [option for option in others if option.expected.mean > chosen.expected.mean + TIE]
+    rule = (
+        f"budget=auto: {100 * WORTH_DOUBLING:g} point of expected accuracy is worth twice the time, loading and the "
+        "frozen pass included."
+    )
+    if not better:
+        return [f"{rule} Nothing else has a higher expected accuracy."]
+    best = max(better, key=lambda option: option.expected.mean)
+    ratio = (_seconds_before(evidence) + best.cost) / (_seconds_before(evidence) + chosen.cost)
+    return [
+        f"{rule} {best.strategy} would gain {100 * (best.expected.mean - chosen.expected.mean):.1f} points for "
+        f"{ratio:.2g} times the time."
+    ]
+
+
+def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Option], budget: float) -> list[str]:
+    if chosen.cost > budget:
         return [f"No strategy fits the budget of {budget:g} s; this is the cheapest, at about {chosen.cost:.2g} s."]
     if options[0] not in among:
         best = options[0]

@@ -19,6 +19,7 @@ from transferkit.core.distributed import broadcast, is_first
 from transferkit.core.errors import RunFolderError
 from transferkit.core.frameworks import lightning
 from transferkit.core.serialization import from_json, to_json
+from transferkit.finetune.deadline import NEVER, Deadline
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.sharding import full_tensor
 from transferkit.records import Epoch
@@ -48,6 +49,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         folder: Folder of the checkpoint; None for none.
         stop_after: Epochs to run, at most the trainer's; None runs all.
         micro_batches: Micro-batches per optimizer step, > 1 after memory ran out.
+        deadline: No epoch is begun that would probably end after it.
 
     Attributes:
         micro_batches: As passed, or as in the checkpoint.
@@ -58,8 +60,16 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         best_state: The module's weights and statistics after it.
     """
 
-    def __init__(self, folder: Path | None = None, *, stop_after: int | None = None, micro_batches: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        stop_after: int | None = None,
+        micro_batches: int = 1,
+        deadline: Deadline = NEVER,
+    ) -> None:
         self.folder = folder
+        self.deadline = deadline
         self.stop_after = stop_after
         self.micro_batches = micro_batches
         self.finished = False
@@ -83,6 +93,11 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         loss = self.epochs[self.best_epoch].val_loss
         return math.inf if loss is None else loss
 
+    @property
+    def has_time(self) -> bool:
+        """Whether the deadline allows another epoch; always before the first one."""
+        return not self.epochs or self.deadline.allows(self.epochs[-1].seconds)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._begun = time.perf_counter()
@@ -99,7 +114,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             with pl_module.averaged():
                 self.best_state = snapshot(pl_module)
         self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if len(self.epochs) == self.stop_after:
+        if len(self.epochs) == self.stop_after or not self.has_time:
             trainer.should_stop = True
         # Clocks differ between processes, and all of them must take part.
         if self.folder is not None and broadcast(self.finished or trainer.should_stop or self._is_due()):

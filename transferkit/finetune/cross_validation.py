@@ -6,6 +6,9 @@
 2. Probe, network and averages of their logits compete on the held-back images.
 3. If anything but the probe wins, the network is trained on all images, for the number of epochs with the lowest
    held-back loss over all folds; or, without a refit, it is the average of the folds' networks.
+
+Where a deadline ends training, what has been trained until then is judged in the same way; a further fold or the refit
+is begun only if it would probably be finished in time.
 """
 
 from __future__ import annotations
@@ -87,9 +90,9 @@ def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Ju
     elif task.recipe.lr == "find":
         factor = find_factor(task, folds[0], runner)
     task = with_rates(task, factor)
-    left = range(len(begun), len(folds))
-    runs = (*begun, *(run_fold(task, folds[number], runner, f"fold-{number}") for number in left))
+    runs = _run_folds(task, folds, runner, begun)
     best = _best_epoch(runs)
+    task = _without_refit(task, runs, best, runner)
     held_back = np.concatenate([run.fold.held_back for run in runs])
     labels, counting = task.labels[held_back], task.folds.shares[held_back]
     tuned = np.concatenate([_outputs(run, best if task.refit else None) for run in runs])
@@ -139,6 +142,35 @@ def fine_tune(task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, judg
     )
     weighted = task.class_weights(_everyone(folds)) is not None
     return FineTuned(_compose(task, folds, verdict, networks), record, _reason(record, weighted=weighted))
+
+
+def _run_folds(
+    task: FineTuneTask, folds: Sequence[Fold], runner: Runner, begun: Sequence[FoldRun]
+) -> tuple[FoldRun, ...]:
+    """All folds, or as many as the deadline allows, at least one."""
+    runs = list(begun)
+    for number in range(len(begun), len(folds)):
+        if runs and not runner.deadline.allows(max(run.seconds for run in runs)):
+            runner.notes.append(f"The budget left no time for more than {len(runs)} of {len(folds)} folds.")
+            break
+        runs.append(run_fold(task, folds[number], runner, f"fold-{number}"))
+    epochs = task.recipe.epochs or 1
+    if ended := [run for run in runs if not run.checkpoint.finished and len(run.checkpoint.epochs) < epochs]:
+        trained = len(ended[-1].checkpoint.epochs)
+        runner.notes.append(f"The budget ended training after {trained} of {epochs} epochs.")
+    return tuple(runs)
+
+
+def _without_refit(task: FineTuneTask, runs: Sequence[FoldRun], best: int, runner: Runner) -> FineTuneTask:
+    """The task, without the refit if the deadline leaves no time for it."""
+    if not task.refit:
+        return task
+    images = len(_everyone([run.fold for run in runs]))
+    each = max(run.seconds / len(run.checkpoint.epochs) * images / len(run.fold.train) for run in runs)
+    if runner.deadline.allows((best + 1) * each):
+        return task
+    runner.notes.append("The budget left no time to train the network once more on all images.")
+    return replace(task, refit=False)
 
 
 def _best_epoch(runs: Sequence[FoldRun]) -> int:

@@ -36,6 +36,11 @@ class FoldRun:
     checkpoint: RunCheckpoint
     claims: tuple[Claim, ...]
 
+    @property
+    def seconds(self) -> float:
+        """Of all its epochs."""
+        return sum(epoch.seconds for epoch in self.checkpoint.epochs)
+
 
 def run_fold(
     task: FineTuneTask,

@@ -49,6 +49,8 @@ def race_rates(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> tup
     fast: list[FoldRun] = []
     with runner.resumable() as runner:
         for number, fold in enumerate(folds):
+            if slow and not runner.deadline.allows(slow[-1].seconds + fast[-1].seconds):
+                break
             one, other, epochs = _race(task, faster, fold, runner, f"fold-{number}")
             slow.append(one)
             fast.append(other)

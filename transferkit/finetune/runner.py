@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.core.frameworks import lightning
 from transferkit.core.progress import announce
 from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint, restore_state, state_of
+from transferkit.finetune.deadline import NEVER, Deadline
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.trainer_options import check_options, device_options, launch_options, quietly, with_sharding
 from transferkit.nn import is_out_of_memory
@@ -46,6 +48,7 @@ class Runner:
         progress: Show a progress bar on a terminal.
         notes: Sentences are added here: gradient accumulation, unreadable checkpoints.
         micro_batches: Micro-batches per step, the last entry being current: later fits start with it.
+        deadline: Until when it may train.
     """
 
     device: torch.device
@@ -55,6 +58,7 @@ class Runner:
     progress: bool = True
     notes: list[str] = field(default_factory=list)
     micro_batches: list[int] = field(default_factory=lambda: [1])
+    deadline: Deadline = NEVER
 
     @contextmanager
     def resumable(self) -> Iterator[Runner]:
@@ -82,6 +86,8 @@ class Runner:
     ) -> RunCheckpoint:
         """Train, and return the measurements; a fit that was begun is resumed, one that was finished is loaded.
 
+        At least one epoch is run, further ones only if the deadline allows.
+
         Args:
             module: Trained in place; ends with its last weights.
             train: Batch size per process -> batches.
@@ -96,14 +102,15 @@ class Runner:
         connect(self.device)
         start = state_of(module)
         folder = None if self.folder is None else self.folder / name
-        checkpoint = RunCheckpoint(folder, stop_after=stop_after, micro_batches=self.micro_batches[-1])
+        make = partial(RunCheckpoint, folder, stop_after=stop_after, deadline=self.deadline)
+        checkpoint = make(micro_batches=self.micro_batches[-1])
         saved = self._saved(checkpoint.folder, name)
         resumed = saved is not None
         if saved is not None:
             checkpoint.load_state_dict(saved["callbacks"][checkpoint.state_key])
             self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=2 * self.micro_batches[-1])
             self.micro_batches.append(checkpoint.micro_batches)
-            if checkpoint.finished or len(checkpoint.epochs) >= stop_after:
+            if checkpoint.finished or len(checkpoint.epochs) >= stop_after or not checkpoint.has_time:
                 restore_state(module, saved)
                 return checkpoint
             del saved
@@ -119,10 +126,7 @@ class Runner:
             restore_state(module, start)
             torch.cuda.empty_cache()
             # From the start: the result must not depend on when the last checkpoint was written.
-            resumed, checkpoint = (
-                False,
-                RunCheckpoint(checkpoint.folder, stop_after=stop_after, micro_batches=2 * checkpoint.micro_batches),
-            )
+            resumed, checkpoint = False, make(micro_batches=2 * checkpoint.micro_batches)
             self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=checkpoint.micro_batches)
             self.micro_batches.append(checkpoint.micro_batches)
 

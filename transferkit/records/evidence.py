@@ -234,7 +234,7 @@ class Evidence:
         similarity: Of the data to the backbone's training images, in [0, 1], given or measured; None if not known.
         similarity_detail: How the similarity was obtained; None if it was not measured.
         seconds: Phase -> wall-clock seconds.
-        images_computed: Images the backbone ran over; the features of the rest came from the bank.
+        images_computed: Training and validation images the backbone ran over; features of the rest came from the bank.
         image_seconds: Seconds per image in the frozen pass on the device in use, decoding excluded; None if not
             measured.
         step_seconds: Fine-tuning strategy -> seconds per image in a training step there; empty if not measured.

@@ -16,7 +16,7 @@ C = TypeVar("C", Choice, PlanSettings)
 
 TOGETHER = (JOINED, SELECTED)
 
-TUNABLE = ("few_layers", "many_layers", "surgical")
+TUNABLE = ("lp_ft", "few_layers", "many_layers", "surgical")
 """Strategies that train complete stages, and accept a choice of them (unfreeze=)."""
 
 

@@ -147,17 +147,13 @@ def _check_probe(options: FitOptions) -> None:
 
 
 def _check_budget(options: FitOptions) -> None:
-    budget = options.budget
-    if budget is None:
+    if options.budget != "auto" or (options.strategy == "auto" and options.mode == "evidence"):
         return
-    if not budget > 0:
-        raise OptionError(f"budget must be > 0 seconds, got {budget!r}; leave it out for no limit.")
-    if options.strategy != "auto" or options.mode == "rule":
-        chosen = f"strategy={options.strategy}" if options.strategy != "auto" else "mode=rule"
-        raise OptionError(
-            f"budget is a limit on what is chosen by its cost, and {chosen} leaves no such choice. Leave budget out, "
-            "or let strategy=auto with mode=evidence or mode=search choose."
-        )
+    given = f"strategy={options.strategy}" if options.strategy != "auto" else f"mode={options.mode}"
+    raise OptionError(
+        f"budget=auto weighs expected accuracy against seconds, and {given} does not choose that way. Give seconds, "
+        "such as budget=60, or leave budget out."
+    )
 
 
 def check_clocks(options: AdaptOptions) -> None:
@@ -167,7 +163,7 @@ def check_clocks(options: AdaptOptions) -> None:
         OptionError: Some would be started later, and decide by clocks of their own.
     """
     processes = count_processes(choose_device(options.device), options.trainer or {})
-    if options.budget is not None and processes > 1 and local_rank_and_world_size()[1] == 1:
+    if options.budget_seconds is not None and processes > 1 and local_rank_and_world_size()[1] == 1:
         raise OptionError(
             "A budget is a matter of the clock, and the processes that trainer.devices starts would each decide by "
             "their own. Start them together (torchrun --nproc-per-node=2 -m transferkit.cli adapt ...), or leave "

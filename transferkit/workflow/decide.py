@@ -68,9 +68,9 @@ def choose_strategy(evidence: Evidence, options: AdaptOptions) -> Choice:
     Raises:
         OptionError: If the backbone or the strategy cannot do what was asked for.
     """
-    budget = _left(options.budget, evidence)
     if options.strategy != "auto":
         return _compared(evidence, options)
+    budget = options.budget if options.budget == "auto" else _left(options.budget_seconds, evidence)
     return choose(evidence, mode=options.mode, budget=budget)
 
 
@@ -133,7 +133,7 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
         OptionError: Something that was asked for is impossible with this backbone.
     """
     evidence = session.measured.evidence
-    if options.budget is not None:
+    if options.budget_seconds is not None:
         connect(choose_device(options.device))  # each process has a clock of its own, and they must decide alike
     conditions = conditions_for(evidence, options)
     # What is impossible is refused before any trial; a run that never fine-tunes has nothing to be refused.
@@ -141,7 +141,7 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
     trials = _Trials(session, options, conditions, norm=norm.kind if norm.kind in NORMS else "frozen")
     with timed(session.seconds, "decide"):
         if options.strategy == "auto" and options.mode == "search":
-            budget = _left(options.budget, evidence)
+            budget = _left(options.budget_seconds, evidence)
             choice = search(evidence, trials.begin, budget=budget, progress=options.progress)
         else:
             choice = choose_strategy(evidence, options)

@@ -23,6 +23,7 @@ from transferkit.workflow.training_images import TrainingImages, select_images
 
 if TYPE_CHECKING:
     from transferkit.finetune import FineTuned, FineTuneTask, Judged, Runner
+    from transferkit.finetune.deadline import Deadline
 
 __all__ = ["FineTuneRun", "begin_run", "build_task", "finish_run"]
 
@@ -80,7 +81,13 @@ def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[Train
     identity = _identity(session, plan, images, options)
     folder = TrainingFolder(path=path, identity=identity, resume=options.resume is not False, progress=how.progress)
     folder.prepare()
-    runner = Runner(device=choose_device(how.device), folder=path, options=options.trainer or {}, progress=how.progress)
+    runner = Runner(
+        device=choose_device(how.device),
+        folder=path,
+        options=options.trainer or {},
+        progress=how.progress,
+        deadline=_deadline(session, options),
+    )
     augmentation = choose_augmentation(session, images, runner.notes)
     pictures = PictureFeed(session, images, augmentation)
     cached = cache_frozen_stages(session, plan, images, pictures, runner.notes)
@@ -91,6 +98,13 @@ def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[Train
         phases = ", ".join(phase.name for phase in whole.phases)
         runner.notes.append(f"There are fewer epochs than phases: of {phases} only the last are trained.")
     return images, _task(session, plan, images, options, pictures if cached is None else cached), runner
+
+
+def _deadline(session: Session, options: FitOptions) -> Deadline:
+    from transferkit.finetune.deadline import NEVER, Deadline
+
+    budget = options.budget_seconds
+    return NEVER if budget is None else Deadline(session.measured.since + budget)
 
 
 def _task(
@@ -104,8 +118,8 @@ def _task(
         plan=plan,
         probe=STRATEGIES["linear_probe"](probe, [stage.name for stage in session.backbone.stages]),
         backbone=session.backbone,
-        table=measured.table.take(images.rows),
-        start=measured.primary.take(images.rows),
+        table=measured.features(images.rows),
+        start=measured.primary_features(images.rows),
         folds=images.known,
         classes=session.data.summary.classes,
         pooling=how.pooling,

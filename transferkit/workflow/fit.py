@@ -79,7 +79,7 @@ def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
         fitted = fit_closed_form(
             plan,
             session.backbone,
-            session.measured.table.take(session.measured.train),
+            session.measured.features(session.measured.train),
             session.measured.labels,
             classes=session.data.summary.classes,
             pooling=how.pooling,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -53,24 +54,36 @@ class Measurement:
 
     Args:
         evidence: The measurements.
-        table: One row of features per image of the data, averaged over its views.
+        rows: (M,) sorted indices of the images that were run: those of the training and the validation split.
+        table: Their features, averaged over their views.
         primary: The same in the geometry that networks are trained on, a single view.
         folds: Labels of the N training images, and which of them are held back together.
         train: (N,) indices of the training images in the data.
         selection: Weights of the features of all stages joined, and which were left out.
+        since: Reading of `time.monotonic` at the end of the first pass, from which a budget counts.
     """
 
     evidence: Evidence
+    rows: npt.NDArray[np.int64]
     table: FeatureTable
     primary: FeatureTable
     folds: Folds
     train: npt.NDArray[np.int64]
     selection: Selection
+    since: float = 0.0
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """(N,) of the training images."""
         return self.folds.labels
+
+    def features(self, indices: npt.NDArray[np.int64]) -> FeatureTable:
+        """Features of these images, averaged over their views."""
+        return self.table.take(np.searchsorted(self.rows, indices))
+
+    def primary_features(self, indices: npt.NDArray[np.int64]) -> FeatureTable:
+        """Features of these images in the view that networks are trained on."""
+        return self.primary.take(np.searchsorted(self.rows, indices))
 
 
 def measure_features(
@@ -85,7 +98,9 @@ def measure_features(
     budget: float | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> Measurement:
-    """Run the frozen pass over all splits, and measure on the training split alone.
+    """Run the frozen pass over training and validation images, and measure on the former alone.
+
+    Test images are run when they are scored: nothing is measured on them.
 
     Args:
         backbone, data: What to measure.
@@ -115,18 +130,22 @@ def measure_features(
     if views is not None:
         backbone = backbone.with_preprocessing(apply_views(own, views.start, [views.start], mirror=False))
     run = partial(read, backbone)
+    train = data.indices("train")
+    rows = np.sort(np.concatenate([train, data.indices("val")]))
     with timed(spent, "frozen pass"):
-        first, target, other = _first_pass(run, backbone, data, source)
+        first, target, other = _first_pass(run, backbone, data, rows, source)
+    since = time.monotonic()
     with timed(spent, "pace"):
         paces = measure_paces(backbone, options, folder=bank.folder)
     with timed(spent, "similarity"):
         detail = measure_similarity(backbone, target, source=other, given=options.similarity)
-    seen = _see(views, own, data, run, options, first=first, pace=paces.image_seconds, budget=budget, seconds=spent)
+    seen = _see(
+        views, own, data, run, options, rows=rows, first=first, pace=paces.image_seconds, budget=budget, seconds=spent
+    )
     backbone = backbone.with_preprocessing(seen.preprocessing)
-    train = data.indices("train")
     folds = data.folds.take(train)
     probes, curves, selection = _measure(
-        seen.table.take(train),
+        seen.table.take(np.searchsorted(rows, train)),
         folds,
         classes=data.summary.num_classes,
         class_weight=options.class_weight,
@@ -150,19 +169,24 @@ def measure_features(
         engine=engines.use,
         worker_seconds=first.worker_seconds,
     )
-    return Measurement(evidence, seen.table, seen.primary, folds, train, selection)
+    return Measurement(evidence, rows, seen.table, seen.primary, folds, train, selection, since)
 
 
 def _first_pass(
-    run: Callable[..., FrozenPass], backbone: Backbone, data: Data, source: Data | None
+    run: Callable[..., FrozenPass],
+    backbone: Backbone,
+    data: Data,
+    rows: npt.NDArray[np.int64],
+    source: Data | None,
 ) -> tuple[FrozenPass, Side, Side | None]:
-    """The pass over all images and a sample of the source images; what similarity is measured between."""
+    """The pass over the images at `rows` and a sample of the source images; what similarity is measured between."""
     sample = choose_sample(data.content_ids, data.indices("train"))
+    positions = np.searchsorted(rows, sample)
     # Without statistics of a source and without source images there is nothing to compare moments with.
     comparable = source is not None or bool(backbone.source_moments())
-    done = run(data, sample=sample if comparable else None)
+    done = run(data, among=rows, sample=positions if comparable else None)
     other = None if source is None else _pass_over_source(run, source)
-    return done, Side(done.moments, done.table.take(sample), data.labels[sample]), other
+    return done, Side(done.moments, done.table.take(positions), data.labels[sample]), other
 
 
 def _see(
@@ -172,6 +196,7 @@ def _see(
     run: Callable[..., FrozenPass],
     options: PassOptions,
     *,
+    rows: npt.NDArray[np.int64],
     first: FrozenPass,
     pace: float,
     budget: float | None,
@@ -179,7 +204,7 @@ def _see(
 ) -> Chosen:
     """Geometry and views: as they are, or chosen on held-back images."""
     if views is None:
-        primary = run(data, preprocessing=own.primary).table if own.views else first.table
+        primary = run(data, preprocessing=own.primary, among=rows).table if own.views else first.table
         return Chosen(own, first.table, primary, None)
     if local_rank_and_world_size()[1] > 1:
         connect(choose_device(options.device))  # each process has a clock of its own, and all must decide alike
@@ -189,6 +214,7 @@ def _see(
             own,
             data,
             partial(run, data),
+            among=rows,
             first=first,
             first_seconds=seconds["frozen pass"],
             image_seconds=pace,

@@ -18,9 +18,8 @@ from transferkit.data.augmentation import Augmentation, choose_preset
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mixing import Mixing
 from transferkit.data.pixels import PixelStore
-from transferkit.features import FeatureTable, choose_device
+from transferkit.features import choose_device
 from transferkit.workflow.flip_check import check_flip
-from transferkit.workflow.measure import read_features
 from transferkit.workflow.session import Session
 from transferkit.workflow.training_images import TrainingImages
 
@@ -41,32 +40,15 @@ def choose_augmentation(session: Session, images: TrainingImages, notes: list[st
     if recipe.flip is not None or preset == "none":
         return Augmentation(preset=preset, preprocessing=preprocessing, flip=bool(recipe.flip))
     check = check_flip(
-        session.measured.primary.take(images.rows),
+        session.measured.primary_features(images.rows),
         images.known,
-        lambda positions: _flipped_features(session, images.rows[positions]),
+        lambda positions: session.features(images.rows[positions], preprocessing=replace(preprocessing, mirrored=True)),
         classes=session.data.summary.num_classes,
         folds=images.folds[:1],
         seed=session.options.seed,
     )
     notes.append(f"Images {'are' if check.safe else 'are not'} mirrored in training: {check}.")
     return Augmentation(preset=preset, preprocessing=preprocessing, flip=check.safe)
-
-
-def _flipped_features(session: Session, rows: npt.NDArray[np.int64]) -> FeatureTable:
-    """Features of the mirror images of these images."""
-    options = session.options
-    return read_features(
-        session.backbone,
-        session.data,
-        bank=session.bank,
-        pooling=options.pooling,
-        device=options.device,
-        batch_size=options.batch_size,
-        engines=session.engines,
-        preprocessing=replace(session.backbone.spec.preprocessing.primary, mirrored=True),
-        among=rows,
-        progress=False,
-    ).table
 
 
 class PictureFeed:

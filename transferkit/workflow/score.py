@@ -40,11 +40,11 @@ def score_splits(session: Session, fitted: Outcome, splits: Sequence[str]) -> di
 
 
 def _logits(session: Session, fitted: Outcome, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """(N, K) from the features at hand where the backbone is as it was, else by running the model."""
+    """(N, K) from features, kept in the bank, where the backbone is as it was; else by running the model."""
     model = fitted.model
     if isinstance(model, TransferModel) and fitted.is_probe:
         weight, bias = (tensor.detach().numpy() for tensor in (model.linear.weight, model.linear.bias))
-        table = session.measured.table.take(indices)
+        table = session.features(indices, progress=True)
         _, columns = table.select(model.stages)
         return np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
     pictures = (session.data.pixels(int(index), model.preprocessing) for index in indices)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from transferkit import zoo
@@ -15,12 +17,12 @@ from transferkit.core.limits import check_image_size
 from transferkit.core.random import seed_everything
 from transferkit.core.timing import timed
 from transferkit.data import Data, open_data
-from transferkit.features import Engines, FeatureBank
+from transferkit.features import Engines, FeatureBank, FeatureTable
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import Backbone
 from transferkit.options import PassOptions
 from transferkit.records import Finding, Preprocessing
-from transferkit.workflow.measure import Measurement, measure_features
+from transferkit.workflow.measure import Measurement, measure_features, read_features
 from transferkit.workflow.views import ask_views
 
 __all__ = ["Session", "load_backbone", "open_backbone", "open_bank", "open_images", "open_session"]
@@ -76,6 +78,30 @@ class Session:
     bank: FeatureBank
     engines: Engines = field(default_factory=Engines)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def features(
+        self, indices: npt.NDArray[np.int64], *, preprocessing: Preprocessing | None = None, progress: bool = False
+    ) -> FeatureTable:
+        """Features of these images from a frozen pass, which runs those that the bank does not have.
+
+        Args:
+            indices: Of the images in the data.
+            preprocessing: Other preprocessing than the backbone's; None takes that.
+            progress: Show a progress bar.
+        """
+        options = self.options
+        return read_features(
+            self.backbone,
+            self.data,
+            bank=self.bank,
+            pooling=options.pooling,
+            device=options.device,
+            batch_size=options.batch_size,
+            engines=self.engines,
+            preprocessing=preprocessing,
+            among=indices,
+            progress=progress and options.progress,
+        ).table
 
 
 def open_bank(options: PassOptions) -> FeatureBank:

@@ -189,7 +189,7 @@ def test_deciding_takes_less_than_a_millisecond():
     assert time.perf_counter() - start < 1.0  # a tenth of that on a quiet machine
 
 
-@pytest.mark.parametrize("budget", [0, -1, float("nan")])
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), "often"])
 def test_a_budget_that_is_none_is_refused(budget):
     with pytest.raises(OptionError, match="budget must be > 0 seconds"):
         decide(evidence(), budget=budget)

@@ -24,7 +24,15 @@ from transferkit.decision import (
     weigh,
 )
 from transferkit.decision.gains import LEAST_LEFT
-from transferkit.decision.weighing import FITS_SECONDS, LOOP_COST, STEP_COST, TIE, TUNED_SHARES, WORTH
+from transferkit.decision.weighing import (
+    FITS_SECONDS,
+    LOOP_COST,
+    START_SECONDS,
+    STEP_COST,
+    TIE,
+    TUNED_SHARES,
+    WORTH,
+)
 from transferkit.records import JOINED, SELECTED
 
 NOTHING = GainModel(coefficients={}, spread={})
@@ -261,6 +269,32 @@ def test_a_budget_strikes_fine_tuning_out_and_says_what_would_be_expected_of_it(
     decision = weigh(looked, knowledge=knowing, budget=cost / 2)
     assert decision.strategy == "linear_probe"
     assert "The best would be fine-tuning (lp_ft)" in " ".join(decision.reasons)
+
+
+@given(gain=st.floats(0.0, 0.15), dear=st.floats(1.0, 1e4))
+def test_the_knee_asks_a_point_for_each_doubling_of_the_time(gain, dear):
+    looked, knowing = tuned(gain, image_seconds=0.01 * dear)
+    choice = weigh(looked, knowledge=knowing, budget="auto")
+    probe, network = sorted([choice.expected, *choice.alternatives], key=lambda option: option.strategy)
+    before = START_SECONDS + 0.01 * dear * looked.data.train_images
+    doublings = math.log2((before + network.cost_seconds) / (before + probe.cost_seconds))
+    assume(abs(gain - 0.01 * doublings) > 1e-9)
+    assert (choice.strategy == "lp_ft") == (gain > 0.01 * doublings)
+    assert "budget=auto: 1 point of expected accuracy is worth twice the time" in " ".join(choice.reasons)
+
+
+def test_what_the_bank_holds_does_not_move_the_knee():
+    looked, knowing = tuned(0.05)
+    warm = replace(looked, seconds={"frozen pass": 0.0}, images_computed=0)
+    cold = replace(looked, seconds={"frozen pass": 1000.0}, images_computed=100)
+    assert weigh(warm, knowledge=knowing, budget="auto") == weigh(cold, knowledge=knowing, budget="auto")
+
+
+def test_the_knee_names_what_more_time_would_gain():
+    looked, knowing = tuned(0.011)
+    said = " ".join(weigh(looked, knowledge=knowing, budget="auto").reasons)
+    assert "lp_ft would gain 1.1 points for" in said
+    assert "times the time." in said
 
 
 @pytest.mark.parametrize("images", [50, 150, 1400])

@@ -94,12 +94,19 @@ def test_many_layers_leaves_only_the_stem_alone():
     assert learning(many_layers(asked(), ("top",))) == ["head", "top"]
 
 
-def test_lp_ft_starts_from_the_probe_and_trains_everything_at_once():
+def test_lp_ft_starts_from_the_probe_and_trains_the_later_stages_at_once():
     plan = lp_ft(asked(stage="joined"), ("stem", "a", "top"))
     assert (plan.start, plan.closed_form, len(plan.phases)) == ("closed_form", False, 1)
     assert plan.stages == ("stem", "a", "top")
-    assert rules_of(plan) == [("head", 0.1), ("top", 1), ("a", 0.75), ("stem", 0.5625)]
+    assert rules_of(plan) == [("head", 0.1), ("top", 1), ("a", 0.75), ("*", 0)]
     assert learning(lp_ft(asked(stage="a"), ("stem", "a", "top"))) == ["head", "a", "stem"]
+    assert learning(lp_ft(asked(), LITE)) == ["head", "top", "blocks.6", "blocks.5", "blocks.4", "blocks.3"]
+
+
+def test_lp_ft_trains_everything_where_that_is_asked_for():
+    plan = lp_ft(asked(stage="joined", tuned=("stem", "a", "top")), ("stem", "a", "top"))
+    assert rules_of(plan) == [("head", 0.1), ("top", 1), ("a", 0.75), ("stem", 0.5625)]
+    assert [phase.name for phase in plan.phases] == ["chosen stages"]
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [(norm_only, "norm"), (bias_only, "bias"), (lora, "adapter")])

@@ -64,9 +64,9 @@ Indices = npt.NDArray[np.int64]
 
 
 class Run(Protocol):
-    """A frozen pass over all images, or those `among`, in one view."""
+    """A frozen pass over the images `among`, in one view."""
 
-    def __call__(self, *, preprocessing: Preprocessing, among: Indices | None) -> FrozenPass: ...
+    def __call__(self, *, preprocessing: Preprocessing, among: Indices) -> FrozenPass: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Chosen:
 
     Args:
         preprocessing: With the geometry of single-view work, and the views that are averaged, if several are.
-        table: One row of features per image, averaged over the views.
+        table: One row of features per image of the passes, averaged over the views.
         primary: The same of the geometry of single-view work alone.
         comparison: What was measured on the way; None if there was nothing to compare.
     """
@@ -88,29 +88,30 @@ class Chosen:
 
 @dataclass
 class _Passes:
-    """Passes of several views, each run when it is first needed, and their seconds."""
+    """Passes of several views over the images at `rows`, each run when it is first needed, and their seconds."""
 
     own: Preprocessing
     run: Run
+    rows: Indices
     tables: dict[str, FeatureTable]
     seconds: dict[str, float]
     computed: dict[str, int]
 
     def over_all(self, name: str, *, mirrored: bool = False) -> FeatureTable:
-        """Rows of all images in this geometry."""
+        """Features of all images in this geometry."""
         label = view_of(name, self.own, mirrored=mirrored).name
         if label not in self.tables:
-            self.tables[label] = self._timed(name, mirrored, None)
+            self.tables[label] = self._timed(name, mirrored, self.rows)
         return self.tables[label]
 
-    def over(self, name: str, rows: Indices, *, mirrored: bool = False) -> FeatureTable:
-        """Rows of these images; only they are run, if not all were before."""
+    def over(self, name: str, among: Indices, *, mirrored: bool = False) -> FeatureTable:
+        """Features of these images; only they are run, if not all were before."""
         label = view_of(name, self.own, mirrored=mirrored).name
         if label in self.tables:
-            return self.tables[label].take(rows)
-        return self._timed(name, mirrored, rows)
+            return self.tables[label].take(np.searchsorted(self.rows, among))
+        return self._timed(name, mirrored, among)
 
-    def _timed(self, name: str, mirrored: bool, among: Indices | None) -> FeatureTable:
+    def _timed(self, name: str, mirrored: bool, among: Indices) -> FeatureTable:
         view = view_of(name, self.own, mirrored=mirrored)
         start = time.perf_counter()
         done = self.run(preprocessing=self.own.seen_as(view), among=among)
@@ -148,6 +149,7 @@ def choose_views(
     data: Data,
     run: Run,
     *,
+    among: Indices,
     first: FrozenPass,
     first_seconds: float,
     image_seconds: float,
@@ -162,14 +164,16 @@ def choose_views(
         own: The checkpoint's preprocessing, with one view.
         data: The images; only training images are compared.
         run: Runs a view.
-        first: The pass in the geometry `asked.start`, over all images.
+        among: Sorted indices of the images whose features are wanted; all training images are among them.
+        first: The pass over these in the geometry `asked.start`.
         first_seconds: Its seconds.
         image_seconds: Of one view of one image on this machine.
         budget: Seconds that everything after the first pass may take; None sets no limit but `AUTO_SECONDS`.
         class_weight: Of the probes.
         seed: Of the images that are compared, and of the folds.
     """
-    passes = _Passes(own, run, {asked.start: first.table}, {asked.start: first_seconds}, {asked.start: first.computed})
+    start = asked.start
+    passes = _Passes(own, run, among, {start: first.table}, {start: first_seconds}, {start: first.computed})
     if asked.geometry is not None and asked.views == () and not asked.mirror:
         return _single(asked.geometry, passes, image_seconds)
     allowed = AUTO_SECONDS if budget is None else min(AUTO_SECONDS, BUDGET_SHARE * budget)
@@ -248,7 +252,7 @@ class _Comparison:
 
     @property
     def pass_seconds(self) -> float:
-        """Of one view of all images."""
+        """Of one view of all images, including those that are only scored: they are seen in every view as well."""
         return self.image_seconds * len(self.data)
 
     def _wanted(self) -> tuple[str, ...]:
@@ -298,7 +302,7 @@ class _Comparison:
             return None
         start = self.asked.start
         return check_flip(
-            self.passes.over_all(start).take(self.train),
+            self.passes.over(start, self.train),
             self.folds,
             lambda positions: self.passes.over(start, self.train[positions], mirrored=True),
             classes=self.data.summary.num_classes,

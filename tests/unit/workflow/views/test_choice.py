@@ -76,7 +76,15 @@ def choose(tmp_path, data, asked, *, quality=None, mirrored=None, image_seconds=
     first = views(preprocessing=own)
     views.calls.clear()
     found = choose_views(
-        asked, OWN, data, views, first=first, first_seconds=1.0, image_seconds=image_seconds, budget=budget
+        asked,
+        OWN,
+        data,
+        views,
+        among=np.arange(len(data)),
+        first=first,
+        first_seconds=1.0,
+        image_seconds=image_seconds,
+        budget=budget,
     )
     return found, views
 
@@ -243,7 +251,9 @@ def test_an_average_that_is_clearly_worse_is_given_up_and_it_is_said(tmp_path):
 
     loud = Loud(tmp_path / "loud", data, {"crop": 2.0}, mirrored={"crop": -2.0})
     first = loud(preprocessing=OWN)
-    found = choose_views(ask_views(), OWN, data, loud, first=first, first_seconds=1.0, image_seconds=1e-6)
+    found = choose_views(
+        ask_views(), OWN, data, loud, among=np.arange(len(data)), first=first, first_seconds=1.0, image_seconds=1e-6
+    )
     assert found.preprocessing == OWN
     assert "The mean over crop+squash+zoom+wide was rejected: held-back accuracy" in " ".join(found.comparison.reasons)
 
