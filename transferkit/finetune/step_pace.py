@@ -22,7 +22,9 @@ SECONDS = 0.4
 """Seconds after which no further step begins."""
 
 
-def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: torch.device) -> float:
+def step_seconds(
+    backbone: Backbone, plan: Plan, *, batch_size: int, device: torch.device, mixed: bool = False
+) -> float:
     """Seconds that an image takes in a training step of a plan's last phase, forward and backward.
 
     Batches are fixed images, or their activations where the frozen stages can be cached. Costs one step to warm up and
@@ -33,6 +35,7 @@ def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: tor
         plan: A strategy's, with phases.
         batch_size: Images per step.
         device: Where it will be trained.
+        mixed: In bfloat16 mixed precision.
 
     Raises:
         OptionError, BackboneError: If nothing can be trained as planned, or the network cannot take the images.
@@ -40,10 +43,10 @@ def step_seconds(backbone: Backbone, plan: Plan, *, batch_size: int, device: tor
     """
     # A head and dropout draw: a run must not depend on whether its steps were timed or remembered.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        return _fastest_step(backbone, plan, batch_size, device) / batch_size
+        return _fastest_step(backbone, plan, batch_size, device, mixed) / batch_size
 
 
-def _fastest_step(backbone: Backbone, plan: Plan, batch_size: int, device: torch.device) -> float:
+def _fastest_step(backbone: Backbone, plan: Plan, batch_size: int, device: torch.device, mixed: bool) -> float:
     copied = copy.deepcopy(backbone).without_head()
     model = TransferModel(copied, stages=plan.stages, pooling="avg", classes=["a", "b"])
     model.to(device).to(memory_format=torch.channels_last)
@@ -57,7 +60,9 @@ def _fastest_step(backbone: Backbone, plan: Plan, batch_size: int, device: torch
     def step() -> float:
         began = time.perf_counter()
         model.zero_grad(set_to_none=True)
-        torch.autograd.backward(run(inputs).square().mean())
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+            loss = run(inputs).float().square().mean()
+        torch.autograd.backward(loss)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - began

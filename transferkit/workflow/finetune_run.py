@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transferkit.core.paths import expand
 from transferkit.core.provenance import environment
@@ -84,7 +84,7 @@ def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[Train
     runner = Runner(
         device=choose_device(how.device),
         folder=path,
-        options=options.trainer or {},
+        options=_trainer_options(session, options),
         progress=how.progress,
         deadline=_deadline(session, options),
     )
@@ -94,10 +94,22 @@ def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[Train
     folder.note_feed("pictures" if cached is None else str(cached.table.dtype))
     if images.note:
         runner.notes.append(images.note)
+    if (precision := runner.options.get("precision")) and "precision" not in (options.trainer or {}):
+        runner.notes.append(
+            f"Trained in {precision}, which is faster here; trainer.precision=32-true trains in single precision."
+        )
     if len(plan.phases) < len(whole.phases):
         phases = ", ".join(phase.name for phase in whole.phases)
         runner.notes.append(f"There are fewer epochs than phases: of {phases} only the last are trained.")
     return images, _task(session, plan, images, options, pictures if cached is None else cached), runner
+
+
+def _trainer_options(session: Session, options: FitOptions) -> dict[str, Any]:
+    """Those that were given, and the faster precision if none was."""
+    from transferkit.finetune.precision import MIXED, trains_mixed
+
+    mixed = trains_mixed(session.backbone.trunk, choose_device(session.options.device))
+    return {**({"precision": MIXED} if mixed else {}), **(options.trainer or {})}
 
 
 def _deadline(session: Session, options: FitOptions) -> Deadline:
@@ -161,7 +173,7 @@ def _identity(session: Session, plan: Plan, images: TrainingImages, options: Fit
         "pooling": how.pooling,
         "class_weight": how.class_weight,
         "head": options.head,
-        "trainer": dict(options.trainer or {}),
+        "trainer": _trainer_options(session, options),
         **{name: versions[name] for name in SAME_TO_RESUME},
     }
     return json.dumps(plain, indent=1, sort_keys=True, default=lambda value: type(value).__name__)

@@ -72,17 +72,18 @@ def _key(backbone: Backbone, options: PassOptions) -> str:
 
 def _measure(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
     """The frozen pass and the training steps of each strategy -> their speeds."""
+    from transferkit.finetune.precision import trains_mixed
     from transferkit.finetune.step_pace import step_seconds
 
     device = choose_device(options.device)
     a_pass = image_seconds(backbone, pooling=options.pooling, device=options.device)
     batch = int(min(MOST, max(2, STEP / (STEP_COST * a_pass))))  # normalisation needs two images
     speeds = {FROZEN: Speed(1 / a_pass, batch, 0.0)}
-    names = [stage.name for stage in backbone.stages]
+    names, mixed = [stage.name for stage in backbone.stages], trains_mixed(backbone.trunk, device)
     for strategy in TUNED_SHARES:
         plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0), names)
         try:
-            seconds = step_seconds(backbone, plan, batch_size=batch, device=device)
+            seconds = step_seconds(backbone, plan, batch_size=batch, device=device, mixed=mixed)
         except (RuntimeError, TransferkitError) as error:
             reason = str(error).strip().split("\n")[0]
             log.warning(
