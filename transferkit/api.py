@@ -191,7 +191,12 @@ def adapt(
     options = options_from(AdaptOptions, given)
     check_clocks(options)
     session = open_session(
-        model, data, options, budget=options.budget_seconds, check=lambda backbone: check_stages(backbone, options)
+        model,
+        data,
+        options,
+        budget=options.budget_seconds,
+        trains=strategy != "linear_probe",
+        check=lambda backbone: check_stages(backbone, options),
     )
     decided = decide_session(session, options)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun)

@@ -43,7 +43,7 @@ FITS_SECONDS = 6.0
 """Seconds to set up and resume all fits of a run. With this, 58, 20, 54 and 158 seconds are predicted of runs that took
 64 (200 hand signs, `lp_ft`), 24 (`few_layers`), 50 (181 stamps) and 138 (1,000 clothes); Lite0, 96 px, 2 cores."""
 
-TUNED_SHARES = {"lp_ft": 1.0, "few_layers": 0.32}
+TUNED_SHARES = {"lp_ft": 0.5, "few_layers": 0.32}
 """Fine-tuning strategies considered -> cost of an epoch relative to training the full network: with the first stages
 frozen and their activations cached, only the rest runs (scripts/bench_regret.py score; Lite0 at 96 px). Other
 strategies are used only on request."""

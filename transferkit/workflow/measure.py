@@ -96,6 +96,7 @@ def measure_features(
     source: Data | None = None,
     views: AskedViews | None = None,
     budget: float | None = None,
+    trains: bool = True,
     seconds: Mapping[str, float] | None = None,
 ) -> Measurement:
     """Run the frozen pass over training and validation images, and measure on the former alone.
@@ -110,6 +111,7 @@ def measure_features(
         source: Images of the kind that the backbone was trained on, if there are some.
         views: Geometry and views that are wanted; None takes those of the backbone's preprocessing as they are.
         budget: Seconds that everything after the first pass may take.
+        trains: Whether a network may be trained, so that it matters how long that takes.
         seconds: Phases that came before, to be listed with these.
     """
     spent = dict(seconds or {})
@@ -136,7 +138,7 @@ def measure_features(
         first, target, other = _first_pass(run, backbone, data, rows, source)
     since = time.monotonic()
     with timed(spent, "pace"):
-        paces = measure_paces(backbone, options, folder=bank.folder)
+        paces = measure_paces(backbone, options, folder=bank.folder, trains=trains)
     with timed(spent, "similarity"):
         detail = measure_similarity(backbone, target, source=other, given=options.similarity)
     seen = _see(

@@ -42,22 +42,27 @@ class Paces:
     step_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | None) -> Paces:
+def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | None, trains: bool = True) -> Paces:
     """Paces of a network at its size; those of the first process where several share the work.
 
-    Costs one to three seconds the first time.
+    Costs half a second the first time, with training steps one to three.
 
     Args:
         backbone: Not modified.
         options: Its device and pooling count.
         folder: Where measurements are remembered; None remembers none.
+        trains: Whether a network may be trained; else training steps are not timed, unless they are remembered.
     """
     record, key = SpeedRecord(folder), _key(backbone, options)
     known = record.load(key)
     if known is None:
-        known = _measure(backbone, options)
+        known = _time_pass(backbone, options)
         record.store(key, known)
-    seconds = {name: 1 / speed.images_per_second for name, speed in known.items()}
+    steps = record.load(f"{key} steps")
+    if steps is None and trains:
+        steps = _time_steps(backbone, known[FROZEN], options)
+        record.store(f"{key} steps", steps)
+    seconds = {name: 1 / speed.images_per_second for name, speed in {**known, **(steps or {})}.items()}
     if local_rank_and_world_size()[1] > 1:  # all must decide alike
         connect(choose_device(options.device))
         seconds = broadcast(seconds)
@@ -70,15 +75,19 @@ def _key(backbone: Backbone, options: PassOptions) -> str:
     return f"paces {machine_key(reference, shape, options.pooling, default_workers())}"
 
 
-def _measure(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
-    """The frozen pass and the training steps of each strategy -> their speeds."""
+def _time_pass(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
+    """The frozen pass -> its speed, with the batch size to time training steps with."""
+    a_pass = image_seconds(backbone, pooling=options.pooling, device=options.device)
+    batch = int(min(MOST, max(2, STEP / (STEP_COST * a_pass))))  # normalisation needs two images
+    return {FROZEN: Speed(1 / a_pass, batch, 0.0)}
+
+
+def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions) -> dict[str, Speed]:
+    """The training steps of each strategy -> their speeds; none if the network cannot be trained."""
     from transferkit.finetune.precision import trains_mixed
     from transferkit.finetune.step_pace import step_seconds
 
-    device = choose_device(options.device)
-    a_pass = image_seconds(backbone, pooling=options.pooling, device=options.device)
-    batch = int(min(MOST, max(2, STEP / (STEP_COST * a_pass))))  # normalisation needs two images
-    speeds = {FROZEN: Speed(1 / a_pass, batch, 0.0)}
+    device, batch, speeds = choose_device(options.device), a_pass.batch_size, dict[str, Speed]()
     names, mixed = [stage.name for stage in backbone.stages], trains_mixed(backbone.trunk, device)
     for strategy in TUNED_SHARES:
         plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0), names)
@@ -91,6 +100,6 @@ def _measure(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
                 backbone.spec.name,
                 reason,
             )
-            return {FROZEN: speeds[FROZEN]}
+            return {}
         speeds[strategy] = Speed(1 / seconds, batch, 0.0)
     return speeds

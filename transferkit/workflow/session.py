@@ -206,6 +206,7 @@ def open_session(
     options: PassOptions,
     *,
     budget: float | None = None,
+    trains: bool = True,
     check: Callable[[Backbone], object] | None = None,
 ) -> Session:
     """Open both, then one frozen pass and all that it can measure.
@@ -214,6 +215,7 @@ def open_session(
         model, data: As for `analyze`.
         options: How.
         budget: Seconds that everything after the first pass may take; None sets no limit.
+        trains: Whether a network may be trained, so that it matters how long that takes.
         check: Raises if the backbone cannot do what is asked: a mistyped stage is found before the pass.
     """
     seconds: dict[str, float] = {}
@@ -241,6 +243,7 @@ def open_session(
         source=source,
         views=ask_views(options.geometry, options.views),
         budget=budget,
+        trains=trains,
         seconds=seconds,
     )
     backbone = backbone.with_preprocessing(found.evidence.backbone.preprocessing)

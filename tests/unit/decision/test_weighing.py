@@ -305,7 +305,8 @@ def test_fine_tuning_costs_its_folds_and_epochs_at_the_pace_of_the_frozen_pass(i
     assert expected is not None
     # Folds of 10 images begin at two rates until 30 have told, of 30 one of them; a single one is followed by a refit.
     passes = {50: 0.8 * (2 + 2 / 2), 150: 0.8 * (2 + 1 / 2), 1400: 0.8 * (1 + 1 / 2) + 1}[images]
-    assert expected.cost_seconds == pytest.approx(STEP_COST * 0.02 * images * default_epochs(images) * passes)
+    share = TUNED_SHARES["lp_ft"]
+    assert expected.cost_seconds == pytest.approx(STEP_COST * share * 0.02 * images * default_epochs(images) * passes)
 
 
 def test_a_step_that_was_timed_counts_instead_of_the_pace_of_the_frozen_pass():

@@ -61,6 +61,16 @@ def test_a_network_that_cannot_be_trained_is_told_and_still_has_the_pace_of_its_
     assert "cannot be timed (element 0 of tensors does not require grad)" in caplog.text
 
 
+def test_without_training_its_steps_are_timed_only_when_they_are_needed(tmp_path, measured):
+    probe = measure_paces(make_backbone(), HOW, folder=tmp_path, trains=False)
+    assert (probe.image_seconds, probe.step_seconds) == (1, {})
+    assert measured == ["pass"]
+    trained = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    assert trained.image_seconds == probe.image_seconds
+    assert set(trained.step_seconds) == set(TUNED_SHARES)
+    assert measure_paces(make_backbone(), HOW, folder=tmp_path, trains=False) == trained
+
+
 def test_real_steps_take_longer_than_the_pass(tmp_path):
     found = measure_paces(make_backbone(), HOW, folder=tmp_path)
     assert set(found.step_seconds) == set(TUNED_SHARES)
