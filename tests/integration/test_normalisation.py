@@ -85,6 +85,14 @@ def test_group_normalisation_is_fitted_to_the_training_images(stripes, tmp_path)
     np.testing.assert_array_equal(loaded.predict(images).probabilities, result.predict(images).probabilities)
 
 
+@pytest.mark.parametrize("norm", ["frozen", "renorm"])
+def test_lp_ft_trains_the_first_stages_as_well_where_their_layers_were_swapped(norm, stripes):
+    result = adapt_stripes(stripes, strategy="lp_ft", norm=norm)
+    first = result.evidence.backbone.stages[0].name
+    trained = {claim.stage for claim in result.record.training.claims if claim.lr > 0}
+    assert (first in trained) == (norm == "renorm")
+
+
 @pytest.mark.parametrize(("after", "accepted"), [(0.891, True), (0.889, False)])
 def test_a_swap_that_costs_the_features_more_than_a_point_is_refused(after, accepted, stripes, monkeypatch, tmp_path):
     accuracies = iter([0.9, after])

@@ -41,9 +41,13 @@ class Outcome:
 
 def plan_decision(session: Session, decision: Decision) -> Plan:
     """The plan of a decision on this backbone."""
-    if session.backbone.spec.norm:  # swapped: its layers go on measuring statistics, if they do
-        decision = replace(decision, norm="keep")
-    return STRATEGIES[decision.strategy](decision, [stage.name for stage in session.backbone.stages])
+    names = [stage.name for stage in session.backbone.stages]
+    if session.backbone.spec.norm:
+        # Swapped layers go on measuring statistics, if they do. lp_ft trains those of the first stages as well: the
+        # other weights there were trained with other layers.
+        tuned = decision.tuned or (tuple(names) if decision.strategy == "lp_ft" else ())
+        decision = replace(decision, norm="keep", tuned=tuned)
+    return STRATEGIES[decision.strategy](decision, names)
 
 
 def fit_decision(
