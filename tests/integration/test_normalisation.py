@@ -13,8 +13,10 @@ from torch import nn
 import transferkit as tk
 from transferkit.core.errors import OptionError
 from transferkit.nn.norm import FrozenBatchNorm, GroupNorm
+from transferkit.options import PassOptions
 from transferkit.records import Preprocessing
 from transferkit.workflow import norm_swap
+from transferkit.workflow.session import open_session
 
 PLAIN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear")
 
@@ -150,3 +152,12 @@ def test_what_answers_by_the_batch_is_for_other_loops():
 def test_an_unknown_normalisation_is_met_before_any_work():
     with pytest.raises(OptionError, match="Unknown normalisation 'gruop'. Closest known: group."):
         tk.adapt("packaged/nothing", "nowhere", norm="gruop")
+
+
+def test_a_swap_does_not_begin_the_budget_again(stripes, monkeypatch):
+    monkeypatch.setattr(norm_swap, "MARGIN", 1.0)  # whatever it does to the features
+    session = open_session("packaged/tf_efficientnet_lite0", stripes, PassOptions(image_size=32, progress=False))
+    swapped, outcome = norm_swap.measure_swapped(session, "layer")
+    assert outcome.startswith("Accepted")
+    assert swapped.measured is not session.measured
+    assert swapped.measured.since == session.measured.since

@@ -33,20 +33,21 @@ START_SECONDS = 5.0
 """Before the first image is read: imports and the network's weights."""
 
 STEP_COST = 3.7
-"""Cost of an image in training, forward and backward, relative to the frozen pass: 73 seconds of `lp_ft` on 150 hand
-signs (Lite0, 96 px, 2 cores), all folds and epochs, over 1.5 milliseconds per image."""
+"""Cost of an image in training, forward and backward, relative to the frozen pass: 73 seconds on 150 hand
+signs with all stages trained (Lite0, 96 px, 2 cores), all folds and epochs, over 1.5 milliseconds per image."""
 
 LOOP_COST = 1.15
 """Time of an epoch relative to that of its training steps: validation, reading and augmenting images, averaging."""
 
 FITS_SECONDS = 6.0
-"""Seconds to set up and resume all fits of a run. With this, 58, 20, 54 and 158 seconds are predicted of runs that took
-64 (200 hand signs, `lp_ft`), 24 (`few_layers`), 50 (181 stamps) and 138 (1,000 clothes); Lite0, 96 px, 2 cores."""
+"""Seconds to set up and resume all fits of a run. With this, 35, 35, 123 and 19 seconds are predicted of runs that took
+35 (`lp_ft` on 200 hand signs), 41 (150), 90 (1,402) and 21 (`few_layers` on 181 stamps); Lite0, 96 px, 2 cores."""
 
 TUNED_SHARES = {"lp_ft": 0.5, "few_layers": 0.32}
 """Fine-tuning strategies considered -> cost of an epoch relative to training the full network: with the first stages
-frozen and their activations cached, only the rest runs (scripts/bench_regret.py score; Lite0 at 96 px). Other
-strategies are used only on request."""
+frozen and their activations cached, only the rest runs (Lite0 at 96 px: scripts/bench_regret.py score for
+`few_layers`, timed steps for `lp_ft`). They count only where no training step could be timed. Other strategies are used
+only on request."""
 
 
 @dataclass(frozen=True)

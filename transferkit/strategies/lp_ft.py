@@ -12,8 +12,8 @@ __all__ = ["lp_ft"]
 
 FROZEN_SHARE = 4 / 9
 """Share of all stages, from the stem on, that stay frozen unless the decision names those to train. Their activations
-are computed once, which saves two fifths of the time; docs/fine-tuning.md has the accuracies. Of EfficientNet-Lite0's
-nine stages these are four, the ones at a quarter of the resolution and above."""
+are computed once, which saves about half of the time; docs/fine-tuning.md has the accuracies. Of EfficientNet-Lite0's
+nine stages these are the four whose outputs have an eighth of the resolution or more."""
 
 
 @STRATEGIES.register("lp_ft")

@@ -99,4 +99,6 @@ def _accuracy(evidence: Evidence) -> float | None:
 def _with_backbone(session: Session, backbone: Backbone, found: Measurement) -> Session:
     """The swapped session with the evidence of the backbone as it was loaded, which is what the report shows."""
     evidence = dataclasses.replace(session.measured.evidence, backbone=backbone.spec)
-    return dataclasses.replace(session, backbone=backbone, measured=dataclasses.replace(found, evidence=evidence))
+    # A second pass is no second budget.
+    measured = dataclasses.replace(found, evidence=evidence, since=session.measured.since)
+    return dataclasses.replace(session, backbone=backbone, measured=measured)
