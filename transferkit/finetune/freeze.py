@@ -82,6 +82,8 @@ class FreezePlan:
         self._claims = [self._claim(phase) for phase in self.phases]
         if problems := [problem for number in range(len(self.phases)) for problem in self._problems(number)]:
             raise OptionError(list_problems("The rules do not fit the network:", problems))
+        trained = [name for name, is_trained in self.is_trained.items() if is_trained]
+        self._idle = [[name for name in trained if claims[name].lr == 0] for claims in self._claims]
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -212,9 +214,10 @@ class FreezePlan:
         """Discard gradients of parameters that the current phase does not train, so that an optimizer skips them,
         including weight decay and momentum."""
         assert self.phase is not None
-        for name, parameter in self._parameters.items():
-            if self._claims[self.phase][name].lr == 0:
-                parameter.grad = None
+        if idle := self._idle[self.phase]:
+            parameters = self._parameters
+            for name in idle:
+                parameters[name].grad = None
 
     def release(self) -> None:
         """Remove the plan from the network: requires_grad is restored, and modes are no longer forced."""
