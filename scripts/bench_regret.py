@@ -5,6 +5,7 @@
     python scripts/bench_regret.py tune --tasks tasks       # fine-tuning in every cell's first draw: hours
     python scripts/bench_regret.py score                    # the tables, from benchmarks/regret/; minutes
     python scripts/bench_regret.py calibrate                # expected and test accuracies: benchmarks/promises.json
+    python scripts/bench_regret.py limits                   # bounds: benchmarks/regret_limits.json
     python scripts/bench_regret.py learn                    # rewrites transferkit/knowledge/gain_model.json
 
     python scripts/bench_regret.py run --tasks tasks --model resnet50_half       # another backbone, in the same way
@@ -25,7 +26,8 @@ alone, and all cells among linear heads alone. With several backbones, another t
 others transfer to each of them.
 
 `calibrate` compares every expected accuracy, before and after the fit, with the test accuracy, and counts how often its
-interval covered it. The modules are in `regret/`.
+interval covered it. `limits` compares the choice between probe and fine-tuning with one that knows the true gains, with
+further covariates, and with a larger menu. The modules are in `regret/`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from pathlib import Path
 from regret.cells import families_of, read_cells
 from regret.fine_tuning import tune
 from regret.learning import write_knowledge
+from regret.limits import write_limits
 from regret.paths import CELLS, MODEL
 from regret.promises import write_promises
 from regret.running import run
@@ -56,6 +59,7 @@ def main() -> None:
         verb.add_argument("--model", default=MODEL, help="a name that transferkit knows, or one of regret_backbones.py")
     verbs.add_parser("score", help="score every policy on the finished cells, write benchmarks/regret.json")
     verbs.add_parser("calibrate", help="expected against test accuracies, write benchmarks/promises.json")
+    verbs.add_parser("limits", help="what better evidence could gain, write benchmarks/regret_limits.json")
     verbs.add_parser("learn", help="rewrite the gain model that ships with the package")
     options = parser.parse_args()
     if options.verb == "tune":
@@ -68,7 +72,8 @@ def main() -> None:
     cells = read_cells()
     if len(families_of(cells)) < 2:
         parser.error(f"{CELLS} contains too few tasks. Run `run` first.")
-    {"learn": write_knowledge, "calibrate": write_promises, "score": write_scores}[options.verb](cells)
+    written = {"learn": write_knowledge, "calibrate": write_promises, "score": write_scores, "limits": write_limits}
+    written[options.verb](cells)
 
 
 if __name__ == "__main__":

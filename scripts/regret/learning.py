@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -82,17 +82,30 @@ def lessons(cell: Cell) -> list[Lesson]:
     return found
 
 
-def tuning_lessons(cell: Cell, model: GainModel) -> list[Lesson]:
-    """The share of the best probe's errors removed by each fine-tuning strategy that `adapt` considers.
+def situation_covariates(cell: Cell) -> tuple[float, ...]:
+    """The gain model's covariates for gains of fine-tuning."""
+    return cell.situation.tuning_covariates
+
+
+def tuning_lessons(
+    cell: Cell,
+    model: GainModel,
+    *,
+    strategies: Collection[str] = tuple(TUNED_SHARES),
+    covariates: Callable[[Cell], tuple[float, ...]] = situation_covariates,
+) -> list[Lesson]:
+    """The share of the best probe's errors removed by each of these fine-tuning strategies.
 
     Args:
         cell: A finished cell.
         model: Calibrated: the errors are expected ones, as when the share is applied.
+        strategies: Those that `adapt` considers.
+        covariates: Of the share.
     """
     probe = best_probe_of(weigh(cell.evidence, knowledge=model).options)
     left = max(1 - probe.expected_accuracy, LEAST_LEFT)
     found = []
-    for strategy in (name for name in cell.tuned if name in TUNED_SHARES):
+    for strategy in (name for name in cell.tuned if name in strategies):
         outcome = cell.tuned[strategy]
         gained = outcome["test"] - cell.strategies[cell.kept(probe.stage)]["test"]
         differing = max(abs(gained), LEAST_DIFFERING)
@@ -100,7 +113,7 @@ def tuning_lessons(cell: Cell, model: GainModel) -> list[Lesson]:
             Lesson(
                 kind=strategy,
                 task=cell.task,
-                covariates=cell.situation.tuning_covariates,
+                covariates=covariates(cell),
                 gain=gained / left,
                 noise=differing / cell.test_images / left**2,
             )

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "benchmarks" / "regret"
 SCORES = ROOT / "benchmarks" / "regret.json"
 PROMISES = ROOT / "benchmarks" / "promises.json"
+LIMITS = ROOT / "benchmarks" / "regret_limits.json"
 KNOWLEDGE = ROOT / "transferkit" / "knowledge" / "gain_model.json"
 
 SCRIPT = "scripts/bench_regret.py"

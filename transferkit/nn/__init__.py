@@ -13,6 +13,7 @@ from transferkit.nn.running import (
     in_halves,
     is_out_of_memory,
     logits_of,
+    replicas_of,
     tracing,
     without_tracing,
 )
@@ -40,5 +41,6 @@ __all__ = [
     "is_out_of_memory",
     "logits_of",
     "pool",
+    "replicas_of",
     "without_tracing",
 ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -31,6 +32,7 @@ class Replicas(Generic[Model]):
     Args:
         model: Is only read. If its tensors, modules, attributes or hooks have been changed since the copies were made,
             they are made again at the next use.
+        prepare: Called with the first copy on each device, returns what threads run, made of the copy's modules.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 1), nn.Dropout())
@@ -42,15 +44,16 @@ class Replicas(Generic[Model]):
         True
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, prepare: Callable[[Model], Model] | None = None) -> None:
         self.model = model
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._made_of: list[object] = []
         self._numbers: list[int] = []
         self._pools: dict[torch.device, _Pool[Model]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:  # a lock can be neither copied nor pickled
-        return type(self), (self.model,)
+        return partial(type(self), prepare=self._prepare), (self.model,)
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[Model]:
@@ -60,7 +63,7 @@ class Replicas(Generic[Model]):
             if numbers != self._numbers:
                 self._made_of, self._numbers, self._pools = made_of, numbers, {}
             if device not in self._pools:
-                self._pools[device] = _Pool(self.model, device)
+                self._pools[device] = _Pool(self.model, device, self._prepare)
             pool = self._pools[device]
             replica = pool.take()
         yield replica
@@ -74,10 +77,10 @@ class _Pool(Generic[Model]):
         idle: Those that no thread runs.
     """
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, prepare: Callable[[Model], Model] | None) -> None:
         # The same memory layout however the model came to be: another one can change the last bit.
         first = _copy_around(model, fresh=True).eval().to(device).to(memory_format=torch.channels_last)
-        self._pattern = first
+        self._pattern = first if prepare is None else prepare(first)
         self.idle: list[Model] = []
 
     def take(self) -> Model:

@@ -16,6 +16,7 @@ from transferkit.core.locks import SharedLock
 from transferkit.nn.heads import Blend
 from transferkit.nn.model import PICTURE_AXES, TransferModel, mean_over_views
 from transferkit.nn.replicas import Replicas
+from transferkit.nn.shared_stages import share_stages
 from transferkit.records import Preprocessing
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "in_halves",
     "is_out_of_memory",
     "logits_of",
+    "replicas_of",
     "without_tracing",
 ]
 
@@ -54,6 +56,16 @@ def tracing() -> AbstractContextManager[None]:
     network that another thread runs meanwhile gives other bits, or fails.
     """
     return _torch.exclusive()
+
+
+def replicas_of(model: Classifier) -> Replicas[Classifier]:
+    """Copies to predict with; members of a blend share the stages that are equal in all."""
+    return Replicas(model, prepare=_prepare)
+
+
+def _prepare(model: Classifier) -> Classifier:
+    with without_tracing(), torch.no_grad():
+        return share_stages(model)
 
 
 class PlacedClassifier:
@@ -116,7 +128,7 @@ def logits_of(model: Classifier, pictures: Iterable[npt.NDArray[Any]], *, device
             normalised already.
         device: Where to compute.
     """
-    placed = PlacedClassifier(Replicas(model), device)
+    placed = PlacedClassifier(replicas_of(model), device)
     rows = [placed.logits(batch) for batch in in_batches(pictures)]
     return torch.cat(rows) if rows else torch.empty(0, len(model.classes))
 

@@ -19,7 +19,7 @@ from transferkit.core.provenance import absolute_path
 from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
-from transferkit.nn import Classifier, PlacedClassifier, Replicas
+from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
 from transferkit.records import Decision, Evidence, Metrics, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
 from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples
@@ -47,7 +47,7 @@ class Result:
         self.model = model
         self.record = record
         self._html = html
-        self._replicas: Replicas[Classifier] = Replicas(model)
+        self._replicas: Replicas[Classifier] = replicas_of(model)
         self._recording = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:  # a lock can be neither copied nor pickled
@@ -137,7 +137,7 @@ class Result:
     def _current_replicas(self) -> Replicas[Classifier]:
         replicas = self._replicas
         if replicas.model is not self.model:  # somebody has put another in its place
-            replicas = self._replicas = Replicas(self.model)
+            replicas = self._replicas = replicas_of(self.model)
         return replicas
 
     def evaluate(
