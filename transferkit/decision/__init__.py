@@ -22,6 +22,7 @@ from transferkit.decision.effort import (
     default_folds,
     default_passes,
     refits,
+    trains_all_stages,
 )
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
@@ -62,6 +63,7 @@ __all__ = [
     "default_folds",
     "default_passes",
     "refits",
+    "trains_all_stages",
     "weigh",
 ]
 

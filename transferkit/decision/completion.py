@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from transferkit.core.errors import OptionError
-from transferkit.decision.effort import default_batch_size
+from transferkit.decision.effort import ALL_STAGES_FROM, default_batch_size, trains_all_stages
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import starting_rate
@@ -19,6 +19,12 @@ __all__ = ["Conditions", "HeldBack", "Normalisation", "complete", "conclude", "i
 
 CLOSED_FORM = "linear_probe"
 """The strategy that is solved for: it has no rate, and its normalisation stays."""
+
+PARTIAL = "lp_ft"
+"""The strategy that leaves the first stages frozen where few images are to be learned from."""
+
+KEPT = ("keep", "frozen")
+"""Kinds of normalisation that leave the layers as they are."""
 
 FITTED = {"group": "standardised_group"}
 """Kind of normalisation -> the kind that takes its place where there are images to fit it to."""
@@ -157,8 +163,26 @@ def complete(
         return Decision(**chosen, lr=0.0, lr_scale=0.0, norm="frozen")
     lr, scale, why_lr = _rate(evidence, conditions)
     norm = norm or settle_norm(evidence, conditions)
-    chosen["reasons"] = (*chosen["reasons"], why_lr, *norm.reasons)
+    why_all = _why_all_stages(evidence, norm) if choice.strategy == PARTIAL and not choice.tuned else ""
+    if why_all:
+        chosen["tuned"] = _stages_up_to(choice.stage, evidence)
+    chosen["reasons"] = (*chosen["reasons"], *([why_all] if why_all else []), why_lr, *norm.reasons)
     return Decision(**chosen, lr=lr, lr_scale=scale, norm=norm.kind)
+
+
+def _why_all_stages(evidence: Evidence, norm: Normalisation) -> str:
+    """Why the strategy that leaves the first stages frozen trains them too; "" if it does not."""
+    if norm.kind not in KEPT:
+        return "All stages are trained, because the weights of the first ones belong to their former normalisation."
+    if trains_all_stages(evidence.data.train_images):
+        return f"All stages are trained: from {ALL_STAGES_FROM} images on, that is more accurate."
+    return ""
+
+
+def _stages_up_to(stage: str, evidence: Evidence) -> tuple[str, ...]:
+    """Stem -> the head's last input."""
+    names = tuple(known.name for known in evidence.backbone.stages)
+    return names[: names.index(stage) + 1] if stage in names else names
 
 
 def _rate(evidence: Evidence, conditions: Conditions) -> tuple[float, float, str]:

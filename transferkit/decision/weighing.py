@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
-from transferkit.decision.effort import default_epochs, default_folds, default_passes, refits
+from transferkit.decision.effort import default_epochs, default_folds, default_passes, refits, trains_all_stages
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
@@ -246,7 +246,8 @@ def _step_seconds(evidence: Evidence, strategy: str) -> float:
     if measured is not None:
         return LOOP_COST * measured
     assert evidence.image_seconds is not None
-    return STEP_COST * TUNED_SHARES[strategy] * evidence.image_seconds
+    whole = strategy == "lp_ft" and trains_all_stages(evidence.data.train_images)
+    return STEP_COST * (1.0 if whole else TUNED_SHARES[strategy]) * evidence.image_seconds
 
 
 def _gain(

@@ -11,9 +11,10 @@ from transferkit.strategies.reach import is_selected, reached_stages, read_stage
 __all__ = ["lp_ft"]
 
 FROZEN_SHARE = 4 / 9
-"""Share of all stages, from the stem on, that stay frozen unless the decision names those to train. Their activations
-are computed once, which saves about half of the time; docs/fine-tuning.md has the accuracies. Of EfficientNet-Lite0's
-nine stages these are the four whose outputs have an eighth of the resolution or more."""
+"""Share of all stages, from the stem on, that stay frozen unless the decision names those to train, as it does where
+there are many images. Their activations are computed once, which saves about half of the time; docs/fine-tuning.md has
+the accuracies. Of EfficientNet-Lite0's nine stages these are the four whose outputs have an eighth of the resolution or
+more."""
 
 
 @STRATEGIES.register("lp_ft")
@@ -46,12 +47,13 @@ def lp_ft(request: PlanRequest, stages: Sequence[str]) -> Plan:
     lr, reached = rate_of(request), reached_stages(request, stages)
     chosen = tuned_stages(request, stages) or reached[int(FROZEN_SHARE * len(reached)) :]
     rates = decayed_rates(reached, lr=lr)
+    phase = "all stages" if len(chosen) == len(reached) else CHOSEN if request.tuned else "later stages"
     rules = stage_rules({name: rates[name] for name in chosen}, stages, head=SOLVED_HEAD_FACTOR * lr)
     return Plan(
         strategy="lp_ft",
         stages=read_stages(request, stages),
         closed_form=False,
         selected=is_selected(request),
-        phases=(Phase(name=CHOSEN if request.tuned else "later stages", rules=rules),),
+        phases=(Phase(name=phase, rules=rules),),
         norm=request.norm,
     )

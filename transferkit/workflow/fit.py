@@ -43,10 +43,7 @@ def plan_decision(session: Session, decision: Decision) -> Plan:
     """The plan of a decision on this backbone."""
     names = [stage.name for stage in session.backbone.stages]
     if session.backbone.spec.norm:
-        # Swapped layers go on measuring statistics, if they do. lp_ft trains those of the first stages as well: the
-        # other weights there were trained with other layers.
-        tuned = decision.tuned or (tuple(names) if decision.strategy == "lp_ft" else ())
-        decision = replace(decision, norm="keep", tuned=tuned)
+        decision = replace(decision, norm="keep")  # swapped layers go on measuring statistics, if they do
     return STRATEGIES[decision.strategy](decision, names)
 
 

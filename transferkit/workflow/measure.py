@@ -138,7 +138,7 @@ def measure_features(
         first, target, other = _first_pass(run, backbone, data, rows, source)
     since = time.monotonic()
     with timed(spent, "pace"):
-        paces = measure_paces(backbone, options, folder=bank.folder, trains=trains)
+        paces = measure_paces(backbone, options, folder=bank.folder, images=len(train), trains=trains)
     with timed(spent, "similarity"):
         detail = measure_similarity(backbone, target, source=other, given=options.similarity)
     seen = _see(

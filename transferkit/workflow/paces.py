@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transferkit.core.distributed import broadcast, connect, local_rank_and_world_size
 from transferkit.core.errors import TransferkitError
-from transferkit.decision import STEP_COST, TUNED_SHARES
+from transferkit.decision import STEP_COST, TUNED_SHARES, trains_all_stages
 from transferkit.features import choose_device, image_seconds
 from transferkit.features.engines import Speed, SpeedRecord, machine_key, stage_extractor
 from transferkit.features.workers import default_workers
@@ -42,7 +42,9 @@ class Paces:
     step_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | None, trains: bool = True) -> Paces:
+def measure_paces(
+    backbone: Backbone, options: PassOptions, *, folder: Path | None, images: int, trains: bool = True
+) -> Paces:
     """Paces of a network at its size; those of the first process where several share the work.
 
     Costs half a second the first time, with training steps one to three.
@@ -51,6 +53,7 @@ def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | No
         backbone: Not modified.
         options: Its device and pooling count.
         folder: Where measurements are remembered; None remembers none.
+        images: To train on: their number determines which stages are trained.
         trains: Whether a network may be trained; else training steps are not timed, unless they are remembered.
     """
     record, key = SpeedRecord(folder), _key(backbone, options)
@@ -58,10 +61,12 @@ def measure_paces(backbone: Backbone, options: PassOptions, *, folder: Path | No
     if known is None:
         known = _time_pass(backbone, options)
         record.store(key, known)
-    steps = record.load(f"{key} steps")
+    whole = trains_all_stages(images)
+    key_of_steps = f"{key} steps{', all stages' if whole else ''}"
+    steps = record.load(key_of_steps)
     if steps is None and trains:
-        steps = _time_steps(backbone, known[FROZEN], options)
-        record.store(f"{key} steps", steps)
+        steps = _time_steps(backbone, known[FROZEN], options, whole=whole)
+        record.store(key_of_steps, steps)
     seconds = {name: 1 / speed.images_per_second for name, speed in {**known, **(steps or {})}.items()}
     if local_rank_and_world_size()[1] > 1:  # all must decide alike
         connect(choose_device(options.device))
@@ -82,7 +87,7 @@ def _time_pass(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
     return {FROZEN: Speed(1 / a_pass, batch, 0.0)}
 
 
-def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions) -> dict[str, Speed]:
+def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions, *, whole: bool) -> dict[str, Speed]:
     """The training steps of each strategy -> their speeds; none if the network cannot be trained."""
     from transferkit.finetune.precision import trains_mixed
     from transferkit.finetune.step_pace import step_seconds
@@ -90,7 +95,8 @@ def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions) -> dict
     device, batch, speeds = choose_device(options.device), a_pass.batch_size, dict[str, Speed]()
     names, mixed = [stage.name for stage in backbone.stages], trains_mixed(backbone.trunk, device)
     for strategy in TUNED_SHARES:
-        plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0), names)
+        tuned = tuple(names) if whole and strategy == "lp_ft" else ()
+        plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0, tuned=tuned), names)
         try:
             seconds = step_seconds(backbone, plan, batch_size=batch, device=device, mixed=mixed)
         except (RuntimeError, TransferkitError) as error:

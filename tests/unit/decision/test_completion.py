@@ -23,7 +23,7 @@ from transferkit.decision import (
     default_batch_size,
     starting_rate,
 )
-from transferkit.records import Alternative, Choice, Decision, Evidence
+from transferkit.records import Alternative, Choice, Decision, Evidence, StageSpec
 
 TUNED = Choice(strategy="lp_ft", stage="top", mode="given", reasons=("asked for",), tuned=())
 PROBE = replace(TUNED, strategy="linear_probe", stage="joined")
@@ -49,9 +49,34 @@ def test_completing_keeps_what_was_chosen(mode, per_class):
     chosen = choose(looked, mode=mode)
     decision = complete(chosen, looked, conditions)
     for field in fields(Choice):
-        if field.name != "reasons":
+        if field.name not in ("reasons", "tuned"):
             assert getattr(decision, field.name) == getattr(chosen, field.name)
     assert decision.reasons[: len(chosen.reasons)] == chosen.reasons
+
+
+@pytest.mark.parametrize(
+    ("choice", "images", "norm", "trained"),
+    [
+        (TUNED, 499, "frozen", ()),
+        (TUNED, 500, "frozen", ("stem", "middle", "top")),
+        (TUNED, 500, "keep", ("stem", "middle", "top")),
+        (TUNED, 20, "group", ("stem", "middle", "top")),  # the first stages' weights had another normalisation
+        (replace(TUNED, stage="middle"), 500, "frozen", ("stem", "middle")),
+        (replace(TUNED, stage="joined"), 500, "frozen", ("stem", "middle", "top")),
+        (replace(TUNED, tuned=("top",)), 500, "frozen", ("top",)),  # asked for
+        (replace(TUNED, strategy="few_layers"), 500, "frozen", ()),
+        (PROBE, 500, "frozen", ()),
+    ],
+)
+def test_lp_ft_trains_the_first_stages_too_where_there_are_many_images_or_new_norms(choice, images, norm, trained):
+    stages = tuple(StageSpec(name=name, channels=4, stride=2) for name in ("stem", "middle", "top"))
+    counts = (images // 2, images - images // 2)
+    data = replace(LOOKED.data, classes=("a", "b"), counts={"train": counts}, train_groups=())
+    looked = replace(LOOKED, backbone=replace(LOOKED.backbone, stages=stages), data=data)
+    decision = complete(choice, looked, Conditions(norm=norm))
+    assert decision.tuned == trained
+    said = [reason for reason in decision.reasons if "All stages are trained" in reason]
+    assert len(said) == (trained != choice.tuned)
 
 
 def test_what_is_solved_for_has_no_rate_whatever_was_asked_for():

@@ -106,7 +106,9 @@ def test_lp_ft_starts_from_the_probe_and_trains_the_later_stages_at_once():
 def test_lp_ft_trains_everything_where_that_is_asked_for():
     plan = lp_ft(asked(stage="joined", tuned=("stem", "a", "top")), ("stem", "a", "top"))
     assert rules_of(plan) == [("head", 0.1), ("top", 1), ("a", 0.75), ("stem", 0.5625)]
-    assert [phase.name for phase in plan.phases] == ["chosen stages"]
+    assert [phase.name for phase in plan.phases] == ["all stages"]
+    some = lp_ft(asked(stage="joined", tuned=("a", "top")), ("stem", "a", "top"))
+    assert [phase.name for phase in some.phases] == ["chosen stages"]
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [(norm_only, "norm"), (bias_only, "bias"), (lora, "adapter")])

@@ -37,16 +37,35 @@ def measured(monkeypatch):
 
 
 def test_what_was_measured_is_remembered_for_this_network_at_this_size(tmp_path, measured):
-    first = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    first = measure_paces(make_backbone(), HOW, folder=tmp_path, images=150)
     assert first.image_seconds == 1
     assert first.step_seconds == {strategy: number for number, strategy in enumerate(TUNED_SHARES, start=2)}
     assert measured == ["pass", *TUNED_SHARES]
-    assert measure_paces(make_backbone(), HOW, folder=tmp_path) == first
+    assert measure_paces(make_backbone(), HOW, folder=tmp_path, images=150) == first
     assert len(measured) == 3
     network = Pyramid()
     stir(network, 3)
-    assert measure_paces(Backbone(network, spec_of()), HOW, folder=tmp_path) != first
-    assert measure_paces(make_backbone(), HOW, folder=None) != first
+    assert measure_paces(Backbone(network, spec_of()), HOW, folder=tmp_path, images=150) != first
+    assert measure_paces(make_backbone(), HOW, folder=None, images=150) != first
+
+
+def test_with_many_images_the_steps_of_all_stages_are_timed(tmp_path, monkeypatch):
+    plans = []
+
+    def training_seconds(backbone, plan, **_):
+        plans.append(plan)
+        return 1.0 + len(plans)
+
+    monkeypatch.setattr(step_pace, "step_seconds", training_seconds)
+    few = measure_paces(make_backbone(), HOW, folder=tmp_path, images=499)
+    many = measure_paces(make_backbone(), HOW, folder=tmp_path, images=500)
+    assert measure_paces(make_backbone(), HOW, folder=tmp_path, images=10_000) == many
+    assert few.image_seconds == many.image_seconds
+    assert few.step_seconds != many.step_seconds
+    frozen = {plan.strategy: [] for plan in plans}
+    for plan in plans:
+        frozen[plan.strategy].append(any(rule.lr == 0 for rule in plan.phases[-1].rules))
+    assert frozen == {"lp_ft": [True, False], "few_layers": [True, True]}
 
 
 def test_a_network_that_cannot_be_trained_is_told_and_still_has_the_pace_of_its_pass(tmp_path, monkeypatch, caplog):
@@ -55,23 +74,23 @@ def test_a_network_that_cannot_be_trained_is_told_and_still_has_the_pace_of_its_
 
     monkeypatch.setattr(step_pace, "step_seconds", refuse)
     with caplog.at_level(logging.WARNING, logger="transferkit"):
-        found = measure_paces(make_backbone(), HOW, folder=tmp_path)
+        found = measure_paces(make_backbone(), HOW, folder=tmp_path, images=150)
     assert found.image_seconds > 0
     assert found.step_seconds == {}
     assert "cannot be timed (element 0 of tensors does not require grad)" in caplog.text
 
 
 def test_without_training_its_steps_are_timed_only_when_they_are_needed(tmp_path, measured):
-    probe = measure_paces(make_backbone(), HOW, folder=tmp_path, trains=False)
+    probe = measure_paces(make_backbone(), HOW, folder=tmp_path, images=150, trains=False)
     assert (probe.image_seconds, probe.step_seconds) == (1, {})
     assert measured == ["pass"]
-    trained = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    trained = measure_paces(make_backbone(), HOW, folder=tmp_path, images=150)
     assert trained.image_seconds == probe.image_seconds
     assert set(trained.step_seconds) == set(TUNED_SHARES)
-    assert measure_paces(make_backbone(), HOW, folder=tmp_path, trains=False) == trained
+    assert measure_paces(make_backbone(), HOW, folder=tmp_path, images=150, trains=False) == trained
 
 
 def test_real_steps_take_longer_than_the_pass(tmp_path):
-    found = measure_paces(make_backbone(), HOW, folder=tmp_path)
+    found = measure_paces(make_backbone(), HOW, folder=tmp_path, images=150)
     assert set(found.step_seconds) == set(TUNED_SHARES)
     assert all(seconds > 0 for seconds in found.step_seconds.values())
