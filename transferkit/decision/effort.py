@@ -39,7 +39,7 @@ AVERAGED_FOLDS = 2
 """Folds whose networks are averaged instead of training one more on all images. More would be slow to predict with."""
 
 ALL_STAGES_FROM = 500
-"""Images from which `lp_ft` trains the first stages as well. With fewer, that takes twice the time for about a point."""
+"""Images from which `lp_ft` trains the first stages too. With fewer, that takes twice the time for about a point."""
 
 RACE_SHARE = 1 / 2
 """Mean share of the epochs for which the learning rate that loses the comparison is trained."""
