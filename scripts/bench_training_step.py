@@ -9,7 +9,7 @@ AdamW), all layers and the affine maps of the norms trained, running statistics 
 - "plain": the network as it is.
 - "folded": normalisation folded into the convolutions, as `FreezePlan` does.
 - "clamps": the same, and ReLU6 keeps its outputs; "plan": the same, and the gradients of large depthwise kernels are
-  computed in blocks, which is all that `FreezePlan` does.
+  computed as convolutions, which is all that `FreezePlan` does.
 - "fit": as "plan", in `Runner.fit`: Lightning, clipping, the average of the weights and logging.
 
 One step of each in turn, `--steps` times after a warm-up; seconds are medians, ratios are medians of the ratios in a
@@ -43,7 +43,7 @@ from transferkit.nn import Backbone, depthwise
 from transferkit.options import Recipe
 
 CLASSES = 10
-PARTS = {"plain": (), "folded": ("fold",), "clamps": ("fold", "clamp"), "plan": ("fold", "clamp", "blocks")}
+PARTS = {"plain": (), "folded": ("fold",), "clamps": ("fold", "clamp"), "plan": ("fold", "clamp", "turned")}
 """What is on in each of the compared steps."""
 
 EPOCHS = 2
@@ -83,7 +83,7 @@ class Step:
 
     def __init__(self, backbone: Backbone, batch: tuple[torch.Tensor, torch.Tensor], parts: tuple[str, ...]) -> None:
         self.batch, self.module = batch, make_module(backbone, len(batch[1]))
-        self.fast_on = depthwise.FAST_ON if "blocks" in parts else ()
+        self.largest_maps = depthwise.LARGEST_MAPS if "turned" in parts else {}
         with only(parts):
             self.module.freeze_plan.start(0)
         self.module.train()
@@ -97,7 +97,7 @@ class Step:
     def __call__(self) -> float:
         """Seconds of a step."""
         begun = time.perf_counter()
-        with mock.patch.object(depthwise, "FAST_ON", self.fast_on):
+        with mock.patch.object(depthwise, "LARGEST_MAPS", self.largest_maps):
             self.optimizer.zero_grad(set_to_none=True)
             self.loss().backward()
             self.optimizer.step()

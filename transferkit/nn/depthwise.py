@@ -1,27 +1,33 @@
-"""Depthwise convolutions with large kernels, of whose weights the gradient is computed in blocks of 3 x 3.
+"""Depthwise convolutions with large kernels, of whose weights the gradient is computed as a convolution itself.
 
-oneDNN has fast code for that gradient with kernels of 3 x 3 only: for one of 5 x 5 it takes up to forty times as long
-as for the output (EfficientNet-Lite0 at 96 px on a CPU), in blocks a third of that.
+That gradient sums, for each offset in the kernel, the products of a channel's inputs and its output's gradients. It is
+the output of another depthwise convolution, with the pictures of every image as channels of their own and the gradients
+as kernels, summed over the images; for that oneDNN has fast code. For the gradient of a kernel larger than 3 x 3 it has
+none: it takes up to forty times as long as the output (EfficientNet-Lite0 at 96 px on a CPU), this a quarter of that or
+less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from transferkit.nn.overriding import is_traced, is_transformed
 
 __all__ = ["convolve"]
 
-BLOCK = 3
-"""Side of the kernels that are fast."""
+FAST_SIDE = 3
+"""Side of the kernels for which oneDNN's gradient is fast."""
 
-FAST_ON = ("AVX512",)
-"""Vector instructions, as torch names them, for which oneDNN has that code."""
+LARGEST_MAPS = {"AVX512": 24 * 24, "AVX2": 14 * 14}
+"""Vector instructions, as torch names them -> positions of the input up to which this was faster than oneDNN's gradient
+(2 cores AMD EPYC, the second with ONEDNN_MAX_CPU_ISA=AVX2): maps that are larger no longer stay in the cache."""
 
 Sizes = Sequence[int]
 
@@ -38,10 +44,10 @@ def convolve(conv: nn.Module, images: torch.Tensor) -> torch.Tensor:
         >>> convolve(conv, torch.randn(2, 4, 9, 9)).shape
         torch.Size([2, 4, 5, 5])
     """
-    with_blocks = _is_large(conv) and images.requires_grad | _learns(conv) and _are_blocks_faster(images)
-    if not with_blocks:
+    turned = _is_large(conv) and images.requires_grad | _learns(conv) and _is_faster(images)
+    if not turned:
         return _forward(conv, images)
-    with _Blocks():
+    with _Turned():
         return _forward(conv, images)
 
 
@@ -59,24 +65,24 @@ def _is_large(conv: nn.Module) -> bool:
     """Whether it is depthwise, with a kernel that is not fast."""
     if not isinstance(conv, nn.Conv2d) or not conv.groups == conv.in_channels == conv.out_channels > 1:
         return False
-    return max(conv.kernel_size) > BLOCK <= min(conv.kernel_size) and tuple(conv.dilation) == (1, 1)
+    return max(conv.kernel_size) > FAST_SIDE and tuple(conv.dilation) == (1, 1)
 
 
-def _are_blocks_faster(images: torch.Tensor) -> bool:
+def _is_faster(images: torch.Tensor) -> bool:
     """Whether oneDNN will compute it, in float32, and nothing else than autograd follows the computation."""
     return (
         images.device.type == "cpu"
         and images.dtype == torch.float32
         and torch.is_grad_enabled()
         and torch._C._has_mkldnn
-        and torch.backends.cpu.get_cpu_capability() in FAST_ON
+        and math.prod(images.shape[2:]) <= LARGEST_MAPS.get(torch.backends.cpu.get_cpu_capability(), 0)
         and not torch.is_autocast_enabled("cpu")
         and not is_traced()
         and not is_transformed()
     )
 
 
-class _Blocks(TorchFunctionMode):
+class _Turned(TorchFunctionMode):
     """Inside, `conv2d` with explicit padding is computed by `_Depthwise`."""
 
     def __torch_function__(
@@ -116,7 +122,9 @@ class _Depthwise(torch.autograd.Function):
         gradient, (wants_images, wants_weight, wants_bias) = gradients[0], ctx.needs_input_grad[:3]
         for_images = for_weight = None
         if wants_images:
-            for_images = _backward(gradient, images, weight, stride, padding, mask=(True, False))[0]
+            for_images = conv2d_input(  # type: ignore[no-untyped-call]
+                images.shape, weight, gradient, stride, padding, 1, len(weight)
+            )
         if wants_weight:
             for_weight = _gradient_of_weight(gradient, images, weight, stride, padding)
         return for_images, for_weight, gradient.sum((0, 2, 3)) if wants_bias else None, None, None
@@ -125,40 +133,12 @@ class _Depthwise(torch.autograd.Function):
 def _gradient_of_weight(
     gradient: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, stride: Sizes, padding: Sizes
 ) -> torch.Tensor:
-    """Each block of the kernel is a smaller kernel on a part of the images."""
-    padded = nn.functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    block = weight.new_zeros(len(weight), 1, BLOCK, BLOCK)  # its values do not matter
-    high, wide = ((size - 1) * step + BLOCK for size, step in zip(gradient.shape[2:], stride, strict=True))
-    found = torch.empty_like(weight)
-    for top in _starts(weight.shape[2]):
-        for left in _starts(weight.shape[3]):
-            part = padded[:, :, top : top + high, left : left + wide].contiguous(memory_format=torch.channels_last)
-            of_block = _backward(gradient, part, block, stride, (0, 0), mask=(False, True))[1]
-            found[:, :, top : top + BLOCK, left : left + BLOCK] = of_block
-    return found
-
-
-def _starts(size: int) -> list[int]:
-    """Where the blocks that cover the side of a kernel begin; the last one may overlap with the one before.
-
-    Example:
-        >>> _starts(5), _starts(7)
-        ([0, 2], [0, 3, 4])
-    """
-    return [*range(0, size - BLOCK, BLOCK), size - BLOCK]
-
-
-def _backward(
-    gradient: torch.Tensor,
-    images: torch.Tensor,
-    weight: torch.Tensor,
-    stride: Sizes,
-    padding: Sizes,
-    *,
-    mask: tuple[bool, bool],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of images and weight; only those in the mask are computed."""
-    found = torch.ops.aten.convolution_backward.default(
-        gradient, images, weight, None, stride, padding, [1, 1], False, [0, 0], len(weight), [*mask, False]
-    )
-    return found[0], found[1]
+    """The images' channels are convolved with the gradients, which are as far apart as the kernel's steps."""
+    count, channels, *sides = images.shape
+    # (1, N C, H, W), laid out with the channels last.
+    pictures = images.permute(2, 3, 0, 1).reshape(1, *sides, count * channels).permute(0, 3, 1, 2)
+    kernels = gradient.reshape(count * channels, 1, *gradient.shape[2:])
+    found = torch.conv2d(pictures, kernels, None, 1, padding, stride, count * channels)
+    high, wide = weight.shape[2:]  # positions behind these were reached by no step
+    by_image = found[:, :, :high, :wide].permute(0, 2, 3, 1).reshape(high * wide, count, channels)
+    return by_image.sum(dim=1).t().reshape(weight.shape)
