@@ -35,6 +35,13 @@ MIN_VAL_IMAGES = 100
 ONE_FOLD_FROM = 300
 """Images from which one fold suffices: it holds back 60."""
 
+FOLDS = (2, 5)
+"""Minimum and maximum number of folds below that."""
+
+HELD_BACK = 40
+"""Images that these folds hold back together, if there are enough. With 40 to 80 training images, four folds and a
+refit instead of two that are averaged gained 4 points on seven tasks, in twice the time (Lite0, 96 px)."""
+
 AVERAGED_FOLDS = 2
 """Folds whose networks are averaged instead of training one more on all images. More would be slow to predict with."""
 
@@ -74,10 +81,13 @@ def default_folds(images: int) -> int:
     """Number of folds.
 
     Example:
-        >>> default_folds(150), default_folds(1400)
-        (2, 1)
+        >>> default_folds(50), default_folds(150), default_folds(1400)
+        (4, 2, 1)
     """
-    return AVERAGED_FOLDS if images < ONE_FOLD_FROM else 1
+    if images >= ONE_FOLD_FROM:
+        return 1
+    least, most = FOLDS
+    return min(most, max(least, math.ceil(HELD_BACK / (VAL_SHARE * max(images, 1)))))
 
 
 def refits(folds: int) -> bool:
