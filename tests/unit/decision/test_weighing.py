@@ -303,8 +303,8 @@ def test_fine_tuning_costs_its_folds_and_epochs_at_the_pace_of_the_frozen_pass(i
     looked = replace(looked, data=replace(looked.data, counts={"train": (images // 2, images - images // 2)}))
     expected = weigh(looked, knowledge=knowing).expected
     assert expected is not None
-    # Folds of 10 images begin at two rates until 30 have told, of 30 one of them; a single one is followed by a refit.
-    passes = {50: 0.8 * (2 + 2 / 2), 150: 0.8 * (2 + 1 / 2), 1400: 0.8 * (1 + 1 / 2) + 1}[images]
+    # Folds of 10 images begin at two rates until 30 have told, of 30 one of them; of two, there is no refit.
+    passes = {50: 0.8 * (4 + 3 / 2) + 1, 150: 0.8 * (2 + 1 / 2), 1400: 0.8 * (1 + 1 / 2) + 1}[images]
     share = 1 if images >= 500 else TUNED_SHARES["lp_ft"]  # then all stages are trained
     assert expected.cost_seconds == pytest.approx(STEP_COST * share * 0.02 * images * default_epochs(images) * passes)
 
