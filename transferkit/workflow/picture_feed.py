@@ -42,7 +42,7 @@ def choose_augmentation(session: Session, images: TrainingImages, notes: list[st
     check = check_flip(
         session.measured.primary_features(images.rows),
         images.known,
-        lambda positions: session.features(images.rows[positions], preprocessing=replace(preprocessing, mirrored=True)),
+        lambda positions: session.run_features(images.rows[positions], preprocessing=replace(preprocessing, mirrored=True)),
         classes=session.data.summary.num_classes,
         folds=images.folds[:1],
         seed=session.options.seed,

@@ -44,7 +44,7 @@ def _logits(session: Session, fitted: Outcome, indices: npt.NDArray[np.int64]) -
     model = fitted.model
     if isinstance(model, TransferModel) and fitted.is_probe:
         weight, bias = (tensor.detach().numpy() for tensor in (model.linear.weight, model.linear.bias))
-        table = session.features(indices, progress=True)
+        table = session.run_features(indices, progress=True)
         _, columns = table.select(model.stages)
         return np.concatenate([chunk @ weight.T + bias for chunk in table.chunks(columns)])
     pictures = (session.data.pixels(int(index), model.preprocessing) for index in indices)

@@ -79,7 +79,7 @@ class Session:
     engines: Engines = field(default_factory=Engines)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def features(
+    def run_features(
         self, indices: npt.NDArray[np.int64], *, preprocessing: Preprocessing | None = None, progress: bool = False
     ) -> FeatureTable:
         """Features of these images from a frozen pass, which runs those that the bank does not have.
