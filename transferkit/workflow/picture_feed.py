@@ -39,10 +39,11 @@ def choose_augmentation(session: Session, images: TrainingImages, notes: list[st
     preprocessing = session.backbone.spec.preprocessing.primary
     if recipe.flip is not None or preset == "none":
         return Augmentation(preset=preset, preprocessing=preprocessing, flip=bool(recipe.flip))
+    mirrored = replace(preprocessing, mirrored=True)
     check = check_flip(
         session.measured.primary_features(images.rows),
         images.known,
-        lambda positions: session.run_features(images.rows[positions], preprocessing=replace(preprocessing, mirrored=True)),
+        lambda positions: session.run_features(images.rows[positions], preprocessing=mirrored),
         classes=session.data.summary.num_classes,
         folds=images.folds[:1],
         seed=session.options.seed,
