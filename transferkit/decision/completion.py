@@ -172,8 +172,8 @@ def complete(
 
 def _why_all_stages(evidence: Evidence, norm: Normalisation) -> str:
     """Why the strategy that leaves the first stages frozen trains them too; "" if it does not."""
-    if norm.kind not in KEPT:
-        return "All stages are trained, because the weights of the first ones belong to their former normalisation."
+    if evidence.backbone.norm or norm.kind not in KEPT:
+        return "All stages are trained, because batch normalisation was swapped in the first ones too."
     if trains_all_stages(evidence.data.train_images):
         return f"All stages are trained: from {ALL_STAGES_FROM} images on, that is more accurate."
     return ""

@@ -29,6 +29,9 @@ LARGEST_MAPS = {"AVX512": 24 * 24, "AVX2": 14 * 14}
 """Vector instructions, as torch names them -> positions of the input up to which this was faster than oneDNN's gradient
 (2 cores AMD EPYC, the second with ONEDNN_MAX_CPU_ISA=AVX2): maps that are larger no longer stay in the cache."""
 
+AT_ONCE = 600_000
+"""Values of the input that are convolved at once: more would not stay in the cache, and take twice the time."""
+
 Sizes = Sequence[int]
 
 
@@ -96,7 +99,9 @@ class _Turned(TorchFunctionMode):
         # As torch.nn's and timm's convolutions call it: input, weight, bias, stride, padding, dilation, groups.
         if function is not torch.conv2d or options or len(arguments) != 7 or isinstance(arguments[4], str):
             return function(*arguments, **options)
-        images, weight, bias, stride, padding, _, _ = arguments
+        images, weight, bias, stride, padding, dilation, groups = arguments
+        if groups != len(weight) or _both(dilation) != [1, 1]:
+            return function(*arguments, **options)
         return _Depthwise.apply(images, weight, bias, _both(stride), _both(padding))
 
 
@@ -131,6 +136,18 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _gradient_of_weight(
+    gradient: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, stride: Sizes, padding: Sizes
+) -> torch.Tensor:
+    """The sum over parts of the images that stay in the cache."""
+    size = max(1, AT_ONCE * len(images) // max(images.numel(), 1))
+    found = torch.zeros_like(weight)
+    for of_outputs, of_images in zip(torch.split(gradient, size), torch.split(images, size), strict=True):
+        if len(of_images):
+            found += _gradient_of_part(of_outputs, of_images, weight, stride, padding)
+    return found
+
+
+def _gradient_of_part(
     gradient: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, stride: Sizes, padding: Sizes
 ) -> torch.Tensor:
     """The images' channels are convolved with the gradients, which are as far apart as the kernel's steps."""

@@ -10,15 +10,16 @@ from transferkit.core.errors import BackboneError
 from transferkit.nn.backbone import Backbone
 from transferkit.nn.heads import Blend
 from transferkit.nn.model import TransferModel, mean_over_views
+from transferkit.nn.overriding import is_traced
 from transferkit.nn.tail import Tail, cut
 
 __all__ = ["SharingBlend", "share_stages"]
 
 COMPARED = 2
-"""Random images on which the logits are compared."""
+"""Random images whose activations behind the shared stages are compared."""
 
-TOLERANCE = 1e-3
-"""Difference of logits that is put down to another order of additions, in units of the largest logit."""
+TOLERANCE = 1e-4
+"""Difference of activations that is put down to another order of additions, in units of the largest one."""
 
 
 class SharingBlend(Blend):
@@ -43,6 +44,10 @@ class SharingBlend(Blend):
 
     def _classify(self, images: torch.Tensor) -> torch.Tensor:
         first = self.parts[0]
+        size = self.preprocessing.size
+        # Networks are cut at images of one size; a trace must not keep the number of images, as the cut does.
+        if images.shape[-2:] != (size, size) or is_traced():
+            return super().forward(images)
         read = {stage for member in self.parts for stage in member.stages}
         activation, before = self._prefix.activations(
             images, pooling=first.pooling, names=tuple(read & set(self._prefix.stages_before))
@@ -67,7 +72,7 @@ def share_stages(model: TransferModel | Blend) -> TransferModel | Blend:
     """A model with the same output in less time, if it is a blend whose networks begin with equal stages.
 
     Three networks of which the first half is equal take two thirds of the time. Costs a few forward passes over two
-    images, in which prefix and blend are checked.
+    images, in which it is checked that a network can be cut there, and that the members' first stages do the same.
 
     Args:
         model: In evaluation mode. The result runs its modules.
@@ -75,19 +80,33 @@ def share_stages(model: TransferModel | Blend) -> TransferModel | Blend:
     Returns:
         A `SharingBlend`, or the model itself where nothing can be shared.
     """
-    if not isinstance(model, Blend) or len(model.parts) < 2 or len({part.pooling for part in model.parts}) > 1:
+    if not isinstance(model, Blend) or not _are_plain(model):
         return model
-    preprocessing = model.preprocessing
-    if preprocessing.height_width != (preprocessing.size, preprocessing.size):
-        return model  # networks are cut at square images
+    try:
+        return _share(model)
+    except (BackboneError, RuntimeError):  # it saves time only: whatever is wrong is told where the model itself runs
+        return model
+
+
+def _share(model: Blend) -> Blend:
     stage = _last_shared([part.backbone for part in model.parts])
     if stage is None:
         return model
-    try:
-        sharing = SharingBlend(model, cut(model.parts[0].backbone, stage)).eval()
-    except BackboneError:
-        return model
-    return sharing if _agree(model, sharing) else model
+    prefix = cut(model.parts[0].backbone, stage)
+    return SharingBlend(model, prefix).eval() if _agree(model, prefix) else model
+
+
+def _are_plain(model: Blend) -> bool:
+    """Whether nothing but the modules' own code runs, which is all that a `SharingBlend` runs."""
+    parts = model.parts
+    outer = (model, *parts, *(part.backbone for part in parts))
+    return (
+        type(model) is Blend
+        and len(parts) > 1
+        and all(type(part) is TransferModel for part in parts)
+        and len({part.pooling for part in parts}) == 1
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in outer)
+    )
 
 
 def _last_shared(backbones: Sequence[Backbone]) -> str | None:
@@ -114,11 +133,14 @@ def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _agree(model: Blend, sharing: SharingBlend) -> bool:
+def _agree(model: Blend, prefix: Tail) -> bool:
     """Equal weights in modules that compute something else would not do."""
     size = model.preprocessing.size
     like = next(model.parameters())
     images = torch.randn(COMPARED, 3, size, size, generator=torch.Generator().manual_seed(0)).to(like)
     with torch.no_grad():
-        expected, found = model(images), sharing(images)
-    return bool((expected - found).abs().max() <= TOLERANCE * expected.abs().max())
+        expected, *others = (prefix.on(part.backbone).activations(images)[0] for part in model.parts)
+    return all(
+        other.shape == expected.shape and bool((expected - other).abs().max() <= TOLERANCE * expected.abs().max())
+        for other in others
+    )

@@ -171,8 +171,9 @@ class _Trials:
         """Train the folds of one strategy."""
         evidence = self.session.measured.evidence
         named = replace(self.options, strategy=option.strategy, stage=option.stage)
-        decision = complete(choose_strategy(evidence, named), evidence, self.conditions)
-        plan = plan_decision(self.session, replace(decision, norm=self.norm))
+        norm = Normalisation(kind=self.norm, reasons=())
+        decision = complete(choose_strategy(evidence, named), evidence, self.conditions, norm)
+        plan = plan_decision(self.session, decision)
         run = self.begun[option.strategy] = begin_run(self.session, plan, self.options)
         verdict = run.judged.verdict
         return Trial(verdict.kept, verdict.candidates[0], run.images.held_back)

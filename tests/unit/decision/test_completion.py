@@ -75,6 +75,9 @@ def test_lp_ft_trains_the_first_stages_too_where_there_are_many_images_or_new_no
     looked = replace(LOOKED, backbone=replace(LOOKED.backbone, stages=stages), data=data)
     decision = complete(choice, looked, Conditions(norm=norm))
     assert decision.tuned == trained
+    swapped = replace(looked, backbone=replace(looked.backbone, norm="group", batch_norm=False))
+    if choice.strategy == "lp_ft" and not choice.tuned:
+        assert "top" in complete(replace(choice, stage="top"), swapped, Conditions(norm="keep")).tuned
     said = [reason for reason in decision.reasons if "All stages are trained" in reason]
     assert len(said) == (trained != choice.tuned)
 

@@ -59,6 +59,29 @@ def test_other_convolutions_are_computed_as_before(conv):
     assert compare(conv, torch.randn(2, 4, 11, 12)) == "ConvolutionBackward0"
 
 
+@pytest.mark.parametrize("at_once", [1, 300, 10**9])
+def test_images_are_convolved_in_parts(monkeypatch, at_once):
+    monkeypatch.setattr(depthwise, "AT_ONCE", at_once)
+    assert compare(nn.Conv2d(4, 4, 5, groups=4, padding=2), torch.randn(7, 4, 6, 6)) == "_DepthwiseBackward"
+
+
+def test_no_image_has_no_gradient():
+    conv = nn.Conv2d(4, 4, 5, groups=4)
+    convolve(conv, torch.randn(0, 4, 9, 9)).sum().backward()
+    assert not conv.weight.grad.any()
+
+
+class Inner(nn.Conv2d):
+    """Depthwise itself, but what it computes is something else."""
+
+    def forward(self, images):
+        return torch.conv2d(images, self.weight, self.bias, 1, 4, 2, self.groups)
+
+
+def test_a_convolution_that_computes_something_else_is_left_alone():
+    assert compare(Inner(4, 4, 5, groups=4), torch.randn(2, 4, 9, 9)) == "ConvolutionBackward0"
+
+
 def test_large_maps_are_computed_as_before():
     assert compare(nn.Conv2d(4, 4, 5, groups=4), torch.randn(2, 4, 13, 13)) == "_DepthwiseBackward"
     assert compare(nn.Conv2d(4, 4, 5, groups=4), torch.randn(2, 4, 13, 14)) == "ConvolutionBackward0"

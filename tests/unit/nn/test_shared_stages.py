@@ -138,3 +138,58 @@ def test_what_predicts_shares_its_stages_also_after_a_round_trip_and_a_change_of
         with replicas.on(CPU) as changed:
             assert type(changed) is Blend
             torch.testing.assert_close(changed(images), blend(images), rtol=1e-5, atol=1e-5)
+
+
+class Resized(Pyramid):
+    """Reads the size of its input behind the cut, where a network that was cut has only a stand-in of one size."""
+
+    def forward(self, images):
+        maps = self.last(self.middle(self.stem(images)))
+        return nn.functional.interpolate(maps, size=images.shape[-2:], mode="bilinear").amax((2, 3))
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_images_of_another_size_give_the_blends_logits(size):
+    torch.manual_seed(0)
+    network = Resized().eval()
+    blend = Blend([make_member(trained(network, "last")), make_member(network)]).eval()
+    shared = share_stages(blend)
+    assert isinstance(shared, SharingBlend)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(shared(images), blend(images), rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_of_what_predicts_takes_any_number_of_images(trunk):
+    blend = Blend([make_member(trained(trunk, "last")), make_member(trunk)]).eval()
+    with replicas_of(blend).on(CPU) as replica:
+        number = torch.export.Dim("number", min=1, max=64)
+        program = torch.export.export(replica, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: number},))
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(images), blend(images), rtol=1e-5, atol=1e-5)
+
+
+def test_too_little_memory_for_the_check_is_no_reason_to_fail(trunk, monkeypatch):
+    blend = Blend([make_member(trained(trunk, "last")), make_member(trunk)]).eval()
+
+    def forward(self, images):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(Pyramid, "forward", forward)
+    assert share_stages(blend) is blend
+
+
+class Shifted(TransferModel):
+    def forward(self, images):
+        return super().forward(images) + 1
+
+
+def test_a_model_that_does_more_than_its_modules_is_left_alone(trunk):
+    parts = [make_member(trained(trunk, "last")), make_member(trunk)]
+    parts[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    assert type(share_stages(Blend(parts).eval())) is Blend
+    torch.manual_seed(0)
+    shifted = Shifted(Backbone(trunk, spec_of()), stages=("top",), pooling="avg+max", classes=["a", "b", "c"])
+    assert type(share_stages(Blend([shifted.eval(), make_member(trunk)]).eval())) is Blend
