@@ -17,8 +17,8 @@ __all__ = [
 ]
 
 BATCH_SIZES = ((5000, 64), (2000, 32), (0, 16))
-"""(Smallest number of images, batch size): few images in large batches make too few steps. On 580 letters of 29 typefaces
-`lp_ft` had 49 and 53 % test accuracy in batches of 32, 57 % in batches of 16."""
+"""(Smallest number of images, batch size): few images in large batches make too few steps. On 580 letters of 29
+typefaces `lp_ft` had 49 and 53 % test accuracy in batches of 32, 57 % in batches of 16."""
 
 EPOCHS_AT, IMAGES_AT = 16, 150
 """`EPOCHS_AT` epochs at `IMAGES_AT` images, scaled with 1 / sqrt(images), so that the number of steps grows with
