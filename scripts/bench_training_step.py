@@ -83,7 +83,7 @@ class Step:
 
     def __init__(self, backbone: Backbone, batch: tuple[torch.Tensor, torch.Tensor], parts: tuple[str, ...]) -> None:
         self.batch, self.module = batch, make_module(backbone, len(batch[1]))
-        self.largest_maps = depthwise.LARGEST_MAPS if "turned" in parts else {}
+        self.fast_on = depthwise.FAST_ON if "turned" in parts else ()
         with only(parts):
             self.module.freeze_plan.start(0)
         self.module.train()
@@ -97,7 +97,7 @@ class Step:
     def __call__(self) -> float:
         """Seconds of a step."""
         begun = time.perf_counter()
-        with mock.patch.object(depthwise, "LARGEST_MAPS", self.largest_maps):
+        with mock.patch.object(depthwise, "FAST_ON", self.fast_on):
             self.optimizer.zero_grad(set_to_none=True)
             self.loss().backward()
             self.optimizer.step()

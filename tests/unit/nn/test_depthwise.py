@@ -14,7 +14,7 @@ from transferkit.nn.depthwise import convolve
 
 @pytest.fixture(autouse=True)
 def on_any_machine(monkeypatch):
-    monkeypatch.setattr(depthwise, "LARGEST_MAPS", {torch.backends.cpu.get_cpu_capability(): 13 * 13})
+    monkeypatch.setattr(depthwise, "FAST_ON", (torch.backends.cpu.get_cpu_capability(),))
 
 
 def compare(conv: nn.Conv2d, images: torch.Tensor) -> str:
@@ -82,11 +82,6 @@ def test_a_convolution_that_computes_something_else_is_left_alone():
     assert compare(Inner(4, 4, 5, groups=4), torch.randn(2, 4, 9, 9)) == "ConvolutionBackward0"
 
 
-def test_large_maps_are_computed_as_before():
-    assert compare(nn.Conv2d(4, 4, 5, groups=4), torch.randn(2, 4, 13, 13)) == "_DepthwiseBackward"
-    assert compare(nn.Conv2d(4, 4, 5, groups=4), torch.randn(2, 4, 13, 14)) == "ConvolutionBackward0"
-
-
 def test_only_what_is_wanted_is_computed():
     conv = nn.Conv2d(4, 4, 5, groups=4).requires_grad_(False)
     images = torch.randn(2, 4, 9, 9)
@@ -97,5 +92,5 @@ def test_only_what_is_wanted_is_computed():
 
 
 def test_it_stays_away_from_machines_where_it_was_not_measured(monkeypatch):
-    monkeypatch.setattr(depthwise, "LARGEST_MAPS", {"other": 10_000})
+    monkeypatch.setattr(depthwise, "FAST_ON", ("other",))
     assert compare(nn.Conv2d(4, 4, 5, groups=4), torch.randn(2, 4, 9, 9)) == "ConvolutionBackward0"
