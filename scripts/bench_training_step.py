@@ -61,7 +61,8 @@ def make_module(backbone: Backbone, batch: int) -> TransferModule:
     """A module that trains all layers."""
     recipe = Recipe(epochs=EPOCHS, batch_size=batch)
     torch.manual_seed(0)
-    module = TransferModule(copy.deepcopy(backbone), "lp_ft", classes=CLASSES, recipe=recipe)
+    everything = len(backbone.stages)
+    module = TransferModule(copy.deepcopy(backbone), "lp_ft", unfreeze=everything, classes=CLASSES, recipe=recipe)
     for parameter in module.model.classifier.parameters():  # a head of zeros passes no gradient on
         torch.nn.init.normal_(parameter)
     return module.to(memory_format=torch.channels_last)
