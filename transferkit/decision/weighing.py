@@ -40,8 +40,8 @@ LOOP_COST = 1.15
 """Time of an epoch relative to that of its training steps: validation, reading and augmenting images, averaging."""
 
 FITS_SECONDS = 6.0
-"""Seconds to set up and resume all fits of a run. With this, 35, 35, 123 and 19 seconds are predicted of runs that took
-35 (`lp_ft` on 200 hand signs), 41 (150), 90 (1,402) and 21 (`few_layers` on 181 stamps); Lite0, 96 px, 2 cores."""
+"""Seconds to set up and resume all fits of a run. With this, 27 and 237 seconds are predicted of runs that took 29 and
+236 (`lp_ft` on 150 and 1,402 hand signs); Lite0, 96 px, 2 cores."""
 
 TUNED_SHARES = {"lp_ft": 0.5, "few_layers": 0.32}
 """Fine-tuning strategies considered -> cost of an epoch relative to training the full network: with the first stages
