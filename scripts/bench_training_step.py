@@ -43,7 +43,7 @@ from transferkit.nn import Backbone, depthwise
 from transferkit.options import Recipe
 
 CLASSES = 10
-PARTS = {"plain": (), "folded": ("fold",), "clamps": ("fold", "clamp"), "plan": ("fold", "clamp", "turned")}
+PARTS = {"plain": (), "folded": ("fold",), "clamps": ("fold", "clamp"), "plan": ("fold", "clamp", "gradients")}
 """What is on in each of the compared steps."""
 
 EPOCHS = 2
@@ -84,7 +84,7 @@ class Step:
 
     def __init__(self, backbone: Backbone, batch: tuple[torch.Tensor, torch.Tensor], parts: tuple[str, ...]) -> None:
         self.batch, self.module = batch, make_module(backbone, len(batch[1]))
-        self.fast_on = depthwise.FAST_ON if "turned" in parts else ()
+        self.fast_on = depthwise.FAST_ON if "gradients" in parts else ()
         with only(parts):
             self.module.freeze_plan.start(0)
         self.module.train()

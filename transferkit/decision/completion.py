@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from transferkit.core.errors import OptionError
-from transferkit.decision.effort import ALL_STAGES_FROM, default_batch_size, trains_all_stages
+from transferkit.decision.effort import ALL_STAGES_FROM, PARTIAL, default_batch_size, trains_all_stages
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import starting_rate
@@ -19,9 +19,6 @@ __all__ = ["Conditions", "HeldBack", "Normalisation", "complete", "conclude", "i
 
 CLOSED_FORM = "linear_probe"
 """The strategy that is solved for: it has no rate, and its normalisation stays."""
-
-PARTIAL = "lp_ft"
-"""The strategy that leaves the first stages frozen where few images are to be learned from."""
 
 KEPT = ("keep", "frozen")
 """Kinds of normalisation that leave the layers as they are."""
@@ -174,7 +171,7 @@ def _why_all_stages(evidence: Evidence, norm: Normalisation) -> str:
     """Why the strategy that leaves the first stages frozen trains them too; "" if it does not."""
     if evidence.backbone.norm or norm.kind not in KEPT:
         return "All stages are trained, because batch normalisation was swapped in the first ones too."
-    if trains_all_stages(evidence.data.train_images):
+    if trains_all_stages(PARTIAL, evidence.data.train_images):
         return f"All stages are trained: from {ALL_STAGES_FROM} images on, that is more accurate."
     return ""
 

@@ -46,6 +46,9 @@ refit instead of two that are averaged gained 4 points on seven tasks, in twice 
 AVERAGED_FOLDS = 2
 """Folds whose networks are averaged instead of training one more on all images. More would be slow to predict with."""
 
+PARTIAL = "lp_ft"
+"""The strategy that leaves the first stages frozen where there are few images."""
+
 ALL_STAGES_FROM = 500
 """Images from which `lp_ft` trains the first stages too. With fewer, that takes twice the time for about a point."""
 
@@ -101,14 +104,14 @@ def refits(folds: int) -> bool:
     return folds != AVERAGED_FOLDS
 
 
-def trains_all_stages(images: int) -> bool:
-    """Whether `lp_ft` trains all stages, with so many images; else the first ones stay frozen.
+def trains_all_stages(strategy: str, images: int) -> bool:
+    """Whether a strategy that leaves the first stages frozen trains them too, with so many images.
 
     Example:
-        >>> trains_all_stages(150), trains_all_stages(1400)
-        (False, True)
+        >>> trains_all_stages("lp_ft", 150), trains_all_stages("lp_ft", 1400), trains_all_stages("few_layers", 1400)
+        (False, True, False)
     """
-    return images >= ALL_STAGES_FROM
+    return strategy == PARTIAL and images >= ALL_STAGES_FROM
 
 
 def default_passes(images: int) -> float:

@@ -246,7 +246,7 @@ def _step_seconds(evidence: Evidence, strategy: str) -> float:
     if measured is not None:
         return LOOP_COST * measured
     assert evidence.image_seconds is not None
-    whole = strategy == "lp_ft" and trains_all_stages(evidence.data.train_images)
+    whole = trains_all_stages(strategy, evidence.data.train_images)
     return STEP_COST * (1.0 if whole else TUNED_SHARES[strategy]) * evidence.image_seconds
 
 

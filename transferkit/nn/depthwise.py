@@ -4,7 +4,7 @@ That gradient sums, for each offset in the kernel, the products of a channel's i
 the output of another depthwise convolution, with the pictures of every image as channels of their own and the gradients
 as kernels, summed over the images; for that oneDNN has fast code. For the gradient of a kernel larger than 3 x 3 it has
 none: this takes between a seventh and four fifths of its time with AVX-512, as long or less with AVX2 (maps of 3 x 3 to
-112 x 112, kernels of 5 x 5 and 7 x 7, 16 to 256 images).
+112 x 112, kernels of 5 x 5 and 7 x 7, 16 to 256 images; by hand). scripts/bench_training_step.py has whole steps.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def convolve(conv: nn.Module, images: torch.Tensor) -> torch.Tensor:
         >>> convolve(conv, torch.randn(2, 4, 9, 9)).shape
         torch.Size([2, 4, 5, 5])
     """
-    turned = _is_large(conv) and images.requires_grad | _learns(conv) and _is_faster(images)
-    if not turned:
+    with_own = _is_large(conv) and images.requires_grad | _learns(conv) and _is_faster(images)
+    if not with_own:
         return _forward(conv, images)
-    with _Turned():
+    with _OwnGradient():
         return _forward(conv, images)
 
 
@@ -83,7 +83,7 @@ def _is_faster(images: torch.Tensor) -> bool:
     )
 
 
-class _Turned(TorchFunctionMode):
+class _OwnGradient(TorchFunctionMode):
     """Inside, `conv2d` with explicit padding is computed by `_Depthwise`."""
 
     def __torch_function__(

@@ -180,6 +180,13 @@ class Tail:
         """The same cut in a copy of the backbone with any weights; not checked again."""
         return Tail(backbone, self.tap, self._anatomy, self.shape)
 
+    def begins_like(self, other: Backbone) -> bool:
+        """Whether another backbone, of the same structure, computes the same up to the cut; on two random images."""
+        images = _draw(self.backbone, TRACED)
+        with torch.no_grad():
+            found, expected = ({"": tail.activations(images)[0]} for tail in (self.on(other), self))
+        return _agree(found, expected)
+
     def prefix(self) -> nn.Module:
         """The trunk without the modules that run only after the cut, for inspection only. Weights are shared."""
         return _graft(self._trunk, dict.fromkeys(self.modules_behind))

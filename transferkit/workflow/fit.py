@@ -41,10 +41,9 @@ class Outcome:
 
 def plan_decision(session: Session, decision: Decision) -> Plan:
     """The plan of a decision on this backbone."""
-    names = [stage.name for stage in session.backbone.stages]
-    if session.backbone.spec.norm:
-        decision = replace(decision, norm="keep")  # swapped layers go on measuring statistics, if they do
-    return STRATEGIES[decision.strategy](decision, names)
+    if session.backbone.spec.norm:  # swapped: its layers go on measuring statistics, if they do
+        decision = replace(decision, norm="keep")
+    return STRATEGIES[decision.strategy](decision, [stage.name for stage in session.backbone.stages])
 
 
 def fit_decision(

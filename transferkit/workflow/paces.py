@@ -61,11 +61,11 @@ def measure_paces(
     if known is None:
         known = _time_pass(backbone, options)
         record.store(key, known)
-    whole = trains_all_stages(images)
+    whole = any(trains_all_stages(strategy, images) for strategy in TUNED_SHARES)
     key_of_steps = f"{key} steps{', all stages' if whole else ''}"
     steps = record.load(key_of_steps)
     if steps is None and trains:
-        steps = _time_steps(backbone, known[FROZEN], options, whole=whole)
+        steps = _time_steps(backbone, known[FROZEN], options, images)
         record.store(key_of_steps, steps)
     seconds = {name: 1 / speed.images_per_second for name, speed in {**known, **(steps or {})}.items()}
     if local_rank_and_world_size()[1] > 1:  # all must decide alike
@@ -87,7 +87,7 @@ def _time_pass(backbone: Backbone, options: PassOptions) -> dict[str, Speed]:
     return {FROZEN: Speed(1 / a_pass, batch, 0.0)}
 
 
-def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions, *, whole: bool) -> dict[str, Speed]:
+def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions, images: int) -> dict[str, Speed]:
     """The training steps of each strategy -> their speeds; none if the network cannot be trained."""
     from transferkit.finetune.precision import trains_mixed
     from transferkit.finetune.step_pace import step_seconds
@@ -95,7 +95,7 @@ def _time_steps(backbone: Backbone, a_pass: Speed, options: PassOptions, *, whol
     device, batch, speeds = choose_device(options.device), a_pass.batch_size, dict[str, Speed]()
     names, mixed = [stage.name for stage in backbone.stages], trains_mixed(backbone.trunk, device)
     for strategy in TUNED_SHARES:
-        tuned = tuple(names) if whole and strategy == "lp_ft" else ()
+        tuned = tuple(names) if trains_all_stages(strategy, images) else ()
         plan = STRATEGIES[strategy](PlanSettings(strategy=strategy, stage=TOP, lr=1.0, tuned=tuned), names)
         try:
             seconds = step_seconds(backbone, plan, batch_size=batch, device=device, mixed=mixed)
