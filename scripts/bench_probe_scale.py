@@ -108,13 +108,20 @@ def main() -> None:
     if options.one is not None:
         print(json.dumps(measure(options.one)))
         return
-    rows = []
+    rows = list[dict[str, Any]]()
     for images in options.images:
         command = [sys.executable, __file__, "--one", str(images)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(rows[-1], flush=True)
-    result = {
+        if options.out is not None:
+            options.out.write_text(json.dumps(record(rows), indent=1) + "\n", encoding="utf-8")
+    print(record(rows)["exponent"])
+
+
+def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written: after every number of images, so that an interrupted run leaves the rows it finished."""
+    return {
         "script": "scripts/bench_probe_scale.py",
         "date": date.today().isoformat(),
         "machine": {**environment(seed=0, device="cpu"), "threads": os.cpu_count()},
@@ -123,9 +130,6 @@ def main() -> None:
         "rows": rows,
         "exponent": {part: growth(rows, part) for part in ("probe of stages", "ridge head", "logistic head")},
     }
-    print(result["exponent"])
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -381,7 +381,7 @@ class FitOptions:
     stage: Any = option(
         None,
         "With a named strategy: the stage that the head reads, a name or an index. joined reads all stages, selected "
-        "their useful features; None: the strategy's default.",
+        "their useful features; None: for linear_probe the best one measured, else the last stage.",
     )
     unfreeze: Any = option(
         None,

@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ import numpy.typing as npt
 
 from transferkit.measure.leave_out import LeaveOut, RidgePath, RidgeProblem, eigen, moment_type
 from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, set_chunks
+from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, Folds
 
 __all__ = [
@@ -123,15 +125,19 @@ def _scan_small(
 ) -> dict[str, RidgePath]:
     rows = slice(0, len(features))
     targets = problem.targets(rows)
-    paths = {}
-    for name in [*blocks, JOINED]:
+
+    def scan(name: str) -> RidgePath:
         part = features[:, _columns(blocks, name)]
         spectrum = _small_spectrum(part)
         projected = _project_small(spectrum, part)
         left_out = LeaveOut(problem, spectrum.eigenvalues, projected.T @ targets, PENALTIES)
         left_out.add(rows, projected)
-        paths[name] = left_out.path()
-    return paths
+        return left_out.path()
+
+    # Longest first, so that no core waits for the last one.
+    longest_first = sorted([*blocks, JOINED], key=lambda name: -math.inf if name == JOINED else -_width(blocks[name]))
+    found = dict(zip(longest_first, in_parallel(scan, longest_first), strict=True))
+    return {name: found[name] for name in [*blocks, JOINED]}
 
 
 def _stage_spectra(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from transferkit import zoo
 from transferkit.core.distributed import broadcast, connect
 from transferkit.core.timing import timed
-from transferkit.decision import SMALL_BATCH, Conditions, Normalisation, choose, complete, settle_norm
+from transferkit.decision import SMALL_BATCH, Conditions, Normalisation, best_probe, choose, complete, settle_norm
 from transferkit.features import choose_device
 from transferkit.finetune import count_processes
 from transferkit.nn import Backbone
@@ -28,7 +28,7 @@ PROBE_NORM = Normalisation(kind="frozen", reasons=())
 """A closed form leaves the backbone as it is."""
 
 DEFAULT_STAGE = {"linear_probe": JOINED}
-"""Strategy -> the stage that its head reads unless one is named; fine-tuned networks are read at the top."""
+"""Strategy -> the stage that its head reads before anything is measured; fine-tuned networks are read at the top."""
 
 
 def named_choice(
@@ -75,11 +75,20 @@ def choose_strategy(evidence: Evidence, options: AdaptOptions) -> Choice:
 
 
 def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
-    """The strategy that was asked for, with what is expected of it and of the others."""
-    asked = named_choice(evidence.backbone, strategy=options.strategy, stage=options.stage, unfreeze=options.unfreeze)
+    """The strategy that was asked for, with what is expected of it and of the others.
+
+    A probe whose stage was not named reads the stage, or the selected features, with the best measured probe.
+    """
+    is_free = options.strategy == "linear_probe" and options.stage is None
+    stage = best_probe(evidence) if is_free else options.stage
+    asked = named_choice(evidence.backbone, strategy=options.strategy, stage=stage, unfreeze=options.unfreeze)
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
-    reasons = asked.reasons
+    reasons = (
+        (f"{asked.strategy} was requested; the probe with the highest expected accuracy is used.",)
+        if is_free
+        else asked.reasons
+    )
     if asked.tuned:
         reasons = (*reasons, f"The stages to train were requested as well: {', '.join(asked.tuned)}.")
     # What is expected of a strategy is of its own choice of stages.
