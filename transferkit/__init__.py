@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
+    from transferkit.nn.preprocessing import Whitening
     from transferkit.options import Recipe
     from transferkit.records import Decision, Evidence, Preprocessing, Ranking
     from transferkit.result import Predictions, Result
@@ -36,6 +37,7 @@ __all__ = [
     "TransferDataModule",
     "TransferModule",
     "TransferkitError",
+    "Whitening",
     "adapt",
     "analyze",
     "decide",
@@ -60,6 +62,7 @@ _HOMES = {
     "TransferDataModule": "data.module",
     "TransferModule": "finetune",
     "TransferkitError": "core.errors",
+    "Whitening": "nn.preprocessing",
     "adapt": "api",
     "analyze": "api",
     "decide": "api",

@@ -107,7 +107,8 @@ def _analyze(settings: DictConfig) -> float | None:
     for line in audit_lines(evidence.data):
         print(line)
     print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
-    print("\n".join(["", *_nearness(evidence), *decision.reasons, "", f"evidence: {out}"]))
+    need = () if evidence.data_need is None else ("", "More images:", *evidence.data_need.sentences)
+    print("\n".join(["", *_nearness(evidence), *decision.reasons, *need, "", f"evidence: {out}"]))
     expected = decision.expected
     return None if expected is None else expected.expected_accuracy
 

@@ -49,14 +49,18 @@ WORKING_FOLDER = "working folder"
 
 
 def processor() -> str:
-    """The processor's name, or at least its kind."""
+    """The processor's name with its family, which names like "AMD EPYC" leave open; or at least its kind."""
+    known = dict[str, str]()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                key, _, value = line.partition(":")
+                known.setdefault(key.strip(), value.strip())
     except OSError:
         pass
+    if "model name" in known:
+        family = f", family {known['cpu family']}" if "cpu family" in known else ""
+        return f"{known['model name']}{family}"
     return platform.processor() or platform.machine()
 
 

@@ -1,6 +1,7 @@
 """Measures on features: arrays in, numbers out; no network, no files, no torch."""
 
 from transferkit.measure.curves import learning_curves, stratified_sample
+from transferkit.measure.data_need import CurveForecast, fitted_images, forecast_curve, measure_data_need
 from transferkit.measure.head_information import (
     HeadInformation,
     HeadScale,
@@ -8,6 +9,7 @@ from transferkit.measure.head_information import (
     measure_head_information,
 )
 from transferkit.measure.knn import knn_accuracy, knn_hits
+from transferkit.measure.label_errors import LabelErrors, find_label_errors
 from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.logistic import LogisticHead, fit_logistic
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
@@ -34,8 +36,10 @@ __all__ = [
     "RESAMPLES",
     "ChannelMoments",
     "Chunks",
+    "CurveForecast",
     "HeadInformation",
     "HeadScale",
+    "LabelErrors",
     "LogisticHead",
     "Measure",
     "Nearness",
@@ -50,17 +54,21 @@ __all__ = [
     "channel_hellinger",
     "class_mean_similarity",
     "emd_of_class_means",
+    "find_label_errors",
     "fit_head_scale",
     "fit_logistic",
     "fit_ridge",
+    "fitted_images",
     "fit_scale",
     "fit_temperature",
     "fitting_threads",
+    "forecast_curve",
     "frechet_distance",
     "knn_accuracy",
     "knn_hits",
     "learning_curves",
     "log_loss",
+    "measure_data_need",
     "measure_head_information",
     "measure_nearness",
     "mmd",

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from transferkit.records.backbone import JOINED, SELECTED, TOP, BackboneSpec, StageSpec
 from transferkit.records.data import DataSummary, Finding, Severity
+from transferkit.records.data_need import DataNeed, Forecast, WantedAccuracy
 from transferkit.records.decision import Alternative, Choice, Decision
+from transferkit.records.diagnosis import Diagnosis, Symptom
 from transferkit.records.evidence import (
     CurvePoint,
     EngineUse,
@@ -46,8 +48,10 @@ __all__ = [
     "Choice",
     "Claim",
     "CurvePoint",
+    "DataNeed",
     "DataSummary",
     "Decision",
+    "Diagnosis",
     "Epoch",
     "EngineUse",
     "Evidence",
@@ -55,6 +59,7 @@ __all__ = [
     "Finding",
     "Fold",
     "Folds",
+    "Forecast",
     "HeldOut",
     "JOINED",
     "LeftOut",
@@ -74,10 +79,12 @@ __all__ = [
     "SimilarityDetail",
     "StageDistance",
     "StageSpec",
+    "Symptom",
     "TOP",
     "TrainingRecord",
     "View",
     "ViewComparison",
     "ViewScore",
+    "WantedAccuracy",
     "connected_groups",
 ]

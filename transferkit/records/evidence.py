@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transferkit.records._checks import require, require_share
 from transferkit.records.backbone import BackboneSpec
 from transferkit.records.data import DataSummary
+from transferkit.records.data_need import DataNeed
 
 __all__ = [
     "CurvePoint",
@@ -244,6 +245,7 @@ class Evidence:
         engine: What computed the features; None if the network ran as it is, or not at all.
         worker_seconds: What the pass's threads spent "reading" images and "computing" features, in seconds, added up;
             empty if all features came from the bank.
+        data_need: What more training images would bring; None if the learning curve is too short to tell.
     """
 
     backbone: BackboneSpec
@@ -261,6 +263,7 @@ class Evidence:
     views: ViewComparison | None = None
     engine: EngineUse | None = None
     worker_seconds: Mapping[str, float] = field(default_factory=dict)
+    data_need: DataNeed | None = None
 
     def __post_init__(self) -> None:
         if self.similarity is not None:

@@ -85,7 +85,7 @@ def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
     reasons = (
-        (f"{asked.strategy} was requested; the probe with the highest expected accuracy is used.",)
+        (f"{asked.strategy} was requested; of the probes measured, {stage} has the highest expected accuracy.",)
         if is_free
         else asked.reasons
     )

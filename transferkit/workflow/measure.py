@@ -30,6 +30,7 @@ from transferkit.measure import (
     fitting_threads,
     knn_hits,
     learning_curves,
+    measure_data_need,
     ridge_paths,
     select_features,
 )
@@ -167,6 +168,7 @@ def measure_features(
         image_seconds=paces.image_seconds,
         step_seconds=paces.step_seconds,
         curves=curves,
+        data_need=measure_data_need(curves, stage=JOINED, folds=folds, seed=options.seed),
         views=seen.comparison,
         engine=engines.use,
         worker_seconds=first.worker_seconds,

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.report.test_report_predictions import binary
 from tests.unit.report.test_report_render import Page, section
 from transferkit.core.errors import OptionError
-from transferkit.records import Alternative, CurvePoint
+from transferkit.records import Alternative, CurvePoint, DataNeed, Forecast
 from transferkit.report import render
 from transferkit.report._predictions import reliability_bins
 from transferkit.report._render import _environment
@@ -285,6 +285,29 @@ def test_the_curves_are_in_the_page_where_there_are_any(record):
     assert "the best single stage, top" in text
     for none in ([], curve("top", 0.5)):
         assert "What more images would bring" not in Page(page(none)).text
+
+
+def test_the_curve_is_continued_to_four_times_the_images():
+    gains = [Forecast(images=n, accuracy=0.8 + g, gain=g, gain_low=g / 2, gain_high=2 * g)
+             for n, g in ((80, 0.02), (160, 0.03), (400, 0.04))]  # fmt: skip
+    need = DataNeed(stage="joined", images=40, forecasts=tuple(gains), wanted=())
+    chart = draw_curves(POINTS, need)
+    (dashed,) = [line for line in lines(chart) if line.dashes]
+    assert [point.x for point in dashed.points] == [40, 80, 160]
+    assert dashed.points[1].low == pytest.approx(0.81)
+    assert dashed.points[1].high == pytest.approx(0.84)
+    assert chart.plot.x(dashed.points[-1].x) == chart.plot.right
+    unsound = replace(need, problem="It falls.")
+    assert not [line for line in lines(draw_curves(POINTS, unsound)) if line.dashes]
+
+
+def test_what_more_images_bring_is_said_below_the_curves(record):
+    gain = Forecast(images=80, accuracy=0.82, gain=0.02, gain_low=0.01, gain_high=0.03)
+    need = DataNeed(stage="joined", images=40, forecasts=(gain,), wanted=())
+    evidence = replace(record.evidence, curves=tuple(POINTS), data_need=need)
+    text = section(render(replace(record, evidence=evidence)), "stages")
+    assert "2 times as many images (80): +2.0 points (80 % interval +1.0 to +3.0)." in text
+    assert "Dashed" in text
 
 
 def test_hostile_stage_names_are_text(record):

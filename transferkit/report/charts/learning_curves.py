@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from transferkit.core.intervals import TWO_SIDED
-from transferkit.records import JOINED, CurvePoint, RunRecord
+from transferkit.records import JOINED, CurvePoint, DataNeed, RunRecord
 from transferkit.report._words import format_percent, plural
 from transferkit.report.charts.axes import log_axis, share_axis
 from transferkit.report.charts.figure import CHARTS, Figure
@@ -17,6 +17,9 @@ __all__ = ["MAX_LABELLED", "best_stage", "draw_curves"]
 MAX_LABELLED = 14
 """With more curves than this only the two highlighted ones are named: more labels would fill the plot."""
 
+DRAWN_MULTIPLE = 4
+"""Of today's number of images, up to which forecasts are drawn: farther, the measured curve would be squeezed."""
+
 
 @CHARTS.register("learning_curves")
 def learning_curves(record: RunRecord) -> Figure | None:
@@ -24,31 +27,70 @@ def learning_curves(record: RunRecord) -> Figure | None:
     points = record.evidence.curves
     if len({point.images for point in points}) < 2:
         return None
-    best = best_stage(points)
+    best, need = best_stage(points), record.evidence.data_need
     return Figure(
         section="stages",
         heading="What more images would bring",
         caption="Ridge classifiers fitted to random subsets of the training images and tested on the rest, mean over "
         "the draws; at the right end all images, as above. Bold: all stages joined"
-        f"{f' and, coloured, the best single stage, {best}' if best else ''}. Bars: 95 % interval.",
-        charts=(draw_curves(points),),
+        f"{f' and, coloured, the best single stage, {best}' if best else ''}. Bars: 95 % "
+        f"interval.{_describe_need(need)}",
+        charts=(draw_curves(points, need),),
     )
 
 
-def draw_curves(points: Sequence[CurvePoint]) -> Chart:
+def _describe_need(need: DataNeed | None) -> str:
+    if need is None:
+        return ""
+    drawn = " Dashed: the curve of all stages joined, extrapolated, with its 80 % interval." if _is_drawn(need) else ""
+    return f"{drawn} {' '.join(need.sentences)}"
+
+
+def _is_drawn(need: DataNeed) -> bool:
+    return not need.problem and bool(need.forecasts)
+
+
+def draw_curves(points: Sequence[CurvePoint], need: DataNeed | None = None) -> Chart:
     """Curves named at their right ends; the best single stage and all stages joined are highlighted, on top.
 
     Args:
         points: One or more sizes for each stage, and two or more different sizes in all.
+        need: What more images would bring, to go on with the curve it belongs to.
     """
+    further = _extrapolate(points, need) if need is not None and _is_drawn(need) else []
     sizes = [point.images for point in points]
     stages = {point.stage: [one for one in points if one.stage == point.stage] for point in points}
     return Chart(
         title="Accuracy of each stage by number of training images",
-        x=log_axis(sizes, ticks=sizes, name="Training images (log scale)"),
-        y=share_axis([point.accuracy for point in points], slack=0.02, name="Accuracy"),
-        marks=tuple(_marks(stages, best_stage(points))),
+        x=log_axis(sizes, ticks=[*sizes, *(one.x for one in further)], name="Training images (log scale)"),
+        y=share_axis([*(point.accuracy for point in points), *(one.y for one in further)], slack=0.02, name="Accuracy"),
+        marks=(*_marks(stages, best_stage(points)), *_forecast_marks(further)),
     )
+
+
+def _extrapolate(points: Sequence[CurvePoint], need: DataNeed) -> list[Point]:
+    """The last measured point of a curve, then its forecasts."""
+    last = max((point for point in points if point.stage == need.stage), key=lambda point: point.images)
+    return [
+        Point(x=last.images, y=last.accuracy),
+        *(
+            Point(
+                x=one.images,
+                y=one.accuracy,
+                low=max(0.0, one.accuracy - (one.gain - one.gain_low)),
+                high=min(1.0, one.accuracy + (one.gain_high - one.gain)),
+                title=f"forecast, {plural(one.images, 'image')}: {format_percent(one.accuracy)}",
+            )
+            for one in need.forecasts
+            if one.images <= DRAWN_MULTIPLE * need.images
+        ),
+    ]
+
+
+def _forecast_marks(further: Sequence[Point]) -> Iterator[Mark]:
+    if further:
+        yield Line(points=further, tone="ink", weight=1.25, dashes="4 4")
+        yield Dots(points=further[1:], tone="ink", radius=3)
 
 
 def best_stage(points: Sequence[CurvePoint]) -> str:

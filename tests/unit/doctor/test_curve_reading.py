@@ -1,0 +1,142 @@
+"""Shapes of loss curves, drawn and from real training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from torch import nn
+
+from transferkit.core.errors import DataError, OptionError
+from transferkit.doctor import Curves, read_curves
+
+EPOCHS = np.arange(20)
+HEALTHY = 0.1 + 2.2 * np.exp(-EPOCHS / 4)
+
+
+def causes(train, **more):
+    return [one.cause for one in read_curves(Curves(train_loss=list(train), classes=10, **more))]
+
+
+def test_a_healthy_run_gets_no_word():
+    held = 0.3 + 2.0 * np.exp(-EPOCHS / 4)
+    accuracy = 0.9 - 0.8 * np.exp(-EPOCHS / 4)
+    assert causes(HEALTHY, held_back_loss=list(held), held_back_accuracy=list(accuracy), held_back_images=300) == []
+
+
+@given(st.integers(0, 10_000))
+def test_noise_is_not_a_shape(seed):
+    noise = np.random.default_rng(seed).normal(size=20)
+    assert causes(HEALTHY + 0.02 * noise, held_back_loss=list(HEALTHY + 0.2 + 0.004 * noise)) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "cause"),
+    [
+        ([2.3, 2.0, 1.5, 3.0, 9.0, 30.0], "divergence"),
+        ([2.3, 2.0, math.nan, math.nan, math.nan], "not_finite"),
+        (2.0 + 0.5 * (-1) ** EPOCHS, "lr_too_high"),
+        (np.concatenate([np.full(7, 2.30), 2.3 * np.exp(-np.arange(13) / 3)]), "bad_start"),
+        (2.3 - 0.03 * EPOCHS, "lr_too_low"),
+        (1.6 + 0.7 * np.exp(-EPOCHS / 2), "underfitting"),
+        (np.full(20, 2.302), "no_learning"),
+    ],
+)
+def test_shapes_of_the_training_loss(train, cause):
+    assert causes(train) == [cause]
+
+
+def test_overfitting_is_dated():
+    held = np.concatenate([np.linspace(2, 1, 8), np.linspace(1.02, 1.6, 12)])
+    (found,) = read_curves(Curves(train_loss=list(HEALTHY), held_back_loss=list(held), classes=10))
+    assert found.cause == "overfitting"
+    assert "lowest in epoch 8 (1)" in found.evidence
+
+
+def test_accuracy_that_falls_while_the_rest_is_learnt_by_heart():
+    accuracy = np.concatenate([np.linspace(0.2, 0.85, 6), np.linspace(0.84, 0.6, 14)])
+    found = causes(HEALTHY, held_back_accuracy=list(accuracy), held_back_images=500)
+    assert found == ["label_noise"]
+    assert causes(HEALTHY, held_back_accuracy=list(accuracy), held_back_images=8) == []
+
+
+def test_few_epochs_have_no_shape():
+    assert causes([2.3, 9.0, 50.0]) == []
+
+
+def test_curves_check_themselves():
+    with pytest.raises(DataError, match="held_back_loss has 2 values, train_loss 3"):
+        Curves(train_loss=[1, 2, 3], held_back_loss=[1, 2])
+    with pytest.raises(OptionError, match="classes must be >= 2"):
+        Curves(train_loss=[1.0], classes=1)
+
+
+def test_without_classes_the_first_loss_stands_for_guessing():
+    assert [one.cause for one in read_curves(Curves(train_loss=[5.0] * 9))] == ["no_learning"]
+
+
+@given(st.lists(st.floats(0, 100), min_size=5, max_size=30), st.integers(2, 1000))
+def test_any_curve_is_read_without_an_error(losses, classes):
+    found = read_curves(Curves(train_loss=losses, held_back_loss=losses[::-1], classes=classes))
+    assert [one.severity for one in found] == sorted(one.severity for one in found)
+
+
+def run(lr, *, epochs=12, wrong=0.0, scale=1.0, images=400):
+    """A small network on scikit-learn's digits: its curves."""
+    torch.manual_seed(0)
+    digits = load_digits()
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(digits.target))
+    rows = torch.tensor(digits.data[order] / 16 - 0.3, dtype=torch.float32)
+    labels = torch.tensor(digits.target[order])
+    given_labels = labels[:images].clone()
+    flipped = rng.choice(images, round(wrong * images), replace=False)
+    given_labels[flipped] = torch.tensor(rng.integers(0, 10, len(flipped)))
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    train, held, accuracy = [], [], []
+    for _ in range(epochs):
+        total = 0.0
+        for part in torch.randperm(images).split(20):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(rows[part]), given_labels[part])
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(part)
+        train.append(total / images)
+        with torch.no_grad():
+            out = model(rows[images:])
+            held.append(float(F.cross_entropy(out, labels[images:])))
+            accuracy.append(float((out.argmax(dim=1) == labels[images:]).float().mean()))
+    return Curves(
+        train_loss=train,
+        held_back_loss=held,
+        held_back_accuracy=accuracy,
+        classes=10,
+        held_back_images=len(labels) - images,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"lr": 0.02}, set()),
+        ({"lr": 1e-4}, {"lr_too_low"}),
+        ({"lr": 5.0}, {"lr_too_high", "divergence", "not_finite", "no_learning", "underfitting"}),
+        ({"lr": 0.0}, {"no_learning"}),
+        ({"lr": 0.02, "wrong": 0.4, "epochs": 60}, {"overfitting", "label_noise"}),
+    ],
+)
+def test_real_training(settings, expected):
+    found = {one.cause for one in read_curves(run(**settings))}
+    assert found <= expected
+    assert bool(found) == bool(expected)

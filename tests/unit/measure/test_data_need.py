@@ -1,0 +1,226 @@
+"""Learning curves extrapolated: against curves whose continuation is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transferkit.core.errors import DataError, OptionError
+from transferkit.measure.data_need import FAMILIES, fitted_images, forecast_curve, measure_data_need
+from transferkit.records import CurvePoint, DataNeed, Folds, Forecast, WantedAccuracy
+
+SIZES = (20, 40, 80, 160, 320)
+
+
+def curve(error, *, sizes=SIZES, noise=0.0, stage="joined", seed=0):
+    """Points of a curve whose error at n images is error(n)."""
+    rng = np.random.default_rng(seed)
+    deviation = max(noise, 0.002)
+    values = [float(np.clip(1 - error(n) + noise * rng.normal(), 0, 1)) for n in sizes]
+    return [CurvePoint(stage=stage, images=n, accuracy=v, error=deviation) for n, v in zip(sizes, values, strict=True)]
+
+
+def power(n):
+    return 0.02 + 1.5 * n**-0.5
+
+
+def sigmoid(n):
+    return 0.05 + 0.7 / (1 + (n / 60) ** 1.2)
+
+
+def weibull(n):
+    return 0.03 + 0.8 * math.exp(-((n / 100) ** 0.6))
+
+
+@pytest.mark.parametrize("error", [power, sigmoid, weibull])
+def test_a_clean_curve_is_continued(error):
+    found = forecast_curve(curve(error))
+    for n in (20, 160, 320, 640, 1280):
+        middle, low, high = found.accuracy_at(n)
+        assert low <= middle <= high
+        assert middle == pytest.approx(1 - error(n), abs=0.012 if n <= 640 else 0.03)
+        assert low - 0.005 <= 1 - error(n) <= high + 0.005
+    assert found.problem == ""
+
+
+@pytest.mark.parametrize("error", [power, sigmoid, weibull])
+def test_the_images_for_an_accuracy_are_those_where_the_curve_reaches_it(error):
+    found = forecast_curve(curve(error))
+    middle, low, high = found.images_for(1 - error(600))
+    assert 0.9 * low <= 600 <= 1.1 * high
+    assert 0.6 < middle / 600 < 1.7
+
+
+def test_accuracy_and_images_are_inverse_to_each_other():
+    found = forecast_curve(curve(power))
+    for n in (100, 1000):
+        (accuracy,) = found.accuracy_at(n, (0.5,))
+        (images,) = found.images_for(accuracy, (0.5,))
+        assert images == pytest.approx(n, rel=0.1)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_falls_from_one_to_zero_and_is_inverted(name):
+    family, images = FAMILIES[name], np.geomspace(1, 1e5, 30)
+    onset, steepness = np.full(30, 200.0), np.full(30, 0.7)
+    heights = family.curve(images, onset, steepness)
+    assert (np.diff(heights) < 0).all()
+    assert heights.min() >= 0
+    assert heights.max() <= 1
+    inside = heights > 1e-12
+    np.testing.assert_allclose(family.inverse(heights, onset, steepness)[inside], images[inside], rtol=1e-6)
+
+
+def test_a_curve_that_has_levelled_off_is_not_promised_more():
+    found = forecast_curve(curve(lambda n: 0.1 + 4 * n**-1.5, sizes=(*SIZES, 640, 1280)))
+    _gain, low, high = found.gain(1280, 12800)
+    assert low >= 0
+    assert high < 0.01
+    assert found.images_for(0.95)[0] == math.inf
+
+
+def test_noise_widens_the_interval():
+    widths = []
+    for noise in (0.0, 0.02):
+        _, low, high = forecast_curve(curve(power, noise=noise)).accuracy_at(5000)
+        widths.append(high - low)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_farther_is_less_certain():
+    found = forecast_curve(curve(power))
+    widths = [high - low for _, low, high in (found.accuracy_at(n) for n in (320, 1280, 12800))]
+    assert widths == sorted(widths)
+
+
+def test_the_interval_covers_what_it_says():
+    inside = 0
+    for seed in range(60):
+        exponent = np.random.default_rng(seed).uniform(0.3, 0.9)
+
+        def error(n, exponent=exponent):
+            return 0.01 + 2 * n**-exponent / 20 ** (0.5 - exponent)
+
+        _, low, high = forecast_curve(curve(error, noise=0.008, seed=seed)).accuracy_at(1280)
+        inside += low <= 1 - error(1280) <= high
+    assert inside >= 0.7 * 60
+
+
+def test_the_shares_of_the_families_add_up_and_follow_the_points():
+    shares = forecast_curve(curve(weibull, sizes=(10, 20, 40, 80, 160, 320, 640))).shares
+    assert sum(shares.values()) == pytest.approx(1)
+    assert set(shares) == set(FAMILIES)
+
+
+def test_a_falling_curve_is_declared_not_well_behaved():
+    points = curve(lambda n: 0.2 + 0.0005 * n)
+    found = forecast_curve(points)
+    assert "not well behaved" in found.problem
+    assert "Do not trust" in found.problem
+    assert np.isfinite(found.accuracy_at(640)).all()
+
+
+def test_a_peak_is_declared_not_well_behaved():
+    points = curve(lambda n: 0.3 if n == 80 else power(n))
+    assert "not well behaved" in forecast_curve(points).problem or "no family" in forecast_curve(points).problem
+
+
+def test_noise_alone_is_not_a_fault():
+    faults = [forecast_curve(curve(power, noise=0.01, seed=seed)).problem for seed in range(20)]
+    assert sum(map(bool, faults)) <= 1
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+def test_constant_curves_are_extrapolated_as_constants(accuracy):
+    found = forecast_curve(curve(lambda n: 1 - accuracy))
+    assert found.accuracy_at(640)[0] == pytest.approx(accuracy, abs=0.02)
+
+
+def test_order_and_ties_do_not_matter():
+    points = curve(power)
+    assert forecast_curve(points[::-1]).accuracy_at(999) == forecast_curve(points).accuracy_at(999)
+    twice = [*points, CurvePoint(stage="joined", images=320, accuracy=points[-1].accuracy, error=0.002)]
+    assert forecast_curve(twice).accuracy_at(640)[0] == pytest.approx(
+        forecast_curve(points).accuracy_at(640)[0], abs=0.01
+    )
+
+
+def test_too_few_points_are_refused_and_answered_with_nothing():
+    with pytest.raises(DataError, match="4 or more different numbers of images, got 3"):
+        forecast_curve(curve(power)[:3])
+    assert measure_data_need(curve(power)[:3], stage="joined") is None
+    assert measure_data_need(curve(power), stage="top") is None
+
+
+def test_points_of_two_stages_are_refused():
+    with pytest.raises(DataError, match="of one stage"):
+        forecast_curve([*curve(power), *curve(power, stage="top")])
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, math.nan])
+def test_an_accuracy_is_a_share(accuracy):
+    with pytest.raises(OptionError, match=r"in \[0, 1\]"):
+        forecast_curve(curve(power)).images_for(accuracy)
+
+
+def test_the_answer_has_the_next_accuracies_and_multiples_of_today():
+    need = measure_data_need([*curve(power), *curve(sigmoid, stage="top")], stage="joined")
+    assert [one.images for one in need.forecasts] == [640, 1280]
+    assert [one.accuracy for one in need.wanted] == [0.95, 0.98]
+    assert need.images == 320
+    assert need.problem == ""
+    gains = [one.gain for one in need.forecasts]
+    assert gains == sorted(gains)
+    assert need.sentences[0].startswith("2 times as many images (640): +")
+
+
+def test_the_words_say_what_cannot_be_reached():
+    none = WantedAccuracy(accuracy=0.99, images=None, low=5000, high=None)
+    never = WantedAccuracy(accuracy=0.995, images=None, low=None, high=None)
+    need = DataNeed(stage="joined", images=100, forecasts=(), wanted=(none, never), problem="It is bent.")
+    assert need.sentences == (
+        "It is bent.",
+        "99 % accuracy is unlikely to be reached by more images alone; with luck 5,000.",
+        "99.5 % accuracy is unlikely to be reached by more images alone.",
+    )
+
+
+def test_records_check_themselves():
+    with pytest.raises(OptionError, match="must lie in its interval"):
+        WantedAccuracy(accuracy=0.9, images=10, low=20, high=30)
+    with pytest.raises(OptionError, match="gain must lie in its interval"):
+        Forecast(images=10, accuracy=0.9, gain=0.5, gain_low=0.6, gain_high=0.7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(0, 1), min_size=4, max_size=8),
+    st.floats(0, 0.05),
+    st.integers(2, 40),
+)
+def test_any_curve_gets_an_answer_inside_its_bounds(accuracies, error, first):
+    points = [
+        CurvePoint(stage="joined", images=first * 2**i, accuracy=value, error=error)
+        for i, value in enumerate(accuracies)
+    ]
+    found = forecast_curve(points)
+    middle, low, high = found.accuracy_at(10**6)
+    assert 0 <= low <= middle <= high <= 1
+    images, least, most = found.images_for(0.9)
+    assert 1 <= least <= images <= most
+    assert measure_data_need(points, stage="joined") is not None
+
+
+def test_the_last_point_counts_the_images_that_were_fitted():
+    folds = Folds.alone(np.arange(320) % 20)  # one of each class is left out together
+    kept = fitted_images(curve(power), folds)
+    assert [point.images for point in kept] == [20, 40, 80, 160, 300]
+    assert [point.accuracy for point in kept] == [point.accuracy for point in curve(power)]
+    many = Folds.alone(np.arange(320) % 2)  # large classes: each image alone
+    assert fitted_images(curve(power), many)[-1].images == 319
+    few = curve(power, sizes=(20, 40, 80, 315, 320))
+    assert [point.images for point in fitted_images(few, folds)] == [20, 40, 80, 315, 316]

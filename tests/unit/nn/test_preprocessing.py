@@ -1,0 +1,202 @@
+"""Centring, scaling, decorrelation and whitening, fitted to training rows alone."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from transferkit.core.errors import DataError, OptionError
+from transferkit.nn.preprocessing import KINDS, Whitening
+
+BY_DIRECTION = ("pca", "pca_whiten", "zca")
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + rng.normal(size=6)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 256, (50, 5, 4, 3), dtype=np.uint8)
+
+
+def test_standardised_features_are_those_of_scikit_learn(rows):
+    np.testing.assert_allclose(Whitening(ridge=0).fit_transform(rows), StandardScaler().fit_transform(rows))
+
+
+def test_decorrelated_rows_have_a_diagonal_covariance_in_falling_order(rows):
+    covariance = np.cov(Whitening("pca").fit_transform(rows).T)
+    assert np.allclose(covariance, np.diag(np.diag(covariance)))
+    assert (np.diff(np.diag(covariance)) <= 0).all()
+    np.testing.assert_allclose(np.diag(covariance), PCA().fit(rows).explained_variance_)
+
+
+@pytest.mark.parametrize("kind", ["pca_whiten", "zca"])
+def test_whitened_rows_have_the_identity_as_covariance(rows, kind):
+    white = Whitening(kind, ridge=0).fit_transform(rows)
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-8)
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-8)
+
+
+def test_zca_is_the_inverse_root_of_the_covariance(rows):
+    values, vectors = np.linalg.eigh(np.cov(rows.T, bias=True))
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    np.testing.assert_allclose(Whitening("zca", ridge=0).fit_transform(rows), (rows - rows.mean(axis=0)) @ root)
+
+
+def test_zca_stays_closer_to_the_rows_than_pca(rows):
+    centred = rows - rows.mean(axis=0)
+    zca, pca = (Whitening(kind, ridge=0).fit_transform(rows) for kind in ("zca", "pca_whiten"))
+    assert ((zca - centred) ** 2).sum() < ((pca - centred) ** 2).sum()
+
+
+def test_a_ridge_keeps_noise_small(rows):
+    flat = np.column_stack([rows, 1e-4 * np.random.default_rng(2).normal(size=300)])
+    assert Whitening("pca_whiten", ridge=0).fit_transform(flat)[:, -1].std() == pytest.approx(1)
+    assert Whitening("pca_whiten", ridge=1e-5).fit_transform(flat)[:, -1].std() < 0.05
+
+
+def test_each_image_is_centred_by_itself(images):
+    out = Whitening("image").fit(images[:10]).transform(images[10:])
+    np.testing.assert_allclose(out.mean(axis=(1, 2)), 0, atol=1e-9)
+    assert out.shape == (40, 5, 4, 3)
+
+
+def test_channels_and_mean_image_are_those_of_the_training_images(images):
+    train, test = images[:30], images[30:]
+    channel, mean = Whitening("channel").fit(train), Whitening("mean_image").fit(train)
+    np.testing.assert_allclose(channel.transform(test), test - train.mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(mean.transform(test), test - train.mean(axis=0))
+    scaled = Whitening(ridge=0).fit_transform(train)
+    np.testing.assert_allclose(scaled.std(axis=(0, 1, 2)), 1)
+
+
+def test_grey_images_keep_their_shape(images):
+    grey = images[..., 0]
+    for kind in ("image", "channel", "mean_image", "standardise", "zca"):
+        assert Whitening(kind).fit_transform(grey).shape == grey.shape
+        if kind != "image":
+            known = Whitening(kind).fit(grey)
+            np.testing.assert_allclose(known.inverse_transform(known.transform(grey)), grey, atol=1e-6)
+    assert Whitening("pca").fit_transform(grey).shape == (50, 20)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"image"}))
+def test_what_was_transformed_comes_back(images, kind):
+    known = Whitening(kind).fit(images)
+    np.testing.assert_allclose(known.inverse_transform(known.transform(images)), images, atol=1e-6)
+
+
+def test_the_mean_of_each_image_is_gone(images):
+    with pytest.raises(OptionError, match="cannot be inverted"):
+        Whitening("image").fit(images).inverse_transform(images)
+
+
+def test_dropped_directions_come_back_as_their_mean(rows):
+    known = Whitening("pca", components=2).fit(rows)
+    assert known.transform(rows).shape == (300, 2)
+    lost = ((known.inverse_transform(known.transform(rows)) - rows) ** 2).sum() / len(rows)
+    assert lost == pytest.approx(PCA().fit(rows).explained_variance_[2:].sum() * 299 / 300)
+
+
+def test_fewer_rows_than_values_are_no_obstacle(images):
+    white = Whitening("zca").fit_transform(images[:8])
+    assert white.shape == (8, 5, 4, 3)
+    assert np.isfinite(white).all()
+
+
+def test_constant_features_are_centred_only(rows):
+    constant = np.column_stack([rows, np.full(300, 7.0)])
+    for kind in ("standardise", *BY_DIRECTION):
+        assert np.isfinite(Whitening(kind, ridge=0).fit_transform(constant)).all()
+    assert (Whitening(ridge=0).fit_transform(constant)[:, -1] == 0).all()
+
+
+@pytest.mark.parametrize("split", ["val", "test", "all"])
+def test_other_rows_than_training_rows_are_refused(rows, split):
+    with pytest.raises(DataError, match=f"training rows only, got 300 rows of split '{split}'"):
+        Whitening().fit(rows, split=split)
+
+
+def test_the_pool_before_the_split_is_refused_if_it_says_so(rows):
+    names = ["train"] * 200 + ["val"] * 60 + ["test"] * 40
+    with pytest.raises(DataError, match="got 60 rows of split 'val'"):
+        Whitening().fit(rows, split=names)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_fit_before_the_split_is_found_when_the_test_rows_come(images, kind):
+    known = Whitening(kind).fit(images)  # the pool
+    with pytest.raises(DataError, match="20 of these 20 rows of split 'test' were used to fit"):
+        known.transform(images[30:], split="test")
+    assert Whitening(kind).fit(images[:30]).transform(images[30:], split="test").shape[0] == 20
+
+
+def test_it_is_found_in_another_type_as_well(images):
+    known = Whitening().fit(images)
+    with pytest.raises(DataError, match="were used to fit"):
+        known.transform(images[:5].astype(np.float32), split="val")
+
+
+def test_training_rows_may_be_transformed(rows):
+    known = Whitening().fit(rows)
+    np.testing.assert_array_equal(known.transform(rows, split="train"), known.transform(rows))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "zac"}, "Unknown kind of whitening 'zac'. Closest known: zca"),
+        ({"ridge": -1.0}, "ridge must be finite and >= 0"),
+        ({"components": 0}, "components must be >= 1"),
+        ({"kind": "image"}, "needs images"),
+    ],
+)
+def test_wrong_settings_are_refused(rows, wrong, message):
+    with pytest.raises(OptionError, match=message):
+        Whitening(**wrong).fit(rows)
+
+
+def test_wrong_rows_are_refused(rows):
+    with pytest.raises(DataError, match="got shape"):
+        Whitening().fit(rows[0])
+    with pytest.raises(DataError, match="finite"):
+        Whitening().fit(np.full((3, 2), np.nan))
+    with pytest.raises(DataError, match="were fitted, got"):
+        Whitening().fit(rows).transform(rows[:, :3])
+    with pytest.raises(OptionError, match="not fitted"):
+        Whitening().transform(rows)
+    with pytest.raises(OptionError, match="up to 4,096 values"):
+        Whitening("zca").fit(np.zeros((3, 40, 40, 3)))
+    with pytest.raises(DataError, match="one for each of the 300"):
+        Whitening().fit(rows, split=["train"] * 3)
+
+
+def test_it_is_a_scikit_learn_transformer(rows):
+    labels = (rows[:, 0] > rows[:, 0].mean()).astype(int)
+    pipeline = make_pipeline(Whitening("pca_whiten", components=4), LogisticRegression())
+    assert cross_val_score(pipeline, rows, labels, cv=3).shape == (3,)
+    assert clone(Whitening("zca", ridge=0.1)).get_params() == {"kind": "zca", "components": None, "ridge": 0.1}
+    known = Whitening("zca").fit(rows)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(known)).transform(rows), known.transform(rows))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shift=st.floats(-100, 100), scale=st.floats(0.01, 100))
+def test_whitened_rows_know_neither_shift_nor_scale(shift, scale):
+    rows = np.random.default_rng(3).normal(size=(60, 4))
+    first, second = (Whitening("zca", ridge=1e-3).fit_transform(one) for one in (rows, scale * rows + shift))
+    np.testing.assert_allclose(first, second, atol=1e-5)

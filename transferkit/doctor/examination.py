@@ -1,0 +1,75 @@
+"""All checks of a training set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from transferkit.doctor.checks import CHECKS, Skipped
+from transferkit.doctor.subject import Loss, Subject, cross_entropy
+from transferkit.records import Diagnosis, Symptom
+
+__all__ = ["examine"]
+
+
+def examine(
+    model: nn.Module,
+    batch: tuple[Any, torch.Tensor],
+    *,
+    loss: Loss = cross_entropy,
+    optimizer: torch.optim.Optimizer | None = None,
+    classes: int | None = None,
+    checks: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Check a training set-up before its first step; nothing of it is changed.
+
+    Args:
+        model: Any PyTorch module, in the mode in which it will be trained.
+        batch: (inputs, targets) as the training loop gets them; inputs may be a tuple of the model's arguments.
+        loss: (outputs, targets) -> scalar.
+        optimizer: As it will be used; None skips the checks that need one.
+        classes: K of a classifier; None where targets are no class numbers.
+        checks: Names in `CHECKS`; None for all.
+        seed: Of random directions and dropout.
+
+    Returns:
+        Symptoms, alarms first; what was checked and found well; what could not be checked.
+
+    Raises:
+        OptionError: A check is unknown, or the batch has fewer than two images.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> rows, targets = torch.randn(16, 6), torch.arange(16) % 3
+        >>> sgd = torch.optim.SGD(net[2].parameters(), lr=0.1)
+        >>> found = examine(net, (rows, targets), optimizer=sgd, classes=3, checks=["optimizer"])
+        >>> [one.cause for one in found.symptoms]
+        ['not_in_optimizer']
+    """
+    inputs, targets = batch
+    subject = Subject(model, inputs, targets, loss, optimizer, classes, seed)
+    symptoms, passed, skipped = list[Symptom](), list[str](), dict[str, str]()
+    for name in CHECKS if checks is None else checks:
+        found, why = _run(CHECKS[name], subject)
+        symptoms += found
+        if why:
+            skipped[name] = why
+        elif not found:
+            passed.append(name)
+    symptoms.sort(key=lambda one: one.severity != "alarm")
+    return Diagnosis(symptoms=tuple(symptoms), passed=tuple(passed), skipped=skipped)
+
+
+def _run(check: Callable[[Subject], Any], subject: Subject) -> tuple[list[Symptom], str]:
+    """The symptoms found before a check ended or gave up, and why it did."""
+    found = list[Symptom]()
+    try:
+        for one in check(subject):
+            found.append(one)
+    except Skipped as error:
+        return found, str(error)
+    return found, ""

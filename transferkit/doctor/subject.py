@@ -1,0 +1,101 @@
+"""What is examined: a model with one batch, its loss and its optimizer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from transferkit.core.errors import OptionError
+
+__all__ = ["Subject", "cross_entropy"]
+
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+"""(outputs, targets) -> scalar."""
+
+
+def cross_entropy(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits."""
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A training set-up, as it is before the first step. No check changes it.
+
+    Args:
+        model: Called with `inputs`.
+        inputs: One batch as the training loop gives it: a tensor, or a tuple of the model's arguments. Two images or
+            more,
+            of different content.
+        targets: (N, ...) of the same batch.
+        loss: (outputs, targets) -> scalar.
+        optimizer: Of the model's parameters; checks that need one are skipped without.
+        classes: K of a classifier; None where the targets are not class numbers.
+        seed: Of random directions.
+
+    Raises:
+        OptionError: If there are fewer than two images, or targets of another number.
+    """
+
+    model: nn.Module
+    inputs: Any
+    targets: torch.Tensor
+    loss: Loss = cross_entropy
+    optimizer: torch.optim.Optimizer | None = None
+    classes: int | None = None
+    seed: int = 0
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        images = len(self.first_input)
+        if images < 2 or len(self.targets) != images:
+            raise OptionError(
+                f"A batch of 2 images or more is needed, with a target each; got {images} and {len(self.targets)}."
+            )
+
+    @property
+    def first_input(self) -> torch.Tensor:
+        """The first of the model's arguments."""
+        found = self.inputs[0] if isinstance(self.inputs, tuple) else self.inputs
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def take(self, rows: slice) -> tuple[Any, torch.Tensor]:
+        """Inputs and targets of some of the images."""
+        if isinstance(self.inputs, tuple):
+            return tuple(one[rows] for one in self.inputs), self.targets[rows]
+        return self.inputs[rows], self.targets[rows]
+
+    def run(self, model: nn.Module | None = None, inputs: Any = None) -> Any:
+        """Outputs of a model (this one's by default) for inputs (these by default)."""
+        model, inputs = self.model if model is None else model, self.inputs if inputs is None else inputs
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+    def copy(self) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+        """The model, and the optimizer over the copy's parameters, state included: both may be changed."""
+        memo: dict[int, Any] = {}
+        model = copy.deepcopy(self.model, memo)
+        if self.optimizer is None:
+            return model, None
+        # Sharing the memo makes the copy of the optimizer hold the copied parameters, as this one holds the model's.
+        return model, copy.deepcopy(self.optimizer, memo)
+
+    @property
+    def log_classes(self) -> float:
+        """ln K, the loss of guessing; NaN without classes."""
+        return math.log(self.classes) if self.classes else math.nan
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block torch's CPU generator starts from the seed; its state is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
