@@ -86,7 +86,7 @@ class DataNeed:
             >>> need = WantedAccuracy(accuracy=0.95, images=1100, low=800, high=None)
             >>> for line in DataNeed(stage="joined", images=300, forecasts=(gain,), wanted=(need,)).sentences:
             ...     print(line)
-            2 times as many images (600): +1.8 points (80 % interval +0.6 to +3.1).
+            With 600 images, 2 times as many: +1.8 points (80 % interval +0.6 to +3.1).
             95 % accuracy takes about 1,100 images (80 % interval 800 to more than can be told).
         """
         return (
@@ -97,7 +97,7 @@ class DataNeed:
 
 
 def _describe_gain(one: Forecast, images: int) -> str:
-    times = f"{one.images / images:.3g} times as many images ({one.images:,})"
+    times = f"With {one.images:,} images, {one.images / images:.3g} times as many"
     return f"{times}: {_points(one.gain)} points (80 % interval {_points(one.gain_low)} to {_points(one.gain_high)})."
 
 
@@ -108,8 +108,13 @@ def _points(share: float) -> str:
 def _describe_need(one: WantedAccuracy) -> str:
     wanted = f"{100 * one.accuracy:.3g} % accuracy"
     if one.images is None:
-        least = "" if one.low is None else f"; with luck {one.low:,}"
+        least = "" if one.low is None else f"; with luck {_round(one.low):,} images do"
         return f"{wanted} is unlikely to be reached by more images alone{least}."
-    high = "more than can be told" if one.high is None else f"{one.high:,}"
+    high = "more than can be told" if one.high is None else f"{_round(one.high):,}"
     assert one.low is not None
-    return f"{wanted} takes about {one.images:,} images (80 % interval {one.low:,} to {high})."
+    return f"{wanted} takes about {_round(one.images):,} images (80 % interval {_round(one.low):,} to {high})."
+
+
+def _round(images: int) -> int:
+    """To two digits: more would be false precision."""
+    return round(float(f"{images:.2g}"))

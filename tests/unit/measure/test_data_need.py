@@ -175,7 +175,7 @@ def test_the_answer_has_the_next_accuracies_and_multiples_of_today():
     assert need.problem == ""
     gains = [one.gain for one in need.forecasts]
     assert gains == sorted(gains)
-    assert need.sentences[0].startswith("2 times as many images (640): +")
+    assert need.sentences[0].startswith("With 640 images, 2 times as many: +")
 
 
 def test_the_words_say_what_cannot_be_reached():
@@ -184,7 +184,7 @@ def test_the_words_say_what_cannot_be_reached():
     need = DataNeed(stage="joined", images=100, forecasts=(), wanted=(none, never), problem="It is bent.")
     assert need.sentences == (
         "It is bent.",
-        "99 % accuracy is unlikely to be reached by more images alone; with luck 5,000.",
+        "99 % accuracy is unlikely to be reached by more images alone; with luck 5,000 images do.",
         "99.5 % accuracy is unlikely to be reached by more images alone.",
     )
 

@@ -306,7 +306,7 @@ def test_what_more_images_bring_is_said_below_the_curves(record):
     need = DataNeed(stage="joined", images=40, forecasts=(gain,), wanted=())
     evidence = replace(record.evidence, curves=tuple(POINTS), data_need=need)
     text = section(render(replace(record, evidence=evidence)), "stages")
-    assert "2 times as many images (80): +2.0 points (80 % interval +1.0 to +3.0)." in text
+    assert "With 80 images, 2 times as many: +2.0 points (80 % interval +1.0 to +3.0)." in text
     assert "Dashed" in text
 
 

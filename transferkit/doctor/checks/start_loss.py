@@ -11,10 +11,11 @@ from transferkit.doctor.checks.registry import CHECKS, Skipped
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
-__all__ = ["FAR"]
+__all__ = ["FAR", "TOO_FAR"]
 
-FAR = 2.0
-"""Times ln K from which on the first loss is far above guessing. A random head on standardised features stays below."""
+FAR, TOO_FAR = 2.0, 5.0
+"""Times ln K from which on the first loss is worth a note, and an alarm. Some architectures start at two to three
+with the random heads they come with, and train all the same; inputs in the wrong range give ten and more."""
 
 
 @CHECKS.register("start_loss")
@@ -36,7 +37,7 @@ def check_start_loss(subject: Subject) -> Iterator[Symptom]:
     if loss > FAR * subject.log_classes:
         yield Symptom(
             cause="start_loss",
-            severity="alarm",
+            severity="alarm" if loss > TOO_FAR * subject.log_classes else "note",
             evidence=f"The first loss is {loss:.3g}; guessing among {subject.classes} classes gives "
             f"{subject.log_classes:.3g}.",
             remedy="Start the last layer at zero or with small weights, normalise the inputs as the network expects "

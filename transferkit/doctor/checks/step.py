@@ -82,14 +82,20 @@ def _without_gradient(trained: Mapping[str, nn.Parameter]) -> Iterator[Symptom]:
             remedy="Initialise anew: all-zero weights and dead rectifiers pass no gradient (nn.init.initialise).",
             items=tuple(zero),
         )
-    elif 2 * len(zero) > len(trained):
+    elif 2 * len(zero) > len(trained) and not _starts_at_zero(trained):
         yield Symptom(
             cause="zero_gradients",
             severity="note",
             evidence=f"The gradients of {len(zero)} of {len(trained)} parameters are zero: {listed(zero)}.",
-            remedy="That is normal in the first step behind a head that starts at zero; else look for dead rectifiers.",
+            remedy="Look for dead rectifiers, and layers that are cut off from the loss.",
             items=tuple(zero),
         )
+
+
+def _starts_at_zero(trained: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a whole weight is zero, as heads and the last scales of residual blocks often are: it passes no
+    gradient in the first step, and does in the second."""
+    return any(name.endswith("weight") and not bool(one.detach().any()) for name, one in trained.items())
 
 
 def _drifting_statistics(model: nn.Module, before: Mapping[str, torch.Tensor]) -> Iterator[Symptom]:
