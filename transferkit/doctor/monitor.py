@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from transferkit.core.errors import OptionError
+from transferkit.nn.activation_statistics import SATURATION, dead_share
 
 __all__ = ["HEALTHY_UPDATES", "GroupStep", "LayerStep", "MonitoredStep", "TrainingMonitor", "group_parameters"]
 
@@ -33,7 +34,7 @@ BINS = 24
 
 LOWEST_POWER = -12
 
-SATURATED = {nn.Tanh: (-0.95, 0.95), nn.Sigmoid: (0.02, 0.98), nn.ReLU6: (-math.inf, 6.0)}
+SATURATED = {nn.Tanh: SATURATION["tanh"], nn.Sigmoid: SATURATION["sigmoid"], nn.ReLU6: SATURATION["relu6"]}
 """Kind of nonlinearity -> outputs beyond which it is flat."""
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Hardswish)
@@ -296,10 +297,7 @@ def _is_watched(module: nn.Module) -> bool:
 def _look_at(module: nn.Module, output: torch.Tensor) -> LayerStep:
     low, high = SATURATED.get(type(module), (-math.inf, math.inf))
     wide = output.float()
-    dead = 0.0
-    if isinstance(module, RECTIFIERS) and len(wide) > 1:
-        units = wide.flatten(2).transpose(1, 2).flatten(0, 1) if wide.dim() > 2 else wide
-        dead = float((units.amax(dim=0) == units.amin(dim=0)).float().mean())
+    dead = dead_share(wide) if isinstance(module, RECTIFIERS) else 0.0
     flat = float(((wide <= low) | (wide >= high)).float().mean()) if math.isfinite(high) else 0.0
     return LayerStep(mean=float(wide.mean()), deviation=float(wide.std(correction=0)), dead=dead, saturated=flat)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from transferkit.nn.following import RECTIFIERS, follow_layers
 
-__all__ = ["ActivationReport", "LayerStatistics", "activation_statistics"]
+__all__ = ["SATURATION", "ActivationReport", "LayerStatistics", "activation_statistics", "dead_share"]
 
 TOO_SMALL, TOO_BIG = 0.05, 20.0
 """Standard deviations of the input of a nonlinearity outside of which it works on a constant, or saturates."""
@@ -144,7 +144,7 @@ def activation_statistics(module: nn.Module, batch: Any) -> ActivationReport:
             mean=mean,
             deviation=deviation,
             saturated=float(((after <= low) | (after >= high)).float().mean()),
-            dead=_dead_share(after) if nonlinearity in RECTIFIERS else 0.0,
+            dead=dead_share(after) if nonlinearity in RECTIFIERS else 0.0,
         )
 
     follow_layers(module, batch, see=see, see_output=see_output)
@@ -162,7 +162,7 @@ def _moments(values: torch.Tensor) -> list[float]:
     return [float(wide.mean()), float(wide.std(correction=0))]
 
 
-def _dead_share(after: torch.Tensor) -> float:
+def dead_share(after: torch.Tensor) -> float:
     """Share of units with one output for the whole batch. Units are channels of (N, C, ...) maps, else the last
     axis."""
     units = after.flatten(2).transpose(1, 2) if after.dim() >= 4 else after
