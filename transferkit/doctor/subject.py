@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,25 +63,44 @@ class Subject:
     @property
     def first_input(self) -> torch.Tensor:
         """The first of the model's arguments."""
-        found = self.inputs[0] if isinstance(self.inputs, tuple) else self.inputs
-        assert isinstance(found, torch.Tensor)
+        found = self.inputs
+        if isinstance(found, Mapping):
+            found = next(iter(found.values()), None)
+        elif isinstance(found, tuple):
+            found = found[0] if found else None
+        if not isinstance(found, torch.Tensor):
+            raise OptionError(
+                "Inputs must be a tensor, a tuple of the model's arguments, or a dictionary of its named ones, got "
+                f"{type(self.inputs).__name__}."
+            )
         return found
 
     def take(self, rows: slice) -> tuple[Any, torch.Tensor]:
         """Inputs and targets of some of the images."""
         if isinstance(self.inputs, tuple):
             return tuple(one[rows] for one in self.inputs), self.targets[rows]
+        if isinstance(self.inputs, Mapping):
+            return {name: one[rows] for name, one in self.inputs.items()}, self.targets[rows]
         return self.inputs[rows], self.targets[rows]
 
     def run(self, model: nn.Module | None = None, inputs: Any = None) -> Any:
         """Outputs of a model (this one's by default) for inputs (these by default)."""
         model, inputs = self.model if model is None else model, self.inputs if inputs is None else inputs
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
     def copy(self) -> tuple[nn.Module, torch.optim.Optimizer | None]:
         """The model, and the optimizer over the copy's parameters, state included: both may be changed."""
         memo: dict[int, Any] = {}
-        model = copy.deepcopy(self.model, memo)
+        try:
+            model = copy.deepcopy(self.model, memo)
+        except (RuntimeError, TypeError) as error:
+            raise OptionError(
+                f"The model cannot be copied, and checks must not change it: {error}\nDo not keep outputs of a "
+                "forward pass "
+                "in the model, or detach() them; and examine it before wrappers and hooks are added."
+            ) from error
         if self.optimizer is None:
             return model, None
         # Sharing the memo makes the copy of the optimizer hold the copied parameters, as this one holds the model's.
@@ -95,7 +114,8 @@ class Subject:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside the block torch's CPU generator starts from the seed; its state is put back afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    """Inside the block torch's generators start from the seed; their state is put back afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.unit.doctor.toys import CLASSES, images, sgd, toy
 from transferkit.core.errors import OptionError
-from transferkit.doctor import CHECKS, Subject, examine
+from transferkit.doctor import CHECKS, Subject, TrainingMonitor, examine
 
 
 def causes(model, optimizer=None, *, batch=None, checks=None, **options):
@@ -324,3 +324,48 @@ def test_the_copy_shares_nothing_with_the_model():
     held = {id(one) for group in copied_optimizer.param_groups for one in group["params"]}
     assert held == {id(one) for one in copied.parameters()}
     assert not held & {id(one) for one in model.parameters()}
+
+
+def test_named_inputs():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+
+        def forward(self, *, pixels):
+            return self.toy(pixels)
+
+    model = Named()
+    pixels, labels = images()
+    assert examine(model, ({"pixels": pixels}, labels), optimizer=sgd(model), classes=CLASSES).healthy
+    with pytest.raises(OptionError, match="got str"):
+        examine(model, ("pixels", labels))
+
+
+def test_a_model_that_keeps_its_outputs_is_refused_with_a_remedy():
+    model = toy()
+    model.last_output = model(images()[0])
+    with pytest.raises(OptionError, match="cannot be copied.*\n.*detach"):
+        examine(model, images())
+
+
+def test_an_optimizer_with_a_closure_is_not_stepped():
+    model = toy(norm=False, dropout=0.0)
+    found = examine(model, images(), optimizer=torch.optim.LBFGS(model.parameters()), classes=CLASSES)
+    assert found.skipped["tiny_batch"] == "LBFGS needs a closure for its step"
+    assert found.healthy
+
+
+def test_class_indices_as_one_hot_targets_and_soft_labels():
+    model = toy()
+    pixels, labels = images()
+    soft = F.one_hot(labels, CLASSES).float()
+    assert examine(model, (pixels, soft), optimizer=sgd(model), classes=CLASSES).healthy
+
+
+def test_a_monitored_optimizer_is_examined_as_well():
+    model = toy()
+    optimizer = sgd(model)
+    with TrainingMonitor(model, optimizer, every=1) as monitor:
+        assert examine(model, images(), optimizer=optimizer, classes=CLASSES).healthy
+    assert monitor.steps == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,12 +35,16 @@ MOST = 12
 def _double(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_double(one) for one in value)
+    if isinstance(value, Mapping):
+        return {name: _double(one) for name, one in value.items()}
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 @CHECKS.register("gradients")
 def check_gradients(subject: Subject) -> Iterator[Symptom]:
     """Does the loss change along random directions as the gradient says?"""
+    if subject.first_input.device.type == "mps":
+        raise Skipped("this device has no double precision")
     model, _ = subject.copy()
     model = model.double().eval()
     inputs, targets = subject.take(slice(0, IMAGES))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from transferkit.doctor.checks.registry import CHECKS, Skipped, listed
+from transferkit.doctor.checks.registry import CHECKS, Skipped, listed, take_step
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
@@ -36,7 +36,7 @@ def check_step(subject: Subject) -> Iterator[Symptom]:
     yield from _drifting_statistics(model, before)
     if optimizer is None:
         raise Skipped("without an optimizer only gradients and statistics were looked at")
-    optimizer.step()
+    take_step(optimizer)
     moved = {name for name, one in model.named_parameters() if not torch.equal(one.detach(), before[name])}
     held = {id(one) for group in optimizer.param_groups for one in group["params"] if group["lr"] != 0}
     if frozen := sorted(moved - set(trained)):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from transferkit.doctor.checks.registry import CHECKS, Skipped
+from transferkit.doctor.checks.registry import CHECKS, Skipped, take_step
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
@@ -48,7 +48,7 @@ def check_tiny_batch(subject: Subject) -> Iterator[Symptom]:
             if not math.isfinite(losses[-1]):
                 break
             torch.autograd.backward(loss)
-            optimizer.step()
+            take_step(optimizer)
     first, last = losses[0], losses[-1]
     rates = sorted({group["lr"] for group in optimizer.param_groups})
     at = f"learning rate {rates[0]:.3g}" if len(rates) == 1 else f"learning rates {rates[0]:.3g} to {rates[-1]:.3g}"
