@@ -264,6 +264,12 @@ class Recipe:
     dropout: float = option(0.0, "Share of the head's input left out at random, in [0, 1).")
     augment: str = option("auto", "auto (by the number of images), none, light, medium or strong.")
     flip: bool | None = option(None, "Whether images may be mirrored; None measures whether that confuses classes.")
+    start_size: float = option(
+        1.0,
+        "Progressive image size: side of the pictures in the first epoch as a share of the full one, in (0, 1]; "
+        "it is 1 from "
+        "60 % of the epochs on. Below 1 no activations are cached. Convolutional networks only.",
+    )
     mixup: float = option(0.0, "Mixup: strength of mixing images in pairs, >= 0; 0 is off.")
     cutmix: float = option(0.0, "CutMix: strength of mixing images in pairs, >= 0; 0 is off.")
     # Where the best epoch lies in the middle of the schedule, rates are high and single weights noisy: on 200 noisy
@@ -313,6 +319,7 @@ class Recipe:
             *((0 <= getattr(self, n) < 1, f"{n} must be in [0, 1), got {getattr(self, n)!r}.") for n in shares),
             *((getattr(self, n) >= 0, f"{n} must be >= 0, got {getattr(self, n)!r}.") for n in amounts),
             *((_at_least_one(getattr(self, n)), f"{n} must be >= 1, got {getattr(self, n)!r}.") for n in counts),
+            (0 < self.start_size <= 1, f"start_size must be in (0, 1], got {self.start_size!r}."),
             (0 <= self.minimum <= 1, f"minimum must be in [0, 1], got {self.minimum!r}."),
             (self.schedule != "exponential" or self.minimum > 0, "schedule=exponential needs a minimum above 0."),
             (self.folds is None or 1 <= self.folds <= N_SPLITS, f"folds must be 1 to {N_SPLITS}, got {self.folds!r}."),

@@ -18,6 +18,7 @@ from transferkit.finetune.averaging import WeightAverage, swa_start
 from transferkit.finetune.callbacks import FreezePlanCallback
 from transferkit.finetune.evaluation import EvaluatedModule
 from transferkit.finetune.freeze import FreezePlan
+from transferkit.finetune.growing import check_grows, shrink
 from transferkit.finetune.losses import L2SP
 from transferkit.finetune.network import add_plan_adapters, add_zero_head, fold_scale, head_stage, standardise_head
 from transferkit.finetune.plans import plan_for
@@ -28,6 +29,7 @@ from transferkit.finetune.steps import phase_steps
 from transferkit.finetune.trainer_options import check_sharding
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel
 from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
+from transferkit.nn.stages import evaluating
 from transferkit.options import Recipe
 from transferkit.records import TOP, Preprocessing
 from transferkit.strategies import Plan
@@ -112,6 +114,10 @@ class TransferModule(EvaluatedModule):
         seed: int | None = 0,
     ) -> None:
         recipe = Recipe() if recipe is None else recipe
+        if tail is not None and recipe.start_size < 1:
+            raise OptionError(
+                "Cached activations have one size: leave out start_size, or pass images instead of a tail."
+            )
         is_new = isinstance(network, Backbone)
         backbone = network if isinstance(network, Backbone) else network.backbone
         read = stage if isinstance(network, Backbone) else head_stage(network)
@@ -137,7 +143,16 @@ class TransferModule(EvaluatedModule):
         self._note_accumulated()
         self.expected_losses: Sequence[float | None] = ()
         self._own_dtype: torch.dtype | None = None
+        if recipe.start_size < 1:
+            self._check_grows()
         self.train()
+
+    def _check_grows(self) -> None:
+        shape = self.model.preprocessing.shape or (self.model.preprocessing.size,) * 2
+        parameter = next(self.model.parameters())
+        images = torch.zeros(2, 3, *shape, device=parameter.device, dtype=parameter.dtype)
+        with evaluating(self.model):
+            check_grows(self, images, self.recipe.start_size)
 
     def _note_accumulated(self) -> None:
         self._accumulated = [layer for layer in self.model.modules() if isinstance(layer, AccumulatedBatchNorm)]
@@ -271,6 +286,8 @@ class TransferModule(EvaluatedModule):
         """The loss of a batch, the pull to the start included."""
         targets, images = self.targets_of(batch), batch[0]
         smoothing = 0.0 if self.task_name == "regression" else self.recipe.label_smoothing
+        if self.recipe.start_size < 1:
+            images = shrink(images, self.recipe.start_size, self.current_epoch, self.trainer.max_epochs or 1)
         loss = self.task.loss(self(images), targets, smoothing=smoothing, weights=self.class_weights)
         if self.pull is not None:
             loss = loss + self.pull(dict(self.named_parameters()))

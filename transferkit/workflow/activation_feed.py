@@ -103,6 +103,9 @@ def _find_tail(
 
     recipe, backbone = images.recipe, session.backbone
     mixed = recipe.mixup > 0 or recipe.cutmix > 0
+    if recipe.start_size < 1:
+        notes.append(f"Nothing was cached: pictures grow in training (start_size={recipe.start_size:g}).")
+        return None
     if plan.adapters is not None or mixed or (pictures.augmentation.changes and not recipe.views):
         return None
     shape = backbone.spec.preprocessing.shape
