@@ -265,10 +265,7 @@ class Recipe:
     augment: str = option("auto", "auto (by the number of images), none, light, medium or strong.")
     flip: bool | None = option(None, "Whether images may be mirrored; None measures whether that confuses classes.")
     start_size: float = option(
-        1.0,
-        "Progressive image size: side of the pictures in the first epoch as a share of the full one, in (0, 1]; "
-        "it is 1 from "
-        "60 % of the epochs on. Below 1 no activations are cached. Convolutional networks only.",
+        1.0, "Progressive image size: share of the side in the first epoch, in (0, 1]; 1 is off."
     )
     mixup: float = option(0.0, "Mixup: strength of mixing images in pairs, >= 0; 0 is off.")
     cutmix: float = option(0.0, "CutMix: strength of mixing images in pairs, >= 0; 0 is off.")
@@ -388,7 +385,7 @@ class FitOptions:
     stage: Any = option(
         None,
         "With a named strategy: the stage that the head reads, a name or an index. joined reads all stages, selected "
-        "their useful features; None: for linear_probe the best one measured, else the last stage.",
+        "their useful features; None: the best probe measured, or the last.",
     )
     unfreeze: Any = option(
         None,

@@ -28,7 +28,7 @@ class ErrorBudget:
 
     @property
     def verdict(self) -> str:
-        """ "bias", "variance", "both" or "neither": what is larger than the uncertainty, and not far below the
+        """One of: bias, variance, both, neither; what is larger than the uncertainty, and not far below the
         other."""
         large = {name for name in ("bias", "variance") if getattr(self, name) > self.uncertainty}
         if not large:

@@ -9,7 +9,7 @@ from transferkit.records import Symptom
 __all__ = ["check_class_order"]
 
 
-def check_class_order(trained: Sequence[str], served: Sequence[str]) -> Iterator[Symptom]:
+def check_class_order(trained: Sequence[str], served: Sequence[str]) -> tuple[Symptom, ...]:
     """Compare the class names in label order of the model with those that are used to name its outputs.
 
     Args:
@@ -20,11 +20,16 @@ def check_class_order(trained: Sequence[str], served: Sequence[str]) -> Iterator
         >>> [one.cause for one in check_class_order(["cat", "dog"], ["dog", "cat"])]
         ['label_map_changed']
     """
-    if list(trained) == list(served):
+    return tuple(_compare(list(trained), list(served)))
+
+
+def _compare(trained: list[str], served: list[str]) -> Iterator[Symptom]:
+    if trained == served:
         return
     missing, new = sorted(set(trained) - set(served)), sorted(set(served) - set(trained))
-    if missing or new:
+    if missing or new or len(trained) != len(served):
         said = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(new)}"] * bool(new)
+        said += [f"{len(trained)} names against {len(served)}"] * (len(trained) != len(served))
         yield Symptom(
             cause="other_classes",
             severity="alarm",

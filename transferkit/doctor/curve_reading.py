@@ -42,7 +42,10 @@ STILL_FALLING = 0.25
 """Share of the whole fall in the last third of a curve from which on training was stopped too early."""
 
 BLOWN_UP = 1.5
-"""A last loss this many times the lowest one has diverged, if it is above the first."""
+"""A last loss this many times the lowest one has diverged, if most of the fall is lost again."""
+
+COLLAPSED = 0.5
+"""Share of the fall."""
 
 OVERFITTED = 1.1
 """A last held-back loss this many times the lowest one has been overfitted."""
@@ -112,11 +115,11 @@ def _diverged(curves: Curves) -> Iterator[Symptom]:
             remedy="Lower the learning rate or clip gradients; in half precision use bfloat16 or loss scaling; look at "
             "the first batch that gives it.",
         )
-    elif losses[-1] > BLOWN_UP * losses.min() and losses[-1] > losses[0]:
+    elif losses[-1] > BLOWN_UP * losses.min() and losses[-1] - losses.min() > COLLAPSED * (losses[0] - losses.min()):
         yield Symptom(
             cause="divergence",
             severity="alarm",
-            evidence=f"The training loss ends at {losses[-1]:.3g}, above its first value {losses[0]:.3g}; the lowest "
+            evidence=f"The training loss begins at {losses[0]:.3g} and ends at {losses[-1]:.3g}; the lowest "
             f"was {losses.min():.3g} in epoch {int(losses.argmin()) + 1}.",
             remedy="Divide the learning rate by three to ten, or warm it up.",
         )
@@ -195,7 +198,7 @@ def _plateau(curves: Curves) -> Iterator[Symptom]:
 
 
 def _overfitted(curves: Curves) -> Iterator[Symptom]:
-    if not curves.held_back_loss:
+    if not len(curves.held_back_loss):
         return
     losses, held = curves.losses, np.asarray(curves.held_back_loss, dtype=np.float64)
     best = int(np.nanargmin(held)) if np.isfinite(held).any() else 0
@@ -214,7 +217,7 @@ def _overfitted(curves: Curves) -> Iterator[Symptom]:
 
 
 def _memorised_labels(curves: Curves) -> Iterator[Symptom]:
-    if not curves.held_back_accuracy or not curves.held_back_images:
+    if not len(curves.held_back_accuracy) or not curves.held_back_images:
         return
     losses, accuracy = curves.losses, np.asarray(curves.held_back_accuracy, dtype=np.float64)
     peak = int(accuracy.argmax())
@@ -252,7 +255,7 @@ def read_curves(curves: Curves) -> tuple[Symptom, ...]:
         >>> [one.cause for one in read_curves(Curves(train_loss=falling, held_back_loss=rising, classes=10))]
         ['overfitting']
     """
-    if len(curves.train_loss) < FEWEST:
+    if len(curves.train_loss) < FEWEST and np.isfinite(curves.losses).all():
         return ()
     # A run that has diverged has no other shape.
     found = list(_diverged(curves)) or [one for read in READINGS for one in read(curves)]

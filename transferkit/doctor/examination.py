@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transferkit.core.errors import OptionError
 from transferkit.doctor.checks import CHECKS, Skipped
 from transferkit.doctor.subject import Loss, Subject, cross_entropy
 from transferkit.records import Diagnosis, Symptom
@@ -17,7 +18,7 @@ __all__ = ["examine"]
 
 def examine(
     model: nn.Module,
-    batch: tuple[Any, torch.Tensor],
+    batch: tuple[Any, Any],
     *,
     loss: Loss = cross_entropy,
     optimizer: torch.optim.Optimizer | None = None,
@@ -52,6 +53,8 @@ def examine(
     """
     inputs, targets = batch
     subject = Subject(model, inputs, targets, loss, optimizer, classes, seed)
+    # A loss may refer to the model itself, whose gradients a check must leave as they are.
+    gradients = [(one, None if one.grad is None else one.grad.clone()) for one in model.parameters()]
     symptoms, passed, skipped = list[Symptom](), list[str](), dict[str, str]()
     for name in CHECKS if checks is None else checks:
         found, why = _run(CHECKS[name], subject)
@@ -60,6 +63,8 @@ def examine(
             skipped[name] = why
         elif not found:
             passed.append(name)
+    for one, gradient in gradients:
+        one.grad = gradient
     symptoms.sort(key=lambda one: one.severity != "alarm")
     return Diagnosis(symptoms=tuple(symptoms), passed=tuple(passed), skipped=skipped)
 
@@ -72,4 +77,8 @@ def _run(check: Callable[[Subject], Any], subject: Subject) -> tuple[list[Sympto
             found.append(one)
     except Skipped as error:
         return found, str(error)
+    except OptionError:
+        raise
+    except Exception as error:  # whatever a person's model or loss raises in a check must not stop the others
+        return found, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return found, ""

@@ -177,7 +177,7 @@ class TrainingMonitor:
         self._groups = {name: [named[one] for one in names] for name, names in chosen.items()}
         self._loss: torch.Tensor | None = None
         self._layers = dict[str, LayerStep]()
-        self._before = dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]()
+        self._before = dict[str, list[torch.Tensor]]()
         self._previous = dict[str, list[torch.Tensor]]()
         self._start = {
             name: (module.running_mean.clone(), module.running_var.clone())
@@ -189,7 +189,7 @@ class TrainingMonitor:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             *(
-                module.register_forward_hook(self._make_hook(name))
+                module.register_forward_hook(self._make_hook(name, module))
                 for name, module in model.named_modules()
                 if next(module.children(), None) is None and _is_watched(module)
             ),
@@ -210,7 +210,7 @@ class TrainingMonitor:
         self._previous.clear()
 
     def observe(self, loss: torch.Tensor | float) -> None:
-        """Note the loss of the current step; read only in monitored steps."""
+        """Note the loss of the current step, before the optimizer's step; read only in monitored steps."""
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss))
 
     @property
@@ -218,9 +218,16 @@ class TrainingMonitor:
         """Whether the current step is monitored."""
         return self._count % self.every == 0
 
-    def _make_hook(self, name: str) -> Any:
+    def _make_hook(self, name: str, watched: nn.Module) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self.is_due and module.training and isinstance(output, torch.Tensor) and output.is_floating_point():
+            # A copy of the network, for an average of its weights or a check, has this hook as well.
+            if (
+                module is watched
+                and self.is_due
+                and module.training
+                and isinstance(output, torch.Tensor)
+                and output.is_floating_point()
+            ):
                 self._layers[name] = _look_at(module, output.detach()[:MONITORED_IMAGES])
 
         return hook
@@ -228,8 +235,7 @@ class TrainingMonitor:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.is_due:
             for name, parameters in self._groups.items():
-                trained = [one for one in parameters if one.grad is not None]
-                self._before[name] = ([one.detach().clone() for one in trained], [_gradient(one) for one in trained])
+                self._before[name] = [one.detach().clone() for one in parameters]
         elif (self._count + 1) % self.every == 0:  # for the noise of the next step
             for name, parameters in self._groups.items():
                 self._previous[name] = [_gradient(one).clone() for one in parameters if one.grad is not None]
@@ -253,8 +259,14 @@ class TrainingMonitor:
         self._count += 1
 
     def _measure(self, name: str, rates: Mapping[int, float]) -> GroupStep:
-        weights, gradients = self._before[name]
-        trained = [one for one in self._groups[name] if one.grad is not None]
+        # After the step: with a closure there are no gradients before it.
+        pairs = zip(self._groups[name], self._before[name], strict=True)
+        trained, weights = [], []
+        for one, before in pairs:
+            if one.grad is not None:
+                trained.append(one)
+                weights.append(before)
+        gradients = [_gradient(one) for one in trained]
         changes = [one.detach() - before for one, before in zip(trained, weights, strict=True)]
         return GroupStep(
             lr=max((rates.get(id(one), 0.0) for one in trained), default=0.0),
@@ -268,6 +280,9 @@ class TrainingMonitor:
     def _drift(self) -> Iterator[tuple[str, float]]:
         for name, (mean, variance) in self._start.items():
             now: Any = self._model.get_submodule(name)
+            if not isinstance(getattr(now, "running_mean", None), torch.Tensor):
+                continue  # it was replaced
+            mean, variance = mean.to(now.running_mean.device), variance.to(now.running_mean.device)
             yield name, float(((now.running_mean - mean).abs() / (variance + 1e-5).sqrt()).mean())
 
     def write_csv(self, path: str | Path) -> None:
@@ -304,7 +319,8 @@ def _look_at(module: nn.Module, output: torch.Tensor) -> LayerStep:
 
 def _gradient(one: torch.Tensor) -> torch.Tensor:
     assert one.grad is not None
-    return one.grad.detach()
+    found = one.grad.detach()
+    return found.coalesce().values() if found.is_sparse else found
 
 
 def _norm(tensors: Sequence[torch.Tensor]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,10 @@ ALIKE = 0.999
 BETTER = 0.02
 """An explanation must explain this much more of the variance than none."""
 
-SAME_SCALE, SAME_SHIFT = 0.01, 0.02
+FAINT, SAME_DETAIL = 0.01, 0.05
+"""Share of the variance, and relative change in fine detail, below which a difference is only worth a note."""
+
+SAME_SCALE, SAME_SHIFT = 0.02, 0.02
 """Largest deviation of a factor from 1, and of a shift from 0 in standard deviations, between equal pixels."""
 
 ZOOMS = tuple(1.04**power for power in range(-10, 11))
@@ -42,12 +46,12 @@ class _Affine:
     explained: float
 
 
-def check_serving(trained: torch.Tensor, served: torch.Tensor) -> Iterator[Symptom]:
+def check_serving(trained: torch.Tensor, served: torch.Tensor) -> tuple[Symptom, ...]:
     """Compare the same images as prepared for training (without augmentation) and for use.
 
     Args:
-        trained: (N, C, H, W) float, what the network was trained on.
-        served: (N, C, H', W') float, what it is given now, image by image the same.
+        trained: (N, C, H, W), what the network was trained on.
+        served: (N, C, H', W'), what it is given now, image by image the same.
 
     Raises:
         DataError: The numbers of images or channels differ, or the images are constant.
@@ -56,17 +60,23 @@ def check_serving(trained: torch.Tensor, served: torch.Tensor) -> Iterator[Sympt
         >>> images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> [one.cause for one in check_serving(images, images.flip(1))]
         ['channel_order']
-        >>> list(check_serving(images, images.clone()))
-        []
+        >>> check_serving(images, images.clone())
+        ()
     """
     if trained.dim() != 4 or served.dim() != 4 or trained.shape[:2] != served.shape[:2]:
         raise DataError(
             f"Expected the same images twice, (N, C, H, W), got shapes {tuple(trained.shape)} and "
             f"{tuple(served.shape)}."
         )
+    trained, served = trained.double(), served.double()
+    if not bool(torch.isfinite(trained).all() and torch.isfinite(served).all()):
+        raise DataError("Some pixels are NaN or infinite.")
     if float(trained.std()) == 0 or float(served.std()) == 0:
         raise DataError("All pixels are equal: nothing can be compared.")
-    trained, served = trained.double(), served.double()
+    return tuple(_compare_images(trained, served))
+
+
+def _compare_images(trained: torch.Tensor, served: torch.Tensor) -> Iterator[Symptom]:
     if trained.shape != served.shape:
         yield _symptom(
             "size",
@@ -154,6 +164,8 @@ def _explain_geometry(trained: torch.Tensor, served: torch.Tensor, found: _Affin
             f"The pictures differ ({100 * (1 - found.explained):.1f} % of the variance); those in use are {what}: "
             f"{ratio:.2f} times the fine detail of training.",
             "Use the same interpolation, antialiasing and decoder.",
+            # Saving a picture again as a JPEG of good quality changes this little, and hardly its detail.
+            severity="note" if found.explained > 1 - FAINT and abs(ratio - 1) < SAME_DETAIL else "alarm",
         )
 
 
@@ -183,5 +195,5 @@ def _sharpness(images: torch.Tensor) -> float:
     return float((images[..., 1:] - images[..., :-1]).std())
 
 
-def _symptom(cause: str, evidence: str, remedy: str) -> Symptom:
-    return Symptom(cause=cause, severity="alarm", evidence=evidence, remedy=remedy)
+def _symptom(cause: str, evidence: str, remedy: str, severity: Literal["alarm", "note"] = "alarm") -> Symptom:
+    return Symptom(cause=cause, severity=severity, evidence=evidence, remedy=remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ def check_shuffled_labels(
     draws: int = 3,
     groups: npt.NDArray[np.int64] | None = None,
     seed: int = 0,
-) -> Iterator[Symptom]:
+) -> tuple[Symptom, ...]:
     """Shuffle the labels and evaluate: a held-back accuracy above chance shows a leak in the evaluation.
 
     Args:
@@ -43,8 +43,8 @@ def check_shuffled_labels(
         >>> labels = np.arange(200) % 2
         >>> [one.cause for one in check_shuffled_labels(lambda shuffled: 0.9, labels)]
         ['leak_in_evaluation']
-        >>> list(check_shuffled_labels(lambda shuffled: 0.52, labels))
-        []
+        >>> check_shuffled_labels(lambda shuffled: 0.52, labels)
+        ()
     """
     counts = np.bincount(labels)
     if np.count_nonzero(counts) < 2:
@@ -56,15 +56,18 @@ def check_shuffled_labels(
     units = len(labels) if groups is None else len(np.unique(groups))
     error = math.sqrt(chance * (1 - chance) / units)
     mean = float(np.mean(found))
-    if mean > chance + ERRORS * error / math.sqrt(draws):
-        yield Symptom(
+    if mean <= chance + ERRORS * error / math.sqrt(draws):
+        return ()
+    return (
+        Symptom(
             cause="leak_in_evaluation",
             severity="alarm",
             evidence=f"With shuffled labels the held-back accuracy is {100 * mean:.1f} %; chance is "
             f"{100 * chance:.1f} %.",
             remedy="Images are on both sides of a split, or the labels reach the model another way: split by group, "
             "remove copies, and fit preprocessing and feature selection inside each training fold.",
-        )
+        ),
+    )
 
 
 def _shuffle(

@@ -16,7 +16,7 @@ from transferkit.core.errors import OptionError
 
 __all__ = ["Subject", "cross_entropy"]
 
-Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs, targets) -> scalar."""
 
 
@@ -34,7 +34,7 @@ class Subject:
         inputs: One batch as the training loop gives it: a tensor, or a tuple of the model's arguments. Two images or
             more,
             of different content.
-        targets: (N, ...) of the same batch.
+        targets: (N, ...) of the same batch, or a tuple, list or dictionary of such.
         loss: (outputs, targets) -> scalar.
         optimizer: Of the model's parameters; checks that need one are skipped without.
         classes: K of a classifier; None where the targets are not class numbers.
@@ -46,7 +46,7 @@ class Subject:
 
     model: nn.Module
     inputs: Any
-    targets: torch.Tensor
+    targets: Any
     loss: Loss = cross_entropy
     optimizer: torch.optim.Optimizer | None = None
     classes: int | None = None
@@ -54,41 +54,26 @@ class Subject:
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        images = len(self.first_input)
-        if images < 2 or len(self.targets) != images:
-            raise OptionError(
-                f"A batch of 2 images or more is needed, with a target each; got {images} and {len(self.targets)}."
-            )
+        images, targets = len(self.first_input), len(_first_tensor(self.targets, "Targets"))
+        if images < 2 or targets != images:
+            raise OptionError(f"A batch of 2 images or more is needed, with a target each; got {images} and {targets}.")
 
     @property
     def first_input(self) -> torch.Tensor:
         """The first of the model's arguments."""
-        found = self.inputs
-        if isinstance(found, Mapping):
-            found = next(iter(found.values()), None)
-        elif isinstance(found, tuple):
-            found = found[0] if found else None
-        if not isinstance(found, torch.Tensor):
-            raise OptionError(
-                "Inputs must be a tensor, a tuple of the model's arguments, or a dictionary of its named ones, got "
-                f"{type(self.inputs).__name__}."
-            )
-        return found
+        return _first_tensor(self.inputs, "Inputs")
 
-    def take(self, rows: slice) -> tuple[Any, torch.Tensor]:
-        """Inputs and targets of some of the images."""
-        if isinstance(self.inputs, tuple):
-            return tuple(one[rows] for one in self.inputs), self.targets[rows]
-        if isinstance(self.inputs, Mapping):
-            return {name: one[rows] for name, one in self.inputs.items()}, self.targets[rows]
-        return self.inputs[rows], self.targets[rows]
+    def take(self, rows: slice) -> tuple[Any, Any]:
+        """Inputs and targets of some of the images; what has no row for each image is handed on as it is."""
+        images = len(self.first_input)
+        return _take(self.inputs, rows, images), _take(self.targets, rows, images)
 
     def run(self, model: nn.Module | None = None, inputs: Any = None) -> Any:
         """Outputs of a model (this one's by default) for inputs (these by default)."""
         model, inputs = self.model if model is None else model, self.inputs if inputs is None else inputs
         if isinstance(inputs, Mapping):
             return model(**inputs)
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
     def copy(self) -> tuple[nn.Module, torch.optim.Optimizer | None]:
         """The model, and the optimizer over the copy's parameters, state included: both may be changed."""
@@ -110,6 +95,25 @@ class Subject:
     def log_classes(self) -> float:
         """ln K, the loss of guessing; NaN without classes."""
         return math.log(self.classes) if self.classes else math.nan
+
+
+def _first_tensor(batch: Any, what: str) -> torch.Tensor:
+    """The first tensor of a batch, however it is nested."""
+    if isinstance(batch, torch.Tensor):
+        return batch
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    for one in values:
+        if isinstance(one, torch.Tensor):
+            return one
+    raise OptionError(f"{what} must be a tensor, or a tuple, list or dictionary of them, got {type(batch).__name__}.")
+
+
+def _take(batch: Any, rows: slice, images: int) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: _take(one, rows, images) for name, one in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_take(one, rows, images) for one in batch)
+    return batch[rows] if isinstance(batch, torch.Tensor) and batch.dim() and len(batch) == images else batch
 
 
 @contextmanager

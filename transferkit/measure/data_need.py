@@ -213,7 +213,8 @@ def forecast_curve(points: Sequence[CurvePoint], *, seed: int = 0) -> CurveForec
     if len({point.stage for point in points}) > 1:
         raise DataError("The points of one learning curve must be of one stage.")
     if len({point.images for point in points}) < MIN_POINTS:
-        raise DataError(f"Extrapolating needs {MIN_POINTS} or more different numbers of images, got {len(points)}.")
+        sizes = len({point.images for point in points})
+        raise DataError(f"Extrapolating needs {MIN_POINTS} or more different numbers of images, got {sizes}.")
     images = np.array([point.images for point in points], dtype=np.float64)
     errors = 1 - np.array([point.accuracy for point in points])
     deviations = np.hypot([point.error for point in points], SPREAD)
@@ -283,16 +284,15 @@ def _find_problem(points: Sequence[CurvePoint], misfit: float) -> str:
     for i, before in enumerate(points):
         for after in points[i + 1 :]:
             fall = before.accuracy - after.accuracy
-            if fall > max(DROP, DROP_ERRORS * math.hypot(before.error, after.error)):
+            if after.images > before.images and fall > max(DROP, DROP_ERRORS * math.hypot(before.error, after.error)):
                 return (
                     f"The learning curve is not well behaved: {100 * before.accuracy:.1f} % with {before.images:,} "
-                    f"images, {100 * after.accuracy:.1f} % with {after.images:,}. Do not trust what it is "
-                    "extrapolated to."
+                    f"images, {100 * after.accuracy:.1f} % with {after.images:,}. It is not "
+                    "extrapolated."
                 )
     if misfit > MISFIT:
         return (
-            "The learning curve is not well behaved: no family of curves describes its points. Do not trust what it is "
-            "extrapolated to."
+            "The learning curve is not well behaved: no family of curves describes its points. It is not extrapolated."
         )
     return ""
 
@@ -339,11 +339,12 @@ def measure_data_need(
     images = max(point.images for point in own)
     (now,) = curve.accuracy_at(images, (0.5,))
     wanted = [accuracy for accuracy in ACCURACIES if accuracy >= now + NOTICEABLE][:WANTED]
+    sound = not curve.problem
     return DataNeed(
         stage=stage,
         images=images,
-        forecasts=tuple(_forecast(curve, images, times * images) for times in MULTIPLES),
-        wanted=tuple(_want(curve, accuracy) for accuracy in wanted),
+        forecasts=tuple(_forecast(curve, images, times * images) for times in MULTIPLES if sound),
+        wanted=tuple(_want(curve, accuracy) for accuracy in wanted if sound),
         problem=curve.problem,
     )
 

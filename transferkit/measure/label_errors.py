@@ -66,9 +66,13 @@ def find_label_errors(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.i
         >>> int(found.order[0]), found.likely.tolist()
         (4, [False, False, False, False, True])
     """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape[1] < 2 or not len(scores):
+        raise DataError("Label errors can be found among two classes or more, from (N, K) scores of one image or more.")
+    if not np.isfinite(scores).all() or labels.dtype.kind not in "iu":
+        raise DataError("Scores must be finite, and labels integers.")
     images, classes = scores.shape
-    if classes < 2:
-        raise DataError("Label errors can be found among two classes or more.")
+    scores = (scores - scores.mean()) / max(float(scores.std()), np.finfo(np.float32).tiny)  # units do not matter
     if len(labels) != images or not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"Expected {images} labels in [0, {classes}), got {len(labels)} from {labels.min()} to {labels.max()}."

@@ -50,12 +50,14 @@ class LayerStatistics:
 
     @property
     def verdict(self) -> str:
-        """ "too small", "too big" or "just right"; "not finite" for NaN and infinity."""
+        """One of: too small, too big, just right; not finite for NaN and infinity."""
         if not (math.isfinite(self.mean) and math.isfinite(self.deviation)):
             return "not finite"
         if self.deviation > TOO_BIG or self.saturated > LIMIT:
             return "too big"
-        if self.deviation < TOO_SMALL or self.dead > LIMIT:
+        # A small output that no nonlinearity reads is no fault: of a classifier, or of a branch added to another.
+        small = self.deviation < TOO_SMALL and self.nonlinearity != "linear"
+        if small or self.dead > LIMIT:
             return "too small"
         return "just right"
 

@@ -5,7 +5,8 @@ Operators, not modules, are watched, so `F.relu` in a `forward` counts as `nn.Re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from transferkit.nn.stages import evaluating
 
-__all__ = ["LAYERS", "RECTIFIERS", "call", "find_nonlinearities", "follow_layers", "list_layers"]
+__all__ = ["LAYERS", "RECTIFIERS", "as_at_start", "call", "find_nonlinearities", "follow_layers", "list_layers"]
 
 See = Callable[[str, str, torch.Tensor, torch.Tensor], object]
 """(path of the layer, nonlinearity, its input, its output)."""
@@ -54,6 +55,14 @@ PASSES = frozenset(
         "native_group_norm",
         "native_layer_norm",
         "add",
+        "cat",
+        "div",
+        "sub",
+        "squeeze",
+        "unsqueeze",
+        "slice",
+        "expand",
+        "constant_pad_nd",
         "mul",
         "clone",
         "view",
@@ -94,7 +103,9 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        source = next((one for one in args if id(one) in self._layers), None)
+        # torch.cat takes a list of tensors.
+        operands = [two for one in args for two in (one if isinstance(one, (list, tuple)) else (one,))]
+        source = next((one for one in operands if id(one) in self._layers), None)
         name = function.overloadpacket.__name__.removesuffix("_")
         if source is None:
             return function(*args, **(kwargs or {}))
@@ -120,6 +131,35 @@ def call(module: nn.Module, batch: Any) -> Any:
     return module(*batch) if isinstance(batch, tuple) else module(batch)
 
 
+@contextmanager
+def as_at_start(module: nn.Module, batch: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, in which batch normalisation that has seen no batch yet uses this one's
+    statistics.
+
+    Its running mean 0 and variance 1 would do nothing, whereas the first step normalises. Nothing is changed
+    afterwards.
+    """
+    images = batch[0] if isinstance(batch, tuple) else batch
+    several = isinstance(images, torch.Tensor) and len(images) > 1
+    fresh: list[Any] = [one for one in module.modules() if several and _is_fresh(one)]
+    momenta = [one.momentum for one in fresh]
+    # Inference mode hides operators from whoever follows them.
+    with torch.inference_mode(False), evaluating(module), torch.no_grad():
+        try:
+            for one in fresh:
+                one.training, one.momentum = True, 0.0
+            yield
+        finally:
+            for one, momentum in zip(fresh, momenta, strict=True):
+                one.momentum = momentum
+                one.num_batches_tracked.zero_()
+
+
+def _is_fresh(one: Any) -> bool:
+    is_norm = isinstance(one, nn.modules.batchnorm._BatchNorm) and one.num_batches_tracked is not None
+    return bool(is_norm and one.num_batches_tracked == 0)
+
+
 def follow_layers(module: nn.Module, batch: Any, *, see: See, see_output: SeeOutput) -> None:
     """One forward pass in evaluation mode, without gradients, in which the outputs of layers are followed.
 
@@ -141,7 +181,7 @@ def follow_layers(module: nn.Module, batch: Any, *, see: See, see_output: SeeOut
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in list_layers(module)]
     try:
-        with evaluating(module), torch.no_grad(), follower:
+        with as_at_start(module, batch), follower:
             call(module, batch)
     finally:
         for handle in handles:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ from torch import nn
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.registry import Registry
-from transferkit.nn.following import RECTIFIERS, call, find_nonlinearities, list_layers
-from transferkit.nn.stages import evaluating
+from transferkit.nn.following import RECTIFIERS, as_at_start, call, find_nonlinearities, list_layers
 
 __all__ = ["INITS", "Initialised", "initialise", "initialise_by_data"]
 
@@ -32,11 +31,13 @@ class _Site:
         inputs: Numbers that one output is computed from (fan-in).
         outputs: Numbers that one input takes part in (fan-out).
         nonlinearity: What follows the layer; "linear" for nothing.
+        groups: Of a grouped convolution.
     """
 
     inputs: int
     outputs: int
     nonlinearity: str
+    groups: int = 1
 
     @property
     def gain(self) -> float:
@@ -114,7 +115,9 @@ def _sparse(weight: torch.Tensor, site: _Site, generator: torch.Generator) -> No
 
 @INITS.register("orthogonal")
 def _orthogonal(weight: torch.Tensor, site: _Site, generator: torch.Generator) -> None:
-    nn.init.orthogonal_(weight, gain=site.gain, generator=generator)
+    # A unit of a grouped convolution sees its group only.
+    for part in weight.chunk(site.groups):
+        nn.init.orthogonal_(part, gain=site.gain, generator=generator)
 
 
 @INITS.register("auto")
@@ -166,19 +169,25 @@ def initialise(
     fill = INITS[init]
     if bias not in ("zero", "positive", "keep"):
         raise OptionError(unknown_name("rule for biases", bias, ("zero", "positive", "keep")))
-    layers = dict(list_layers(module))
+    layers = _own_layers(module)
     if not layers:
         raise OptionError("There is no linear or convolutional layer to initialise.")
     names = list(layers)
     follows = dict.fromkeys(names[:-1], "relu") | {names[-1]: "linear"}
     if batch is not None:
-        seen = find_nonlinearities(module, batch)
-        follows, names = {**follows, **seen}, list(seen)
+        seen = {name: found for name, found in find_nonlinearities(module, batch).items() if name in layers}
+        # A layer that did not run by itself, such as a projection of attention, has no nonlinearity of its own.
+        follows, names = {**dict.fromkeys(layers, "linear"), **seen}, list(seen) or names
+    if prior is not None:
+        _check_prior(layers[names[-1]], names[-1], prior)
     generator = torch.Generator(device=next(module.parameters()).device).manual_seed(seed)
     done = []
     with torch.no_grad():
         for name, layer in layers.items():
-            fill(layer.weight, _site(layer, follows[name]), generator)
+            # Contiguous and in single precision: not every initialisation knows other layouts and types.
+            weight = torch.empty(layer.weight.shape, dtype=torch.float32, device=layer.weight.device)
+            fill(weight, _site(layer, follows[name]), generator)
+            layer.weight.copy_(weight)
             if layer.bias is not None and bias != "keep":
                 layer.bias.fill_(SMALL_BIAS if bias == "positive" and follows[name] in RECTIFIERS else 0.0)
             done.append(
@@ -187,25 +196,49 @@ def initialise(
                 )
             )
         if prior is not None:
-            _fill_prior(layers[names[-1]], names[-1], prior)
+            layers[names[-1]].bias.copy_(_log_shares(layers[names[-1]].bias, prior))
     return tuple(done)
 
 
 def _site(layer: Any, nonlinearity: str) -> _Site:
     field = math.prod(layer.weight.shape[2:])
     groups = getattr(layer, "groups", 1)
-    return _Site(layer.weight.shape[1] * field, layer.weight.shape[0] // groups * field, nonlinearity)
+    return _Site(layer.weight.shape[1] * field, layer.weight.shape[0] // groups * field, nonlinearity, groups)
 
 
-def _fill_prior(layer: Any, name: str, prior: Sequence[float]) -> None:
-    if layer.bias is None or len(layer.bias) != len(prior) or min(prior) <= 0:
+def _own_layers(module: nn.Module) -> dict[str, Any]:
+    """Path -> layer; one of several layers that share a weight, and none whose weight is computed from others.
+
+    Raises:
+        OptionError: A weight is parametrised or not made yet.
+    """
+    found, weights = dict[str, Any](), set[int]()
+    for name, layer in list_layers(module):
+        if nn.utils.parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
+            raise OptionError(
+                f"The weight of {name!r} is computed from others (weight_norm, pruning): initialise before that "
+                "is added."
+            )
+        if isinstance(layer.weight, nn.UninitializedParameter):
+            raise OptionError(f"{name!r} has no weight yet: run the network once, then initialise it.")
+        if id(layer.weight) not in weights:
+            found[name] = layer
+            weights.add(id(layer.weight))
+    return found
+
+
+def _check_prior(layer: Any, name: str, prior: Sequence[float]) -> None:
+    if layer.bias is None or len(layer.bias) != len(prior) or not all(0 < one < math.inf for one in prior):
         outputs = 0 if layer.bias is None else len(layer.bias)
         raise OptionError(
             f"prior must give a share > 0 for each of the {outputs} biases of the last layer {name!r}, got "
             f"{list(prior)!r}."
         )
-    shares = torch.tensor(list(prior), dtype=layer.bias.dtype, device=layer.bias.device)
-    layer.bias.copy_((shares / shares.sum()).log())
+
+
+def _log_shares(bias: torch.Tensor, prior: Sequence[float]) -> torch.Tensor:
+    shares = torch.tensor(list(prior), dtype=bias.dtype, device=bias.device)
+    return (shares / shares.sum()).log()
 
 
 def initialise_by_data(
@@ -220,7 +253,8 @@ def initialise_by_data(
         tolerance: Largest distance of a standard deviation from 1.
 
     Returns:
-        What was done, layer by layer. A layer whose outputs are constant, because its inputs are, is left orthogonal.
+        What was done, layer by layer. A layer whose outputs cannot be scaled to variance 1 is left orthogonal, and
+        says so.
 
     Raises:
         OptionError: There is no linear or convolutional layer.
@@ -236,19 +270,24 @@ def initialise_by_data(
         True
     """
     done = {one.layer: one for one in initialise(module, "orthogonal", batch=batch, seed=seed)}
-    layers = dict(list_layers(module))
-    for name in find_nonlinearities(module, batch):
+    layers = _own_layers(module)
+    for name in [name for name in find_nonlinearities(module, batch) if name in layers]:
+        weight, start = layers[name].weight, layers[name].weight.detach().clone()
+        reached = False
         for _ in range(LSUV_TRIES):
             deviation = _output_deviation(module, layers[name], batch)
-            if deviation == 0 or not math.isfinite(deviation) or abs(deviation - 1) <= tolerance:
+            reached = abs(deviation - 1) <= tolerance
+            if reached or deviation == 0 or not math.isfinite(deviation):
                 break
             with torch.no_grad():
-                layers[name].weight.div_(deviation)
-        done[name] = Initialised(
-            layer=name,
-            init="lsuv",
-            nonlinearity=done[name].nonlinearity,
-            deviation=float(layers[name].weight.detach().std(correction=0)),
+                weight.div_(deviation)
+        if not reached:
+            with torch.no_grad():
+                weight.copy_(start)
+        done[name] = replace(
+            done[name],
+            init="lsuv" if reached else "orthogonal",
+            deviation=float(weight.detach().float().std(correction=0)),
         )
     return tuple(done.values())
 
@@ -258,8 +297,8 @@ def _output_deviation(module: nn.Module, layer: nn.Module, batch: Any) -> float:
     found = list[float]()
     handle = layer.register_forward_hook(lambda _, __, output: found.append(float(output.float().std(correction=0))))
     try:
-        with evaluating(module), torch.no_grad():
+        with as_at_start(module, batch):
             call(module, batch)
     finally:
         handle.remove()
-    return found[-1]
+    return found[0]  # of its first call: later ones see what it did before

@@ -41,8 +41,8 @@ BY_DIRECTION = ("pca", "pca_whiten", "zca")
 MAX_WIDTH = 4096
 """Values per row above which principal directions are refused: their matrix would take gigabytes."""
 
-CONSTANT = 1e-12
-"""A variance below this share of the largest belongs to a constant, which is centred only."""
+ROUNDING = 1e-10
+"""A standard deviation below this share of the largest value is rounding noise of a constant, which is centred only."""
 
 
 class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -96,22 +96,18 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows = _as_rows(X)
         self._check(rows, split)
-        self.shape_ = rows.shape[1:]
-        self._seen = _digests(rows)
-        self._given_shape = np.shape(X)[1:]
-        self.directions_: Array | None = None
-        self.mean_, self.scale_ = np.zeros(1), np.ones(1)
-        if self.kind == "channel" or (self.kind == "standardise" and rows.ndim > 2):
-            axes = tuple(range(rows.ndim - 1))
-            self.mean_ = rows.mean(axis=axes, dtype=np.float64)
+        axes = tuple(range(rows.ndim - 1)) if self.kind == "channel" or rows.ndim > 2 else (0,)
+        mean, scale, directions = np.zeros(1), np.ones(1), None
+        if self.kind in BY_DIRECTION:
+            mean, scale, directions = self._fit_directions(rows.reshape(len(rows), -1).astype(np.float64))
+        elif self.kind == "mean_image":
+            mean = rows.mean(axis=0, dtype=np.float64)
+        elif self.kind in ("channel", "standardise"):
+            mean = rows.mean(axis=axes, dtype=np.float64)
             if self.kind == "standardise":
-                self.scale_ = self._soften(rows.std(axis=axes, dtype=np.float64) ** 2)
-        elif self.kind in ("mean_image", "standardise"):
-            self.mean_ = rows.mean(axis=0, dtype=np.float64)
-            if self.kind == "standardise":
-                self.scale_ = self._soften(rows.std(axis=0, dtype=np.float64) ** 2)
-        elif self.kind in BY_DIRECTION:
-            self._fit_directions(rows.reshape(len(rows), -1))
+                scale = _deviations(rows.var(axis=axes, dtype=np.float64), largest=np.abs(rows).max(axis=axes))
+        self.mean_, self.scale_, self.directions_ = mean, scale, directions
+        self.shape_, self._given_shape, self._seen = rows.shape[1:], np.shape(X)[1:], _digests(rows)
         return self
 
     def transform(self, X: npt.ArrayLike, *, split: str | None = None) -> Array:
@@ -183,22 +179,24 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 "smaller, or use kind='standardise'."
             )
 
-    def _fit_directions(self, flat: npt.NDArray[Any]) -> None:
+    def _fit_directions(self, flat: Array) -> tuple[Array, Array, Array]:
+        """Mean, scale and principal directions."""
         if len(flat) < 2:
             raise DataError(f"Decorrelation needs at least 2 training rows, got {len(flat)}.")
+        # scikit-learn's covariance loses digits where means are large.
+        mean = flat.mean(axis=0)
+        centred = flat - mean
         limit = min(flat.shape)
         kept = limit if self.components is None else min(self.components, limit)
-        fitted = PCA(kept, svd_solver="covariance_eigh" if flat.shape[1] <= len(flat) else "full").fit(flat)
-        self.mean_, self.directions_ = fitted.mean_, fitted.components_
+        with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance of 0
+            fitted = PCA(kept, svd_solver="covariance_eigh" if flat.shape[1] <= len(flat) else "full").fit(centred)
+        if self.kind == "pca":
+            return mean, np.ones(kept), fitted.components_
         # scikit-learn divides by N - 1; whitened training rows have variance 1 by N.
-        variance = fitted.explained_variance_ * (len(flat) - 1) / len(flat)
-        self.scale_ = np.ones(kept) if self.kind == "pca" else self._soften(variance, mean=flat.var(axis=0).mean())
-
-    def _soften(self, variance: Array, mean: float | None = None) -> Array:
-        """Square roots of variances with the ridge; 1 for constants."""
-        average = float(variance.mean() if mean is None else mean)
-        constant = variance <= CONSTANT * max(float(variance.max(initial=0.0)), np.finfo(np.float64).tiny)
-        return np.where(constant, 1.0, np.sqrt(variance + self.ridge * average))
+        variance = np.maximum(fitted.explained_variance_ * (len(flat) - 1) / len(flat), 0)
+        softened = np.sqrt(variance + self.ridge * centred.var(axis=0).mean())
+        noise = _deviations(variance, largest=np.full(kept, np.abs(flat).max()))
+        return mean, np.where(noise == 1.0, 1.0, softened), fitted.components_
 
     def _ready(self, X: npt.ArrayLike) -> Array:
         self._require_fitted()
@@ -223,8 +221,17 @@ def _as_rows(X: npt.ArrayLike) -> npt.NDArray[Any]:
     return rows
 
 
+def _deviations(variance: Array, *, largest: npt.NDArray[Any]) -> Array:
+    """Square roots of variances; 1 where a variance is rounding noise of values of this size, so that constants stay
+    0."""
+    noise = (ROUNDING * largest.astype(np.float64)) ** 2
+    return np.where(variance <= noise, 1.0, np.sqrt(np.maximum(variance, np.finfo(np.float64).tiny)))
+
+
 def _digests(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """(N,) of each row's values, whatever their type."""
-    wide = np.ascontiguousarray(rows.reshape(len(rows), -1), dtype=np.float64)
-    found = [hashlib.blake2b(row.data, digest_size=8).digest() for row in wide]
+    """(N,) of each row's values in single precision, whatever their type and the sign of zero."""
+    found = (
+        hashlib.blake2b((row.astype(np.float32) + np.float32(0)).tobytes(), digest_size=8).digest()
+        for row in rows.reshape(len(rows), -1)
+    )
     return np.frombuffer(b"".join(found), dtype=np.uint64)

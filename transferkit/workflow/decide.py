@@ -86,7 +86,7 @@ def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
     expected = known.pop((asked.strategy, asked.stage), None)
     reasons = (
         (f"{asked.strategy} was requested; of the probes measured, {stage} has the highest expected accuracy.",)
-        if is_free
+        if is_free and expected is not None
         else asked.reasons
     )
     if asked.tuned:

@@ -369,3 +369,52 @@ def test_a_monitored_optimizer_is_examined_as_well():
     with TrainingMonitor(model, optimizer, every=1) as monitor:
         assert examine(model, images(), optimizer=optimizer, classes=CLASSES).healthy
     assert monitor.steps == []
+
+
+def test_a_warm_up_from_zero_is_examined_at_its_rate():
+    model = toy()
+    optimizer = sgd(model)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+    assert optimizer.param_groups[0]["lr"] == 0
+    assert "no_learning" not in causes(model, optimizer, checks=["tiny_batch"])
+
+
+def test_gradients_that_were_there_stay():
+    model = toy()
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets) + 1e-2 * sum(one.pow(2).sum() for one in model.parameters())
+
+    assert examine(model, images(), optimizer=sgd(model), classes=CLASSES, loss=loss).healthy
+    assert all(one.grad is None for one in model.parameters())
+
+
+def test_a_check_that_fails_does_not_stop_the_others():
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+
+        def forward(self, x):
+            return self.toy(x.float())
+
+    found = examine(Single(), images(), optimizer=None, classes=CLASSES)
+    assert "RuntimeError" in found.skipped["gradients"]
+    assert "mixing" in found.passed
+
+
+def test_padding_rows_of_embeddings_have_no_gradient_on_purpose():
+    model = nn.Sequential(nn.Embedding(20, 8, padding_idx=0), nn.Flatten(), nn.Linear(40, CLASSES))
+    tokens = torch.randint(0, 20, (12, 5), generator=torch.Generator().manual_seed(0))
+    tokens[:, 3:] = 0
+    found = examine(model, (tokens, torch.arange(12) % CLASSES), optimizer=sgd(model), classes=CLASSES)
+    assert found.healthy, found.sentences
+
+
+def test_ignored_targets_and_one_logit_for_two_classes():
+    pixels, labels = images()
+    labels[::3] = -100
+    assert examine(toy(), (pixels, labels), classes=CLASSES, checks=["outputs"]).healthy
+    one = nn.Sequential(toy()[:-1], nn.Linear(16, 1), nn.Flatten(0))
+    two = (pixels, (labels > 0).float())
+    assert examine(one, two, classes=2, checks=["outputs"], loss=F.binary_cross_entropy_with_logits).healthy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 
@@ -159,3 +160,31 @@ def test_the_file_has_a_row_for_each_step_and_group(tmp_path):
     rows = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
     assert len(rows) == 2 * len(group_parameters(model))
     assert float(rows[0]["ratio"]) == pytest.approx(float(rows[0]["update"]) / float(rows[0]["weight"]))
+
+
+def test_a_step_with_a_closure_is_recorded():
+    model = toy(dropout=0.0)
+    optimizer = sgd(model)
+    pixels, labels = images()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(pixels), labels)
+        loss.backward()
+        return loss
+
+    with TrainingMonitor(model, optimizer, every=1) as monitor:
+        for _ in range(2):
+            optimizer.step(closure)
+    assert len(monitor.steps) == 2
+    assert monitor.steps[0].groups["9"].update > 0
+
+
+def test_copies_and_sparse_gradients_do_not_disturb():
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TrainingMonitor(model, optimizer, every=1) as monitor:
+        F.cross_entropy(model(torch.tensor([[1, 2], [3, 4]])), torch.tensor([0, 1])).backward()
+        copy.deepcopy(model)(torch.tensor([[5, 6]]))
+        optimizer.step()
+    assert monitor.steps[0].groups["0"].update > 0

@@ -120,7 +120,7 @@ def test_a_falling_curve_is_declared_not_well_behaved():
     points = curve(lambda n: 0.2 + 0.0005 * n)
     found = forecast_curve(points)
     assert "not well behaved" in found.problem
-    assert "Do not trust" in found.problem
+    assert "It is not extrapolated" in found.problem
     assert np.isfinite(found.accuracy_at(640)).all()
 
 

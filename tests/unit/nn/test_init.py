@@ -263,3 +263,71 @@ def test_several_inputs_are_a_tuple():
 
     assert find_nonlinearities(Two(), (noise(3, 4), noise(3, 4))) == {"layer": "relu"}
     assert activation_statistics(Two(), (noise(30, 4), noise(30, 4))).layers[0].layer == "layer"
+
+
+def test_a_layer_that_is_called_several_times_is_scaled_by_its_first_call():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(20, 20), nn.Linear(20, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(3):
+                x = torch.relu(self.inner(x))
+            return self.outer(x)
+
+    net, rows = Recurrent(), noise(256, 20)
+    done = initialise_by_data(net, rows)
+    assert [one.init for one in done] == ["lsuv", "lsuv"]
+    assert float(net.inner(rows).detach().std()) == pytest.approx(1, abs=0.03)
+
+
+def test_shared_weights_are_initialised_once():
+    first, second = nn.Linear(30, 30), nn.Linear(30, 30)
+    second.weight = first.weight
+    done = initialise(nn.Sequential(first, nn.ReLU(), second))
+    assert [one.layer for one in done] == ["0"]
+
+
+def test_weights_that_are_computed_from_others_are_refused():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2))
+    with pytest.raises(OptionError, match="computed from others"):
+        initialise(net)
+
+
+def test_fresh_batch_normalisation_normalises():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+    )
+    with torch.no_grad():
+        net[0].weight.mul_(0.001)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    report = activation_statistics(net, noise(16, 3, 12, 12))
+    assert report.verdict == "just right", report.sentence
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("init", sorted(INITS))
+def test_any_memory_layout_and_precision(init):
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()).to(memory_format=torch.channels_last).to(torch.bfloat16)
+    (done,) = initialise(net, init)
+    assert done.deviation > 0
+    grouped = nn.Sequential(nn.Conv2d(96, 96, 3, padding=1, groups=96, bias=False))
+    initialise(grouped, "orthogonal")
+    assert float(grouped(noise(8, 96, 16, 16)).detach().std()) == pytest.approx(0.97, abs=0.1)
+
+
+def test_concatenation_is_looked_through_and_inference_mode_hides_nothing():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(F.relu(torch.cat([self.a(x), x], dim=1)))
+
+    net, rows = Joined(), noise(5, 4)
+    assert find_nonlinearities(net, rows) == {"a": "relu", "b": "linear"}
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with torch.inference_mode():
+        assert find_nonlinearities(net, noise(2, 3, 6, 6)) == {"0": "relu"}

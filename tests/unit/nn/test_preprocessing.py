@@ -34,7 +34,7 @@ def images() -> np.ndarray:
 
 
 def test_standardised_features_are_those_of_scikit_learn(rows):
-    np.testing.assert_allclose(Whitening(ridge=0).fit_transform(rows), StandardScaler().fit_transform(rows))
+    np.testing.assert_allclose(Whitening().fit_transform(rows), StandardScaler().fit_transform(rows))
 
 
 def test_decorrelated_rows_have_a_diagonal_covariance_in_falling_order(rows):
@@ -200,3 +200,37 @@ def test_whitened_rows_know_neither_shift_nor_scale(shift, scale):
     rows = np.random.default_rng(3).normal(size=(60, 4))
     first, second = (Whitening("zca", ridge=1e-3).fit_transform(one) for one in (rows, scale * rows + shift))
     np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(1, 1e3, 1e6), (1e-8, 1, 1), (1, 1e7, 1)])
+def test_features_of_any_scale_are_standardised(scales):
+    rows = np.random.default_rng(4).normal(size=(500, 3)) * scales
+    np.testing.assert_allclose(Whitening().fit_transform(rows).std(axis=0), 1)
+
+
+@pytest.mark.parametrize("kind", ["standardise", "pca_whiten", "zca"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_constant_rows_stay_zero(kind, value):
+    assert np.abs(Whitening(kind, ridge=0).fit_transform(np.full((100, 3), value))).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("mean", [0, 100, 1000])
+def test_whitening_bears_large_means_and_short_numbers(dtype, mean):
+    rows = (np.random.default_rng(5).normal(size=(800, 4)) * 20 + mean).astype(dtype)
+    white = Whitening("pca_whiten", ridge=0).fit_transform(rows)
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(4), atol=1e-6)
+
+
+def test_copies_are_found_in_any_precision(rows):
+    known = Whitening().fit(rows)
+    with pytest.raises(DataError, match="were used to fit"):
+        known.transform(rows[:4].astype(np.float32), split="test")
+
+
+def test_a_failed_fit_leaves_nothing(rows):
+    known = Whitening("pca")
+    with pytest.raises(DataError, match="at least 2"):
+        known.fit(rows[:1])
+    with pytest.raises(OptionError, match="not fitted"):
+        known.transform(rows)

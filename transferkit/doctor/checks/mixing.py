@@ -26,13 +26,17 @@ def check_mixing(subject: Subject) -> Iterator[Symptom]:
     inputs, _ = subject.take(slice(0, IMAGES))
     with torch.no_grad(), seeded(subject.seed):
         together = subject.run(model, inputs)
-        if not isinstance(together, torch.Tensor) or len(together) != len(subject.take(slice(0, IMAGES))[1]):
+        if not isinstance(together, torch.Tensor) or len(together) != min(IMAGES, len(subject.first_input)):
             raise Skipped("the model does not return one row of outputs for each image")
         try:
             alone = torch.cat([subject.run(model, subject.take(slice(i, i + 1))[0]) for i in range(len(together))])
         except Exception as error:  # whatever a model raises for one image
             yield _symptom(f"The model fails on a single image: {type(error).__name__}: {str(error).splitlines()[0]}.")
             return
+    with torch.no_grad(), seeded(subject.seed + 1):
+        again = subject.run(model, inputs)
+    if not torch.allclose(again, together, rtol=TOLERANCE, atol=0.0, equal_nan=True):
+        raise Skipped("outputs are random in evaluation mode")
     if alone.shape != together.shape:
         yield _symptom(
             f"One image alone gives outputs of shape {tuple(alone.shape[1:])}, in a batch {tuple(together.shape[1:])}."

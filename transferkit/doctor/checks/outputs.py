@@ -12,6 +12,9 @@ from transferkit.records import Symptom
 
 __all__ = ["SUM_ERROR"]
 
+IGNORED = -100
+"""Target that torch's cross-entropy leaves out."""
+
 SUM_ERROR = 1e-4
 """Largest distance of a sum of probabilities from 1."""
 
@@ -22,16 +25,23 @@ def check_outputs(subject: Subject) -> Iterator[Symptom]:
     model, _ = subject.copy()
     with torch.no_grad(), seeded(subject.seed):
         outputs = subject.run(model)
-    if not subject.classes or not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+    if (
+        not subject.classes
+        or not isinstance(outputs, torch.Tensor)
+        or not isinstance(subject.targets, torch.Tensor)
+        or outputs.dim() != 2
+    ):
         raise Skipped("outputs are not (N, K) logits of a known number of classes")
-    if outputs.shape[1] != subject.classes:
+    if outputs.shape[1] != subject.classes and not (outputs.shape[1] == 1 and subject.classes == 2):
         yield Symptom(
             cause="number_of_outputs",
             severity="alarm",
             evidence=f"The model has {outputs.shape[1]} outputs for {subject.classes} classes.",
             remedy="Give the last layer one output for each class.",
         )
-    low, high = int(subject.targets.min()), int(subject.targets.max())
+    ignored = getattr(subject.loss, "ignore_index", IGNORED)
+    known = subject.targets[subject.targets != ignored]
+    low, high = (int(known.min()), int(known.max())) if known.numel() else (0, 0)
     if (
         subject.targets.dim() == 1
         and not subject.targets.is_floating_point()

@@ -18,7 +18,7 @@ __all__: list[str] = []
 def check_step(subject: Subject) -> Iterator[Symptom]:
     """Does one step give every trainable parameter a gradient, and move those that are trained and nothing else?"""
     model, optimizer = subject.copy()
-    before = {name: value.detach().clone() for name, value in model.state_dict(keep_vars=True).items()}
+    before = {name: value.detach().clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
     model.zero_grad(set_to_none=True)
     with seeded(subject.seed):
         loss = subject.loss(subject.run(model), subject.targets)
@@ -30,6 +30,8 @@ def check_step(subject: Subject) -> Iterator[Symptom]:
                 remedy="Check requires_grad, and detach() and no_grad() in the forward pass.",
             )
             return
+        if not bool(torch.isfinite(loss)):
+            raise Skipped("the loss is not finite")
         torch.autograd.backward(loss)
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     yield from _without_gradient(trained)
@@ -59,7 +61,10 @@ def check_step(subject: Subject) -> Iterator[Symptom]:
 
 
 def _has_gradient(one: nn.Parameter) -> bool:
-    return one.grad is not None and bool(one.grad.abs().max() > 0)
+    if one.grad is None:
+        return False
+    values = one.grad.coalesce().values() if one.grad.is_sparse else one.grad
+    return bool((values != 0).any())
 
 
 def _without_gradient(trained: Mapping[str, nn.Parameter]) -> Iterator[Symptom]:

@@ -23,6 +23,9 @@ FITTED = 0.5
 SMALL = 0.1
 """First loss below which there is nothing to learn."""
 
+ROSE = 4.0
+"""A loss that was this many times the first one on its way has been thrown off."""
+
 UNMOVED = 1e-3
 """Relative change of the loss below which nothing was learnt at all."""
 
@@ -36,6 +39,8 @@ def check_tiny_batch(subject: Subject) -> Iterator[Symptom]:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
+    for group in optimizer.param_groups:  # a warm-up that starts at zero says nothing about the rate it leads to
+        group["lr"] = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
     inputs, targets = subject.take(slice(0, IMAGES))
     losses = list[float]()
     with seeded(subject.seed):
@@ -49,11 +54,13 @@ def check_tiny_batch(subject: Subject) -> Iterator[Symptom]:
                 break
             torch.autograd.backward(loss)
             take_step(optimizer)
-    first, last = losses[0], losses[-1]
+    first, last, highest = losses[0], losses[-1], max(losses)
+    if not math.isfinite(first):
+        return  # the first loss has a check of its own
     rates = sorted({group["lr"] for group in optimizer.param_groups})
     at = f"learning rate {rates[0]:.3g}" if len(rates) == 1 else f"learning rates {rates[0]:.3g} to {rates[-1]:.3g}"
-    said = f"on {len(targets)} images, {STEPS} steps at {at} took the loss from {first:.3g} to {last:.3g}."
-    if not math.isfinite(last) or last > max(2 * first, SMALL):
+    said = f"on {IMAGES} images, {len(losses)} steps at {at} took the loss from {first:.3g} to {last:.3g}."
+    if not math.isfinite(last) or last > max(2 * first, SMALL) or highest > max(ROSE * first, SMALL):
         yield Symptom(
             cause="lr_too_high",
             severity="alarm",
