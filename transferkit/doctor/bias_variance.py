@@ -17,14 +17,17 @@ class ErrorBudget:
     Args:
         unavoidable: Error that cannot be expected to fall: of people, or wrong labels.
         bias: Training error above that.
-        variance: Held-back error above the training error.
+        variance: Held-back error above the training error, and above what is unavoidable.
         uncertainty: Half the width of the 95 % interval of the held-back error.
+        training_error, held_back_error: As they were measured.
     """
 
     unavoidable: float
     bias: float
     variance: float
     uncertainty: float
+    training_error: float
+    held_back_error: float
 
     @property
     def verdict(self) -> str:
@@ -45,9 +48,9 @@ class ErrorBudget:
             >>> explain_errors(0.02, 0.15, held_back_images=400).sentence[:55]
             'Variance: 2.0 % of training images are wrong, 15.0 % of'
         """
-        wrong = self.unavoidable + self.bias
         numbers = (
-            f"{100 * wrong:.1f} % of training images are wrong, {100 * (wrong + self.variance):.1f} % of held-back "
+            f"{100 * self.training_error:.1f} % of training images are wrong, {100 * self.held_back_error:.1f} % "
+            "of held-back "
             f"ones (+- {100 * self.uncertainty:.1f})"
         )
         return f"{self.verdict.capitalize()}: {numbers}. {REMEDIES[self.verdict]}"
@@ -91,6 +94,8 @@ def explain_errors(
     return ErrorBudget(
         unavoidable=floor,
         bias=training_error - floor,
-        variance=max(0.0, held_back_error - training_error),
+        variance=max(0.0, held_back_error - max(training_error, unavoidable)),
         uncertainty=(high - low) / 2,
+        training_error=training_error,
+        held_back_error=held_back_error,
     )

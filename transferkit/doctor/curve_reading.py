@@ -35,6 +35,9 @@ WORSE = 1.02
 HIGH = 0.5
 """Share of the loss of guessing above which a training loss is high."""
 
+EASIER = 0.7
+"""Held-back loss below this share of the training loss."""
+
 UNMOVED = 0.002
 """Relative fall below which nothing was learnt."""
 
@@ -61,7 +64,8 @@ class Curves:
     Args:
         train_loss: Mean training loss, the first from the first epoch.
         held_back_loss, held_back_accuracy: On images held back; empty if there are none.
-        classes: K of a classifier, for the loss of guessing; None takes the first training loss.
+        classes: K of a classifier, for the loss of guessing; None where that is not known: what is read against it is
+            left out.
         held_back_images: Number of independent images behind the accuracy, for its standard error.
 
     Raises:
@@ -79,6 +83,8 @@ class Curves:
         for name in ("held_back_loss", "held_back_accuracy"):
             if (length := len(getattr(self, name))) not in (0, len(self.train_loss)):
                 raise DataError(f"{name} has {length} values, train_loss {len(self.train_loss)}.")
+        if len(self.held_back_accuracy) and not 0 <= min(self.held_back_accuracy) <= max(self.held_back_accuracy) <= 1:
+            raise OptionError("Curves.held_back_accuracy must be in [0, 1].")
         if self.classes is not None and self.classes < 2:
             raise OptionError(f"Curves.classes must be >= 2 or None, got {self.classes!r}.")
 
@@ -96,6 +102,11 @@ class Curves:
     def fall(self) -> float:
         """From the first to the lowest training loss, >= 0."""
         return float(self.losses[0] - self.losses.min())
+
+    @property
+    def held_back_is_lower(self) -> bool:
+        """Whether training images are much harder than held-back ones: they are mixed, or strongly augmented."""
+        return len(self.held_back_loss) > 0 and self.held_back_loss[-1] < EASIER * self.train_loss[-1]
 
     @property
     def still_falls(self) -> bool:
@@ -136,7 +147,11 @@ def _rough(curves: Curves) -> Iterator[Symptom]:
             f"{curves.classes} classes gives {curves.guessing:.3g}.",
             remedy="Divide the learning rate by three to ten, and initialise anew: large steps may have killed units.",
         )
-    elif rises.sum() > ROUGH * max(curves.fall, LEVELLED * losses[0]) and losses[-1] > HIGH * curves.guessing:
+    elif (
+        curves.classes is not None
+        and rises.sum() > ROUGH * max(curves.fall, LEVELLED * losses[0])
+        and losses[-1] > HIGH * curves.guessing
+    ):
         yield Symptom(
             cause="lr_too_high",
             severity="alarm",
@@ -164,7 +179,7 @@ def _flat_start(curves: Curves) -> Iterator[Symptom]:
 def _stopped_early(curves: Curves) -> Iterator[Symptom]:
     losses = curves.losses
     last_third = losses[-1 - len(losses) // 3] - losses[-1]
-    if losses[-1] > HIGH * curves.guessing and curves.still_falls:
+    if curves.classes is not None and losses[-1] > HIGH * curves.guessing and curves.still_falls:
         yield Symptom(
             cause="lr_too_low",
             severity="note",
@@ -188,7 +203,7 @@ def _plateau(curves: Curves) -> Iterator[Symptom]:
             remedy="Check that labels belong to their images, that parameters get gradients and are in the "
             "optimizer, and the learning rate (transferkit.doctor.examine).",
         )
-    else:
+    elif curves.classes is not None and not curves.held_back_is_lower:
         yield Symptom(
             cause="underfitting",
             severity="note",

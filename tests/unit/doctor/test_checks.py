@@ -418,3 +418,15 @@ def test_ignored_targets_and_one_logit_for_two_classes():
     one = nn.Sequential(toy()[:-1], nn.Linear(16, 1), nn.Flatten(0))
     two = (pixels, (labels > 0).float())
     assert examine(one, two, classes=2, checks=["outputs"], loss=F.binary_cross_entropy_with_logits).healthy
+
+
+def test_a_frozen_parameter_that_kept_its_gradient_moves():
+    model = toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    pixels, labels = images()
+    F.cross_entropy(model(pixels), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    model[0].requires_grad_(False)
+    found = causes(model, optimizer, checks=["step"])
+    assert set(found["frozen_moves"].items) == {"0.weight", "0.bias"}

@@ -140,3 +140,25 @@ def test_real_training(settings, expected):
     found = {one.cause for one in read_curves(run(**settings))}
     assert found <= expected
     assert bool(found) == bool(expected)
+
+
+def test_a_collapse_is_a_divergence_and_nan_is_seen_at_once():
+    assert causes([2.2, 0.5, 0.1, 0.05, 0.04, 1.9, 2.1, 2.1, 2.1, 2.1]) == ["divergence"]
+    assert causes([2.3, math.nan]) == ["not_finite"]
+
+
+def test_without_classes_nothing_is_read_against_guessing():
+    assert read_curves(Curves(train_loss=[0.11, 0.09, 0.1, 0.08, 0.1, 0.09, 0.1, 0.08])) == ()
+    assert read_curves(Curves(train_loss=[0.5, 0.35, 0.32, 0.31, 0.305, 0.302, 0.301, 0.3])) == ()
+
+
+def test_mixed_images_are_no_underfitting():
+    train = list(1.4 + 0.9 * np.exp(-EPOCHS / 2))
+    assert causes(train, held_back_loss=[0.3 + value / 10 for value in train]) == []
+
+
+def test_arrays_are_taken_as_lists_are():
+    found = Curves(train_loss=HEALTHY, held_back_loss=HEALTHY + 0.2, held_back_accuracy=HEALTHY / 3, classes=10)
+    assert read_curves(found) == ()
+    with pytest.raises(OptionError, match=r"held_back_accuracy must be in \[0, 1\]"):
+        Curves(train_loss=[1.0, 1.0], held_back_accuracy=[90.0, 91.0])

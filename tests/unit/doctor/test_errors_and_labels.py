@@ -41,8 +41,8 @@ def test_what_people_miss_as_well_is_no_bias():
 def test_parts_are_not_negative_and_add_up(training, held_back, floor):
     found = explain_errors(training, held_back, held_back_images=100, unavoidable=floor)
     assert min(found.unavoidable, found.bias, found.variance) >= 0
-    total = found.unavoidable + found.bias + found.variance
-    assert total == pytest.approx(max(training, held_back))
+    assert found.unavoidable + found.bias == pytest.approx(training)
+    assert found.variance == pytest.approx(max(0.0, held_back - max(training, floor)))
 
 
 @pytest.mark.parametrize(("wrong", "message"), [((1.2, 0.1), "training_error"), ((0.1, -0.2), "held_back_error")])
@@ -53,6 +53,14 @@ def test_errors_are_shares(wrong, message):
         explain_errors(0.1, 0.2, held_back_images=0)
 
 
+def test_what_was_measured_is_said_and_what_is_unavoidable_is_no_variance():
+    assert (
+        "20.0 % of training images are wrong, 10.0 % of held-back"
+        in explain_errors(0.2, 0.1, held_back_images=900).sentence
+    )
+    assert explain_errors(0.0, 0.1, held_back_images=1000, unavoidable=0.1).verdict == "neither"
+
+
 def test_class_orders():
     names = ["bird", "cat", "dog"]
     assert list(check_class_order(names, names)) == []
@@ -60,6 +68,9 @@ def test_class_orders():
     assert moved.cause == "label_map_changed"
     assert moved.items == ("cat", "dog")
     assert "2 of 3" in moved.evidence
+    (longer,) = check_class_order(["a", "b"], ["a", "b", "b"])
+    assert longer.cause == "other_classes"
+    assert "2 names against 3" in longer.evidence
     (other,) = check_class_order(names, ["bird", "cow", "dog"])
     assert other.cause == "other_classes"
     assert "missing: cat; unknown: cow" in other.evidence

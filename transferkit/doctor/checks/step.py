@@ -19,7 +19,10 @@ def check_step(subject: Subject) -> Iterator[Symptom]:
     """Does one step give every trainable parameter a gradient, and move those that are trained and nothing else?"""
     model, optimizer = subject.copy()
     before = {name: value.detach().clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
-    model.zero_grad(set_to_none=True)
+    for one, original in zip(model.parameters(), subject.model.parameters(), strict=True):
+        # A frozen parameter that kept a gradient is moved by it, and by weight decay.
+        keeps = original.grad is not None and not original.requires_grad
+        one.grad = original.grad.clone() if keeps and original.grad is not None else None
     with seeded(subject.seed):
         loss = subject.loss(subject.run(model), subject.targets)
         if not loss.requires_grad:

@@ -23,6 +23,9 @@ FITTED = 0.5
 SMALL = 0.1
 """First loss below which there is nothing to learn."""
 
+RISEN = 1.5
+"""A loss that rose this much on its way is not one of a rate that is too low."""
+
 ROSE = 4.0
 """A loss that was this many times the first one on its way has been thrown off."""
 
@@ -75,7 +78,7 @@ def check_tiny_batch(subject: Subject) -> Iterator[Symptom]:
             remedy="Check that trainable parameters get gradients and are in the optimizer, and that the rate is "
             "not near zero.",
         )
-    elif first > SMALL and last > FITTED * first:
+    elif first > SMALL and last > FITTED * first and highest < RISEN * first:
         yield Symptom(
             cause="lr_too_low",
             severity="note",
