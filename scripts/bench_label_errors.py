@@ -38,7 +38,7 @@ from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.provenance import environment
 from transferkit.features import FeatureTable
-from transferkit.measure import find_label_errors, fit_ridge, fitting_threads
+from transferkit.measure import RidgeHead, find_label_errors, fit_ridge, fitting_threads
 from transferkit.options import PassOptions
 from transferkit.records import Folds
 from transferkit.workflow.session import open_session
@@ -47,27 +47,25 @@ SHARE = 0.1
 Rank = Callable[[FeatureTable, np.ndarray, int], np.ndarray]
 
 
-def held_back(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Suspicion from exact held-back scores."""
+def fit(table: FeatureTable, labels: np.ndarray, classes: int) -> tuple[RidgeHead, np.ndarray]:
+    """The ridge probe, and its held-back scores in the order of the images."""
     folds = Folds.alone(labels)
     order = folds.order
     with fitting_threads(len(labels)):
         head = fit_ridge(
             table.take(order).chunks, labels[order], table.blocks, classes=classes, folds=folds.take(order)
         )
-    suspicion = np.empty(len(labels))
-    suspicion[order] = find_label_errors(head.held_back, labels[order]).suspicion
-    return suspicion
+    return head, head.held_back[np.argsort(order)]
+
+
+def held_back(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Suspicion from exact held-back scores."""
+    return find_label_errors(fit(table, labels, classes)[1], labels).suspicion
 
 
 def in_sample(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
     """Suspicion from the scores of a fit that has seen the labels."""
-    folds = Folds.alone(labels)
-    order = folds.order
-    with fitting_threads(len(labels)):
-        head = fit_ridge(
-            table.take(order).chunks, labels[order], table.blocks, classes=classes, folds=folds.take(order)
-        )
+    head, _ = fit(table, labels, classes)
     scores = np.concatenate([chunk @ head.weight.T + head.bias for chunk in table.chunks()])
     return find_label_errors(scores, labels).suspicion
 
@@ -99,10 +97,8 @@ def plant(labels: np.ndarray, kind: str, nearest: np.ndarray, rng: np.random.Gen
 
 def confused_with(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
     """(K,) the class with the highest mean held-back score on the images of each, besides itself."""
-    folds = Folds.alone(labels)
-    order = folds.order
-    head = fit_ridge(table.take(order).chunks, labels[order], table.blocks, classes=classes, folds=folds.take(order))
-    means = np.stack([head.held_back[labels[order] == k].mean(axis=0) for k in range(classes)])
+    _, scores = fit(table, labels, classes)
+    means = np.stack([scores[labels == k].mean(axis=0) for k in range(classes)])
     np.fill_diagonal(means, -np.inf)
     return means.argmax(axis=1)
 

@@ -50,8 +50,7 @@ class ErrorBudget:
         """
         numbers = (
             f"{100 * self.training_error:.1f} % of training images are wrong, {100 * self.held_back_error:.1f} % "
-            "of held-back "
-            f"ones (+- {100 * self.uncertainty:.1f})"
+            f"of held-back ones (+- {100 * self.uncertainty:.1f})"
         )
         return f"{self.verdict.capitalize()}: {numbers}. {REMEDIES[self.verdict]}"
 

@@ -51,8 +51,7 @@ class GroupStep:
         gradient: Norm of their gradients.
         update: Norm of what the step changed.
         noise: ||g - g'||^2 / (2 ||g||^2) with the gradient g' of the step before: 1 where successive gradients are
-            independent, 0 where
-            they are equal; None without one.
+            independent, 0 where they are equal; None without one.
         histogram: Number of gradient values by size: below 10^-11.5, then two bins per power of ten.
     """
 
@@ -95,8 +94,7 @@ class MonitoredStep:
         groups: Name -> group of parameters.
         layers: Path -> layer.
         drift: Path of each normalisation layer with running statistics -> mean distance of its means from those at
-            the start, in units of
-            its standard deviations then.
+            the start, in units of its standard deviations then.
     """
 
     step: int
@@ -173,7 +171,7 @@ class TrainingMonitor:
             raise OptionError(f"No parameter is called {unknown[0]!r}.")
         self.every = every
         self.steps = list[MonitoredStep]()
-        self._model, self._optimizer, self._count = model, optimizer, 0
+        self._model, self._count = model, 0
         self._groups = {name: [named[one] for one in names] for name, names in chosen.items()}
         self._loss: torch.Tensor | None = None
         self._layers = dict[str, LayerStep]()

@@ -32,8 +32,8 @@ def check_shuffled_labels(
         labels: (N,) int in [0, K).
         draws: Shuffles.
         groups: (N,) int; images of one group keep one label, as copies and views of a thing do. Without them,
-            near-copies on both sides
-            of a split are found as a leak only if they keep their label, so give them if there are any.
+            near-copies on both sides of a split are found as a leak only if they keep their label, so give them if
+            there are any.
         seed: Of the shuffles.
 
     Raises:

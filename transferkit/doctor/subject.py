@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,9 +31,8 @@ class Subject:
 
     Args:
         model: Called with `inputs`.
-        inputs: One batch as the training loop gives it: a tensor, or a tuple of the model's arguments. Two images or
-            more,
-            of different content.
+        inputs: One batch as the training loop gives it: a tensor, a tuple or list of the model's arguments, or a
+            dictionary of its named ones. Two images or more, of different content.
         targets: (N, ...) of the same batch, or a tuple, list or dictionary of such.
         loss: (outputs, targets) -> scalar.
         optimizer: Of the model's parameters; checks that need one are skipped without.
@@ -51,7 +50,6 @@ class Subject:
     optimizer: torch.optim.Optimizer | None = None
     classes: int | None = None
     seed: int = 0
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         images, targets = len(self.first_input), len(_first_tensor(self.targets, "Targets"))
@@ -83,8 +81,7 @@ class Subject:
         except (RuntimeError, TypeError) as error:
             raise OptionError(
                 f"The model cannot be copied, and checks must not change it: {error}\nDo not keep outputs of a "
-                "forward pass "
-                "in the model, or detach() them; and examine it before wrappers and hooks are added."
+                "forward pass in the model, or detach() them; and examine it before wrappers and hooks are added."
             ) from error
         if self.optimizer is None:
             return model, None

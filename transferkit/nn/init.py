@@ -140,15 +140,12 @@ def initialise(
     Args:
         module: The network, or the part of it that is new.
         init: A name in `INITS`: "auto" (He before a rectifier, else Xavier), "he_normal", "he_uniform",
-            "xavier_normal",
-            "xavier_uniform", "sparse", "orthogonal".
+            "xavier_normal", "xavier_uniform", "sparse", "orthogonal".
         batch: An input (or a tuple of inputs) of the module, from which is seen what follows each layer. None assumes
-            a ReLU after
-            every layer but the last.
+            a ReLU after every layer but the last.
         bias: "zero"; "positive": 0.01 before a rectifier, so that each unit is active at the start; "keep".
         prior: (K,) class shares: the biases of the last layer become their logarithms, so that the first loss is that
-            of
-            guessing by them, not ln K. None treats it as the others.
+            of guessing by them, not ln K. None treats it as the others.
         seed: Of the weights.
 
     Returns:

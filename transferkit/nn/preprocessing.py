@@ -66,8 +66,7 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Raises:
         OptionError: Of `fit`: an argument is out of range, or the kind does not fit the data's shape.
         DataError: Of `fit`: rows are not of the training split, or too few; of `transform`: the rows have another
-            shape,
-            or are of a validation or test split and were used in `fit`.
+            shape, or are of a validation or test split and were used in `fit`.
 
     References:
         Kessy, Lewin and Strimmer, The American Statistician 2018, on ZCA and PCA whitening. Deviation: `ridge`.
