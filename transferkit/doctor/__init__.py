@@ -5,21 +5,27 @@ from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
 from transferkit.doctor.curve_reading import Curves, read_curves
 from transferkit.doctor.examination import examine
+from transferkit.doctor.loop import LoopWatch
 from transferkit.doctor.monitor import TrainingMonitor
+from transferkit.doctor.pictures import check_pictures
 from transferkit.doctor.serving import check_serving
 from transferkit.doctor.shuffled_labels import check_shuffled_labels
 from transferkit.doctor.subject import Subject
+from transferkit.doctor.training import examine_training
 
 __all__ = [
     "CHECKS",
     "Curves",
     "ErrorBudget",
+    "LoopWatch",
     "Subject",
     "TrainingMonitor",
     "check_class_order",
+    "check_pictures",
     "check_serving",
     "check_shuffled_labels",
     "examine",
+    "examine_training",
     "explain_errors",
     "read_curves",
 ]

@@ -11,7 +11,7 @@ from torch import nn
 from transferkit.core.errors import OptionError
 from transferkit.doctor.checks import CHECKS, Skipped
 from transferkit.doctor.subject import Loss, Subject, cross_entropy
-from transferkit.records import Diagnosis, Symptom
+from transferkit.records import Diagnosis, Preprocessing, Symptom
 
 __all__ = ["examine"]
 
@@ -23,6 +23,7 @@ def examine(
     loss: Loss = cross_entropy,
     optimizer: torch.optim.Optimizer | None = None,
     classes: int | None = None,
+    preprocessing: Preprocessing | None = None,
     checks: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Diagnosis:
@@ -34,6 +35,7 @@ def examine(
         loss: (outputs, targets) -> scalar.
         optimizer: As it will be used; None skips the checks that need one.
         classes: K of a classifier; None where targets are no class numbers.
+        preprocessing: What the backbone was trained with (`Backbone.spec.preprocessing`); None if it was not.
         checks: Names in `CHECKS`; None for all.
         seed: Of random directions and dropout.
 
@@ -52,7 +54,7 @@ def examine(
         ['not_in_optimizer']
     """
     inputs, targets = batch
-    subject = Subject(model, inputs, targets, loss, optimizer, classes, seed)
+    subject = Subject(model, inputs, targets, loss, optimizer, classes, seed, preprocessing)
     # A loss may refer to the model itself, whose gradients a check must leave as they are.
     gradients = [(one, None if one.grad is None else one.grad.clone()) for one in model.parameters()]
     symptoms, passed, skipped = list[Symptom](), list[str](), dict[str, str]()

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import OptionError
+from transferkit.records import Preprocessing
 
-__all__ = ["Subject", "cross_entropy"]
+__all__ = ["Loss", "Subject", "cross_entropy", "first_tensor", "run_model", "seeded"]
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs, targets) -> scalar."""
@@ -38,6 +39,7 @@ class Subject:
         optimizer: Of the model's parameters; checks that need one are skipped without.
         classes: K of a classifier; None where the targets are not class numbers.
         seed: Of random directions.
+        preprocessing: What the backbone was trained with; None if it starts from scratch.
 
     Raises:
         OptionError: If there are fewer than two images, or targets of another number.
@@ -50,16 +52,17 @@ class Subject:
     optimizer: torch.optim.Optimizer | None = None
     classes: int | None = None
     seed: int = 0
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
-        images, targets = len(self.first_input), len(_first_tensor(self.targets, "Targets"))
+        images, targets = len(self.first_input), len(first_tensor(self.targets, "Targets"))
         if images < 2 or targets != images:
             raise OptionError(f"A batch of 2 images or more is needed, with a target each; got {images} and {targets}.")
 
     @property
     def first_input(self) -> torch.Tensor:
         """The first of the model's arguments."""
-        return _first_tensor(self.inputs, "Inputs")
+        return first_tensor(self.inputs, "Inputs")
 
     def take(self, rows: slice) -> tuple[Any, Any]:
         """Inputs and targets of some of the images; what has no row for each image is handed on as it is."""
@@ -68,10 +71,7 @@ class Subject:
 
     def run(self, model: nn.Module | None = None, inputs: Any = None) -> Any:
         """Outputs of a model (this one's by default) for inputs (these by default)."""
-        model, inputs = self.model if model is None else model, self.inputs if inputs is None else inputs
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        return run_model(self.model if model is None else model, self.inputs if inputs is None else inputs)
 
     def copy(self) -> tuple[nn.Module, torch.optim.Optimizer | None]:
         """The model, and the optimizer over the copy's parameters, state included: both may be changed."""
@@ -94,7 +94,14 @@ class Subject:
         return math.log(self.classes) if self.classes else math.nan
 
 
-def _first_tensor(batch: Any, what: str) -> torch.Tensor:
+def run_model(model: nn.Module, inputs: Any) -> Any:
+    """Outputs for a tensor, a tuple or list of arguments, or a dictionary of named ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def first_tensor(batch: Any, what: str) -> torch.Tensor:
     """The first tensor of a batch, however it is nested."""
     if isinstance(batch, torch.Tensor):
         return batch

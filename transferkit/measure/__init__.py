@@ -10,6 +10,7 @@ from transferkit.measure.head_information import (
 )
 from transferkit.measure.knn import knn_accuracy, knn_hits
 from transferkit.measure.label_errors import LabelErrors, find_label_errors
+from transferkit.measure.label_signal import LabelMap, LabelSignal, compare_label_maps, label_signal
 from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.logistic import LogisticHead, fit_logistic
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
@@ -40,6 +41,8 @@ __all__ = [
     "HeadInformation",
     "HeadScale",
     "LabelErrors",
+    "LabelMap",
+    "LabelSignal",
     "LogisticHead",
     "Measure",
     "Nearness",
@@ -53,6 +56,7 @@ __all__ = [
     "calibration_error",
     "channel_hellinger",
     "class_mean_similarity",
+    "compare_label_maps",
     "emd_of_class_means",
     "find_label_errors",
     "fit_head_scale",
@@ -66,6 +70,7 @@ __all__ = [
     "frechet_distance",
     "knn_accuracy",
     "knn_hits",
+    "label_signal",
     "learning_curves",
     "log_loss",
     "measure_data_need",

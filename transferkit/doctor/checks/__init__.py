@@ -3,12 +3,16 @@
 from transferkit.doctor.checks import (
     evaluation,
     gradients,
+    inputs,
     mixing,
     optimizer,
     outputs,
+    rate,
+    signal,
     start_loss,
     step,
     tiny_batch,
+    weights,
 )
 from transferkit.doctor.checks.registry import CHECKS, Check, Skipped
 
@@ -18,10 +22,14 @@ __all__ = [
     "Skipped",
     "evaluation",
     "gradients",
+    "inputs",
     "mixing",
     "optimizer",
     "outputs",
+    "rate",
+    "signal",
     "start_loss",
     "step",
     "tiny_batch",
+    "weights",
 ]

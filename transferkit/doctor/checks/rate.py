@@ -1,0 +1,127 @@
+"""Whether the learning rate is in a range in which something is learnt and nothing is destroyed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from transferkit.doctor.checks.registry import CHECKS, Skipped, take_step
+from transferkit.doctor.subject import Subject, seeded
+from transferkit.records import Symptom
+
+__all__ = ["IMAGES", "STEPS"]
+
+IMAGES, STEPS = 16, 15
+"""Images and steps of a trial."""
+
+BLOWN = 8.0
+"""A loss that rises to this many times the first one, where a tenth of the rate stays below half of that, is thrown
+off by the rate."""
+
+SLOW, SMOOTH, FAST = 0.5, 3.5, 0.3
+"""The loss falls by less than the first; at a hundred times the rate it never exceeds the second and ends below the
+third, in units of the first loss: then the rate is a hundred times too low. A rate that is right is thrown off by a
+hundred times as much."""
+
+SMALL = 0.05
+"""Loss below which nothing is left to learn."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A few steps at a multiple of the rate, on copies.
+
+    Args:
+        first, highest: Losses.
+        last: Mean of the last four.
+        moved: How far trained parameters before the last layer went, in units of their norms: the median over
+            weights, or over norms and biases if no weight is trained; None if only the last layer is.
+    """
+
+    first: float
+    last: float
+    highest: float
+    moved: float | None
+    kind: str
+
+
+@CHECKS.register("rate")
+def check_rate(subject: Subject) -> Iterator[Symptom]:
+    """Would a tenth, or a hundred times, of the learning rate do what this one does not?"""
+    if subject.optimizer is None:
+        raise Skipped("there is no optimizer")
+    now = _try(subject, 1.0)
+    if now is None or now.first < SMALL:
+        return  # nothing is trained, or nothing is left to learn: others say so
+    rates = sorted({group["lr"] for group in subject.optimizer.param_groups})
+    if now.highest > BLOWN * now.first:
+        lower = _try(subject, 0.1)
+        if lower is not None and lower.highest < now.highest / 2:
+            yield Symptom(
+                cause="lr_too_high",
+                severity="alarm",
+                evidence=f"The learning rate {rates[-1]:.3g} throws the network off: within {STEPS} steps the loss rises "
+                f"from {now.first:.3g} to {now.highest:.3g}; at a tenth of it to no more than {lower.highest:.3g}.",
+                remedy="Divide it by ten or more.",
+            )
+    elif now.last > (1 - SLOW) * now.first:
+        higher = _try(subject, 100.0)
+        if higher is not None and higher.highest < SMOOTH * now.first and higher.last < FAST * now.first:
+            yield Symptom(
+                cause="lr_too_low",
+                severity="alarm",
+                evidence=f"The learning rate {rates[-1]:.3g} is far too low: {STEPS} steps take the loss from "
+                f"{now.first:.3g} to {now.last:.3g}, at a hundred times the rate smoothly to {higher.last:.3g}.",
+                remedy="Multiply it by thirty to a hundred.",
+            )
+
+
+def _try(subject: Subject, factor: float) -> _Trial | None:
+    """A trial, dropout off; None if no parameter is trained or the first loss is not finite."""
+    model, optimizer = subject.copy()
+    assert optimizer is not None
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    for group in optimizer.param_groups:  # a warm-up that starts at zero says nothing about the rate it leads to
+        group["lr"] = factor * max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
+    # Two halves in turn: what a step does to the images it has not seen shows what it destroys.
+    half = max(1, min(IMAGES, len(subject.first_input)) // 2)
+    halves = [subject.take(slice(0, half)), subject.take(slice(half, 2 * half))]
+    kind, watched = _watched(model)
+    start = [one.detach().clone() for one in watched]
+    losses = list[float]()
+    with seeded(subject.seed):
+        for step in range(STEPS):
+            inputs, targets = halves[step % 2]
+            optimizer.zero_grad()
+            loss = subject.loss(subject.run(model, inputs), targets)
+            losses.append(loss.item())
+            if not loss.requires_grad or not math.isfinite(losses[0]):
+                return None
+            if not math.isfinite(losses[-1]):
+                break
+            torch.autograd.backward(loss)
+            take_step(optimizer)
+    ratios = [
+        float((one.detach() - before).norm() / before.norm())
+        for one, before in zip(watched, start, strict=True)
+        if bool(before.any())
+    ]
+    moved = float(torch.tensor(ratios).nan_to_num(math.inf).median()) if ratios else None
+    if len(losses) < STEPS:
+        return _Trial(losses[0], math.inf, math.inf, moved, kind)
+    return _Trial(losses[0], sum(losses[-4:]) / 4, max(losses), moved, kind)
+
+
+def _watched(model: nn.Module) -> tuple[str, list[nn.Parameter]]:
+    """Trained weights before the last layer, which may be new and move as far as it likes; or norms and biases."""
+    named = list(model.parameters())
+    last = max((place for place, one in enumerate(named) if one.dim() > 1), default=0)
+    hidden = [one for one in named[:last] if one.requires_grad]
+    weights = [one for one in hidden if one.dim() > 1]
+    return ("weights", weights) if weights else ("norms and biases", hidden)

@@ -1,0 +1,69 @@
+"""Whether the signal reaches the end of the network, and differs from image to image there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from transferkit.doctor.checks.registry import CHECKS, Skipped, listed
+from transferkit.doctor.penultimate import penultimate_features
+from transferkit.doctor.subject import Subject
+from transferkit.nn.activation_statistics import activation_statistics
+from transferkit.records import Symptom
+
+__all__: list[str] = []
+
+DEAD = 0.95
+"""Share of dead units of a rectified layer from which on it is dead."""
+
+SAME = 1e-4
+"""Standard deviation of the features over images, in units of their size, below which images cannot be told apart."""
+
+EXPLODED = 1e4
+"""Standard deviation of a layer's outputs."""
+
+
+@CHECKS.register("signal")
+def check_signal(subject: Subject) -> Iterator[Symptom]:
+    """Do rectifiers pass a signal, does it stay finite, and do the features before the last layer tell images apart?"""
+    model, _ = subject.copy()
+    inputs = subject.inputs
+    if not isinstance(inputs, (torch.Tensor, tuple)):
+        raise Skipped("inputs are neither a tensor nor a tuple")
+    layers = activation_statistics(model, inputs).layers
+    dead = [one for one in layers if one.dead >= DEAD]
+    if dead:
+        yield Symptom(
+            cause="dead_units",
+            severity="alarm",
+            evidence=f"{100 * max(one.dead for one in dead):.0f} % of the rectified units of {len(dead)} layers "
+            f"give the same output for all images: {listed(one.layer for one in dead)}.",
+            remedy="Initialise anew (nn.init.initialise) without large negative biases, and lower a rate that has "
+            "thrown the weights off.",
+            items=tuple(one.layer for one in dead),
+        )
+    wild = [one.layer for one in layers if not math.isfinite(one.deviation) or one.deviation > EXPLODED]
+    if wild:
+        yield Symptom(
+            cause="signal_explodes",
+            severity="alarm",
+            evidence=f"The outputs of {len(wild)} of {len(layers)} layers have standard deviations above "
+            f"{EXPLODED:g}, or are not finite: {listed(wild)}.",
+            remedy="Check the range of the inputs, and initialise by what follows each layer (nn.init.initialise).",
+            items=tuple(wild),
+        )
+    features = penultimate_features(model, inputs)
+    if features is None or dead or wild:
+        return
+    spread, size = float(features.std(dim=0).pow(2).mean().sqrt()), float(features.pow(2).mean().sqrt())
+    if spread <= SAME * size:
+        yield Symptom(
+            cause="same_features",
+            severity="alarm",
+            evidence="The features before the last layer are the same for all images: their standard deviation is "
+            f"{spread / max(size, 1e-30):.1g} of their size.",
+            remedy="The signal is lost on the way: look for zero weights, saturated units and missing normalisation "
+            "(activation_statistics says where).",
+        )

@@ -1,0 +1,155 @@
+"""Whether every layer has weights worth training: initialised, loaded, finite, and different from unit to unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from transferkit.doctor.checks.registry import CHECKS, listed
+from transferkit.doctor.subject import Subject
+from transferkit.records import Symptom
+
+__all__: list[str] = []
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+SCALES = (1e-5, 1e3)
+"""Root mean square of a weight times sqrt(fan-in), by which a layer scales its signal, outside of which it was never
+initialised. Initialisations give 0.1 to 2, training seldom leaves 0.01 to 100."""
+
+FEWEST = 400
+"""Values from which on the distribution of a weight can be told."""
+
+UNIFORM_EDGE, UNIFORM_KURTOSIS = 0.01, 0.12
+"""Distance of the largest value from the bound, and of the kurtosis from 1.8, of a uniform distribution."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    weight: torch.Tensor  # (out, in, ...)
+
+    @property
+    def fan_in(self) -> int:
+        return self.weight[0].numel()
+
+    @property
+    def scale(self) -> float:
+        return float(self.weight.double().pow(2).mean().sqrt()) * math.sqrt(self.fan_in)
+
+
+@CHECKS.register("weights")
+def check_weights(subject: Subject) -> Iterator[Symptom]:
+    """Are all weights finite, of a sane size, not alike in all units, and loaded where their neighbours are?"""
+    layers = [
+        _Layer(name, module.weight.detach())
+        for name, module in subject.model.named_modules()
+        if isinstance(module, WEIGHTED) and module.weight.numel()
+    ]
+    if broken := [
+        name for name, one in subject.model.state_dict().items() if not bool(torch.isfinite(one.double()).all())
+    ]:
+        yield _symptom(
+            "weights_not_finite",
+            f"NaN or infinity in {len(broken)} parameters or statistics: {listed(broken)}.",
+            "Load the checkpoint again; one that was saved after training had diverged is lost.",
+            broken,
+        )
+        return
+    yield from _zero(layers)
+    yield from _alike(layers)
+    wild = [one.name for one in layers if bool(one.weight.any()) and not SCALES[0] <= one.scale <= SCALES[1]]
+    if wild:
+        yield _symptom(
+            "uninitialised",
+            f"Weights of an absurd size in {len(wild)} layers: {listed(wild)}.",
+            "A tensor made by torch.empty holds whatever lay in memory: initialise it (nn.init.initialise).",
+            wild,
+        )
+    yield from _left_out(subject.model, layers)
+
+
+def _zero(layers: list[_Layer]) -> Iterator[Symptom]:
+    """Layers of zeros before the last one. Zero heads, and the second factor of low-rank adapters, are made so."""
+    hidden = [one for one in layers[:-1] if not _is_adapter(one.name)]
+    zero = [one.name for one in hidden if not bool(one.weight.any())]
+    if zero:
+        yield _symptom(
+            "zero_weights",
+            f"All weights are zero in {len(zero)} of {len(hidden)} hidden layers: {listed(zero)}.",
+            "Initialise them (nn.init.initialise): zeros pass no signal, and no gradient to the layers before.",
+            zero,
+        )
+
+
+def _alike(layers: list[_Layer]) -> Iterator[Symptom]:
+    """Layers whose units are copies of one: they get the same gradients, and stay alike."""
+    alike = [
+        one.name
+        for one in layers
+        if len(one.weight) > 2 and bool(one.weight.any()) and bool((one.weight == one.weight[:1]).all())
+    ]
+    if alike:
+        yield _symptom(
+            "equal_units",
+            f"All units have the same weights in {len(alike)} layers: {listed(alike)}.",
+            "Initialise at random: units that start alike stay alike.",
+            alike,
+        )
+
+
+def _left_out(model: nn.Module, layers: list[_Layer]) -> Iterator[Symptom]:
+    """Layers as PyTorch makes them, before others that are not: their weights were not in the checkpoint. New layers
+    at the end are a new head."""
+    fresh = [_is_fresh(one) for one in layers]
+    last_loaded = max((place for place, new in enumerate(fresh) if not new and _can_tell(layers[place])), default=-1)
+    missing = [one.name for one, new in zip(layers[:last_loaded], fresh, strict=False) if new]
+    told = sum(_can_tell(one) for one in layers)
+    norms = [
+        (name, _is_fresh_norm(module))
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "running_mean", None), torch.Tensor)
+    ]
+    if norms and 2 * sum(new for _, new in norms) < len(norms):
+        missing += [name for name, new in norms if new]
+    if missing and 2 * len(missing) < told + len(norms):
+        yield _symptom(
+            "not_loaded",
+            f"{len(missing)} layers in the middle of a trained network are as PyTorch initialises them: "
+            f"{listed(missing)}.",
+            "They were not in the checkpoint: look at what load_state_dict(strict=False) returns.",
+            missing,
+        )
+
+
+def _can_tell(one: _Layer) -> bool:
+    return one.weight.numel() >= FEWEST
+
+
+def _is_fresh(one: _Layer) -> bool:
+    """Whether a weight is uniform in +-1 / sqrt(fan-in), PyTorch's default."""
+    if not _can_tell(one):
+        return False
+    values = one.weight.double().flatten() * math.sqrt(one.fan_in)
+    power = float(values.pow(2).mean())
+    edge = float(values.abs().max())
+    kurtosis = float(values.pow(4).mean()) / max(power**2, 1e-30)
+    return 1 - UNIFORM_EDGE <= edge <= 1 + 1e-4 and abs(kurtosis - 1.8) < UNIFORM_KURTOSIS
+
+
+def _is_fresh_norm(module: nn.Module) -> bool:
+    mean, variance = module.running_mean, module.running_var
+    assert isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor)
+    return not bool(mean.any()) and bool((variance == 1).all())
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part in name.lower() for part in ("lora", "adapter"))
+
+
+def _symptom(cause: str, evidence: str, remedy: str, items: list[str]) -> Symptom:
+    return Symptom(cause=cause, severity="alarm", evidence=evidence, remedy=remedy, items=tuple(items))

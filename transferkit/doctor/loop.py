@@ -1,0 +1,286 @@
+"""What a training loop does wrong, seen from hooks while it runs: gradients that are never zeroed, evaluation in training
+mode, statistics and parameters that move though they are frozen, steps too large or too small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from transferkit.doctor.checks.registry import listed
+from transferkit.records import Diagnosis, Symptom
+
+__all__ = ["LoopWatch"]
+
+WATCHED = 3
+"""Parameters whose gradients are compared: the smallest ones, which cost nothing."""
+
+OFTEN = 3
+"""Steps that must show a fault before it is one."""
+
+MEASURED = frozenset({0, 1, 2, 5, 10, 20, 30, 40, 49, 75, 99})
+"""Steps whose updates are measured: each costs a copy of the trained weights."""
+
+HIGHEST, LOWEST = 0.05, 1e-6
+"""Median update / weight ratio of the part that moves most, beyond which training destroys, or does nothing."""
+
+DIVERGED = 3.0
+"""A last loss of this many times the first has diverged."""
+
+FEWEST = 10
+"""Steps below which nothing is said of rates."""
+
+
+class LoopWatch:
+    """Watches the first steps of a training loop.
+
+    Args:
+        model: The network in training.
+        optimizer: Whose steps count.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> with LoopWatch(net, sgd) as watch:
+        ...     for _ in range(5):  # the loop forgets sgd.zero_grad()
+        ...         loss = net(torch.ones(4, 3)).pow(2).mean()
+        ...         loss.backward()
+        ...         sgd.step()
+        >>> [one.cause for one in watch.diagnose().symptoms]
+        ['gradients_not_zeroed']
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._steps = self._kept = self._checked = 0
+        self._losses = list[float]()
+        self._ratios = list[float]()
+        self._modes = {"trained": 0, "evaluated": 0}
+        self._random = [name for name, one in model.named_modules() if _depends_on_mode(one)]
+        self._fresh = dict[int, bool]()
+        self._incoming = dict[int, torch.Tensor]()
+        self._before = dict[str, torch.Tensor]()
+        self._start = {name: one.detach().clone() for name, one in _frozen_values(model)}
+        self._first = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+        trained = sorted((one for one in model.parameters() if one.requires_grad), key=lambda one: one.numel())
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self._before_forward),
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        for one in trained[:WATCHED]:
+            self._fresh[id(one)] = True
+            self._handles += [
+                one.register_hook(self._receiver(one)),
+                one.register_post_accumulate_grad_hook(self._compare),
+            ]
+
+    def __enter__(self) -> LoopWatch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove all hooks; what was seen stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def observe(self, loss: torch.Tensor | float) -> None:
+        """Note the loss of a step."""
+        self._losses.append(float(loss))
+
+    def diagnose(self) -> Diagnosis:
+        """What was seen so far, alarms first."""
+        found = [
+            *self._accumulated(),
+            *self._wrong_modes(),
+            *self._moved(),
+            *self._too_far(),
+        ]
+        names = ("zero_grad", "modes", "frozen", "updates")
+        return Diagnosis(
+            symptoms=tuple(sorted(found, key=lambda one: one.severity != "alarm")),
+            passed=() if found else names,
+        )
+
+    def _receiver(self, one: torch.Tensor) -> Any:
+        def hook(gradient: torch.Tensor) -> None:
+            if self._fresh[id(one)]:
+                self._incoming[id(one)] = gradient.detach().clone()
+
+        return hook
+
+    def _compare(self, one: torch.Tensor) -> None:
+        """The first gradient after a step must be all that is there."""
+        incoming = self._incoming.pop(id(one), None)
+        if incoming is None or one.grad is None or one.grad.is_sparse:
+            return
+        self._fresh[id(one)] = False
+        if self._steps and bool(incoming.any()):
+            self._checked += 1
+            self._kept += not torch.equal(one.grad, incoming.to(one.grad.dtype))
+
+    def _before_forward(self, model: nn.Module, inputs: Any) -> None:
+        if model is not self._model or not self._random:
+            return
+        training = any(model.get_submodule(name).training for name in self._random)
+        if training and not torch.is_grad_enabled():
+            self._modes["evaluated"] += 1
+        elif torch.is_grad_enabled() and not training and not model.training:
+            self._modes["trained"] += 1
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._steps in MEASURED:
+            self._before = {
+                name: one.detach().clone() for name, one in _hidden_weights(self._model) if one.requires_grad
+            }
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._before:
+            now = dict(self._model.named_parameters())
+            moves = [
+                float((now[name].detach() - before).norm() / before.norm())
+                for name, before in self._before.items()
+                if name in now and bool(before.any())
+            ]
+            if moves:
+                self._ratios.append(float(torch.tensor(moves).nan_to_num(math.inf).median()))
+            self._before = {}
+        self._steps += 1
+        self._fresh = dict.fromkeys(self._fresh, True)
+
+    def _accumulated(self) -> Iterator[Symptom]:
+        if self._kept >= OFTEN and 2 * self._kept > self._checked:
+            yield Symptom(
+                cause="gradients_not_zeroed",
+                severity="alarm",
+                evidence=f"In {self._kept} of {self._checked} comparisons the gradients of earlier steps were still "
+                "there when a new step began.",
+                remedy="Call optimizer.zero_grad() once for each step of the optimizer.",
+            )
+
+    def _wrong_modes(self) -> Iterator[Symptom]:
+        if self._modes["evaluated"]:
+            yield Symptom(
+                cause="evaluated_in_training_mode",
+                severity="alarm",
+                evidence=f"{self._modes['evaluated']} forward passes without gradients ran in training mode: dropout "
+                "was on, or batch statistics were used and updated.",
+                remedy="Call model.eval() before evaluating, and model.train() afterwards.",
+            )
+        if self._modes["trained"] > OFTEN and not self._modes["evaluated"] and self._any_trained_mode():
+            yield Symptom(
+                cause="trained_in_evaluation_mode",
+                severity="note",
+                evidence=f"{self._modes['trained']} training passes ran with all dropout and normalisation in "
+                "evaluation mode.",
+                remedy="Call model.train() before training, unless that is meant.",
+            )
+
+    def _any_trained_mode(self) -> bool:
+        """Whether a layer that behaves otherwise in training has parameters that are trained."""
+        modules = (self._model.get_submodule(name) for name in self._random)
+        return any(one.requires_grad for module in modules for one in module.parameters())
+
+    def _moved(self) -> Iterator[Symptom]:
+        now = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        moved = [
+            name
+            for name, before in self._start.items()
+            if name in now and not now[name].requires_grad and not torch.equal(now[name].detach(), before)
+        ]
+        parameters = [name for name in moved if isinstance(now[name], nn.Parameter)]
+        statistics = sorted({name.rpartition(".")[0] for name in moved if name not in parameters})
+        if parameters:
+            yield Symptom(
+                cause="frozen_moves",
+                severity="alarm",
+                evidence=f"{len(parameters)} frozen parameters were moved: {listed(parameters)}.",
+                remedy="Take them out of the optimizer, or set their gradients to None.",
+                items=tuple(parameters),
+            )
+        if statistics:
+            yield Symptom(
+                cause="frozen_norm_in_training_mode",
+                severity="alarm",
+                evidence=f"The running statistics of {len(statistics)} frozen normalisation layers moved: "
+                f"{listed(statistics)}.",
+                remedy="Keep frozen layers in evaluation mode, also after model.train() (FreezePlanCallback does).",
+                items=tuple(statistics),
+            )
+        if (
+            self._steps > OFTEN
+            and self._first
+            and all(name in now and torch.equal(now[name].detach(), before) for name, before in self._first.items())
+        ):
+            yield Symptom(
+                cause="step_changes_nothing",
+                severity="alarm",
+                evidence=f"{self._steps} steps moved none of {len(self._first)} trained parameters.",
+                remedy="Check that the optimizer holds this model's parameters, that gradients reach them, and that "
+                "the rate is not zero.",
+            )
+
+    def _too_far(self) -> Iterator[Symptom]:
+        losses = [one for one in self._losses if math.isfinite(one)]
+        if len(losses) < len(self._losses):
+            yield Symptom(
+                cause="loss_not_finite",
+                severity="alarm",
+                evidence=f"The loss was not finite in {len(self._losses) - len(losses)} of {len(self._losses)} steps.",
+                remedy="Lower the learning rate, and look for divisions and logarithms of zero.",
+            )
+        if self._steps < FEWEST:
+            return
+        ratio = float(torch.tensor(self._ratios).median()) if self._ratios else math.nan
+        start, end = _mean(losses[:3]), _mean(losses[-5:])
+        if ratio > HIGHEST or (len(losses) >= FEWEST and end > DIVERGED * max(start, 1.0)):
+            yield Symptom(
+                cause="lr_too_high",
+                severity="alarm",
+                evidence=f"A step moves the weights of the median layer by {100 * ratio:.2g} % of their size, and the "
+                f"loss went from {start:.3g} to {end:.3g}.",
+                remedy="Divide the learning rate by ten.",
+            )
+        elif ratio < LOWEST:
+            yield Symptom(
+                cause="lr_too_low",
+                severity="alarm",
+                evidence=f"A step moves the weights of the median layer by {ratio:.1g} of their size, and the loss "
+                f"went from {start:.3g} to {end:.3g}.",
+                remedy="Multiply the learning rate by thirty to a hundred.",
+            )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module does something else in training: dropout, or normalisation with running statistics."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(getattr(module, "running_mean", None), torch.Tensor)
+
+
+def _frozen_values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Frozen parameters, and running statistics of layers none of whose parameters is trained."""
+    for prefix, module in model.named_modules():
+        own = list(module.named_parameters(recurse=False))
+        for name, one in own:
+            if not one.requires_grad:
+                yield f"{prefix}.{name}".lstrip("."), one
+        if own and not any(one.requires_grad for _, one in own):
+            for name, buffer in module.named_buffers(recurse=False):
+                yield f"{prefix}.{name}".lstrip("."), buffer
+
+
+def _hidden_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    weights = [(name, one) for name, one in model.named_parameters() if one.dim() > 1]
+    return weights[:-1]

@@ -1,0 +1,112 @@
+"""How images were normalised, told from the values of a batch alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from transferkit.records import Preprocessing
+
+__all__ = ["Extent", "Misfit", "find_extent", "find_misfit"]
+
+TAILS = 0.002
+"""Share of the pixels beyond the extent on each side: noise and interpolation overshoot."""
+
+SLACK = 0.05
+"""Distance from black and white, in units of the range between them, that counts as reaching them."""
+
+BRIGHTEST = 20.0
+"""Values beyond this are those of bytes: normalised ones end at about 3."""
+
+NORMALISATIONS = {
+    "values in [0, 1], not normalised": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "values in [0, 255], not normalised": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "values in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "the mean and standard deviation of ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "the mean and standard deviation of CLIP": ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+}
+"""Phrase -> mean and standard deviation of values in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Darkest and brightest values of each channel, (C,) each, without the outermost pixels."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def in_units(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Extent:
+        """The same before normalisation: in [0, 1] if mean and standard deviation are those that were used."""
+        scale, shift = torch.tensor(std), torch.tensor(mean)
+        return Extent(self.low * scale + shift, self.high * scale + shift)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all channels lie in [0, 1]."""
+        return float(self.low.min()) >= -SLACK and float(self.high.max()) <= 1 + SLACK
+
+    @property
+    def fills(self) -> bool:
+        """Whether all channels reach from black to white, and no further."""
+        return self.fits and float(self.low.max()) <= SLACK and float(self.high.min()) >= 1 - SLACK
+
+    @property
+    def avoids_ends(self) -> bool:
+        """Whether no channel reaches black or white."""
+        return float(self.low.min()) > SLACK and float(self.high.max()) < 1 - SLACK
+
+    def __str__(self) -> str:
+        return f"{float(self.low.min()):.3g} to {float(self.high.max()):.3g}"
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Values that are not as the backbone expects them.
+
+    Args:
+        cause: "range" or "mean_std".
+        found: The values, as a phrase.
+    """
+
+    cause: str
+    found: str
+
+
+def find_extent(images: torch.Tensor) -> Extent:
+    """Extent of (N, C, ...) images."""
+    values = images.transpose(0, 1).flatten(1).float().sort(dim=1).values
+    cut = int(TAILS * values.shape[1])
+    return Extent(values[:, cut], values[:, values.shape[1] - 1 - cut])
+
+
+def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> Misfit | None:
+    """What the values of (N, C, H, W) images say against the expected normalisation; None if nothing.
+
+    Values outside [0, 1] before normalisation do; and values that stay away from both ends there, but reach exactly
+    from black to white under another normalisation. Pictures of low contrast so pass, whatever was done to them.
+
+    Args:
+        images: As the network gets them.
+        expected: Mean and standard deviation; None to look for bytes alone.
+    """
+    extent = find_extent(images)
+    if float(extent.high.max()) > BRIGHTEST and (expected is None or min(expected.std) > 1 / BRIGHTEST):
+        return Misfit("range", f"the values run from {extent}, as bytes do")
+    if expected is None or images.shape[1] != len(expected.mean):
+        return None
+    inside = extent.in_units(expected.mean, expected.std)
+    others = [
+        phrase
+        for phrase, (mean, std) in NORMALISATIONS.items()
+        if extent.in_units(mean, std).fills and not _is_same(expected, mean, std)
+    ]
+    if inside.fits and not (inside.avoids_ends and others):
+        return None
+    # The other's name helps only if it is the one that explains the values.
+    named = f"; they look like {others[0]}" if others else ""
+    return Misfit("mean_std", f"the values run from {extent}, which would be {inside} of full brightness{named}")
+
+
+def _is_same(expected: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    return max(abs(a - b) for a, b in zip((*expected.mean, *expected.std), (*mean, *std), strict=True)) < SLACK / 2

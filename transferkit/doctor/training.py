@@ -1,0 +1,212 @@
+"""A whole training set-up examined before it runs: model, loss and optimizer on a batch, and the data behind the
+loaders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from transferkit.core.errors import TransferkitError
+from transferkit.doctor.causes import ranked
+from transferkit.doctor.examination import examine
+from transferkit.doctor.loaders import (
+    Sample,
+    all_labels,
+    check_classes,
+    check_order,
+    check_splits,
+    check_workers,
+    draw_sample,
+)
+from transferkit.doctor.penultimate import penultimate_features
+from transferkit.doctor.pictures import check_pictures
+from transferkit.doctor.subject import Loss, cross_entropy, seeded
+from transferkit.measure import compare_label_maps, label_signal
+from transferkit.records import Diagnosis, Preprocessing, Symptom
+
+__all__ = ["examine_training"]
+
+CHANCE = 2.5
+"""Standard deviations above permuted labels below which labels have nothing to do with the images."""
+
+FEWEST, PER_CLASS = 60, 3
+"""Images, in all and per class, below which nothing is said about labels."""
+
+EXCHANGED = 5.0
+"""Standard deviations by which another numbering of the classes must explain held-back labels better."""
+
+EXPLAINED = 0.6
+"""Share of the accuracy among training images that the other numbering must reach."""
+
+
+def examine_training(
+    model: nn.Module,
+    train: Iterable[Any],
+    *,
+    held_back: Iterable[Any] | None = None,
+    loss: Loss = cross_entropy,
+    optimizer: torch.optim.Optimizer | None = None,
+    classes: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    pictures: Sequence[Any] | None = None,
+    images: int = 384,
+    seed: int = 0,
+) -> Diagnosis:
+    """Check a training set-up with its data before its first step; nothing of it is changed.
+
+    Args:
+        model: Any PyTorch classifier, in the mode in which it will be trained.
+        train: Loader of (inputs, targets), as the loop gets them.
+        held_back: Loader of the images that are evaluated on.
+        loss: (outputs, targets) -> scalar.
+        optimizer: As it will be used.
+        classes: K; None where targets are no class numbers.
+        preprocessing: What the backbone was trained with (`Backbone.spec.preprocessing`); None if it was not.
+        pictures: The first of the held-back images, unprepared, in the loader's order: files, PIL images or (H, W, 3)
+            arrays. With them channel order and normalisation are told for sure.
+        images: Most images looked at in each split, >= 60.
+        seed: Of what is random in the checks.
+
+    Returns:
+        Symptoms, alarms first and causes before consequences; what was checked and found well; what could not be.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> labels = torch.arange(120) % 3
+        >>> rows = torch.randn(120, 6, generator=torch.Generator().manual_seed(0)) + 3 * torch.eye(6)[labels]
+        >>> net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> wrong = DataLoader(TensorDataset(rows, labels[torch.randperm(120)]), batch_size=30, shuffle=True)
+        >>> [one.cause for one in examine_training(net, wrong, optimizer=sgd, classes=3).alarms]
+        ['labels_unrelated']
+    """
+    ours = draw_sample(train, images=images, seed=seed)
+    theirs = None if held_back is None else draw_sample(held_back, images=images, seed=seed)
+    batch = _first_batch(train, seed)
+    found = examine(
+        model, batch, loss=loss, optimizer=optimizer, classes=classes, preprocessing=preprocessing, seed=seed
+    )
+    looks = _Looks(model, train, held_back, ours, theirs, classes, preprocessing, pictures, seed)
+    symptoms, passed, skipped = list(found.symptoms), list(found.passed), dict(found.skipped)
+    for name, look in looks.all.items():
+        try:
+            seen = list(look())
+        except (TransferkitError, RuntimeError, TypeError, ValueError) as error:
+            skipped[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            continue
+        symptoms += seen
+        passed += [] if seen else [name]
+    return Diagnosis(symptoms=ranked(symptoms), passed=tuple(passed), skipped=skipped)
+
+
+def _first_batch(loader: Iterable[Any], seed: int) -> tuple[Any, Any]:
+    with seeded(seed):
+        inputs, targets = next(iter(loader))
+    return inputs, targets
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """The checks of the data, and what they look at."""
+
+    model: nn.Module
+    train: Any
+    held_back: Any
+    ours: Sample
+    theirs: Sample | None
+    classes: int | None
+    preprocessing: Preprocessing | None
+    pictures: Sequence[Any] | None
+    seed: int
+
+    @property
+    def all(self) -> dict[str, Callable[[], Iterator[Symptom]]]:
+        """Name -> check."""
+        return {
+            "classes": self._classes,
+            "order": self._order,
+            "splits": self._splits,
+            "workers": self._workers,
+            "labels": self._labels,
+            "pictures": self._pictures,
+        }
+
+    def _classes(self) -> Iterator[Symptom]:
+        known = all_labels(self.train)
+        if known is None and self.ours.is_whole:
+            known = self.ours.labels
+        if known is not None and self.classes and len(known):
+            yield from check_classes(known, None if self.theirs is None else self.theirs.labels, classes=self.classes)
+
+    def _order(self) -> Iterator[Symptom]:
+        if len(self.ours.labels):
+            yield from check_order(self.ours.labels)
+
+    def _splits(self) -> Iterator[Symptom]:
+        if self.theirs is not None and self.ours.images.dim() == 4:
+            yield from check_splits(self.ours.images, self.theirs.images)
+
+    def _workers(self) -> Iterator[Symptom]:
+        if getattr(self.train, "num_workers", 0) > 0:
+            with seeded(self.seed):
+                yield from check_workers(self.train)
+
+    def _pictures(self) -> Iterator[Symptom]:
+        if self.pictures is None or self.preprocessing is None or self.theirs is None:
+            return
+        prepared = self.theirs.images[: len(self.pictures)]
+        yield from check_pictures(list(self.pictures)[: len(prepared)], prepared, self.preprocessing)
+
+    def _labels(self) -> Iterator[Symptom]:
+        labels = self.ours.labels
+        if not self.classes or len(labels) < max(FEWEST, PER_CLASS * len(np.unique(labels))):
+            return
+        features = _features(self.model, self.ours)
+        if features is None:
+            return
+        signal = label_signal(features, labels, seed=self.seed)
+        if signal.z < CHANCE:
+            yield Symptom(
+                cause="labels_unrelated",
+                severity="alarm",
+                evidence=f"Labels have nothing to do with the images: held-back accuracy on {signal.images} training "
+                f"images is {100 * signal.accuracy:.0f} % ({100 * signal.chance:.0f} % by naming the largest class), "
+                f"{signal.z:+.1f} standard deviations from that of permuted labels.",
+                remedy="Look at a few images with their labels: were the two lists sorted or shuffled apart?",
+            )
+        elif self.theirs is not None and len(self.theirs.labels) >= FEWEST:
+            others = _features(self.model, self.theirs)
+            if others is not None:
+                yield from _compare_maps(features, labels, others, self.theirs.labels, signal.accuracy)
+
+
+def _compare_maps(features: Any, labels: Any, others: Any, other_labels: Any, accuracy: float) -> Iterator[Symptom]:
+    found = compare_label_maps(features, labels, others, other_labels)
+    if found.z > EXCHANGED and found.best > EXPLAINED * accuracy:
+        yield Symptom(
+            cause="label_map_changed",
+            severity="alarm",
+            evidence=f"Held-back images are named by another numbering: training images predict {100 * found.accuracy:.0f}"
+            f" % of their labels as they are, and {100 * found.best:.0f} % with {len(found.moved)} class numbers "
+            "exchanged.",
+            remedy="Use one list of class names for all splits: sorted folders and dictionaries differ between tools.",
+            items=tuple(map(str, found.moved)),
+        )
+
+
+def _features(model: nn.Module, sample: Sample) -> np.ndarray | None:
+    """(N, D) float of the images of a sample, from a copy of the model; None if the model has no linear layer."""
+    plain, rows = copy.deepcopy(model), []
+    for inputs in sample.inputs:
+        found = penultimate_features(plain, inputs)
+        if found is None:
+            return None
+        rows.append(found.cpu().numpy())
+    features = np.concatenate(rows).astype(np.float64)
+    return features if np.isfinite(features).all() else None
