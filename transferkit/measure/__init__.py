@@ -12,7 +12,10 @@ from transferkit.measure.knn import knn_accuracy, knn_hits
 from transferkit.measure.label_errors import LabelErrors, find_label_errors
 from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.logistic import LogisticHead, fit_logistic
+from transferkit.measure.near_duplicates import NearDuplicates, find_near_duplicates
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
+from transferkit.measure.neighbours import compress_features
+from transferkit.measure.outliers import Outliers, find_outliers
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
 from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.measure.ridge import PENALTIES, RidgeHead, fit_ridge, ridge_paths
@@ -42,7 +45,9 @@ __all__ = [
     "LabelErrors",
     "LogisticHead",
     "Measure",
+    "NearDuplicates",
     "Nearness",
+    "Outliers",
     "RankIntervals",
     "RidgeHead",
     "RidgePath",
@@ -53,8 +58,11 @@ __all__ = [
     "calibration_error",
     "channel_hellinger",
     "class_mean_similarity",
+    "compress_features",
     "emd_of_class_means",
     "find_label_errors",
+    "find_near_duplicates",
+    "find_outliers",
     "fit_head_scale",
     "fit_logistic",
     "fit_ridge",
