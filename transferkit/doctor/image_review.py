@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError
+from transferkit.data import Data
 from transferkit.doctor.picture_match import SIDE, Explanation, fingerprint_variants, look_through, match_pairs
 from transferkit.measure import compress_features, find_near_duplicates, find_outliers
 from transferkit.records import CopyPair, ImageReview, OutlierImage, Preprocessing, Symptom, connected_groups
 from transferkit.workflow.session import Session
 
-__all__ = ["review_images", "review_session"]
+__all__ = ["review_images", "review_session", "small_pictures"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -116,15 +117,19 @@ def review_session(session: Session) -> ImageReview:
         data.labels,
         data.splits,
         data.items,
-        picture=_small_pictures(session),
+        picture=small_pictures(data, session.backbone.spec.preprocessing),
         classes=data.summary.classes,
         blocks=table.select(stages)[0],
     )
 
 
-def _small_pictures(session: Session) -> Callable[[int], npt.NDArray[np.uint8]]:
-    """Index -> (3, 64, 64) uint8."""
-    data, own = session.data, session.backbone.spec.preprocessing
+def small_pictures(data: Data, own: Preprocessing) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """Index -> (3, 64, 64) uint8, the whole image squeezed to a square.
+
+    Args:
+        data: The images.
+        own: Of the backbone; for images that come as normalised tensors, what they were normalised with.
+    """
     if data.normalised:
         return lambda index: _unnormalise(data.pixels(index, own), own)
     small = Preprocessing(

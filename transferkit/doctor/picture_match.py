@@ -59,7 +59,7 @@ EVIDENCE = 60.0
 CONTRAST_WEIGHT = 12.0
 PLACE_COST = 12.0
 """How much evidence is needed, what a factor e in contrast counts, and what fitting a place (six numbers, thousands of
-starts) costs, in natural log units. Chosen on five tasks with planted copies, see `scripts/bench_near_duplicates.py`."""
+starts) costs, in natural log units. Chosen on tasks with planted copies, see `scripts/bench_near_duplicates.py`."""
 
 USUAL_FACTOR = 2.0
 """A look-alike's residual in units of 1 - its coarse correlation."""
@@ -69,6 +69,9 @@ GREY = 6.0
 """Mean difference between the channels, in grey levels, up to which a picture is grey."""
 
 SATURATED = (4.0, 251.0)
+
+PLACES = (0.5, 1.1)
+"""Sides of a part in units of the whole that a fitted place may have; a strip of a picture matches many things."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,9 @@ def _compare(picture: Pictures, overview: Overview, pairs: Ints, places: Floats,
     found = []
     plain, placed = (_Agreement.of(whole, part, maps) for maps in (at_once, fitted))
     scores = [_evidence(one.residual, usual, detail) for one in (plain, placed)]
+    sides = np.hypot(fitted[:, 0, :2], fitted[:, 1, :2])
+    plausible = (sides > PLACES[0]).all(axis=1) & (sides < PLACES[1]).all(axis=1)
+    scores[1] = np.where(plausible, scores[1], -np.inf)
     for row, (first, second) in enumerate(ordered):
         as_it_is = bool(scores[0][row] >= scores[1][row] - PLACE_COST)
         evidence = float(scores[0][row] if as_it_is else scores[1][row] - PLACE_COST)
@@ -345,8 +351,9 @@ def _fit_values(have: Floats, want: Floats, mask: Floats) -> _ValueFit:
     count = np.maximum(_total(everywhere), 1)
     total = _total((want - _total(want * everywhere) / count) ** 2 * everywhere)
     left = _total((want - predicted) ** 2 * everywhere)
-    explained = np.where(gain > 0, 1 - left / np.maximum(total, 1e-3), 0)
-    return _ValueFit(predicted, *(one.reshape(-1) for one in (explained, gain, np.sqrt(total / count))))
+    explained = np.where(gain > 0, 1 - left / np.maximum(total, 1e-3), 0).astype(np.float32)
+    spread = np.sqrt(total / count).astype(np.float32)
+    return _ValueFit(predicted, explained.reshape(-1), gain.astype(np.float32).reshape(-1), spread.reshape(-1))
 
 
 def _total(values: npt.NDArray[np.floating]) -> Floats:

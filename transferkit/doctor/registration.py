@@ -1,6 +1,6 @@
 """Where one small picture lies in another: orientation, crop, and a fine affine alignment.
 
-Pure: batches of P pairs of grey pictures in, positions out. A picture that is a part of another is called `part`, the
+Batches of P pairs of grey pictures in, positions out. A picture that is a part of another is called `part`, the
 other `whole`; coordinates run from 0 to 1 across a picture.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
+import torch
+import torch.nn.functional as F
 
 __all__ = ["COARSE", "MARGIN", "ORIENTATIONS", "grid", "orient", "refine", "resample", "sample", "search", "smooth"]
 
@@ -53,10 +54,22 @@ def resample(pictures: Floats, height: int, width: int) -> Floats:
     return np.asarray(_filter(pictures.shape[-2], height) @ pictures @ _filter(pictures.shape[-1], width).T)
 
 
+@lru_cache
+def _gaussian(side: int, sigma: float) -> Floats:
+    """(side, side) Gaussian filter; beyond an edge is the edge's pixel."""
+    reach = int(4 * sigma + 0.5)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    matrix = np.zeros((side, side))
+    for offset, weight in zip(offsets, weights / weights.sum(), strict=True):
+        np.add.at(matrix, (np.arange(side), np.clip(np.arange(side) + offset, 0, side - 1)), weight)
+    return matrix.astype(np.float32)
+
+
 def smooth(pictures: npt.NDArray[Any], sigma: float) -> Floats:
-    """Pictures (..., H, W) after a Gaussian filter."""
-    widths = (0.0,) * (pictures.ndim - 2) + (sigma, sigma)
-    return np.asarray(gaussian_filter(pictures, widths, mode="nearest"), dtype=np.float32)
+    """Pictures (..., H, W) after a Gaussian filter of this standard deviation in pixels."""
+    across, down = (_gaussian(side, sigma) for side in pictures.shape[:-3:-1])
+    return np.asarray(down @ pictures.astype(np.float32, copy=False) @ across.T)
 
 
 def orient(pictures: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
@@ -73,8 +86,7 @@ def orient(pictures: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 def grid(side: int) -> tuple[Floats, Floats]:
     """x and y of the pixel centres, (side * side,) each, row by row."""
     centres = (np.arange(side, dtype=np.float32) + 0.5) / side
-    y, x = np.meshgrid(centres, centres, indexing="ij")
-    return x.ravel(), y.ravel()
+    return np.tile(centres, side), np.repeat(centres, side)
 
 
 class _Best:
@@ -138,19 +150,10 @@ def _unit(rows: Floats) -> Floats:
 
 def sample(pictures: Floats, x: Floats, y: Floats) -> Floats:
     """(P, C, n) bilinear samples of pictures (P, C, S, S) at (P, n) coordinates; beyond an edge, the edge's pixel."""
-    pairs, channels, side = pictures.shape[:3]
-    x, y = (np.clip(one * side - 0.5, 0, side - 1.001) for one in (x, y))
-    column, row = x.astype(np.int64), y.astype(np.int64)
-    right, down = (x - column)[:, None], (y - row)[:, None]
-    flat, at = pictures.reshape(pairs, channels, side * side), (row * side + column)[:, None]
-
-    def take(offset: int) -> Floats:
-        where = np.broadcast_to(at + offset, (pairs, channels, x.shape[1]))
-        return np.asarray(np.take_along_axis(flat, where, axis=2))
-
-    upper = take(0) * (1 - right) + take(1) * right
-    lower = take(side) * (1 - right) + take(side + 1) * right
-    return np.asarray(upper * (1 - down) + lower * down, dtype=np.float32)
+    places = torch.from_numpy(np.stack([2 * x - 1, 2 * y - 1], axis=2).astype(np.float32))[:, None]
+    images = torch.from_numpy(np.ascontiguousarray(pictures, dtype=np.float32))
+    found: Floats = F.grid_sample(images, places, padding_mode="border", align_corners=False)[:, :, 0].numpy()
+    return found
 
 
 def refine(whole: Floats, part: Floats, boxes: Floats) -> Floats:
