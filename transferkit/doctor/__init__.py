@@ -5,6 +5,7 @@ from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
 from transferkit.doctor.curve_reading import Curves, read_curves
 from transferkit.doctor.examination import examine
+from transferkit.doctor.image_review import review_images, review_session
 from transferkit.doctor.loop import LoopWatch
 from transferkit.doctor.monitor import TrainingMonitor
 from transferkit.doctor.pictures import check_pictures
@@ -28,4 +29,6 @@ __all__ = [
     "examine_training",
     "explain_errors",
     "read_curves",
+    "review_images",
+    "review_session",
 ]

@@ -13,7 +13,10 @@ from transferkit.measure.label_errors import LabelErrors, find_label_errors
 from transferkit.measure.label_signal import LabelMap, LabelSignal, compare_label_maps, label_signal
 from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.logistic import LogisticHead, fit_logistic
+from transferkit.measure.near_duplicates import NearDuplicates, find_near_duplicates
 from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nearness
+from transferkit.measure.neighbours import compress_features
+from transferkit.measure.outliers import Outliers, find_outliers
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
 from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks
 from transferkit.measure.ridge import PENALTIES, RidgeHead, fit_ridge, ridge_paths
@@ -45,7 +48,9 @@ __all__ = [
     "LabelSignal",
     "LogisticHead",
     "Measure",
+    "NearDuplicates",
     "Nearness",
+    "Outliers",
     "RankIntervals",
     "RidgeHead",
     "RidgePath",
@@ -57,14 +62,17 @@ __all__ = [
     "channel_hellinger",
     "class_mean_similarity",
     "compare_label_maps",
+    "compress_features",
     "emd_of_class_means",
     "find_label_errors",
+    "find_near_duplicates",
+    "find_outliers",
     "fit_head_scale",
     "fit_logistic",
     "fit_ridge",
-    "fitted_images",
     "fit_scale",
     "fit_temperature",
+    "fitted_images",
     "fitting_threads",
     "forecast_curve",
     "frechet_distance",
@@ -79,6 +87,6 @@ __all__ = [
     "mmd",
     "proxy_a_distance",
     "ridge_paths",
-    "stratified_sample",
     "select_features",
+    "stratified_sample",
 ]

@@ -34,11 +34,13 @@ from transferkit.records.preprocessing import (
     View,
 )
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
+from transferkit.records.review import CopyPair, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
     "GEOMETRIES",
+    "CopyPair",
     "CropMode",
     "Interpolation",
     "Severity",
@@ -61,12 +63,14 @@ __all__ = [
     "Folds",
     "Forecast",
     "HeldOut",
+    "ImageReview",
     "JOINED",
     "LeftOut",
     "MeasureScore",
     "Metrics",
     "Mistake",
     "Picture",
+    "OutlierImage",
     "PixelClassifier",
     "Predictions",
     "Predictor",

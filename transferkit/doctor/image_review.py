@@ -1,0 +1,274 @@
+"""The images looked through after the frozen pass: copies, leaks across splits, copies with two labels, outliers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.core.errors import DataError
+from transferkit.data import Data
+from transferkit.doctor.picture_match import SIDE, Explanation, fingerprint_variants, look_through, match_pairs
+from transferkit.measure import compress_features, find_near_duplicates, find_outliers
+from transferkit.records import CopyPair, ImageReview, OutlierImage, Preprocessing, Symptom, connected_groups
+from transferkit.workflow.session import Session
+
+__all__ = ["review_images", "review_session", "small_pictures"]
+
+Ints = npt.NDArray[np.int64]
+
+LEAST_SCORE = 0.05
+FEATURE_NEIGHBOURS, FINGERPRINT_NEIGHBOURS = 6, 4
+"""Candidates: generous, as pixels decide. With five percent of the images copied, features and fingerprints together
+hold 97 to 100 % of the mirrored, brightened and cropped copies (85 % and more of the side) of pictures of 96 px."""
+
+ITEMS = 200
+"""Pairs that a symptom lists."""
+
+
+def review_images(
+    features: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    splits: npt.NDArray[np.str_],
+    names: Sequence[str],
+    *,
+    picture: Callable[[int], npt.NDArray[np.uint8]],
+    classes: Sequence[str],
+    blocks: Mapping[str, slice] | None = None,
+) -> ImageReview:
+    """Find copies (also mirrored, cropped or brightened ones), what they do to the splits and labels, and outliers.
+
+    Args:
+        features: (N, D) float, pooled, one row per image.
+        labels: (N,) int in [0, K).
+        splits: (N,) names, e.g. "train", "val", "test".
+        names: N image names.
+        picture: Index -> (3, 64, 64) uint8, the whole image squeezed to a square. Called about twice per image.
+        classes: K class names.
+        blocks: Stage -> its columns in the features; each stage weighs the same. None: one stage.
+
+    Raises:
+        DataError: The arguments differ in length, features are not finite, or a picture has another shape.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> rough = rng.integers(0, 256, size=(30, 3, 8, 8))
+        >>> pictures = rough.repeat(8, axis=2).repeat(8, axis=3).astype(np.uint8)
+        >>> pictures[29] = pictures[4][..., ::-1]
+        >>> found = review_images(
+        ...     pictures.mean(axis=(2, 3)), np.arange(30) % 2, np.array(["train"] * 20 + ["test"] * 10),
+        ...     [f"{n}.png" for n in range(30)], picture=lambda n: pictures[n], classes=["a", "b"])
+        >>> [one.sentence for one in found.leaks], [one.cause for one in found.symptoms]
+        (['4.png ~ 29.png (mirrored)'], ['leak_across_splits'])
+    """
+    labels, splits = np.asarray(labels), np.asarray(splits)
+    _check_lengths(features, labels, splits, names, classes)
+    rows = compress_features(features, blocks)
+    near = find_near_duplicates(rows, neighbours=FEATURE_NEIGHBOURS, least_score=LEAST_SCORE).pairs
+    overview = look_through(picture, len(names))
+    alike = find_near_duplicates(
+        overview.fingerprints,
+        neighbours=FINGERPRINT_NEIGHBOURS,
+        least_score=LEAST_SCORE,
+        variants=fingerprint_variants(),
+    ).pairs
+    candidates = np.unique(np.concatenate([near, alike]), axis=0)
+    copies = tuple(_as_copy(one, names) for one in match_pairs(picture, overview, candidates))
+    found = find_outliers(rows, labels)
+    outliers = tuple(
+        OutlierImage(name=names[row], row=int(row), label=classes[labels[row]], p_value=float(found.p_values[row]))
+        for row in found.order[: int(found.marked.sum())]
+    )
+    leaks = tuple(one for one in copies if splits[one.rows[0]] != splits[one.rows[1]])
+    within = [one for one in copies if splits[one.rows[0]] == splits[one.rows[1]] == "train"]
+    conflicts = tuple(one for one in within if labels[one.rows[0]] != labels[one.rows[1]])
+    repeats = [one for one in within if one not in conflicts]
+    symptoms = [
+        *_leak_symptom(leaks, splits),
+        *_conflict_symptom(conflicts, labels, classes),
+        *_repeat_symptom(repeats),
+        *_outlier_symptom(outliers),
+    ]
+    return ImageReview(
+        images=len(names),
+        copies=copies,
+        groups=_group(copies, len(names)),
+        leaks=leaks,
+        conflicts=conflicts,
+        outliers=outliers,
+        symptoms=tuple(sorted(symptoms, key=lambda one: one.severity != "alarm")),
+    )
+
+
+def review_session(session: Session) -> ImageReview:
+    """`review_images` of an opened session: all its images, test images included, which are run if they were not yet.
+
+    Args:
+        session: As from `open_session`.
+    """
+    data = session.data
+    table = session.run_features(np.arange(len(data)))
+    stages = list(table.blocks)
+    return review_images(
+        table.load(stages),
+        data.labels,
+        data.splits,
+        data.items,
+        picture=small_pictures(data, session.backbone.spec.preprocessing),
+        classes=data.summary.classes,
+        blocks=table.select(stages)[0],
+    )
+
+
+def small_pictures(data: Data, own: Preprocessing) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """Index -> (3, 64, 64) uint8, the whole image squeezed to a square.
+
+    Args:
+        data: The images.
+        own: Of the backbone; for images that come as normalised tensors, what they were normalised with.
+    """
+    if data.normalised:
+        return lambda index: _unnormalise(data.pixels(index, own), own)
+    small = Preprocessing(
+        size=SIDE, mean=own.mean, std=own.std, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
+    )
+    small = replace(small, value_range=own.value_range)
+    return lambda index: data.pixels(index, small).astype(np.uint8)
+
+
+def _unnormalise(pixels: npt.NDArray[np.generic], own: Preprocessing) -> npt.NDArray[np.uint8]:
+    """A normalised (3, H, W) tensor as a small picture, by the mean and scale that it was probably made with."""
+    from transferkit.doctor.registration import resample
+
+    mean, std = (np.array(one, dtype=np.float32)[:, None, None] for one in (own.mean, own.std))
+    values = resample(np.asarray(pixels, dtype=np.float32), SIDE, SIDE) * std + mean
+    return np.clip(255 * values, 0, 255).astype(np.uint8)
+
+
+def _check_lengths(
+    features: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    splits: npt.NDArray[np.str_],
+    names: Sequence[str],
+    classes: Sequence[str],
+) -> None:
+    lengths = {len(features), len(labels), len(splits), len(names)}
+    if len(lengths) > 1 or not len(names):
+        raise DataError(
+            "Features, labels, splits and names need one entry per image each, got "
+            f"{len(features)}, {len(labels)}, {len(splits)} and {len(names)}."
+        )
+    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(f"Labels must be integers in [0, {len(classes)}), as there are {len(classes)} class names.")
+
+
+def _as_copy(found: Explanation, names: Sequence[str]) -> CopyPair:
+    first, second = found.rows
+    return CopyPair(
+        original=names[first],
+        copy=names[second],
+        rows=found.rows,
+        how=found.how,
+        residual=found.residual,
+        turned=found.turned,
+    )
+
+
+def _group(copies: Sequence[CopyPair], images: int) -> tuple[tuple[int, ...], ...]:
+    if not copies:
+        return ()
+    pairs = np.array([one.rows for one in copies], dtype=np.int64)
+    groups = connected_groups([np.arange(images, dtype=np.int64)], pairs)
+    return tuple(tuple(np.flatnonzero(groups == first).tolist()) for first in np.unique(groups[pairs[:, 0]]).tolist())
+
+
+def _kinds(copies: Sequence[CopyPair]) -> str:
+    """How often each kind of change occurs, e.g. "3 cropped, 1 mirrored"."""
+    counts = Counter(
+        " and ".join(word.split(" to ")[0].split(" by ")[0] for word in one.how.split(", ")) for one in copies
+    )
+    return ", ".join(f"{number} {kind}" for kind, number in counts.most_common(4)) + (
+        "" if len(counts) <= 4 else ", ..."
+    )
+
+
+def _items(copies: Sequence[CopyPair]) -> tuple[str, ...]:
+    return tuple(one.sentence for one in copies[:ITEMS])
+
+
+def _leak_symptom(leaks: Sequence[CopyPair], splits: npt.NDArray[np.str_]) -> list[Symptom]:
+    if not leaks:
+        return []
+    held = {row for one in leaks for row in one.rows if splits[row] != "train"}
+    where = " and ".join(sorted({str(splits[row]) for row in held}))
+    which = "image is a copy" if len(held) == 1 else "images are copies"
+    return [
+        Symptom(
+            cause="leak_across_splits",
+            severity="alarm",
+            evidence=f"{len(held):,} {where} {which} of an image of another split ({_kinds(leaks)}): accuracy there "
+            "is too high.",
+            remedy="Give copies one group (a manifest with a column 'group') and split anew, or remove the copies.",
+            items=_items(leaks),
+        )
+    ]
+
+
+def _conflict_symptom(
+    conflicts: Sequence[CopyPair], labels: npt.NDArray[np.integer], classes: Sequence[str]
+) -> list[Symptom]:
+    if not conflicts:
+        return []
+    plain = [one for one in conflicts if not one.turned]
+    items = tuple(
+        f"{one.sentence}: {classes[labels[one.rows[0]]]}, {classes[labels[one.rows[1]]]}" for one in conflicts[:ITEMS]
+    )
+    pairs = "1 pair of copies" if len(conflicts) == 1 else f"{len(conflicts):,} pairs of copies"
+    has = "has" if len(conflicts) == 1 else "have"
+    turned = "" if len(plain) == len(conflicts) else " Mirrored or turned pictures may rightly differ, as 6 and 9 do."
+    return [
+        Symptom(
+            cause="conflicting_copies",
+            severity="alarm" if plain else "note",
+            evidence=f"{pairs} in training {has} two labels ({_kinds(conflicts)}); at most one of the two is right."
+            if plain
+            else f"{pairs} in training {has} two labels ({_kinds(conflicts)}).",
+            remedy=f"Correct the labels, or remove the copies.{turned}",
+            items=items,
+        )
+    ]
+
+
+def _repeat_symptom(repeats: Sequence[CopyPair]) -> list[Symptom]:
+    if not repeats:
+        return []
+    pairs = "1 pair" if len(repeats) == 1 else f"{len(repeats):,} pairs"
+    return [
+        Symptom(
+            cause="copies_in_training",
+            severity="note",
+            evidence=f"{pairs} of training images are copies ({_kinds(repeats)}).",
+            remedy="Give copies one group, so that they are held back together; otherwise held-back accuracy is too "
+            "high.",
+            items=_items(repeats),
+        )
+    ]
+
+
+def _outlier_symptom(outliers: Sequence[OutlierImage]) -> list[Symptom]:
+    if not outliers:
+        return []
+    count = "1 image is" if len(outliers) == 1 else f"{len(outliers):,} images are"
+    return [
+        Symptom(
+            cause="outliers",
+            severity="note",
+            evidence=f"{count} unlike all others of the class and of the data, e.g. {outliers[0].name} "
+            f"({outliers[0].label}).",
+            remedy="Look at them: they may be of another kind, or damaged.",
+            items=tuple(f"{one.name} ({one.label})" for one in outliers[:ITEMS]),
+        )
+    ]

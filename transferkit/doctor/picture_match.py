@@ -1,0 +1,403 @@
+"""Whether two small pictures show the same thing, and what was done to one of them: mirrored, cropped, brightened.
+
+A pair counts as copies by two kinds of evidence together. *Detail*: after the best explanation the fine structure of
+both agrees to a degree that chance does not reach; the more structure, the stronger, so that a blank wall or a single
+edge proves little. *Contrast*: the pair agrees far better than either image does with its other look-alikes, so that
+different scans of one digit are no copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.core.errors import DataError
+from transferkit.doctor.registration import (
+    COARSE,
+    MARGIN,
+    ORIENTATIONS,
+    grid,
+    orient,
+    refine,
+    resample,
+    sample,
+    search,
+    smooth,
+)
+
+__all__ = ["SIDE", "Explanation", "Overview", "fingerprint_variants", "look_through", "match_pairs"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Pictures = Callable[[int], npt.NDArray[np.uint8]]
+
+SIDE = 64
+"""Side of the small pictures, in pixels, whatever the shape of the image."""
+
+FINGERPRINT = 12
+"""Side of the grid of grey levels by which candidates are found."""
+
+FINE, MIDDLE = 1.0, 4.0
+"""Standard deviations in pixels of the two Gaussian filters whose difference is the fine structure."""
+
+BLANK = 1.5
+"""Standard deviation in grey levels up to which a picture shows nothing that could be compared."""
+
+LEAST_CORRELATION = 0.6
+"""Of the coarse match; copies with any of the changes below were at 0.7 or more, but for blank pictures."""
+
+TRIED = 2
+"""Coarse matches per image that are looked at closely."""
+
+MOST_RESIDUAL = 0.15
+"""Share of variance left open above which nothing is a copy, whatever the look-alikes."""
+
+EVIDENCE = 60.0
+CONTRAST_WEIGHT = 12.0
+PLACE_COST = 12.0
+"""How much evidence is needed, what a factor e in contrast counts, and what fitting a place (six numbers, thousands of
+starts) costs, in natural log units. Chosen on tasks with planted copies, see `scripts/bench_near_duplicates.py`."""
+
+USUAL_FACTOR = 2.0
+"""A look-alike's residual in units of 1 - its coarse correlation."""
+
+LEAST_RESIDUAL = 1e-5
+GREY = 6.0
+"""Mean difference between the channels, in grey levels, up to which a picture is grey."""
+
+SATURATED = (4.0, 251.0)
+
+PLACES = (0.5, 1.1)
+"""Sides of a part in units of the whole that a fitted place may have; a strip of a picture matches many things."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What is kept of every picture.
+
+    Args:
+        coarse: (N, 24, 24) float32 grey levels.
+        fingerprints: (N, 144) float32, 12 x 12 grey levels.
+        detail: (N,) effective number of independent frequencies in the fine structure, >= 1; 0 for blank pictures.
+    """
+
+    coarse: Floats
+    fingerprints: Floats
+    detail: Floats
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How the second of two pictures comes out of the first.
+
+    Args:
+        rows: The two; the first is the whole if one is a part of the other.
+        how: In words.
+        residual: Share of variance left open, in [0, 1].
+        evidence: In natural log units; larger is surer.
+        turned: Whether it is mirrored or turned.
+    """
+
+    rows: tuple[int, int]
+    how: str
+    residual: float
+    evidence: float
+    turned: bool
+
+
+def to_grey(pictures: npt.NDArray[np.floating]) -> Floats:
+    """Luminance of (..., 3, H, W), as Pillow weighs the channels."""
+    red, green, blue = np.moveaxis(pictures, -3, 0)
+    return np.asarray(0.299 * red + 0.587 * green + 0.114 * blue, dtype=np.float32)
+
+
+def look_through(picture: Pictures, images: int) -> Overview:
+    """Read every picture once.
+
+    Args:
+        picture: Index -> (3, 64, 64) uint8.
+        images: N.
+
+    Raises:
+        DataError: A picture has another shape.
+    """
+    coarse = np.empty((images, COARSE, COARSE), dtype=np.float32)
+    prints = np.empty((images, FINGERPRINT**2), dtype=np.float32)
+    detail = np.empty(images, dtype=np.float32)
+    for index in range(images):
+        grey = to_grey(_read(picture, index))
+        coarse[index] = resample(grey, COARSE, COARSE)
+        prints[index] = resample(grey, FINGERPRINT, FINGERPRINT).reshape(-1)
+        detail[index] = _count_detail(grey)
+    return Overview(coarse, prints, detail)
+
+
+def _read(picture: Pictures, index: int) -> Floats:
+    found = np.asarray(picture(index))
+    if found.shape != (3, SIDE, SIDE):
+        raise DataError(f"Expected pictures of shape (3, {SIDE}, {SIDE}), got {found.shape} for image {index}.")
+    return found.astype(np.float32)
+
+
+def _count_detail(grey: Floats) -> float:
+    if grey.std() <= BLANK:
+        return 0.0
+    power = np.abs(np.fft.rfft2(smooth(grey, FINE) - smooth(grey, MIDDLE))) ** 2
+    return float(power.sum() ** 2 / max(float((power**2).sum()), 1e-12))
+
+
+def fingerprint_variants() -> Floats:
+    """(V, 144, 144) linear maps that turn, mirror and crop fingerprints.
+
+    All eight orientations, and crops of 85 % from the middle and towards the corners and of 77 % from the middle, as
+    they are and mirrored. On four tasks the crops raised the share of mirrored crops among the candidates from 0.64 to
+    0.86.
+    """
+    side = FINGERPRINT
+    basis = np.eye(side * side, dtype=np.float32).reshape(-1, side, side)
+    found = [orient(basis, orientation) for orientation in range(ORIENTATIONS)]
+    corners = [(0.85, down, right) for down in (-0.7, 0.7) for right in (-0.7, 0.7)]
+    for zoom, down, right in [(0.85, 0.0, 0.0), (0.77, 0.0, 0.0), *corners]:
+        cropped = _crop_filter(zoom, down) @ basis @ _crop_filter(zoom, right).T
+        found += [cropped, orient(cropped, 4)]
+    return np.stack([one.reshape(side * side, -1) for one in found])
+
+
+def _crop_filter(zoom: float, shift: float) -> Floats:
+    """(12, 12) bilinear filter of a crop; shift -1 is at the first edge, 1 at the last."""
+    side = FINGERPRINT
+    start = (side - side * zoom) / 2 * (1 + shift)
+    centres = np.clip(start + (np.arange(side) + 0.5) * zoom - 0.5, 0, side - 1)
+    return np.maximum(0, 1 - np.abs(np.arange(side) - centres[:, None])).astype(np.float32)
+
+
+def match_pairs(picture: Pictures, overview: Overview, pairs: Ints) -> list[Explanation]:
+    """Those pairs that are copies, surest first.
+
+    Args:
+        picture: Index -> (3, 64, 64) uint8.
+        overview: Of all pictures.
+        pairs: (P, 2) candidates. Their number matters: an image's other candidates show how alike it is to what is
+            not its copy.
+    """
+    if not len(pairs):
+        return []
+    scores, places = _search_all(overview, pairs)
+    usual = USUAL_FACTOR * _usual_residual(pairs, 1 - scores, len(overview.detail))
+    promising = _promising(pairs, scores, overview)
+    found: list[Explanation] = []
+    for start in range(0, len(promising), SIDE):
+        chosen = promising[start : start + SIDE]
+        found += _compare(picture, overview, pairs[chosen], places[chosen], usual[chosen])
+    return sorted(found, key=lambda one: (-one.evidence, one.rows))
+
+
+def _search_all(overview: Overview, pairs: Ints) -> tuple[Floats, Floats]:
+    found = [
+        search(overview.coarse[some[:, 0]], overview.coarse[some[:, 1]])
+        for some in np.array_split(pairs, max(1, len(pairs) // 256))
+    ]
+    return np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
+
+
+def _usual_residual(pairs: Ints, residuals: Floats, images: int) -> Floats:
+    """(P,) the smaller of the two images' median over all pairs that they are in."""
+    ends, values = pairs.T.reshape(-1), np.tile(residuals, 2)
+    order = np.lexsort((values, ends))
+    counts = np.bincount(ends, minlength=images)
+    starts = np.cumsum(counts) - counts
+    ordered = values[order]
+    middle = np.where(counts > 0, starts + counts // 2, 0)
+    median = np.where(counts > 0, ordered[np.minimum(middle, len(ordered) - 1)], 1.0)
+    return np.asarray(np.minimum(median[pairs[:, 0]], median[pairs[:, 1]]), dtype=np.float32)
+
+
+def _promising(pairs: Ints, scores: Floats, overview: Overview) -> Ints:
+    """Positions of pairs that are among the best of either image, and not blank."""
+    best = np.zeros(len(pairs), dtype=bool)
+    for side in (0, 1):
+        ends = np.concatenate([pairs[:, side], pairs[:, 1 - side]])
+        order = np.lexsort((-np.tile(scores, 2), ends))
+        first = np.searchsorted(ends[order], ends[order])
+        taken = order[np.arange(len(order)) - first < TRIED]
+        best[taken % len(pairs)] = True
+    seen = (overview.detail[pairs] > 0).all(axis=1)
+    return np.flatnonzero(best & seen & (scores > LEAST_CORRELATION))
+
+
+def _compare(picture: Pictures, overview: Overview, pairs: Ints, places: Floats, usual: Floats) -> list[Explanation]:
+    """Explanations of those pairs, of a few dozen, that are copies."""
+    swapped = places[:, 0] > 0
+    ordered = np.where(swapped[:, None], pairs[:, ::-1], pairs)
+    read = {int(index): _read(picture, int(index)) for index in np.unique(ordered)}
+    whole = np.stack([read[int(index)] for index in ordered[:, 0]])
+    part = np.stack([orient(read[int(index)], int(k)) for index, k in zip(ordered[:, 1], places[:, 1], strict=True)])
+    boxes = places[:, 2:]
+    fitted = refine(to_grey(whole), to_grey(part), boxes)
+    at_once = np.zeros_like(fitted)
+    at_once[:, 0, 0] = at_once[:, 1, 1] = 1
+    detail = np.minimum(overview.detail[ordered[:, 0]], overview.detail[ordered[:, 1]])
+    found = []
+    plain, placed = (_Agreement.of(whole, part, maps) for maps in (at_once, fitted))
+    scores = [_evidence(one.residual, usual, detail) for one in (plain, placed)]
+    sides = np.hypot(fitted[:, 0, :2], fitted[:, 1, :2])
+    plausible = (sides > PLACES[0]).all(axis=1) & (sides < PLACES[1]).all(axis=1)
+    scores[1] = np.where(plausible, scores[1], -np.inf)
+    for row, (first, second) in enumerate(ordered):
+        as_it_is = bool(scores[0][row] >= scores[1][row] - PLACE_COST)
+        evidence = float(scores[0][row] if as_it_is else scores[1][row] - PLACE_COST)
+        agreement, maps = (plain, at_once) if as_it_is else (placed, fitted)
+        residual = float(agreement.residual[row])
+        # Either picture may be blank but for what lies outside of the part.
+        if evidence <= EVIDENCE or residual > MOST_RESIDUAL or agreement.spread[row] <= BLANK:
+            continue
+        orientation = int(places[row, 1])
+        words = [*_name_turn(orientation), *_name_place(maps[row]), *agreement.name_values(row)]
+        found.append(
+            Explanation((int(first), int(second)), ", ".join(words) or "the same", residual, evidence, orientation != 0)
+        )
+    return found
+
+
+def _evidence(residual: Floats, usual: Floats, detail: Floats) -> Floats:
+    residual = np.maximum(residual, LEAST_RESIDUAL)
+    # A correlation z of n random numbers has 1 - z^2 < c with a chance of about c^(n / 2); here 1 - z^2 = 2 residual.
+    chance = -detail / 2 * np.log(np.minimum(2 * residual, 1))
+    return np.asarray(chance + CONTRAST_WEIGHT * np.log(np.maximum(usual, LEAST_RESIDUAL) / residual))
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """How well parts agree with their places in the wholes, under the best brightness and contrast; (P,) each."""
+
+    residual: Floats
+    spread: Floats
+    level: Floats  # mean of the part minus that of the whole, in grey levels
+    gain: Floats
+    greyed: npt.NDArray[np.bool_]  # one of the two is grey, the other is not
+    sharpness: Floats  # fine structure of the part in units of the whole's
+
+    @classmethod
+    def of(cls, whole: Floats, part: Floats, maps: Floats) -> _Agreement:
+        pairs = len(whole)
+        x, y = grid(SIDE)
+        points = np.stack([x, y, np.ones_like(x)])
+        at_x, at_y = maps[:, 0] @ points, maps[:, 1] @ points
+        inner = (np.minimum(x, y) > MARGIN) & (np.maximum(x, y) < 1 - MARGIN)
+        seen = inner & (np.minimum(at_x, at_y) > 0) & (np.maximum(at_x, at_y) < 1)
+        mask = seen.reshape(pairs, 1, SIDE, SIDE).astype(np.float32)
+        placed = sample(whole, at_x, at_y).reshape(part.shape)
+        one, other = (_smooth_inside(values, mask, 0.7) for values in (placed, part))
+        greyed = _coloured(one, mask) != _coloured(other, mask)
+        for values in (one, other):
+            values[greyed] = to_grey(values)[greyed][:, None]
+        forth, back = _fit_values(one, other, mask), _fit_values(other, one, mask)
+        forward = forth.explained >= back.explained
+        pick = forward[:, None, None, None]
+        have = to_grey(np.where(pick, forth.predicted, back.predicted))[:, None]
+        want = to_grey(np.where(pick, other, one))[:, None]
+        agreement, ratio = _compare_detail(have, want, mask)
+        explained = np.minimum(np.where(forward, forth.explained, back.explained), agreement)
+        counts = np.maximum(mask.sum(axis=(1, 2, 3)), 1)
+        level = ((to_grey(other) - to_grey(one)) * mask[:, 0]).sum(axis=(1, 2)) / counts
+        return cls(
+            np.clip(1 - explained, 0, 1).astype(np.float32),
+            np.minimum(forth.spread, back.spread),
+            level,
+            forth.gain,
+            greyed,
+            np.where(forward, 1 / np.maximum(ratio, 1e-3), ratio),
+        )
+
+    def name_values(self, row: int) -> list[str]:
+        """What was done to the values, in words."""
+        words = ["turned to grey"] if self.greyed[row] else []
+        level, gain = float(self.level[row]), float(self.gain[row])
+        if abs(level) > 6:
+            words.append("brighter" if level > 0 else "darker")
+        elif abs(np.log(max(gain, 1e-3))) > 0.15:
+            words.append("more contrast" if gain > 1 else "less contrast")
+        if self.sharpness[row] < 0.7:
+            words.append("less sharp")
+        elif self.sharpness[row] > 1.4:
+            words.append("sharper")
+        return words
+
+
+@dataclass(frozen=True)
+class _ValueFit:
+    predicted: Floats
+    explained: Floats
+    gain: Floats
+    spread: Floats
+
+
+def _fit_values(have: Floats, want: Floats, mask: Floats) -> _ValueFit:
+    """want = gain * have + offset, cut to [0, 255], by least squares over the values that are not cut off."""
+    everywhere = np.broadcast_to(mask, have.shape)
+    used = everywhere
+    for _ in range(3):
+        count = _total(used) + 1e-6
+        means = [_total(values * used) / count for values in (have, want)]
+        variance = _total((have - means[0]) ** 2 * used)
+        gain = _total((have - means[0]) * (want - means[1]) * used) / np.maximum(variance, 1e-3)
+        raw = gain * (have - means[0]) + means[1]
+        free = ((want > SATURATED[0]) & (want < SATURATED[1])) | ((raw > 0) & (raw < 255))
+        used = np.where(_total(everywhere * free) > 0.2 * _total(everywhere), everywhere * free, everywhere)
+    predicted = np.clip(raw, 0, 255).astype(np.float32)
+    count = np.maximum(_total(everywhere), 1)
+    total = _total((want - _total(want * everywhere) / count) ** 2 * everywhere)
+    left = _total((want - predicted) ** 2 * everywhere)
+    explained = np.where(gain > 0, 1 - left / np.maximum(total, 1e-3), 0).astype(np.float32)
+    spread = np.sqrt(total / count).astype(np.float32)
+    return _ValueFit(predicted, explained.reshape(-1), gain.astype(np.float32).reshape(-1), spread.reshape(-1))
+
+
+def _total(values: npt.NDArray[np.floating]) -> Floats:
+    return np.asarray(values.sum(axis=(1, 2, 3), keepdims=True))
+
+
+def _coloured(pictures: Floats, mask: Floats) -> npt.NDArray[np.bool_]:
+    spread = pictures.max(axis=1, keepdims=True) - pictures.min(axis=1, keepdims=True)
+    return np.asarray((_total(spread * mask) / np.maximum(_total(mask), 1)).reshape(-1) > GREY)
+
+
+def _smooth_inside(values: Floats, mask: Floats, sigma: float) -> Floats:
+    """Values after a Gaussian filter that knows nothing of what lies outside the mask."""
+    return np.asarray(smooth(values * mask, sigma) / np.maximum(smooth(mask, sigma), 1e-3))
+
+
+def _compare_detail(have: Floats, want: Floats, mask: Floats) -> tuple[Floats, Floats]:
+    """(P,) correlation of the fine structure, and its size in `have` in units of that in `want`."""
+    one, other = (
+        (_smooth_inside(values, mask, FINE) - _smooth_inside(values, mask, MIDDLE)) * mask for values in (have, want)
+    )
+    sizes = [np.sqrt((values**2).sum(axis=(1, 2, 3))) for values in (one, other)]
+    both = (one * other).sum(axis=(1, 2, 3)) / np.maximum(sizes[0] * sizes[1], 1e-3)
+    return both, sizes[0] / np.maximum(sizes[1], 1e-3)
+
+
+def _name_turn(orientation: int) -> list[str]:
+    quarters = orientation % 4
+    if orientation >= 4:
+        names = {0: "mirrored", 2: "upside down", 1: "mirrored and turned by 90 degrees"}
+        return [names.get(quarters, "mirrored and turned by 270 degrees")]
+    return [f"turned by {90 * quarters} degrees"] if quarters else []
+
+
+def _name_place(place: Floats) -> list[str]:
+    """Crop and small rotation, in words."""
+    width, height = (float(np.hypot(*place[:, column])) for column in (0, 1))
+    words = []
+    if min(width, height) < 0.97:
+        if min(width, height) > 0.93 * max(width, height):
+            words.append(f"cropped to {100 * np.sqrt(width * height):.0f} %")
+        else:
+            words.append(f"cropped to {100 * width:.0f} % of the width and {100 * height:.0f} % of the height")
+    angle = float(np.degrees(np.arctan2(place[1, 0] - place[0, 1], place[0, 0] + place[1, 1])))
+    if abs(angle) > 2:
+        words.append(f"turned by {abs(angle):.0f} degrees")
+    return words
