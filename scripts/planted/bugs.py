@@ -27,13 +27,31 @@ class Bug:
         plant: Changes a healthy script.
         causes: Names of causes of which one must be told first.
         fits: Whether a strategy of a network can have it; None for all.
+        rules: Of `torch-audit`, that would name it.
     """
 
     name: str
     plant: Callable[[Script], None]
     causes: frozenset[str]
     fits: Callable[[str, str], bool] | None = None
+    rules: frozenset[str] = frozenset()
 
+
+RULES = {
+    "wrong mean and std": {"TA301"},
+    "not normalised": {"TA301"},
+    "values in [0, 255]": {"TA301"},
+    "NaN in an image": {"TA100", "TA305"},
+    "learning rate x 100": {"TA102"},
+    "weight decay on norms": {"TA402"},
+    "dead units at the start": {"TA103", "TA105", "TA405"},
+    "all weights zero": {"TA103", "TA104", "TA105", "TA405"},
+    "one layer of zeros": {"TA103", "TA105", "TA405"},
+    "layer never initialised": {"TA100", "TA102"},
+    "a step that changes nothing": {"TA104"},
+    "features detached": {"TA103", "TA104", "TA500"},
+}
+"""Bug -> rules of `torch-audit` that would name it, read generously."""
 
 BUGS: dict[str, Bug] = {}
 
@@ -44,7 +62,7 @@ def bug(
     """Register a bug."""
 
     def keep(plant: Callable[[Script], None]) -> Callable[[Script], None]:
-        BUGS[name] = Bug(name, plant, frozenset(causes), fits)
+        BUGS[name] = Bug(name, plant, frozenset(causes), fits, frozenset(RULES.get(name, ())))
         return plant
 
     return keep
@@ -233,7 +251,9 @@ def _missing_class(script: Script) -> None:
 
 def _some_weight(script: Script, *, place: float) -> nn.Module:
     """A layer of the body, some way through it."""
-    layers = [one for one in script.model.modules() if isinstance(one, (nn.Conv2d, nn.Linear)) and one.weight.numel() > 400]
+    layers = [
+        one for one in script.model.modules() if isinstance(one, (nn.Conv2d, nn.Linear)) and one.weight.numel() > 400
+    ]
     return layers[int(place * (len(layers) - 1))]
 
 
@@ -361,5 +381,3 @@ def _nan(script: Script) -> None:
     plain = script.loss
     in_both(script, std=(0.0, *script.train_pipeline.std[1:]))
     script.loss = lambda outputs, targets: plain(outputs, targets) * math.nan
-
-

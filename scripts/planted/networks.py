@@ -53,7 +53,13 @@ def _make(name: str) -> nn.Module:
     if name == "resnet18":
         return timm.create_model("resnet18", num_classes=0)
     return timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, img_size=SIZE, patch_size=8, depth=6, class_token=False, global_pool="avg"
+        "vit_tiny_patch16_224",
+        num_classes=0,
+        img_size=SIZE,
+        patch_size=8,
+        depth=6,
+        class_token=False,
+        global_pool="avg",
     )
 
 

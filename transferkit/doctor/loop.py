@@ -25,11 +25,11 @@ OFTEN = 3
 MEASURED = frozenset({0, 1, 2, 5, 10, 20, 30, 40, 49, 75, 99})
 """Steps whose updates are measured: each costs a copy of the trained weights."""
 
-HIGHEST, LOWEST = 0.05, 1e-6
-"""Median update / weight ratio of the part that moves most, beyond which training destroys, or does nothing."""
+HIGHEST, LOWEST = 0.1, 5e-6
+"""Update / weight ratio of the median layer beyond which steps destroy what was learnt, or do nothing."""
 
-DIVERGED = 3.0
-"""A last loss of this many times the first has diverged."""
+DIVERGED = 4.0
+"""A loss that stays above this many times the first one has diverged."""
 
 FEWEST = 10
 """Steps below which nothing is said of rates."""
@@ -93,7 +93,7 @@ class LoopWatch:
 
     def observe(self, loss: torch.Tensor | float) -> None:
         """Note the loss of a step."""
-        self._losses.append(float(loss))
+        self._losses.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
 
     def diagnose(self) -> Diagnosis:
         """What was seen so far, alarms first."""
@@ -239,13 +239,14 @@ class LoopWatch:
         if self._steps < FEWEST:
             return
         ratio = float(torch.tensor(self._ratios).median()) if self._ratios else math.nan
-        start, end = _mean(losses[:3]), _mean(losses[-5:])
-        if ratio > HIGHEST or (len(losses) >= FEWEST and end > DIVERGED * max(start, 1.0)):
+        highest = sorted(self._ratios)[-2:][0] if self._ratios else math.nan
+        start, end = losses[0] if losses else math.nan, _mean(losses[-5:])
+        if highest > HIGHEST or (len(losses) >= FEWEST and end > DIVERGED * start):
             yield Symptom(
                 cause="lr_too_high",
                 severity="alarm",
-                evidence=f"A step moves the weights of the median layer by {100 * ratio:.2g} % of their size, and the "
-                f"loss went from {start:.3g} to {end:.3g}.",
+                evidence=f"A step moves the weights of the median layer by up to {100 * highest:.2g} % of their size, "
+                f"and the loss went from {start:.3g} to {end:.3g}.",
                 remedy="Divide the learning rate by ten.",
             )
         elif ratio < LOWEST:

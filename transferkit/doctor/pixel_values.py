@@ -52,9 +52,9 @@ class Extent:
         return self.fits and float(self.low.max()) <= SLACK and float(self.high.min()) >= 1 - SLACK
 
     @property
-    def avoids_ends(self) -> bool:
-        """Whether no channel reaches black or white."""
-        return float(self.low.min()) > SLACK and float(self.high.max()) < 1 - SLACK
+    def falls_short(self) -> bool:
+        """Whether no channel reaches from black to white."""
+        return bool(((self.low > SLACK) | (self.high < 1 - SLACK)).all())
 
     def __str__(self) -> str:
         return f"{float(self.low.min()):.3g} to {float(self.high.max()):.3g}"
@@ -83,8 +83,8 @@ def find_extent(images: torch.Tensor) -> Extent:
 def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> Misfit | None:
     """What the values of (N, C, H, W) images say against the expected normalisation; None if nothing.
 
-    Values outside [0, 1] before normalisation do; and values that stay away from both ends there, but reach exactly
-    from black to white under another normalisation. Pictures of low contrast so pass, whatever was done to them.
+    Values outside [0, 1] before normalisation do; and values that do not reach from black to white there, but do so
+    exactly under another normalisation. Pictures of low contrast so pass, whatever was done to them.
 
     Args:
         images: As the network gets them.
@@ -101,7 +101,7 @@ def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> Misfit 
         for phrase, (mean, std) in NORMALISATIONS.items()
         if extent.in_units(mean, std).fills and not _is_same(expected, mean, std)
     ]
-    if inside.fits and not (inside.avoids_ends and others):
+    if inside.fits and not (inside.falls_short and others):
         return None
     # The other's name helps only if it is the one that explains the values.
     named = f"; they look like {others[0]}" if others else ""

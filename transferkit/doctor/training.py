@@ -15,6 +15,7 @@ from torch import nn
 from transferkit.core.errors import TransferkitError
 from transferkit.doctor.causes import ranked
 from transferkit.doctor.examination import examine
+from transferkit.doctor.leaks import check_leaks
 from transferkit.doctor.loaders import (
     Sample,
     all_labels,
@@ -134,6 +135,7 @@ class _Looks:
             "splits": self._splits,
             "workers": self._workers,
             "labels": self._labels,
+            "copies": self._copies,
             "pictures": self._pictures,
         }
 
@@ -162,6 +164,17 @@ class _Looks:
             return
         prepared = self.theirs.images[: len(self.pictures)]
         yield from check_pictures(list(self.pictures)[: len(prepared)], prepared, self.preprocessing)
+
+    def _copies(self) -> Iterator[Symptom]:
+        if self.theirs is None or self.ours.images.dim() != 4 or self.ours.images.shape[1] != 3:
+            return
+        pairs = []
+        for one in (self.ours, self.theirs):
+            features = _features(self.model, one)
+            if features is None or len(features) != len(one.images):
+                return
+            pairs.append((one.images, features))
+        yield from check_leaks(*pairs)
 
     def _labels(self) -> Iterator[Symptom]:
         labels = self.ours.labels

@@ -15,14 +15,18 @@ from transferkit.records import Symptom
 
 __all__ = ["IMAGES", "STEPS"]
 
-IMAGES, STEPS = 16, 15
+IMAGES, STEPS = 16, 24
 """Images and steps of a trial."""
 
 BLOWN = 8.0
 """A loss that rises to this many times the first one, where a tenth of the rate stays below half of that, is thrown
 off by the rate."""
 
-SLOW, SMOOTH, FAST = 0.5, 3.5, 0.3
+STILL = {"weights": 1e-4, "norms and biases": 2e-3}
+"""Kind of parameters -> how far they go in a trial, in units of their norms, at a rate that does nothing. In healthy
+set-ups 3e-4 and more, and 1e-2 and more."""
+
+SLOW, SMOOTH, FAST = 0.04, 3.5, 0.7
 """The loss falls by less than the first; at a hundred times the rate it never exceeds the second and ends below the
 third, in units of the first loss: then the rate is a hundred times too low. A rate that is right is thrown off by a
 hundred times as much."""
@@ -68,9 +72,10 @@ def check_rate(subject: Subject) -> Iterator[Symptom]:
                 f"from {now.first:.3g} to {now.highest:.3g}; at a tenth of it to no more than {lower.highest:.3g}.",
                 remedy="Divide it by ten or more.",
             )
-    elif now.last > (1 - SLOW) * now.first:
+    elif now.last > (1 - SLOW) * now.first or (now.moved is not None and now.moved < STILL[now.kind]):
         higher = _try(subject, 100.0)
-        if higher is not None and higher.highest < SMOOTH * now.first and higher.last < FAST * now.first:
+        smooth = higher is not None and higher.highest < SMOOTH * now.first
+        if higher is not None and smooth and higher.last < FAST * min(now.first, now.last):
             yield Symptom(
                 cause="lr_too_low",
                 severity="alarm",

@@ -106,7 +106,7 @@ def _left_out(model: nn.Module, layers: list[_Layer]) -> Iterator[Symptom]:
     """Layers as PyTorch makes them, before others that are not: their weights were not in the checkpoint. New layers
     at the end are a new head."""
     fresh = [_is_fresh(one) for one in layers]
-    last_loaded = max((place for place, new in enumerate(fresh) if not new and _can_tell(layers[place])), default=-1)
+    last_loaded = max((place for place, new in enumerate(fresh) if not new and _can_tell(layers[place])), default=0)
     missing = [one.name for one, new in zip(layers[:last_loaded], fresh, strict=False) if new]
     told = sum(_can_tell(one) for one in layers)
     norms = [
