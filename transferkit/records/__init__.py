@@ -24,6 +24,7 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.label_review import CORRECTED, REMOVED, CorrectedLabel, LabelReview, ReviewedLabel
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
@@ -38,7 +39,9 @@ from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecor
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
+    "CORRECTED",
     "GEOMETRIES",
+    "CorrectedLabel",
     "CropMode",
     "Interpolation",
     "Severity",
@@ -62,6 +65,7 @@ __all__ = [
     "Forecast",
     "HeldOut",
     "JOINED",
+    "LabelReview",
     "LeftOut",
     "MeasureScore",
     "Metrics",
@@ -72,8 +76,10 @@ __all__ = [
     "Predictor",
     "Preprocessing",
     "ProbeScore",
+    "REMOVED",
     "RankedModel",
     "Ranking",
+    "ReviewedLabel",
     "RunRecord",
     "SELECTED",
     "SimilarityDetail",
