@@ -1,6 +1,6 @@
 """`transferkit doctor`: what is wrong with the set-up that `adapt` would train, or with the labels.
 
-The first word after it may name something else to examine (`EXAMINED`); settings are those of adapt.
+A word after it may name something else to examine (`EXAMINED`); settings are those of adapt.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transferkit.cli.schema import arguments_of
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import hydra_words
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
+from transferkit.records import CORRECTED, removal_word
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -87,8 +88,9 @@ def _print_review(review: LabelReview, settings: DictConfig, out: Path) -> None:
         print()
     lines = [*review.sentences, "", f"pictures: {out / PAGE}", f"table: {out / TABLE}"]
     if review.rows:
+        word = removal_word(review.data.classes)
         lines += [
-            f"Next: write the right class, or drop, into the column corrected of {TABLE}, then",
+            f"Next: write the right class, or {word}, into the column {CORRECTED} of {TABLE}, then",
             f"  {_next_command(settings, out)}",
         ]
     for line in lines:
@@ -130,11 +132,12 @@ EXAMINED: Mapping[str, Callable[[list[str]], None]] = {
 
 
 def doctor(words: list[str]) -> None:
-    """Examine what the first word names, or the set-up that `adapt` would train."""
-    name = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
+    """Examine what the first word that is no setting names, or the set-up that `adapt` would train."""
+    place = next((at for at, word in enumerate(words) if "=" not in word and not word.startswith("-")), None)
+    name = None if place is None else words[place]
     if name is None:
         _examine(words)
     elif name in EXAMINED:
-        EXAMINED[name](words[1:])
+        EXAMINED[name]([word for at, word in enumerate(words) if at != place])
     else:
         raise OptionError(unknown_name("thing to examine", name, EXAMINED, remedy="See transferkit doctor --help."))

@@ -26,7 +26,7 @@ from transferkit.core.paths import expand
 from transferkit.data.class_names import alike_names, normal_name
 from transferkit.data.inventory import FileReader, Inventory
 from transferkit.data.phrases import counted, first_names
-from transferkit.records import CORRECTED, REMOVED, CorrectedLabel, Finding
+from transferkit.records import CORRECTED, REMOVED, CorrectedLabel, Finding, removal_word
 
 __all__ = ["Applied", "Correction", "Corrections", "apply_corrections", "read_corrections"]
 
@@ -117,23 +117,23 @@ def _missing_columns(header: Sequence[str]) -> str:
 
 
 def _as_rows(header: Sequence[str], table: Sequence[tuple[int, list[str]]], file: str) -> Iterator[Correction]:
-    if ragged := [str(line) for line, row in table if len(row) < len(header) or any(row[len(header) :])]:
+    if long := [line for line, row in table if any(row[len(header) :])]:
         raise DataError(
-            f"labels={file}: lines {', '.join(ragged[:SHOWN])} do not have the header's {len(header)} cells. Quote "
-            "cells that contain the delimiter."
+            f"labels={file}: {_lines(long)} {'has' if len(long) == 1 else 'have'} more cells than the header's "
+            f"{len(header)}. Quote cells that contain the delimiter."
         )
     if repeated := [
         name for name, count in Counter(header).items() if count > 1 and name in ("path", CORRECTED, "label")
     ]:
         raise DataError(f"labels={file} has more than one column {repeated[0]!r}. Remove all but one of them.")
     for line, row in table:
-        cells = dict(zip(header, row, strict=False))
-        filled = cells.get(CORRECTED, "").strip()
+        cells = {**dict.fromkeys(header, ""), **dict(zip(header, row, strict=False))}
+        filled = cells.get(CORRECTED, "")
         yield Correction(
             line=line,
             name=cells["path"],
-            wanted=filled or cells.get("label", "").strip(),
-            is_filled=bool(filled) or CORRECTED not in cells,
+            wanted=filled if filled.strip() else cells.get("label", ""),
+            is_filled=bool(filled.strip()) or CORRECTED not in cells,
         )
 
 
@@ -147,15 +147,16 @@ def _read_rows(path: Path, file: str) -> Iterator[tuple[int, list[str]]]:
     text = encoded.decode(encoding, "surrogateescape")
     if "\0" in text:
         raise DataError(f"labels={file} is not a text file. Save the table as CSV UTF-8.")
+    line = 1
     if text[:4].lower() == "sep=":  # a line of spreadsheets
-        text = text.partition("\n")[2]
+        text, line = text.partition("\n")[2], 2
+    shift = line - 1
     first = next((line for line in text.splitlines() if line.strip()), "")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count), strict=True)
-    line = 1
     try:
         for row in reader:
             yield line, row
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + shift
     except csv.Error as error:
         raise DataError(
             f"labels={file} cannot be read as a table: {error}, near line {line}. Every quotation mark that opens a "
@@ -205,8 +206,8 @@ def apply_corrections(
     problems += _emptied(inventory, rows, splits, labels, removed)
     if not changes and not problems:
         problems.append(
-            f"no row says anything but the class that the image has. Write the right class, or {REMOVED[0]}, into the "
-            f"column {CORRECTED} and save the file; or leave labels= out"
+            "no row says anything but the class that the image has. Write the right class, or "
+            f"{removal_word(inventory.classes)}, into the column {CORRECTED} and save the file; or leave labels= out"
         )
     if problems:
         raise DataError(list_problems(f"The corrections in labels={corrections.file} cannot be used:", problems))
@@ -214,12 +215,11 @@ def apply_corrections(
 
 
 def _change(inventory: Inventory, row: int, wanted: int | None, split: str) -> CorrectedLabel:
-    free = [word for word in REMOVED if word not in inventory.classes]
     return CorrectedLabel(
         item=inventory.names[row],
         split=split,
         label=inventory.classes[inventory.labels[row]],
-        corrected=free[0] if wanted is None else inventory.classes[wanted],
+        corrected=removal_word(inventory.classes) if wanted is None else inventory.classes[wanted],
     )
 
 
@@ -262,13 +262,13 @@ def _match(corrections: Corrections, inventory: Inventory) -> _Matched:
     classes: dict[str, int | str | None] = {}
     wanted: dict[int, int | None] = {}
     said: dict[int, int] = {}
-    unknown, silent, problems = list[Correction](), list[Correction](), list[str]()
+    unknown, silent, torn = list[Correction](), list[Correction](), list[str]()
     unnamed: dict[str, list[int]] = {}
     for row in corrections.rows:
         places = find(row.name)
         if not places:
             (unknown if row.is_filled else silent).append(row)
-        if not row.wanted:
+        if not row.wanted.strip():
             continue
         if row.wanted not in classes:
             classes[row.wanted] = _class_of(row.wanted, inventory.classes)
@@ -278,13 +278,15 @@ def _match(corrections: Corrections, inventory: Inventory) -> _Matched:
             continue
         for place in places:
             if wanted.setdefault(place, label) != label:
-                problems.append(
-                    f"lines {said[place]} and {row.line} say different things about {inventory.names[place]!r}"
-                )
+                torn.append(f"{inventory.names[place]!r} in lines {said[place]} and {row.line}")
             said.setdefault(place, row.line)
     if silent and not wanted:  # else an image that is gone, of which nothing is said, does no harm
         unknown = sorted([*unknown, *silent], key=lambda row: row.line)
-    problems += [f"{_lines(lines)}: {message}" for message, lines in unnamed.items()]
+    problems = [f"{_lines(lines)}: {message}" for message, lines in list(unnamed.items())[:SHOWN]]
+    if len(unnamed) > SHOWN:
+        problems.append(f"and {counted(len(unnamed) - SHOWN, 'more unknown class')}")
+    if torn:
+        problems.append(f"rows say different things of one image: {first_names(torn)}. Keep one row of each")
     if unknown:
         problems.append(_unknown_paths(unknown, inventory))
     return _Matched(wanted=wanted, problems=problems)
@@ -297,18 +299,18 @@ def _lines(lines: Sequence[int]) -> str:
 
 def _class_of(text: str, classes: Sequence[str]) -> int | str | None:
     """The number of the class that a text names; None for a word that removes the image; else what is wrong."""
-    name = normal_name(text)
-    if name in classes:
-        return classes.index(name)
-    if text.casefold() in REMOVED:
+    for name in (normal_name(text), normal_name(text.strip())):
+        if name in classes:
+            return classes.index(name)
+    if text.strip().casefold() in REMOVED:
         return None
     # Spreadsheets write 007 as 7, and people write "Cat".
     alike = [number for number, known in enumerate(classes) if alike_names([known, name])]
     if len(alike) == 1:
         return alike[0]
-    words = " or ".join(word for word in REMOVED if word not in classes)
+    word = removal_word(classes)
     return unknown_name(
-        "class", text, classes, remedy=f"Corrections name a class of the data; {words} removes an image"
+        "class", text.strip(), classes, remedy=f"Corrections name a class of the data; {word} removes an image"
     ).rstrip(".")
 
 

@@ -24,7 +24,14 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import Fold, Folds, connected_groups
-from transferkit.records.label_review import CORRECTED, REMOVED, CorrectedLabel, LabelReview, ReviewedLabel
+from transferkit.records.label_review import (
+    CORRECTED,
+    REMOVED,
+    CorrectedLabel,
+    LabelReview,
+    ReviewedLabel,
+    removal_word,
+)
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
@@ -93,4 +100,5 @@ __all__ = [
     "ViewScore",
     "WantedAccuracy",
     "connected_groups",
+    "removal_word",
 ]

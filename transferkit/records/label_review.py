@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from transferkit.core.errors import unknown_name
@@ -12,7 +12,7 @@ from transferkit.records._checks import require, require_share
 from transferkit.records.data import DataSummary
 from transferkit.records.run import Picture
 
-__all__ = ["CORRECTED", "REMOVED", "CorrectedLabel", "LabelReview", "ReviewedLabel"]
+__all__ = ["CORRECTED", "REMOVED", "CorrectedLabel", "LabelReview", "ReviewedLabel", "removal_word"]
 
 CORRECTED = "corrected"
 """The column that a person fills in."""
@@ -31,6 +31,16 @@ HEADER = (
     "probability_label",
     "probability_suggested",
 )
+
+
+def removal_word(classes: Collection[str]) -> str:
+    """The word that removes an image, where there are these classes.
+
+    Example:
+        >>> removal_word(["cat", "dog"]), removal_word(["drop", "puddle"])
+        ('drop', '-')
+    """
+    return next((word for word in REMOVED if word not in classes), REMOVED[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transferkit.records import CORRECTED, REMOVED, LabelReview, ReviewedLabel
+from transferkit.records import CORRECTED, LabelReview, ReviewedLabel, removal_word
 from transferkit.report._tiles import Tile, make_tile
 from transferkit.report._words import as_typed, format_count, format_percent, format_seconds, name_split, plural
 
@@ -69,7 +69,7 @@ def write_labels(review: LabelReview) -> LabelsPage:
         more=len(review.rows) - len(pictures),
         pairs=_pairs(review.rows),
         column=CORRECTED,
-        removed=next((word for word in REMOVED if word not in review.data.classes), REMOVED[0]),
+        removed=removal_word(review.data.classes),
         corrected=len(review.corrected) + sum(bool(row.corrected) for row in review.rows),
         facts=(
             ("Images compared", format_count(review.images)),
