@@ -7,7 +7,6 @@ import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from transferkit.core.errors import unknown_name
 from transferkit.records._checks import require, require_share
 from transferkit.records.data import DataSummary
 from transferkit.records.run import Picture
@@ -89,8 +88,8 @@ class ReviewedLabel:
     def __post_init__(self) -> None:
         require_share("ReviewedLabel", "probability", self.probability)
         require_share("ReviewedLabel", "suggested_probability", self.suggested_probability)
-        if self.label == self.suggested:
-            raise ValueError(unknown_name("other class", self.suggested, [self.label]))
+        message = f"ReviewedLabel.suggested must be another class than label, got {self.label!r} twice."
+        require(self.label != self.suggested, message)
 
 
 @dataclass(frozen=True, kw_only=True)
