@@ -264,7 +264,7 @@ def _match(corrections: Corrections, inventory: Inventory) -> _Matched:
     said: dict[int, int] = {}
     unknown, silent, torn = list[Correction](), list[Correction](), list[str]()
     unnamed: dict[str, list[int]] = {}
-    for row in corrections.rows:
+    for row in sorted(corrections.rows, key=lambda row: not row.is_filled):
         places = find(row.name)
         if not places:
             (unknown if row.is_filled else silent).append(row)
@@ -276,11 +276,13 @@ def _match(corrections: Corrections, inventory: Inventory) -> _Matched:
         if isinstance(label, str):
             unnamed.setdefault(label, []).append(row.line)
             continue
+        if not row.is_filled and any(inventory.labels[place] == label for place in places):
+            continue  # a row as it was written, of an image that may be listed twice, says nothing
         for place in places:
-            if wanted.setdefault(place, label) != label:
+            if wanted.setdefault(place, label) != label and row.is_filled:
                 torn.append(f"{inventory.names[place]!r} in lines {said[place]} and {row.line}")
             said.setdefault(place, row.line)
-    if silent and not wanted:  # else an image that is gone, of which nothing is said, does no harm
+    if len(unknown) + len(silent) == len(corrections.rows):  # else an image that is gone, and unchanged, does no harm
         unknown = sorted([*unknown, *silent], key=lambda row: row.line)
     problems = [f"{_lines(lines)}: {message}" for message, lines in list(unnamed.items())[:SHOWN]]
     if len(unnamed) > SHOWN:

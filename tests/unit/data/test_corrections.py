@@ -171,6 +171,20 @@ def test_a_table_that_nobody_edited_is_an_error(official, tmp_path):
         open_data(official, labels=table(tmp_path, ("a.png", "cat", ""), ("b.png", "cat", "")), progress=False)
 
 
+def test_an_image_that_is_listed_twice_is_changed_in_both_places_and_only_if_somebody_says_so(official, tmp_path):
+    names = [path.relative_to(official).as_posix() for path in sorted(official.rglob("train/*/*.png"))]
+    rows = [*(f"{name},{name.split('/')[1]},train" for name in names), "train/cat/0.png,dog,train"]
+    manifest = official / "m.csv"
+    manifest.write_text("\n".join(["path,label,split", *rows]), encoding="utf-8")
+    with pytest.raises(DataError, match="no row says anything"):
+        open_data(manifest, labels=table(tmp_path, ("train/cat/0.png", "dog", "")), progress=False)
+    rows = [("train/cat/0.png", "cat", ""), ("train/cat/0.png", "dog", "cat")]
+    data = open_data(manifest, labels=table(tmp_path, *rows), progress=False)
+    (changed,) = data.corrected
+    assert (changed.label, changed.corrected) == ("dog", "cat")
+    assert "label_conflict" not in {one.kind for one in data.summary.findings}
+
+
 def test_an_image_that_is_gone_does_no_harm_if_nothing_is_said_of_it(official, tmp_path):
     file = table(tmp_path, ("gone.png", "cat", ""), ("train/cat/0.png", "cat", "dog"))
     assert len(open_data(official, labels=file, progress=False).corrected) == 1

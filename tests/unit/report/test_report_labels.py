@@ -76,7 +76,7 @@ def test_the_page_shows_every_picture_with_both_classes(review):
                  "column corrected, or drop to leave"):  # fmt: skip
         assert part in text, part
     assert sum(tag == "img" for tag, _ in tags) == 3
-    assert "cat dog 3" in text  # the pair that is confused most
+    assert "catdog3" in text  # the pair that is confused most
 
 
 def test_the_page_opens_offline_and_holds_no_script(review):
