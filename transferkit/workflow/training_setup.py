@@ -139,7 +139,7 @@ def _start(task: FineTuneTask, positions: npt.NDArray[np.int64], device: torch.d
 
     module = task.network(positions).to(device)
     start_last_phase(module)
-    images, targets = next(iter(task.batches(positions, task.recipe.batch_size or len(positions))))
+    images, targets = next(iter(task.batches(positions, max(2, task.recipe.batch_size or 0))))
     weights, smoothing = module.class_weights, task.recipe.label_smoothing
 
     def loss(outputs: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
