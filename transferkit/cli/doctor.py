@@ -18,7 +18,6 @@ from transferkit.cli.schema import arguments_of
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import hydra_words
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
-from transferkit.records import CORRECTED, removal_word
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -69,6 +68,8 @@ def _review(settings: DictConfig) -> float | None:
 
 
 def _print_review(review: LabelReview, settings: DictConfig, out: Path) -> None:
+    from transferkit.records import CORRECTED, removal_word
+
     for line in audit_lines(review.data):
         print(line)
     if review.rows:
