@@ -195,6 +195,7 @@ class MeasureOptions:
     similarity: float | None = option(
         None, "Similarity of the data to the backbone's source data in [0, 1]; None: measured."
     )
+    labels: Any = option(None, "Corrected labels: the table of `transferkit doctor labels`, edited (docs/doctor.md).")
     source: Any = option(None, "Images like those the backbone was trained on, in any form that data can have.")
     batch_size: int | None = option(
         None,
@@ -239,7 +240,7 @@ class Recipe:
 
     epochs: int | None = option(None, "Passes over the training images, >= 1; None fits them to their number.")
     batch_size: int | None = option(
-        None, "Images per optimizer step, of all processes together, >= 1; None fits it to their number."
+        None, "Images per optimizer step, of all processes together, >= 1; None: by their number."
     )
     optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum 0.9.")
     lr: float | str | None = option(

@@ -15,6 +15,7 @@ from transferkit.cli.help import HELP, SECTIONS
 from transferkit.cli.options_page import make_page
 from transferkit.cli.schema import known_settings
 from transferkit.core.errors import OptionError
+from transferkit.doctor import review_labels
 from transferkit.finetune.schedule import SCHEDULES as CURVES
 from transferkit.options import (
     SCHEDULES,
@@ -28,8 +29,8 @@ from transferkit.options import (
     options_from,
 )
 
-VERBS = (tk.adapt, tk.analyze, tk.rank, tk.decide)
-OTHERS = {"model", "models", "data", "evidence", "command"}
+VERBS = (tk.adapt, tk.analyze, tk.rank, tk.decide, review_labels)
+OTHERS = {"model", "models", "data", "evidence", "command", "limit"}
 NOT_RANKED = {"checkpoint", "similarity", "source"}
 
 
@@ -48,7 +49,12 @@ def test_defaults_of_a_verb_are_those_of_the_options(verb):
 
 @pytest.mark.parametrize(
     ("verb", "kind", "without"),
-    [(tk.adapt, AdaptOptions, set()), (tk.analyze, PassOptions, set()), (tk.rank, PassOptions, NOT_RANKED)],
+    [
+        (tk.adapt, AdaptOptions, set()),
+        (tk.analyze, PassOptions, set()),
+        (tk.rank, PassOptions, NOT_RANKED),
+        (review_labels, PassOptions, set()),
+    ],
 )
 def test_a_verb_takes_all_options_of_its_kind(verb, kind, without):
     assert set(inspect.signature(verb).parameters) - OTHERS == set(fields_of(kind)) - without

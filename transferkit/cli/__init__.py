@@ -1,6 +1,7 @@
 """The command line: a verb, then settings. The only place that knows Hydra.
 
-`adapt`, `analyze` and `rank` are Hydra jobs (a folder each, sweeps with --multirun); other verbs borrow its grammar.
+`adapt`, `analyze`, `rank` and `doctor labels` are Hydra jobs (a folder each, sweeps with --multirun); other verbs
+borrow its grammar.
 Paths are plain text after the first `=` (`words`).
 """
 
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from transferkit.cli.adapting import ADAPT
+from transferkit.cli.doctor import doctor
 from transferkit.cli.help import HELP, USAGE
 from transferkit.cli.jobs import stop
 from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, ZOO
@@ -24,6 +26,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "adapt": ADAPT,
     "analyze": ANALYZE,
     "rank": RANK,
+    "doctor": doctor,
     "predict": PREDICT,
     "evaluate": EVALUATE,
     "export": EXPORT,
@@ -35,7 +38,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `transferkit` command.
 
-    Exits with 0, with 2 after an error that the user can mend, with 130 after Ctrl-C.
+    Exits with 0, with 1 where `doctor` raised an alarm, with 2 after an error that the user can mend, with 130 after
+    Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given.pop(0) if given and "=" not in given[0] and not given[0].startswith("-") else None

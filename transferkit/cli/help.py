@@ -72,6 +72,7 @@ SECTIONS = (
             ),
             ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
             ("data.columns.label", "null", "What a manifest calls that column; also .path, .split, .group."),
+            *_rows(AdaptOptions, ("labels",)),
             *_rows(DataOptions, ("val", "test", "strict", "max_pixels"), group="data."),
         ),
     ),
@@ -161,6 +162,8 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit adapt data.root=DIR                 your own images: DIR/<class>/* or DIR/{train,val,test}/<class>/*
   transferkit analyze data.root=DIR               only measure and advise
   transferkit rank models='packaged/*' data.root=DIR   which backbone, before any training
+  transferkit doctor labels data.root=DIR         which labels are probably wrong
+  transferkit doctor data.root=DIR                what is wrong with the set-up that adapt would train
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit evaluate run=DIR                    score a finished run on test images, if that was not done yet
   transferkit export run=DIR                      a finished run as ONNX
@@ -175,7 +178,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
 
   transferkit adapt                                                    scikit-learn's digits, offline
   transferkit adapt data.root=DIR image_size=96 out=runs/x
-  transferkit adapt data.path=labels.csv                               columns path, label [, split, group]
+  transferkit adapt data.path=images.csv                               columns path, label [, split, group]
   transferkit adapt model=timm/resnet50.a1_in1k data.root=DIR
   transferkit adapt model=torchvision/resnet18 checkpoint=my.pth data.root=DIR
   transferkit adapt strategy=few_layers unfreeze=2 train.epochs=10 data.root=DIR
@@ -207,6 +210,24 @@ the training images; prints ranks with their intervals, costs and measures; leav
   device=auto, engine=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
 
 What is computed stays in the feature bank: the same command again, or adapt with the winner, reads it there.
+""",
+    "doctor": """\
+transferkit doctor [labels] [key=value ...]: what is wrong, before any training. Takes the same keys as adapt.
+
+  transferkit doctor data.root=DIR image_size=96 strategy=lp_ft
+  transferkit doctor labels data.root=DIR image_size=96 out=review
+  transferkit adapt data.root=DIR image_size=96 labels=review/labels.csv
+
+  doctor          examines what adapt would train with the same words: the network with its new head, an augmented
+                  batch, loss and optimizer; whether each class is in each split; whether images reach a finished
+                  model as they did in training. Nothing is written. Exits with 0 if all is well, with 1 after an
+                  alarm, with 2 after a mistake in the command.
+  doctor labels   lists training and validation images that look more like another class to a classifier that has not
+                  seen them, worst first, at the cost of analyze. Leaves labels.html, the pictures, and labels.csv in
+                  out=DIR.
+
+labels.csv: write the right class into the column corrected, or drop to leave the image out; empty is as before. Save it
+as CSV (UTF-8), and give it to adapt, analyze, rank or doctor as labels=FILE. Rows may be added and removed.
 """,
     "evaluate": """\
 transferkit evaluate run=DIR [key=value ...]: score a finished run on test images and add that to its report.

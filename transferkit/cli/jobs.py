@@ -24,7 +24,7 @@ from transferkit.core.paths import MARKER, mark_folder
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["EXIT_USER", "Job", "command_line", "current_command", "in_sweep", "output_folder", "stop"]
+__all__ = ["EXIT_USER", "Job", "as_typed", "command_line", "current_command", "in_sweep", "output_folder", "stop"]
 
 log = logging.getLogger("transferkit")
 
@@ -157,7 +157,7 @@ def _guarded(
             sweep.failures.append(f"{words}: {type(error).__name__}: {error} (this is a bug; the traceback is above)")
             return float("nan")
         if sweep is not None:
-            sweep.scores[_as_typed(folder)] = (words, score)
+            sweep.scores[as_typed(folder)] = (words, score)
         return score
 
     return guarded
@@ -212,7 +212,7 @@ def output_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def _as_typed(folder: Path) -> Path:
+def as_typed(folder: Path) -> Path:
     """Relative to the working folder where it lies inside."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
@@ -242,18 +242,18 @@ def current_command(verb: str, settings: DictConfig, *more: str) -> str:
     if not in_sweep():
         return command_line(verb, words, settings, *more)
     alone = [word for word in words if not word.startswith("out=")]
-    return command_line(verb, alone, settings, f"out={_as_typed(output_folder())}", *more)
+    return command_line(verb, alone, settings, f"out={as_typed(output_folder())}", *more)
 
 
 def command_line(verb: str, words: Sequence[str], settings: DictConfig, *more: str) -> str:
     """The command with these settings, quoted for a shell, and the seed with it.
 
     Args:
-        verb: First word.
+        verb: First word, or words: "doctor labels".
         words: In Hydra's grammar.
         settings: What they made.
         more: Further words, as a person would type them.
     """
     shown = [plain_word(word) for word in words if not word.startswith(("-", "hydra"))]
     seed = [] if any(word.startswith("seed=") for word in shown) else [f"seed={settings.seed}"]
-    return shlex.join(["transferkit", verb, *shown, *more, *seed])
+    return shlex.join(["transferkit", *verb.split(), *shown, *more, *seed])

@@ -15,7 +15,7 @@ from transferkit.core.paths import expand
 
 __all__ = ["INPUTS", "JOB_PATHS", "check_given", "hydra_words", "is_multirun", "path_text", "plain_word", "split_list"]
 
-INPUTS = ("data.root", "data.path", "checkpoint", "source")
+INPUTS = ("data.root", "data.path", "labels", "checkpoint", "source")
 """Settings of a job that name what is read; with --multirun, several of them are a run each."""
 
 JOB_PATHS = (*INPUTS, "out", "cache")
@@ -27,7 +27,7 @@ COLUMN_NAMES = tuple(f"data.columns.{name}" for name in ("path", "label", "split
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
 
-MAY_BE_LEFT_OUT = ("checkpoint", "source", "cache")
+MAY_BE_LEFT_OUT = ("labels", "checkpoint", "source", "cache")
 
 MULTIRUN = ("--multirun", "-m")
 

@@ -38,7 +38,7 @@ NOT_QUOTED = ("command",)
 NO_SETTINGS = frozenset({"command", "progress", "out", "overwrite", "resume", "evaluate", "cache", "cache_limit"})
 """Arguments that affect neither the model nor the record about it."""
 
-PATH_SETTINGS = frozenset({"data", "root", "checkpoint", "source"})
+PATH_SETTINGS = frozenset({"data", "root", "labels", "checkpoint", "source"})
 """Arguments that may be paths, and are then compared as absolute paths."""
 
 PACKAGES = ("transferkit", "torch", "torchvision", "timm", "pytorch-lightning", "scikit-learn", "numpy", "pillow")
@@ -85,7 +85,7 @@ def environment(*, seed: int, device: str) -> dict[str, str | int]:
     }
 
 
-def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any], *, home: str = "transferkit") -> str:
     """The Python call that reproduces a run: all arguments that differ from their default, and the seed.
 
     Objects that have no literal (a module, a dataset) are shown as placeholders in angle brackets, with a comment; a
@@ -94,6 +94,7 @@ def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> st
     Args:
         function: One of transferkit's public functions.
         arguments: Name -> value, for every argument of it.
+        home: The module that people import it from.
 
     Example:
         >>> def rank(models, data, *, image_size=None, seed=0): ...
@@ -108,7 +109,7 @@ def quote_call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> st
             continue
         text = _expression(value, stand_ins)
         parts.append(f"{name}={text}" if parameter.kind is parameter.KEYWORD_ONLY else text)
-    call = f"transferkit.{function.__name__}({', '.join(parts)})"
+    call = f"{home}.{function.__name__}({', '.join(parts)})"
     if not stand_ins:
         return call
     yours = "your own objects" if len(stand_ins) > 1 else "your own object"

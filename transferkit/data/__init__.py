@@ -1,6 +1,7 @@
 """Labelled images from any source: audited, split, decoded, preprocessed for a checkpoint, batched for training."""
 
 from transferkit.data.augmentation import Augmentation, choose_preset
+from transferkit.data.corrections import read_corrections
 from transferkit.data.decode import decode
 from transferkit.data.deep_images import DeepImages
 from transferkit.data.geometry import same_pictures, to_pixels
@@ -34,6 +35,7 @@ __all__ = [
     "predictable_images",
     "predictable_pixels",
     "prepared_tensors",
+    "read_corrections",
     "same_pictures",
     "stratified_split",
     "to_pixels",

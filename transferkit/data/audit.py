@@ -21,6 +21,7 @@ from transferkit.data.class_findings import (
     untrained_class_findings,
     unusable_class_findings,
 )
+from transferkit.data.corrections import Corrections, apply_corrections
 from transferkit.data.depth import Range
 from transferkit.data.duplicates import (
     find_groups,
@@ -37,7 +38,7 @@ from transferkit.data.label_findings import label_findings
 from transferkit.data.ranges import find_losses, find_range
 from transferkit.data.split_findings import Shares, split_findings, split_rule
 from transferkit.data.splits import stratified_split
-from transferkit.records import DataSummary, Finding
+from transferkit.records import CorrectedLabel, DataSummary, Finding
 
 __all__ = ["AuditReport", "audit"]
 
@@ -54,15 +55,19 @@ class AuditReport:
         summary: Classes, counts, findings.
         rows: (M,) int64, the usable rows of the inventory, in its order.
         splits: (M,) split names.
+        labels: (M,) int64 in [0, K), corrections applied.
         groups: (M,) int64; images of one group are never in different splits or folds.
         value_range: (black, white) of images deeper than 8 bits; None if there are none.
+        corrected: Images whose label was corrected, or that were removed.
     """
 
     summary: DataSummary
     rows: Ints
     splits: Names
+    labels: Ints
     groups: Ints
     value_range: Range | None = None
+    corrected: tuple[CorrectedLabel, ...] = ()
 
 
 def audit(
@@ -73,6 +78,7 @@ def audit(
     seed: int,
     strict: bool,
     value_range: Range | None = None,
+    corrections: Corrections | None = None,
 ) -> AuditReport:
     """Check an inventory, and draw the splits that it lacks.
 
@@ -84,6 +90,8 @@ def audit(
         seed: Of the draw.
         strict: Whether an image that is set aside is an error.
         value_range: (black, white) of images deeper than 8 bits; None measures it.
+        corrections: Other labels for some images. Splits and groups are those that the source's own labels make, so
+            that no image changes its split.
 
     Raises:
         DataError: One message with all the errors found, a line each.
@@ -111,6 +119,14 @@ def audit(
     groups, alike = find_groups(inventory, ids, rows, twins)
     findings += alike
     splits = _draw_splits(inventory, rows, groups, shares, seed=seed)
+    changes: tuple[CorrectedLabel, ...] = ()
+    if corrections is not None:
+        applied = apply_corrections(corrections, inventory, rows, splits)
+        changes, kept = applied.changes, ~applied.removed[rows]
+        inventory = replace(inventory, labels=applied.labels)
+        conflicts = label_conflicts(inventory, ids, (usable | leaking) & ~applied.removed)
+        findings = [applied.finding, *(one for one in findings if one.kind != "label_conflict"), *conflicts]
+        rows, splits, groups, twins = rows[kept], splits[kept], groups[kept], _pairs_among(twins, kept)
     findings += label_findings(inventory, np.bincount(inventory.labels[rows], minlength=len(inventory.classes)))
     findings += split_findings(inventory, rows, splits, groups, shares=shares)
     findings += class_findings(inventory, rows, splits, groups)
@@ -120,7 +136,21 @@ def audit(
     findings += [*conversion_findings(inventory, rows), *find_losses(names, inspections), *grey.findings]
     rule = split_rule(inventory, rows, splits, shares=shares, seed=seed)
     summary = _summary(inventory, ids, rows, splits, groups, findings, rule)
-    return AuditReport(summary=summary, rows=rows, splits=splits, groups=groups, value_range=grey.value_range)
+    return AuditReport(
+        summary=summary,
+        rows=rows,
+        splits=splits,
+        labels=inventory.labels[rows],
+        groups=groups,
+        value_range=grey.value_range,
+        corrected=changes,
+    )
+
+
+def _pairs_among(pairs: Ints, kept: npt.NDArray[np.bool_]) -> Ints:
+    """Pairs of places of which both are kept, renumbered among these."""
+    renumbered: Ints = (np.cumsum(kept) - 1)[pairs[kept[pairs].all(axis=1)]]
+    return renumbered
 
 
 def _raise_errors(findings: Iterable[Finding], origin: str) -> None:

@@ -16,7 +16,7 @@ from transferkit.data.phrases import MOST_NAMES, counted, first_names, quoted
 from transferkit.data.split_findings import DEFAULT_TEST, Shares
 from transferkit.records import Finding
 
-__all__ = ["class_findings", "split_size_findings", "unusable_class_findings", "untrained_class_findings"]
+__all__ = ["class_findings", "split_size_findings", "untrained_class_findings", "unusable_class_findings"]
 
 Ints = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]

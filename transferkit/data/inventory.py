@@ -19,7 +19,7 @@ from transferkit.data.inspection import Inspection
 from transferkit.data.scaled import read_pixels
 from transferkit.records import Finding, Preprocessing
 
-__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "split_name", "read_files"]
+__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "read_files", "split_name"]
 
 Kind = Literal["folder", "manifest", "dataset"]
 """Type of the source: it determines what the user has to change to fix a problem."""

@@ -50,7 +50,7 @@ class TransferDataModule(pl.LightningDataModule):
         seed: Determines the splits, the order and the augmentation.
         workers: Worker processes that prepare batches; None chooses by the machine.
         limit: Bytes of decoded pictures per split to keep in memory; larger splits use a temporary file.
-        root, columns, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
+        root, columns, labels, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
         progress: Whether to show progress bars on a terminal.
 
     Raises:
@@ -85,6 +85,7 @@ class TransferDataModule(pl.LightningDataModule):
         limit: int = MEMORY_LIMIT,
         root: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
+        labels: str | Path | None = None,
         strict: bool = False,
         preprocessed: bool = False,
         max_pixels: int = MAX_PIXELS,
@@ -107,6 +108,7 @@ class TransferDataModule(pl.LightningDataModule):
             "test": test,
             "root": root,
             "columns": columns,
+            "labels": labels,
             "strict": strict,
             "preprocessed": preprocessed,
             "max_pixels": max_pixels,

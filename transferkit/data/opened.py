@@ -17,11 +17,12 @@ from transferkit.core.errors import DataError, OptionError
 from transferkit.core.file_kinds import is_text, kind_of, read_head
 from transferkit.core.paths import expand
 from transferkit.data.audit import AuditReport, audit
+from transferkit.data.corrections import read_corrections
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, read_builtin, read_datasets
 from transferkit.data.depth import Range
 from transferkit.data.folders import read_folder
 from transferkit.data.formats import is_image
-from transferkit.data.inventory import UNSPLIT, Inventory, Reader
+from transferkit.data.inventory import UNSPLIT, FileReader, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, read_manifest
 from transferkit.data.prepared import check_prepared
@@ -29,7 +30,7 @@ from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
 from transferkit.data.tables import CONVERT_JSON
 from transferkit.options import MAX_PIXELS
-from transferkit.records import DataSummary, Folds, Picture, Preprocessing
+from transferkit.records import CorrectedLabel, DataSummary, Folds, Picture, Preprocessing
 
 __all__ = ["Data", "check_data_path", "open_data"]
 
@@ -54,6 +55,7 @@ class Data:
             the user.
         normalised: Whether `pixels` returns already normalised float32 tensors.
         value_range: (black, white) of the images deeper than 8 bits, in stored units; None if there are none.
+        corrected: What a table of corrected labels changed; empty without one.
         thread_safe: Whether images may be read from several threads at once.
     """
 
@@ -61,12 +63,13 @@ class Data:
         rows = report.rows
         self.summary: DataSummary = report.summary
         self.items: tuple[str, ...] = tuple(inventory.names[row] for row in rows)
-        self.labels: npt.NDArray[np.int64] = inventory.labels[rows]
+        self.labels: npt.NDArray[np.int64] = report.labels
         self.splits: npt.NDArray[np.str_] = report.splits
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
         )
         self.groups: npt.NDArray[np.int64] = report.groups
+        self.corrected: tuple[CorrectedLabel, ...] = report.corrected
         self.normalised = normalised
         self.value_range: Range | None = None if normalised else report.value_range
         self._outside = inventory.outside
@@ -180,6 +183,12 @@ class Data:
         value_range = preprocessing.value_range or self.value_range
         return self._reader.pixels(int(self._rows[index]), preprocessing, value_range)
 
+    def original(self, index: int) -> Path | Image.Image:
+        """The image as a person would pass it for a prediction: its file, or the picture where there is none."""
+        if isinstance(self._reader, FileReader):
+            return self._reader.paths[self._rows[index]]
+        return self.image(index)
+
     def thumbnail(self, index: int, side: int = 96) -> Picture:
         """A JPEG for display, with a long side of `side` pixels."""
         image = self.image(index)
@@ -204,6 +213,7 @@ def open_data(
     max_pixels: int = MAX_PIXELS,
     cache: str | Path | None = None,
     value_range: tuple[float, float] | None = None,
+    labels: str | Path | None = None,
 ) -> Data:
     """Open labelled images from any source, and audit them.
 
@@ -230,6 +240,8 @@ def open_data(
             `$TRANSFERKIT_CACHE` or the user's cache folder.
         value_range: (black, white) of images deeper than 8 bits, in stored units; None measures it on the training
             images.
+        labels: Table of corrected labels of training and validation images, as `transferkit doctor labels` writes it:
+            columns path, corrected (a class; drop removes the image) and label, which counts where corrected is empty.
 
     Returns:
         The usable images, with a summary that contains all findings.
@@ -251,7 +263,10 @@ def open_data(
         raise OptionError(f"max_pixels is a number of pixels and must be >= 1, got {max_pixels!r}.")
     opened = getattr(data, "data", data)
     if isinstance(opened, Data):  # a TransferDataModule's images are open already
+        if labels is not None:
+            raise OptionError("These images are open already: pass labels= where they are opened.")
         return opened
+    corrections = None if labels is None else read_corrections(labels)
     inventory = _read_source(
         data,
         root=root,
@@ -261,7 +276,9 @@ def open_data(
         progress=progress,
         cache=None if cache is None else expand(cache),
     )
-    report = audit(inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range)
+    report = audit(
+        inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range, corrections=corrections
+    )
     return Data(inventory, report, normalised=preprocessed)
 
 

@@ -22,7 +22,18 @@ _RECORDS = {
 """File of a finished run -> keys that it contains."""
 
 _WRITTEN = frozenset(
-    {*_RECORDS, MARKER, "model.safetensors", "model.onnx", "report.html", "ranking.html", "log.txt", "multirun.yaml"}
+    {
+        *_RECORDS,
+        MARKER,
+        "model.safetensors",
+        "model.onnx",
+        "report.html",
+        "ranking.html",
+        "labels.csv",
+        "labels.html",
+        "log.txt",
+        "multirun.yaml",
+    }
 )
 _CHECKPOINTS = "training"
 _LIGHTNING = "lightning_logs"

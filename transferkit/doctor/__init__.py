@@ -1,11 +1,13 @@
 """The training doctor: checks of a training set-up before a long run, for any PyTorch model and loop."""
 
+from transferkit.doctor.adapt_examination import Examination, examine_adapt
 from transferkit.doctor.bias_variance import ErrorBudget, explain_errors
 from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
 from transferkit.doctor.curve_reading import Curves, read_curves
 from transferkit.doctor.examination import examine
 from transferkit.doctor.image_review import review_images, review_session
+from transferkit.doctor.label_review import review_labels
 from transferkit.doctor.loop import LoopWatch
 from transferkit.doctor.monitor import TrainingMonitor
 from transferkit.doctor.pictures import check_pictures
@@ -18,6 +20,7 @@ __all__ = [
     "CHECKS",
     "Curves",
     "ErrorBudget",
+    "Examination",
     "LoopWatch",
     "Subject",
     "TrainingMonitor",
@@ -26,9 +29,11 @@ __all__ = [
     "check_serving",
     "check_shuffled_labels",
     "examine",
+    "examine_adapt",
     "examine_training",
     "explain_errors",
     "read_curves",
     "review_images",
+    "review_labels",
     "review_session",
 ]

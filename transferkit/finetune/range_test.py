@@ -21,8 +21,8 @@ import torch
 
 from transferkit.core.errors import OptionError
 from transferkit.core.random import draw_seed
+from transferkit.finetune.last_phase import last_optimizer, start_last_phase
 from transferkit.finetune.module import TransferModule
-from transferkit.finetune.recipe import make_optimizer
 
 __all__ = ["RangeTest", "find_rate", "judge"]
 
@@ -187,16 +187,15 @@ def _copied(module: TransferModule) -> TransferModule:
     """A copy in training mode, in the plan's last phase, without trainer and gradients."""
     trainer = module._trainer
     trial: TransferModule = copy.deepcopy(module, {} if trainer is None else {id(trainer): None})
-    trial.freeze_plan.start(len(trial.freeze_plan.phases) - 1)
-    trial.train()
-    trial.freeze_plan.set_modes(training=True)
+    start_last_phase(trial)
     trial.zero_grad(set_to_none=True)
     return trial
 
 
 def _swept(trial: TransferModule, batches: Iterable[Any], rates: Floats, planned: float, seed: int) -> RangeTest:
     """Run steps until the loss has risen."""
-    optimizer = _make_optimizer(trial)
+    optimizer = last_optimizer(trial)
+    planned_rates = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
     nothing = math.nan
     _seed_all(draw_seed(seed, "range test"), trial.device)  # a loader may draw its order here
@@ -207,27 +206,21 @@ def _swept(trial: TransferModule, batches: Iterable[Any], rates: Floats, planned
             if not number:
                 nothing = _loss_of_nothing(trial, batch[1])
             _seed_all(draw_seed(seed, "range test", number), trial.device)
-            losses.append(_step(trial, optimizer, batch, rates[number] / planned))
+            losses.append(_step(trial, optimizer, batch, [rates[number] / planned * lr for lr in planned_rates]))
             if _edge(losses, nothing=nothing) is not None:
                 break
     return judge(rates[: len(losses)].tolist(), losses, planned=planned, nothing=nothing)
 
 
-def _make_optimizer(trial: TransferModule) -> torch.optim.Optimizer:
-    """The module's optimizer for the parameters of the last phase."""
-    groups = [{**group, "planned": group["lrs"][-1]} for group in trial.freeze_plan.groups() if group["lrs"][-1] > 0]
-    return make_optimizer(trial.recipe, groups)
-
-
-def _step(trial: TransferModule, optimizer: torch.optim.Optimizer, batch: Any, factor: float) -> float:
-    """One step at `factor` times the plan's rates; returns the loss before it."""
+def _step(trial: TransferModule, optimizer: torch.optim.Optimizer, batch: Any, rates: Sequence[float]) -> float:
+    """One step at these rates, one for each group; returns the loss before it."""
     loss = trial.training_step(batch, 0)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     if trial.recipe.clip:
         torch.nn.utils.clip_grad_norm_(trial.parameters(), trial.recipe.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = factor * group["planned"]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     optimizer.step()
     return float(loss.detach())
 

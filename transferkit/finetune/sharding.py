@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Shards", "sum_over_processes", "blocks_of", "fill_state", "is_sharded", "local", "placed", "full_tensor"]
+__all__ = ["Shards", "blocks_of", "fill_state", "full_tensor", "is_sharded", "local", "placed", "sum_over_processes"]
 
 LARGEST = 0.1
 """Maximum share of the parameters in one block, if possible: a block is gathered at once, but each costs messages."""

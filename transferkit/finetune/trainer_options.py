@@ -22,8 +22,8 @@ __all__ = [
     "check_options",
     "check_sharding",
     "count_processes",
-    "launch_options",
     "device_options",
+    "launch_options",
     "quietly",
     "with_sharding",
 ]

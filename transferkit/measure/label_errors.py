@@ -24,16 +24,23 @@ class LabelErrors:
     """How suspicious every label is.
 
     Args:
-        suspicion: (N,) in [-1, 1], the held-back probability of the best other class minus that of the image's own.
+        given: (N,) in [0, 1], the held-back probability of the image's own class.
+        best: (N,) in [0, 1], that of the most probable other class.
         suggested: (N,) int, that other class.
         likely: (N,) bool: the other class is more probable than that class usually is for its own images, and more
             probable
             than the image's own.
     """
 
-    suspicion: npt.NDArray[np.float64]
+    given: npt.NDArray[np.float64]
+    best: npt.NDArray[np.float64]
     suggested: npt.NDArray[np.int64]
     likely: npt.NDArray[np.bool_]
+
+    @property
+    def suspicion(self) -> npt.NDArray[np.float64]:
+        """(N,) in [-1, 1], the difference of the two."""
+        return self.best - self.given
 
     @property
     def order(self) -> npt.NDArray[np.int64]:
@@ -87,7 +94,7 @@ def find_label_errors(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.i
     counts = np.bincount(labels, minlength=classes)
     usual = np.bincount(labels, weights=own, minlength=classes) / np.maximum(counts, 1)
     likely = (best > own) & (best >= usual[suggested]) & (counts[suggested] > 0)
-    return LabelErrors(suspicion=best - own, suggested=suggested, likely=likely)
+    return LabelErrors(given=own, best=best, suggested=suggested, likely=likely)
 
 
 def _softmax(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -14,14 +14,14 @@ from scipy.linalg import eigh
 from transferkit.measure.scaled_rows import Array
 
 __all__ = [
-    "LeaveOut",
-    "RidgePath",
-    "RidgeProblem",
+    "DEFAULT_PENALTY",
     "SINGLE_IMAGES",
     "SINGULAR",
     "SOLVED_AT_ONCE",
     "TIE",
-    "DEFAULT_PENALTY",
+    "LeaveOut",
+    "RidgePath",
+    "RidgeProblem",
     "eigen",
     "moment_type",
 ]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from transferkit.core.errors import DataError
 
 __all__ = [
-    "Array",
     "CONSTANT",
+    "Array",
     "Chunks",
     "ScaledRows",
     "Scaling",

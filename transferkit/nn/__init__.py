@@ -32,7 +32,6 @@ __all__ = [
     "Tail",
     "Tap",
     "TransferModel",
-    "tracing",
     "count_operations",
     "cut",
     "discover_taps",
@@ -42,5 +41,6 @@ __all__ = [
     "logits_of",
     "pool",
     "replicas_of",
+    "tracing",
     "without_tracing",
 ]

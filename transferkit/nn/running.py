@@ -22,12 +22,12 @@ from transferkit.records import Preprocessing
 __all__ = [
     "Classifier",
     "PlacedClassifier",
-    "tracing",
     "in_batches",
     "in_halves",
     "is_out_of_memory",
     "logits_of",
     "replicas_of",
+    "tracing",
     "without_tracing",
 ]
 

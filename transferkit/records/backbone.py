@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.records.preprocessing import Preprocessing
 
-__all__ = ["BackboneSpec", "JOINED", "SELECTED", "StageSpec", "TOP"]
+__all__ = ["JOINED", "SELECTED", "TOP", "BackboneSpec", "StageSpec"]
 
 
 TOP = "top"

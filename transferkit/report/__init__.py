@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that opens offline, made from a `RunRecord` alone.
 
-A ranking has a page of its own."""
+A ranking has a page of its own, and so have doubtful labels."""
 
-from transferkit.report._render import render, render_ranking
+from transferkit.report._render import render, render_labels, render_ranking
 
-__all__ = ["render", "render_ranking"]
+__all__ = ["render", "render_labels", "render_ranking"]

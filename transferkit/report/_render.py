@@ -5,14 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transferkit.records import Ranking, RunRecord
+from transferkit.records import LabelReview, Ranking, RunRecord
+from transferkit.report._labels import write_labels
 from transferkit.report._ranking import write_ranking
 from transferkit.report.sections import write_report
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["render", "render_ranking"]
+__all__ = ["render", "render_labels", "render_ranking"]
 
 
 def render(record: RunRecord) -> str:
@@ -34,6 +35,15 @@ def render_ranking(ranking: Ranking) -> str:
         ranking: All text in it is treated as untrusted.
     """
     return _encodable(_environment().get_template("ranking.html.j2").render(page=write_ranking(ranking)))
+
+
+def render_labels(review: LabelReview) -> str:
+    """The contact sheet of a review of labels as one HTML document, like the report of a run.
+
+    Args:
+        review: All text in it is treated as untrusted.
+    """
+    return _encodable(_environment().get_template("labels.html.j2").render(page=write_labels(review)))
 
 
 def _encodable(html: str) -> str:

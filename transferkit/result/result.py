@@ -29,7 +29,7 @@ from transferkit.result.run_folder import check_replaceable, read_run, replace_f
 __all__ = ["Result", "check_export", "load"]
 
 
-OPENING = ("root", "columns", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
+OPENING = ("root", "columns", "labels", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
 """Settings of a run that are options of opening its images."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transferkit.core.distributed import local_rank_and_world_size
 from transferkit.core.errors import CheckpointError, OptionError, list_problems, problem_of, unknown_name
 from transferkit.core.paths import check_folder, expand
-from transferkit.data import check_data_path
+from transferkit.data import check_data_path, read_corrections
 from transferkit.decision import MODES
 from transferkit.features import check_engine, choose_device
 from transferkit.finetune import count_processes
@@ -67,6 +67,8 @@ def _check_paths(arguments: Mapping[str, Any]) -> None:
         check_folder(expand(arguments["out"]))
     for name in ("data", "source"):
         check_data_path(arguments.get(name))
+    if arguments.get("labels") is not None:
+        read_corrections(arguments["labels"])
     checkpoint = arguments.get("checkpoint")
     if checkpoint is not None and not (str(checkpoint) and expand(checkpoint).exists()):
         raise CheckpointError(f"There is no file {str(checkpoint)!r}. checkpoint= takes the path of one weights file.")

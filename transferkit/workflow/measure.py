@@ -42,7 +42,7 @@ from transferkit.workflow.paces import measure_paces
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
 from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
 
-__all__ = ["Measurement", "probe_stages", "read_features", "measure_features"]
+__all__ = ["Measurement", "measure_features", "probe_stages", "read_features"]
 
 NEIGHBOURS = 5
 NEIGHBOUR_IMAGES = 4096

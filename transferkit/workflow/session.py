@@ -137,6 +137,7 @@ def open_images(data: Any, options: PassOptions) -> Data:
         preprocessed=options.preprocessed,
         progress=options.progress,
         cache=options.cache,
+        labels=options.labels,
     )
 
 

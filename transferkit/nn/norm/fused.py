@@ -15,10 +15,10 @@ __all__ = [
     "apply_affine",
     "check_count",
     "check_layout",
-    "laid_out_as",
-    "share_hooks",
     "copy_affine",
     "copy_followers",
+    "laid_out_as",
+    "share_hooks",
 ]
 
 HOOKS = (

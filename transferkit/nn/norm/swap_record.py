@@ -9,7 +9,7 @@ from torch import nn
 
 from transferkit.nn.norm.source import read_source
 
-__all__ = ["SwapRecord", "NormSwap", "record_of", "original_of", "store_record", "swapped_layers", "swapped_norms"]
+__all__ = ["NormSwap", "SwapRecord", "original_of", "record_of", "store_record", "swapped_layers", "swapped_norms"]
 
 _SLOT = "_swapped"
 """Attribute of a replacement. Its value is not a module, so torch does not register the original in it."""

@@ -11,7 +11,7 @@ from transferkit.report._interval_rows import IntervalRow
 from transferkit.report._words import format_count, format_number, format_percent, format_range
 from transferkit.report.charts.axes import Axis, share_axis
 
-__all__ = ["Stages", "write_stages", "chosen_probe"]
+__all__ = ["Stages", "chosen_probe", "write_stages"]
 
 
 UNKNOWN = (

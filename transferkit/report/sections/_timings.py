@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transferkit.records import Evidence, RunRecord
 from transferkit.report._words import format_percent, format_seconds, plural
 
-__all__ = ["Timings", "write_timings", "total_seconds"]
+__all__ = ["Timings", "total_seconds", "write_timings"]
 
 
 @dataclass(frozen=True, kw_only=True)

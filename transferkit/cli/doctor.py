@@ -1,0 +1,144 @@
+"""`transferkit doctor`: what is wrong with the set-up that `adapt` would train, or with the labels.
+
+A word after it may name something else to examine (`EXAMINED`); settings are those of adapt.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transferkit.cli.adapting import audit_lines
+from transferkit.cli.composition import compose_settings, group_choices
+from transferkit.cli.jobs import Job, as_typed, command_line, current_command, output_folder
+from transferkit.cli.schema import arguments_of
+from transferkit.cli.tables import print_table
+from transferkit.cli.words import hydra_words
+from transferkit.core.errors import OptionError, RunFolderError, unknown_name
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from transferkit.records import LabelReview
+
+__all__ = ["doctor"]
+
+log = logging.getLogger("transferkit")
+
+EXIT_ALARM = 1
+"""Of an examination that raised an alarm; 0 is healthy, 2 a mistake in the command."""
+
+SHOWN = 10
+"""Doubtful labels on the terminal; the table and the page have the others."""
+
+TABLE, PAGE = "labels.csv", "labels.html"
+
+
+def _check_labels(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
+    from transferkit.doctor import review_labels
+    from transferkit.workflow.checks import check_arguments
+
+    check_arguments({**arguments_of(settings, review_labels), "out": out}, fits=False)
+    table = out / TABLE
+    if not table.is_file():
+        return ""
+    if settings.overwrite:
+        return f"{table} is there already and is replaced."
+    raise RunFolderError(
+        f"{table} is there already, and may hold your corrections. Choose another folder with out=DIR, or replace it "
+        "with overwrite=true."
+    )
+
+
+def _review(settings: DictConfig) -> float | None:
+    from transferkit.doctor import review_labels
+    from transferkit.report import render_labels
+
+    command = current_command("doctor labels", settings)
+    review = review_labels(**arguments_of(settings, review_labels), command=command)
+    out = output_folder()
+    # A mark at the start tells spreadsheets that this is UTF-8; names that are not become their bytes again.
+    (out / TABLE).write_text(review.to_csv(), "utf-8-sig", "surrogateescape", newline="")
+    (out / PAGE).write_text(render_labels(review), encoding="utf-8")
+    _print_review(review, settings, out)
+    return None
+
+
+def _print_review(review: LabelReview, settings: DictConfig, out: Path) -> None:
+    from transferkit.records import CORRECTED, removal_word
+
+    for line in audit_lines(review.data):
+        print(line)
+    if review.rows:
+        rows = [
+            (
+                str(rank),
+                row.item,
+                row.label,
+                row.suggested,
+                f"{100 * row.probability:.1f} %",
+                f"{100 * row.suggested_probability:.1f} %",
+                "yes" if row.is_likely_error else "no",
+            )
+            for rank, row in enumerate(review.rows[:SHOWN], start=1)
+        ]
+        print_table(("rank", "image", "label", "looks like", "label's", "other's", "likely error"), rows)
+        print()
+    lines = [*review.sentences, "", f"pictures: {out / PAGE}", f"table: {out / TABLE}"]
+    if review.rows:
+        word = removal_word(review.data.classes)
+        lines += [
+            f"Next: write the right class, or {word}, into the column {CORRECTED} of {TABLE}, then",
+            f"  {_next_command(settings, out)}",
+        ]
+    for line in lines:
+        print(line)
+        log.info(line)
+
+
+def _next_command(settings: DictConfig, out: Path) -> str:
+    """What trains with the corrected table."""
+    from hydra.core.hydra_config import HydraConfig
+
+    ours = ("out=", "overwrite=", "labels=")
+    words = [word for word in HydraConfig.get().overrides.task if not word.startswith(ours)]
+    return command_line("adapt", words, settings, f"labels={as_typed(out) / TABLE}")
+
+
+def _examine(words: list[str]) -> None:
+    """Print what is wrong with the set-up that `adapt` would train; exits with 1 after an alarm."""
+    from transferkit.api import adapt, check_adapt
+    from transferkit.doctor import examine_adapt
+    from transferkit.options import AdaptOptions, options_from
+
+    if flags := [word for word in words if word.startswith("-")]:
+        raise OptionError(f"doctor examines one set-up and takes no {flags[0]}. See transferkit doctor --help.")
+    settings = compose_settings(hydra_words(words, sources=group_choices("data")))
+    arguments = {**arguments_of(settings, adapt), "out": None}  # nothing is written
+    check_adapt(arguments)
+    found = examine_adapt(arguments["model"], arguments["data"], options_from(AdaptOptions, arguments))
+    for line in [*audit_lines(found.data), *found.sentences]:
+        print(line)
+    if not found.diagnosis.healthy:
+        sys.exit(EXIT_ALARM)
+
+
+EXAMINED: Mapping[str, Callable[[list[str]], None]] = {
+    "labels": Job("doctor labels", _review, _check_labels),
+}
+"""Word after `doctor` -> what it examines; without one, the set-up that `adapt` would train."""
+
+
+def doctor(words: list[str]) -> None:
+    """Examine what the first word that is no setting names, or the set-up that `adapt` would train."""
+    place = next((at for at, word in enumerate(words) if "=" not in word and not word.startswith("-")), None)
+    name = None if place is None else words[place]
+    if name is None:
+        _examine(words)
+    elif name in EXAMINED:
+        EXAMINED[name]([word for at, word in enumerate(words) if at != place])
+    else:
+        raise OptionError(unknown_name("thing to examine", name, EXAMINED, remedy="See transferkit doctor --help."))
