@@ -1,16 +1,16 @@
-"""Planted bugs: how many the training doctor finds within 50 steps, whether it names the right cause, and how often it
-alarms over healthy runs; `torch-audit` on the same scripts beside it.
+"""Planted bugs: how many the training doctor finds within 50 steps, whether it names the right cause, and how often
+it alarms over healthy runs; `torch-audit` on the same scripts beside it.
 
     pip install torch-audit==0.3.0
     python scripts/make_tasks.py --out tasks
     python scripts/bench_doctor.py --root tasks [--out benchmarks/doctor.json] [--jobs 2]
 
-A script is a network (EfficientNet-Lite0 and MobileNetV2 with ImageNet weights; a ResNet-18 and a small ViT trained on
-drawn characters first), a strategy, a task, its loaders, optimizer and loop. Each bug of `planted/bugs.py` is planted in
-one script per network, with strategies and tasks in turn; 72 scripts stay healthy. The doctor is given what the script
-holds, runs its checks, and watches the first 50 steps; it is judged by the first cause that it names. Thresholds were
-set on the tasks stamps and digits, which are not among those here. Rows are kept as they come: a run that was stopped
-goes on where it was.
+A script is a network (EfficientNet-Lite0 and MobileNetV2 with ImageNet weights; a ResNet-18 and a small ViT trained
+on drawn characters first), a strategy, a task, its loaders, optimizer and loop. Each bug of `planted/bugs.py` is
+planted in one script per network, with strategies and tasks in turn; 72 scripts stay healthy. The doctor is given what
+the script holds, runs its checks, and watches the first 50 steps; it is judged by the first cause that it names.
+Thresholds were set on the tasks stamps and digits, which are not among those here. Rows are kept as they come: a run
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted.script import Script
 from torch import nn
 
+from planted.script import Script
 from transferkit.nn.norm.recalibration import follows_batches
 
 __all__ = ["BUGS", "Bug"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
-from planted.script import Script
 
+from planted.script import Script
 from transferkit.core.errors import TransferkitError
 from transferkit.doctor import LoopWatch, check_class_order, check_serving, examine_training
 from transferkit.doctor.causes import ranked
@@ -54,10 +55,8 @@ def _in_use(script: Script) -> list[Symptom]:
 
     trained = prepare(script.train_pipeline.without_augmentation())
     found = list(check_class_order(script.task.classes, script.served_names))
-    try:
+    with suppress(TransferkitError):  # NaN: told by others
         found += check_serving(trained, prepare(script.serving_pipeline))
-    except TransferkitError:
-        pass  # NaN: told by others
     return found
 
 

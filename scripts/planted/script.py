@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted.networks import SIZE, build_network
-from planted.pictures import Pictures, Pipeline, Task
 from torch import nn
 from torch.utils.data import DataLoader
 
+from planted.networks import SIZE, build_network
+from planted.pictures import Pictures, Pipeline, Task
 from transferkit.finetune.freeze import FreezePlan
 from transferkit.finetune.plans import plan_for
 from transferkit.finetune.recipe import make_optimizer

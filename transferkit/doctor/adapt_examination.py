@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import DataError
+from transferkit.doctor.causes import ranked
 from transferkit.doctor.examination import examine
 from transferkit.doctor.serving import check_serving
 from transferkit.options import AdaptOptions
@@ -91,8 +92,7 @@ def _joined(trained: Diagnosis, further: dict[str, Sequence[Symptom] | str]) -> 
         else:
             symptoms += found
             passed += [] if found else [name]
-    symptoms.sort(key=lambda one: one.severity != "alarm")
-    return Diagnosis(symptoms=tuple(symptoms), passed=tuple(passed), skipped=skipped)
+    return Diagnosis(symptoms=ranked(symptoms), passed=tuple(passed), skipped=skipped)
 
 
 def _missing_classes(data: DataSummary) -> list[Symptom]:

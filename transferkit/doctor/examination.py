@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import OptionError
+from transferkit.doctor.causes import ranked
 from transferkit.doctor.checks import CHECKS, Skipped
 from transferkit.doctor.subject import Loss, Subject, cross_entropy
 from transferkit.records import Diagnosis, Preprocessing, Symptom
@@ -40,7 +41,8 @@ def examine(
         seed: Of random directions and dropout.
 
     Returns:
-        Symptoms, alarms first; what was checked and found well; what could not be checked.
+        Symptoms, alarms first and causes before consequences; what was checked and found well; what could not
+        be checked.
 
     Raises:
         OptionError: A check is unknown, or the batch has fewer than two images.
@@ -67,8 +69,7 @@ def examine(
             passed.append(name)
     for one, gradient in gradients:
         one.grad = gradient
-    symptoms.sort(key=lambda one: one.severity != "alarm")
-    return Diagnosis(symptoms=tuple(symptoms), passed=tuple(passed), skipped=skipped)
+    return Diagnosis(symptoms=ranked(symptoms), passed=tuple(passed), skipped=skipped)
 
 
 def _run(check: Callable[[Subject], Any], subject: Subject) -> tuple[list[Symptom], str]:

@@ -1,5 +1,5 @@
-"""What is wrong with the data before it reaches the network, told from the loaders: classes, order, sizes, values, random
-augmentation."""
+"""What is wrong with the data before it reaches the network, told from the loaders: classes, order, sizes, values,
+random augmentation."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _compare_colours(train: torch.Tensor, held_back: torch.Tensor) -> Iterator[S
 
 def check_workers(loader: Any) -> Iterator[Symptom]:
     """Do worker processes, and epochs, draw different random augmentations?"""
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or not len(loader.dataset):  # type: ignore[arg-type]
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or not len(loader.dataset):
         return
     workers = max(loader.num_workers, 1)
     draws = 2 * workers

@@ -205,9 +205,9 @@ def _compare_maps(features: Any, labels: Any, others: Any, other_labels: Any, ac
         yield Symptom(
             cause="label_map_changed",
             severity="alarm",
-            evidence=f"Held-back images are named by another numbering: training images predict {100 * found.accuracy:.0f}"
-            f" % of their labels as they are, and {100 * found.best:.0f} % with {len(found.moved)} class numbers "
-            "exchanged.",
+            evidence="Held-back labels have another numbering: training images predict "
+            f"{100 * found.accuracy:.0f} % of them as they are, and {100 * found.best:.0f} % with "
+            f"{len(found.moved)} class numbers exchanged.",
             remedy="Use one list of class names for all splits: sorted folders and dictionaries differ between tools.",
             items=tuple(map(str, found.moved)),
         )

@@ -78,7 +78,7 @@ def test_one_reassuring_line_for_the_healthy():
 
 def test_without_optimizer_and_classes_it_says_what_it_could_not_check():
     found = examine(toy(), images())
-    assert set(found.skipped) == {"start_loss", "outputs", "tiny_batch", "optimizer", "step"}
+    assert set(found.skipped) == {"start_loss", "outputs", "tiny_batch", "optimizer", "rate", "step"}
     assert "Not checked: " in found.sentences[0]
     assert "start_loss (the number of classes is not known)" in found.sentences[0]
 

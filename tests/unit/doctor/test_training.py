@@ -60,7 +60,8 @@ def test_two_exchanged_classes():
     net = toy()
     found = examine_training(net, loader(*ours), held_back=loader(pixels, swapped), optimizer=sgd(net), classes=CLASSES)
     (one,) = found.alarms
-    assert one.cause == "label_map_changed" and one.items == ("0", "1")
+    assert one.cause == "label_map_changed"
+    assert one.items == ("0", "1")
 
 
 def test_a_class_without_training_images():
@@ -159,7 +160,8 @@ def test_empty_and_odd_loaders_are_refused():
 def test_a_sample_ends_when_there_are_enough():
     ours, _ = splits()
     found = draw_sample(loader(*ours), images=40)
-    assert len(found.labels) == 48 and not found.is_whole
+    assert len(found.labels) == 48
+    assert not found.is_whole
     assert draw_sample(loader(*ours), images=1000).is_whole
 
 
@@ -183,7 +185,8 @@ def test_label_signal_of_permuted_labels_is_that_of_chance():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(100, 20))
     found = [label_signal(rows, rng.integers(0, 4, 100), seed=seed).z for seed in range(20)]
-    assert abs(np.mean(found)) < 0.8 and max(map(abs, found)) < 4
+    assert abs(np.mean(found)) < 0.8
+    assert max(map(abs, found)) < 4
 
 
 def test_label_maps_that_agree_move_nothing():
@@ -289,5 +292,6 @@ def test_all_hooks_go():
     optimizer = sgd(net)
     with LoopWatch(net, optimizer):
         pass
-    assert not net._forward_pre_hooks and not optimizer._optimizer_step_pre_hooks
+    assert not net._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
     assert not any(one._post_accumulate_grad_hooks or one._backward_hooks for one in net.parameters())

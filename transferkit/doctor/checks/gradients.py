@@ -15,7 +15,7 @@ from transferkit.records import Symptom
 __all__ = ["STEPS", "TOLERANCE"]
 
 IMAGES = 4
-STEPS = (1e-5, 1e-6, 1e-7, 1e-8)
+STEPS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 """Lengths of steps relative to the parameter's own norm. Long ones cross kinks of rectifiers, of which a deep network
 has many; short ones lose digits."""
 

@@ -26,9 +26,6 @@ SMALL = 0.1
 RISEN = 1.5
 """A loss that rose this much on its way is not one of a rate that is too low."""
 
-ROSE = 4.0
-"""A loss that was this many times the first one on its way has been thrown off."""
-
 UNMOVED = 1e-3
 """Relative change of the loss below which nothing was learnt at all."""
 
@@ -63,7 +60,7 @@ def check_tiny_batch(subject: Subject) -> Iterator[Symptom]:
     rates = sorted({group["lr"] for group in optimizer.param_groups})
     at = f"learning rate {rates[0]:.3g}" if len(rates) == 1 else f"learning rates {rates[0]:.3g} to {rates[-1]:.3g}"
     said = f"on {IMAGES} images, {len(losses)} steps at {at} took the loss from {first:.3g} to {last:.3g}."
-    if not math.isfinite(last) or last > max(2 * first, SMALL) or highest > max(ROSE * first, SMALL):
+    if not math.isfinite(last) or last > max(2 * first, SMALL):
         yield Symptom(
             cause="lr_too_high",
             severity="alarm",

@@ -143,7 +143,8 @@ def _is_fresh(one: _Layer) -> bool:
 
 def _is_fresh_norm(module: nn.Module) -> bool:
     mean, variance = module.running_mean, module.running_var
-    assert isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor)
+    assert isinstance(mean, torch.Tensor)
+    assert isinstance(variance, torch.Tensor)
     return not bool(mean.any()) and bool((variance == 1).all())
 
 
