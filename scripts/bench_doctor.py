@@ -58,13 +58,13 @@ def list_cases() -> Iterator[Case]:
 
 
 @cache
-def _task(folder: Path) -> Task:
-    return read_task(folder)
+def _task(folder: Path, images: int = 400) -> Task:
+    return read_task(folder, images=images)
 
 
 def _write(case: Case, root: Path) -> Script:
     bug, network, strategy, task = case
-    script = write_script(_task(root / task), network, strategy, pretraining=root / PRETRAINING)
+    script = write_script(_task(root / task), network, strategy, pretraining=_task(root / PRETRAINING, 2000))
     if bug:
         BUGS[bug].plant(script)
     return script

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import timm
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import transferkit as tk
+from planted.pictures import Pictures, Pipeline, Task
 from transferkit.nn import TransferModel
 from transferkit.records import Preprocessing
 
@@ -27,13 +29,13 @@ which none can be had offline: they are trained for some hundred steps on drawn 
 PACKAGED = {"lite0": "packaged/tf_efficientnet_lite0", "mobilenetv2": "packaged/mobilenetv2_100"}
 
 
-def build_network(name: str, classes: tuple[str, ...], *, pretraining: Path, seed: int) -> TransferModel:
+def build_network(name: str, classes: tuple[str, ...], *, pretraining: Task, seed: int) -> TransferModel:
     """A backbone with a new head of zeros on its last stage.
 
     Args:
-        name: One of `NETWORKS`.
+        name: One of `NETWORKS`, or "tiny": five convolutions, for tests.
         classes: K names.
-        pretraining: Task folder on which the networks without published weights are trained first.
+        pretraining: Task on which the networks without published weights are trained first.
         seed: Of what is random.
     """
     torch.manual_seed(seed)
@@ -50,6 +52,8 @@ def build_network(name: str, classes: tuple[str, ...], *, pretraining: Path, see
 
 
 def _make(name: str) -> nn.Module:
+    if name == "tiny":
+        return _Tiny()
     if name == "resnet18":
         return timm.create_model("resnet18", num_classes=0)
     return timm.create_model(
@@ -63,22 +67,37 @@ def _make(name: str) -> nn.Module:
     )
 
 
-@cache
-def _pretrained(name: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Weights after a short training; kept in a temporary file."""
-    kept = Path(tempfile.gettempdir()) / f"transferkit-planted-{name}.pt"
-    if not kept.is_file():
-        torch.save(_pretrain(name, folder), kept)
-    return torch.load(kept, weights_only=True)
+class _Tiny(nn.Sequential):
+    """Five convolutions with batch normalisation."""
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for width, (inside, outside) in zip((2, 2, 1, 2, 1), pairwise((3, 16, 32, 32, 64, 64)), strict=True):
+            layers += [nn.Conv2d(inside, outside, 3, width, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _pretrain(name: str, folder: Path, *, steps: int = 400) -> dict[str, torch.Tensor]:
-    from torch.utils.data import DataLoader
+KNOWN: dict[str, dict[str, torch.Tensor]] = {}
+"""Weights after a short training, by network."""
 
-    from planted.pictures import Pictures, Pipeline, read_task
 
+def _pretrained(name: str, task: Task) -> dict[str, torch.Tensor]:
+    """Weights after a short training; those of large networks are kept in a temporary file."""
+    if name not in KNOWN:
+        kept = Path(tempfile.gettempdir()) / f"transferkit-planted-{name}-{task.name}.pt"
+        if kept.is_file():
+            KNOWN[name] = torch.load(kept, weights_only=True)
+        else:
+            KNOWN[name] = _pretrain(name, task, steps=60 if name == "tiny" else 400)
+            if name != "tiny":
+                torch.save(KNOWN[name], kept)
+    return KNOWN[name]
+
+
+def _pretrain(name: str, task: Task, *, steps: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    task = read_task(folder, images=2000)
     data = Pictures(*task.train, Pipeline(SIZE, PLAIN.mean, PLAIN.std, augment=True))
     loader = DataLoader(data, batch_size=32, shuffle=True, drop_last=True)
     trunk = _make(name)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
-__all__ = ["SIDE", "Pictures", "Pipeline", "Task", "read_task"]
+__all__ = ["SIDE", "Pictures", "Pipeline", "Task", "draw_task", "read_task"]
 
 SIDE = 80
 """Side of the stored pictures, in pixels."""
+
+GROUND_AND_PAINT = (((150, 60, 0), (256, 200, 140)), ((0, 0, 120), (120, 140, 256)))
+"""Lowest and highest red, green and blue of grounds and of shapes."""
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -63,6 +66,39 @@ def _square(path: Path) -> np.ndarray:
     white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
     white.alpha_composite(layered)
     return np.asarray(white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def draw_task(classes: tuple[str, ...], *, images: int = 160, held_back: int = 80, seed: int = 0) -> Task:
+    """Drawn shapes of any colour, size and place on grounds of any colour: one of five shapes a class."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        (np.stack([_draw(one % len(classes), rng) for one in range(count)]), np.arange(count) % len(classes))
+        for count in (images, held_back)
+    ]
+    return Task("drawn", classes, *drawn)
+
+
+def _draw(shape: int, rng: np.random.Generator) -> np.ndarray:
+    # Warm grounds and cool shapes, so that red and blue are not the same.
+    ground, paint = (tuple(int(one) for one in rng.integers(*limits)) for limits in GROUND_AND_PAINT)
+    image = Image.new("RGB", (SIDE, SIDE), ground)
+    draw = ImageDraw.Draw(image)
+    side = int(rng.integers(SIDE // 4, SIDE // 2))
+    left, top = (int(one) for one in rng.integers(2, SIDE - side - 2, 2))
+    box = (left, top, left + side, top + side)
+    if shape == 0:
+        draw.ellipse(box, fill=paint)
+    elif shape == 1:
+        draw.rectangle(box, fill=paint)
+    elif shape == 2:
+        draw.polygon([(left, top + side), (left + side, top + side), (left + side // 2, top)], fill=paint)
+    elif shape == 3:
+        for offset in range(0, side, 8):
+            draw.line((left, top + offset, left + side, top + offset), fill=paint, width=4)
+    else:
+        draw.ellipse(box, outline=paint, width=5)
+    noisy = np.asarray(image) + rng.normal(0, 8, (SIDE, SIDE, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)

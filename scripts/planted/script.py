@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +134,7 @@ def _repeat(loader: DataLoader[Any], steps: int) -> Iterator[Any]:
                 return
 
 
-def write_script(task: Task, network: str, strategy: str, *, pretraining: Path, seed: int = 0) -> Script:
+def write_script(task: Task, network: str, strategy: str, *, pretraining: Task, seed: int = 0) -> Script:
     """A healthy script."""
     model = build_network(network, task.classes, pretraining=pretraining, seed=seed)
     wanted = model.preprocessing

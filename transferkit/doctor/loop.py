@@ -255,8 +255,8 @@ class LoopWatch:
             yield Symptom(
                 cause="lr_too_low",
                 severity="alarm",
-                evidence=f"A step moves the weights of the median layer by at most {largest:.1g} of their size, and the "
-                f"loss went from {start:.3g} to {end:.3g}.",
+                evidence=f"A step moves the weights of the median layer by at most {largest:.1g} of their size, and "
+                f"the loss went from {start:.3g} to {end:.3g}.",
                 remedy="Multiply the learning rate by thirty to a hundred.",
             )
 
