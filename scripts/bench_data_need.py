@@ -13,19 +13,15 @@ images. Estimate: features once per task (a frozen pass), then a probe and a cur
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from regret.paths import MODEL, SIZE
+from regret.measuring import measure_features, parse_tasks, write_result
 
-from transferkit.core.provenance import environment
 from transferkit.features import FeatureTable
 from transferkit.measure import (
     fitted_images,
@@ -35,14 +31,11 @@ from transferkit.measure import (
     ridge_paths,
     stratified_sample,
 )
-from transferkit.options import PassOptions
 from transferkit.records import JOINED, CurvePoint, Folds
-from transferkit.workflow.session import open_session
 
 SHARES = (0.25, 0.125)
 """Of the training images that are known when the curve is extrapolated."""
 
-DRAWS = 3
 FEWEST = 300
 """Training images of a task."""
 
@@ -63,17 +56,16 @@ def joined_curve(table: FeatureTable, folds: Folds, rows: np.ndarray, *, classes
     return fitted_images(own, some) if own else own
 
 
-def measure_task(folder: Path, cache: Path) -> Iterator[dict[str, Any]]:
+def measure_task(folder: Path, cache: Path, draws: int) -> Iterator[dict[str, Any]]:
     """A row for every share and draw."""
-    options = PassOptions(image_size=SIZE, geometry="crop", views=1, cache=cache, progress=False)
-    measured = open_session(MODEL, folder, options).measured
+    measured = measure_features(folder, cache)
     table, folds = measured.features(measured.train), measured.folds
     classes = measured.evidence.data.num_classes
     truth = measured.evidence.probe(JOINED).accuracy
     if truth is None or len(folds) < FEWEST:
         return
     for share in SHARES:
-        for draw in range(DRAWS):
+        for draw in range(draws):
             size = max(round(share * len(folds)), classes)
             rows = stratified_sample(folds.labels, size, np.random.default_rng(draw))
             points = joined_curve(table, folds, rows, classes=classes, seed=draw)
@@ -113,10 +105,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def near(row: dict[str, Any]) -> bool:
         return row["needed"] is not None and 0.5 <= row["needed"] / row["all"] <= 2
 
+    counts = {"rows": len(rows), "too short": len(rows) - len(told), "not well behaved": len(told) - len(sound)}
+    if not sound:
+        return counts
     return {
-        "rows": len(rows),
-        "too short": len(rows) - len(told),
-        "not well behaved": len(told) - len(sound),
+        **counts,
         "tasks": len({row["task"] for row in sound}),
         "interval holds the truth": share(sound, lambda row: row["low"] <= row["truth"] <= row["high"]),
         "needed / true number in [0.5, 2]": share(sound, near),
@@ -130,29 +123,18 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def by_share(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {str(share): summarise([row for row in rows if row["share"] == share]) for share in SHARES}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="*", default=None)
-    parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
-    names = options.tasks or sorted(path.parent.name for path in options.root.glob("*/task.json"))
-    cache = options.cache or options.root / "bank"
+    chosen = parse_tasks(__doc__)
     rows = list[dict[str, Any]]()
-    for name in names:
-        rows += measure_task(options.root / name, cache)
-        print(name, *(f"{r['truth']:.3f}:{r.get('accuracy', 0):.3f}" for r in rows if r["task"] == name), flush=True)
-    result = {
-        "script": "scripts/bench_data_need.py",
-        "date": date.today().isoformat(),
-        "machine": environment(seed=0, device="cpu"),
-        "summary": {str(share): summarise([row for row in rows if row["share"] == share]) for share in SHARES},
-        "rows": rows,
-    }
-    print(json.dumps(result["summary"], indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for folder in chosen.folders:
+        rows += measure_task(folder, chosen.cache, chosen.seeds)
+        own = [r for r in rows if r["task"] == folder.name]
+        print(folder.name, *(f"{r['truth']:.3f}:{r.get('accuracy', 0):.3f}" for r in own), flush=True)
+    write_result("scripts/bench_data_need.py", rows, by_share, chosen.out)
 
 
 if __name__ == "__main__":

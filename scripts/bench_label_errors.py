@@ -19,29 +19,23 @@ to ranking.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from regret.paths import MODEL, SIZE
+from regret.measuring import measure_features, parse_tasks, write_result
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from transferkit.core.provenance import environment
 from transferkit.features import FeatureTable
 from transferkit.measure import RidgeHead, find_label_errors, fit_ridge, fitting_threads
-from transferkit.options import PassOptions
 from transferkit.records import Folds
-from transferkit.workflow.session import open_session
 
 SHARE = 0.1
 Rank = Callable[[FeatureTable, np.ndarray, int], np.ndarray]
@@ -105,8 +99,7 @@ def confused_with(table: FeatureTable, labels: np.ndarray, classes: int) -> np.n
 
 def measure_task(folder: Path, cache: Path, seeds: int) -> list[dict[str, Any]]:
     """A row for every kind of error, seed and contestant."""
-    options = PassOptions(image_size=SIZE, geometry="crop", views=1, cache=cache, progress=False)
-    measured = open_session(MODEL, folder, options).measured
+    measured = measure_features(folder, cache)
     table, labels = measured.features(measured.train), measured.folds.labels
     classes = int(labels.max()) + 1
     nearest, rows = confused_with(table, labels, classes), []
@@ -142,28 +135,9 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="*", default=["fashion", "stamps"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
-    rows = [
-        row
-        for name in options.tasks
-        for row in measure_task(options.root / name, options.cache or options.root / "bank", options.seeds)
-    ]
-    result = {
-        "script": "scripts/bench_label_errors.py",
-        "date": date.today().isoformat(),
-        "machine": environment(seed=0, device="cpu"),
-        "summary": summarise(rows),
-        "rows": rows,
-    }
-    print(json.dumps(result["summary"], indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    chosen = parse_tasks(__doc__, tasks=["fashion", "stamps"])
+    rows = [row for folder in chosen.folders for row in measure_task(folder, chosen.cache, chosen.seeds)]
+    write_result("scripts/bench_label_errors.py", rows, summarise, chosen.out)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,32 @@ sharpness."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from transferkit.core.errors import DataError
+from transferkit.doctor.serving_geometry import (
+    Alignment,
+    align_layout,
+    align_place,
+    align_turns,
+    find_others,
+    likeness,
+    turned_sides,
+)
+from transferkit.doctor.serving_values import (
+    are_bytes,
+    best_order,
+    colour_share,
+    constants_follow,
+    curve_residual,
+    fit_line,
+    levels,
+    own_line_residual,
+    quantisation_error,
+)
 from transferkit.records import Symptom
 
 __all__ = ["check_serving"]
@@ -19,7 +38,7 @@ ALIKE = 0.999
 """Share of variance explained from which on two versions of an image are the same picture."""
 
 BETTER = 0.02
-"""An explanation must explain this much more of the variance than none."""
+"""Another order of channels must explain this much more of the variance."""
 
 FAINT, SAME_DETAIL = 0.01, 0.05
 """Share of the variance, and relative change in fine detail, below which a difference is only worth a note."""
@@ -27,8 +46,9 @@ FAINT, SAME_DETAIL = 0.01, 0.05
 SAME_SCALE, SAME_SHIFT = 0.02, 0.02
 """Largest deviation of a factor from 1, and of a shift from 0 in standard deviations, between equal pixels."""
 
-ZOOMS = tuple(1.04**power for power in range(-10, 11))
-"""Relative sizes that are tried, 0.68 to 1.48."""
+LOOSE_SCALE, LOOSE_SHIFT = 0.25, 0.4
+"""The same for grey pictures, whose channels have lost their own means and scales, and for few levels, whose steps
+move values."""
 
 COARSE = 8
 """Side of the grid on which values are compared, in cells."""
@@ -36,14 +56,20 @@ COARSE = 8
 FLAT = 1e-3
 """Range of a border, in standard deviations of the images, below which it is padding."""
 
+ROUNDING = 4.0
+"""Largest difference, in variances of rounding to even levels: palettes are uneven, and channels differ in range."""
 
-@dataclass(frozen=True)
-class _Affine:
-    """served = factor * trained + shift, per channel, and how much of the variance that explains."""
+GREY, COLOURED = 1e-4, 5e-3
+"""Shares of the variance that channels do not have in common, of grey pictures and of coloured ones."""
 
-    factor: torch.Tensor  # (C,)
-    shift: torch.Tensor  # (C,)
-    explained: float
+SHIFTED = 0.98
+"""Likeness from which on a shift explains everything."""
+
+REST = 1 / 3
+"""Share of what a line leaves unexplained that a curve, or a line per image, may leave."""
+
+FEW_LEVELS, FEWER = 64, 4
+"""So many distinct values or less, in one version this many times fewer than in the other, are quantisation."""
 
 
 def check_serving(trained: torch.Tensor, served: torch.Tensor) -> tuple[Symptom, ...]:
@@ -78,109 +104,222 @@ def check_serving(trained: torch.Tensor, served: torch.Tensor) -> tuple[Symptom,
 
 def _compare_images(trained: torch.Tensor, served: torch.Tensor) -> Iterator[Symptom]:
     if trained.shape != served.shape:
-        yield _symptom(
-            "size",
-            f"Training images have {trained.shape[2]} x {trained.shape[3]} pixels, those in use {served.shape[2]} "
-            f"x {served.shape[3]}.",
-            "Resize as in training.",
-        )
-        served = F.interpolate(served, trained.shape[2:], mode="bilinear", antialias=True)
-    plain = _fit(trained, served)
-    best, swapped = plain, _fit(trained, served.flip(1))
-    if trained.shape[1] == 3 and (
-        swapped.explained > plain.explained + BETTER or swapped.explained > ALIKE > plain.explained
-    ):
-        best, served = swapped, served.flip(1)
-        yield _symptom(
-            "channel_order", "The channels come in reverse order (BGR for RGB).", "Convert to the order of training."
-        )
-    if best.explained < ALIKE:
-        yield from _explain_geometry(trained, served, best)
-    yield from _explain_values(trained, served, best)
-
-
-def _fit(trained: torch.Tensor, served: torch.Tensor) -> _Affine:
-    x, y = (one.transpose(0, 1).flatten(1) for one in (trained, served))
-    x_mean, y_mean = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
-    variance = ((x - x_mean) ** 2).mean(dim=1).clamp_min(1e-12)
-    factor = ((x - x_mean) * (y - y_mean)).mean(dim=1) / variance
-    shift = y_mean.squeeze(1) - factor * x_mean.squeeze(1)
-    residual = ((y - factor[:, None] * x - shift[:, None]) ** 2).mean()
-    total = ((y - y_mean) ** 2).mean().clamp_min(1e-12)
-    return _Affine(factor, shift, float(1 - residual / total))
-
-
-def _explain_values(trained: torch.Tensor, served: torch.Tensor, found: _Affine) -> Iterator[Symptom]:
-    """A difference in range, mean or scale; only told where the pictures are recognisably the same."""
-    if found.explained < 0.5:
-        return
-    found = _fit(
-        F.adaptive_avg_pool2d(trained, COARSE), F.adaptive_avg_pool2d(served, COARSE)
-    )  # whatever the sharpness
-    factor = float(found.factor.mean())
-    deviations = trained.transpose(0, 1).flatten(1).std(dim=1)
-    moved = (found.shift.abs() / (deviations * found.factor.abs()).clamp_min(1e-12)).max()
-    tolerance = max(SAME_SCALE, 1 - found.explained)
-    if abs(factor / 255 - 1) < 0.05 or abs(factor * 255 - 1) < 0.05:
-        yield _symptom(
-            "range",
-            f"Values in use are {factor:.3g} times those of training: one is in [0, 255], the other in [0, 1].",
-            "Divide by 255 in both, or in neither.",
-        )
-    elif float((found.factor - 1).abs().max()) > tolerance or float(moved) > max(SAME_SHIFT, 1 - found.explained):
-        factors, shifts = (", ".join(f"{float(one):.3g}" for one in values) for values in (found.factor, found.shift))
-        yield _symptom(
-            "mean_std",
-            f"Values in use are those of training times ({factors}) plus ({shifts}), per channel.",
-            "Use the mean and standard deviation of training; they are saved with the model.",
-        )
-
-
-def _explain_geometry(trained: torch.Tensor, served: torch.Tensor, found: _Affine) -> Iterator[Symptom]:
-    """Padding, a flip, another zoom, or other sharpness; the explanation that leaves the least unexplained."""
-    if (padded := _has_flat_border(served)) != _has_flat_border(trained):
+        alignment = _match_sides(trained, served)
+        yield _size_symptom(trained, served, alignment)
+        served = alignment.served
+    padded = _has_flat_border(served)
+    if padded != _has_flat_border(trained) and not _is_shifted(trained, served):
         which = ("use", "training") if padded else ("training", "use")
         yield _symptom(
             "padding",
             f"Images in {which[0]} have a border of one colour, those in {which[1]} have none.",
             "Use the same crop or letterbox in both.",
         )
+        # The picture inside is smaller, so little can be told of its values.
+        values = _explain_values(trained, served, is_same_place=False)
+        yield from (one for one in values if one.cause == "range")
         return
-    flipped = _fit(trained, served.flip(3)).explained
-    zoom, zoomed = max(((zoom, _zoomed(trained, served, zoom)) for zoom in ZOOMS), key=lambda pair: pair[1])
-    if flipped > max(zoomed, found.explained) + BETTER:
-        yield _symptom("flip", "Images in use are mirrored.", "Read them as in training.")
-    elif zoom != 1 and zoomed > found.explained + BETTER * (1 - found.explained) and zoomed - found.explained > 0.005:
-        yield _symptom(
-            "crop",
-            f"Images in use show the motif {zoom:.2f} times as large as in training.",
-            "Use the resize and crop of training (crop_pct).",
+    found = list[Symptom]()
+    for align in (align_layout, align_turns, align_place):
+        alignment = align(trained, served)
+        # Others may look like a crop or shift by chance.
+        if alignment.cause in ("crop", "shift") and _mostly_others(alignment):
+            continue
+        if alignment.cause:
+            found.append(_place_symptom(alignment))
+        trained, served = alignment.trained, alignment.served
+        if alignment.cause == "layout":
+            yield from found  # channels were mixed in every step since
+            return
+    causes = {one.cause for one in found}
+    lost, elsewhere = find_others(trained, served)
+    if bool(lost.any()) and (elsewhere or not (_quantised(trained, served) or "crop" in causes)):
+        found.append(_others_symptom(lost, elsewhere))
+        trained, served = trained[~lost], served[~lost]
+    yield from found
+    if float(lost.double().mean()) < 0.5:
+        yield from _explain_colours(trained, served, is_same_place=not causes & {"crop", "shift"})
+
+
+def _explain_colours(trained: torch.Tensor, served: torch.Tensor, *, is_same_place: bool) -> Iterator[Symptom]:
+    colours = [colour_share(one) for one in (trained, served)]
+    if min(colours) < GREY and max(colours) > COLOURED:
+        yield from _explain_grey(trained, served, served_is_grey=colours[1] < colours[0])
+        return
+    if max(colours) > COLOURED:
+        order, plain = best_order(trained, served), fit_line(trained, served).explained
+        ordered = fit_line(trained, served[:, list(order)]).explained
+        if order != (0, 1, 2) and (ordered > plain + BETTER or ordered > ALIKE > plain):
+            served = served[:, list(order)]
+            yield _order_symptom(order)
+            if constants_follow(line := fit_line(trained, served), order):
+                served = (served - line.shift[:, None, None]) / line.factor[:, None, None]
+    yield from _explain_values(trained, served, is_same_place=is_same_place)
+
+
+def _is_shifted(trained: torch.Tensor, served: torch.Tensor) -> bool:
+    """Whether a shift alone explains the images in use; it may move a motif to the border, or away from it."""
+    found = align_place(trained, served)
+    return found.cause == "shift" and float(likeness(found.trained, found.served).mean()) > SHIFTED
+
+
+def _match_sides(trained: torch.Tensor, served: torch.Tensor) -> Alignment:
+    if trained.shape[2:] == served.shape[:1:-1] and (alignment := turned_sides(trained, served)) is not None:
+        return alignment
+    return Alignment(trained, F.interpolate(served, trained.shape[2:], mode="bilinear", antialias=True))
+
+
+def _size_symptom(trained: torch.Tensor, served: torch.Tensor, alignment: Alignment) -> Symptom:
+    (height, width), (other, across) = trained.shape[2:], served.shape[2:]
+    if (other, across) == (width, height):
+        return _symptom(
+            "swapped_sides",
+            f"Height and width are swapped: training images have {height} x {width} pixels, those in use {other} x "
+            f"{across}; they are {alignment.words or 'squeezed to that'}.",
+            "Pass (height, width); OpenCV and Pillow take (width, height).",
         )
-    else:
-        ratio = _sharpness(served) / max(_sharpness(trained) * float(found.factor.abs().mean()), 1e-12)
-        what = "blurred" if ratio < 1 else "sharper"
-        yield _symptom(
-            "interpolation",
-            f"The pictures differ ({100 * (1 - found.explained):.1f} % of the variance); those in use are {what}: "
-            f"{ratio:.2f} times the fine detail of training.",
-            "Use the same interpolation, antialiasing and decoder.",
-            # Saving a picture again as a JPEG of good quality changes this little, and hardly its detail.
-            severity="note" if found.explained > 1 - FAINT and abs(ratio - 1) < SAME_DETAIL else "alarm",
+    return _symptom(
+        "size",
+        f"Training images have {height} x {width} pixels, those in use {other} x {across}.",
+        "Resize as in training.",
+    )
+
+
+def _order_symptom(order: tuple[int, ...]) -> Symptom:
+    named = "reverse order (BGR for RGB)" if order == (2, 1, 0) else f"another order: {', '.join(map(str, order))}"
+    return _symptom("channel_order", f"The channels come in {named}.", "Convert to the order of training.")
+
+
+def _place_symptom(alignment: Alignment) -> Symptom:
+    evidence = {
+        "layout": f"The numbers of images in use are read {alignment.words}.",
+        "shift": f"Images in use lie {alignment.words}.",
+        "crop": f"Images in use show the motif {alignment.words} times as large as in training.",
+    }
+    remedies = {
+        "layout": "Permute the axes instead of reshaping.",
+        "rotation": "Turn images as in training; apply the camera's EXIF orientation in both or in neither.",
+        "shift": "Use the crop of training: same place, same rounding.",
+        "crop": "Use the resize and crop of training (crop_pct).",
+    }
+    return _symptom(
+        alignment.cause,
+        evidence.get(alignment.cause, f"Images in use {alignment.words}."),
+        remedies.get(alignment.cause, "Read them as in training."),
+    )
+
+
+def _mostly_others(alignment: Alignment) -> bool:
+    return float(find_others(alignment.trained, alignment.served)[0].double().mean()) > 0.5
+
+
+def _others_symptom(lost: torch.Tensor, elsewhere: int) -> Symptom:
+    where = f"{elsewhere} of them are found at another place of the list" if elsewhere else "they are found nowhere"
+    return _symptom(
+        "other_images",
+        f"{int(lost.sum())} of {len(lost)} images in use are not those of training at the same place: {where}.",
+        "Compare the same files in the same order (no shuffling).",
+    )
+
+
+def _explain_grey(trained: torch.Tensor, served: torch.Tensor, *, served_is_grey: bool) -> Iterator[Symptom]:
+    which = ("use", "training") if served_is_grey else ("training", "use")
+    yield _symptom(
+        "greyscale",
+        f"Images in {which[0]} are grey (three equal channels), those in {which[1]} have colours.",
+        "Read colours in both, or in neither.",
+    )
+    pair = [one.mean(dim=1, keepdim=True) for one in (trained, served)]
+    yield from _explain_line(*pair, scale=LOOSE_SCALE, shift=LOOSE_SHIFT)
+
+
+def _explain_values(trained: torch.Tensor, served: torch.Tensor, *, is_same_place: bool) -> Iterator[Symptom]:
+    """A difference in values; only told where the pictures are recognisably the same."""
+    left = 1 - fit_line(trained, served).explained
+    is_quantised = False
+    if is_same_place and (is_quantised := _quantised(trained, served)):
+        yield _quantisation_symptom(levels(trained), levels(served))
+    if left > 1 - ALIKE and not is_quantised and (cause := _other_than_line(trained, served, left)):
+        yield _TONES[cause]
+        return
+    if left > 1 - ALIKE and is_same_place and not is_quantised:
+        yield _explain_sharpness(trained, served, left)
+    if left < 0.5:
+        yield from _explain_line(
+            *(F.adaptive_avg_pool2d(one, COARSE) for one in (trained, served)),  # whatever the sharpness
+            scale=max(LOOSE_SCALE if is_quantised else SAME_SCALE, left),
+            shift=max(LOOSE_SHIFT if is_quantised else SAME_SHIFT, left),
         )
 
 
-def _zoomed(trained: torch.Tensor, served: torch.Tensor, zoom: float) -> float:
-    """How well training images explain those in use if the latter are scaled about their middle by 1 / zoom."""
-    height, width = trained.shape[2:]
-    size = (max(2, round(height / zoom)), max(2, round(width / zoom)))
-    scaled = F.interpolate(served, size, mode="bilinear", antialias=True)
-    inside = (min(height, size[0]), min(width, size[1]))
-    return _fit(_middle(trained, inside), _middle(scaled, inside)).explained
+def _other_than_line(trained: torch.Tensor, served: torch.Tensor, left: float) -> str | None:
+    """Which of a curve and a line per image explains most of what a line does not."""
+    residuals = {"gamma": curve_residual(trained, served), "per_image_scale": own_line_residual(trained, served)}
+    best = min(residuals, key=lambda cause: residuals[cause])
+    return best if residuals[best] < REST * left else None
 
 
-def _middle(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    top, left = (images.shape[2] - size[0]) // 2, (images.shape[3] - size[1]) // 2
-    return images[:, :, top : top + size[0], left : left + size[1]]
+def _explain_line(trained: torch.Tensor, served: torch.Tensor, *, scale: float, shift: float) -> Iterator[Symptom]:
+    """Another range, mean or scale."""
+    found = fit_line(trained, served)
+    factor = float(found.factor.mean())
+    deviations = trained.transpose(0, 1).flatten(1).std(dim=1)
+    moved = (found.shift.abs() / (deviations * found.factor.abs()).clamp_min(1e-12)).max()
+    tolerance, farthest = max(scale, 1 - found.explained), max(shift, 1 - found.explained)
+    if abs(factor / 255 - 1) < 0.05 or abs(factor * 255 - 1) < 0.05:
+        yield _symptom(
+            "range",
+            f"Values in use are {factor:.3g} times those of training: one is in [0, 255], the other in [0, 1].",
+            "Divide by 255 in both, or in neither.",
+        )
+    elif are_bytes(trained) != are_bytes(served):
+        which = ("use", "training") if are_bytes(served) else ("training", "use")
+        yield _symptom(
+            "range",
+            f"Values in {which[0]} are in [0, 255], those in {which[1]} are normalised ({factor:.3g} times as large).",
+            "Scale to [0, 1] and normalise in both, or in neither.",
+        )
+    elif float((found.factor - 1).abs().max()) > tolerance or float(moved) > farthest:
+        factors, shifts = (", ".join(f"{float(one):.3g}" for one in values) for values in (found.factor, found.shift))
+        inverted = " Light and dark are swapped." if factor < 0 else ""
+        yield _symptom(
+            "mean_std",
+            f"Values in use are those of training times ({factors}) plus ({shifts}), per channel.{inverted}",
+            "Use the mean and standard deviation of training; they are saved with the model.",
+        )
+
+
+def _quantised(trained: torch.Tensor, served: torch.Tensor) -> bool:
+    """Whether one version has few levels, far fewer than the other, and differs from it by little more than that."""
+    (few, rough), (many, _) = sorted(((levels(one), k) for k, one in enumerate((trained, served))))
+    if few > FEW_LEVELS or many < FEWER * few:
+        return False
+    pair = (served, trained) if rough == 0 else (trained, served)
+    left = (1 - fit_line(*pair).explained) * float(pair[1].var())
+    return left < ROUNDING * quantisation_error(pair[1])
+
+
+def _quantisation_symptom(trained: int, served: int) -> Symptom:
+    which, few, many = ("use", served, trained) if served < trained else ("training", trained, served)
+    return _symptom(
+        "quantisation",
+        f"Images in {which} have {few} levels per channel, the others {many:,}.",
+        "Convert to floats before resizing and normalising; look for palettes and integer division.",
+    )
+
+
+def _explain_sharpness(trained: torch.Tensor, served: torch.Tensor, left: float) -> Symptom:
+    scale = float(fit_line(trained, served).factor.abs().mean())
+    ratio = _sharpness(served) / max(_sharpness(trained) * scale, 1e-12)
+    what = "blurred" if ratio < 1 else "sharper"
+    return _symptom(
+        "interpolation",
+        f"The pictures differ ({100 * left:.1f} % of the variance); those in use are {what}: {ratio:.2f} times the "
+        "fine detail of training.",
+        "Use the same interpolation, antialiasing and decoder.",
+        # Saving a picture again as a JPEG of good quality changes this little, and hardly its detail.
+        severity="note" if left < FAINT and abs(ratio - 1) < SAME_DETAIL else "alarm",
+    )
 
 
 def _has_flat_border(images: torch.Tensor) -> bool:
@@ -197,3 +336,18 @@ def _sharpness(images: torch.Tensor) -> float:
 
 def _symptom(cause: str, evidence: str, remedy: str, severity: Literal["alarm", "note"] = "alarm") -> Symptom:
     return Symptom(cause=cause, severity=severity, evidence=evidence, remedy=remedy)
+
+
+_TONES = {
+    "gamma": _symptom(
+        "gamma",
+        "Values in use are those of training through a curve, the same for all images (gamma, contrast, clipping).",
+        "Use the same decoder and colour space; leave out tone mapping.",
+    ),
+    "per_image_scale": _symptom(
+        "per_image_scale",
+        "Values in use are those of training times a factor and plus a shift that differ from image to image.",
+        "Use the mean and standard deviation of the training set, not those of each image.",
+    ),
+}
+"""Cause -> symptom, where values follow no common line."""

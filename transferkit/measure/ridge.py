@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,17 +140,26 @@ def _scan_small(
     return {name: found[name] for name in [*blocks, JOINED]}
 
 
-def _stage_spectra(
-    chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem
-) -> dict[str, _Spectrum]:
-    """The spectrum of every stage from its covariance, features streamed."""
+@dataclass(frozen=True)
+class _Stages:
+    """What one pass over streamed features gives: the spectrum of every stage, and how features and targets go
+    together."""
+
+    spectra: Mapping[str, _Spectrum]
+    cross: Array  # (D, K): Z'Y
+
+
+def _stage_spectra(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem) -> _Stages:
     precision = moment_type(len(problem.labels))
     moments = {name: np.zeros((_width(b), _width(b)), dtype=np.float64) for name, b in blocks.items()}
+    cross = np.zeros((len(scaling.mean), problem.classes), dtype=np.float64)
     for rows, chunk in row_chunks(chunks):
         scaled = scaling.apply(chunk) * problem.roots[rows]
+        cross += scaled.T @ problem.targets(rows)
         for name, block in blocks.items():
             moments[name] += scaled[:, block].T @ scaled[:, block]
-    return {name: _Spectrum(*eigen(moments.pop(name).astype(precision)), dual=False) for name in blocks}
+    spectra = {name: _Spectrum(*eigen(moments.pop(name).astype(precision)), dual=False) for name in blocks}
+    return _Stages(spectra, cross)
 
 
 def _width(block: slice) -> int:
@@ -179,67 +188,77 @@ class _Streamed:
         return np.concatenate([scaled[:, b] @ self.leading[name] for name, b in self.blocks.items()], axis=1)
 
 
-def _joined_spectrum(chunks: Chunks, streamed: _Streamed) -> _Spectrum:
+def _held(chunks: Chunks, images: int) -> Chunks:
+    """The chunks, computed once where they fit into memory."""
+    if not _few(images):
+        return chunks
+    held = list(chunks())
+    return lambda: held
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """All stages joined, in the leading directions of each."""
+
+    spectrum: _Spectrum
+    correlation: npt.NDArray[np.float32]  # (R, K): T'Y
+    projected: Chunks  # T, in the order of the images
+
+
+def _join(chunks: Chunks, streamed: _Streamed, cross: Array) -> _Joined:
+    images = len(streamed.problem.labels)
     rank = sum(directions.shape[1] for directions in streamed.leading.values())
+    reduced = _held(lambda: (streamed.reduce(rows, chunk) for rows, chunk in row_chunks(chunks)), images)
     moment = np.zeros((rank, rank), dtype=np.float64)
-    for rows, chunk in row_chunks(chunks):
-        reduced = streamed.reduce(rows, chunk)
-        moment += reduced.T @ reduced
-    return _Spectrum(*eigen(moment.astype(moment_type(len(streamed.problem.labels)))), dual=False)
+    for part in reduced():
+        moment += part.T @ part
+    spectrum = _Spectrum(*eigen(moment.astype(moment_type(images))), dual=False)
+    # T'Y from Z'Y: no pass over the images.
+    inner = np.concatenate([streamed.leading[name].T @ cross[block] for name, block in streamed.blocks.items()])
+    correlation = (spectrum.vectors.T @ inner).astype(np.float32)
+    return _Joined(spectrum, correlation, _held(lambda: (part @ spectrum.vectors for part in reduced()), images))
 
 
-def _projections(
-    streamed: _Streamed, spectra: Mapping[str, _Spectrum], rows: slice, chunk: npt.NDArray[np.float32]
-) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    scaled = streamed.scaling.apply(chunk) * streamed.problem.roots[rows]
-    for name, spectrum in spectra.items():
-        if name == JOINED:
-            yield name, streamed.reduce(rows, chunk) @ spectrum.vectors
-        else:
-            stage = scaled[:, streamed.blocks[name]]
-            yield name, np.asarray(stage @ spectrum.vectors, dtype=np.float32)
+def _scan_joined(joined: _Joined, problem: RidgeProblem) -> RidgePath:
+    left_out = LeaveOut(problem, joined.spectrum.eigenvalues, joined.correlation, PENALTIES)
+    for rows, projected in set_chunks(joined.projected, problem.together):
+        left_out.add(rows, projected)
+    return left_out.path()
 
 
-def _correlations(
-    chunks: Chunks, streamed: _Streamed, spectra: Mapping[str, _Spectrum]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Stage -> (R, K) T'Y."""
-    found = {
-        name: np.zeros((len(spectrum.eigenvalues), streamed.problem.classes), dtype=np.float64)
-        for name, spectrum in spectra.items()
-    }
-    for rows, chunk in row_chunks(chunks):
-        targets = streamed.problem.targets(rows)
-        for name, projected in _projections(streamed, spectra, rows, chunk):
-            found[name] += projected.T @ targets
-    return {name: total.astype(np.float32) for name, total in found.items()}
-
-
-def _scan_streamed(
-    chunks: Chunks, streamed: _Streamed, spectra: Mapping[str, _Spectrum]
-) -> tuple[dict[str, RidgePath], dict[str, npt.NDArray[np.float32]]]:
-    correlations = _correlations(chunks, streamed, spectra)
+def _scan_stages(chunks: Chunks, streamed: _Streamed, stages: _Stages) -> dict[str, RidgePath]:
+    problem, blocks = streamed.problem, streamed.blocks
     gathered = {
-        name: LeaveOut(streamed.problem, spectrum.eigenvalues, correlations[name], PENALTIES)
-        for name, spectrum in spectra.items()
+        name: LeaveOut(
+            problem,
+            spectrum.eigenvalues,
+            (spectrum.vectors.T @ stages.cross[blocks[name]]).astype(np.float32),
+            PENALTIES,
+        )
+        for name, spectrum in stages.spectra.items()
     }
-    for rows, chunk in set_chunks(chunks, streamed.problem.together):
-        for name, projected in _projections(streamed, spectra, rows, chunk):
-            gathered[name].add(rows, projected)
-    return {name: left_out.path() for name, left_out in gathered.items()}, correlations
+    for rows, chunk in set_chunks(chunks, problem.together):
+        scaled = streamed.scaling.apply(chunk) * problem.roots[rows]
+        for name, spectrum in stages.spectra.items():
+            gathered[name].add(rows, np.asarray(scaled[:, blocks[name]] @ spectrum.vectors, dtype=np.float32))
+    return {name: left_out.path() for name, left_out in gathered.items()}
 
 
 def _stream(
     chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem
-) -> tuple[_Streamed, dict[str, _Spectrum]]:
+) -> tuple[_Streamed, _Stages]:
     stages = _stage_spectra(chunks, blocks, scaling, problem)
-    streamed = _Streamed(blocks, scaling, problem, _leading(stages, MAX_RANK))
-    return streamed, {**stages, JOINED: _joined_spectrum(chunks, streamed)}
+    return _Streamed(blocks, scaling, problem, _leading(stages.spectra, MAX_RANK)), stages
+
+
+def _few(images: int) -> bool:
+    """Whether features of all images may be held in memory, at the width of `MAX_RANK`."""
+    return images <= 4 * MAX_RANK
 
 
 def _fits_memory(images: int, blocks: Mapping[str, slice]) -> bool:
     """Whether one eigendecomposition of rank <= MAX_RANK covers all stages joined exactly."""
-    return min(images, sum(_width(block) for block in blocks.values())) <= MAX_RANK and images <= 4 * MAX_RANK
+    return min(images, sum(_width(block) for block in blocks.values())) <= MAX_RANK and _few(images)
 
 
 def ridge_paths(
@@ -284,8 +303,9 @@ def ridge_paths(
     scaling = fit_scaling(chunks, blocks, problem.weights)
     if _fits_memory(len(labels), blocks):
         return _scan_small(_load(chunks, scaling, problem), blocks, problem)
-    streamed, spectra = _stream(chunks, blocks, scaling, problem)
-    return _scan_streamed(chunks, streamed, spectra)[0]
+    streamed, stages = _stream(chunks, blocks, scaling, problem)
+    joined = _scan_joined(_join(chunks, streamed, stages.cross), problem)
+    return {**_scan_stages(chunks, streamed, stages), JOINED: joined}
 
 
 def fit_ridge(
@@ -350,16 +370,15 @@ def _best_scores(
 
 
 def _fit_streamed(chunks: Chunks, blocks: Mapping[str, slice], scaling: Scaling, problem: RidgeProblem) -> _Fitted:
-    streamed, spectra = _stream(chunks, blocks, scaling, problem)
-    spectrum = spectra[JOINED]
-    paths, correlations = _scan_streamed(chunks, streamed, {JOINED: spectrum})
-    path, correlation = paths[JOINED], correlations[JOINED]
+    streamed, stages = _stream(chunks, blocks, scaling, problem)
+    joined = _join(chunks, streamed, stages.cross)
+    spectrum, correlation, path = joined.spectrum, joined.correlation, _scan_joined(joined, problem)
     best = path.penalties[path.best : path.best + 1]
     left_out = LeaveOut(problem, spectrum.eigenvalues, correlation, best)
     shown, scores = _shown_rows(len(problem.labels), problem.classes), []
-    for rows, chunk in set_chunks(chunks, problem.together):
+    for rows, projected in set_chunks(joined.projected, problem.together):
         inside = shown[np.searchsorted(shown, rows.start) : np.searchsorted(shown, rows.stop)] - rows.start
-        scores.append(next(left_out.scores(rows, streamed.reduce(rows, chunk) @ spectrum.vectors))[inside])
+        scores.append(next(left_out.scores(rows, projected))[inside])
     inner = spectrum.vectors @ (correlation / (spectrum.eigenvalues[:, None] + np.float32(best[0])))
     edges = np.cumsum([streamed.leading[name].shape[1] for name in blocks])[:-1]
     slope = np.zeros((len(scaling.mean), problem.classes), dtype=np.float32)
@@ -429,8 +448,7 @@ def principal_coordinates(
         else:
             directions = spectrum.vectors
     else:
-        stages = _stage_spectra(chunks, blocks, scaling, problem)
-        streamed = _Streamed(blocks, scaling, problem, _leading(stages, MAX_RANK))
+        streamed, _ = _stream(chunks, blocks, scaling, problem)
         reduced = []
         for span, chunk in row_chunks(chunks):
             here = wanted[np.searchsorted(wanted, span.start) : np.searchsorted(wanted, span.stop)] - span.start

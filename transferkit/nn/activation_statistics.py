@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from transferkit.nn.following import RECTIFIERS, follow_layers
+from transferkit.nn.following import follow_layers
+from transferkit.nn.nonlinearity import Nonlinearity
 
 __all__ = ["SATURATION", "ActivationReport", "LayerStatistics", "activation_statistics", "dead_share"]
 
@@ -135,18 +136,17 @@ def activation_statistics(module: nn.Module, batch: Any) -> ActivationReport:
         if isinstance(output, torch.Tensor):
             outputs.setdefault(layer, _moments(output))
 
-    def see(layer: str, nonlinearity: str, before: torch.Tensor, after: torch.Tensor) -> None:
-        if layer in inside:
-            return
+    def see(layer: str, nonlinearity: Nonlinearity, before: torch.Tensor, after: torch.Tensor) -> None:
         mean, deviation = _moments(before)
-        low, high = SATURATION.get(nonlinearity, (-math.inf, math.inf))
+        low, high = SATURATION.get(nonlinearity.name, (-math.inf, math.inf))
+        axis = _unit_axis(module.get_submodule(layer), after)
         inside[layer] = LayerStatistics(
             layer=layer,
-            nonlinearity=nonlinearity,
+            nonlinearity=nonlinearity.name,
             mean=mean,
             deviation=deviation,
             saturated=float(((after <= low) | (after >= high)).float().mean()),
-            dead=dead_share(after) if nonlinearity in RECTIFIERS else 0.0,
+            dead=dead_share(after, axis=axis) if nonlinearity.rectifies else 0.0,
         )
 
     follow_layers(module, batch, see=see, see_output=see_output)
@@ -164,9 +164,31 @@ def _moments(values: torch.Tensor) -> list[float]:
     return [float(wide.mean()), float(wide.std(correction=0))]
 
 
-def dead_share(after: torch.Tensor) -> float:
-    """Share of units with one output for the whole batch. Units are channels of (N, C, ...) maps, else the last
-    axis."""
-    units = after.flatten(2).transpose(1, 2) if after.dim() >= 4 else after
-    units = units.reshape(-1, units.shape[-1])
+def _unit_axis(layer: Any, values: torch.Tensor) -> int | None:
+    """The axis of a layer's units in what follows it: where the layer puts them, or where as many are now."""
+    is_linear = isinstance(layer, nn.Linear)
+    units = layer.out_features if is_linear else layer.out_channels
+    usual = values.dim() - 1 if is_linear else min(1, values.dim() - 1)
+    if values.shape[usual] == units:
+        return usual
+    return next((axis for axis in range(1, values.dim()) if values.shape[axis] == units), None)
+
+
+def dead_share(after: torch.Tensor, *, axis: int | None = None) -> float:
+    """Share of units with one output for the whole batch, in [0, 1].
+
+    Args:
+        after: Outputs of a batch.
+        axis: Of the units: 1 behind a convolution, the last one behind a linear layer, (N, D), (N, L, D) or (N, H, W,
+            D). None guesses by the shape: channels of (N, C, H, W) maps, else the last axis.
+
+    Example:
+        >>> tokens = torch.ones(4, 6, 5, 2)
+        >>> tokens[..., 0] = torch.rand(4, 6, 5)  # one of two units is alive
+        >>> dead_share(tokens, axis=3), dead_share(tokens.permute(0, 3, 1, 2))
+        (0.5, 0.5)
+    """
+    if axis is None:
+        axis = 1 if after.dim() >= 4 else after.dim() - 1
+    units = after.movedim(axis, -1).reshape(-1, after.shape[axis])
     return float((units.amax(dim=0) == units.amin(dim=0)).float().mean()) if len(units) > 1 else 0.0

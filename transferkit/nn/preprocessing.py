@@ -11,13 +11,15 @@ here; this is for networks trained from scratch and for features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_array, validate_data
 
 from transferkit.core.errors import DataError, OptionError, unknown_name
 
@@ -41,27 +43,35 @@ BY_DIRECTION = ("pca", "pca_whiten", "zca")
 MAX_WIDTH = 4096
 """Values per row above which principal directions are refused: their matrix would take gigabytes."""
 
+AT_ONCE = 2**21
+"""Values that are in double precision at a time while fitting: 16 MB. Images come as bytes, and a copy of all of them
+would be eight times as large."""
+
 ROUNDING = 1e-10
 """A standard deviation below this share of the largest value is rounding noise of a constant, which is centred only."""
 
 
-class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class WhiteningNotFittedError(OptionError, NotFittedError):  # type: ignore[misc]
+    """`transform` before `fit`; scikit-learn's own kind of error as well."""
+
+
+class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Centre, scale, decorrelate or whiten images or feature arrays by the statistics of training data.
 
     Args:
         kind: A key of `KINDS`.
         components: With "pca" and "pca_whiten": how many directions are kept, at least 1; None keeps all. With "zca"
-            how
-            many are whitened; the others are dropped before rotating back.
+            how many are whitened; the others are dropped before rotating back.
         ridge: Added to every variance before scaling, in units of the mean variance, >= 0. Whitening divides by
-            standard
-            deviations: without it, directions that hold only noise are blown up to variance 1.
+            standard deviations: without it, directions that hold only noise are blown up to variance 1.
 
     Attributes:
         mean_: What is subtracted: a number per channel, or the mean row.
         scale_: What is divided by (1 where only centred): per channel, feature or direction.
         directions_: (R, D) principal directions; None for the kinds without.
         shape_: Of one row.
+        n_features_in_: Values per row.
+        feature_names_in_: Column names, where rows were given with names.
 
     Raises:
         OptionError: Of `fit`: an argument is out of range, or the kind does not fit the data's shape.
@@ -95,18 +105,26 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows = _as_rows(X)
         self._check(rows, split)
-        axes = tuple(range(rows.ndim - 1)) if self.kind == "channel" or rows.ndim > 2 else (0,)
-        mean, scale, directions = np.zeros(1), np.ones(1), None
+        width = rows.shape[-1]  # statistics of a channel, or of a feature
+        mean: Array = np.zeros(1)
+        scale: Array = np.ones(1)
+        directions: Array | None = None
         if self.kind in BY_DIRECTION:
-            mean, scale, directions = self._fit_directions(rows.reshape(len(rows), -1).astype(np.float64))
+            mean, scale, directions = self._fit_directions(rows.reshape(len(rows), -1))
         elif self.kind == "mean_image":
-            mean = rows.mean(axis=0, dtype=np.float64)
+            mean = _mean(rows.reshape(len(rows), -1)).reshape(rows.shape[1:])
         elif self.kind in ("channel", "standardise"):
-            mean = rows.mean(axis=axes, dtype=np.float64)
+            values = rows.reshape(-1, width)
+            mean = _mean(values)
             if self.kind == "standardise":
-                scale = _deviations(rows.var(axis=axes, dtype=np.float64), largest=np.abs(rows).max(axis=axes))
+                scale = _deviations(_variance(values, mean), largest=_largest(values))
         self.mean_, self.scale_, self.directions_ = mean, scale, directions
-        self.shape_, self._given_shape, self._seen = rows.shape[1:], np.shape(X)[1:], _digests(rows)
+        self.shape_, self._given_shape, self._seen = rows.shape[1:], _given_shape(X, rows), _digests(rows)
+        if rows.ndim == 2:
+            validate_data(self, X, skip_check_array=True)  # names and number of features
+        else:
+            self.n_features_in_ = int(np.prod(self.shape_))
+            self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
         return self
 
     def transform(self, X: npt.ArrayLike, *, split: str | None = None) -> Array:
@@ -126,12 +144,46 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 "on them would be too good. Split first, and fit on the training rows alone. (Copies of a training "
                 "image count.)"
             )
+        shape = (self._n_features_out,) if self._turns else self.shape_
+        found = np.empty((len(rows), *shape))
+        for part in _parts(rows):
+            found[part] = self._apply(rows[part].astype(np.float64))
+        return found if self._turns else found.reshape(len(rows), *self._given_shape)
+
+    def _apply(self, rows: Array) -> Array:
         if self.kind == "image":
-            return (rows - rows.mean(axis=(1, 2), keepdims=True)).reshape(np.shape(X))
+            return np.asarray(rows - rows.mean(axis=(1, 2), keepdims=True))
         if self.directions_ is None:
-            return np.asarray((rows - self.mean_) / self.scale_).reshape(np.shape(X))
+            return np.asarray((rows - self.mean_) / self.scale_)
         turned = (rows.reshape(len(rows), -1) - self.mean_) @ self.directions_.T / self.scale_
-        return (turned @ self.directions_).reshape(np.shape(X)) if self.kind == "zca" else turned
+        return np.asarray(turned if self._turns else (turned @ self.directions_).reshape(rows.shape))
+
+    @property
+    def _turns(self) -> bool:
+        """Whether what comes out are directions, (N, R), not rows as they came."""
+        return self.kind in ("pca", "pca_whiten")
+
+    @property
+    def _n_features_out(self) -> int:
+        # ClassNamePrefixFeaturesOutMixin asks for it by this name.
+        return len(self.directions_) if self._turns and self.directions_ is not None else self.n_features_in_
+
+    def get_feature_names_out(self, input_features: npt.ArrayLike | None = None) -> npt.NDArray[np.object_]:
+        """Names of the columns that come out: those that went in, or whitening0, whitening1, ... for directions.
+
+        Args:
+            input_features: (D,) names; None takes those of the fit, or x0, x1, ...
+
+        Example:
+            >>> Whitening("pca", components=2).fit(np.eye(4)).get_feature_names_out().tolist()
+            ['whitening0', 'whitening1']
+        """
+        self._require_fitted()
+        mixin = ClassNamePrefixFeaturesOutMixin if self._turns else OneToOneFeatureMixin
+        return np.asarray(mixin.get_feature_names_out(self, input_features), dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "shape_")
 
     def inverse_transform(self, X: npt.ArrayLike) -> Array:
         """The rows that `transform` makes these of; what dropped directions held is lost.
@@ -144,7 +196,7 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 "kind='image' cannot be inverted: the mean of each image is not kept. Use kind='channel'."
             )
         self._require_fitted()
-        values = np.asarray(X, dtype=np.float64)
+        values = np.asarray(check_array(X, dtype=np.float64, allow_nd=True))
         if self.directions_ is None:
             raw = values.reshape(-1, *self.shape_) * self.scale_ + self.mean_
         else:
@@ -178,46 +230,102 @@ class Whitening(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 "smaller, or use kind='standardise'."
             )
 
-    def _fit_directions(self, flat: Array) -> tuple[Array, Array, Array]:
+    def _fit_directions(self, flat: npt.NDArray[Any]) -> tuple[Array, Array, Array]:
         """Mean, scale and principal directions."""
         if len(flat) < 2:
-            raise DataError(f"Decorrelation needs at least 2 training rows, got {len(flat)}.")
-        # scikit-learn's covariance loses digits where means are large.
-        mean = flat.mean(axis=0)
-        centred = flat - mean
+            raise DataError(f"Decorrelation needs at least 2 training rows, got n_samples = {len(flat)}.")
+        mean = _mean(flat)
         limit = min(flat.shape)
         kept = limit if self.components is None else min(self.components, limit)
-        with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance of 0
-            fitted = PCA(kept, svd_solver="covariance_eigh" if flat.shape[1] <= len(flat) else "full").fit(centred)
+        if flat.shape[1] <= len(flat):
+            variance, directions = _eigen(_covariance(flat, mean))
+        else:
+            with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance of 0
+                fitted = PCA(svd_solver="full").fit(flat - mean)
+            # scikit-learn divides by N - 1; whitened training rows have variance 1 by N.
+            variance, directions = fitted.explained_variance_ * (len(flat) - 1) / len(flat), fitted.components_
+        total, variance, directions = variance.sum(), np.maximum(variance[:kept], 0), directions[:kept]
         if self.kind == "pca":
-            return mean, np.ones(kept), fitted.components_
-        # scikit-learn divides by N - 1; whitened training rows have variance 1 by N.
-        variance = np.maximum(fitted.explained_variance_ * (len(flat) - 1) / len(flat), 0)
-        softened = np.sqrt(variance + self.ridge * centred.var(axis=0).mean())
-        noise = _deviations(variance, largest=np.full(kept, np.abs(flat).max()))
-        return mean, np.where(noise == 1.0, 1.0, softened), fitted.components_
+            return mean, np.ones(kept), directions
+        softened = np.sqrt(variance + self.ridge * max(total, 0) / flat.shape[1])
+        noise = _deviations(variance, largest=np.full(kept, _largest(flat).max()))
+        return mean, np.where(noise == 1.0, 1.0, softened), directions
 
-    def _ready(self, X: npt.ArrayLike) -> Array:
+    def _ready(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         self._require_fitted()
         rows = _as_rows(X)
+        if len(self.shape_) == 1 and rows.ndim == 2:
+            try:
+                validate_data(self, X, reset=False, skip_check_array=True)  # as many columns, of the same names
+            except ValueError as error:
+                raise DataError(f"Rows of shape {self.shape_} were fitted, got {rows.shape[1:]}. {error}") from error
         if rows.shape[1:] != self.shape_:
             raise DataError(f"Rows of shape {self.shape_} were fitted, got {rows.shape[1:]}.")
-        return np.asarray(rows, dtype=np.float64)
+        return rows
 
     def _require_fitted(self) -> None:
-        if not hasattr(self, "shape_"):
-            raise OptionError("This Whitening is not fitted. Call fit(training_rows) first.")
+        if not self.__sklearn_is_fitted__():
+            raise WhiteningNotFittedError("This Whitening is not fitted. Call fit(training_rows) first.")
 
 
 def _as_rows(X: npt.ArrayLike) -> npt.NDArray[Any]:
-    rows = np.asarray(X)
+    try:
+        rows = np.asarray(check_array(X, allow_nd=True))
+    except ValueError as error:
+        raise DataError(
+            f"Expected finite numbers, (N, D) features or (N, H, W[, C]) images with N >= 1, got shape "
+            f"{getattr(X, 'shape', None) or np.shape(X)}. {error}"
+        ) from error
     if rows.ndim == 3:
         rows = rows[..., None]  # one grey channel
-    if rows.ndim not in (2, 4) or not len(rows):
-        raise DataError(f"Expected (N, D) features or (N, H, W[, C]) images with N >= 1, got shape {np.shape(X)}.")
-    if rows.dtype.kind not in "fiub" or not np.isfinite(rows).all():
-        raise DataError(f"Expected finite numbers, got dtype {rows.dtype} with NaN, infinite or other values.")
+    if rows.ndim not in (2, 4):
+        raise DataError(f"Expected (N, D) features or (N, H, W[, C]) images with N >= 1, got shape {rows.shape}.")
     return rows
+
+
+def _given_shape(X: Any, rows: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Of one row as it came: a grey image may have no axis of channels."""
+    return rows.shape[1:-1] if rows.ndim == 4 and np.ndim(X) == 3 else rows.shape[1:]
+
+
+def _parts(rows: npt.NDArray[Any]) -> Iterator[slice]:
+    """Slices of rows of `AT_ONCE` values or less."""
+    step = max(1, AT_ONCE // max(1, int(np.prod(rows.shape[1:]))))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def _mean(values: npt.NDArray[Any]) -> Array:
+    """(D,) of (N, D) values; their sums are exact enough in double precision, and less so in that of the values."""
+    return np.asarray(sum(values[part].sum(axis=0, dtype=np.float64) for part in _parts(values)) / len(values))
+
+
+def _variance(values: npt.NDArray[Any], mean: Array) -> Array:
+    # Centred first: sums of squares lose digits where means are large.
+    return np.asarray(sum(((values[part] - mean) ** 2).sum(axis=0) for part in _parts(values)) / len(values))
+
+
+def _covariance(values: npt.NDArray[Any], mean: Array) -> Array:
+    """(D, D), by N, of (N, D) values."""
+    found = np.zeros((len(mean), len(mean)))
+    for part in _parts(values):
+        centred = values[part] - mean
+        found += centred.T @ centred
+    return found / len(values)
+
+
+def _eigen(covariance: Array) -> tuple[Array, Array]:
+    """Variances, largest first, and (D, D) directions as rows, signed as scikit-learn does: the largest entry > 0."""
+    variance, vectors = np.linalg.eigh(covariance)
+    directions = vectors.T[::-1]
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
+    return variance[::-1], directions * np.where(largest < 0, -1.0, 1.0)
+
+
+def _largest(values: npt.NDArray[Any]) -> Array:
+    """(D,) largest absolute value of each column."""
+    low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
+    return np.asarray(np.maximum(np.abs(low), np.abs(high)))
 
 
 def _deviations(variance: Array, *, largest: npt.NDArray[Any]) -> Array:

@@ -126,3 +126,24 @@ def test_copies_on_both_sides_are_found_where_they_keep_their_label():
 def test_one_class_cannot_be_shuffled():
     with pytest.raises(OptionError, match="at least two classes"):
         list(check_shuffled_labels(lambda y: 1.0, np.zeros(5, dtype=np.int64)))
+
+
+def test_a_small_hold_out_is_above_chance_by_chance():
+    """Of 4,000 images 40 are held back: 60 % of 40 fair coins are nothing unusual, 60 % of 4,000 are."""
+    labels = np.arange(4000) % 2
+    rng = np.random.default_rng(0)
+
+    def coins(shuffled):
+        return rng.binomial(40, 0.5) / 40
+
+    alarms = [len(check_shuffled_labels(coins, labels, draws=1, held_back_images=40)) for _ in range(300)]
+    assert sum(alarms) == 0
+    assert sum(len(check_shuffled_labels(coins, labels, draws=1)) for _ in range(300)) > 50
+    assert len(check_shuffled_labels(lambda y: 0.6, labels, held_back_images=40)) == 0
+    assert len(check_shuffled_labels(lambda y: 0.6, labels, held_back_images=4000)) == 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 11])
+def test_held_back_images_are_some_of_those_there_are(wrong):
+    with pytest.raises(OptionError, match=r"held_back_images must be in \[1, 10\]"):
+        check_shuffled_labels(lambda y: 0.5, np.arange(10) % 2, held_back_images=wrong)

@@ -139,3 +139,132 @@ def test_what_cannot_be_compared_is_refused(photos):
         list(check_serving(images, images[:3]))
     with pytest.raises(DataError, match="All pixels are equal"):
         list(check_serving(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)))
+
+
+TURNED = {
+    "upside down": (lambda x: x.flip(2), "flip", "top to bottom"),
+    "half turn": (lambda x: x.rot90(2, (2, 3)), "rotation", "180 degrees"),
+    "quarter turn": (lambda x: x.rot90(-1, (2, 3)), "rotation", "90 degrees clockwise"),
+    "back turn": (lambda x: x.rot90(1, (2, 3)), "rotation", "90 degrees anticlockwise"),
+    "transposed": (lambda x: x.transpose(2, 3), "transpose", "rows are columns"),
+    "other diagonal": (lambda x: x.transpose(2, 3).flip(2, 3), "transpose", "other diagonal"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TURNED))
+def test_turned_images(photos, name):
+    turn, cause, words = TURNED[name]
+    images = normalise(prepare(photos))
+    (found,) = check_serving(images, turn(images))
+    assert (found.cause, words in found.evidence) == (cause, True)
+
+
+def test_a_few_turned_images_are_counted(photos):
+    images = normalise(prepare(photos))
+    served = images.clone()
+    served[[2, 7]] = images[[2, 7]].rot90(1, (2, 3))
+    (found,) = check_serving(images, served)
+    assert found.cause == "rotation"
+    assert "2 of 12" in found.evidence
+    assert "EXIF" in found.remedy
+
+
+@pytest.mark.parametrize(("down", "right", "words"), [(0, 1, "1 pixels right"), (-3, 5, "3 pixels up, 5 pixels right")])
+def test_shifted_images(photos, down, right, words):
+    wide = normalise(prepare(photos, size=112))
+    served = wide[:, :, 8 - down : 104 - down, 8 - right : 104 - right]
+    (found,) = check_serving(wide[:, :, 8:104, 8:104], served)
+    assert found.cause == "shift"
+    assert words in found.evidence
+
+
+def test_greyscale(photos):
+    colours = prepare(photos)
+    grey = colours.mean(dim=1, keepdim=True).expand_as(colours)
+    (found,) = check_serving(normalise(colours), normalise(grey))
+    assert found.cause == "greyscale"
+    assert "in use are grey" in found.evidence
+    (found,) = check_serving(normalise(grey), normalise(colours))
+    assert "in training are grey" in found.evidence
+    assert causes(normalise(grey), normalise(grey)) == []
+
+
+def test_other_images_and_another_order(photos):
+    images = normalise(prepare(photos))
+    (found,) = check_serving(images, images.roll(1, 0))
+    assert found.cause == "other_images"
+    assert "12 of 12" in found.evidence
+    assert "at another place" in found.evidence
+    swapped = images[[1, 0, *range(2, 12)]]
+    (found,) = check_serving(images, swapped)
+    assert "2 of 12" in found.evidence
+    strange = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    blurred = F.interpolate(F.avg_pool2d(strange, 12), 96, mode="bilinear")
+    (found,) = check_serving(images, blurred)
+    assert found.cause == "other_images"
+    assert "found nowhere" in found.evidence
+
+
+@pytest.mark.parametrize("dims", [(1, 2, 3), (2, 3)])
+def test_standardisation_per_image(photos, dims):
+    images = prepare(photos)
+    own = (images - images.mean(dims, keepdim=True)) / images.std(dims, keepdim=True)
+    assert causes(normalise(images), own) == ["per_image_scale"]
+
+
+@pytest.mark.parametrize("gamma", [1 / 2.2, 1.2, 2.2])
+def test_gamma(photos, gamma):
+    images = prepare(photos).clamp(0, 1)
+    assert causes(normalise(images), normalise(images**gamma)) == ["gamma"]
+
+
+@pytest.mark.parametrize("levels", [4, 16, 32])
+def test_few_levels(photos, levels):
+    images = prepare(photos).clamp(0, 1)
+    rough = (images * (levels - 1)).round() / (levels - 1)
+    (found,) = check_serving(normalise(images), normalise(rough))
+    assert found.cause == "quantisation"
+    assert f"use have {levels} levels" in found.evidence
+    assert causes(normalise(images), normalise((images * 255).round() / 255)) == []
+
+
+def test_swapped_sides(photos):
+    tall = F.interpolate(prepare(photos), (96, 72), mode="bilinear", antialias=True)
+    (found,) = check_serving(tall, tall.transpose(2, 3))
+    assert found.cause == "swapped_sides"
+    assert "rows are columns" in found.evidence
+    squeezed = F.interpolate(tall, (72, 96), mode="bilinear", antialias=True)
+    assert "squeezed" in check_serving(tall, squeezed)[0].evidence
+    assert "wrong width" in check_serving(tall, tall.reshape(12, 3, 72, 96))[0].evidence
+
+
+def test_axes_in_another_layout(photos):
+    images = prepare(photos)
+    (found,) = check_serving(normalise(images), normalise(images.permute(0, 2, 3, 1).reshape(images.shape)))
+    assert found.cause == "layout"
+    assert "stored as (H, W, C)" in found.evidence
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 2, 1)])
+def test_channels_that_were_normalised_by_each_others_constants_are_one_fault(photos, order):
+    images = prepare(photos)
+    (found,) = check_serving(normalise(images), normalise(images[:, list(order)]))
+    assert found.cause == "channel_order"
+
+
+def test_bytes_where_normalised_values_were_meant(photos):
+    images = prepare(photos)
+    assert causes(normalise(images), 255 * images) == ["range"]
+    assert causes(255 * images, normalise(images)) == ["range"]
+
+
+def test_two_places_are_both_named(photos):
+    served = prepare(photos, size=128).flip(2).flip(1)
+    assert causes(normalise(prepare(photos)), normalise(served))[:3] == ["size", "flip", "channel_order"]
+
+
+def test_one_image_and_tiny_images_are_compared(photos):
+    images = normalise(prepare(photos))[:1]
+    assert causes(images, images.flip(2)) == ["flip"]
+    tiny = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert causes(tiny, tiny.clone()) == []

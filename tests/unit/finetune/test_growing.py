@@ -11,7 +11,7 @@ from tests.unit.finetune.training_toys import SIDE, draw, fit, loader, make_back
 from tests.unit.nn.toy_networks import Isotropic, spec_of
 from transferkit.core.errors import OptionError
 from transferkit.finetune import TransferModule
-from transferkit.finetune.growing import shrink, side_at
+from transferkit.finetune.growing import check_grows, shrink, side_at, sizes_on_the_way
 from transferkit.nn import Backbone, cut
 from transferkit.options import Recipe
 
@@ -80,7 +80,10 @@ def test_by_default_pictures_do_not_change():
 
 def test_a_network_of_one_size_is_refused_before_training():
     backbone = Backbone(OfOneSize(), spec_of(64))
-    with pytest.raises(OptionError, match="begins with pictures of 32 x 32 pixels, which this network does not take"):
+    with pytest.raises(
+        OptionError,
+        match="begins with pictures of 32 x 32 pixels, which grow. This network does not take 32 x 32, 48 x 48: ",
+    ):
         TransferModule(backbone, "few_layers", classes=2, recipe=Recipe(start_size=0.5))
 
 
@@ -94,3 +97,20 @@ def test_cached_activations_do_not_grow():
 def test_a_start_is_a_share(wrong):
     with pytest.raises(OptionError, match=r"start_size must be in \(0, 1\]"):
         Recipe(start_size=wrong)
+
+
+@given(st.integers(32, 300), st.integers(32, 300), st.floats(0.1, 0.99), st.integers(1, 60))
+def test_all_sizes_of_a_training_are_on_the_way(height, width, start, epochs):
+    known = sizes_on_the_way((height, width), start)
+    used = {(side_at(height, start, epoch, epochs), side_at(width, start, epoch, epochs)) for epoch in range(epochs)}
+    assert used <= set(known)
+    assert known == sorted(known)
+
+
+def test_a_size_in_the_middle_that_a_network_does_not_take_is_found_before_training():
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return images.unflatten(2, (-1, 32))  # sides are multiples of 32
+
+    with pytest.raises(OptionError, match="This network does not take 48 x 48, 80 x 80, 112 x 112: "):
+        check_grows(run, torch.zeros(1, 3, 128, 128), 0.3)
+    check_grows(lambda images: images, torch.zeros(1, 3, 128, 128), 0.3)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import fractional_matrix_power
 from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 from transferkit.core.errors import DataError, OptionError
+from transferkit.nn import preprocessing
 from transferkit.nn.preprocessing import KINDS, Whitening
 
 BY_DIRECTION = ("pca", "pca_whiten", "zca")
@@ -234,3 +239,72 @@ def test_a_failed_fit_leaves_nothing(rows):
         known.fit(rows[:1])
     with pytest.raises(OptionError, match="not fitted"):
         known.transform(rows)
+
+
+@pytest.mark.parametrize("kind", ["standardise", "channel", "mean_image", *BY_DIRECTION])
+def test_scikit_learn_finds_nothing_wrong(kind):
+    found = check_estimator(Whitening(kind), on_skip=None, on_fail=None)
+    assert [(one["check_name"], one["exception"]) for one in found if one["status"] == "failed"] == []
+    assert len(found) > 40
+
+
+@pytest.mark.parametrize("kind", ["standardise", "zca"])
+def test_columns_keep_their_names(rows, kind):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(rows, columns=[f"größe {i}" for i in range(6)])
+    white = Whitening(kind).set_output(transform="pandas").fit(frame)
+    out = white.transform(frame)
+    assert list(out.columns) == list(frame.columns)
+    np.testing.assert_allclose(out.to_numpy(), Whitening(kind).fit_transform(rows))
+    with pytest.raises(ValueError, match="feature names"):
+        white.transform(frame[frame.columns[::-1]])
+
+
+def test_directions_are_numbered(rows):
+    white = Whitening("pca", components=3).set_output(transform="default").fit(rows)
+    assert white.get_feature_names_out().tolist() == ["whitening0", "whitening1", "whitening2"]
+    named = make_pipeline(StandardScaler(), Whitening("zca")).fit(rows)
+    assert named.get_feature_names_out().tolist() == [f"x{i}" for i in range(6)]
+    assert Whitening("channel").fit(np.zeros((3, 2, 2, 3))).n_features_in_ == 12
+
+
+def test_not_fitted_is_scikit_learns_error_as_well(rows):
+    with pytest.raises(NotFittedError, match="Call fit"):
+        Whitening().transform(rows)
+
+
+def direct(kind: str, values: np.ndarray, ridge: float) -> np.ndarray:
+    """The definition, on a full copy in double precision."""
+    wide = values.astype(np.float64)
+    if kind == "channel":
+        return wide - wide.mean(axis=(0, 1, 2))
+    if kind == "mean_image":
+        return wide - wide.mean(axis=0)
+    if kind == "standardise":
+        return (wide - wide.mean(axis=(0, 1, 2))) / wide.std(axis=(0, 1, 2))
+    flat = wide.reshape(len(wide), -1)
+    covariance = np.cov(flat.T, bias=True)
+    root = fractional_matrix_power(
+        covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance)), -0.5
+    )
+    return ((flat - flat.mean(axis=0)) @ root).reshape(wide.shape)
+
+
+@pytest.mark.parametrize("kind", ["channel", "mean_image", "standardise", "zca"])
+def test_chunks_give_what_the_whole_gives(images, kind, monkeypatch):
+    many = np.random.default_rng(8).integers(0, 256, (120, 5, 4, 3), dtype=np.uint8)
+    whole = direct(kind, many, 1e-5)
+    monkeypatch.setattr(preprocessing, "AT_ONCE", 7 * 60)
+    np.testing.assert_allclose(Whitening(kind).fit_transform(many), whole, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["channel", "mean_image", "standardise", "pca_whiten", "zca"])
+def test_bytes_are_fitted_without_a_copy_in_double_precision(kind):
+    many = np.random.default_rng(9).integers(0, 256, (40_000, 12, 12, 3), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        Whitening(kind).fit(many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 70e6 < 8 * many.nbytes
