@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +26,8 @@ FEATURE_NEIGHBOURS, FINGERPRINT_NEIGHBOURS = 6, 4
 """Candidates: generous, as pixels decide. With five percent of the images copied, features and fingerprints together
 hold 97 to 100 % of the mirrored, brightened and cropped copies (85 % and more of the side) of pictures of 96 px."""
 
-ITEMS = 200
-"""Pairs that a symptom lists."""
+ITEMS, KINDS = 200, 4
+"""Pairs that a symptom lists, and kinds of change that its sentence counts."""
 
 
 def review_images(
@@ -186,13 +187,12 @@ def _group(copies: Sequence[CopyPair], images: int) -> tuple[tuple[int, ...], ..
 
 
 def _kinds(copies: Sequence[CopyPair]) -> str:
-    """How often each kind of change occurs, e.g. "3 cropped, 1 mirrored"."""
+    """How often each kind of change occurs, e.g. "3 cropped, 1 mirrored and brighter"."""
     counts = Counter(
-        " and ".join(word.split(" to ")[0].split(" by ")[0] for word in one.how.split(", ")) for one in copies
+        " and ".join(re.split(r" (?:to|by) \d", word)[0] for word in one.how.split(", ")) for one in copies
     )
-    return ", ".join(f"{number} {kind}" for kind, number in counts.most_common(4)) + (
-        "" if len(counts) <= 4 else ", ..."
-    )
+    shown = ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common(KINDS))
+    return shown if len(counts) <= KINDS else f"{shown}, ..."
 
 
 def _items(copies: Sequence[CopyPair]) -> tuple[str, ...]:

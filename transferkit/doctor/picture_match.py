@@ -381,11 +381,12 @@ def _compare_detail(have: Floats, want: Floats, mask: Floats) -> tuple[Floats, F
 
 
 def _name_turn(orientation: int) -> list[str]:
+    """What made the part, in words; the orientation is what undoes it."""
     quarters = orientation % 4
-    if orientation >= 4:
-        names = {0: "mirrored", 2: "upside down", 1: "mirrored and turned by 90 degrees"}
-        return [names.get(quarters, "mirrored and turned by 270 degrees")]
-    return [f"turned by {90 * quarters} degrees"] if quarters else []
+    if orientation >= 4:  # a reflection undoes itself
+        names = ("mirrored", "mirrored and turned by 90 degrees", "upside down", "mirrored and turned by 270 degrees")
+        return [names[quarters]]
+    return [f"turned by {360 - 90 * quarters} degrees"] if quarters else []
 
 
 def _name_place(place: Floats) -> list[str]:
