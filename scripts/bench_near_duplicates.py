@@ -28,7 +28,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from regret.paths import MODEL, SIZE
 
 from transferkit.core.provenance import environment
-from transferkit.doctor import image_review
+from transferkit.doctor import review_images
+from transferkit.doctor.session_review import small_pictures
 from transferkit.features import FeatureBank
 from transferkit.options import PassOptions
 from transferkit.records import ImageReview
@@ -102,12 +103,12 @@ def review(folder: Path, cache: Path) -> tuple[ImageReview, float]:
     table = read_features(backbone, data, bank=FeatureBank(cache), pooling=options.pooling, progress=False).table
     start = time.perf_counter()
     stages = list(table.blocks)
-    found = image_review.review_images(
+    found = review_images(
         table.load(stages),
         data.labels,
         data.splits,
         [Path(name).as_posix() for name in data.items],
-        picture=image_review.small_pictures(data, backbone.spec.preprocessing),
+        picture=small_pictures(data, backbone.spec.preprocessing),
         classes=data.summary.classes,
         blocks=table.select(stages)[0],
     )

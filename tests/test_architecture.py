@@ -32,7 +32,7 @@ LAYERS: dict[str, frozenset[str]] = {
 LAYERS["workflow"] = frozenset(
     {"zoo", "data", "nn", "measure", "features", "strategies", "decision", "probe", "finetune"}
 )
-LAYERS["doctor"] = frozenset({"nn"})
+LAYERS["doctor"] = frozenset({"data", "measure", "nn", "workflow"})
 LAYERS["result"] = frozenset({"zoo", "data", "nn", "measure", "features", "report", "export"})
 LAYERS["api"] = frozenset({"decision", "features", "measure", "result", "workflow"})
 LAYERS["cli"] = LAYERS["api"] | {"api", "data", "finetune", "report", "strategies", "zoo"}

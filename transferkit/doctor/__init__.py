@@ -5,7 +5,7 @@ from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
 from transferkit.doctor.curve_reading import Curves, read_curves
 from transferkit.doctor.examination import examine
-from transferkit.doctor.image_review import review_images, review_session
+from transferkit.doctor.image_review import review_images
 from transferkit.doctor.monitor import TrainingMonitor
 from transferkit.doctor.serving import check_serving
 from transferkit.doctor.shuffled_labels import check_shuffled_labels
@@ -24,5 +24,4 @@ __all__ = [
     "explain_errors",
     "read_curves",
     "review_images",
-    "review_session",
 ]

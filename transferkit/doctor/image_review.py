@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError
-from transferkit.data import Data
-from transferkit.doctor.picture_match import SIDE, Explanation, fingerprint_variants, look_through, match_pairs
+from transferkit.doctor.picture_match import Explanation, fingerprint_variants, look_through, match_pairs
 from transferkit.measure import compress_features, find_near_duplicates, find_outliers
-from transferkit.records import CopyPair, ImageReview, OutlierImage, Preprocessing, Symptom, connected_groups
-from transferkit.workflow.session import Session
+from transferkit.records import CopyPair, ImageReview, OutlierImage, Symptom, connected_groups
 
-__all__ = ["review_images", "review_session", "small_pictures"]
+__all__ = ["review_images"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -102,51 +99,6 @@ def review_images(
         outliers=outliers,
         symptoms=tuple(sorted(symptoms, key=lambda one: one.severity != "alarm")),
     )
-
-
-def review_session(session: Session) -> ImageReview:
-    """`review_images` of an opened session: all its images, test images included, which are run if they were not yet.
-
-    Args:
-        session: As from `open_session`.
-    """
-    data = session.data
-    table = session.run_features(np.arange(len(data)))
-    stages = list(table.blocks)
-    return review_images(
-        table.load(stages),
-        data.labels,
-        data.splits,
-        data.items,
-        picture=small_pictures(data, session.backbone.spec.preprocessing),
-        classes=data.summary.classes,
-        blocks=table.select(stages)[0],
-    )
-
-
-def small_pictures(data: Data, own: Preprocessing) -> Callable[[int], npt.NDArray[np.uint8]]:
-    """Index -> (3, 64, 64) uint8, the whole image squeezed to a square.
-
-    Args:
-        data: The images.
-        own: Of the backbone; for images that come as normalised tensors, what they were normalised with.
-    """
-    if data.normalised:
-        return lambda index: _unnormalise(data.pixels(index, own), own)
-    small = Preprocessing(
-        size=SIDE, mean=own.mean, std=own.std, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
-    )
-    small = replace(small, value_range=own.value_range)
-    return lambda index: data.pixels(index, small).astype(np.uint8)
-
-
-def _unnormalise(pixels: npt.NDArray[np.generic], own: Preprocessing) -> npt.NDArray[np.uint8]:
-    """A normalised (3, H, W) tensor as a small picture, by the mean and scale that it was probably made with."""
-    from transferkit.doctor.registration import resample
-
-    mean, std = (np.array(one, dtype=np.float32)[:, None, None] for one in (own.mean, own.std))
-    values = resample(np.asarray(pixels, dtype=np.float32), SIDE, SIDE) * std + mean
-    return np.clip(255 * values, 0, 255).astype(np.uint8)
 
 
 def _check_lengths(
@@ -245,12 +197,12 @@ def _conflict_symptom(
 def _repeat_symptom(repeats: Sequence[CopyPair]) -> list[Symptom]:
     if not repeats:
         return []
-    pairs = "1 pair" if len(repeats) == 1 else f"{len(repeats):,} pairs"
+    pairs = "1 pair of training images is" if len(repeats) == 1 else f"{len(repeats):,} pairs of training images are"
     return [
         Symptom(
             cause="copies_in_training",
             severity="note",
-            evidence=f"{pairs} of training images are copies ({_kinds(repeats)}).",
+            evidence=f"{pairs} copies ({_kinds(repeats)}).",
             remedy="Give copies one group, so that they are held back together; otherwise held-back accuracy is too "
             "high.",
             items=_items(repeats),

@@ -10,8 +10,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
 from transferkit.core.errors import DataError
-from transferkit.doctor import review_images, review_session
-from transferkit.doctor.image_review import small_pictures
+from transferkit.doctor import review_images
+from transferkit.doctor.session_review import review_session, small_pictures
 from transferkit.options import PassOptions
 from transferkit.records import Preprocessing
 from transferkit.workflow.session import open_session
