@@ -28,7 +28,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from regret.paths import MODEL, SIZE
 
 from transferkit.core.provenance import environment
-from transferkit.doctor import image_review
+from transferkit.doctor import review_images
+from transferkit.doctor.session_review import small_pictures
 from transferkit.features import FeatureBank
 from transferkit.options import PassOptions
 from transferkit.records import ImageReview
@@ -95,23 +96,24 @@ def write_task(task: Path, folder: Path, images: int, seed: int | None) -> dict[
     return planted
 
 
-def review(folder: Path, cache: Path) -> tuple[ImageReview, float]:
-    """The review of a folder, and its seconds after the frozen pass."""
+def review(folder: Path, cache: Path) -> tuple[ImageReview, set[str], float]:
+    """The review of a folder, the names of the images that the audit left in, and its seconds after the frozen pass."""
     options = PassOptions(image_size=SIZE, cache=cache, progress=False)
     backbone, data = load_backbone(MODEL, image_size=SIZE), open_images(folder, options)
     table = read_features(backbone, data, bank=FeatureBank(cache), pooling=options.pooling, progress=False).table
+    names = [Path(name).as_posix() for name in data.items]
     start = time.perf_counter()
     stages = list(table.blocks)
-    found = image_review.review_images(
+    found = review_images(
         table.load(stages),
         data.labels,
         data.splits,
-        [Path(name).as_posix() for name in data.items],
-        picture=image_review.small_pictures(data, backbone.spec.preprocessing),
+        names,
+        picture=small_pictures(data, backbone.spec.preprocessing),
         classes=data.summary.classes,
         blocks=table.select(stages)[0],
     )
-    return found, time.perf_counter() - start
+    return found, set(names), time.perf_counter() - start
 
 
 def measure_task(task: Path, cache: Path, images: int, seeds: list[int | None]) -> list[dict[str, Any]]:
@@ -120,14 +122,16 @@ def measure_task(task: Path, cache: Path, images: int, seeds: list[int | None]) 
     for seed in seeds:
         with tempfile.TemporaryDirectory() as name:
             planted = write_task(task, Path(name), images, seed)
-            found, seconds = review(Path(name), cache)
+            found, names, seconds = review(Path(name), cache)
         pairs = {frozenset((one.original, one.copy)): one for one in found.copies}
         row: dict[str, Any] = {"task": task.name, "seed": seed, "images": found.images, "seconds": round(seconds, 1)}
         if seed is None:
             row |= {"outliers": [one.name for one in found.outliers], "pairs": [one.sentence for one in found.copies]}
         else:
             hits = defaultdict(list)
-            for copy, (original, kind) in planted.items():
+            # A copy may equal a third image, as < mirrored equals >: the audit found it and set it aside.
+            there = {copy: how for copy, how in planted.items() if {copy, how[0]} <= names}
+            for copy, (original, kind) in there.items():
                 hits[kind].append(frozenset((copy, original)) in pairs)
             row["found"] = {kind: [sum(hits[kind]), len(hits[kind])] for kind in KINDS}
         rows.append(row)

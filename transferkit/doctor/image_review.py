@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError
-from transferkit.data import Data
-from transferkit.doctor.picture_match import SIDE, Explanation, fingerprint_variants, look_through, match_pairs
+from transferkit.doctor.picture_match import Explanation, fingerprint_variants, look_through, match_pairs
 from transferkit.measure import compress_features, find_near_duplicates, find_outliers
-from transferkit.records import CopyPair, ImageReview, OutlierImage, Preprocessing, Symptom, connected_groups
-from transferkit.workflow.session import Session
+from transferkit.records import CopyPair, ImageReview, OutlierImage, Symptom, connected_groups
 
-__all__ = ["review_images", "review_session", "small_pictures"]
+__all__ = ["review_images"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -25,8 +23,8 @@ FEATURE_NEIGHBOURS, FINGERPRINT_NEIGHBOURS = 6, 4
 """Candidates: generous, as pixels decide. With five percent of the images copied, features and fingerprints together
 hold 97 to 100 % of the mirrored, brightened and cropped copies (85 % and more of the side) of pictures of 96 px."""
 
-ITEMS = 200
-"""Pairs that a symptom lists."""
+ITEMS, KINDS = 200, 4
+"""Pairs that a symptom lists, and kinds of change that its sentence counts."""
 
 
 def review_images(
@@ -103,51 +101,6 @@ def review_images(
     )
 
 
-def review_session(session: Session) -> ImageReview:
-    """`review_images` of an opened session: all its images, test images included, which are run if they were not yet.
-
-    Args:
-        session: As from `open_session`.
-    """
-    data = session.data
-    table = session.run_features(np.arange(len(data)))
-    stages = list(table.blocks)
-    return review_images(
-        table.load(stages),
-        data.labels,
-        data.splits,
-        data.items,
-        picture=small_pictures(data, session.backbone.spec.preprocessing),
-        classes=data.summary.classes,
-        blocks=table.select(stages)[0],
-    )
-
-
-def small_pictures(data: Data, own: Preprocessing) -> Callable[[int], npt.NDArray[np.uint8]]:
-    """Index -> (3, 64, 64) uint8, the whole image squeezed to a square.
-
-    Args:
-        data: The images.
-        own: Of the backbone; for images that come as normalised tensors, what they were normalised with.
-    """
-    if data.normalised:
-        return lambda index: _unnormalise(data.pixels(index, own), own)
-    small = Preprocessing(
-        size=SIDE, mean=own.mean, std=own.std, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
-    )
-    small = replace(small, value_range=own.value_range)
-    return lambda index: data.pixels(index, small).astype(np.uint8)
-
-
-def _unnormalise(pixels: npt.NDArray[np.generic], own: Preprocessing) -> npt.NDArray[np.uint8]:
-    """A normalised (3, H, W) tensor as a small picture, by the mean and scale that it was probably made with."""
-    from transferkit.doctor.registration import resample
-
-    mean, std = (np.array(one, dtype=np.float32)[:, None, None] for one in (own.mean, own.std))
-    values = resample(np.asarray(pixels, dtype=np.float32), SIDE, SIDE) * std + mean
-    return np.clip(255 * values, 0, 255).astype(np.uint8)
-
-
 def _check_lengths(
     features: npt.NDArray[np.floating],
     labels: npt.NDArray[np.integer],
@@ -186,13 +139,12 @@ def _group(copies: Sequence[CopyPair], images: int) -> tuple[tuple[int, ...], ..
 
 
 def _kinds(copies: Sequence[CopyPair]) -> str:
-    """How often each kind of change occurs, e.g. "3 cropped, 1 mirrored"."""
+    """How often each kind of change occurs, e.g. "3 cropped, 1 mirrored and brighter"."""
     counts = Counter(
-        " and ".join(word.split(" to ")[0].split(" by ")[0] for word in one.how.split(", ")) for one in copies
+        " and ".join(re.split(r" (?:to|by) \d", word)[0] for word in one.how.split(", ")) for one in copies
     )
-    return ", ".join(f"{number} {kind}" for kind, number in counts.most_common(4)) + (
-        "" if len(counts) <= 4 else ", ..."
-    )
+    shown = ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common(KINDS))
+    return shown if len(counts) <= KINDS else f"{shown}, ..."
 
 
 def _items(copies: Sequence[CopyPair]) -> tuple[str, ...]:
@@ -245,12 +197,12 @@ def _conflict_symptom(
 def _repeat_symptom(repeats: Sequence[CopyPair]) -> list[Symptom]:
     if not repeats:
         return []
-    pairs = "1 pair" if len(repeats) == 1 else f"{len(repeats):,} pairs"
+    pairs = "1 pair of training images is" if len(repeats) == 1 else f"{len(repeats):,} pairs of training images are"
     return [
         Symptom(
             cause="copies_in_training",
             severity="note",
-            evidence=f"{pairs} of training images are copies ({_kinds(repeats)}).",
+            evidence=f"{pairs} copies ({_kinds(repeats)}).",
             remedy="Give copies one group, so that they are held back together; otherwise held-back accuracy is too "
             "high.",
             items=_items(repeats),

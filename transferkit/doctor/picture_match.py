@@ -55,11 +55,20 @@ TRIED = 2
 MOST_RESIDUAL = 0.15
 """Share of variance left open above which nothing is a copy, whatever the look-alikes."""
 
-EVIDENCE = 60.0
 CONTRAST_WEIGHT = 12.0
 PLACE_COST = 12.0
-"""How much evidence is needed, what a factor e in contrast counts, and what fitting a place (six numbers, thousands of
-starts) costs, in natural log units. Chosen on tasks with planted copies, see `scripts/bench_near_duplicates.py`."""
+"""What a factor e in contrast counts as evidence, and what fitting a place (six numbers, thousands of starts) costs, in
+natural log units. These and the limits below: chosen on tasks with planted copies, `scripts/bench_near_duplicates.py`.
+"""
+
+LEAST_EVIDENCE, SURE_EVIDENCE, USUAL_EVIDENCE = 42.0, 70.0, 60.0
+"""Limits of the evidence that makes a copy, and its value where there are too few pairs to tell."""
+
+TAIL = 5.5
+"""The evidence of pairs that are no copies falls off like an exponential: (q90 - q75) / ln 2.5 is its mean, and five of
+them above q90 lies one pair in 1,500, or about one in 1,000 images."""
+
+FEWEST_PAIRS = 50
 
 USUAL_FACTOR = 2.0
 """A look-alike's residual in units of 1 - its coarse correlation."""
@@ -192,7 +201,18 @@ def match_pairs(picture: Pictures, overview: Overview, pairs: Ints) -> list[Expl
     for start in range(0, len(promising), SIDE):
         chosen = promising[start : start + SIDE]
         found += _compare(picture, overview, pairs[chosen], places[chosen], usual[chosen])
-    return sorted(found, key=lambda one: (-one.evidence, one.rows))
+    enough = _enough_evidence(np.array([one.evidence for one in found]))
+    copies = [one for one in found if one.evidence > enough and one.residual <= MOST_RESIDUAL]
+    return sorted(copies, key=lambda one: (-one.evidence, one.rows))
+
+
+def _enough_evidence(values: npt.NDArray[np.float64]) -> float:
+    """The evidence from which on a pair is a copy: above the tail of the pairs that are none, of which most are."""
+    others = values[values <= SURE_EVIDENCE]
+    if len(others) < FEWEST_PAIRS:
+        return USUAL_EVIDENCE
+    upper, top = np.quantile(others, (0.75, 0.9))
+    return float(np.clip(top + TAIL * (top - upper), LEAST_EVIDENCE, SURE_EVIDENCE))
 
 
 def _search_all(overview: Overview, pairs: Ints) -> tuple[Floats, Floats]:
@@ -229,7 +249,7 @@ def _promising(pairs: Ints, scores: Floats, overview: Overview) -> Ints:
 
 
 def _compare(picture: Pictures, overview: Overview, pairs: Ints, places: Floats, usual: Floats) -> list[Explanation]:
-    """Explanations of those pairs, of a few dozen, that are copies."""
+    """Explanations of a few dozen pairs; those are left out in which nothing is to be seen."""
     swapped = places[:, 0] > 0
     ordered = np.where(swapped[:, None], pairs[:, ::-1], pairs)
     read = {int(index): _read(picture, int(index)) for index in np.unique(ordered)}
@@ -252,7 +272,7 @@ def _compare(picture: Pictures, overview: Overview, pairs: Ints, places: Floats,
         agreement, maps = (plain, at_once) if as_it_is else (placed, fitted)
         residual = float(agreement.residual[row])
         # Either picture may be blank but for what lies outside of the part.
-        if evidence <= EVIDENCE or residual > MOST_RESIDUAL or agreement.spread[row] <= BLANK:
+        if agreement.spread[row] <= BLANK:
             continue
         orientation = int(places[row, 1])
         words = [*_name_turn(orientation), *_name_place(maps[row]), *agreement.name_values(row)]
@@ -381,11 +401,12 @@ def _compare_detail(have: Floats, want: Floats, mask: Floats) -> tuple[Floats, F
 
 
 def _name_turn(orientation: int) -> list[str]:
+    """What made the part, in words; the orientation is what undoes it."""
     quarters = orientation % 4
-    if orientation >= 4:
-        names = {0: "mirrored", 2: "upside down", 1: "mirrored and turned by 90 degrees"}
-        return [names.get(quarters, "mirrored and turned by 270 degrees")]
-    return [f"turned by {90 * quarters} degrees"] if quarters else []
+    if orientation >= 4:  # a reflection undoes itself
+        names = ("mirrored", "mirrored and turned by 90 degrees", "upside down", "mirrored and turned by 270 degrees")
+        return [names[quarters]]
+    return [f"turned by {360 - 90 * quarters} degrees"] if quarters else []
 
 
 def _name_place(place: Floats) -> list[str]:

@@ -27,7 +27,7 @@ ORIENTATIONS = 8
 MARGIN = 0.05
 """Share of a part at each edge that is not compared: resampling and rotation disturb it."""
 
-ZOOMS = (0.96, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
+ZOOMS = tuple(side / COARSE for side in range(16, COARSE))
 ASPECTS = (0.92, 0.84, 0.75, 0.67, 0.6)
 """Sides of a part in units of the whole: of both, and of one with the other whole, as when a photo is cut square."""
 

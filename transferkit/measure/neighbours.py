@@ -15,8 +15,8 @@ __all__ = ["Neighbours", "check_features", "compress_features", "nearest_rows"]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-CHUNK_BYTES = 1 << 26
-"""Memory for the similarities of one chunk of rows."""
+CHUNK_BYTES = 1 << 24
+"""Size of the similarities of one chunk of rows; finding the nearest takes some five times as much memory."""
 
 SAMPLED_ROWS = 4096
 """Rows that principal directions are computed from."""
@@ -133,7 +133,7 @@ def nearest_rows(
     """The k nearest other rows of each row, by the cosine of centred features.
 
     Args:
-        features: (N, D) float. Memory beyond it: one float32 copy and 64 MB.
+        features: (N, D) float. Memory beyond it: one float32 copy and about 100 MB.
         k: Neighbours, cut to N - 1.
         variants: (V, D, D) float, linear maps from the features of an image to those of it transformed (mirrored,
             cropped); a row is as near as the nearest of its variants. Features and variants are then centred row by
@@ -155,12 +155,12 @@ def nearest_rows(
     images = len(unit)
     k = min(k, images - 1)
     rows, similarity = np.empty((images, k), dtype=np.int64), np.empty((images, k), dtype=np.float32)
-    step = max(1, CHUNK_BYTES // (4 * images * (1 + (len(maps) > 1))))
+    step = max(1, CHUNK_BYTES // (4 * images))
     for start in range(0, images if k else 0, step):
         chunk = np.arange(start, min(start + step, images))
         near = _nearest_variant(unit, unit[chunk], maps)
         near[np.arange(len(chunk)), chunk] = -np.inf
-        best = np.argpartition(-near, k - 1, axis=1)[:, :k]
+        best = np.argpartition(near, images - k, axis=1)[:, images - k :]
         found = np.take_along_axis(near, best, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
         rows[chunk] = np.take_along_axis(best, order, axis=1)

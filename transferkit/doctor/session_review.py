@@ -1,0 +1,64 @@
+"""The review of the images of an opened session. Apart from the rest of the doctor, which works without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.data import Data
+from transferkit.doctor.image_review import review_images
+from transferkit.doctor.picture_match import SIDE
+from transferkit.doctor.registration import resample
+from transferkit.records import ImageReview, Preprocessing
+from transferkit.workflow.session import Session
+
+__all__ = ["review_session", "small_pictures"]
+
+
+def review_session(session: Session) -> ImageReview:
+    """`review_images` of an opened session: all its images, test images included, which are run if they were not yet.
+
+    Args:
+        session: As from `open_session`.
+    """
+    data = session.data
+    table = session.run_features(np.arange(len(data)))
+    stages = list(table.blocks)
+    return review_images(
+        table.load(stages),
+        data.labels,
+        data.splits,
+        data.items,
+        picture=small_pictures(data, session.backbone.spec.preprocessing),
+        classes=data.summary.classes,
+        blocks=table.select(stages)[0],
+    )
+
+
+def small_pictures(data: Data, own: Preprocessing) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """Index -> (3, 64, 64) uint8, the whole image squeezed to a square.
+
+    Args:
+        data: The images.
+        own: Of the backbone; for images that come as normalised tensors, what they were normalised with.
+    """
+    if data.normalised:
+        return lambda index: _unnormalise(data.pixels(index, own), own)
+    small = Preprocessing(
+        size=SIDE,
+        mean=own.mean,
+        std=own.std,
+        interpolation="bilinear",
+        crop_mode="squash",
+        value_range=own.value_range,
+    )
+    return lambda index: data.pixels(index, small).astype(np.uint8)
+
+
+def _unnormalise(pixels: npt.NDArray[np.generic], own: Preprocessing) -> npt.NDArray[np.uint8]:
+    """A normalised (3, H, W) tensor as a small picture, by the mean and scale that it was probably made with."""
+    mean, std = (np.array(one, dtype=np.float32)[:, None, None] for one in (own.mean, own.std))
+    values = resample(np.asarray(pixels, dtype=np.float32), SIDE, SIDE) * std + mean
+    return np.clip(255 * values, 0, 255).astype(np.uint8)
