@@ -6,7 +6,7 @@ from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
 from transferkit.doctor.curve_reading import Curves, read_curves
 from transferkit.doctor.examination import examine
-from transferkit.doctor.image_review import review_images, review_session
+from transferkit.doctor.image_review import review_images
 from transferkit.doctor.label_review import review_labels
 from transferkit.doctor.loop import LoopWatch
 from transferkit.doctor.monitor import TrainingMonitor
@@ -35,5 +35,4 @@ __all__ = [
     "read_curves",
     "review_images",
     "review_labels",
-    "review_session",
 ]
