@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 __all__ = [
-    "Line",
+    "ChannelLine",
     "are_bytes",
     "best_order",
     "constants_follow",
@@ -38,7 +38,7 @@ ROUNDED = 1e-5
 
 
 @dataclass(frozen=True)
-class Line:
+class ChannelLine:
     """served = factor * trained + shift, per channel, and how much of the variance that explains."""
 
     factor: torch.Tensor  # (C,)
@@ -46,7 +46,7 @@ class Line:
     explained: float
 
 
-def fit_line(trained: Images, served: Images) -> Line:
+def fit_line(trained: Images, served: Images) -> ChannelLine:
     """The best line per channel, the same for all images."""
     x, y = (one.transpose(0, 1).flatten(1) for one in (trained, served))
     x_mean, y_mean = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
@@ -55,7 +55,7 @@ def fit_line(trained: Images, served: Images) -> Line:
     shift = y_mean.squeeze(1) - factor * x_mean.squeeze(1)
     residual = ((y - factor[:, None] * x - shift[:, None]) ** 2).mean()
     total = ((y - y_mean) ** 2).mean().clamp_min(1e-12)
-    return Line(factor, shift, float(1 - residual / total))
+    return ChannelLine(factor, shift, float(1 - residual / total))
 
 
 def best_order(trained: Images, served: Images) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def best_order(trained: Images, served: Images) -> tuple[int, ...]:
     return max(orders, key=lambda order: fit_line(trained, served[:, list(order)]).explained)
 
 
-def constants_follow(line: Line, order: tuple[int, ...]) -> bool:
+def constants_follow(line: ChannelLine, order: tuple[int, ...]) -> bool:
     """Whether a line is only that of channels that were normalised by the constants of another one.
 
     With means m, deviations s and served channel c of order o, the factor is s_c / s_o(c), the shift
