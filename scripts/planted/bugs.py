@@ -94,8 +94,8 @@ def in_both(script: Script, **changes: Any) -> None:
 def _frozen_norm(script: Script) -> None:
     assert script.freeze is not None
     script.freeze.release()
-    for name, one in script.model.named_parameters():
-        one.requires_grad_("linear" in name)
+    script.model.requires_grad_(False)
+    script.model.linear.requires_grad_(True)  # type: ignore[union-attr, operator]
     script.freeze = None
     script.model.train()
 

@@ -72,7 +72,10 @@ def draw_task(classes: tuple[str, ...], *, images: int = 160, held_back: int = 8
     """Drawn shapes of any colour, size and place on grounds of any colour: one of five shapes a class."""
     rng = np.random.default_rng(seed)
     drawn = [
-        (np.stack([_draw(one % len(classes), rng) for one in range(count)]), np.arange(count) % len(classes))
+        (
+            np.stack([_draw(one * len(classes) // count, rng) for one in range(count)]),
+            np.arange(count) * len(classes) // count,
+        )
         for count in (images, held_back)
     ]
     return Task("drawn", classes, *drawn)

@@ -8,7 +8,7 @@ import torch
 
 from transferkit.records import Preprocessing
 
-__all__ = ["Extent", "Misfit", "find_extent", "find_misfit"]
+__all__ = ["Extent", "ValueMisfit", "find_extent", "find_misfit"]
 
 TAILS = 0.002
 """Share of the pixels beyond the extent on each side: noise and interpolation overshoot."""
@@ -61,7 +61,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Misfit:
+class ValueMisfit:
     """Values that are not as the backbone expects them.
 
     Args:
@@ -80,7 +80,7 @@ def find_extent(images: torch.Tensor) -> Extent:
     return Extent(values[:, cut], values[:, values.shape[1] - 1 - cut])
 
 
-def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> Misfit | None:
+def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> ValueMisfit | None:
     """What the values of (N, C, H, W) images say against the expected normalisation; None if nothing.
 
     Values outside [0, 1] before normalisation do; and values that do not reach from black to white there, but do so
@@ -92,7 +92,7 @@ def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> Misfit 
     """
     extent = find_extent(images)
     if float(extent.high.max()) > BRIGHTEST and (expected is None or min(expected.std) > 1 / BRIGHTEST):
-        return Misfit("range", f"the values run from {extent}, as bytes do")
+        return ValueMisfit("range", f"the values run from {extent}, as bytes do")
     if expected is None or images.shape[1] != len(expected.mean):
         return None
     inside = extent.in_units(expected.mean, expected.std)
@@ -105,7 +105,7 @@ def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> Misfit 
         return None
     # The other's name helps only if it is the one that explains the values.
     named = f"; they look like {others[0]}" if others else ""
-    return Misfit("mean_std", f"the values run from {extent}, which would be {inside} of full brightness{named}")
+    return ValueMisfit("mean_std", f"the values run from {extent}, which would be {inside} of full brightness{named}")
 
 
 def _is_same(expected: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
