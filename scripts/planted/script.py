@@ -29,6 +29,9 @@ WEIGHT_DECAY = 0.01
 
 HEAD_RATE = 1e-3
 
+RATE, SMALL_RATE = 1e-4, 1e-3
+"""Of AdamW over all layers; of a network of some thousand parameters."""
+
 STRATEGIES = ("head", "few_layers", "many_layers", "lp_ft", "norm_only", "bias_only", "surgical", "plain", "sgd")
 """The toolkit's strategies; "head": a classifier by gradient on a frozen backbone; "plain": all layers at one rate with
 AdamW, "sgd" with SGD and momentum, as people write it."""
@@ -139,7 +142,7 @@ def write_script(task: Task, network: str, strategy: str, *, pretraining: Task, 
     model = build_network(network, task.classes, pretraining=pretraining, seed=seed)
     wanted = model.preprocessing
     held_back = Pipeline(SIZE, wanted.mean, wanted.std)
-    freeze, optimizer = _train_with(model, strategy)
+    freeze, optimizer = _train_with(model, strategy, rate=SMALL_RATE if network == "tiny" else RATE)
     script = Script(
         task=task,
         network=network,
@@ -158,12 +161,12 @@ def write_script(task: Task, network: str, strategy: str, *, pretraining: Task, 
     return script
 
 
-def _train_with(model: TransferModel, strategy: str) -> tuple[FreezePlan | None, torch.optim.Optimizer]:
+def _train_with(model: TransferModel, strategy: str, *, rate: float) -> tuple[FreezePlan | None, torch.optim.Optimizer]:
     if strategy in ("plain", "sgd"):
         groups = decayed_apart(model)
         if strategy == "sgd":
             return None, torch.optim.SGD(groups, lr=0.005, momentum=0.9)
-        return None, torch.optim.AdamW(groups, lr=1e-4)
+        return None, torch.optim.AdamW(groups, lr=rate)
     if strategy == "head":
         rules = (Rule(stage="head", lr=HEAD_RATE), Rule(stage="*"))
         freeze = FreezePlan(model, [Phase(name="head", rules=rules)], norm="frozen", weight_decay=WEIGHT_DECAY)

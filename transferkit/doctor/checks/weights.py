@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from transferkit.doctor.checks.registry import CHECKS, listed
@@ -24,8 +26,9 @@ initialised. Initialisations give 0.1 to 2, training seldom leaves 0.01 to 100."
 FEWEST = 400
 """Values from which on the distribution of a weight can be told."""
 
-UNIFORM_EDGE, UNIFORM_KURTOSIS = 0.01, 0.12
-"""Distance of the largest value from the bound, and of the kurtosis from 1.8, of a uniform distribution."""
+EDGE, UNLIKELY = 8.0, 0.05
+"""A uniform distribution has a value within this many places of the bound, and is told from it by the test of
+Kolmogorov and Smirnov with less than this chance."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,11 @@ def _is_fresh(one: _Layer) -> bool:
     """Whether a weight is uniform in +-1 / sqrt(fan-in), PyTorch's default."""
     if not _can_tell(one):
         return False
-    values = one.weight.double().flatten() * math.sqrt(one.fan_in)
-    power = float(values.pow(2).mean())
-    edge = float(values.abs().max())
-    kurtosis = float(values.pow(4).mean()) / max(power**2, 1e-30)
-    return 1 - UNIFORM_EDGE <= edge <= 1 + 1e-4 and abs(kurtosis - 1.8) < UNIFORM_KURTOSIS
+    values = one.weight.double().flatten().cpu().numpy() * math.sqrt(one.fan_in)
+    edge = float(np.abs(values).max())
+    if not 1 - EDGE / len(values) <= edge <= 1 + 1e-6:
+        return False
+    return float(stats.kstest(values, "uniform", (-1, 2)).pvalue) > UNLIKELY
 
 
 def _is_fresh_norm(module: nn.Module) -> bool:
