@@ -18,6 +18,8 @@ Ints = npt.NDArray[np.int64]
 CHUNK_BYTES = 1 << 24
 """Size of the similarities of one chunk of rows; finding the nearest takes some five times as much memory."""
 
+CHUNK_ROWS = 1024
+
 SAMPLED_ROWS = 4096
 """Rows that principal directions are computed from."""
 
@@ -54,8 +56,8 @@ def check_features(features: npt.NDArray[np.floating]) -> None:
     """
     if features.ndim != 2 or not len(features) or not features.shape[1]:
         raise DataError(f"Expected features of shape (N, D), a row per image, got shape {features.shape}.")
-    for start in range(0, len(features), 4096):
-        if not np.isfinite(features[start : start + 4096]).all():
+    for start in range(0, len(features), CHUNK_ROWS):
+        if not np.isfinite(features[start : start + CHUNK_ROWS]).all():
             raise DataError(
                 "Some features are NaN or infinite. Look for such pixels, or for weights that are not finite."
             )
@@ -85,8 +87,7 @@ def compress_features(
     check_features(features)
     images, width = features.shape
     mean = features.mean(axis=0, dtype=np.float64)
-    scale = np.array([_deviation(features, column, mean) for column in _column_chunks(width)], dtype=object)
-    weight = np.concatenate(list(scale))
+    weight = _inverse_deviation(features, mean)
     for block in (blocks or {"all": slice(0, width)}).values():
         weight[block] /= np.sqrt(max(block.stop - block.start, 1))
     mean32, weight32 = mean.astype(np.float32), weight.astype(np.float32)
@@ -95,21 +96,21 @@ def compress_features(
     sample = (features[sampled].astype(np.float32) - mean32) * weight32
     axes = _principal_directions(sample, min(directions, width, images), rng)
     found = np.empty((images, axes.shape[1]), dtype=np.float32)
-    for start in range(0, images, SAMPLED_ROWS):
-        rows = slice(start, start + SAMPLED_ROWS)
+    for start in range(0, images, CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
         found[rows] = ((features[rows].astype(np.float32) - mean32) * weight32) @ axes
     return found
 
 
-def _column_chunks(width: int) -> list[slice]:
-    return [slice(start, min(start + 256, width)) for start in range(0, width, 256)]
-
-
-def _deviation(features: npt.NDArray[np.floating], columns: slice, mean: npt.NDArray[np.float64]) -> Floats:
-    """1 / standard deviation of some columns; 0 where a column is constant."""
-    spread = features[:, columns].std(axis=0, dtype=np.float64)
+def _inverse_deviation(features: npt.NDArray[np.floating], mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(D,) 1 / standard deviation; 0 where a column is constant."""
+    total = np.zeros(len(mean))
+    for start in range(0, len(features), CHUNK_ROWS):
+        left = features[start : start + CHUNK_ROWS] - mean
+        total += np.einsum("nd,nd->d", left, left)
+    spread = np.sqrt(total / len(features))
     # A constant column has the rounding error of its mean for a deviation.
-    alive = spread > 1e-6 * np.maximum(np.abs(mean[columns]), np.finfo(np.float32).tiny)
+    alive = spread > 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
     return np.where(alive, 1 / np.where(alive, spread, 1), 0)
 
 

@@ -30,7 +30,7 @@ PRIOR_IMAGES = 20
 FEWEST = 20
 """Images below which nothing is usual."""
 
-CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 24
 TO_DEVIATION = 1 / 0.6745  # of the median of absolute values of a normal distribution
 
 
