@@ -32,9 +32,9 @@ LAYERS: dict[str, frozenset[str]] = {
 LAYERS["workflow"] = frozenset(
     {"zoo", "data", "nn", "measure", "features", "strategies", "decision", "probe", "finetune"}
 )
-LAYERS["doctor"] = frozenset({"nn"})
 LAYERS["result"] = frozenset({"zoo", "data", "nn", "measure", "features", "report", "export"})
-LAYERS["api"] = frozenset({"decision", "features", "measure", "result", "workflow"})
+LAYERS["doctor"] = frozenset({"nn", "strategies", "finetune", "result"})
+LAYERS["api"] = frozenset({"decision", "doctor", "features", "measure", "result", "workflow"})
 LAYERS["cli"] = LAYERS["api"] | {"api", "data", "finetune", "report", "strategies", "zoo"}
 """Part of the package -> the parts it may import, besides the base and itself."""
 

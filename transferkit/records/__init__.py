@@ -24,6 +24,7 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.monitoring import HEALTHY_UPDATES, Histogram, MonitoredStage, MonitorRecord
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
@@ -39,6 +40,7 @@ from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
     "GEOMETRIES",
+    "HEALTHY_UPDATES",
     "CropMode",
     "Interpolation",
     "Severity",
@@ -61,11 +63,14 @@ __all__ = [
     "Folds",
     "Forecast",
     "HeldOut",
+    "Histogram",
     "JOINED",
     "LeftOut",
     "MeasureScore",
     "Metrics",
     "Mistake",
+    "MonitorRecord",
+    "MonitoredStage",
     "Picture",
     "PixelClassifier",
     "Predictions",

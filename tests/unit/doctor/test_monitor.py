@@ -13,7 +13,8 @@ from torch import nn
 
 from tests.unit.doctor.toys import images, sgd, toy
 from transferkit.core.errors import OptionError
-from transferkit.doctor.monitor import TrainingMonitor, group_parameters
+from transferkit.doctor.monitor import TrainingMonitor
+from transferkit.doctor.step_measures import group_parameters
 
 
 def train(model, optimizer, steps, monitor=None):
@@ -45,7 +46,7 @@ def test_updates_weights_and_gradients_are_those_of_the_step():
     assert head.ratio == pytest.approx(head.update / head.weight)
     assert head.lr == 0.05
     assert step.loss == pytest.approx(float(step.loss))
-    assert sum(head.histogram) == sum(after[n].numel() for n in names)
+    assert sum(head.gradients.counts) == sum(after[n].numel() for n in names)
 
 
 def test_only_every_nth_step_is_monitored():
