@@ -30,6 +30,12 @@ else:
 
 __all__ = ["DoctorCallback", "TrainingWatch"]
 
+FEWEST, CLOSEST = 8, 10
+"""A short fit is monitored more often, until it has so many monitored steps or every tenth step is one."""
+
+COMPARED = 4
+"""Monitored steps between two comparisons of features, each of which costs about a tenth of a step."""
+
 STEPS = "steps.csv"
 """Name of the file with the monitored steps; of a second optimizer "steps-1.csv"."""
 
@@ -40,7 +46,7 @@ class TrainingWatch(FitWatch):
     In every step it checks that loss and gradient are finite, for which a GPU is waited for once per step.
 
     Args:
-        every: Steps between two that are monitored, >= 1.
+        every: Steps between two that are monitored, >= 1; fewer in a short fit, so that 8 are, but at least 10.
         folder: For `steps.csv` and `nan_capsule.pt`; None keeps neither.
         images: Number of images whose features are compared with those at the start; 0 compares none.
 
@@ -76,6 +82,7 @@ class TrainingWatch(FitWatch):
             "not_finite": self.not_finite,
             "compared": self._compared,
             "stages": dict(self._stages),
+            "every": self.monitors[0].every if self.monitors else self.every,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -89,7 +96,11 @@ class TrainingWatch(FitWatch):
         """Of the first optimizer's monitor."""
         if not self.monitors:
             found = self._state.get("monitors")
-            return record_monitor(_restored(found[0], self.every), self._stages, capsule=self._path) if found else None
+            return (
+                record_monitor(_restored(found[0], self._state["every"]), self._stages, capsule=self._path)
+                if found
+                else None
+            )
         return record_monitor(self.monitors[0], self._stages, capsule=self._path)
 
     @property
@@ -112,9 +123,13 @@ class TrainingWatch(FitWatch):
             name = CAPSULE if rank == 0 else f"{Path(CAPSULE).stem}-rank{rank}.pt"
             self._keeper = StepKeeper(pl_module, self.folder / name)
         if trainer.is_global_zero:
-            self._hang_monitors(pl_module, [getattr(one, "optimizer", one) for one in trainer.optimizers])
+            steps = trainer.estimated_stepping_batches
+            often = self.every if math.isinf(steps) else min(self.every, max(CLOSEST, int(steps) // FEWEST))
+            self._hang_monitors(pl_module, [getattr(one, "optimizer", one) for one in trainer.optimizers], often)
 
-    def _hang_monitors(self, module: pl.LightningModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def _hang_monitors(
+        self, module: pl.LightningModule, optimizers: Sequence[torch.optim.Optimizer], every: int
+    ) -> None:
         groups, stages, self._stages = _parts(module)
         names = {id(one): name for name, one in module.named_parameters()}
         for number, optimizer in enumerate(optimizers):
@@ -124,7 +139,7 @@ class TrainingWatch(FitWatch):
             monitor = TrainingMonitor(
                 module,
                 optimizer,
-                every=self.every,
+                every=every,
                 groups={part: members for part, members in kept.items() if members},
                 stages=stages,
                 images=0 if number else self.images,
@@ -216,7 +231,7 @@ class TrainingWatch(FitWatch):
             monitor.forget_gradients()  # a checkpoint has none
         if self.monitors:
             first, last = self.monitors[0], trainer.current_epoch + 1 == trainer.max_epochs
-            if last or first.steps_taken - self._compared >= self.every:
+            if last or first.steps_taken - self._compared >= COMPARED * first.every:
                 first.compare_features()
                 self._compared = first.steps_taken
 
@@ -249,7 +264,7 @@ class DoctorCallback(TrainingWatch):
     steps, and the first one monitors; weights divided among processes are not monitored.
 
     Args:
-        every: Steps between two that are monitored, >= 1.
+        every: Steps between two that are monitored, >= 1; fewer in a short fit, so that 8 are, but at least 10.
         folder: For `steps.csv` and `nan_capsule.pt`; None is the trainer's log folder.
         images: Images of the first batch whose features are compared with those at the start; 0 compares none.
         held_back_loss, held_back_accuracy: Names under which your module logs them.

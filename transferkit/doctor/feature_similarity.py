@@ -90,7 +90,7 @@ class FeatureComparison:
 
     def offer(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Note a call of a module with its positional arguments; that of the largest module counts."""
-        if id(module) not in self._paths or not module.training or not torch.is_grad_enabled():
+        if id(module) not in self._paths or not self._model.training or not torch.is_grad_enabled():
             return
         size = sum(one.numel() for one in module.parameters() if one.requires_grad)
         if size > self._largest and _count(inputs):

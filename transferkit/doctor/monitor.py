@@ -185,7 +185,8 @@ class TrainingMonitor:
 
     def _see_output(self, module: nn.Module, inputs: Any, output: Any) -> None:
         name = self._watched.get(id(module))
-        if name is None or name in self._layers or not module.training:
+        # Not the layer's own mode: what is frozen is in evaluation mode while the rest is trained.
+        if name is None or name in self._layers or not (self._model.training and torch.is_grad_enabled()):
             return
         if isinstance(output, torch.Tensor) and output.is_floating_point():
             found = measure_layer(module, output)

@@ -29,7 +29,7 @@ __all__ = [
 MONITORED_IMAGES = 8
 """Images of a batch whose activations are measured: more cost time and hardly change a layer's statistics."""
 
-COUNTED = 16_384
+COUNTED = 8_192
 """Values of a tensor that a histogram counts, evenly spaced: its shape does not change with more."""
 
 BULK = 0.8
@@ -56,7 +56,7 @@ class GroupStep:
         update: Norm of what the step changed.
         noise: ||g - g'||^2 / (2 ||g||^2) with the gradient g' of the step before: 1 where successive gradients are
             independent, 0 where they are equal; None without one.
-        weights, gradients: Absolute values after the step, of up to 16,384 evenly spaced ones per parameter; None where
+        weights, gradients: Absolute values after the step, of up to 8,192 evenly spaced ones per parameter; None where
             only the numbers above were kept.
     """
 
@@ -79,11 +79,11 @@ class LayerStep:
     """The outputs of one layer or nonlinearity in one step, at its first call.
 
     Args:
-        mean, deviation: Over units and the batch's first 8 images.
+        mean, deviation: Over units and the batch's first 8 images, of about 8,192 evenly spaced values.
         dead: Share of units with one output for all of them, in [0, 1]; None where it is no rectifier, or for a single
             image.
         saturated: Share of values at which the nonlinearity is flat, in [0, 1]; None where it never is.
-        values: Absolute values, of up to 16,384 evenly spaced ones.
+        values: Absolute values of the same ones.
     """
 
     mean: float
@@ -149,14 +149,25 @@ def is_measured(module: nn.Module) -> bool:
 
 def measure_layer(module: nn.Module, output: torch.Tensor) -> LayerStep | None:
     """The outputs of a layer; None for an empty batch."""
-    seen = output.detach()[:MONITORED_IMAGES].float()
+    seen = output.detach()[:MONITORED_IMAGES]
     if not seen.numel():
         return None
     dead = dead_share(seen) if isinstance(module, RECTIFIERS) and len(seen) > 1 else None
     low, high = next((ends for kind, ends in SATURATED.items() if isinstance(module, kind)), (-math.inf, math.inf))
-    flat = float(((seen <= low) | (seen >= high)).float().mean()) if math.isfinite(high) else None
-    deviation, mean = torch.std_mean(seen, correction=0)
-    return LayerStep(mean=float(mean), deviation=float(deviation), dead=dead, saturated=flat, values=magnitudes([seen]))
+    values = _spaced(seen)
+    flat = float(((values <= low) | (values >= high)).float().mean()) if math.isfinite(high) else None
+    deviation, mean = torch.std_mean(values, correction=0)
+    return LayerStep(
+        mean=float(mean), deviation=float(deviation), dead=dead, saturated=flat, values=magnitudes([values])
+    )
+
+
+def _spaced(output: torch.Tensor) -> torch.Tensor:
+    """About `COUNTED` values of outputs, evenly spaced over positions, then over units."""
+    if output.dim() >= 4:  # so that maps in channels_last need not be copied to be counted
+        step = min(max(1, math.isqrt(output.numel() // COUNTED)), min(output.shape[2:]))
+        output = output[:, :, ::step, ::step]
+    return output.flatten()[:: max(1, output.numel() // COUNTED)].float()
 
 
 def gradient_of(one: torch.Tensor) -> torch.Tensor:

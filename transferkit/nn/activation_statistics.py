@@ -167,6 +167,8 @@ def _moments(values: torch.Tensor) -> list[float]:
 def dead_share(after: torch.Tensor) -> float:
     """Share of units with one output for the whole batch. Units are channels of (N, C, ...) maps, else the last
     axis."""
-    units = after.flatten(2).transpose(1, 2) if after.dim() >= 4 else after
-    units = units.reshape(-1, units.shape[-1])
-    return float((units.amax(dim=0) == units.amin(dim=0)).float().mean()) if len(units) > 1 else 0.0
+    unit = 1 if after.dim() >= 4 else after.dim() - 1
+    if after.numel() <= after.shape[unit]:  # one value of each
+        return 0.0
+    others = [axis for axis in range(after.dim()) if axis != unit]
+    return float((after.amin(dim=others) == after.amax(dim=others)).float().mean())
