@@ -32,8 +32,9 @@ TOO_LARGE, TOO_SMALL = 10 * HEALTHY_UPDATES[1], HEALTHY_UPDATES[0] / 100
 """Median update / weight ratios that are a symptom: far outside of what is healthy. Biases and norms alone have large
 ones, early stages under small rates small ones, and neither harms."""
 
-DYING, GROWN = 0.5, 0.25
-"""Share of dead units at the end, and growth of it, that is a symptom."""
+DYING, GROWN = 0.8, 0.25
+"""Share of dead units at the end, and growth of it, that is a symptom: late units of a healthy network answer to few
+classes, and eight images show half of them silent (EfficientNet-Lite0 on hand signs, 99.4 % test accuracy)."""
 
 
 def record_monitor(monitor: TrainingMonitor, stages: Mapping[str, str], *, capsule: str = "") -> MonitorRecord:
