@@ -133,14 +133,14 @@ class TrainingWatch(FitWatch):
         groups, stages, self._stages = _parts(module)
         names = {id(one): name for name, one in module.named_parameters()}
         for number, optimizer in enumerate(optimizers):
-            own = {names.get(id(one)) for group in optimizer.param_groups for one in group["params"]}
-            several = len(optimizers) > 1
-            kept = {part: [one for one in members if one in own or not several] for part, members in groups.items()}
+            if len(optimizers) > 1:
+                ids = [id(one) for group in optimizer.param_groups for one in group["params"]]
+                groups = group_parameters(module, among={names[one] for one in ids if one in names})
             monitor = TrainingMonitor(
                 module,
                 optimizer,
                 every=every,
-                groups={part: members for part, members in kept.items() if members},
+                groups=groups,
                 stages=stages,
                 images=0 if number else self.images,
             )
@@ -378,11 +378,11 @@ def _parts(module: nn.Module) -> tuple[dict[str, list[str]], dict[str, str] | No
     """
     if not isinstance(module, TransferModule):
         groups = group_parameters(module)
-        layers = [name for name, one in module.named_modules() if next(one.children(), None) is None]
-        stages = {
-            layer: max((part for part in groups if f"{layer}.".startswith(f"{part}.")), key=len, default="")
-            for layer in layers
-        }
+        stages, last = dict[str, str](), ""
+        for name, one in module.named_modules():
+            last = max((part for part in groups if f"{name}.".startswith(f"{part}.")), key=len, default=last)
+            if next(one.children(), None) is None:  # a nonlinearity without a group of its own belongs to the last one
+                stages[name] = last
         return groups, None, {layer: part for layer, part in stages.items() if part}
     backbone, trunk = module.model.backbone, "model.backbone.trunk."
     groups = {}

@@ -249,9 +249,9 @@ class TrainingMonitor:
                 yield name, float((moved.abs() / spread).mean())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to record what an uninterrupted one would. Of the middle steps, histograms and
-        layers are left out."""
-        ends = {id(one) for one in (*self.steps[:1], *self.steps[-1:])}
+        """What a resumed run needs to record what an uninterrupted one would. Of most steps, histograms and layers
+        are left out."""
+        ends = {id(one) for one in (*self.steps[:1], *self.steps[-1:], *_first_trained(self.steps))}
         features = self._features
         return {
             "count": self._count,
@@ -274,16 +274,26 @@ class TrainingMonitor:
 
     def write_csv(self, path: str | Path) -> None:
         """Write a row for each monitored step and group of parameters; the similarity of features is that of the last
-        comparison before the step's end."""
+        comparison before the next of these steps, where there was one."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            for one in self.steps:
-                latest = max((count for count in self.similarities if count <= one.step + 1), default=None)
+            ends = [*(one.step for one in self.steps[1:]), self._count]
+            for one, end in zip(self.steps, ends, strict=True):
+                latest = max((count for count in self.similarities if one.step < count <= end), default=None)
                 alike = {} if latest is None else self.similarities[latest]
                 for name, group in one.groups.items():
                     numbers = (group.lr, group.weight, group.gradient, group.update, group.ratio, group.noise)
                     writer.writerow([one.step, one.loss, name, *numbers, alike.get(name)])
+
+
+def _first_trained(steps: Sequence[MonitoredStep]) -> Iterator[MonitoredStep]:
+    """Of each group, the first step in which it was trained."""
+    waiting = {name for one in steps for name in one.groups}
+    for one in steps:
+        if begun := {name for name in waiting if name in one.groups and one.groups[name].gradient}:
+            waiting -= begun
+            yield one
 
 
 def _without_details(one: MonitoredStep) -> MonitoredStep:

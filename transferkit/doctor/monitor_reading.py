@@ -13,7 +13,6 @@ from transferkit.doctor.step_measures import LayerStep, MonitoredStep
 from transferkit.records import (
     HEALTHY_UPDATES,
     Diagnosis,
-    Histogram,
     MonitoredStage,
     MonitorRecord,
     Symptom,
@@ -60,7 +59,7 @@ def record_monitor(monitor: TrainingMonitor, stages: Mapping[str, str], *, capsu
         gradients=tuple(_short(one.gradient) for one in shown),
         stages=tuple(
             replace(
-                _series(name, shown, ends),
+                _series(name, shown, monitor.steps),
                 similarity=tuple(_short(one.get(name)) for one in similarities),
                 dead=_means(_of_stage(name, stages, ends), "dead"),
                 saturated=_means(_of_stage(name, stages, ends), "saturated"),
@@ -84,23 +83,26 @@ def _in_order(names: Iterable[str], stages: Mapping[str, str]) -> list[str]:
     return known
 
 
-def _series(name: str, shown: Sequence[MonitoredStep], ends: Sequence[MonitoredStep]) -> MonitoredStage:
+def _series(name: str, shown: Sequence[MonitoredStep], steps: Sequence[MonitoredStep]) -> MonitoredStage:
     groups = [one.groups.get(name) for one in shown]
     trained = [None if one is None or (not one.update and not one.gradient) else one for one in groups]
-    last = [group for one in ends if (group := one.groups.get(name)) is not None and group.weights is not None]
-    histograms = [group for group in last if sum(group.weights.counts)]  # type: ignore[union-attr]
+    counted = [
+        (group.weights, group.gradients)
+        for one in steps
+        if (group := one.groups.get(name)) is not None
+        and group.weights is not None
+        and group.gradients is not None
+        and (any(group.gradients.counts) or group.gradients.not_finite > 0)
+    ]
+    ends = [*counted[:1], *counted[-1:]]
     return MonitoredStage(
         stage=name,
         ratio=tuple(None if one is None else _short(one.ratio) for one in trained),
         gradient=tuple(None if one is None else _short(one.gradient) for one in trained),
         noise=tuple(None if one is None else _short(one.noise) for one in trained),
-        weights=tuple(_known(group.weights for group in histograms)),
-        gradients=tuple(_known(group.gradients for group in histograms)),
+        weights=tuple(weights for weights, _ in ends),
+        gradients=tuple(gradients for _, gradients in ends),
     )
-
-
-def _known(found: Iterable[Histogram | None]) -> Iterator[Histogram]:
-    return (one for one in found if one is not None)
 
 
 def _of_stage(name: str, stages: Mapping[str, str], ends: Sequence[MonitoredStep]) -> list[list[LayerStep]]:

@@ -25,6 +25,11 @@ __all__ = ["replay"]
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precision of a trainer -> that of autocast."""
 
+HUGE = 1e4
+"""Size of outputs or of a loss that earlier steps must have blown up."""
+
+DIVERGED = "Earlier steps have diverged: divide the learning rate by ten, warm it up, or clip gradients."
+
 NAMED = 5
 """Layers, parameters or rows that a sentence names."""
 
@@ -92,10 +97,11 @@ def _run(
     if strange := _strange_inputs(batch):
         return [strange]
     broken = [name for name, one in module.named_parameters() if not one.isfinite().all()]
-    seen, handles = list[_Seen](), []
+    seen, handles, outputs = list[_Seen](), [], list[Any]()
 
     def watch(name: str) -> Any:
         def hook(one: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[:] = [output]
             if not seen and not all(part.isfinite().all() for part in _tensors(output)):
                 seen.append(_describe(name, one, inputs))
 
@@ -111,7 +117,9 @@ def _run(
         with _precision(capsule["precision"], next(module.parameters()).device):
             value = compute()
         if seen or not value.isfinite().all():
-            return [_layer_symptom(seen[0], broken) if seen else _loss_symptom(float(value.detach().sum()), batch)]
+            if seen:
+                return [_layer_symptom(seen[0], broken)]
+            return [_loss_symptom(float(value.detach().sum()), outputs, batch)]
         value.backward()  # type: ignore[no-untyped-call, unused-ignore]
     finally:
         for handle in handles:
@@ -284,15 +292,18 @@ def _strange_inputs(batch: Any) -> Symptom | None:
     return None
 
 
-def _loss_symptom(value: float, batch: Any) -> Symptom:
+def _loss_symptom(value: float, outputs: list[Any], batch: Any) -> Symptom:
+    largest = max((float(one.abs().max()) for one in _tensors(outputs) if one.numel()), default=0.0)
     targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     shown = [one for one in (targets,) if isinstance(one, torch.Tensor) and one.numel()]
     said = f"; targets from {float(shown[0].min()):.3g} to {float(shown[0].max()):.3g}" if shown else ""
     return Symptom(
         cause="loss_not_finite",
         severity="alarm",
-        evidence=f"All layers give finite outputs, but the loss is {value}{said}.",
-        remedy="Look at the loss function: a logarithm of zero, a mean over no values, weights that sum to zero, "
+        evidence=f"All layers give finite outputs, but the loss is {value}; outputs: {_range(outputs)}{said}.",
+        remedy=DIVERGED
+        if largest > HUGE
+        else "Look at the loss function: a logarithm of zero, a mean over no values, weights that sum to zero, "
         "targets out of range.",
     )
 
@@ -303,7 +314,9 @@ def _gradient_symptom(bad: list[str], value: float) -> Symptom:
         severity="alarm",
         evidence=f"The loss is finite ({value:.4g}), but {len(bad)} gradients are not; the first in the backward pass "
         f"is that of {bad[0]!r}.",
-        remedy="Look at what follows it: the slope of a square root or norm at zero, of a division, or of a branch of "
+        remedy=DIVERGED
+        if abs(value) > HUGE
+        else "Look at what follows it: the slope of a square root or norm at zero, of a division, or of a branch of "
         "where() that is not taken; add an epsilon inside, or clamp.",
         items=tuple(bad[:NAMED]),
     )

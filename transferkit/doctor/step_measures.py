@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,16 +115,24 @@ class MonitoredStep:
     drift: Mapping[str, float]
 
 
-def group_parameters(model: nn.Module) -> dict[str, list[str]]:
+def group_parameters(model: nn.Module, *, among: Collection[str] | None = None) -> dict[str, list[str]]:
     """Names of the trainable parameters by the part of the network they belong to: the outermost level with two parts
     or more; a part with over 80 % of all parameters is divided further.
+
+    Args:
+        model: The network.
+        among: Names of the parameters that count; None for all.
 
     Example:
         >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
         >>> group_parameters(net)
         {'0.0': ['0.0.weight', '0.0.bias'], '0.2': ['0.2.weight', '0.2.bias']}
     """
-    sizes = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
+    sizes = {
+        name: one.numel()
+        for name, one in model.named_parameters()
+        if one.requires_grad and (among is None or name in among)
+    }
     depths = dict.fromkeys(sizes, 1)
     while True:
         groups: dict[str, list[str]] = {}
