@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["DoctorCallback", "TrainingWatch"]
+__all__ = ["COMPARED", "DoctorCallback", "TrainingWatch", "gradient_norm"]
 
 FEWEST, CLOSEST = 8, 10
 """A short fit is monitored more often, until it has so many monitored steps or every tenth step is one."""
@@ -177,7 +177,7 @@ class TrainingWatch(FitWatch):
             return
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
         # A scaled gradient may well overflow: the scaler then skips the step.
-        norm = _norm(gradients) if gradients and _scaler(trainer) is None else None
+        norm = gradient_norm(gradients) if gradients and _scaler(trainer) is None else None
         if norm is not None and len(self.monitors) == 1 and self.monitors[0].is_due:
             self.monitors[0].observe_gradient(float(norm))
         self._check(trainer, pl_module, norm)
@@ -397,7 +397,8 @@ def _parts(module: nn.Module) -> tuple[dict[str, list[str]], dict[str, str] | No
     return groups, {**read, "head": "model.classifier"}, inside
 
 
-def _norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Norm of all of them together, a scalar on their device."""
     dense = [one.detach().coalesce().values() if one.is_sparse else one.detach() for one in gradients]
     return torch.linalg.vector_norm(torch.stack([part.float() for part in torch._foreach_norm(dense)]))
 
