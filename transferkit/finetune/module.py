@@ -290,7 +290,9 @@ class TransferModule(EvaluatedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, the pull to the start included."""
-        loss = self.batch_loss(batch, epoch=self.current_epoch, epochs=self.trainer.max_epochs or 1)
+        # A range test runs steps without a trainer, of which only growing images need the number of epochs.
+        epochs = self.trainer.max_epochs or 1 if self.recipe.start_size < 1 else 1
+        loss = self.batch_loss(batch, epoch=self.current_epoch, epochs=epochs)
         self.log_mean("train_loss", loss, images=len(batch[1]))
         return loss
 
