@@ -31,6 +31,9 @@ TOO_LARGE, TOO_SMALL = 10 * HEALTHY_UPDATES[1], HEALTHY_UPDATES[0] / 100
 """Median update / weight ratios that are a symptom: far outside of what is healthy. Biases and norms alone have large
 ones, early stages under small rates small ones, and neither harms."""
 
+FEWEST = 3
+"""Monitored steps whose median says something."""
+
 DYING, GROWN = 0.8, 0.25
 """Share of dead units at the end, and growth of it, that is a symptom: late units of a healthy network answer to few
 classes, and eight images show half of them silent (EfficientNet-Lite0 on hand signs, 99.4 % test accuracy)."""
@@ -131,8 +134,10 @@ def read_monitor(record: MonitorRecord) -> tuple[Symptom, ...]:
     """What the numbers of a fit mean, alarms first; empty for a healthy one.
 
     Example:
-        >>> stage = MonitoredStage(stage="top", ratio=(0.3, 0.4), gradient=(1.0, 1.0), noise=(None, 0.5))
-        >>> record = MonitorRecord(every=20, steps=(0, 20), losses=(2.0, 2.1), gradients=(1.0, 1.0), stages=(stage,))
+        >>> stage = MonitoredStage(stage="top", ratio=(0.3, 0.4, 0.2), gradient=(1.0,) * 3, noise=(None, 0.5, 0.5))
+        >>> record = MonitorRecord(
+        ...     every=20, steps=(0, 20, 40), losses=(2.0, 2.1, 2.2), gradients=(1.0,) * 3, stages=(stage,)
+        ... )
         >>> [one.cause for one in read_monitor(record)]
         ['updates_too_large']
     """
@@ -141,7 +146,7 @@ def read_monitor(record: MonitorRecord) -> tuple[Symptom, ...]:
 
 
 def _updates(record: MonitorRecord) -> Iterator[Symptom]:
-    ratios = _ratios(record)
+    ratios = _ratios(record, fewest=FEWEST)
     large = {name: ratio for name, ratio in ratios.items() if ratio > TOO_LARGE}
     if large:
         worst = max(large, key=large.__getitem__)
@@ -163,10 +168,10 @@ def _updates(record: MonitorRecord) -> Iterator[Symptom]:
         )
 
 
-def _ratios(record: MonitorRecord) -> dict[str, float]:
-    """Stage -> median ratio, of those that were trained."""
+def _ratios(record: MonitorRecord, *, fewest: int = 1) -> dict[str, float]:
+    """Stage -> median ratio, of those that were trained in so many steps."""
     known = {one.stage: [ratio for ratio in one.ratio if ratio is not None] for one in record.stages}
-    return {name: median(ratios) for name, ratios in known.items() if ratios}
+    return {name: median(ratios) for name, ratios in known.items() if len(ratios) >= fewest}
 
 
 def _dying(record: MonitorRecord) -> Iterator[Symptom]:

@@ -65,7 +65,8 @@ def replay(path: str | Path, *, model: nn.Module | None = None, loss: Loss | Non
             LightningModule, else cross-entropy.
 
     Returns:
-        Causes `activation_not_finite`, `loss_not_finite`, `gradient_not_finite`; none if the step is finite this time.
+        Causes `activation_not_finite`, `loss_not_finite`, `gradient_not_finite`; the note `not_reproduced` if the step
+        is finite this time.
 
     Raises:
         RunFolderError: The file is no capsule, or its network cannot be built from its name.
@@ -82,13 +83,7 @@ def replay(path: str | Path, *, model: nn.Module | None = None, loss: Loss | Non
         skipped["whole batch"] = f"it held objects that a file cannot keep: {', '.join(capsule['left_out'])}"
     with as_drawn(capsule["generators"], device), torch.enable_grad():
         symptoms = _run(module, batch, compute, capsule)
-    passed = () if symptoms else ("outputs of all layers", "loss", "gradients")
-    if not symptoms:
-        skipped["cause"] = (
-            f"the step is finite when it is run again, though its {capsule['what']} was not; compare device, precision "
-            f"({capsule['precision']}) and versions, or look at micro-batches before it"
-        )
-    return Diagnosis(symptoms=tuple(symptoms), passed=passed, skipped=skipped)
+    return Diagnosis(symptoms=tuple(symptoms or [_not_again(capsule)]), skipped=skipped)
 
 
 def _run(
@@ -305,6 +300,17 @@ def _loss_symptom(value: float, outputs: list[Any], batch: Any) -> Symptom:
         if largest > HUGE
         else "Look at the loss function: a logarithm of zero, a mean over no values, weights that sum to zero, "
         "targets out of range.",
+    )
+
+
+def _not_again(capsule: Mapping[str, Any]) -> Symptom:
+    return Symptom(
+        cause="not_reproduced",
+        severity="note",
+        evidence=f"All outputs, the loss and the gradients are finite when the step is run again; its {capsule['what']} "
+        f"was {capsule['loss'] if capsule['gradient'] is None else capsule['gradient']}.",
+        remedy=f"Compare the device, the precision ({capsule['precision']}) and versions, or look at the micro-batches "
+        "before it.",
     )
 
 

@@ -18,12 +18,18 @@ FALLING = Curves(train_loss=[2.3, 1.5, 1.0, 0.7, 0.5, 0.4], classes=10)
 
 
 def stage(ratio: float | None = 1e-3, **facts) -> MonitoredStage:
-    known = {"ratio": (ratio, ratio), "gradient": (1.0, 0.5), "noise": (None, 0.5), "stage": "top"}
+    known = {"ratio": (ratio,) * 3, "gradient": (1.0, 0.7, 0.5), "noise": (None, 0.5, 0.5), "stage": "top"}
     return MonitoredStage(**{**known, **facts})
 
 
 def record(*stages: MonitoredStage, **facts) -> MonitorRecord:
-    known = {"every": 20, "steps": (0, 20), "losses": (2.3, 0.4), "gradients": (1.0, 0.5), "stages": stages}
+    known = {
+        "every": 20,
+        "steps": (0, 20, 40),
+        "losses": (2.3, 1.0, 0.4),
+        "gradients": (1.0, 0.7, 0.5),
+        "stages": stages,
+    }
     return MonitorRecord(**{**known, **facts})
 
 
@@ -58,7 +64,7 @@ def test_small_updates_of_some_stages_are_meant():
 
 
 def test_a_fit_that_never_began_says_nothing_of_updates():
-    assert read_monitor(record(stage(None), steps=(0, 20))) == ()
+    assert read_monitor(record(stage(None))) == ()
 
 
 def test_the_capsule_is_in_the_sentence_and_nothing_is_said_twice():
@@ -72,7 +78,7 @@ def test_the_capsule_is_in_the_sentence_and_nothing_is_said_twice():
 def test_records_check_themselves_and_travel_through_json():
     whole = record(stage(similarity=(None,), weights=(Histogram(counts=(2,) * BINS),)), compared=(5,), missing=("x",))
     assert from_json(MonitorRecord, json.loads(json.dumps(to_json(whole)))) == whole
-    with pytest.raises(OptionError, match="MonitorRecord has 2 steps, but a series of 1 values"):
+    with pytest.raises(OptionError, match="MonitorRecord has 3 steps, but a series of 1 values"):
         record(losses=(1.0,))
     with pytest.raises(OptionError, match="2 comparisons, but 1 values of top"):
         record(stage(similarity=(1.0,)), compared=(1, 2))
