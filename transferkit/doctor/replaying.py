@@ -307,8 +307,8 @@ def _not_again(capsule: Mapping[str, Any]) -> Symptom:
     return Symptom(
         cause="not_reproduced",
         severity="note",
-        evidence=f"All outputs, the loss and the gradients are finite when the step is run again; its {capsule['what']} "
-        f"was {capsule['loss'] if capsule['gradient'] is None else capsule['gradient']}.",
+        evidence=f"All outputs, the loss and the gradients are finite when the step is run again; its "
+        f"{capsule['what']} was {capsule['loss'] if capsule['gradient'] is None else capsule['gradient']}.",
         remedy=f"Compare the device, the precision ({capsule['precision']}) and versions, or look at the micro-batches "
         "before it.",
     )

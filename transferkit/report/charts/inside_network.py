@@ -190,7 +190,7 @@ def median_size(histogram: Histogram) -> float:
 
     Example:
         >>> round(median_size(Histogram(counts=(0,) * 22 + (1, 5, 1) + (0,) * 3)), 2)
-        0.42
+        0.56
     """
     half, edges = sum(histogram.counts) / 2, histogram.edges
     at = next(n for n, count in enumerate(accumulate(histogram.counts)) if count >= half)
