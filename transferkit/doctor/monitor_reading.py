@@ -34,9 +34,10 @@ ones, early stages under small rates small ones, and neither harms."""
 FEWEST = 3
 """Monitored steps whose median says something."""
 
-DYING, GROWN = 0.8, 0.25
-"""Share of dead units at the end, and growth of it, that is a symptom: late units of a healthy network answer to few
-classes, and eight images show half of them silent (EfficientNet-Lite0 on hand signs, 99.4 % test accuracy)."""
+DYING, GROWN = 0.98, 0.25
+"""Share of dead units at the end, and growth of it, that is a symptom. Late units of a healthy network answer to few
+classes, so that eight images find most of them silent: 87 % at the top of EfficientNet-Lite0 fine-tuned on digits, 41 %
+before, test accuracy 99.4 %."""
 
 
 def record_monitor(monitor: TrainingMonitor, stages: Mapping[str, str], *, capsule: str = "") -> MonitorRecord:

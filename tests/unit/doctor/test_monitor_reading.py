@@ -49,7 +49,7 @@ def test_a_healthy_run_is_one_reassuring_paragraph():
     [
         (stage(0.3), "updates_too_large"),
         (stage(1e-8), "updates_too_small"),
-        (stage(dead=(0.1, 0.9)), "dying_units"),
+        (stage(dead=(0.1, 0.99)), "dying_units"),
         (stage(gradients=(Histogram(counts=(1,) * BINS, not_finite=2),)), "gradient_not_finite"),
     ],
 )
@@ -61,6 +61,10 @@ def test_what_is_wrong_is_named(one, cause):
 
 def test_small_updates_of_some_stages_are_meant():
     assert read_monitor(record(stage(1e-8, stage="stem"), stage(1e-3))) == ()
+
+
+def test_late_units_that_answer_to_few_classes_are_not_dying():
+    assert read_monitor(record(stage(dead=(0.41, 0.87)))) == ()
 
 
 def test_a_fit_that_never_began_says_nothing_of_updates():
