@@ -32,10 +32,10 @@ LAYERS: dict[str, frozenset[str]] = {
 LAYERS["workflow"] = frozenset(
     {"zoo", "data", "nn", "measure", "features", "strategies", "decision", "probe", "finetune"}
 )
-LAYERS["doctor"] = frozenset({"data", "measure", "nn", "workflow"})
 LAYERS["result"] = frozenset({"zoo", "data", "nn", "measure", "features", "report", "export"})
-LAYERS["api"] = frozenset({"decision", "features", "measure", "result", "workflow"})
-LAYERS["cli"] = LAYERS["api"] | {"api", "data", "doctor", "finetune", "report", "strategies", "zoo"}
+LAYERS["doctor"] = frozenset({"data", "measure", "nn", "strategies", "finetune", "result", "workflow"})
+LAYERS["api"] = frozenset({"decision", "doctor", "features", "measure", "result", "workflow"})
+LAYERS["cli"] = LAYERS["api"] | {"api", "data", "finetune", "report", "strategies", "zoo"}
 """Part of the package -> the parts it may import, besides the base and itself."""
 
 HOMES = {

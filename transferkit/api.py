@@ -16,6 +16,8 @@ from transferkit.core.provenance import describe_settings, environment, quote_ca
 from transferkit.core.renaming import renamed
 from transferkit.core.timing import timed
 from transferkit.decision import complete, conclude
+from transferkit.doctor.monitor_reading import diagnose_training
+from transferkit.doctor.watching import watch_fits
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
 from transferkit.records import Decision, Evidence, Preprocessing, Ranking
@@ -200,14 +202,18 @@ def adapt(
         trains=strategy != "linear_probe",
         check=lambda backbone: check_stages(backbone, options),
     )
-    decided = decide_session(session, options)
-    fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun)
-    session = decided.session
+    watch = watch_fits(options.recipe.monitor)
+    decided = decide_session(session, options, watch=watch)
+    fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun, watch=watch)
+    session, training = decided.session, fitted.training
+    if training is not None:
+        classes = len(session.data.summary.classes)
+        training = diagnose_training(training, classes=classes, folder="" if out is None else str(expand(out)))
     decision = conclude(
         decided.decision,
         session.measured.evidence,
         fitted.held_back,
-        lr_factor=1.0 if fitted.training is None else fitted.training.lr_factor,
+        lr_factor=1.0 if training is None else training.lr_factor,
         reasons=fitted.reasons,
     )
     with timed(session.seconds, "verify"):
@@ -218,7 +224,7 @@ def adapt(
         session.measured.evidence,
         decision,
         answers=answers,
-        training=fitted.training,
+        training=training,
         held_back_accuracy=fitted.held_back.accuracy,
         seconds=session.seconds,
         environment=environment(seed=seed, device=str(choose_device(device))),

@@ -292,6 +292,7 @@ class Recipe:
         "together. None: false for two folds or a validation split.",
     )
     clip: float = option(1.0, "Norm that gradients are clipped to, >= 0; 0 leaves them as they are.")
+    monitor: int = option(20, "Steps between two whose updates, gradients and units are monitored; 0 monitors none.")
 
     def __post_init__(self) -> None:
         found = (value_problem(one, getattr(self, one.name)) for one in fields(self))
@@ -321,6 +322,7 @@ class Recipe:
             (0 <= self.minimum <= 1, f"minimum must be in [0, 1], got {self.minimum!r}."),
             (self.schedule != "exponential" or self.minimum > 0, "schedule=exponential needs a minimum above 0."),
             (self.folds is None or 1 <= self.folds <= N_SPLITS, f"folds must be 1 to {N_SPLITS}, got {self.folds!r}."),
+            (self.monitor >= 0, f"monitor must be >= 0, got {self.monitor!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
             (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
             (scale, f"lr_scale must be finite and > 0, or left out, got {self.lr_scale!r}."),

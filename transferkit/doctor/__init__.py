@@ -1,6 +1,14 @@
-"""The training doctor: checks of a training set-up before a long run, for any PyTorch model and loop."""
+"""The training doctor: checks of a training set-up before a long run, and watching it, for any PyTorch model and loop.
 
 from transferkit.doctor.adapt_examination import Examination, examine_adapt
+What needs Lightning is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transferkit.core.lazy import attach
 from transferkit.doctor.bias_variance import ErrorBudget, explain_errors
 from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
@@ -11,14 +19,19 @@ from transferkit.doctor.label_review import review_labels
 from transferkit.doctor.loop import LoopWatch
 from transferkit.doctor.monitor import TrainingMonitor
 from transferkit.doctor.pictures import check_pictures
+from transferkit.doctor.replaying import replay
 from transferkit.doctor.serving import check_serving
 from transferkit.doctor.shuffled_labels import check_shuffled_labels
 from transferkit.doctor.subject import Subject
 from transferkit.doctor.training import examine_training
 
+if TYPE_CHECKING:
+    from transferkit.doctor.callback import DoctorCallback
+
 __all__ = [
     "CHECKS",
     "Curves",
+    "DoctorCallback",
     "ErrorBudget",
     "Examination",
     "LoopWatch",
@@ -33,6 +46,12 @@ __all__ = [
     "examine_training",
     "explain_errors",
     "read_curves",
+    "replay",
     "review_images",
     "review_labels",
 ]
+
+_HOMES = {"DoctorCallback": "callback"}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -53,6 +53,10 @@ COLLAPSED = 0.5
 OVERFITTED = 1.1
 """A last held-back loss this many times the lowest one has been overfitted."""
 
+RISEN = 0.03
+"""Rise of the held-back loss, in units of that of guessing, below which it does not matter: of a classifier that makes
+no mistakes the lowest loss is next to nothing, and so is any multiple of it."""
+
 STANDARD_ERRORS = 3.0
 """Fall of the held-back accuracy from its peak, in standard errors, that is more than chance."""
 
@@ -220,6 +224,7 @@ def _overfitted(curves: Curves) -> Iterator[Symptom]:
     if (
         best < len(held) - 1
         and held[-1] > OVERFITTED * held[best]
+        and held[-1] - held[best] > RISEN * curves.guessing
         and losses[-1] < losses[best] < WORSE * curves.guessing
     ):
         yield Symptom(
@@ -236,7 +241,9 @@ def _memorised_labels(curves: Curves) -> Iterator[Symptom]:
         return
     losses, accuracy = curves.losses, np.asarray(curves.held_back_accuracy, dtype=np.float64)
     peak = int(accuracy.argmax())
-    error = math.sqrt(max(accuracy[peak] * (1 - accuracy[peak]), 1e-4) / curves.held_back_images)
+    # At a peak of 100 % its own variance is zero, and one image would be more than chance.
+    variance = max(one * (1 - one) for one in (accuracy[peak], accuracy[-1], 0.01))
+    error = math.sqrt(variance / curves.held_back_images)
     fallen = accuracy[peak] - accuracy[-1]
     if fallen > STANDARD_ERRORS * error and losses[-1] < HIGH * losses[peak]:
         yield Symptom(

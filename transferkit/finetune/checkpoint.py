@@ -22,6 +22,7 @@ from transferkit.core.serialization import from_json, to_json
 from transferkit.finetune.deadline import NEVER, Deadline
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.sharding import full_tensor
+from transferkit.finetune.watching import FitWatch
 from transferkit.records import Epoch
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         outputs: For the held-back images, (M, K) per epoch.
         best_epoch: The epoch with the lowest held-back loss, or the last one without held-back images.
         best_state: The module's weights and statistics after it.
+        watch: The callback that watches the fit, for its record; None if none does.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self.outputs: list[torch.Tensor] = []
         self.best_epoch = -1
         self.best_state: dict[str, torch.Tensor] = {}
+        self.watch: FitWatch | None = None
         self._begun = 0.0
         self._saved, self._saving = time.monotonic(), 0.0
 

@@ -139,6 +139,7 @@ def fine_tune(task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, judg
         kept=verdict.kept,
         notes=tuple(runner.notes),
         lr_factor=judged.lr_factor,
+        monitor=None if runs[0].checkpoint.watch is None else runs[0].checkpoint.watch.record(),
     )
     weighted = task.class_weights(_everyone(folds)) is not None
     return FineTuned(_compose(task, folds, verdict, networks), record, _reason(record, weighted=weighted))

@@ -123,6 +123,12 @@ class FreezePlan:
         return {o.name: any(claims[o.name].lr > 0 for claims in self._claims) for o in self._owned}
 
     @property
+    def trained_stages(self) -> dict[str, str]:
+        """Parameter name -> its stage or "head", of those that any phase trains."""
+        trained = self.is_trained
+        return {owned.name: owned.stage for owned in self._owned if trained[owned.name]}
+
+    @property
     def learning_stages(self) -> frozenset[str]:
         """Stages trained in any phase, including "head"."""
         return frozenset().union(*(self._learning(phase) for phase in range(len(self.phases))))

@@ -276,22 +276,41 @@ class TransferModule(EvaluatedModule):
         return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed the step, a pure function of epoch, batch and process; normalise accumulated batches together."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            begin_step(self._accumulated, batches=self.trainer.accumulate_grad_batches)
+        """Seed the step; normalise accumulated batches together."""
+        accumulated = self.trainer.accumulate_grad_batches
+        self.begin_batch(self.current_epoch, batch_idx, rank=self.global_rank, accumulated=accumulated)
+
+    def begin_batch(self, epoch: int, batch_idx: int, *, rank: int = 0, accumulated: int = 1) -> None:
+        """Seed torch's generator, a pure function of epoch, batch and process; begin a step of so many micro-batches
+        with the first of them."""
+        if batch_idx % accumulated == 0:
+            begin_step(self._accumulated, batches=accumulated)
         if self.seed is not None:
-            torch.manual_seed(draw_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+            torch.manual_seed(draw_seed(self.seed, "step", epoch, batch_idx, rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, the pull to the start included."""
+        # A range test runs steps without a trainer, of which only growing images need the number of epochs.
+        epochs = self.trainer.max_epochs or 1 if self.recipe.start_size < 1 else 1
+        loss = self.batch_loss(batch, epoch=self.current_epoch, epochs=epochs)
+        self.log_mean("train_loss", loss, images=len(batch[1]))
+        return loss
+
+    def batch_loss(self, batch: Any, *, epoch: int, epochs: int) -> torch.Tensor:
+        """The same, without a trainer.
+
+        Args:
+            batch: (images, targets).
+            epoch: Number of the epoch, from 0; the size of the images depends on it, if that grows.
+            epochs: Number of all epochs.
+        """
         targets, images = self.targets_of(batch), batch[0]
         smoothing = 0.0 if self.task_name == "regression" else self.recipe.label_smoothing
         if self.recipe.start_size < 1:
-            images = shrink(images, self.recipe.start_size, self.current_epoch, self.trainer.max_epochs or 1)
+            images = shrink(images, self.recipe.start_size, epoch, epochs)
         loss = self.task.loss(self(images), targets, smoothing=smoothing, weights=self.class_weights)
         if self.pull is not None:
             loss = loss + self.pull(dict(self.named_parameters()))
-        self.log_mean("train_loss", loss, images=len(targets))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -23,6 +23,7 @@ from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint, restore_s
 from transferkit.finetune.deadline import NEVER, Deadline
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.trainer_options import check_options, device_options, launch_options, quietly, with_sharding
+from transferkit.finetune.watching import FitWatch, MakeWatch
 from transferkit.nn import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ else:
     pl = lightning()
 
 __all__ = ["Runner"]
+
+WATCHED = "watched"
+"""Folder inside that of the fits, with a folder of what was seen of each."""
 
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError)
 """Exceptions from reading an incomplete or foreign checkpoint."""
@@ -49,6 +53,7 @@ class Runner:
         notes: Sentences are added here: gradient accumulation, unreadable checkpoints.
         micro_batches: Micro-batches per step, the last entry being current: later fits start with it.
         deadline: Until when it may train.
+        watch: Makes a callback that watches each fit, of what is recorded of it; None watches none.
     """
 
     device: torch.device
@@ -59,6 +64,7 @@ class Runner:
     notes: list[str] = field(default_factory=list)
     micro_batches: list[int] = field(default_factory=lambda: [1])
     deadline: Deadline = NEVER
+    watch: MakeWatch | None = None
 
     @contextmanager
     def resumable(self) -> Iterator[Runner]:
@@ -104,10 +110,13 @@ class Runner:
         folder = None if self.folder is None else self.folder / name
         make = partial(RunCheckpoint, folder, stop_after=stop_after, deadline=self.deadline)
         checkpoint = make(micro_batches=self.micro_batches[-1])
+        checkpoint.watch = self._make_watch(name)
         saved = self._saved(checkpoint.folder, name)
         resumed = saved is not None
         if saved is not None:
             checkpoint.load_state_dict(saved["callbacks"][checkpoint.state_key])
+            if checkpoint.watch is not None and checkpoint.watch.state_key in saved["callbacks"]:
+                checkpoint.watch.load_state_dict(saved["callbacks"][checkpoint.watch.state_key])
             self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=2 * self.micro_batches[-1])
             self.micro_batches.append(checkpoint.micro_batches)
             if checkpoint.finished or len(checkpoint.epochs) >= stop_after or not checkpoint.has_time:
@@ -127,8 +136,15 @@ class Runner:
             torch.cuda.empty_cache()
             # From the start: the result must not depend on when the last checkpoint was written.
             resumed, checkpoint = False, make(micro_batches=2 * checkpoint.micro_batches)
+            checkpoint.watch = self._make_watch(name)
             self._note_micro_batches(module, up_to=checkpoint.micro_batches, since=checkpoint.micro_batches)
             self.micro_batches.append(checkpoint.micro_batches)
+
+    def _make_watch(self, name: str) -> FitWatch | None:
+        """What watches the fit; its files are beside the curves."""
+        if self.watch is None:
+            return None
+        return self.watch(None if self.folder is None or not self.logs else self.folder / WATCHED / name)
 
     def _run(
         self,
@@ -201,6 +217,8 @@ class Runner:
         if judged:
             stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.allowed_patience, check_finite=True)
             callbacks.insert(0, stopping)
+        if checkpoint.watch is not None:
+            callbacks.append(checkpoint.watch)
         settings: dict[str, Any] = {
             **device_options(self.device),
             "max_epochs": recipe.epochs,

@@ -190,5 +190,7 @@ def dead_share(after: torch.Tensor, *, axis: int | None = None) -> float:
     """
     if axis is None:
         axis = 1 if after.dim() >= 4 else after.dim() - 1
-    units = after.movedim(axis, -1).reshape(-1, after.shape[axis])
-    return float((units.amax(dim=0) == units.amin(dim=0)).float().mean()) if len(units) > 1 else 0.0
+    if after.numel() <= after.shape[axis]:  # one value of each
+        return 0.0
+    others = [one for one in range(after.dim()) if one != axis % after.dim()]
+    return float((after.amin(dim=others) == after.amax(dim=others)).float().mean())

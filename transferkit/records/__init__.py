@@ -32,6 +32,7 @@ from transferkit.records.label_review import (
     ReviewedLabel,
     removal_word,
 )
+from transferkit.records.monitoring import HEALTHY_UPDATES, Histogram, MonitoredStage, MonitorRecord
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
@@ -49,6 +50,8 @@ from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 __all__ = [
     "CORRECTED",
     "GEOMETRIES",
+    "HEALTHY_UPDATES",
+    "JOINED",
     "JOINED",
     "REMOVED",
     "SELECTED",
@@ -60,6 +63,7 @@ __all__ = [
     "Claim",
     "CopyPair",
     "CorrectedLabel",
+    "CropMode",
     "CropMode",
     "CurvePoint",
     "DataNeed",
@@ -75,13 +79,17 @@ __all__ = [
     "Folds",
     "Forecast",
     "HeldOut",
+    "Histogram",
     "ImageReview",
+    "Interpolation",
     "Interpolation",
     "LabelReview",
     "LeftOut",
     "MeasureScore",
     "Metrics",
     "Mistake",
+    "MonitorRecord",
+    "MonitoredStage",
     "OutlierImage",
     "Picture",
     "PixelClassifier",
@@ -93,6 +101,7 @@ __all__ = [
     "Ranking",
     "ReviewedLabel",
     "RunRecord",
+    "Severity",
     "Severity",
     "SimilarityDetail",
     "StageDistance",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transferkit.records._checks import require_share
+from transferkit.records.diagnosis import Symptom
+from transferkit.records.monitoring import MonitorRecord
 
 __all__ = ["Candidate", "Claim", "Epoch", "TrainingRecord"]
 
@@ -95,6 +97,8 @@ class TrainingRecord:
         kept: The candidate that is returned.
         notes: Sentences: what was cached, what fell back, what was halved.
         lr_factor: Factor on the decision's learning rates, chosen by trials or a range test; > 0.
+        monitor: What was seen inside the network during the first fold's fit; None if it was not monitored.
+        symptoms: What curves and monitor say is wrong, alarms first; None if they were not read.
     """
 
     claims: tuple[Claim, ...]
@@ -106,3 +110,5 @@ class TrainingRecord:
     kept: Candidate
     notes: tuple[str, ...] = ()
     lr_factor: float = 1.0
+    monitor: MonitorRecord | None = None
+    symptoms: tuple[Symptom, ...] | None = None

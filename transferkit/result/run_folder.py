@@ -19,9 +19,9 @@ from transferkit.core.provenance import differing_settings
 from transferkit.core.serialization import from_json, to_json
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel
 from transferkit.nn.norm import swap_norm
-from transferkit.records import Evidence, RunRecord
+from transferkit.records import BackboneSpec, Evidence, RunRecord
 
-__all__ = ["check_replaceable", "read_run", "replace_file", "write_run"]
+__all__ = ["check_replaceable", "empty_backbone", "read_run", "replace_file", "write_run"]
 
 SCHEMA = 1
 """Version of `result.json`; raised when a reader of the old form would misread the new one."""
@@ -122,8 +122,7 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifi
 
 def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:
     """One network, or the members of a blend, with weights that are not loaded yet."""
-    backbone = Backbone(_architecture(evidence, module), evidence.backbone)
-    backbone.spec = evidence.backbone
+    backbone = empty_backbone(evidence.backbone, module=module)
     members = [
         TransferModel(
             copy.deepcopy(backbone), stages=head["stages"], pooling=head["pooling"], classes=described["classes"]
@@ -133,9 +132,22 @@ def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Mo
     return members[0] if len(members) == 1 else Blend(members)
 
 
-def _architecture(evidence: Evidence, module: nn.Module | None) -> nn.Module:
-    """The network of a saved run, with weights that are not loaded yet."""
-    spec = evidence.backbone
+def empty_backbone(spec: BackboneSpec, *, module: nn.Module | None = None) -> Backbone:
+    """The backbone of a saved run, with weights that are not loaded yet.
+
+    Args:
+        spec: Its description.
+        module: A network like it; needed only if it came from neither timm nor torchvision.
+
+    Raises:
+        RunFolderError: It cannot be built from its name.
+    """
+    backbone = Backbone(_architecture(spec, module), spec)
+    backbone.spec = spec
+    return backbone
+
+
+def _architecture(spec: BackboneSpec, module: nn.Module | None) -> nn.Module:
     if module is not None:
         return module
     source = "timm" if spec.source == "packaged" else spec.source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from transferkit import zoo
 from transferkit.core.distributed import broadcast, connect
@@ -21,6 +22,9 @@ from transferkit.workflow.fit import plan_decision
 from transferkit.workflow.norm_swap import measure_swapped
 from transferkit.workflow.search import Trial, search
 from transferkit.workflow.session import Session
+
+if TYPE_CHECKING:
+    from transferkit.finetune.watching import MakeWatch
 
 __all__ = ["Decided", "check_stages", "choose_strategy", "conditions_for", "decide_session", "named_choice"]
 
@@ -131,12 +135,13 @@ class Decided:
     begun: FineTuneRun | None = None
 
 
-def decide_session(session: Session, options: AdaptOptions) -> Decided:
+def decide_session(session: Session, options: AdaptOptions, *, watch: MakeWatch | None = None) -> Decided:
     """Choose, complete the choice, and swap normalisation if that is decided and the features do not get worse.
 
     Args:
         session: What was opened and measured.
         options: What was asked for.
+        watch: Makes what watches each fit of a search.
 
     Raises:
         OptionError: Something that was asked for is impossible with this backbone.
@@ -147,7 +152,7 @@ def decide_session(session: Session, options: AdaptOptions) -> Decided:
     conditions = conditions_for(evidence, options)
     # What is impossible is refused before any trial; a run that never fine-tunes has nothing to be refused.
     norm = PROBE_NORM if options.strategy == "linear_probe" else settle_norm(evidence, conditions)
-    trials = _Trials(session, options, conditions, norm=norm.kind if norm.kind in NORMS else "frozen")
+    trials = _Trials(session, options, conditions, norm=norm.kind if norm.kind in NORMS else "frozen", watch=watch)
     with timed(session.seconds, "decide"):
         if options.strategy == "auto" and options.mode == "search":
             budget = _left(options.budget_seconds, evidence)
@@ -174,6 +179,7 @@ class _Trials:
     options: AdaptOptions
     conditions: Conditions
     norm: str
+    watch: MakeWatch | None = None
     begun: dict[str, FineTuneRun] = field(default_factory=dict)
 
     def begin(self, option: Alternative) -> Trial:
@@ -183,7 +189,7 @@ class _Trials:
         norm = Normalisation(kind=self.norm, reasons=())
         decision = complete(choose_strategy(evidence, named), evidence, self.conditions, norm)
         plan = plan_decision(self.session, decision)
-        run = self.begun[option.strategy] = begin_run(self.session, plan, self.options)
+        run = self.begun[option.strategy] = begin_run(self.session, plan, self.options, watch=self.watch)
         verdict = run.judged.verdict
         return Trial(verdict.kept, verdict.candidates[0], run.images.held_back)
 

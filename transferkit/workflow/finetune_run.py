@@ -24,6 +24,7 @@ from transferkit.workflow.training_images import TrainingImages, select_images
 if TYPE_CHECKING:
     from transferkit.finetune import FineTuned, FineTuneTask, Judged, Runner
     from transferkit.finetune.deadline import Deadline
+    from transferkit.finetune.watching import MakeWatch
 
 __all__ = ["FineTuneRun", "begin_run", "build_task", "finish_run"]
 
@@ -46,18 +47,19 @@ class FineTuneRun:
     judged: Judged
 
 
-def begin_run(session: Session, plan: Plan, options: FitOptions) -> FineTuneRun:
+def begin_run(session: Session, plan: Plan, options: FitOptions, *, watch: MakeWatch | None = None) -> FineTuneRun:
     """Train the folds of a plan and judge them on held-back images.
 
     Args:
         session: Backbone, images, and what the frozen pass measured.
         plan: A strategy's, with phases.
         options: How to train, and the folder to resume from.
+        watch: Makes what watches each fit.
     """
     from transferkit.finetune import judge_folds
 
     with timed(session.seconds, "fine-tune"):
-        images, task, runner = build_task(session, plan, options)
+        images, task, runner = build_task(session, plan, options, watch=watch)
         return FineTuneRun(images, runner, judge_folds(task, images.folds, runner))
 
 
@@ -70,7 +72,9 @@ def finish_run(session: Session, run: FineTuneRun) -> FineTuned:
         return fine_tune(judged.task, images.folds, run.runner, judged=judged)
 
 
-def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[TrainingImages, FineTuneTask, Runner]:
+def build_task(
+    session: Session, plan: Plan, options: FitOptions, *, watch: MakeWatch | None = None
+) -> tuple[TrainingImages, FineTuneTask, Runner]:
     """All that training needs: images, task and runner; the folder to resume from is prepared."""
     from transferkit.finetune import Runner
 
@@ -87,6 +91,7 @@ def build_task(session: Session, plan: Plan, options: FitOptions) -> tuple[Train
         options=_trainer_options(session, options),
         progress=how.progress,
         deadline=_deadline(session, options),
+        watch=watch,
     )
     augmentation = choose_augmentation(session, images, runner.notes)
     pictures = PictureFeed(session, images, augmentation)

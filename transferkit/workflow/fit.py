@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from transferkit.core.timing import timed
 from transferkit.decision import HeldBack
@@ -13,6 +14,9 @@ from transferkit.records import Decision, TrainingRecord
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.workflow.finetune_run import FineTuneRun, begin_run, finish_run
 from transferkit.workflow.session import Session
+
+if TYPE_CHECKING:
+    from transferkit.finetune.watching import MakeWatch
 
 __all__ = ["Outcome", "fit_decision", "plan_decision"]
 
@@ -47,7 +51,12 @@ def plan_decision(session: Session, decision: Decision) -> Plan:
 
 
 def fit_decision(
-    session: Session, decision: Decision, options: FitOptions, *, begun: FineTuneRun | None = None
+    session: Session,
+    decision: Decision,
+    options: FitOptions,
+    *,
+    begun: FineTuneRun | None = None,
+    watch: MakeWatch | None = None,
 ) -> Outcome:
     """Fit the model that was decided on.
 
@@ -56,16 +65,19 @@ def fit_decision(
         decision: Whose plan is carried out.
         options: How heads are fitted and networks trained.
         begun: The trial to go on from, if there was one.
+        watch: Makes what watches each fit by gradient.
     """
     plan = plan_decision(session, decision)
     if not plan.closed_form:
-        return _fine_tune(session, plan, options, begun)
+        return _fine_tune(session, plan, options, begun, watch)
     return _fit_head(session, plan, options)
 
 
-def _fine_tune(session: Session, plan: Plan, options: FitOptions, begun: FineTuneRun | None) -> Outcome:
+def _fine_tune(
+    session: Session, plan: Plan, options: FitOptions, begun: FineTuneRun | None, watch: MakeWatch | None
+) -> Outcome:
     """A network by gradient, or the probe where that did better on held-back images."""
-    tuned = finish_run(session, begun or begin_run(session, plan, options))
+    tuned = finish_run(session, begun or begin_run(session, plan, options, watch=watch))
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
     judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)

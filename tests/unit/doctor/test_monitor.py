@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from torch import nn
 
 from tests.unit.doctor.toys import images, sgd, toy
 from transferkit.core.errors import OptionError
-from transferkit.doctor.monitor import TrainingMonitor, group_parameters
+from transferkit.doctor.monitor import TrainingMonitor
+from transferkit.doctor.monitor_reading import record_monitor
+from transferkit.doctor.step_measures import group_parameters
 
 
 def train(model, optimizer, steps, monitor=None):
@@ -45,7 +49,7 @@ def test_updates_weights_and_gradients_are_those_of_the_step():
     assert head.ratio == pytest.approx(head.update / head.weight)
     assert head.lr == 0.05
     assert step.loss == pytest.approx(float(step.loss))
-    assert sum(head.histogram) == sum(after[n].numel() for n in names)
+    assert sum(head.gradients.counts) == sum(after[n].numel() for n in names)
 
 
 def test_only_every_nth_step_is_monitored():
@@ -188,3 +192,125 @@ def test_copies_and_sparse_gradients_do_not_disturb():
         copy.deepcopy(model)(torch.tensor([[5, 6]]))
         optimizer.step()
     assert monitor.steps[0].groups["0"].update > 0
+
+
+def test_copies_and_files_of_a_monitored_model_have_no_hooks():
+    model = toy()
+    optimizer = sgd(model)
+    with TrainingMonitor(model, optimizer, every=1) as monitor:
+        train(model, optimizer, 1, monitor)
+        copied, stream = copy.deepcopy(model), io.BytesIO()
+        torch.save(model, stream)
+        stream.seek(0)
+        for other in (copied, torch.load(stream, weights_only=False), pickle.loads(pickle.dumps(model))):
+            assert not any(one._forward_hooks or one._forward_pre_hooks for one in other.modules())
+            other.train()(images()[0])
+        assert not monitor._layers
+        pickle.loads(pickle.dumps(optimizer))
+
+
+def test_only_monitored_steps_have_a_hook_of_torch():
+    hooks = nn.modules.module._global_forward_hooks
+    model = toy()
+    optimizer, before = sgd(model), len(hooks)
+    with TrainingMonitor(model, optimizer, every=3) as monitor:
+        counts = []
+        for _ in range(4):
+            counts.append(len(hooks) - before)
+            train(model, optimizer, 1, monitor)
+    assert counts == [1, 0, 0, 1]
+    assert len(hooks) == before
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches():
+    model = toy()
+    optimizer = sgd(model)
+    with TrainingMonitor(model, optimizer, every=2) as monitor:
+        for step in range(3):
+            for loss in (1.0, 2.0, 6.0):
+                monitor.observe(loss + step)
+            optimizer.step()
+    assert [one.loss for one in monitor.steps] == [3.0, 5.0]
+
+
+def test_gradients_that_are_not_finite_are_counted_apart():
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TrainingMonitor(model, optimizer, every=1) as monitor:
+        model.weight.grad = torch.tensor([[math.nan, math.inf, 0.0, 2e-3]])
+        optimizer.step()
+    found = monitor.steps[0].groups["weight"].gradients
+    assert found.not_finite == 2
+    assert found.counts[0] == 1
+    (at,) = [n for n, count in enumerate(found.counts) if count and n]
+    assert found.edges[at] <= 2e-3 < found.edges[at + 1]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_empty_batch_or_one_image_is_no_error(count):
+    model = toy(norm=False)
+    optimizer = sgd(model)
+    with TrainingMonitor(model, optimizer, every=1) as monitor:
+        model.train()(images()[0][:count]).sum().backward()
+        optimizer.step()
+    assert monitor.steps[0].layers.keys() == ({"0", "1", "2", "3", "7"} if count else set())
+    assert all(one.dead is None for one in monitor.steps[0].layers.values())
+
+
+def test_features_move_only_where_weights_do():
+    model = toy(dropout=0.0)
+    model[0].requires_grad_(False)
+    optimizer = sgd(model, lr=0.5)
+    stages = {"first": "0", "second": "3", "head": "9"}
+    with TrainingMonitor(model, optimizer, every=2, stages=stages) as monitor:
+        train(model, optimizer, 4, monitor)
+    assert list(monitor.similarities) == [4]
+    found = monitor.similarities[4]
+    assert found["first"] == pytest.approx(1.0)
+    assert found["second"] < 0.999
+    assert monitor.compared_images == 16
+
+
+def test_a_monitor_that_goes_on_records_what_an_uninterrupted_one_does():
+    def run(model, optimizer, monitor, steps):
+        for _ in range(steps):
+            train(model, optimizer, 1, monitor)
+        monitor.forget_gradients()
+
+    model = toy(dropout=0.0)
+    optimizer = sgd(model)
+    whole = TrainingMonitor(model, optimizer, every=3)
+    run(model, optimizer, whole, 5)
+    run(model, optimizer, whole, 5)
+    whole.compare_features()
+    whole.close()
+    model = toy(dropout=0.0)
+    optimizer = sgd(model)
+    first = TrainingMonitor(model, optimizer, every=3)
+    run(model, optimizer, first, 5)
+    first.close()
+    stream = io.BytesIO()
+    torch.save(first.state_dict(), stream)
+    stream.seek(0)
+    second = TrainingMonitor(model, optimizer, every=3)
+    second.load_state_dict(torch.load(stream, weights_only=True))
+    run(model, optimizer, second, 5)
+    second.compare_features()
+    second.close()
+    assert second.similarities == whole.similarities
+    assert record_monitor(second, {"0": "0"}) == record_monitor(whole, {"0": "0"})
+    assert second.steps[-1] == whole.steps[-1]
+
+
+def test_a_network_of_one_large_part_is_divided_further():
+    inner = nn.Sequential(*(nn.Linear(30, 30) for _ in range(3)))
+    model = nn.Sequential(nn.Linear(3, 30), inner, nn.Linear(30, 2))
+    assert list(group_parameters(model)) == ["0", "1.0", "1.1", "1.2", "2"]
+
+
+def test_of_a_compiled_network_only_parameters_are_measured():
+    model = toy()
+    model.compile()
+    monitor = TrainingMonitor(model, sgd(model), every=1)
+    monitor.close()
+    assert monitor.missing == ("The network is compiled: outputs of its layers and features are not measured.",)

@@ -16,7 +16,7 @@ Example:
     [0.0, 430.0]
 """
 
-from transferkit.report.charts import accuracy_seconds, epochs, heat_map, learning_curves, reliability
+from transferkit.report.charts import accuracy_seconds, epochs, heat_map, inside_network, learning_curves, reliability
 from transferkit.report.charts.axes import Axis, class_axis, count_axis, log_axis, share_axis, value_axis
 from transferkit.report.charts.figure import CHARTS, SECTIONS, Figure, draw_figures
 from transferkit.report.charts.frame import Chart
@@ -44,6 +44,7 @@ __all__ = [
     "draw_figures",
     "epochs",
     "heat_map",
+    "inside_network",
     "learning_curves",
     "log_axis",
     "reliability",

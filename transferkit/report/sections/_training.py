@@ -33,6 +33,8 @@ class TrainingSection:
         more: Which epochs the rows show, if not all.
         learning: Which parameters were trained.
         notes: Further facts, a sentence each.
+        symptoms: What curves and monitor say is wrong: severity, cause in words, evidence, remedy.
+        reassurance: What was looked at and found well; empty if there are symptoms, or nothing was looked at.
     """
 
     sentence: str
@@ -40,6 +42,8 @@ class TrainingSection:
     more: str
     learning: Learning | None
     notes: tuple[str, ...]
+    symptoms: tuple[tuple[str, str, str, str], ...]
+    reassurance: str
 
 
 def write_training(training: TrainingRecord | None) -> TrainingSection | None:
@@ -53,7 +57,26 @@ def write_training(training: TrainingRecord | None) -> TrainingSection | None:
         rows=rows,
         more=more,
         learning=write_learning(training.claims),
-        notes=training.notes,
+        notes=(*training.notes, *(() if training.monitor is None else training.monitor.missing)),
+        symptoms=tuple(
+            (one.severity, one.cause.replace("_", " "), one.evidence, one.remedy) for one in training.symptoms or ()
+        ),
+        reassurance=_reassure(training),
+    )
+
+
+def _reassure(training: TrainingRecord) -> str:
+    """One paragraph for a run without symptoms."""
+    if training.symptoms is None or training.symptoms or not training.epochs:
+        return ""
+    first, last = training.epochs[0].train_loss, training.epochs[-1].train_loss
+    text = f"No sign of trouble. The training loss goes from {format_number(first)} to {format_number(last)}, and "
+    if training.monitor is None:
+        return f"{text}neither curve has a shape that means something."
+    steps = plural(len(training.monitor.steps), "step")
+    return (
+        f"{text}neither it nor the held-back loss has a shape that means something. In {steps} looked at from inside, "
+        "updates, gradients and units were sound, and every loss and gradient of the first fold was finite."
     )
 
 
