@@ -259,7 +259,7 @@ class Recipe:
     minimum: float = option(0.01, "What rates fall to, as a share of their highest, in [0, 1].")
     patience: int | None = option(
         None,
-        "Epochs without a lower held-back loss before training stops; None: a third of the epochs, at least 3.",
+        "Epochs without a lower held-back loss before training stops; None: a third, at least 3.",
     )
     label_smoothing: float = option(0.0, "Label smoothing, in [0, 1).")
     dropout: float = option(0.0, "Share of the head's input left out at random, in [0, 1).")

@@ -18,6 +18,7 @@ from transferkit.cli.schema import arguments_of
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import hydra_words
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
+from transferkit.core.paths import expand
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -126,8 +127,22 @@ def _examine(words: list[str]) -> None:
         sys.exit(EXIT_ALARM)
 
 
+def _replay(words: list[str]) -> None:
+    """Run a kept step again and print which layer is not finite first; exits with 1 after an alarm."""
+    from transferkit.doctor import replay
+
+    if len(words) != 1 or words[0].startswith("-"):
+        raise OptionError("doctor replay takes one file: transferkit doctor replay FOLDER/nan_capsule.pt")
+    found = replay(expand(words[0].removeprefix("capsule=")))
+    for line in found.sentences:
+        print(line)
+    if not found.healthy:
+        sys.exit(EXIT_ALARM)
+
+
 EXAMINED: Mapping[str, Callable[[list[str]], None]] = {
     "labels": Job("doctor labels", _review, _check_labels),
+    "replay": _replay,
 }
 """Word after `doctor` -> what it examines; without one, the set-up that `adapt` would train."""
 

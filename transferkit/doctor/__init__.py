@@ -1,6 +1,5 @@
 """The training doctor: checks of a training set-up before a long run, and watching it, for any PyTorch model and loop.
 
-from transferkit.doctor.adapt_examination import Examination, examine_adapt
 What needs Lightning is imported on first use.
 """
 
@@ -9,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from transferkit.core.lazy import attach
+from transferkit.doctor.adapt_examination import Examination, examine_adapt
 from transferkit.doctor.bias_variance import ErrorBudget, explain_errors
 from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
