@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ SHOWN = 10
 """Doubtful labels on the terminal; the table and the page have the others."""
 
 TABLE, PAGE = "labels.csv", "labels.html"
+
+COPIES = "images.csv"
 
 
 def _check_labels(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
@@ -109,6 +112,36 @@ def _next_command(settings: DictConfig, out: Path) -> str:
     return command_line("adapt", words, settings, f"labels={as_typed(out) / TABLE}")
 
 
+def _check_images(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
+    from transferkit.api import analyze
+    from transferkit.workflow.checks import check_arguments
+
+    check_arguments({**arguments_of(settings, analyze), "out": out}, fits=False)
+    table = out / COPIES
+    return f"{table} is there already and is replaced." if table.is_file() else ""
+
+
+def _review_images(settings: DictConfig) -> float | None:
+    from transferkit.api import analyze
+    from transferkit.doctor import review_copies
+    from transferkit.options import PassOptions, options_from
+
+    arguments = arguments_of(settings, analyze)
+    review = review_copies(arguments["model"], arguments["data"], options_from(PassOptions, arguments))
+    table = output_folder() / COPIES
+    table.write_text(review.to_csv(), "utf-8-sig", "surrogateescape", newline="")
+    for symptom, line in zip_longest(review.symptoms, review.sentences):
+        print(line)
+        log.info(line)
+        items = () if symptom is None else symptom.items
+        for item in items[:SHOWN]:
+            print(f"  {item}")
+        if len(items) > SHOWN:
+            print(f"  and {len(items) - SHOWN} more")
+    print(f"table: {table}")
+    return None
+
+
 def _examine(words: list[str]) -> None:
     """Print what is wrong with the set-up that `adapt` would train; exits with 1 after an alarm."""
     from transferkit.api import adapt, check_adapt
@@ -142,6 +175,7 @@ def _replay(words: list[str]) -> None:
 
 EXAMINED: Mapping[str, Callable[[list[str]], None]] = {
     "labels": Job("doctor labels", _review, _check_labels),
+    "images": Job("doctor images", _review_images, _check_images),
     "replay": _replay,
 }
 """Word after `doctor` -> what it examines; without one, the set-up that `adapt` would train."""

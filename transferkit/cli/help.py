@@ -212,11 +212,13 @@ the training images; prints ranks with their intervals, costs and measures; leav
 What is computed stays in the feature bank: the same command again, or adapt with the winner, reads it there.
 """,
     "doctor": """\
-transferkit doctor [labels] [key=value ...]: what is wrong, before any training. Takes the same keys as adapt.
+transferkit doctor [labels|images|replay] [key=value ...]: what is wrong. Takes the same keys as adapt.
 
   transferkit doctor data.root=DIR image_size=96 strategy=lp_ft
   transferkit doctor labels data.root=DIR image_size=96 out=review
   transferkit adapt data.root=DIR image_size=96 labels=review/labels.csv
+  transferkit doctor images data.root=DIR image_size=96 out=review
+  transferkit doctor replay runs/x/training/lp_ft/watched/fold-0/nan_capsule.pt
 
   doctor          examines what adapt would train with the same words: the network with its new head, an augmented
                   batch, loss and optimizer; whether each class is in each split; whether images reach a finished
@@ -225,6 +227,9 @@ transferkit doctor [labels] [key=value ...]: what is wrong, before any training.
   doctor labels   lists training and validation images that look more like another class to a classifier that has not
                   seen them, worst first, at the cost of analyze. Leaves labels.html, the pictures, and labels.csv in
                   out=DIR.
+  doctor images   finds copies, also mirrored, cropped and brightened ones, leaks across splits, copies with two labels
+                  and outliers. Leaves images.csv in out=DIR.
+  doctor replay   runs the step again whose loss or gradient was not finite first, and names the layer where it began.
 
 labels.csv: write the right class into the column corrected, or drop to leave the image out; empty is as before. Save it
 as CSV (UTF-8), and give it to adapt, analyze, rank or doctor as labels=FILE. Rows may be added and removed.

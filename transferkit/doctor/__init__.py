@@ -1,6 +1,6 @@
 """The training doctor: checks of a training set-up before a long run, and watching it, for any PyTorch model and loop.
 
-What needs Lightning is imported on first use.
+What needs Lightning or the workflow is imported on first use.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transferkit.doctor.training import examine_training
 
 if TYPE_CHECKING:
     from transferkit.doctor.callback import DoctorCallback
+    from transferkit.doctor.session_review import review_copies
 
 __all__ = [
     "CHECKS",
@@ -47,11 +48,12 @@ __all__ = [
     "explain_errors",
     "read_curves",
     "replay",
+    "review_copies",
     "review_images",
     "review_labels",
 ]
 
-_HOMES = {"DoctorCallback": "callback"}
+_HOMES = {"DoctorCallback": "callback", "review_copies": "session_review"}
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = attach(__name__, _HOMES)

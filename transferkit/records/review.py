@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transferkit.records._checks import require, require_share
@@ -105,3 +108,26 @@ class ImageReview:
         if self.symptoms:
             return tuple(f"{one.severity.capitalize()}: {one.sentence}" for one in self.symptoms)
         return (f"{self.images:,} images: no copies and no outliers found.",)
+
+    def to_csv(self) -> str:
+        """A header, then a row per pair and per outlier, the most serious first.
+
+        Example:
+            >>> pair = CopyPair(original="a.png", copy="b.png", rows=(0, 1), how="mirrored", residual=0.01)
+            >>> print(ImageReview(images=2, copies=(pair,), leaks=(pair,)).to_csv().replace("\\r", ""), end="")
+            finding,image,other,how
+            leak,a.png,b.png,mirrored
+        """
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(("finding", "image", "other", "how"))
+        writer.writerows(self._cells())
+        return text.getvalue()
+
+    def _cells(self) -> Iterator[tuple[str, ...]]:
+        plain = tuple(one for one in self.copies if one not in self.leaks and one not in self.conflicts)
+        for finding, pairs in (("leak", self.leaks), ("conflict", self.conflicts), ("copy", plain)):
+            for pair in pairs:
+                yield finding, pair.original, pair.copy, pair.how
+        for one in self.outliers:
+            yield "outlier", one.name, "", f"unlike others of {one.label}"
