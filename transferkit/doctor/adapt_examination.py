@@ -77,7 +77,13 @@ def examine_adapt(model: str | nn.Module, data: Any, options: AdaptOptions | Non
         classes = setup.data.num_classes
         batch = (start.images, start.targets)
         trained = examine(
-            start.module, batch, loss=start.loss, optimizer=start.optimizer, classes=classes, seed=options.seed
+            start.module,
+            batch,
+            loss=start.loss,
+            optimizer=start.optimizer,
+            classes=classes,
+            preprocessing=start.preprocessing,
+            seed=options.seed,
         )
     diagnosis = _joined(trained, {"classes": _missing_classes(setup.data), "serving": _serving(setup)})
     return Examination(data=setup.data, what=_describe(setup), diagnosis=diagnosis)

@@ -17,8 +17,9 @@ from torch import nn
 from transferkit.core.errors import OptionError
 from transferkit.data import DeepImages, predictable_pixels
 from transferkit.features import choose_device
+from transferkit.nn.model import normalise
 from transferkit.options import AdaptOptions
-from transferkit.records import DataSummary, Decision
+from transferkit.records import DataSummary, Decision, Preprocessing
 from transferkit.workflow.checks import check_clocks
 from transferkit.workflow.decide import check_stages, decide_session
 from transferkit.workflow.finetune_run import build_task
@@ -43,9 +44,10 @@ class TrainingStart:
 
     Args:
         module: Images -> logits, in the last phase of its plan.
-        images, targets: A training batch.
+        images, targets: A training batch, normalised.
         loss: (outputs, targets) -> scalar.
         optimizer: At the plan's rates, without warm-up.
+        preprocessing: What the backbone was trained with; None for random weights.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class TrainingStart:
     targets: torch.Tensor
     loss: Callable[[Any, Any], torch.Tensor]
     optimizer: torch.optim.Optimizer
+    preprocessing: Preprocessing | None
 
 
 @dataclass(frozen=True)
@@ -147,4 +150,12 @@ def _start(task: FineTuneTask, positions: npt.NDArray[np.int64], device: torch.d
         cast = None if weights is None else weights.to(outputs.dtype)
         return module.task.loss(outputs, given, smoothing=smoothing, weights=cast)
 
-    return TrainingStart(module, images.to(device), targets.to(device), loss, last_optimizer(module))
+    spec = task.backbone.spec
+    return TrainingStart(
+        module=module,
+        images=normalise(images, spec.preprocessing).to(device),
+        targets=targets.to(device),
+        loss=loss,
+        optimizer=last_optimizer(module),
+        preprocessing=spec.preprocessing.primary if spec.pretrained else None,
+    )
