@@ -5,8 +5,8 @@
     python scripts/bench_label_errors.py --root tasks [--out benchmarks/label_errors.json]
 
 A tenth of the training labels of each task is changed, symmetrically (to any other class) or by class (to the class
-that the probe confuses it with most). All contestants get the same features, those of all stages joined
-(EfficientNet-Lite0, 96 px, from the bank), and rank the images by suspicion; the average precision of that ranking is
+that the probe confuses it with most). All contestants get the same features, those of all stages joined, or of all but
+the last, which is the widest (EfficientNet-Lite0, 96 px, from the bank, in memory), and rank the images by suspicion; the average precision of that ranking is
 recorded (1: all wrong labels come first; the share of wrong labels by chance), with the seconds it took from features
 to ranking.
 
@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,44 +35,57 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from transferkit.features import FeatureTable
 from transferkit.measure import RidgeHead, find_label_errors, fit_ridge, fitting_threads
 from transferkit.records import Folds
 
 SHARE = 0.1
-Rank = Callable[[FeatureTable, np.ndarray, int], np.ndarray]
 
 
-def fit(table: FeatureTable, labels: np.ndarray, classes: int) -> tuple[RidgeHead, np.ndarray]:
+@dataclass(frozen=True)
+class Features:
+    """Features of some stages.
+
+    Args:
+        rows: (N, D) float32.
+        blocks: Stage -> its columns.
+    """
+
+    rows: np.ndarray
+    blocks: Mapping[str, slice]
+
+
+Rank = Callable[[Features, np.ndarray, int], np.ndarray]
+
+
+def fit(features: Features, labels: np.ndarray, classes: int) -> tuple[RidgeHead, np.ndarray]:
     """The ridge probe, and its held-back scores in the order of the images."""
     folds = Folds.alone(labels)
     order = folds.order
+    ordered = features.rows[order]
     with fitting_threads(len(labels)):
         head = fit_ridge(
-            table.take(order).chunks, labels[order], table.blocks, classes=classes, folds=folds.take(order)
+            lambda: iter([ordered]), labels[order], features.blocks, classes=classes, folds=folds.take(order)
         )
     return head, head.held_back[np.argsort(order)]
 
 
-def held_back(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
+def held_back(features: Features, labels: np.ndarray, classes: int) -> np.ndarray:
     """Suspicion from exact held-back scores."""
-    return find_label_errors(fit(table, labels, classes)[1], labels).suspicion
+    return find_label_errors(fit(features, labels, classes)[1], labels).suspicion
 
 
-def in_sample(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
+def in_sample(features: Features, labels: np.ndarray, classes: int) -> np.ndarray:
     """Suspicion from the scores of a fit that has seen the labels."""
-    head, _ = fit(table, labels, classes)
-    scores = np.concatenate([chunk @ head.weight.T + head.bias for chunk in table.chunks()])
-    return find_label_errors(scores, labels).suspicion
+    head, _ = fit(features, labels, classes)
+    return find_label_errors(features.rows @ head.weight.T + head.bias, labels).suspicion
 
 
-def cleanlab(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
+def cleanlab(features: Features, labels: np.ndarray, classes: int) -> np.ndarray:
     """Suspicion by cleanlab."""
     from cleanlab.rank import get_label_quality_scores
 
-    rows = np.concatenate(list(table.chunks()))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
-    probabilities = cross_val_predict(model, rows, labels, cv=5, method="predict_proba")
+    probabilities = cross_val_predict(model, features.rows, labels, cv=5, method="predict_proba")
     return -get_label_quality_scores(labels, probabilities)
 
 
@@ -89,40 +104,44 @@ def plant(labels: np.ndarray, kind: str, nearest: np.ndarray, rng: np.random.Gen
     return changed
 
 
-def confused_with(table: FeatureTable, labels: np.ndarray, classes: int) -> np.ndarray:
+def confused_with(features: Features, labels: np.ndarray, classes: int) -> np.ndarray:
     """(K,) the class with the highest mean held-back score on the images of each, besides itself."""
-    _, scores = fit(table, labels, classes)
+    _, scores = fit(features, labels, classes)
     means = np.stack([scores[labels == k].mean(axis=0) for k in range(classes)])
     np.fill_diagonal(means, -np.inf)
     return means.argmax(axis=1)
 
 
 def measure_task(folder: Path, cache: Path, seeds: int) -> list[dict[str, Any]]:
-    """A row for every kind of error, seed and contestant."""
+    """A row for every set of stages, kind of error, seed and contestant."""
     measured = measure_features(folder, cache)
     table, labels = measured.features(measured.train), measured.folds.labels
-    classes = int(labels.max()) + 1
-    nearest, rows = confused_with(table, labels, classes), []
-    for kind in ("symmetric", "by class"):
-        for seed in range(seeds):
-            given = plant(labels, kind, nearest, np.random.default_rng(seed))
-            for name, rank in CONTESTANTS.items():
-                start = time.perf_counter()
-                suspicion = rank(table, given, classes)
-                seconds = time.perf_counter() - start
-                precision = float(average_precision_score(given != labels, suspicion))
-                row = {"task": folder.name, "images": len(labels), "kind": kind, "seed": seed, "contestant": name}
-                rows.append({**row, "average_precision": round(precision, 4), "seconds": round(seconds, 3)})
-                print(rows[-1], flush=True)
+    classes, stages = int(labels.max()) + 1, list(table.blocks)
+    sets = {
+        name: Features(table.load(some), table.select(some)[0])
+        for name, some in {"all stages": stages, "all but the last": stages[:-1]}.items()
+    }
+    nearest, rows = confused_with(sets["all stages"], labels, classes), []
+    for kind, seed, used in product(("symmetric", "by class"), range(seeds), sets):
+        given = plant(labels, kind, nearest, np.random.default_rng(seed))
+        for name, rank in CONTESTANTS.items():
+            start = time.perf_counter()
+            suspicion = rank(sets[used], given, classes)
+            seconds = time.perf_counter() - start
+            precision = float(average_precision_score(given != labels, suspicion))
+            row = {"task": folder.name, "images": len(labels), "stages": used, "kind": kind, "seed": seed}
+            row |= {"contestant": name, "average_precision": round(precision, 4), "seconds": round(seconds, 3)}
+            rows.append(row)
+            print(row, flush=True)
     return rows
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Task and kind -> contestant -> mean average precision and median seconds."""
+    """Task, kind and stages -> contestant -> mean average precision and median seconds."""
     found: dict[str, Any] = {}
-    for task, kind in dict.fromkeys((row["task"], row["kind"]) for row in rows):
-        own = [row for row in rows if (row["task"], row["kind"]) == (task, kind)]
-        found[f"{task}, {kind}"] = {
+    for cell in dict.fromkeys((row["task"], row["kind"], row["stages"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["kind"], row["stages"]) == cell]
+        found[", ".join(cell)] = {
             name: {
                 "average_precision": round(
                     statistics.mean(r["average_precision"] for r in own if r["contestant"] == name), 4
