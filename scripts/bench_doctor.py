@@ -49,8 +49,9 @@ def list_cases() -> Iterator[Case]:
         for turn, strategy in enumerate(STRATEGIES):
             for more in range(2):
                 yield "", network, strategy, TASKS[(number + turn + 3 * more) % len(TASKS)]
-    for place, bug in enumerate(BUGS.values()):
-        for number, network in enumerate(NETWORKS):
+    for number in range(len(NETWORKS)):  # every bug once, then once more: a run that is cut short has seen all
+        for place, bug in enumerate(BUGS.values()):
+            network = NETWORKS[(place + number) % len(NETWORKS)]
             fitting = [one for one in STRATEGIES if bug.fits is None or bug.fits(network, one)]
             if fitting:
                 strategy = fitting[(place + 2 * number) % len(fitting)]

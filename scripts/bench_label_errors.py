@@ -6,9 +6,9 @@
 
 A tenth of the training labels of each task is changed, symmetrically (to any other class) or by class (to the class
 that the probe confuses it with most). All contestants get the same features, those of all stages joined, or of all but
-the last, which is the widest (EfficientNet-Lite0, 96 px, from the bank, in memory), and rank the images by suspicion; the average precision of that ranking is
-recorded (1: all wrong labels come first; the share of wrong labels by chance), with the seconds it took from features
-to ranking.
+the last, which is the widest (EfficientNet-Lite0, 96 px, from the bank, in memory), and rank the images by suspicion;
+the average precision of that ranking is recorded (1: all wrong labels come first; the share of wrong labels by
+chance), with the seconds it took from features to ranking.
 
     held_back   `find_label_errors` on the exact held-back scores of the ridge probe
     in_sample   the same on the scores of the fit to all images, at the same penalty
