@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from transferkit.core.errors import TransferkitError
 from transferkit.doctor.causes import ranked
+from transferkit.doctor.checks import Skipped
 from transferkit.doctor.examination import examine
 from transferkit.doctor.leaks import check_leaks
 from transferkit.doctor.loaders import (
@@ -32,6 +34,8 @@ from transferkit.measure import compare_label_maps, label_signal
 from transferkit.records import Diagnosis, Preprocessing, Symptom
 
 __all__ = ["examine_training"]
+
+Floats = npt.NDArray[np.float64]
 
 CHANCE = 2.5
 """Standard deviations above permuted labels below which labels have nothing to do with the images."""
@@ -98,6 +102,9 @@ def examine_training(
     for name, look in looks.all.items():
         try:
             seen = list(look())
+        except Skipped as error:
+            skipped[name] = str(error)
+            continue
         except (TransferkitError, RuntimeError, TypeError, ValueError) as error:
             skipped[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             continue
@@ -143,46 +150,49 @@ class _Looks:
         known = all_labels(self.train)
         if known is None and self.ours.is_whole:
             known = self.ours.labels
-        if known is not None and self.classes and len(known):
-            yield from check_classes(known, None if self.theirs is None else self.theirs.labels, classes=self.classes)
+        if known is None or not self.classes or not len(known):
+            raise Skipped("the class numbers of all training images are not known")
+        yield from check_classes(known, None if self.theirs is None else self.theirs.labels, classes=self.classes)
 
     def _order(self) -> Iterator[Symptom]:
-        if len(self.ours.labels):
-            yield from check_order(self.ours.labels)
+        if not len(self.ours.labels):
+            raise Skipped("targets are not class numbers")
+        yield from check_order(self.ours.labels)
 
     def _splits(self) -> Iterator[Symptom]:
-        if self.theirs is not None and self.ours.images.dim() == 4:
-            yield from check_splits(self.ours.images, self.theirs.images)
+        ours, theirs = self._both
+        if ours.images.dim() != 4 or theirs.images.dim() != 4:
+            raise Skipped("inputs are not (N, C, H, W) images")
+        yield from check_splits(ours.images, theirs.images)
 
     def _workers(self) -> Iterator[Symptom]:
-        if getattr(self.train, "num_workers", 0) > 0:
-            with seeded(self.seed):
-                yield from check_workers(self.train)
+        if not getattr(self.train, "num_workers", 0):
+            raise Skipped("the loader has no worker processes")
+        with seeded(self.seed):
+            yield from check_workers(self.train)
 
     def _pictures(self) -> Iterator[Symptom]:
-        if self.pictures is None or self.preprocessing is None or self.theirs is None:
-            return
-        prepared = self.theirs.images[: len(self.pictures)]
+        _, theirs = self._both
+        if self.pictures is None or self.preprocessing is None:
+            raise Skipped("pictures or preprocessing is not given")
+        prepared = theirs.images[: len(self.pictures)]
         yield from check_pictures(list(self.pictures)[: len(prepared)], prepared, self.preprocessing)
 
     def _copies(self) -> Iterator[Symptom]:
-        if self.theirs is None or self.ours.images.dim() != 4 or self.ours.images.shape[1] != 3:
-            return
-        pairs = []
-        for one in (self.ours, self.theirs):
-            features = _features(self.model, one)
-            if features is None or len(features) != len(one.images):
-                return
-            pairs.append((one.images, features))
-        yield from check_leaks(*pairs)
+        ours, theirs = self._both
+        if any(one.images.dim() != 4 or one.images.shape[1] != 3 for one in (ours, theirs)):
+            raise Skipped("inputs are not (N, 3, H, W) images")
+        rows = [_features(self.model, one) for one in (ours, theirs)]
+        if [len(one) for one in rows] != [len(one.images) for one in (ours, theirs)]:
+            raise Skipped("images have several sizes")
+        yield from check_leaks((ours.images, rows[0]), (theirs.images, rows[1]))
 
     def _labels(self) -> Iterator[Symptom]:
         labels = self.ours.labels
-        if not self.classes or len(labels) < max(FEWEST, PER_CLASS * len(np.unique(labels))):
-            return
+        fewest = max(FEWEST, PER_CLASS * len(np.unique(labels)))
+        if not self.classes or len(labels) < fewest:
+            raise Skipped(f"it takes {fewest} images with class numbers")
         features = _features(self.model, self.ours)
-        if features is None:
-            return
         signal = label_signal(features, labels, seed=self.seed)
         if signal.z < CHANCE:
             yield Symptom(
@@ -195,8 +205,13 @@ class _Looks:
             )
         elif self.theirs is not None and len(self.theirs.labels) >= FEWEST:
             others = _features(self.model, self.theirs)
-            if others is not None:
-                yield from _compare_maps(features, labels, others, self.theirs.labels, signal.accuracy)
+            yield from _compare_maps(features, labels, others, self.theirs.labels, signal.accuracy)
+
+    @property
+    def _both(self) -> tuple[Sample, Sample]:
+        if self.theirs is None:
+            raise Skipped("held_back is not given")
+        return self.ours, self.theirs
 
 
 def _compare_maps(features: Any, labels: Any, others: Any, other_labels: Any, accuracy: float) -> Iterator[Symptom]:
@@ -213,13 +228,15 @@ def _compare_maps(features: Any, labels: Any, others: Any, other_labels: Any, ac
         )
 
 
-def _features(model: nn.Module, sample: Sample) -> np.ndarray | None:
-    """(N, D) float of the images of a sample, from a copy of the model; None if the model has no linear layer."""
+def _features(model: nn.Module, sample: Sample) -> Floats:
+    """(N, D) float of the images of a sample, from a copy of the model."""
     plain, rows = copy.deepcopy(model), []
     for inputs in sample.inputs:
         found = penultimate_features(plain, inputs)
         if found is None:
-            return None
+            raise Skipped("the model has no linear layer with a row for each image")
         rows.append(found.cpu().numpy())
     features = np.concatenate(rows).astype(np.float64)
-    return features if np.isfinite(features).all() else None
+    if not np.isfinite(features).all():
+        raise Skipped("features are not finite")
+    return features
