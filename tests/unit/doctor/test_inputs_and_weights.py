@@ -149,7 +149,7 @@ def deep():
 
 
 def weights(net):
-    return causes(net, images(), ["weights"])
+    return causes(net, images(), ["weights"], preprocessing=HALF)
 
 
 def test_trained_and_freshly_made_networks_pass():

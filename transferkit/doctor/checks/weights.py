@@ -73,7 +73,8 @@ def check_weights(subject: Subject) -> Iterator[Symptom]:
             "A tensor made by torch.empty holds whatever lay in memory: initialise it (nn.init.initialise).",
             wild,
         )
-    yield from _left_out(subject.model, layers)
+    if subject.preprocessing is not None:  # a network from scratch may start its layers in several ways
+        yield from _left_out(subject.model, layers)
 
 
 def _zero(layers: list[_Layer]) -> Iterator[Symptom]:
