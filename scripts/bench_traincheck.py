@@ -256,7 +256,7 @@ def study(check: TrainCheck, strategy: str, jobs: int, until: float) -> dict[str
     cases += [(slug(strategy, name), PLANTED, name) for name in reversed(bugs) if name not in ONLY_IN_USE]
 
     def collect(case: tuple[str, int, str | None]) -> dict[str, Any]:
-        if time.time() > until:
+        if time.time() > until and not (check.folder / f"{case[0]}.json").exists():
             return {}
         return check.collect(case[0], strategy, *case[1:], "--invariants", invariants, "--sampling-interval", "1")
 
