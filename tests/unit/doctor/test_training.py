@@ -295,3 +295,28 @@ def test_all_hooks_go():
     assert not net._forward_pre_hooks
     assert not optimizer._optimizer_step_pre_hooks
     assert not any(one._post_accumulate_grad_hooks or one._backward_hooks for one in net.parameters())
+
+
+class Blind(nn.Module):
+    """A network whose features are noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, pixels):
+        seeds = (1e3 * pixels.flatten(1).sum(1)).long()
+        noise = [torch.randn(6, generator=torch.Generator().manual_seed(int(one))) for one in seeds]
+        return self.head(torch.stack(noise))
+
+
+def test_a_blind_backbone_does_not_make_labels_wrong():
+    (pixels, labels), theirs = splits()
+    net = Blind()
+    found = examine_training(net, loader(pixels, labels), held_back=loader(*theirs), classes=CLASSES)
+    assert "labels_unrelated" not in [one.cause for one in found.symptoms]
+    wrong = loader(pixels, labels[torch.randperm(96, generator=torch.Generator().manual_seed(0))])
+    assert "labels_unrelated" in [one.cause for one in examine_training(net, wrong, classes=CLASSES).symptoms]
+    exchanged = loader(theirs[0], (theirs[1] + 1) % CLASSES)
+    found = examine_training(net, loader(pixels, labels), held_back=exchanged, classes=CLASSES)
+    assert "label_map_changed" in [one.cause for one in found.symptoms]
