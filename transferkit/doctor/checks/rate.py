@@ -26,6 +26,9 @@ STILL = {"weights": 2e-3, "norms and biases": 8e-3}
 """Kind of parameters -> how far they go in a trial, in units of their norms, at a rate that does nothing. In 36 healthy
 set-ups (four networks, nine strategies) it was 4e-3 and more, and 2e-2 and more."""
 
+CALM = {"weights": 1e-2, "norms and biases": 0.2}
+"""The same up to which a loss that hardly falls is a matter of the rate; weights that move more learn, but slowly."""
+
 DISPLACED = 0.3
 """The same beyond which weights of a pretrained network lose what they know: 0.2 and less in those set-ups, 0.4 and
 more at a hundred times the rate."""
@@ -79,7 +82,7 @@ def check_rate(subject: Subject) -> Iterator[Symptom]:
                 f"{lower.highest:.3g}.",
                 remedy="Divide it by ten or more.",
             )
-    elif now.last > (1 - SLOW) * now.first or (now.moved is not None and now.moved < STILL[now.kind]):
+    elif _is_low(now):
         higher = _try(subject, 100.0)
         smooth = higher is not None and higher.highest < SMOOTH * now.first
         if higher is not None and smooth and higher.last < FAST * now.last:
@@ -90,6 +93,13 @@ def check_rate(subject: Subject) -> Iterator[Symptom]:
                 f"{now.first:.3g} to {now.last:.3g}, at a hundred times the rate smoothly to {higher.last:.3g}.",
                 remedy="Multiply it by thirty to a hundred.",
             )
+
+
+def _is_low(now: _Trial) -> bool:
+    """Whether hardly anything happens; a hundred times the rate must show that it could."""
+    if now.moved is not None and now.moved < STILL[now.kind]:
+        return True
+    return now.last > (1 - SLOW) * now.first and (now.moved is None or now.moved < CALM[now.kind])
 
 
 def _try(subject: Subject, factor: float) -> _Trial | None:
