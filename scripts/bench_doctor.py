@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -90,10 +91,6 @@ def run_case(case: Case, root: Path) -> dict[str, Any]:
     }
 
 
-def _run(work: tuple[Case, Path]) -> dict[str, Any]:
-    return run_case(*work)
-
-
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Recall, right causes and alarms over healthy runs."""
     sick = [one for one in rows if one["bug"]]
@@ -137,11 +134,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="bugs whose names contain this, or 'healthy'")
     given = parser.parse_args()
     known = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
-    done = {(one["bug"], one["network"], one["strategy"], one["task"]) for one in known}
-    cases = [one for one in list_cases() if one not in done and given.only in (one[0] or "healthy")]
-    with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
-        for row in pool.imap_unordered(_run, [(case, given.root) for case in cases]):
-            known.append(row)
+    finished = {(one["bug"], one["network"], one["strategy"], one["task"]) for one in known}
+    cases = [one for one in list_cases() if one not in finished and given.only in (one[0] or "healthy")]
+    # Not a pool of multiprocessing: its processes may not have loaders with workers.
+    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_case, case, given.root) for case in cases]):
+            known.append(row := done.result())
             print(f"{len(known)} {row['bug'] or 'healthy'}, {row['network']}, {row['strategy']}, {row['task']}: "
                   f"{row['alarms']} {row['notes']} ({row['seconds']} s)", flush=True)  # fmt: skip
             _save(given.out, known)
