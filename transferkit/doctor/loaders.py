@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from transferkit.core.errors import OptionError
+from transferkit.doctor.checks.outputs import IGNORED
 from transferkit.doctor.checks.registry import listed
 from transferkit.doctor.pixel_values import find_extent
 from transferkit.doctor.subject import first_tensor, seeded
@@ -108,7 +109,16 @@ def _labels_of(dataset: Any) -> npt.NDArray[np.int64] | None:
 def check_classes(
     train: npt.NDArray[np.int64], held_back: npt.NDArray[np.int64] | None, *, classes: int
 ) -> Iterator[Symptom]:
-    """Does every class have training images?"""
+    """Is every label a class number, and does every class have training images?"""
+    outside = train[((train < 0) | (train >= classes)) & (train != IGNORED)]
+    if len(outside):
+        yield Symptom(
+            cause="targets_out_of_range",
+            severity="alarm",
+            evidence=f"{len(outside)} training labels are {int(outside.min())} to {int(outside.max())}; {classes} "
+            f"classes are numbered 0 to {classes - 1}.",
+            remedy="Number the classes from 0, in one order for all splits.",
+        )
     counts = np.bincount(train[(train >= 0) & (train < classes)], minlength=classes)
     missing = [str(one) for one in np.flatnonzero(counts == 0)]
     if missing:

@@ -70,6 +70,12 @@ def test_a_class_without_training_images():
     assert alarms(loader(pixels[kept], labels[kept]), loader(*theirs)) == ["class_missing"]
 
 
+def test_labels_that_start_at_one():
+    (pixels, labels), theirs = splits()
+    found = alarms(loader(pixels, labels + 1), loader(*theirs))
+    assert found[0] == "targets_out_of_range"
+
+
 def test_images_in_the_order_of_their_classes():
     (pixels, labels), theirs = splits()
     order = labels.argsort(stable=True)
