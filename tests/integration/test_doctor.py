@@ -144,7 +144,7 @@ def test_a_healthy_set_up_exits_quietly(planted, capsys):
     main(["doctor", f"data.root={planted}", "strategy=few_layers", "unfreeze=1", *QUICK])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("adapt would train few_layers on top: ")
-    assert "Healthy: 10 checks found nothing (" in said
+    assert "Healthy: 14 checks found nothing (" in said
     assert "classes, serving)." in said
     assert not Path("runs").exists()
 
@@ -154,7 +154,7 @@ def test_an_alarm_exits_with_one(planted, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", *words, *QUICK])
     assert stopped.value.code == 1
-    assert "Alarm: Training diverges" in capsys.readouterr().out
+    assert "throws the network off" in capsys.readouterr().out
 
 
 def test_a_probe_is_not_trained_by_gradient(planted, capsys):
@@ -178,7 +178,7 @@ def test_a_class_that_a_split_lacks_is_worth_a_note(planted):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lables"], "Unknown thing to examine 'lables'. Closest known: labels."),
+        (["lables"], "Unknown thing to examine 'lables'. Closest known: labels, images."),
         (["mode=search"], "mode=search chooses a strategy by training"),
         (["-m"], "examines one set-up and takes no -m"),
         (["data.root=nowhere"], "There is no folder 'nowhere'"),

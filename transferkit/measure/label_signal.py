@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from transferkit.core.errors import DataError
 
@@ -128,6 +127,8 @@ def compare_label_maps(
     scores = _hat(new, rows) @ (targets - targets.mean(axis=0)) + targets.mean(axis=0)
     counts = np.zeros((count, count))
     np.add.at(counts, (given, scores.argmax(axis=1)), 1)
+    from scipy.optimize import linear_sum_assignment  # here: importing transferkit stays light
+
     matched = linear_sum_assignment(-counts)[1]
     moved = tuple(int(one) for one in np.flatnonzero(matched != np.arange(count)) if counts[one].any())
     plain = sum(counts[one, one] for one in moved)

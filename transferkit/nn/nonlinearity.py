@@ -13,7 +13,6 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
 
 __all__ = ["Nonlinearity", "assumed", "grid", "is_affine", "name_of"]
 
@@ -114,6 +113,8 @@ class Nonlinearity:
         if not len(crossed):
             return None
         k = int(crossed[np.argmin(np.abs(np.log(SCALES[crossed])))])
+        from scipy.optimize import brentq  # here: importing transferkit stays light
+
         return float(brentq(lambda scale: self._moment(scale) - 1, SCALES[k], SCALES[k + 1]))
 
     def _moment(self, scale: float) -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
 from transferkit.doctor.checks.registry import CHECKS, listed
@@ -142,7 +141,9 @@ def _is_fresh(one: _Layer) -> bool:
     edge = float(np.abs(values).max())
     if not 1 - EDGE / len(values) <= edge <= 1 + 1e-6:
         return False
-    return float(stats.kstest(values, "uniform", (-1, 2)).pvalue) > UNLIKELY
+    from scipy.stats import kstest  # here: it takes a second to import
+
+    return float(kstest(values, "uniform", (-1, 2)).pvalue) > UNLIKELY
 
 
 def _is_fresh_norm(module: nn.Module) -> bool:
