@@ -19,15 +19,14 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from regret.measuring import write_result
 from regret.paths import MODEL, SIZE
 
-from transferkit.core.provenance import environment
 from transferkit.doctor import review_images
 from transferkit.doctor.session_review import small_pictures
 from transferkit.features import FeatureBank
@@ -183,16 +182,7 @@ def main() -> None:
         rows += measure_task(options.tasks / name, cache, options.images, [None, *range(options.draws)])
     for name in UNTOUCHED:
         rows += measure_task(options.tasks / name, cache, options.images, [None])
-    result = {
-        "script": "scripts/bench_near_duplicates.py",
-        "date": date.today().isoformat(),
-        "machine": environment(seed=0, device="cpu"),
-        "summary": summarise(rows),
-        "rows": rows,
-    }
-    print(json.dumps(result["summary"], indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result("scripts/bench_near_duplicates.py", rows, summarise, options.out)
 
 
 if __name__ == "__main__":

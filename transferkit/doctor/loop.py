@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from transferkit.doctor.causes import ranked
 from transferkit.doctor.checks.registry import listed
+from transferkit.doctor.checks.trial import median_move
 from transferkit.records import Diagnosis, Symptom
 
 __all__ = ["LoopWatch"]
@@ -146,13 +147,9 @@ class LoopWatch:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._before:
             now = dict(self._model.named_parameters())
-            moves = [
-                float((now[name].detach() - before).norm() / before.norm())
-                for name, before in self._before.items()
-                if name in now and bool(before.any())
-            ]
-            if moves:
-                self._ratios.append(float(torch.tensor(moves).nan_to_num(math.inf).median()))
+            moved = median_move((before, now[name]) for name, before in self._before.items() if name in now)
+            if moved is not None:
+                self._ratios.append(moved)
             self._before = {}
         self._steps += 1
         self._fresh = dict.fromkeys(self._fresh, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,7 @@ class _Looks:
     preprocessing: Preprocessing | None
     pictures: Sequence[Any] | None
     seed: int
+    known: dict[int, Floats] = field(default_factory=dict)
 
     @property
     def all(self) -> dict[str, Callable[[], Iterator[Symptom]]]:
@@ -218,7 +219,10 @@ class _Looks:
             yield from _compare_maps(features, labels, others, self.theirs.labels, signal.accuracy)
 
     def _of_network(self, sample: Sample) -> Floats:
-        return _features(self.model, sample)
+        """The network's features, computed once for all checks."""
+        if id(sample) not in self.known:
+            self.known[id(sample)] = _features(self.model, sample)
+        return self.known[id(sample)]
 
     @property
     def _both(self) -> tuple[Sample, Sample]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from transferkit.doctor.checks.registry import CHECKS, Skipped, take_step
+from transferkit.doctor.checks.trial import median_move, start_trial
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
@@ -104,13 +105,7 @@ def _is_low(now: _Trial) -> bool:
 
 def _try(subject: Subject, factor: float) -> _Trial | None:
     """A trial, dropout off; None if no parameter is trained or the first loss is not finite."""
-    model, optimizer = subject.copy()
-    assert optimizer is not None
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    for group in optimizer.param_groups:  # a warm-up that starts at zero says nothing about the rate it leads to
-        group["lr"] = factor * max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
+    model, optimizer = start_trial(subject, factor=factor)
     # Two halves in turn: what a step does to the images it has not seen shows what it destroys.
     half = max(1, min(IMAGES, len(subject.first_input)) // 2)
     halves = [subject.take(slice(0, half)), subject.take(slice(half, 2 * half))]
@@ -129,12 +124,7 @@ def _try(subject: Subject, factor: float) -> _Trial | None:
                 break
             torch.autograd.backward(loss)
             take_step(optimizer)
-    ratios = [
-        float((one.detach() - before).norm() / before.norm())
-        for one, before in zip(watched, start, strict=True)
-        if bool(before.any())
-    ]
-    moved = float(torch.tensor(ratios).nan_to_num(math.inf).median()) if ratios else None
+    moved = median_move(zip(start, watched, strict=True))
     if len(losses) < STEPS:
         return _Trial(losses[0], math.inf, math.inf, moved, kind)
     return _Trial(losses[0], sum(losses[-4:]) / 4, max(losses), moved, kind)

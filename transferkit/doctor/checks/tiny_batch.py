@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from transferkit.doctor.checks.registry import CHECKS, Skipped, take_step
+from transferkit.doctor.checks.trial import start_trial
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
@@ -33,14 +33,7 @@ UNMOVED = 1e-3
 @CHECKS.register("tiny_batch")
 def check_tiny_batch(subject: Subject) -> Iterator[Symptom]:
     """Does the loss on eight images fall to half within 50 steps of the optimizer, dropout off, at constant rate?"""
-    model, optimizer = subject.copy()
-    if optimizer is None:
-        raise Skipped("there is no optimizer")
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    for group in optimizer.param_groups:  # a warm-up that starts at zero says nothing about the rate it leads to
-        group["lr"] = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
+    model, optimizer = start_trial(subject)
     inputs, targets = subject.take(slice(0, IMAGES))
     losses = list[float]()
     with seeded(subject.seed):
