@@ -50,8 +50,8 @@ SAME_SCALE, SAME_SHIFT = 0.02, 0.02
 """Largest deviation of a factor from 1, and of a shift from 0 in standard deviations, between equal pixels."""
 
 LOOSE_SCALE, LOOSE_SHIFT = 0.25, 0.4
-"""The same for grey pictures, whose channels have lost their own means and scales, and for few levels, whose steps
-move values."""
+"""The same for grey pictures, whose channels have lost their own means and scales, for few levels, whose steps move
+values, and for crops, which are undone to a few percent only."""
 
 COARSE = 8
 """Side of the grid on which values are compared, in cells."""
@@ -289,12 +289,13 @@ def _explain_values(trained: torch.Tensor, served: torch.Tensor, *, is_same_plac
         return
     if left > 1 - ALIKE and is_same_place and not is_quantised:
         yield _explain_sharpness(trained, served, left)
+    is_loose = is_quantised or not is_same_place
     if left < 0.5:
         yield from _explain_line(
             trained,
             served,
-            scale=max(LOOSE_SCALE if is_quantised else SAME_SCALE, left),
-            shift=max(LOOSE_SHIFT if is_quantised else SAME_SHIFT, left),
+            scale=max(LOOSE_SCALE if is_loose else SAME_SCALE, left),
+            shift=max(LOOSE_SHIFT if is_loose else SAME_SHIFT, left),
         )
 
 

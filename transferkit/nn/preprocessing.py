@@ -11,7 +11,6 @@ here; this is for networks trained from scratch and for features.
 from __future__ import annotations
 
 import hashlib
-import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -219,10 +218,10 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         if self.kind not in KINDS:
             raise OptionError(unknown_name("kind of whitening", self.kind, KINDS))
         ridge: Any = self.ridge
-        if not (isinstance(ridge, numbers.Real) and np.isfinite(ridge) and ridge >= 0):
+        if not (isinstance(ridge, (float, int, np.number)) and np.isfinite(ridge) and ridge >= 0):
             raise OptionError(f"Whitening.ridge must be finite and >= 0, got {ridge!r}.")
         kept: Any = self.components
-        if kept is not None and not (isinstance(kept, numbers.Integral) and kept >= 1):
+        if kept is not None and not (isinstance(kept, (int, np.integer)) and kept >= 1):
             raise OptionError(f"Whitening.components must be >= 1, a whole number, or None, got {kept!r}.")
         if split is None:
             raise DataError("split must name the split of these rows, or of each; leave it out for training rows.")
