@@ -20,7 +20,7 @@ from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.registry import Registry
 from transferkit.nn.following import LAYERS, as_at_start, call, find_nonlinearities
 from transferkit.nn.nonlinearity import Nonlinearity, assumed
-from transferkit.nn.packed import Part, find_parts
+from transferkit.nn.packed import UnitPart, find_parts
 from transferkit.nn.weight_blocks import (
     Block,
     Site,
@@ -216,7 +216,7 @@ def _what_follows(module: nn.Module, modules: dict[str, Any], batch: Any) -> tup
     return seen, [*names, *seen][-1]
 
 
-def _blocks(layer: Any, nonlinearity: Nonlinearity, parts: Sequence[Part]) -> list[Block]:
+def _blocks(layer: Any, nonlinearity: Nonlinearity, parts: Sequence[UnitPart]) -> list[Block]:
     if parts:
         return list(part_blocks(layer, parts))
     if isinstance(layer, nn.MultiheadAttention):

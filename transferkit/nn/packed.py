@@ -16,7 +16,7 @@ from torch import nn
 from transferkit.nn.following import NORMALISES, TRANSPOSED, Follower, as_at_start, call, list_layers
 from transferkit.nn.nonlinearity import Nonlinearity, assumed, grid
 
-__all__ = ["Part", "find_parts"]
+__all__ = ["UnitPart", "find_parts"]
 
 REARRANGES = frozenset(
     {
@@ -42,7 +42,7 @@ REARRANGES = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class UnitPart:
     """Units of a layer that are a map of their own.
 
     Args:
@@ -129,20 +129,20 @@ class _PartFollower(Follower):  # type: ignore[no-untyped-call]
     def add_layer(self, layer: str, units: int) -> None:
         self._units[layer] = torch.arange(units)
 
-    def parts(self) -> dict[str, tuple[Part, ...]]:
+    def parts(self) -> dict[str, tuple[UnitPart, ...]]:
         """Those that divide a layer: all its units, each in one part."""
         divided = {}
         for layer, found in self._found.items():
             units = [self._units[part] for part in found.values()]
             if len(units) > 1 and torch.equal(torch.cat(units).sort().values, self._units[layer]):
                 divided[layer] = tuple(
-                    Part(units=self._units[part], nonlinearity=self._nonlinearity.get(part, assumed("linear")))
+                    UnitPart(units=self._units[part], nonlinearity=self._nonlinearity.get(part, assumed("linear")))
                     for part in found.values()
                 )
         return divided
 
 
-def find_parts(module: nn.Module, batch: Any) -> dict[str, tuple[Part, ...]]:
+def find_parts(module: nn.Module, batch: Any) -> dict[str, tuple[UnitPart, ...]]:
     """The parts of the linear and convolutional layers whose outputs are taken apart.
 
     Args:

@@ -19,7 +19,7 @@ from torch import nn
 from transferkit.core.errors import OptionError
 from transferkit.nn.following import LAYERS, TRANSPOSED
 from transferkit.nn.nonlinearity import Nonlinearity, assumed
-from transferkit.nn.packed import Part
+from transferkit.nn.packed import UnitPart
 
 __all__ = [
     "Block",
@@ -115,7 +115,7 @@ def layer_block(layer: Any, nonlinearity: Nonlinearity) -> Block:
     return Block(shape=(groups * outputs, inputs, *weight.shape[2:]), site=site, write=write)
 
 
-def part_blocks(layer: Any, parts: Iterable[Part]) -> Iterator[Block]:
+def part_blocks(layer: Any, parts: Iterable[UnitPart]) -> Iterator[Block]:
     """The parts of a linear or convolutional layer that are maps of their own."""
     weight = layer.weight
     field = math.prod(weight.shape[2:])
