@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from transferkit.core.errors import OptionError
 from transferkit.core.intervals import wilson_interval
@@ -52,7 +54,8 @@ class ErrorBudget:
             f"{100 * self.training_error:.1f} % of training images are wrong, {100 * self.held_back_error:.1f} % "
             f"of held-back ones (+- {100 * self.uncertainty:.1f})"
         )
-        return f"{self.verdict.capitalize()}: {numbers}. {REMEDIES[self.verdict]}"
+        odd = f" {REVERSED}" if self.training_error - self.held_back_error > self.uncertainty else ""
+        return f"{self.verdict.capitalize()}: {numbers}. {REMEDIES[self.verdict]}{odd}"
 
 
 REMEDIES = {
@@ -63,6 +66,11 @@ REMEDIES = {
     "neither": "Both are within the uncertainty of the estimate: hold back more images before changing anything.",
 }
 """Verdict -> what to do."""
+
+REVERSED = (
+    "The training error is above the held-back one, which no fit explains: look whether these are accuracies, whether "
+    "training images were scored with augmentation or dropout, or whether the held-back images are easier."
+)
 
 
 def explain_errors(
@@ -84,10 +92,11 @@ def explain_errors(
         ("held_back_error", held_back_error),
         ("unavoidable", unavoidable),
     ):
-        if not 0 <= value <= 1:
-            raise OptionError(f"{name} must be in [0, 1], got {value!r}.")
-    if not held_back_images > 0:
-        raise OptionError(f"held_back_images must be > 0, got {held_back_images!r}.")
+        if not (_is_number(value) and 0 <= value <= 1):
+            hint = " Divide percentages by 100." if _is_number(value) and 1 < value <= 100 else ""
+            raise OptionError(f"{name} must be a share in [0, 1], got {value!r}.{hint}")
+    if not (_is_number(held_back_images) and 0 < held_back_images < math.inf):
+        raise OptionError(f"held_back_images must be > 0 and finite, got {held_back_images!r}.")
     low, high = wilson_interval(held_back_error * held_back_images, held_back_images)
     floor = min(unavoidable, training_error)
     return ErrorBudget(
@@ -98,3 +107,10 @@ def explain_errors(
         training_error=training_error,
         held_back_error=held_back_error,
     )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and math.isfinite(value)
+    except (TypeError, ValueError):
+        return False

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from transferkit.core.errors import DataError
+from transferkit.doctor.serving_areas import Fill, count_padded, find_fill
 from transferkit.doctor.serving_geometry import (
     Alignment,
     align_layout,
@@ -27,6 +28,8 @@ from transferkit.doctor.serving_values import (
     curve_residual,
     fit_line,
     levels,
+    mix_residual,
+    other_constants,
     own_line_residual,
     quantisation_error,
 )
@@ -47,14 +50,17 @@ SAME_SCALE, SAME_SHIFT = 0.02, 0.02
 """Largest deviation of a factor from 1, and of a shift from 0 in standard deviations, between equal pixels."""
 
 LOOSE_SCALE, LOOSE_SHIFT = 0.25, 0.4
-"""The same for grey pictures, whose channels have lost their own means and scales, and for few levels, whose steps
-move values."""
+"""The same for grey pictures, whose channels have lost their own means and scales, for few levels, whose steps move
+values, and for crops, which are undone to a few percent only."""
 
 COARSE = 8
 """Side of the grid on which values are compared, in cells."""
 
-FLAT = 1e-3
-"""Range of a border, in standard deviations of the images, below which it is padding."""
+PADDED = 4
+"""One image of so many must have a border that the other version has not."""
+
+FAINTEST = 0.1
+"""Channels that vary less than this share of the one that varies most say little about factors and shifts."""
 
 ROUNDING = 4.0
 """Largest difference, in variances of rounding to even levels: palettes are uneven, and channels differ in range."""
@@ -107,14 +113,12 @@ def _compare_images(trained: torch.Tensor, served: torch.Tensor) -> Iterator[Sym
         alignment = _match_sides(trained, served)
         yield _size_symptom(trained, served, alignment)
         served = alignment.served
-    padded = _has_flat_border(served)
-    if padded != _has_flat_border(trained) and not _is_shifted(trained, served):
-        which = ("use", "training") if padded else ("training", "use")
-        yield _symptom(
-            "padding",
-            f"Images in {which[0]} have a border of one colour, those in {which[1]} have none.",
-            "Use the same crop or letterbox in both.",
-        )
+    if (fill := find_fill(trained, served)) is not None:
+        yield _fill_symptom(fill)
+        return
+    before, after = count_padded(trained, served)
+    if PADDED * max(before, after) >= len(trained) and not _is_moved(trained, served, after > before):
+        yield _padding_symptom(before, after, len(trained))
         # The picture inside is smaller, so little can be told of its values.
         values = _explain_values(trained, served, is_same_place=False)
         yield from (one for one in values if one.cause == "range")
@@ -138,7 +142,7 @@ def _compare_images(trained: torch.Tensor, served: torch.Tensor) -> Iterator[Sym
         trained, served = trained[~lost], served[~lost]
     yield from found
     if float(lost.double().mean()) < 0.5:
-        yield from _explain_colours(trained, served, is_same_place=not causes & {"crop", "shift"})
+        yield from _explain_colours(trained, served, is_same_place="crop" not in causes)
 
 
 def _explain_colours(trained: torch.Tensor, served: torch.Tensor, *, is_same_place: bool) -> Iterator[Symptom]:
@@ -149,18 +153,59 @@ def _explain_colours(trained: torch.Tensor, served: torch.Tensor, *, is_same_pla
     if max(colours) > COLOURED:
         order, plain = best_order(trained, served), fit_line(trained, served).explained
         ordered = fit_line(trained, served[:, list(order)]).explained
-        if order != (0, 1, 2) and (ordered > plain + BETTER or ordered > ALIKE > plain):
+        if _is_mixed(trained, served, 1 - ordered):
+            yield _TONES["colour_space"]
+            return
+        is_clear = ordered > plain + BETTER or ordered > ALIKE > plain or 1 - ordered < REST * (1 - plain)
+        if order != (0, 1, 2) and is_clear:
             served = served[:, list(order)]
             yield _order_symptom(order)
             if constants_follow(line := fit_line(trained, served), order):
                 served = (served - line.shift[:, None, None]) / line.factor[:, None, None]
+    elif (constants := other_constants(trained, served)) is not None:
+        yield _order_symptom(constants)
+        return
     yield from _explain_values(trained, served, is_same_place=is_same_place)
 
 
-def _is_shifted(trained: torch.Tensor, served: torch.Tensor) -> bool:
-    """Whether a shift alone explains the images in use; it may move a motif to the border, or away from it."""
+def _is_mixed(trained: torch.Tensor, served: torch.Tensor, left: float) -> bool:
+    """Whether only sums of channels explain what a line per channel, in the best order, or a curve leaves."""
+    if left < 1 - ALIKE:
+        return False
+    others = min(left, curve_residual(trained, served), own_line_residual(trained, served))
+    return mix_residual(trained, served) < REST * others
+
+
+def _is_moved(trained: torch.Tensor, served: torch.Tensor, is_padded: bool) -> bool:
+    """Whether a shift, or a closer crop, alone explains the images in use; either may move a motif to the border. So
+    may another layout of axes."""
+    if align_layout(trained, served).cause:
+        return True
     found = align_place(trained, served)
-    return found.cause == "shift" and float(likeness(found.trained, found.served).mean()) > SHIFTED
+    moves = ("shift",) if is_padded else ("shift", "crop")
+    return found.cause in moves and float(likeness(found.trained, found.served).mean()) > SHIFTED
+
+
+def _fill_symptom(fill: Fill) -> Symptom:
+    colours = [", ".join(f"{value:.3g}" for value in colour) for colour in (fill.trained, fill.served)]
+    return _symptom(
+        "background",
+        f"{100 * fill.share:.0f} % of the pixels, at a border, have the colour ({colours[0]}) in training and "
+        f"({colours[1]}) in use; all others are equal.",
+        "Put transparent areas on the same colour in both (convert('RGB') shows what lies below them), and "
+        "pad with the same colour.",
+    )
+
+
+def _padding_symptom(before: int, after: int, images: int) -> Symptom:
+    which = ("use", "training") if after > before else ("training", "use")
+    count = max(before, after)
+    some = "Images" if count == images else f"{count} of {images} images"
+    return _symptom(
+        "padding",
+        f"{some} in {which[0]} have a border of one colour, those in {which[1]} have none.",
+        "Use the same crop or letterbox in both.",
+    )
 
 
 def _match_sides(trained: torch.Tensor, served: torch.Tensor) -> Alignment:
@@ -244,11 +289,13 @@ def _explain_values(trained: torch.Tensor, served: torch.Tensor, *, is_same_plac
         return
     if left > 1 - ALIKE and is_same_place and not is_quantised:
         yield _explain_sharpness(trained, served, left)
+    is_loose = is_quantised or not is_same_place
     if left < 0.5:
         yield from _explain_line(
-            *(F.adaptive_avg_pool2d(one, COARSE) for one in (trained, served)),  # whatever the sharpness
-            scale=max(LOOSE_SCALE if is_quantised else SAME_SCALE, left),
-            shift=max(LOOSE_SHIFT if is_quantised else SAME_SHIFT, left),
+            trained,
+            served,
+            scale=max(LOOSE_SCALE if is_loose else SAME_SCALE, left),
+            shift=max(LOOSE_SHIFT if is_loose else SAME_SHIFT, left),
         )
 
 
@@ -261,10 +308,16 @@ def _other_than_line(trained: torch.Tensor, served: torch.Tensor, left: float) -
 
 def _explain_line(trained: torch.Tensor, served: torch.Tensor, *, scale: float, shift: float) -> Iterator[Symptom]:
     """Another range, mean or scale."""
-    found = fit_line(trained, served)
+    coarse = [F.adaptive_avg_pool2d(one, COARSE) for one in (trained, served)]  # whatever the sharpness
+    found = fit_line(*coarse)
     factor = float(found.factor.mean())
-    deviations = trained.transpose(0, 1).flatten(1).std(dim=1)
-    moved = (found.shift.abs() / (deviations * found.factor.abs()).clamp_min(1e-12)).max()
+    fine, deviations = (one.transpose(0, 1).flatten(1).std(dim=1) for one in (trained, coarse[0]))
+    # A channel that hardly varies has no factor of its own, and any shift is large beside its deviation.
+    typical = deviations.clamp_min(FAINTEST * fine.max())
+    # At the mean: where it lies far from 0, a slightly wrong factor makes a large shift.
+    means = [one.mean(dim=(0, 2, 3)) for one in coarse]
+    moved = ((means[1] - means[0]).abs() / typical.clamp_min(1e-12)).max()
+    scaled = ((found.factor - 1).abs() * deviations / typical.clamp_min(1e-12)).max()
     tolerance, farthest = max(scale, 1 - found.explained), max(shift, 1 - found.explained)
     if abs(factor / 255 - 1) < 0.05 or abs(factor * 255 - 1) < 0.05:
         yield _symptom(
@@ -279,7 +332,7 @@ def _explain_line(trained: torch.Tensor, served: torch.Tensor, *, scale: float, 
             f"Values in {which[0]} are in [0, 255], those in {which[1]} are normalised ({factor:.3g} times as large).",
             "Scale to [0, 1] and normalise in both, or in neither.",
         )
-    elif float((found.factor - 1).abs().max()) > tolerance or float(moved) > farthest:
+    elif float(scaled) > tolerance or float(moved) > farthest:
         factors, shifts = (", ".join(f"{float(one):.3g}" for one in values) for values in (found.factor, found.shift))
         inverted = " Light and dark are swapped." if factor < 0 else ""
         yield _symptom(
@@ -322,13 +375,6 @@ def _explain_sharpness(trained: torch.Tensor, served: torch.Tensor, left: float)
     )
 
 
-def _has_flat_border(images: torch.Tensor) -> bool:
-    """Whether the outermost rows, or columns, of all images are one colour."""
-    spread = float(images.std())
-    edges = [images[:, :, [0, -1], :].flatten(2), images[:, :, :, [0, -1]].flatten(2)]
-    return any(float((edge.amax(dim=(0, 2)) - edge.amin(dim=(0, 2))).max()) < FLAT * spread for edge in edges)
-
-
 def _sharpness(images: torch.Tensor) -> float:
     """Standard deviation of the differences between neighbouring pixels."""
     return float((images[..., 1:] - images[..., :-1]).std())
@@ -348,6 +394,11 @@ _TONES = {
         "per_image_scale",
         "Values in use are those of training times a factor and plus a shift that differ from image to image.",
         "Use the mean and standard deviation of the training set, not those of each image.",
+    ),
+    "colour_space": _symptom(
+        "colour_space",
+        "Channels in use are sums of those of training (another colour space, such as YCbCr, or another saturation).",
+        "Convert to the colour space of training, usually RGB; leave out colour correction.",
     ),
 }
 """Cause -> symptom, where values follow no common line."""

@@ -17,6 +17,8 @@ __all__ = [
     "fit_line",
     "colour_share",
     "levels",
+    "mix_residual",
+    "other_constants",
     "own_line_residual",
     "quantisation_error",
 ]
@@ -29,6 +31,12 @@ BINS = 64
 
 CYCLE = 0.01
 """Largest deviation from 1 and 0 of what a cycle of channels must give."""
+
+SURE = 0.9999
+"""Share of variance that a line explains in pictures that differ by nothing else."""
+
+RANK = 1e-9
+"""Share of the largest variance of a sum of channels below which it is rounding noise."""
 
 DARK = 20.0
 """Brightest value of a picture in [0, 255] at least; normalised values stay below."""
@@ -82,6 +90,32 @@ def constants_follow(line: ChannelLine, order: tuple[int, ...]) -> bool:
     return True
 
 
+def other_constants(trained: Images, served: Images) -> tuple[int, ...] | None:
+    """The order of channels whose constants grey pictures were normalised by; None where that explains nothing."""
+    if trained.shape[1] != 3:
+        return None
+    line = fit_line(trained, served)
+    is_other = (line.factor - 1).abs() + line.shift.abs() > CYCLE
+    if line.explained < SURE or not bool(is_other.any()):
+        return None
+    orders = (order for order in itertools.permutations(range(3)) if order != (0, 1, 2))
+    return next((order for order in orders if _moves_all(order, is_other) and constants_follow(line, order)), None)
+
+
+def _moves_all(order: tuple[int, ...], is_other: torch.Tensor) -> bool:
+    """Whether just the channels that have other values change places."""
+    return all(bool(is_other[k]) == (place != k) for k, place in enumerate(order))
+
+
+def mix_residual(trained: Images, served: Images) -> float:
+    """Share of the variance that weighted sums of all channels leave, the same for all images and pixels."""
+    x, y = (one.transpose(0, 1).flatten(1) for one in (trained, served))
+    x, deviation = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
+    # Channels of grey pictures are equal, and their covariance has no inverse.
+    weights = deviation @ x.T @ torch.linalg.pinv(x @ x.T, hermitian=True, rtol=RANK)
+    return float(((deviation - weights @ x) ** 2).mean() / _variance(served))
+
+
 def are_bytes(images: Images) -> bool:
     """Whether values look like those of a picture in [0, 255]."""
     return float(images.min()) >= 0 and DARK < float(images.max()) < 255.5
@@ -125,7 +159,8 @@ def colour_share(images: Images) -> float:
     """Share of the variance that three channels do not have in common, up to a line each; 0 for other numbers."""
     if images.shape[1] != 3:
         return 0.0
-    return 1 - fit_line(images[:, :1].expand_as(images), images).explained
+    # Each in turn: a varying channel explains a constant one, but not the other way round.
+    return 1 - min(fit_line(images[:, [k]].expand_as(images), images).explained for k in range(3))
 
 
 def _variance(images: Images) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,29 +19,30 @@ ERRORS = 4.0
 
 
 def check_shuffled_labels(
-    evaluate: Callable[[npt.NDArray[np.int64]], float],
-    labels: npt.NDArray[np.int64],
+    evaluate: Callable[[npt.NDArray[Any]], float],
+    labels: npt.NDArray[Any],
     *,
     draws: int = 3,
     held_back_images: int | None = None,
-    groups: npt.NDArray[np.int64] | None = None,
+    groups: npt.NDArray[Any] | None = None,
     seed: int = 0,
 ) -> tuple[Symptom, ...]:
     """Shuffle the labels and evaluate: a held-back accuracy above chance shows a leak in the evaluation.
 
     Args:
-        evaluate: (N,) labels -> held-back accuracy in [0, 1] of a model fitted to them.
-        labels: (N,) int in [0, K).
+        evaluate: (N,) labels, of the type of `labels` -> held-back accuracy in [0, 1] of a model fitted to them.
+        labels: (N,) class numbers or names.
         draws: Shuffles.
         held_back_images: Images that an evaluation scores, of which its chance error is: those of one hold-out, or of
             all folds together. None: all.
-        groups: (N,) int; images of one group keep one label, as copies and views of a thing do. Without them,
-            near-copies on both sides of a split are found as a leak only if they keep their label, so give them if
-            there are any.
+        groups: (N,) numbers or names; images of one group keep one label, as copies and views of a thing do. Without
+            them, near-copies on both sides of a split are found as a leak only if they keep their label, so give them
+            if there are any.
         seed: Of the shuffles.
 
     Raises:
-        OptionError: There are fewer than two classes, or not as many images as are said to be held back.
+        OptionError: There are fewer than two classes, not as many images as are said to be held back, or not one label
+            (and group) per image; or `evaluate` returns no share.
 
     Example:
         >>> labels = np.arange(200) % 2
@@ -49,14 +51,22 @@ def check_shuffled_labels(
         >>> check_shuffled_labels(lambda shuffled: 0.52, labels)
         ()
     """
-    counts = np.bincount(labels)
-    if np.count_nonzero(counts) < 2:
+    labels, groups = np.asarray(labels), None if groups is None else np.asarray(groups)
+    if labels.ndim != 1 or (groups is not None and groups.shape != labels.shape):
+        raise OptionError(
+            f"Expected one label, and one group, per image: (N,), got shapes {labels.shape} and "
+            f"{None if groups is None else groups.shape}."
+        )
+    if draws < 1:
+        raise OptionError(f"draws must be >= 1, got {draws!r}.")
+    counts = np.unique_counts(labels).counts
+    if len(counts) < 2:
         raise OptionError("Shuffling needs labels of at least two classes.")
     held_back = len(labels) if held_back_images is None else held_back_images
     if not 1 <= held_back <= len(labels):
         raise OptionError(f"held_back_images must be in [1, {len(labels)}], the images there are, got {held_back}.")
     rng = np.random.default_rng(seed)
-    found = [evaluate(_shuffle(labels, groups, rng)) for _ in range(draws)]
+    found = [_checked(evaluate(_shuffle(labels, groups, rng))) for _ in range(draws)]
     # The best that guessing can do is to name the largest class always.
     chance = counts.max() / counts.sum()
     units = (len(labels) if groups is None else len(np.unique(groups))) * held_back / len(labels)
@@ -76,10 +86,20 @@ def check_shuffled_labels(
     )
 
 
-def _shuffle(
-    labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64] | None, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
+def _checked(accuracy: Any) -> float:
+    try:
+        value = float(accuracy)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise OptionError(
+            f"evaluate must return a held-back accuracy in [0, 1], got {accuracy!r}. Divide percentages by 100."
+        )
+    return value
+
+
+def _shuffle(labels: npt.NDArray[Any], groups: npt.NDArray[Any] | None, rng: np.random.Generator) -> npt.NDArray[Any]:
     if groups is None:
         return rng.permutation(labels)
     _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
-    return np.asarray(rng.permutation(labels[first])[codes.reshape(-1)], dtype=np.int64)
+    return np.asarray(rng.permutation(labels[first])[codes.reshape(-1)])

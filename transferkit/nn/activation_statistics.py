@@ -166,7 +166,7 @@ def _moments(values: torch.Tensor) -> list[float]:
 
 def _unit_axis(layer: Any, values: torch.Tensor) -> int | None:
     """The axis of a layer's units in what follows it: where the layer puts them, or where as many are now."""
-    is_linear = isinstance(layer, nn.Linear)
+    is_linear = isinstance(layer, (nn.Linear, nn.Bilinear))
     units = layer.out_features if is_linear else layer.out_channels
     usual = values.dim() - 1 if is_linear else min(1, values.dim() - 1)
     if values.shape[usual] == units:

@@ -18,7 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transferkit.nn.nonlinearity import Nonlinearity, assumed, grid, is_affine, name_of
 from transferkit.nn.stages import evaluating
 
-__all__ = ["LAYERS", "TRANSPOSED", "as_at_start", "call", "find_nonlinearities", "follow_layers", "list_layers"]
+__all__ = [
+    "Follower",
+    "LAYERS",
+    "TRANSPOSED",
+    "as_at_start",
+    "call",
+    "find_nonlinearities",
+    "follow_layers",
+    "list_layers",
+]
 
 See = Callable[[str, Nonlinearity, torch.Tensor, torch.Tensor], object]
 """(path of the layer, nonlinearity, its input, its output)."""
@@ -28,7 +37,7 @@ SeeOutput = Callable[[str, Any], object]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 NAMES = {
     "_prelu_kernel": "prelu",
@@ -41,7 +50,7 @@ NAMES = {
 OF_SINGLE_VALUES = frozenset({"_prelu_kernel", "hardswish", "log_sigmoid_forward", "where", "masked_fill", "rsub"})
 """Functions of single values that torch does not tag as pointwise."""
 
-OF_SEVERAL_VALUES = {"_softmax": "softmax", "_log_softmax": "softmax", "glu": "glu", "rrelu_with_noise": "rrelu"}
+OF_SEVERAL_VALUES = {"_softmax": "softmax", "_log_softmax": "softmax", "glu": "glu"}
 """Operator -> nonlinearity that mixes values or draws them, so that its gain is not known."""
 
 NORMALISES = frozenset(
@@ -117,7 +126,7 @@ _Origin = tuple[str, int]
 """(layer, part): slices and means of one output are parts of their own, not the same values again."""
 
 
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the outputs of layers through the operators of one forward pass."""
 
     def __init__(self, see: See) -> None:
@@ -152,6 +161,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not traced:
             return function(*args, **kwargs)
         name = function.overloadpacket.__name__
+        if name.startswith("rrelu_with_noise"):
+            function, name, args, kwargs = _average_rrelu(args)
         # An operator in place overwrites what it reads.
         before = [one.clone() if one is args[0] and name.endswith("_") else one for one in args]
         result = function(*args, **kwargs)
@@ -248,6 +259,12 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._see(layer, Nonlinearity(name=name, outputs=outputs), before, after)
 
 
+def _average_rrelu(args: Sequence[Any]) -> tuple[Any, str, Sequence[Any], Mapping[str, Any]]:
+    """RReLU as it is in evaluation, without random slopes: leaky, with the average of their range."""
+    lower, upper = (float(one) for one in (*args[2:4], 1 / 8, 1 / 3)[:2])
+    return torch.ops.aten.leaky_relu.default, "leaky_relu", (args[0], (lower + upper) / 2), {}
+
+
 def _is_constant(operand: torch.Tensor) -> bool:
     if operand.numel() <= 1 or isinstance(operand, nn.Parameter):
         return operand.numel() == 1  # many learnt scales start equal and do not stay so
@@ -319,7 +336,7 @@ def follow_layers(module: nn.Module, batch: Any, *, see: See, see_output: SeeOut
             the whole of it, for each further operator of one that is put together from several.
         see_output: Called for each call of a layer.
     """
-    follower = _Follower(see)
+    follower = Follower(see)
 
     def hook(name: str) -> Callable[..., None]:
         def note(layer: nn.Module, inputs: Any, output: Any) -> None:

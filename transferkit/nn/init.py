@@ -20,6 +20,7 @@ from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.registry import Registry
 from transferkit.nn.following import LAYERS, as_at_start, call, find_nonlinearities
 from transferkit.nn.nonlinearity import Nonlinearity, assumed
+from transferkit.nn.packed import UnitPart, find_parts
 from transferkit.nn.weight_blocks import (
     Block,
     Site,
@@ -28,6 +29,7 @@ from transferkit.nn.weight_blocks import (
     is_recurrent,
     layer_block,
     own_modules,
+    part_blocks,
     recurrent_blocks,
     rest,
 )
@@ -60,7 +62,8 @@ class Initialised:
     Args:
         layer: Dotted path.
         init: Name of the initialisation; "left alone" for a module with other parameters, which keeps them.
-        nonlinearity: What follows the layer; "linear" for nothing.
+        nonlinearity: What follows the layer, or the first of its parts that something follows; "linear" for nothing.
+        parts: Maps that its outputs hold, as seen with `batch=`: three for packed query, key and value.
         gain: Factor that keeps the second moment of its signal (`Nonlinearity.gain`).
         deviation: Standard deviation of the weights afterwards; NaN if left alone.
         reason: Why it was left alone; else empty.
@@ -69,6 +72,7 @@ class Initialised:
     layer: str
     init: str
     nonlinearity: str
+    parts: int = 1
     gain: float = 1.0
     deviation: float
     reason: str = ""
@@ -116,9 +120,13 @@ def _orthogonal(weight: torch.Tensor, site: Site, generator: torch.Generator) ->
 
 @INITS.register("auto")
 def _auto(weight: torch.Tensor, site: Site, generator: torch.Generator) -> None:
-    """He with its gain before a nonlinearity that can keep the scale, such as a rectifier; else Xavier."""
-    keeps = site.nonlinearity.keeps and site.nonlinearity.name != "linear"
-    (_he_normal if keeps else _xavier_uniform)(weight, site, generator)
+    """He with its gain before a nonlinearity that can keep the scale, such as a rectifier; else Xavier, with a gain
+    too: at a gain of 1 tanh lets the signal shrink forever."""
+    if site.nonlinearity.keeps and site.nonlinearity.name != "linear":
+        _he_normal(weight, site, generator)
+        return
+    _xavier_uniform(weight, site, generator)
+    weight.mul_(site.gain)
 
 
 def initialise(
@@ -136,10 +144,12 @@ def initialise(
 
     Args:
         module: The network, or the part of it that is new.
-        init: A name in `INITS`: "auto" (He with the gain of what follows, Xavier before tanh, sigmoid or nothing),
-            "he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "sparse", "orthogonal". Query, key and value
-            of an attention are three maps followed by nothing, as is each gate of a recurrent layer; its recurrent
-            maps are orthogonal whatever the name.
+        init: A name in `INITS`: "auto" (He with the gain of what follows; Xavier before nothing, and times the gain
+            before tanh and sigmoid), "he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "sparse",
+            "orthogonal". Query, key and value of an attention are three maps followed by nothing, as is each gate of
+            a recurrent layer; its recurrent maps are orthogonal whatever the name. Parts of a layer whose outputs are
+            taken apart (packed query, key and value; a gate beside what it gates) are maps of their own as well, if
+            there is a batch to see that.
         batch: An input (or a tuple of inputs) of the module, from which is seen what follows each layer. None assumes
             a ReLU after every layer but the last.
         bias: "zero", except forget gates of an LSTM (1); "positive": also 0.01 before a rectifier, so that each unit
@@ -172,6 +182,7 @@ def initialise(
     if not modules:
         raise OptionError("There is no linear or convolutional layer to initialise.")
     follows, last = _what_follows(module, modules, batch)
+    parts = {} if batch is None else find_parts(module, batch)
     if prior is not None:
         _check_prior(modules.get(last), last, prior)
     _reset_statistics(module)
@@ -180,14 +191,14 @@ def initialise(
     with torch.no_grad():
         for name, layer in modules.items():
             nonlinearity = follows.get(name, assumed("linear"))
-            for block in _blocks(layer, nonlinearity):
+            for block in _blocks(layer, nonlinearity, parts.get(name, ())):
                 # Contiguous and in single precision: not every initialisation knows other layouts and types.
                 weight = torch.empty(block.shape, dtype=torch.float32, device=generator.device)
                 (_orthogonal if block.recurrent else fill)(weight, block.site, generator)
                 block.write(weight)
             if bias != "keep":
                 _fill_biases(layer, SMALL_BIAS if bias == "positive" and nonlinearity.rectifies else 0.0)
-            done.append(_note(name, layer, init, nonlinearity))
+            done.append(replace(_note(name, layer, init, nonlinearity), parts=max(1, len(parts.get(name, ())))))
         if prior is not None:
             modules[last].bias.copy_(_log_shares(modules[last].bias, prior))
     return (*done, *(_left_alone(name, reason) for name, reason in rest(module).items()))
@@ -205,7 +216,9 @@ def _what_follows(module: nn.Module, modules: dict[str, Any], batch: Any) -> tup
     return seen, [*names, *seen][-1]
 
 
-def _blocks(layer: Any, nonlinearity: Nonlinearity) -> list[Block]:
+def _blocks(layer: Any, nonlinearity: Nonlinearity, parts: Sequence[UnitPart]) -> list[Block]:
+    if parts:
+        return list(part_blocks(layer, parts))
     if isinstance(layer, nn.MultiheadAttention):
         return list(attention_blocks(layer))
     if is_recurrent(layer):

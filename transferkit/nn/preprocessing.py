@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -39,6 +40,11 @@ KINDS = {
 """Kind -> what comes out."""
 
 BY_DIRECTION = ("pca", "pca_whiten", "zca")
+
+BY_CHANNEL = ("image", "channel", "standardise")
+
+MOST_CHANNELS = 4
+"""Of a picture. A last axis that is longer, behind a first one of 1 or 3, is a width."""
 
 MAX_WIDTH = 4096
 """Values per row above which principal directions are refused: their matrix would take gigabytes."""
@@ -196,7 +202,10 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
                 "kind='image' cannot be inverted: the mean of each image is not kept. Use kind='channel'."
             )
         self._require_fitted()
-        values = np.asarray(check_array(X, dtype=np.float64, allow_nd=True))
+        values = _as_numbers(X).astype(np.float64)
+        expected = (self._n_features_out,) if self._turns else self._given_shape
+        if values.shape[1:] != expected:
+            raise DataError(f"Expected rows as transform gives them, of shape {expected}, got {values.shape[1:]}.")
         if self.directions_ is None:
             raw = values.reshape(-1, *self.shape_) * self.scale_ + self.mean_
         else:
@@ -205,13 +214,17 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
             raw = (turned * self.scale_) @ self.directions_ + self.mean_
         return raw.reshape(-1, *self._given_shape)
 
-    def _check(self, rows: npt.NDArray[Any], split: str | Sequence[str]) -> None:
+    def _check(self, rows: npt.NDArray[Any], split: str | Sequence[str] | None) -> None:
         if self.kind not in KINDS:
             raise OptionError(unknown_name("kind of whitening", self.kind, KINDS))
-        if not (np.isfinite(self.ridge) and self.ridge >= 0):
-            raise OptionError(f"Whitening.ridge must be finite and >= 0, got {self.ridge!r}.")
-        if self.components is not None and self.components < 1:
-            raise OptionError(f"Whitening.components must be >= 1 or None, got {self.components!r}.")
+        ridge: Any = self.ridge
+        if not (isinstance(ridge, (float, int, np.number)) and np.isfinite(ridge) and ridge >= 0):
+            raise OptionError(f"Whitening.ridge must be finite and >= 0, got {ridge!r}.")
+        kept: Any = self.components
+        if kept is not None and not (isinstance(kept, (int, np.integer)) and kept >= 1):
+            raise OptionError(f"Whitening.components must be >= 1, a whole number, or None, got {kept!r}.")
+        if split is None:
+            raise DataError("split must name the split of these rows, or of each; leave it out for training rows.")
         names = [split] * len(rows) if isinstance(split, str) else list(split)
         if len(names) != len(rows):
             raise DataError(f"split must be one name, or one for each of the {len(rows)} rows, got {len(names)}.")
@@ -223,6 +236,16 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
                 )
         if self.kind == "image" and rows.ndim == 2:
             raise OptionError("kind='image' needs images, (N, H, W) or (N, H, W, C), got rows of features (N, D).")
+        if (
+            self.kind in BY_CHANNEL
+            and rows.ndim == 4
+            and rows.shape[1] in (1, 3)
+            and min(rows.shape[2:]) > MOST_CHANNELS
+        ):
+            raise DataError(
+                f"kind={self.kind!r} takes the last axis for channels, but shape {rows.shape} looks like (N, C, H, W). "
+                "Move the channels: np.moveaxis(images, 1, -1)."
+            )
         width = int(np.prod(rows.shape[1:]))
         if self.kind in BY_DIRECTION and width > MAX_WIDTH:
             raise OptionError(
@@ -269,18 +292,26 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
 
 
 def _as_rows(X: npt.ArrayLike) -> npt.NDArray[Any]:
-    try:
-        rows = np.asarray(check_array(X, allow_nd=True))
-    except ValueError as error:
-        raise DataError(
-            f"Expected finite numbers, (N, D) features or (N, H, W[, C]) images with N >= 1, got shape "
-            f"{getattr(X, 'shape', None) or np.shape(X)}. {error}"
-        ) from error
+    rows = _as_numbers(X)
     if rows.ndim == 3:
         rows = rows[..., None]  # one grey channel
     if rows.ndim not in (2, 4):
         raise DataError(f"Expected (N, D) features or (N, H, W[, C]) images with N >= 1, got shape {rows.shape}.")
     return rows
+
+
+def _as_numbers(X: Any) -> npt.NDArray[Any]:
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        X = X.float() if X.dtype == torch.bfloat16 else X  # which NumPy does not have
+    try:
+        return np.asarray(check_array(X, allow_nd=True))
+    except ValueError as error:
+        shape = getattr(X, "shape", None)
+        came = f"shape {tuple(shape)}" if shape is not None else f"a {type(X).__name__}"
+        raise DataError(
+            f"Expected finite numbers, (N, D) features or (N, H, W[, C]) images with N >= 1, got {came}. {error}"
+        ) from error
 
 
 def _given_shape(X: Any, rows: npt.NDArray[Any]) -> tuple[int, ...]:

@@ -1,14 +1,16 @@
 """What there is to initialise in a network: blocks of weights, each a linear map with a fan-in, and what is left alone.
 
-A convolution is one block. The projection of an attention holds three, stacked; a recurrent layer one for each gate; a
-transposed convolution is stored by its inputs, and an output sees a share 1 / stride of its kernel.
+A convolution is one block, unless its outputs are taken apart. The projection of an attention holds three, stacked; a
+recurrent layer one for each gate; a transposed convolution is stored by its inputs, and an output sees a share
+1 / stride of its kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from transferkit.core.errors import OptionError
 from transferkit.nn.following import LAYERS, TRANSPOSED
 from transferkit.nn.nonlinearity import Nonlinearity, assumed
+from transferkit.nn.packed import UnitPart
 
 __all__ = [
     "Block",
@@ -26,6 +29,7 @@ __all__ = [
     "is_recurrent",
     "layer_block",
     "own_modules",
+    "part_blocks",
     "recurrent_blocks",
     "rest",
 ]
@@ -111,6 +115,20 @@ def layer_block(layer: Any, nonlinearity: Nonlinearity) -> Block:
     return Block(shape=(groups * outputs, inputs, *weight.shape[2:]), site=site, write=write)
 
 
+def part_blocks(layer: Any, parts: Iterable[UnitPart]) -> Iterator[Block]:
+    """The parts of a linear or convolutional layer that are maps of their own."""
+    weight = layer.weight
+    field = math.prod(weight.shape[2:])
+    for part in parts:
+        site = Site(inputs=weight.shape[1] * field, outputs=len(part.units) * field, nonlinearity=part.nonlinearity)
+        write = partial(_write_units, weight.detach(), part.units.to(weight.device))
+        yield Block(shape=(len(part.units), *weight.shape[1:]), site=site, write=write)
+
+
+def _write_units(weight: torch.Tensor, units: torch.Tensor, values: torch.Tensor) -> None:
+    weight[units] = values.to(weight.dtype)
+
+
 def attention_blocks(layer: nn.MultiheadAttention) -> Iterator[Block]:
     """Query, key and value, each a map of its own, stacked or not."""
     stored = _weights(layer)
@@ -155,9 +173,11 @@ def own_modules(module: nn.Module) -> dict[str, Any]:
         own = _weights(layer)
         if nn.utils.parametrize.is_parametrized(layer) or not all(isinstance(one, nn.Parameter) for one in own):
             raise OptionError(
-                f"The weight of {name!r} is computed from others (weight_norm, pruning): initialise before that "
-                "is added."
+                f"The weight of {name!r} is computed from others (weight_norm, spectral_norm, pruning): "
+                "initialise before that is added."
             )
+        if any(one.is_meta for one in own):
+            raise OptionError(f"{name!r} lies on the meta device, without memory: module.to_empty(device=...) first.")
         if any(isinstance(one, nn.UninitializedParameter) for one in own):
             raise OptionError(f"{name!r} has no weight yet: run the network once, then initialise it.")
         if not any(id(one) in weights for one in own):

@@ -147,3 +147,75 @@ def test_a_small_hold_out_is_above_chance_by_chance():
 def test_held_back_images_are_some_of_those_there_are(wrong):
     with pytest.raises(OptionError, match=r"held_back_images must be in \[1, 10\]"):
         check_shuffled_labels(lambda y: 0.5, np.arange(10) % 2, held_back_images=wrong)
+
+
+@pytest.mark.parametrize("wrong", [15.0, None, "0.1", float("nan")])
+def test_percentages_and_other_values_are_no_errors(wrong):
+    hint = "Divide percentages by 100" if wrong == 15.0 else "must be a share"
+    with pytest.raises(OptionError, match=hint):
+        explain_errors(0.1, wrong, held_back_images=400)
+    with pytest.raises(OptionError, match="> 0 and finite"):
+        explain_errors(0.1, 0.2, held_back_images=None if wrong == 15.0 else float("inf"))
+
+
+def test_a_training_error_above_the_held_back_one_is_no_bias_alone():
+    assert "look whether these are accuracies" in explain_errors(0.98, 0.85, held_back_images=400).sentence
+    assert "accuracies" not in explain_errors(0.12, 0.11, held_back_images=400).sentence
+
+
+@pytest.mark.parametrize("served", [["Größe", "DOG "], ["gro\u0308\u00dfe", "dog"]])
+def test_names_that_are_spelt_otherwise_are_the_same_classes(served):
+    (found,) = check_class_order(["gr\u00f6\u00dfe", "dog"], served)
+    assert (found.cause, found.severity) == ("other_spelling", "note")
+    both = check_class_order(["gr\u00f6\u00dfe", "dog"], served[::-1])
+    assert [one.cause for one in both] == ["other_spelling", "label_map_changed"]
+
+
+def test_classes_that_differ_by_case_alone_stay_apart():
+    (found,) = check_class_order(["a", "A"], ["A", "a"])
+    assert found.cause == "label_map_changed"
+
+
+def test_class_names_come_with_numbers_as_well():
+    names = ["cat", "dog"]
+    for same in ({"dog": 1, "cat": 0}, {0: "cat", 1: "dog"}, {"1": "dog", "0": "cat"}, np.array(names)):
+        assert check_class_order(names, same) == ()
+    assert check_class_order([3, 7], ["3", "7"]) == ()
+    (found,) = check_class_order(names, {"cat": 1, "dog": 0})
+    assert found.cause == "label_map_changed"
+    with pytest.raises(OptionError, match=r"numbers 0 to 1, or these to names, got the numbers \[1, 2\]"):
+        check_class_order(names, {"cat": 1, "dog": 2})
+    for wrong in ("cat", None, 5):
+        with pytest.raises(OptionError, match="served must be the class names in label order"):
+            check_class_order(names, wrong)
+    with pytest.raises(OptionError, match="None among them"):
+        check_class_order(["cat", None], names)
+
+
+def test_long_lists_of_classes_are_cut():
+    (found,) = check_class_order([str(k) for k in range(1000)], [f"n{k}" for k in range(1000)])
+    assert "and 990 more" in found.evidence
+    assert len(found.items) == 2000
+
+
+def test_labels_may_be_names_and_lists():
+    names = ["cat", "dog"] * 100
+    (found,) = check_shuffled_labels(lambda shuffled: 0.9 if set(shuffled) == {"cat", "dog"} else 0.5, names)
+    assert found.cause == "leak_in_evaluation"
+    assert check_shuffled_labels(lambda shuffled: 0.5, [10**12, -1] * 50, groups=list(range(100))) == ()
+
+
+@pytest.mark.parametrize("returned", [52.0, None, float("nan")])
+def test_what_an_evaluation_returns_is_checked(returned):
+    with pytest.raises(OptionError, match=r"held-back accuracy in \[0, 1\]"):
+        check_shuffled_labels(lambda shuffled: returned, np.arange(40) % 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"groups": [1, 2]}, "per image"), ({"draws": 0}, "draws must be >= 1")]
+)
+def test_wrong_shuffles_are_refused(wrong, message):
+    with pytest.raises(OptionError, match=message):
+        check_shuffled_labels(lambda shuffled: 0.5, np.arange(40) % 2, **wrong)
+    with pytest.raises(OptionError, match="one label"):
+        check_shuffled_labels(lambda shuffled: 0.5, np.eye(4))

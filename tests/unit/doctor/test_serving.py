@@ -268,3 +268,104 @@ def test_one_image_and_tiny_images_are_compared(photos):
     assert causes(images, images.flip(2)) == ["flip"]
     tiny = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert causes(tiny, tiny.clone()) == []
+
+
+@pytest.fixture(scope="module")
+def wide_photos() -> list[Image.Image]:
+    """Of several shapes, so that letterboxes have their borders at different sides."""
+    rng = np.random.default_rng(1)
+    found = []
+    for photo in load_sample_images().images:
+        for height, width in ((200, 320), (320, 211), (256, 256), (301, 240)):
+            top, left = rng.integers(0, photo.shape[0] - height), rng.integers(0, photo.shape[1] - width)
+            found.append(Image.fromarray(photo[top : top + height, left : left + width]))
+    return found
+
+
+def letterbox(photo: Image.Image, colour: int, size: int = 96) -> Image.Image:
+    scale = size / max(photo.size)
+    small = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BILINEAR)
+    out = Image.new("RGB", (size, size), (colour,) * 3)
+    out.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+    return out
+
+
+def as_pixels(photos) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(np.array(one, dtype=np.float32) / 255).permute(2, 0, 1) for one in photos])
+
+
+@pytest.mark.parametrize("colour", [0, 114, 255])
+def test_letterboxes_of_several_shapes(wide_photos, colour):
+    stretched = as_pixels([one.resize((96, 96)) for one in wide_photos])
+    boxed = as_pixels([letterbox(one, colour) for one in wide_photos])
+    (found,) = check_serving(normalise(stretched), normalise(boxed))
+    assert found.cause == "padding"
+    assert "6 of 8 images in use" in found.evidence
+    assert causes(normalise(boxed), normalise(stretched)) == ["padding"]
+
+
+def test_padding_of_another_colour(wide_photos):
+    black, white = (as_pixels([letterbox(one, colour) for one in wide_photos]) for colour in (0, 255))
+    (found,) = check_serving(normalise(black), normalise(white))
+    assert found.cause == "background"
+    assert "(-2.12, -2.04, -1.8) in training and (2.25, 2.43, 2.64) in use" in found.evidence
+
+
+def test_transparent_areas_on_another_colour(photos):
+    images = prepare(photos)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
+    alpha = (40 * (0.8 - (rows**2 + columns**2).sqrt())).clamp(0, 1)  # a soft edge
+    white, black = images * alpha + 1 - alpha, images * alpha
+    assert causes(normalise(white), normalise(black)) == ["background"]
+    assert causes(white, black) == ["background"]
+
+
+def test_drawings_of_few_colours_are_no_backgrounds():
+    rng = np.random.default_rng(2)
+    ink = torch.from_numpy((rng.random((8, 1, 12, 12)) < 0.2).astype(np.float32)).repeat_interleave(8, 2)
+    ink = ink.repeat_interleave(8, 3)
+    red = torch.cat([torch.ones_like(ink), 1 - ink, 1 - ink], dim=1)
+    assert causes(red, red.flip(1)) == ["channel_order"]
+    assert causes(red, 1.4 * red) == ["mean_std"]
+    assert causes(red, red.mean(dim=1, keepdim=True).expand_as(red))[:1] == ["greyscale"]
+
+
+def test_noise_on_plain_borders_is_no_difference():
+    rng = np.random.default_rng(3)
+    digits = torch.zeros(4, 3, 32, 32)
+    digits[:, :, 8:24, 8:24] = torch.from_numpy(rng.random((4, 1, 16, 16)).astype(np.float32))
+    assert causes(digits, digits + 0.004 * torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))) == []
+
+
+def test_rounding_of_odd_margins_shifts_some_images(photos):
+    wide = normalise(prepare(photos, size=112))
+    served = wide[:, :, 8:104, 8:104].clone()
+    served[::3] = wide[::3, :, 9:105, 8:104]
+    (found,) = check_serving(wide[:, :, 8:104, 8:104], served)
+    assert found.cause == "shift"
+    assert "4 of 12" in found.evidence
+
+
+def test_another_colour_space(photos):
+    images = prepare(photos)
+    other = as_pixels([Image.fromarray((255 * one.permute(1, 2, 0).numpy()).astype(np.uint8)) for one in images])
+    ycbcr = as_pixels(
+        [Image.fromarray((255 * one.permute(1, 2, 0).numpy()).astype(np.uint8)).convert("YCbCr") for one in images]
+    )
+    assert causes(normalise(other), normalise(ycbcr)) == ["colour_space"]
+    pale = 0.5 * images + 0.5 * images.mean(dim=1, keepdim=True)
+    assert causes(normalise(images), normalise(pale)) == ["colour_space"]
+
+
+def test_grey_pictures_tell_whose_constants_they_got(photos):
+    grey = prepare(photos).mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    assert causes(normalise(grey), normalise(grey).flip(1)) == ["channel_order"]
+    assert causes(normalise(grey), normalise(grey, STD, MEAN)) == ["mean_std"]
+    assert causes(normalise(grey), 1.2 * normalise(grey)) == ["mean_std"]
+
+
+def test_faint_channels_bear_rounding(photos):
+    images = prepare(photos)[:1]
+    images[:, 2] = 0.97 + 0.001 * images[:, 2]
+    noise = torch.randint(-1, 2, images.shape, generator=torch.Generator().manual_seed(0)) / 255
+    assert causes(normalise(images), normalise((images + noise).clamp(0, 1))) == []

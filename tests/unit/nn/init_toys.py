@@ -41,5 +41,21 @@ class Applied(nn.Module):
         return self.function(x)
 
 
+class Packed(nn.Module):
+    """Attention with one layer for query, key and value, as in timm."""
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(count, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        found = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(found.transpose(1, 2).reshape(count, tokens, width))
+
+
 def deep(layers: int, nonlinearity: nn.Module) -> nn.Sequential:
     return nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(WIDE, WIDE), nonlinearity)))

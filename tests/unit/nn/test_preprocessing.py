@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import fractional_matrix_power
@@ -308,3 +309,44 @@ def test_bytes_are_fitted_without_a_copy_in_double_precision(kind):
     finally:
         tracemalloc.stop()
     assert peak < 70e6 < 8 * many.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_tensors_are_rows_as_well(dtype):
+    rows = (40 * torch.rand(30, 4, generator=torch.Generator().manual_seed(0)) + 5).to(dtype)
+    if dtype is torch.float32:
+        rows.requires_grad_()
+    white = Whitening().fit(rows)
+    np.testing.assert_allclose(white.transform(rows), StandardScaler().fit_transform(rows.detach().double().numpy()))
+    assert white.inverse_transform(white.transform(rows)).shape == (30, 4)
+
+
+@pytest.mark.parametrize("kind", ["image", "channel", "standardise"])
+def test_channels_in_front_are_refused_where_channels_count(images, kind):
+    large = np.random.default_rng(6).random((4, 3, 16, 12))
+    with pytest.raises(DataError, match=r"looks like \(N, C, H, W\)"):
+        Whitening(kind).fit(large)
+    assert Whitening(kind).fit_transform(np.moveaxis(large, 1, -1)).shape == (4, 16, 12, 3)
+    assert Whitening(kind).fit_transform(np.moveaxis(large, 1, -1)[:, :3]).shape == (4, 3, 12, 3)
+    assert Whitening("mean_image").fit_transform(large).shape == large.shape
+
+
+@pytest.mark.parametrize("kind", ["standardise", "mean_image", "pca", "zca"])
+def test_rows_of_another_width_do_not_come_back(rows, kind):
+    """100 rows of 3 are as many numbers as 60 rows of 5."""
+    white = Whitening(kind).fit(rows[:, :5])
+    with pytest.raises(DataError, match=r"of shape \(5,\), got \(3,\)"):
+        white.inverse_transform(rows[:100, :3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"components": 2.5}, "a whole number"), ({"ridge": "0"}, "ridge must be"), ({"ridge": None}, "ridge must be")],
+)
+def test_settings_of_another_type_are_refused(rows, wrong, message):
+    with pytest.raises(OptionError, match=message):
+        Whitening("pca", **wrong).fit(rows)
+    with pytest.raises(DataError, match="split must name"):
+        Whitening().fit(rows, split=None)
+    with pytest.raises(DataError, match="got a list"):
+        Whitening().fit([[1.0, 2.0], [3.0]])
