@@ -30,7 +30,7 @@ EXPLODED = 1e4
 def check_signal(subject: Subject) -> Iterator[Symptom]:
     """Do rectifiers pass a signal, does it stay finite, and do the features before the last layer tell images apart?"""
     model, _ = subject.copy()
-    inputs = subject.inputs
+    inputs = tuple(subject.inputs) if isinstance(subject.inputs, list) else subject.inputs
     if not isinstance(inputs, (torch.Tensor, tuple)):
         raise Skipped("inputs are neither a tensor nor a tuple")
     layers = activation_statistics(model, inputs).layers
@@ -58,13 +58,24 @@ def check_signal(subject: Subject) -> Iterator[Symptom]:
     features = penultimate_features(model, inputs)
     if features is None or dead or wild:
         return
-    spread, size = float(features.std(dim=0).pow(2).mean().sqrt()), float(features.pow(2).mean().sqrt())
-    if spread <= SAME * size:
+    spread = _spread(features)
+    if spread <= SAME:
+        # Running statistics that lag behind the weights do this in evaluation mode alone, and catch up.
+        model.train(subject.model.training)
+        trained = penultimate_features(model, inputs, evaluated=False)
+        lags = trained is not None and _spread(trained) > SAME
         yield Symptom(
             cause="same_features",
-            severity="alarm",
-            evidence="The features before the last layer are the same for all images: their standard deviation is "
-            f"{spread / max(size, 1e-30):.1g} of their size.",
+            severity="note" if lags else "alarm",
+            evidence="The features before the last layer are the same for all images"
+            + (" in evaluation mode" if lags else "")
+            + f": their standard deviation is {spread:.1g} of their size.",
             remedy="The signal is lost on the way: look for zero weights, saturated units and missing normalisation "
             "(activation_statistics says where).",
         )
+
+
+def _spread(features: torch.Tensor) -> float:
+    """Standard deviation over images in units of the size."""
+    size = float(features.pow(2).mean().sqrt())
+    return float(features.std(dim=0).pow(2).mean().sqrt()) / max(size, 1e-30)
