@@ -13,7 +13,7 @@ from torch import nn
 from transferkit.core.errors import OptionError
 from transferkit.doctor.causes import ranked
 from transferkit.doctor.checks import CHECKS, Skipped
-from transferkit.doctor.subject import Loss, Subject, cross_entropy
+from transferkit.doctor.subject import Loss, Subject, cross_entropy, seeded
 from transferkit.records import Diagnosis, Preprocessing, Symptom
 
 __all__ = ["examine", "run_check"]
@@ -60,7 +60,7 @@ def examine(
     inputs, targets = batch
     subject = Subject(model, inputs, targets, loss, optimizer, classes, seed, preprocessing)
     symptoms, passed, skipped = list[Symptom](), list[str](), dict[str, str]()
-    with _keeping(model):
+    with seeded(seed), _keeping(model):
         for name in CHECKS if checks is None else checks:
             found, why = run_check(partial(CHECKS[name], subject))
             symptoms += found

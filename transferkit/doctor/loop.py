@@ -266,8 +266,7 @@ class LoopWatch:
                 severity="alarm",
                 evidence=f"The learning rate fell from {highest:.3g} to {self._rates[-1]:.3g} within {self._steps} "
                 f"steps, of which {len(tail)} were made below a hundredth of it.",
-                remedy="Give the schedule the length of the training in the unit in which it is stepped: one for epochs is "
-                "stepped once an epoch.",
+                remedy="Give the schedule the length of the training, in the unit in which it is stepped.",
             )
 
     def _too_far(self) -> Iterator[Symptom]:

@@ -107,7 +107,7 @@ def examine_training(
         >>> [one.cause for one in examine_training(net, wrong, optimizer=sgd, classes=3).alarms]
         ['labels_unrelated']
     """
-    with _keeping_order(train, held_back):
+    with seeded(seed), _keeping_order(train, held_back):
         ours = draw_sample(train, images=images, seed=seed, unpack=unpack)
         theirs = None if held_back is None else draw_sample(held_back, images=images, seed=seed, unpack=unpack)
         batch = _first_batch(train, seed, unpack)
