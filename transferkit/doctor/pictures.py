@@ -14,6 +14,7 @@ from PIL import Image
 
 from transferkit.core.errors import DataError
 from transferkit.data import to_pixels
+from transferkit.doctor.pixel_values import is_grey
 from transferkit.nn.model import normalise
 from transferkit.records import Preprocessing, Symptom
 
@@ -26,9 +27,6 @@ CLOSER = 0.5
 
 UNEQUAL = 0.15
 """Distance of the factor from 1, and of the shift from 0, in standard deviations of the normalised pixels."""
-
-GREY = 0.9999
-"""Correlation between channels from which on they are one."""
 
 BYTES = 20.0
 """Factor from which on values were not divided by 255."""
@@ -64,7 +62,7 @@ def check_pictures(
             f"{tuple(prepared.shape)}."
         )
     opened, found = [_open(one) for one in pictures], _colours(prepared.float())
-    if _is_grey(prepared.float()):
+    if is_grey(prepared.float()):
         opened = [one.convert("L").convert("RGB") for one in opened]
     # A script may crop otherwise than the checkpoint; what belongs to the pictures' borders must not count as a shift.
     geometries = [
@@ -85,14 +83,6 @@ def _open(picture: Any) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     return Image.fromarray(np.asarray(picture, dtype=np.uint8)).convert("RGB")
-
-
-def _is_grey(images: torch.Tensor) -> bool:
-    """Whether the channels of each image are one up to scale and shift: then no colour was wanted."""
-    centred = images.flatten(2) - images.flatten(2).mean(dim=2, keepdim=True)
-    length = centred.norm(dim=2)
-    products = (centred * centred.roll(1, dims=1)).sum(dim=2)
-    return bool((products >= GREY * length * length.roll(1, dims=1) - 1e-9).all())
 
 
 def _colours(images: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from transferkit.records import Preprocessing
 
-__all__ = ["Extent", "ValueMisfit", "find_extent", "find_misfit"]
+__all__ = ["Extent", "ValueMisfit", "find_extent", "find_misfit", "is_grey"]
 
 TAILS = 0.002
 """Share of the pixels beyond the extent on each side: noise and interpolation overshoot."""
@@ -18,6 +18,9 @@ SLACK = 0.05
 
 FLAT = 0.03
 """Extent below which pictures were made pale by mistake: 1 / 255 of [0, 1] is 0.004, normalised 0.02."""
+
+GREY = 0.9999
+"""Correlation between channels from which on they are one."""
 
 BRIGHTEST = 20.0
 """Values beyond this are those of bytes: normalised ones end at about 3."""
@@ -81,6 +84,14 @@ def find_extent(images: torch.Tensor) -> Extent:
     values = images.transpose(0, 1).flatten(1).float().sort(dim=1).values
     cut = int(TAILS * values.shape[1])
     return Extent(values[:, cut], values[:, values.shape[1] - 1 - cut])
+
+
+def is_grey(images: torch.Tensor) -> bool:
+    """Whether the channels of each image are one up to scale and shift: then no colour was wanted."""
+    centred = images.flatten(2) - images.flatten(2).mean(dim=2, keepdim=True)
+    length = centred.norm(dim=2)
+    products = (centred * centred.roll(1, dims=1)).sum(dim=2)
+    return bool((products >= GREY * length * length.roll(1, dims=1) - 1e-9).all())
 
 
 def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> ValueMisfit | None:

@@ -25,6 +25,9 @@ initialised. Initialisations give 0.1 to 2, training seldom leaves 0.01 to 100."
 FEWEST = 400
 """Values from which on the distribution of a weight can be told."""
 
+FEWEST_OF_HEAD = 60
+"""The same for the one layer that is asked whether it is a new head."""
+
 EDGE, UNLIKELY = 8.0, 0.05
 """A uniform distribution has a value within this many places of the bound, and is told from it by the test of
 Kolmogorov and Smirnov with less than this chance."""
@@ -174,7 +177,7 @@ def _frozen_head(model: nn.Module, layers: list[_Layer]) -> Iterator[Symptom]:
     hidden = [one for one in layers[:-1] if f"{one.name}.weight" not in frozen]
     head = layers[-1]
     # A frozen copy of the network, as in self-distillation, has more than its last layer frozen.
-    if hidden and hidden[-1] is layers[-2] and (not bool(head.weight.any()) or _is_fresh(head)):
+    if hidden and hidden[-1] is layers[-2] and (not bool(head.weight.any()) or _is_fresh(head, fewest=FEWEST_OF_HEAD)):
         yield _symptom(
             "frozen_head",
             f"The last layer, {head.name}, is new and frozen, and {len(hidden)} layers before it are trained.",
@@ -187,9 +190,9 @@ def _can_tell(one: _Layer) -> bool:
     return one.weight.numel() >= FEWEST
 
 
-def _is_fresh(one: _Layer) -> bool:
+def _is_fresh(one: _Layer, *, fewest: int = FEWEST) -> bool:
     """Whether a weight is uniform in +-1 / sqrt(fan-in), PyTorch's default."""
-    if not _can_tell(one):
+    if one.weight.numel() < fewest:
         return False
     values = one.weight.double().flatten().cpu().numpy() * math.sqrt(one.fan_in)
     edge = float(np.abs(values).max())
