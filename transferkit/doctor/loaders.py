@@ -287,7 +287,10 @@ def check_held_back(loader: Any, *, seed: int = 0) -> Iterator[Symptom]:
     for one in (seed, seed + 1):
         with seeded(one):
             drawn.append([dataset[index] for index in range(min(DRAWN, len(dataset)))])
-    pairs = [tuple(first_tensor(one, "An item of the dataset") for one in pair) for pair in zip(*drawn, strict=True)]
+    try:
+        pairs = [tuple(first_tensor(one, "An item") for one in pair) for pair in zip(*drawn, strict=True)]
+    except OptionError as error:
+        raise Skipped("the dataset's items hold no tensor") from error
     if not all(_are_equal(*pair) for pair in pairs):
         yield Symptom(
             cause="augmented_held_back",

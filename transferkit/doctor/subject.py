@@ -105,13 +105,20 @@ def run_model(model: nn.Module, inputs: Any) -> Any:
 
 def first_tensor(batch: Any, what: str) -> torch.Tensor:
     """The first tensor of a batch, however it is nested."""
+    found = next(_tensors(batch), None)
+    if found is None:
+        raise OptionError(
+            f"{what} must be a tensor, or a tuple, list or dictionary of them, got {type(batch).__name__}."
+        )
+    return found
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
     if isinstance(batch, torch.Tensor):
-        return batch
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    for one in values:
-        if isinstance(one, torch.Tensor):
-            return one
-    raise OptionError(f"{what} must be a tensor, or a tuple, list or dictionary of them, got {type(batch).__name__}.")
+        yield batch
+    elif isinstance(batch, (tuple, list, Mapping)):
+        for one in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(one)
 
 
 def first_image(batch: Any) -> Any:

@@ -381,9 +381,10 @@ def test_inputs_that_are_dictionaries():
     (pixels, labels), _ = splits()
     items = [({"image": one, "more": torch.zeros(2)}, int(label)) for one, label in zip(pixels, labels, strict=True)]
     net = Described()
-    found = examine_training(net, DataLoader(items, batch_size=16, shuffle=True), optimizer=sgd(net), classes=CLASSES)
+    train, held_back = (DataLoader(items, batch_size=16, shuffle=one) for one in (True, False))
+    found = examine_training(net, train, held_back=held_back, optimizer=sgd(net), classes=CLASSES)
     assert found.healthy, found.sentences
-    assert "labels" in found.passed
+    assert {"labels", "held_back"} <= set(found.passed)
 
 
 def test_the_loaders_own_generators_are_as_before():
