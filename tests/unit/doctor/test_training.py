@@ -378,10 +378,15 @@ class Described(nn.Module):
 
 
 def test_inputs_that_are_dictionaries():
-    (pixels, labels), _ = splits()
-    items = [({"image": one, "more": torch.zeros(2)}, int(label)) for one, label in zip(pixels, labels, strict=True)]
+    train, held_back = (
+        DataLoader(
+            [({"image": one, "more": torch.zeros(2)}, int(label)) for one, label in zip(*split, strict=True)],
+            batch_size=16,
+            shuffle=True,
+        )
+        for split in splits()
+    )
     net = Described()
-    train, held_back = (DataLoader(items, batch_size=16, shuffle=one) for one in (True, False))
     found = examine_training(net, train, held_back=held_back, optimizer=sgd(net), classes=CLASSES)
     assert found.healthy, found.sentences
     assert {"labels", "held_back"} <= set(found.passed)
