@@ -16,6 +16,7 @@ CAUSES = (
     "mean_std",
     "size",
     "same_inputs",
+    "ignores_inputs",
     "weights_not_finite",
     "uninitialised",
     "zero_weights",

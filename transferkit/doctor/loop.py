@@ -133,7 +133,7 @@ class LoopWatch:
         if incoming is None or one.grad is None or one.grad.is_sparse:
             return
         self._fresh[id(one)] = False
-        if self._steps and bool(incoming.any()):
+        if self._steps and bool(incoming.any()) and bool(torch.isfinite(incoming).all()):
             self._checked += 1
             self._kept += not torch.equal(one.grad, incoming.to(one.grad.dtype))
 
@@ -153,7 +153,9 @@ class LoopWatch:
         self._seen += any(one.grad is not None for one in self._watched)
         if self._steps in MEASURED:
             self._before = {
-                name: one.detach().clone() for name, one in _hidden_weights(self._model) if one.requires_grad
+                name: one.detach().clone()
+                for name, one in _hidden_weights(self._model)
+                if one.requires_grad and one.grad is not None
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

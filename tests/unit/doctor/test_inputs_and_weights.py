@@ -305,3 +305,31 @@ def test_statistics_that_lag_behind_the_weights_are_worth_a_note():
         net[2].running_var.fill_(1e-2)
     (one,) = examine(net, images(), checks=["signal"]).symptoms
     assert (one.cause, one.severity) == ("same_features", "note")
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros_like, lambda pixels: torch.ones(pixels.shape)])
+def test_a_network_that_does_not_read_its_inputs(wrong):
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+
+        def forward(self, pixels):
+            return self.toy(wrong(pixels))
+
+    assert causes(Blind(), images(), ["signal"]) == ["ignores_inputs"]
+
+
+def test_a_head_of_zeros_behind_features_without_gradient_reads_its_inputs():
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+            nn.init.zeros_(self.toy[-1].weight)
+
+        def forward(self, pixels):
+            with torch.no_grad():
+                features = self.toy[:-1](pixels)
+            return self.toy[-1](features)
+
+    assert causes(Probe(), images(), ["signal"]) == []

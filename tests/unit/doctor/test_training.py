@@ -483,3 +483,16 @@ def test_a_schedule_that_ends_before_the_loop():
     assert schedule(lambda step: max(0.0, 1 - step / 10)) == ["rate_vanishes"]
     assert schedule(lambda step: (1 + np.cos(np.pi * step / 40)) / 2) == []
     assert schedule(lambda step: min(1.0, step / 100)) == []
+
+
+def test_gradients_of_nan_are_not_old_ones():
+    net = toy(norm=False).train()
+    optimizer = sgd(net)
+    with LoopWatch(net, optimizer) as watch:
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = net(images()[0]).mean() * float("nan")
+            watch.observe(loss)
+            loss.backward()
+            optimizer.step()
+    assert [one.cause for one in watch.diagnose().alarms] == ["loss_not_finite"]
