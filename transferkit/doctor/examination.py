@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +13,10 @@ from torch import nn
 from transferkit.core.errors import OptionError
 from transferkit.doctor.causes import ranked
 from transferkit.doctor.checks import CHECKS, Skipped
-from transferkit.doctor.subject import Loss, Subject, cross_entropy
+from transferkit.doctor.subject import Loss, Subject, cross_entropy, seeded
 from transferkit.records import Diagnosis, Preprocessing, Symptom
 
-__all__ = ["examine"]
+__all__ = ["examine", "run_check"]
 
 
 def examine(
@@ -57,26 +59,41 @@ def examine(
     """
     inputs, targets = batch
     subject = Subject(model, inputs, targets, loss, optimizer, classes, seed, preprocessing)
-    # A loss may refer to the model itself, whose gradients a check must leave as they are.
-    gradients = [(one, None if one.grad is None else one.grad.clone()) for one in model.parameters()]
     symptoms, passed, skipped = list[Symptom](), list[str](), dict[str, str]()
-    for name in CHECKS if checks is None else checks:
-        found, why = _run(CHECKS[name], subject)
-        symptoms += found
-        if why:
-            skipped[name] = why
-        elif not found:
-            passed.append(name)
-    for one, gradient in gradients:
-        one.grad = gradient
+    with seeded(seed), _keeping(model):
+        for name in CHECKS if checks is None else checks:
+            found, why = run_check(partial(CHECKS[name], subject))
+            symptoms += found
+            if why:
+                skipped[name] = why
+            elif not found:
+                passed.append(name)
     return Diagnosis(symptoms=ranked(symptoms), passed=tuple(passed), skipped=skipped)
 
 
-def _run(check: Callable[[Subject], Any], subject: Subject) -> tuple[list[Symptom], str]:
+@contextmanager
+def _keeping(model: nn.Module) -> Iterator[None]:
+    """Gradients, modes and statistics of the model are afterwards as before: a loss may call the model itself."""
+    gradients = [(one, None if one.grad is None else one.grad.clone()) for one in model.parameters()]
+    buffers = [(one, one.detach().clone()) for one in model.buffers()]
+    modes = [(one, one.training) for one in model.modules()]
+    try:
+        yield
+    finally:
+        for one, gradient in gradients:
+            one.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, mode in modes:
+            module.training = mode
+
+
+def run_check(check: Callable[[], Iterable[Symptom]]) -> tuple[list[Symptom], str]:
     """The symptoms found before a check ended or gave up, and why it did."""
     found = list[Symptom]()
     try:
-        for one in check(subject):
+        for one in check():
             found.append(one)
     except Skipped as error:
         return found, str(error)

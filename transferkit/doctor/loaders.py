@@ -3,23 +3,37 @@ random augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from transferkit.core.errors import OptionError
 from transferkit.doctor.checks.outputs import IGNORED
-from transferkit.doctor.checks.registry import listed
+from transferkit.doctor.checks.registry import Skipped, listed
 from transferkit.doctor.pixel_values import find_extent
-from transferkit.doctor.subject import first_tensor, seeded
+from transferkit.doctor.subject import first_tensor, run_model, seeded
 from transferkit.records import Symptom
 
-__all__ = ["Sample", "all_labels", "check_classes", "check_order", "check_splits", "check_workers", "draw_sample"]
+__all__ = [
+    "Sample",
+    "Unpack",
+    "all_labels",
+    "as_pair",
+    "check_classes",
+    "check_held_back",
+    "check_order",
+    "check_single_images",
+    "check_splits",
+    "check_workers",
+    "class_names",
+    "draw_sample",
+]
 
 ORDERED = 8.0
 """Standard deviations of the number of neighbours with the same label from which on a loader is not shuffled."""
@@ -38,6 +52,12 @@ APART = 6.0
 """Standard errors between mean colours from which on they differ."""
 
 SAME_DRAW = 1e-6
+
+DRAWN = 4
+"""Held-back images that are drawn twice."""
+
+Unpack = Callable[[Any], tuple[Any, Any]]
+"""Batch of a loader -> (inputs, targets)."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +81,41 @@ class Sample:
         return torch.cat([one for one in firsts if one.shape[1:] == firsts[0].shape[1:]])
 
 
-def draw_sample(loader: Iterable[Any], *, images: int, seed: int = 0) -> Sample:
-    """The first batches of a loader, until there are enough images; torch's generators are as before.
+def as_pair(batch: Any) -> tuple[Any, Any]:
+    """A batch of (inputs, targets).
 
     Raises:
-        OptionError: The loader is empty, or its batches are not pairs.
+        OptionError: It is none.
     """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise OptionError(
+            f"Expected batches of (inputs, targets), got {got}.\nSay which is which, for example "
+            "unpack=lambda batch: (batch['image'], batch['label'])."
+        )
+    return batch[0], batch[1]
+
+
+def draw_sample(loader: Iterable[Any], *, images: int, seed: int = 0, unpack: Unpack = as_pair) -> Sample:
+    """The first batches of a loader, until there are enough images; the global generators are as before.
+
+    Raises:
+        OptionError: The loader is empty, can be read only once, or its batches are not pairs.
+    """
+    if isinstance(loader, Iterator):
+        raise OptionError(
+            f"Expected a loader that can be read more than once, got {type(loader).__name__}.\nPass the DataLoader "
+            "itself, or a list of batches."
+        )
     inputs, labels, count, is_whole = list[Any](), list[npt.NDArray[np.int64]](), 0, True
     with seeded(seed):
         for batch in loader:
             if count >= images:
                 is_whole = False
                 break
-            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-                raise OptionError(f"Expected batches of (inputs, targets), got {type(batch).__name__}.")
-            inputs.append(batch[0])
-            count += len(first_tensor(batch[0], "Inputs"))
-            targets = batch[1]
+            given, targets = unpack(batch)
+            inputs.append(given)
+            count += len(first_tensor(given, "Inputs"))
             if isinstance(targets, torch.Tensor) and targets.dim() == 1 and not targets.is_floating_point():
                 labels.append(targets.cpu().numpy().astype(np.int64))
     if not inputs:
@@ -200,7 +238,79 @@ def _compare_colours(train: torch.Tensor, held_back: torch.Tensor) -> Iterator[S
         )
 
 
-def check_workers(loader: Any) -> Iterator[Symptom]:
+def check_single_images(loader: Any, model: nn.Module, inputs: Any) -> Iterator[Symptom]:
+    """Can the model be trained on a batch of one image, if the loader gives one?
+
+    Args:
+        loader: Of training images.
+        model: A copy, in the mode in which it is trained; its statistics change.
+        inputs: One image.
+    """
+    size, drops = getattr(loader, "batch_size", None), getattr(loader, "drop_last", True)
+    sampler: Any = getattr(loader, "sampler", None)
+    if not size or not hasattr(sampler, "__len__"):
+        raise Skipped("the size of the batches is not known")
+    count = len(sampler)
+    if size > 1 and (drops or count % size != 1):
+        return
+    norms = [
+        name for name, one in model.named_modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.training
+    ]
+    try:
+        with torch.no_grad():
+            run_model(model, inputs)
+    except ValueError as error:
+        if "more than 1 value" not in str(error):
+            raise
+        told = "batch normalisation fails on it"
+    else:
+        if size > 1 or not norms:
+            return
+        told = f"{len(norms)} layers of batch normalisation take their statistics from it alone"
+    where = "Each batch is" if size == 1 else f"{count} images in batches of {size} leave a last batch of"
+    yield Symptom(
+        cause="batch_of_one",
+        severity="alarm",
+        evidence=f"{where} a single image, and {told}.",
+        remedy="Use larger batches and drop_last=True, keep batch normalisation in evaluation mode, or use group "
+        "normalisation.",
+        items=tuple(norms),
+    )
+
+
+def check_held_back(loader: Any, *, seed: int = 0) -> Iterator[Symptom]:
+    """Are held-back images prepared alike each time?"""
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+        raise Skipped("the held-back loader has no dataset with an index")
+    drawn = []
+    for one in (seed, seed + 1):
+        with seeded(one):
+            drawn.append([dataset[index] for index in range(min(DRAWN, len(dataset)))])
+    try:
+        pairs = [tuple(first_tensor(one, "An item") for one in pair) for pair in zip(*drawn, strict=True)]
+    except OptionError as error:
+        raise Skipped("the dataset's items hold no tensor") from error
+    if not all(_are_equal(*pair) for pair in pairs):
+        yield Symptom(
+            cause="augmented_held_back",
+            severity="note",
+            evidence="The same held-back image is another one each time: it is augmented at random.",
+            remedy="Give held-back images a pipeline without random crops and flips; random_split hands on that of "
+            "training.",
+        )
+
+
+def class_names(loader: Any) -> list[str] | None:
+    """Names in label order, if the dataset keeps them where torchvision's do."""
+    dataset = getattr(loader, "dataset", None)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    found = getattr(dataset, "classes", None)
+    return list(found) if isinstance(found, (list, tuple)) and all(isinstance(one, str) for one in found) else None
+
+
+def check_workers(loader: Any, *, unpack: Unpack = as_pair) -> Iterator[Symptom]:
     """Do worker processes, and epochs, draw different random augmentations?"""
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__") or not len(loader.dataset):
         return
@@ -215,7 +325,7 @@ def check_workers(loader: Any) -> Iterator[Symptom]:
         multiprocessing_context=loader.multiprocessing_context,
         collate_fn=loader.collate_fn,
     )
-    epochs = [[first_tensor(one[0], "Inputs").clone() for one in repeated] for _ in range(2)]
+    epochs = [[first_tensor(unpack(one)[0], "Inputs").clone() for one in repeated] for _ in range(2)]
     first, second = epochs[0][:workers], epochs[0][workers:]
     if all(_are_equal(one, epochs[0][0]) for one in epochs[0][1:]):
         return  # there is no random augmentation, or it is a function of the index

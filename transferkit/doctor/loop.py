@@ -34,6 +34,9 @@ HIGHEST, LOWEST = 0.1, 5e-5
 DIVERGED = 4.0
 """A loss that stays above this many times the first one has diverged."""
 
+VANISHED = 0.01
+"""Share of the highest rate below which nothing more is learnt."""
+
 FEWEST = 10
 """Steps below which nothing is said of rates."""
 
@@ -62,7 +65,9 @@ class LoopWatch:
         self._steps = self._kept = self._checked = 0
         self._losses = list[float]()
         self._ratios = list[float]()
-        self._modes = {"trained": 0, "evaluated": 0}
+        self._modes = {"right": 0, "trained": 0, "evaluated": 0}
+        self._rates = list[float]()
+        self._received = self._seen = 0
         self._random = [name for name, one in model.named_modules() if _depends_on_mode(one)]
         self._fresh = dict[int, bool]()
         self._incoming = dict[int, torch.Tensor]()
@@ -75,7 +80,8 @@ class LoopWatch:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        for one in trained[:WATCHED]:
+        self._watched = trained[:WATCHED]
+        for one in self._watched:
             self._fresh[id(one)] = True
             self._handles += [
                 one.register_hook(self._receiver(one)),  # type: ignore[no-untyped-call]
@@ -102,8 +108,9 @@ class LoopWatch:
         """What was seen so far, alarms first."""
         found = [
             *self._accumulated(),
-            *self._wrong_modes(),
+            *(self._wrong_modes() if self._learns else ()),
             *self._moved(),
+            *self._vanishing(),
             *self._too_far(),
         ]
         names = ("zero_grad", "modes", "frozen", "updates")
@@ -122,10 +129,11 @@ class LoopWatch:
     def _compare(self, one: torch.Tensor) -> None:
         """The first gradient after a step must be all that is there."""
         incoming = self._incoming.pop(id(one), None)
+        self._received += 1
         if incoming is None or one.grad is None or one.grad.is_sparse:
             return
         self._fresh[id(one)] = False
-        if self._steps and bool(incoming.any()):
+        if self._steps and bool(incoming.any()) and bool(torch.isfinite(incoming).all()):
             self._checked += 1
             self._kept += not torch.equal(one.grad, incoming.to(one.grad.dtype))
 
@@ -133,15 +141,21 @@ class LoopWatch:
         if model is not self._model or not self._random:
             return
         training = any(model.get_submodule(name).training for name in self._random)
-        if training and not torch.is_grad_enabled():
-            self._modes["evaluated"] += 1
-        elif torch.is_grad_enabled() and not training and not model.training:
+        if not torch.is_grad_enabled():
+            self._modes["evaluated"] += training
+        elif training or model.training:
+            self._modes["right"] += 1
+        else:
             self._modes["trained"] += 1
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._rates.append(max(group["lr"] for group in optimizer.param_groups))
+        self._seen += any(one.grad is not None for one in self._watched)
         if self._steps in MEASURED:
             self._before = {
-                name: one.detach().clone() for name, one in _hidden_weights(self._model) if one.requires_grad
+                name: one.detach().clone()
+                for name, one in _hidden_weights(self._model)
+                if one.requires_grad and one.grad is not None
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -173,13 +187,17 @@ class LoopWatch:
                 "was on, or batch statistics were used and updated.",
                 remedy="Call model.eval() before evaluating, and model.train() afterwards.",
             )
-        if self._modes["trained"] > OFTEN and not self._modes["evaluated"] and self._any_trained_mode():
+        changed = self._modes["right"] > 0
+        if self._modes["trained"] > OFTEN and not self._modes["evaluated"] and (changed or self._any_trained_mode()):
+            first = f", after {self._modes['right']} in training mode" if changed else ""
             yield Symptom(
                 cause="trained_in_evaluation_mode",
-                severity="note",
+                severity="alarm" if changed else "note",
                 evidence=f"{self._modes['trained']} training passes ran with all dropout and normalisation in "
-                "evaluation mode.",
-                remedy="Call model.train() before training, unless that is meant.",
+                f"evaluation mode{first}.",
+                remedy="Call model.train() again after each evaluation."
+                if changed
+                else "Call model.train() before training, unless that is meant.",
             )
 
     def _any_trained_mode(self) -> bool:
@@ -221,9 +239,36 @@ class LoopWatch:
             yield Symptom(
                 cause="step_changes_nothing",
                 severity="alarm",
-                evidence=f"{self._steps} steps moved none of {len(self._first)} trained parameters.",
-                remedy="Check that the optimizer holds this model's parameters, that gradients reach them, and that "
-                "the rate is not zero.",
+                evidence=f"{self._steps} steps moved none of {len(self._first)} trained parameters{self._why_still}.",
+                remedy="Check that the optimizer holds this model's parameters, that gradients reach them, that "
+                "zero_grad() does not come between backward() and step(), and that the rate is not zero.",
+            )
+
+    @property
+    def _learns(self) -> bool:
+        """Whether gradients came; before the first step nothing is known."""
+        return self._received > 0 or self._steps <= OFTEN or not self._fresh
+
+    @property
+    def _why_still(self) -> str:
+        if not self._fresh or self._steps <= OFTEN:
+            return ""
+        if not self._received:
+            return ": backward() gave them no gradient"
+        return ": gradients came, and were gone before the step" if not self._seen else ""
+
+    def _vanishing(self) -> Iterator[Symptom]:
+        """A schedule that ends long before the loop does."""
+        highest = max(self._rates, default=0.0)
+        peak = len(self._rates) - self._rates[::-1].index(highest) if highest else 0
+        tail = [one for one in self._rates[peak:] if one < VANISHED * highest]
+        if len(tail) > max(FEWEST, self._steps // 4) and self._rates[-1] < VANISHED * highest:
+            yield Symptom(
+                cause="rate_vanishes",
+                severity="alarm",
+                evidence=f"The learning rate fell from {highest:.3g} to {self._rates[-1]:.3g} within {self._steps} "
+                f"steps, of which {len(tail)} were made below a hundredth of it.",
+                remedy="Give the schedule the length of the training, in the unit in which it is stepped.",
             )
 
     def _too_far(self) -> Iterator[Symptom]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from transferkit.core.errors import DataError
 from transferkit.data import to_pixels
+from transferkit.doctor.pixel_values import is_grey
 from transferkit.nn.model import normalise
 from transferkit.records import Preprocessing, Symptom
 
@@ -61,6 +62,8 @@ def check_pictures(
             f"{tuple(prepared.shape)}."
         )
     opened, found = [_open(one) for one in pictures], _colours(prepared.float())
+    if is_grey(prepared.float()):
+        opened = [one.convert("L").convert("RGB") for one in opened]
     # A script may crop otherwise than the checkpoint; what belongs to the pictures' borders must not count as a shift.
     geometries = [
         replace(preprocessing, crop_mode="squash", crop_pct=1.0, views=(), mirrored=False),

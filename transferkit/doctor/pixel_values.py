@@ -8,13 +8,19 @@ import torch
 
 from transferkit.records import Preprocessing
 
-__all__ = ["Extent", "ValueMisfit", "find_extent", "find_misfit"]
+__all__ = ["Extent", "ValueMisfit", "find_extent", "find_misfit", "is_grey"]
 
 TAILS = 0.002
 """Share of the pixels beyond the extent on each side: noise and interpolation overshoot."""
 
 SLACK = 0.05
 """Distance from black and white, in units of the range between them, that counts as reaching them."""
+
+FLAT = 0.03
+"""Extent below which pictures were made pale by mistake: 1 / 255 of [0, 1] is 0.004, normalised 0.02."""
+
+GREY = 0.9999
+"""Correlation between channels from which on they are one."""
 
 BRIGHTEST = 20.0
 """Values beyond this are those of bytes: normalised ones end at about 3."""
@@ -80,6 +86,14 @@ def find_extent(images: torch.Tensor) -> Extent:
     return Extent(values[:, cut], values[:, values.shape[1] - 1 - cut])
 
 
+def is_grey(images: torch.Tensor) -> bool:
+    """Whether the channels of each image are one up to scale and shift: then no colour was wanted."""
+    centred = images.flatten(2) - images.flatten(2).mean(dim=2, keepdim=True)
+    length = centred.norm(dim=2)
+    products = (centred * centred.roll(1, dims=1)).sum(dim=2)
+    return bool((products >= GREY * length * length.roll(1, dims=1) - 1e-9).all())
+
+
 def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> ValueMisfit | None:
     """What the values of (N, C, H, W) images say against the expected normalisation; None if nothing.
 
@@ -93,6 +107,8 @@ def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> ValueMi
     extent = find_extent(images)
     if float(extent.high.max()) > BRIGHTEST and (expected is None or min(expected.std) > 1 / BRIGHTEST):
         return ValueMisfit("range", f"the values run from {extent}, as bytes do")
+    if _is_flat(extent, expected):
+        return ValueMisfit("range", f"the values run from {extent} alone, as after a second division by 255")
     if expected is None or images.shape[1] != len(expected.mean):
         return None
     inside = extent.in_units(expected.mean, expected.std)
@@ -106,6 +122,16 @@ def find_misfit(images: torch.Tensor, expected: Preprocessing | None) -> ValueMi
     # The other's name helps only if it is the one that explains the values.
     named = f"; they look like {others[0]}" if others else ""
     return ValueMisfit("mean_std", f"the values run from {extent}, which would be {inside} of full brightness{named}")
+
+
+def _is_flat(extent: Extent, expected: Preprocessing | None) -> bool:
+    """Whether all values of all channels are nearly one: pictures are never that pale. Without a checkpoint the unit is
+    not known: then only values that end at 1 / 255, or lie far from zero, are told."""
+    span, highest = float((extent.high - extent.low).max()), float(extent.high.max())
+    if not 0 < span < FLAT:
+        return False
+    darkest = float(extent.low.min())
+    return expected is not None or (darkest >= 0 and 0.8 < 255 * highest < 1.02) or darkest + highest < -40 * span
 
 
 def _is_same(expected: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from transferkit.core.errors import OptionError
 from transferkit.records import Preprocessing
 
-__all__ = ["Loss", "Subject", "cross_entropy", "first_tensor", "run_model", "seeded"]
+__all__ = ["Loss", "Subject", "cross_entropy", "first_image", "first_tensor", "joined", "run_model", "seeded"]
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """(outputs, targets) -> scalar."""
@@ -103,13 +105,35 @@ def run_model(model: nn.Module, inputs: Any) -> Any:
 
 def first_tensor(batch: Any, what: str) -> torch.Tensor:
     """The first tensor of a batch, however it is nested."""
+    found = next(_tensors(batch), None)
+    if found is None:
+        raise OptionError(
+            f"{what} must be a tensor, or a tuple, list or dictionary of them, got {type(batch).__name__}."
+        )
+    return found
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
     if isinstance(batch, torch.Tensor):
-        return batch
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    for one in values:
-        if isinstance(one, torch.Tensor):
-            return one
-    raise OptionError(f"{what} must be a tensor, or a tuple, list or dictionary of them, got {type(batch).__name__}.")
+        yield batch
+    elif isinstance(batch, (tuple, list, Mapping)):
+        for one in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(one)
+
+
+def first_image(batch: Any) -> Any:
+    """The first image of a batch, as a batch."""
+    return _take(batch, slice(0, 1), len(first_tensor(batch, "Inputs")))
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Batches of a few images as one."""
+    first = batches[0]
+    if isinstance(first, Mapping):
+        return {name: joined([one[name] for one in batches]) for name in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(joined(parts) for parts in zip(*batches, strict=True))
+    return torch.cat(list(batches)) if isinstance(first, torch.Tensor) and first.dim() else first
 
 
 def _take(batch: Any, rows: slice, images: int) -> Any:
@@ -122,8 +146,17 @@ def _take(batch: Any, rows: slice, images: int) -> Any:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside the block torch's generators start from the seed; their state is put back afterwards."""
+    """Inside the block the generators of torch, NumPy and Python start from the seed; their state is put back
+    afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+    # Augmentations of other people draw from NumPy's global generator.
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,24 +15,29 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from transferkit.core.errors import TransferkitError
 from transferkit.doctor.causes import ranked
 from transferkit.doctor.checks import Skipped
-from transferkit.doctor.examination import examine
+from transferkit.doctor.class_order import check_class_order
+from transferkit.doctor.examination import examine, run_check
 from transferkit.doctor.leaks import check_leaks
 from transferkit.doctor.loaders import (
     Sample,
+    Unpack,
     all_labels,
+    as_pair,
     check_classes,
+    check_held_back,
     check_order,
+    check_single_images,
     check_splits,
     check_workers,
+    class_names,
     draw_sample,
 )
 from transferkit.doctor.penultimate import penultimate_features
 from transferkit.doctor.pictures import check_pictures
 from transferkit.doctor.plain_features import gradient_histograms
-from transferkit.doctor.subject import Loss, cross_entropy, seeded
+from transferkit.doctor.subject import Loss, cross_entropy, first_image, first_tensor, joined, seeded
 from transferkit.measure import compare_label_maps, label_signal
 from transferkit.records import Diagnosis, Preprocessing, Symptom
 
@@ -46,6 +53,9 @@ WEAK = 8.0
 
 FEWEST, PER_CLASS = 60, 3
 """Images, in all and per class, below which nothing is said about labels."""
+
+JOINED = 8
+"""Batches of a single image that are examined as one."""
 
 EXCHANGED = 5.0
 """Standard deviations by which another numbering of the classes must explain held-back labels better."""
@@ -65,13 +75,14 @@ def examine_training(
     preprocessing: Preprocessing | None = None,
     pictures: Sequence[Any] | None = None,
     images: int = 384,
+    unpack: Unpack = as_pair,
     seed: int = 0,
 ) -> Diagnosis:
     """Check a training set-up with its data before its first step; nothing of it is changed.
 
     Args:
         model: Any PyTorch classifier, in the mode in which it will be trained.
-        train: Loader of (inputs, targets), as the loop gets them.
+        train: Loader of (inputs, targets), as the loop gets them; one that can be read more than once.
         held_back: Loader of the images that are evaluated on.
         loss: (outputs, targets) -> scalar.
         optimizer: As it will be used.
@@ -80,6 +91,7 @@ def examine_training(
         pictures: The first of the held-back images, unprepared, in the loader's order: files, PIL images or (H, W, 3)
             arrays. With them channel order and normalisation are told for sure.
         images: Most images looked at in each split, >= 60.
+        unpack: Batch -> (inputs, targets), for loaders of dictionaries or of more than two things.
         seed: Of what is random in the checks.
 
     Returns:
@@ -95,32 +107,47 @@ def examine_training(
         >>> [one.cause for one in examine_training(net, wrong, optimizer=sgd, classes=3).alarms]
         ['labels_unrelated']
     """
-    ours = draw_sample(train, images=images, seed=seed)
-    theirs = None if held_back is None else draw_sample(held_back, images=images, seed=seed)
-    batch = _first_batch(train, seed)
-    found = examine(
-        model, batch, loss=loss, optimizer=optimizer, classes=classes, preprocessing=preprocessing, seed=seed
-    )
-    looks = _Looks(model, train, held_back, ours, theirs, classes, preprocessing, pictures, seed)
-    symptoms, passed, skipped = list(found.symptoms), list(found.passed), dict(found.skipped)
-    for name, look in looks.all.items():
-        try:
-            seen = list(look())
-        except Skipped as error:
-            skipped[name] = str(error)
-            continue
-        except (TransferkitError, RuntimeError, TypeError, ValueError) as error:
-            skipped[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            continue
-        symptoms += seen
-        passed += [] if seen else [name]
+    with seeded(seed), _keeping_order(train, held_back):
+        ours = draw_sample(train, images=images, seed=seed, unpack=unpack)
+        theirs = None if held_back is None else draw_sample(held_back, images=images, seed=seed, unpack=unpack)
+        batch = _first_batch(train, seed, unpack)
+        found = examine(
+            model, batch, loss=loss, optimizer=optimizer, classes=classes, preprocessing=preprocessing, seed=seed
+        )
+        looks = _Looks(model, train, held_back, ours, theirs, classes, preprocessing, pictures, unpack, seed)
+        symptoms, passed, skipped = list(found.symptoms), list(found.passed), dict(found.skipped)
+        for name, look in looks.all.items():
+            seen, why = run_check(look)
+            symptoms += seen
+            if why:
+                skipped[name] = why
+            elif not seen:
+                passed.append(name)
     return Diagnosis(symptoms=ranked(symptoms), passed=tuple(passed), skipped=skipped)
 
 
-def _first_batch(loader: Iterable[Any], seed: int) -> tuple[Any, Any]:
+def _first_batch(loader: Iterable[Any], seed: int, unpack: Unpack) -> tuple[Any, Any]:
+    """The first batch; several where a batch has one image."""
     with seeded(seed):
-        inputs, targets = next(iter(loader))
-    return inputs, targets
+        batches = iter(loader)
+        inputs, targets = unpack(next(batches))
+        if len(first_tensor(inputs, "Inputs")) > 1:
+            return inputs, targets
+        given = [(inputs, targets), *(unpack(one) for one in islice(batches, JOINED - 1))]
+    return joined([one for one, _ in given]), joined([one for _, one in given])
+
+
+@contextmanager
+def _keeping_order(*loaders: Any) -> Iterator[None]:
+    """Generators that the loaders have of their own are afterwards as before."""
+    owners = [one for loader in loaders for one in (loader, getattr(loader, "sampler", None))]
+    found = [getattr(one, "generator", None) for one in owners]
+    states = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    try:
+        yield
+    finally:
+        for one, state in states:
+            one.set_state(state)
 
 
 @dataclass(frozen=True)
@@ -135,6 +162,7 @@ class _Looks:
     classes: int | None
     preprocessing: Preprocessing | None
     pictures: Sequence[Any] | None
+    unpack: Unpack
     seed: int
     known: dict[int, Floats] = field(default_factory=dict)
 
@@ -143,15 +171,29 @@ class _Looks:
         """Name -> check."""
         return {
             "classes": self._classes,
+            "batches": self._batches,
             "order": self._order,
             "splits": self._splits,
+            "held_back": self._held_back,
             "workers": self._workers,
             "labels": self._labels,
             "copies": self._copies,
             "pictures": self._pictures,
         }
 
+    def _batches(self) -> Iterator[Symptom]:
+        with seeded(self.seed):
+            yield from check_single_images(self.train, copy.deepcopy(self.model), first_image(self.ours.inputs[0]))
+
+    def _held_back(self) -> Iterator[Symptom]:
+        if self.held_back is None:
+            raise Skipped("held_back is not given")
+        yield from check_held_back(self.held_back, seed=self.seed)
+
     def _classes(self) -> Iterator[Symptom]:
+        ours, theirs = class_names(self.train), class_names(self.held_back)
+        if ours and theirs and ours[: len(theirs)] != theirs:
+            yield from check_class_order(ours, theirs)
         known = all_labels(self.train)
         if known is None and self.ours.is_whole:
             known = self.ours.labels
@@ -174,14 +216,17 @@ class _Looks:
         if not getattr(self.train, "num_workers", 0):
             raise Skipped("the loader has no worker processes")
         with seeded(self.seed):
-            yield from check_workers(self.train)
+            yield from check_workers(self.train, unpack=self.unpack)
 
     def _pictures(self) -> Iterator[Symptom]:
         _, theirs = self._both
         if self.pictures is None or self.preprocessing is None:
             raise Skipped("pictures or preprocessing is not given")
         prepared = theirs.images[: len(self.pictures)]
-        yield from check_pictures(list(self.pictures)[: len(prepared)], prepared, self.preprocessing)
+        found = check_pictures(list(self.pictures)[: len(prepared)], prepared, self.preprocessing)
+        if any(one.cause == "mean_std" for one in found) and any(check_held_back(self.held_back, seed=self.seed)):
+            found = tuple(one for one in found if one.cause != "mean_std")  # random crops change mean and spread too
+        yield from found
 
     def _copies(self) -> Iterator[Symptom]:
         ours, theirs = self._both

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from tests.unit.doctor.toys import CLASSES, images, sgd, toy
@@ -219,3 +220,116 @@ def test_rates_a_hundred_times_too_high_or_too_low():
     for lr, cause in [(1e3, "lr_too_high"), (3e-4, "lr_too_low")]:
         net = toy(norm=False)
         assert causes(net, images(32), ["rate"], optimizer=sgd(net, lr)) == [cause]
+
+
+def fresh():
+    net = deep()
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return net
+
+
+def test_a_checkpoint_of_which_nothing_was_loaded():
+    assert weights(fresh()) == ["not_loaded"]
+    assert causes(fresh(), images(), ["weights"]) == []
+
+
+def test_a_new_head_that_is_frozen():
+    net = nn.Sequential(deep()[:-1], nn.Linear(8, 100))
+    net[-1].requires_grad_(False)
+    assert causes(net, images(), ["weights"]) == ["frozen_head"]
+    net.requires_grad_(False)
+    assert causes(net, images(), ["weights"]) == []
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.5, []), (0.8, ["note"]), (0.95, ["alarm"])])
+def test_dropout_of_the_share_that_should_be_kept(share, found):
+    net = toy(dropout=share)
+    symptoms = examine(net, images(), checks=["weights"]).symptoms
+    assert [one.severity for one in symptoms] == found
+    assert all(one.cause == "dropout_too_strong" for one in symptoms)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda these: torch.optim.AdamW(these, lr=1e-3, weight_decay=10.0), True),
+        (lambda these: torch.optim.SGD(these, lr=0.01, weight_decay=10.0), True),
+        (lambda these: torch.optim.Adam(these, lr=1e-4, weight_decay=2.0), True),
+        (lambda these: torch.optim.AdamW(these, lr=1e-3, weight_decay=0.3), False),
+        (lambda these: torch.optim.SGD(these, lr=0.5, weight_decay=1e-3), False),
+        (lambda these: torch.optim.SGD(these, lr=10.0, weight_decay=0.01), False),  # the rate is to blame
+    ],
+)
+def test_weight_decay_that_wins_over_learning(make, found):
+    net = toy()
+    alarms = [
+        one.cause for one in examine(net, images(), optimizer=make(net.parameters()), checks=["optimizer"]).alarms
+    ]
+    assert alarms == ["decay_too_strong"] * found
+
+
+@pytest.mark.parametrize("own", [IMAGENET, HALF, None])
+def test_bytes_divided_twice(own):
+    pale = bright() / 255
+    assert find_misfit(pale, own).cause == "range"
+    if own is not None:
+        assert find_misfit(normalised(pale, own.mean, own.std), own).cause == "range"
+
+
+def test_a_model_that_scales_bytes_itself():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+
+        def forward(self, pixels):
+            return self.toy(pixels / 127.5 - 1)
+
+    batch = (255 * bright(), torch.arange(12) % CLASSES)
+    assert causes(Scaled(), batch, ["inputs"]) == []
+    assert causes(toy(), batch, ["inputs"]) == ["range"]
+
+
+def test_grey_copies_of_colour_pictures_are_meant():
+    grey = [np.asarray(Image.fromarray(one).convert("L").convert("RGB")) for one in arrays()]
+    assert check_pictures(arrays(), as_tensor(grey, IMAGENET), IMAGENET) == ()
+    assert [one.cause for one in check_pictures(arrays(), 255 * as_tensor(grey, HALF), HALF)] == ["range"]
+
+
+def test_statistics_that_lag_behind_the_weights_are_worth_a_note():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Sigmoid(), nn.Linear(8, CLASSES))
+    with torch.no_grad():
+        net[2].running_mean.fill_(1e4)
+        net[2].running_var.fill_(1e-2)
+    (one,) = examine(net, images(), checks=["signal"]).symptoms
+    assert (one.cause, one.severity) == ("same_features", "note")
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros_like, lambda pixels: torch.ones(pixels.shape)])
+def test_a_network_that_does_not_read_its_inputs(wrong):
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+
+        def forward(self, pixels):
+            return self.toy(wrong(pixels))
+
+    assert causes(Blind(), images(), ["signal"]) == ["ignores_inputs"]
+
+
+def test_a_head_of_zeros_behind_features_without_gradient_reads_its_inputs():
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+            nn.init.zeros_(self.toy[-1].weight)
+
+        def forward(self, pixels):
+            with torch.no_grad():
+                features = self.toy[:-1](pixels)
+            return self.toy[-1](features)
+
+    assert causes(Probe(), images(), ["signal"]) == []

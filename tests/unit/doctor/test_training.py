@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from tests.unit.doctor.toys import CLASSES, images, sgd, toy
 from transferkit.core.errors import DataError, OptionError
 from transferkit.doctor import LoopWatch, examine_training
-from transferkit.doctor.loaders import all_labels, check_order, check_splits, check_workers, draw_sample
+from transferkit.doctor.loaders import (
+    all_labels,
+    check_held_back,
+    check_order,
+    check_splits,
+    check_workers,
+    draw_sample,
+)
 from transferkit.measure import compare_label_maps, label_signal
 
 
@@ -159,8 +166,10 @@ def test_labels_behind_subsets_and_joined_datasets():
 def test_empty_and_odd_loaders_are_refused():
     with pytest.raises(OptionError, match="gives no batch"):
         draw_sample([], images=10)
-    with pytest.raises(OptionError, match=r"Expected batches of \(inputs, targets\), got Tensor"):
+    with pytest.raises(OptionError, match=r"Expected batches of \(inputs, targets\), got Tensor.\n.*unpack="):
         draw_sample([torch.zeros(3, 2)], images=10)
+    with pytest.raises(OptionError, match="more than once, got generator"):
+        draw_sample((one for one in [images()]), images=10)
 
 
 def test_a_sample_ends_when_there_are_enough():
@@ -326,3 +335,164 @@ def test_a_blind_backbone_does_not_make_labels_wrong():
     exchanged = loader(theirs[0], (theirs[1] + 1) % CLASSES)
     found = examine_training(net, loader(pixels, labels), held_back=exchanged, classes=CLASSES)
     assert "label_map_changed" in [one.cause for one in found.symptoms]
+
+
+class Named(Dataset):
+    """Items as dictionaries, with a third thing."""
+
+    def __init__(self, pixels, labels):
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"image": self.pixels[index], "label": int(self.labels[index]), "index": index}
+
+
+def test_dictionaries_are_unpacked():
+    ours, theirs = splits()
+    loaders = [DataLoader(Named(*one), batch_size=16, shuffle=True, num_workers=0) for one in (ours, theirs)]
+    net = toy()
+    found = examine_training(
+        net,
+        loaders[0],
+        held_back=loaders[1],
+        optimizer=sgd(net),
+        classes=CLASSES,
+        unpack=lambda batch: (batch["image"], batch["label"]),
+    )
+    assert found.healthy, found.sentences
+    assert {"labels", "held_back", "batches"} <= set(found.passed)
+
+
+class Described(nn.Module):
+    """A network with named inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.more = toy(), nn.Linear(2, CLASSES)
+
+    def forward(self, image, more):
+        return self.net(image) + self.more(more)
+
+
+def test_inputs_that_are_dictionaries():
+    train, held_back = (
+        DataLoader(
+            [({"image": one, "more": torch.zeros(2)}, int(label)) for one, label in zip(*split, strict=True)],
+            batch_size=16,
+            shuffle=True,
+        )
+        for split in splits()
+    )
+    net = Described()
+    found = examine_training(net, train, held_back=held_back, optimizer=sgd(net), classes=CLASSES)
+    assert found.healthy, found.sentences
+    assert {"labels", "held_back"} <= set(found.passed)
+
+
+def test_the_loaders_own_generators_are_as_before():
+    ours, _ = splits()
+    generator = torch.Generator().manual_seed(3)
+    examine_training(toy(), loader(*ours, generator=generator), classes=CLASSES)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(3).get_state())
+
+
+def test_batches_of_a_single_image():
+    (pixels, labels), _ = splits()
+    single = DataLoader(TensorDataset(pixels, labels), batch_size=1, shuffle=True)
+    assert alarms(single) == ["batch_of_one"]
+    net = toy(norm=False)
+    found = examine_training(net, single, optimizer=sgd(net, lr=0.01), classes=CLASSES)
+    assert "batches" in found.passed
+
+
+def test_a_last_batch_of_a_single_image():
+    (pixels, labels), _ = splits()
+    net = nn.Sequential(toy(), nn.BatchNorm1d(CLASSES))
+
+    def causes(count, **options):
+        found = examine_training(net, loader(pixels[:count], labels[:count], **options), classes=CLASSES)
+        return [one.cause for one in found.alarms]
+
+    assert "batch_of_one" in causes(81)
+    assert "batch_of_one" not in causes(81, drop_last=True)
+    assert "batch_of_one" not in causes(82)
+
+
+def test_held_back_images_that_are_augmented():
+    assert [one.cause for one in check_held_back(DataLoader(Noisy(own=False)))] == ["augmented_held_back"]
+    assert [one.cause for one in check_held_back(DataLoader(Noisy(own=True)))] == ["augmented_held_back"]
+    pixels, labels = images()
+    assert list(check_held_back(loader(pixels, labels))) == []
+
+
+def test_class_names_of_two_folders():
+    ours, theirs = splits()
+    loaders = [loader(*one) for one in (ours, theirs)]
+    for one, names in zip(loaders, ("abcd", "acd"), strict=True):
+        one.dataset.classes = list(names)
+    assert "other_classes" in alarms(*loaders)
+    loaders[1].dataset.classes = list("abc")  # the last is missing: numbers agree
+    assert alarms(*loaders) == []
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_loop_that_stays_in_evaluation_mode(norm):
+    net = toy(norm=norm).train()
+
+    def evaluate():
+        net.eval()
+        net(images(16)[0])
+
+    assert watched(net, sgd(net, lr=0.01), evaluate=evaluate) == ["trained_in_evaluation_mode"]
+
+
+def test_gradients_zeroed_before_the_step_and_never_computed():
+    net = toy().train()
+    optimizer = sgd(net)
+    for between, said in ((True, "were gone before the step"), (False, "gave them no gradient")):
+        with LoopWatch(net, optimizer) as watch:
+            for _ in range(6):
+                loss = nn.functional.cross_entropy(net(images()[0]), images()[1])
+                if between:
+                    loss.backward()
+                    optimizer.zero_grad()
+                optimizer.step()
+        (one,) = watch.diagnose().symptoms
+        assert one.cause == "step_changes_nothing"
+        assert said in one.evidence
+
+
+def schedule(step, steps=40):
+    net = toy(norm=False).train()
+    optimizer = sgd(net, lr=0.01)
+    plan = torch.optim.lr_scheduler.LambdaLR(optimizer, step)
+    with LoopWatch(net, optimizer) as watch:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images()[0]), images()[1]).backward()
+            optimizer.step()
+            plan.step()
+    return [one.cause for one in watch.diagnose().symptoms]
+
+
+def test_a_schedule_that_ends_before_the_loop():
+    assert schedule(lambda step: 0.6**step) == ["rate_vanishes"]
+    assert schedule(lambda step: max(0.0, 1 - step / 10)) == ["rate_vanishes"]
+    assert schedule(lambda step: (1 + np.cos(np.pi * step / 40)) / 2) == []
+    assert schedule(lambda step: min(1.0, step / 100)) == []
+
+
+def test_gradients_of_nan_are_not_old_ones():
+    net = toy(norm=False).train()
+    optimizer = sgd(net)
+    with LoopWatch(net, optimizer) as watch:
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = net(images()[0]).mean() * float("nan")
+            watch.observe(loss)
+            loss.backward()
+            optimizer.step()
+    assert [one.cause for one in watch.diagnose().alarms] == ["loss_not_finite"]

@@ -12,7 +12,7 @@ from transferkit.doctor.checks.registry import CHECKS, Skipped, listed
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
-__all__ = ["STEPS", "TOLERANCE"]
+__all__ = ["STEPS", "TOLERANCE", "leave_kinks"]
 
 IMAGES = 4
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
@@ -54,13 +54,17 @@ def check_gradients(subject: Subject) -> Iterator[Symptom]:
     named = [(name, one) for name, one in model.named_parameters() if one.requires_grad and id(one) not in padded]
     if not named:
         raise Skipped("no parameter is trained")
-    _leave_kinks([one for _, one in named], seed=subject.seed)
+    leave_kinks([one for _, one in named], seed=subject.seed)
     with seeded(subject.seed):
         loss = subject.loss(subject.run(model, inputs), targets)
         if not loss.requires_grad:
             raise Skipped("the loss does not depend on a trained parameter by gradient")
         if loss.dtype != torch.float64:
             raise Skipped("model or loss computes in single precision, in which differences are too coarse")
+        with torch.no_grad(), seeded(subject.seed):
+            again = subject.loss(subject.run(model, inputs), targets)
+        if bool(torch.isfinite(loss)) and not torch.allclose(loss, again, rtol=1e-9):
+            raise Skipped("the loss is random, whatever torch's seed")
         found = torch.autograd.grad(loss, [one for _, one in named], allow_unused=True)
     wrong = []
     for name, one, gradient in _some([(*pair, gradient) for pair, gradient in zip(named, found, strict=True)]):
@@ -79,7 +83,7 @@ def check_gradients(subject: Subject) -> Iterator[Symptom]:
         )
 
 
-def _leave_kinks(parameters: list[torch.nn.Parameter], *, seed: int) -> None:
+def leave_kinks(parameters: list[torch.nn.Parameter], *, seed: int) -> None:
     """Move every parameter a little: biases of zero leave dead units exactly on the kink of their rectifier, where the
     derivative is not defined."""
     with torch.no_grad(), seeded(seed):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
 from transferkit.doctor.checks.registry import CHECKS, Skipped
 from transferkit.doctor.pixel_values import find_misfit
-from transferkit.doctor.subject import Subject
+from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
 __all__: list[str] = []
@@ -36,6 +38,8 @@ def check_inputs(subject: Subject) -> Iterator[Symptom]:
             remedy="Look at what the dataset returns for different indices.",
         )
     elif images.dim() == 4 and (misfit := find_misfit(images, subject.preprocessing)):
+        if subject.preprocessing is None and _scales_itself(subject):
+            return
         yield Symptom(
             cause=misfit.cause,
             severity="alarm",
@@ -43,3 +47,25 @@ def check_inputs(subject: Subject) -> Iterator[Symptom]:
             remedy="Scale to [0, 1], then subtract the mean and divide by the standard deviation that belong to the "
             "checkpoint.",
         )
+
+
+def _scales_itself(subject: Subject) -> bool:
+    """Whether the first layer with weights gets other values than the model does, or is a normalisation."""
+    model, _ = subject.copy()
+    seen = list[tuple[nn.Module, torch.Tensor]]()
+
+    def hook(module: nn.Module, given: Any) -> None:
+        if given and isinstance(given[0], torch.Tensor):
+            seen.append((module, given[0].detach()))
+
+    for one in model.modules():
+        if next(one.children(), None) is None and next(one.parameters(recurse=False), None) is not None:
+            one.register_forward_pre_hook(hook)
+    with torch.no_grad(), seeded(subject.seed):
+        subject.run(model.eval(), subject.take(slice(0, 2))[0])
+    if not seen:
+        return False
+    layer, values = seen[0]
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return True
+    return values.dim() == 4 and find_misfit(values, None) is None

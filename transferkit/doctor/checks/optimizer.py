@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from transferkit.doctor.checks.registry import CHECKS, Skipped, listed
+from transferkit.doctor.checks.trial import aimed_rate
 from transferkit.doctor.subject import Subject
 from transferkit.records import Symptom
 
 __all__: list[str] = []
+
+SHRINKS = 5e-3
+"""Share of a weight that decay takes in a step, from which on it wins over learning: a half every 140 steps. Recipes
+go up to 1e-3."""
+
+STRONG = {False: (0.05, 1.0), True: (0.3, 5.0)}
+"""Whether decay is apart from the gradient (AdamW) -> decay up to which it is the rate that is to blame, and decay that
+is too strong at any rate. Recipes go up to 0.05 in the gradient, up to 0.3 apart from it."""
 
 
 @CHECKS.register("optimizer")
@@ -45,6 +56,7 @@ def check_optimizer(subject: Subject) -> Iterator[Symptom]:
             remedy="Freeze them instead, unless a schedule raises the rate.",
             items=tuple(still),
         )
+    yield from _strong_decay(subject.optimizer)
     if decayed := [
         name for name, one in trained if one.dim() <= 1 and id(one) in held and held[id(one)].get("weight_decay", 0) > 0
     ]:
@@ -56,3 +68,19 @@ def check_optimizer(subject: Subject) -> Iterator[Symptom]:
             remedy="Put parameters with one axis or none into a group with weight_decay=0.",
             items=tuple(decayed),
         )
+
+
+def _strong_decay(optimizer: torch.optim.Optimizer) -> Iterator[Symptom]:
+    """Groups whose weights decay faster than they can learn."""
+    for group in optimizer.param_groups:
+        decay, rate = group.get("weight_decay", 0.0) or 0.0, aimed_rate(group)
+        usual, strongest = STRONG[group.get("decoupled_weight_decay", False) or "W" in type(optimizer).__name__]
+        if (rate * decay > SHRINKS and decay > usual) or decay > strongest:
+            yield Symptom(
+                cause="decay_too_strong",
+                severity="alarm",
+                evidence=f"A weight decay of {decay:g} at a learning rate of {rate:g} takes {100 * rate * decay:.2g} % "
+                "of the weights in each step.",
+                remedy="Usual values are 1e-4 for SGD and 0.01 to 0.1 for AdamW.",
+            )
+            return

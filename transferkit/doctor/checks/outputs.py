@@ -1,4 +1,4 @@
-"""What the model returns, against what the loss expects."""
+"""How many outputs and classes there are."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from transferkit.doctor.checks.registry import CHECKS, Skipped
 from transferkit.doctor.subject import Subject, seeded
 from transferkit.records import Symptom
 
-__all__ = ["SUM_ERROR"]
+__all__ = ["IGNORED"]
 
 IGNORED = -100
 """Target that torch's cross-entropy leaves out."""
 
-SUM_ERROR = 1e-4
-"""Largest distance of a sum of probabilities from 1."""
-
 
 @CHECKS.register("outputs")
 def check_outputs(subject: Subject) -> Iterator[Symptom]:
-    """Are there K outputs that tell images apart, and are they logits, not probabilities already?"""
+    """Are there K outputs, and do targets number the classes from 0 to K - 1?"""
     model, _ = subject.copy()
     with torch.no_grad(), seeded(subject.seed):
         outputs = subject.run(model)
@@ -53,13 +50,4 @@ def check_outputs(subject: Subject) -> Iterator[Symptom]:
             evidence=f"Targets run from {low} to {high}; {subject.classes} classes are numbered 0 to "
             f"{subject.classes - 1}.",
             remedy="Number the classes from 0, in one order for all splits.",
-        )
-    sums = outputs.sum(dim=1)
-    if outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((sums - 1).abs() < SUM_ERROR).all()):
-        yield Symptom(
-            cause="double_softmax",
-            severity="alarm",
-            evidence="The outputs are probabilities: they are >= 0 and sum to 1 for each image.",
-            remedy="Cross-entropy applies its own softmax: return logits, or use the negative log-likelihood of "
-            "log-probabilities.",
         )

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from transferkit.doctor.checks.gradients import leave_kinks
 from transferkit.doctor.checks.registry import CHECKS, Skipped, listed
 from transferkit.doctor.penultimate import penultimate_features
-from transferkit.doctor.subject import Subject
+from transferkit.doctor.subject import Subject, seeded
 from transferkit.nn.activation_statistics import activation_statistics
 from transferkit.records import Symptom
 
@@ -29,8 +30,16 @@ EXPLODED = 1e4
 @CHECKS.register("signal")
 def check_signal(subject: Subject) -> Iterator[Symptom]:
     """Do rectifiers pass a signal, does it stay finite, and do the features before the last layer tell images apart?"""
+    if _ignores_inputs(subject):
+        yield Symptom(
+            cause="ignores_inputs",
+            severity="alarm",
+            evidence="The outputs are the same for all images, and no path leads to them from the inputs.",
+            remedy="Look in the forward pass for a variable that is not used, or overwritten.",
+        )
+        return
     model, _ = subject.copy()
-    inputs = subject.inputs
+    inputs = tuple(subject.inputs) if isinstance(subject.inputs, list) else subject.inputs
     if not isinstance(inputs, (torch.Tensor, tuple)):
         raise Skipped("inputs are neither a tensor nor a tuple")
     layers = activation_statistics(model, inputs).layers
@@ -58,13 +67,41 @@ def check_signal(subject: Subject) -> Iterator[Symptom]:
     features = penultimate_features(model, inputs)
     if features is None or dead or wild:
         return
-    spread, size = float(features.std(dim=0).pow(2).mean().sqrt()), float(features.pow(2).mean().sqrt())
-    if spread <= SAME * size:
+    spread = _spread(features)
+    if spread <= SAME:
+        # Running statistics that lag behind the weights do this in evaluation mode alone, and catch up.
+        model.train(subject.model.training)
+        trained = penultimate_features(model, inputs, evaluated=False)
+        lags = trained is not None and _spread(trained) > SAME
         yield Symptom(
             cause="same_features",
-            severity="alarm",
-            evidence="The features before the last layer are the same for all images: their standard deviation is "
-            f"{spread / max(size, 1e-30):.1g} of their size.",
+            severity="note" if lags else "alarm",
+            evidence="The features before the last layer are the same for all images"
+            + (" in evaluation mode" if lags else "")
+            + f": their standard deviation is {spread:.1g} of their size.",
             remedy="The signal is lost on the way: look for zero weights, saturated units and missing normalisation "
             "(activation_statistics says where).",
         )
+
+
+def _ignores_inputs(subject: Subject) -> bool:
+    """Whether outputs are equal for all images, whatever the weights, and their graph does not reach the inputs."""
+    inputs = subject.inputs
+    if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point():
+        return False
+    model, _ = subject.copy()
+    leave_kinks(list(model.parameters()), seed=subject.seed)  # a last layer of zeros gives equal outputs as well
+    given = inputs.detach().clone().requires_grad_(True)
+    with torch.enable_grad(), seeded(subject.seed):
+        outputs = subject.run(model.eval(), given)
+        if not isinstance(outputs, torch.Tensor) or outputs.shape[:1] != inputs.shape[:1]:
+            return False
+        if not bool((outputs == outputs[:1]).all()) or bool((inputs == inputs[:1]).all()):
+            return False
+        return not outputs.requires_grad or torch.autograd.grad(outputs.sum(), given, allow_unused=True)[0] is None
+
+
+def _spread(features: torch.Tensor) -> float:
+    """Standard deviation over images in units of the size."""
+    size = float(features.pow(2).mean().sqrt())
+    return float(features.std(dim=0).pow(2).mean().sqrt()) / max(size, 1e-30)

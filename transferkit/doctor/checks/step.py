@@ -26,17 +26,16 @@ def check_step(subject: Subject) -> Iterator[Symptom]:
     with seeded(subject.seed):
         loss = subject.loss(subject.run(model), subject.targets)
         if not loss.requires_grad:
-            yield Symptom(
-                cause="no_gradient",
-                severity="alarm",
-                evidence="The loss does not depend on any trainable parameter.",
-                remedy="Check requires_grad, and detach() and no_grad() in the forward pass.",
-            )
+            yield _no_gradient("The loss does not depend on any trainable parameter.")
             return
         if not bool(torch.isfinite(loss)):
             raise Skipped("the loss is not finite")
         torch.autograd.backward(loss)
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if all(one.grad is None for one in trained.values()):
+        yield _no_gradient("No trainable parameter gets a gradient from the loss.")
+        return
+    yield from _not_finite(trained)
     yield from _without_gradient(trained)
     yield from _drifting_statistics(model, before)
     if optimizer is None:
@@ -63,11 +62,38 @@ def check_step(subject: Subject) -> Iterator[Symptom]:
         )
 
 
+def _no_gradient(evidence: str) -> Symptom:
+    return Symptom(
+        cause="no_gradient",
+        severity="alarm",
+        evidence=evidence,
+        remedy="Check requires_grad, and look for detach(), .data, item(), argmax() and no_grad() in the forward pass "
+        "and in the loss.",
+    )
+
+
+def _not_finite(trained: Mapping[str, nn.Parameter]) -> Iterator[Symptom]:
+    broken = [
+        name for name, one in trained.items() if one.grad is not None and not bool(torch.isfinite(_values(one)).all())
+    ]
+    if broken:
+        yield Symptom(
+            cause="gradient_not_finite",
+            severity="alarm",
+            evidence=f"The loss is finite, and the gradients of {len(broken)} of {len(trained)} parameters are not: "
+            f"{listed(broken)}.",
+            remedy="Look for roots, norms and quotients at zero, whose derivative is infinite: add a small number.",
+            items=tuple(broken),
+        )
+
+
+def _values(one: nn.Parameter) -> torch.Tensor:
+    assert one.grad is not None
+    return one.grad.coalesce().values() if one.grad.is_sparse else one.grad
+
+
 def _has_gradient(one: nn.Parameter) -> bool:
-    if one.grad is None:
-        return False
-    values = one.grad.coalesce().values() if one.grad.is_sparse else one.grad
-    return bool((values != 0).any())
+    return one.grad is not None and bool((_values(one) != 0).any())
 
 
 def _without_gradient(trained: Mapping[str, nn.Parameter]) -> Iterator[Symptom]:

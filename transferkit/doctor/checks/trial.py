@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from transferkit.doctor.checks.registry import Skipped
 from transferkit.doctor.subject import Subject
 
-__all__ = ["median_move", "start_trial"]
+__all__ = ["aimed_rate", "median_move", "start_trial"]
 
 
 def start_trial(subject: Subject, *, factor: float = 1.0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -27,8 +28,13 @@ def start_trial(subject: Subject, *, factor: float = 1.0) -> tuple[nn.Module, to
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
     for group in optimizer.param_groups:  # a warm-up that starts at zero says nothing about the rate it leads to
-        group["lr"] = factor * max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
+        group["lr"] = factor * aimed_rate(group)
     return model, optimizer
+
+
+def aimed_rate(group: dict[str, Any]) -> float:
+    """The rate of a parameter group, or that to which its schedule leads."""
+    return float(max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0)))
 
 
 def median_move(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:

@@ -25,9 +25,18 @@ initialised. Initialisations give 0.1 to 2, training seldom leaves 0.01 to 100."
 FEWEST = 400
 """Values from which on the distribution of a weight can be told."""
 
+FEWEST_OF_HEAD = 60
+"""The same for the one layer that is asked whether it is a new head."""
+
 EDGE, UNLIKELY = 8.0, 0.05
 """A uniform distribution has a value within this many places of the bound, and is told from it by the test of
 Kolmogorov and Smirnov with less than this chance."""
+
+FEWEST_NORMS = 3
+"""Normalisation layers from which on their being new tells that nothing was loaded."""
+
+LEAVES_LITTLE, LEAVES_NOTHING = 0.75, 0.9
+"""Shares of dropout that are a note, and an alarm."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ def check_weights(subject: Subject) -> Iterator[Symptom]:
             "A tensor made by torch.empty holds whatever lay in memory: initialise it (nn.init.initialise).",
             wild,
         )
+    yield from _too_much_dropout(subject.model)
+    yield from _frozen_head(subject.model, layers)
     if subject.preprocessing is not None:  # a network from scratch may start its layers in several ways
         yield from _left_out(subject.model, layers)
 
@@ -112,11 +123,22 @@ def _left_out(model: nn.Module, layers: list[_Layer]) -> Iterator[Symptom]:
     last_loaded = max((place for place, new in enumerate(fresh) if not new and _can_tell(layers[place])), default=0)
     missing = [one.name for one, new in zip(layers[:last_loaded], fresh, strict=False) if new]
     told = sum(_can_tell(one) for one in layers)
+    affine = [_is_fresh_affine(module) for module in model.modules() if _is_affine_norm(module)]
     norms = [
         (name, _is_fresh_norm(module))
         for name, module in model.named_modules()
         if isinstance(getattr(module, "running_mean", None), torch.Tensor)
     ]
+    if len(affine) >= FEWEST_NORMS and all(affine) and all(new for _, new in norms):
+        yield _symptom(
+            "not_loaded",
+            f"Nothing was loaded: all {len(affine)} normalisation layers are as PyTorch makes them, in a network that "
+            "is said to be pretrained.",
+            "Look at what load_state_dict(strict=False) returns: a prefix such as 'module.' or 'backbone.' makes all "
+            "names unknown.",
+            [],
+        )
+        return
     if norms and 2 * sum(new for _, new in norms) < len(norms):
         missing += [name for name, new in norms if new]
     if missing and 2 * len(missing) < told + len(norms):
@@ -129,13 +151,48 @@ def _left_out(model: nn.Module, layers: list[_Layer]) -> Iterator[Symptom]:
         )
 
 
+def _too_much_dropout(model: nn.Module) -> Iterator[Symptom]:
+    """Dropout that leaves hardly anything: often the share to keep was given instead of the share to drop."""
+    strong = {
+        name: module.p
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > LEAVES_LITTLE
+    }
+    if strong:
+        highest = max(strong.values())
+        yield Symptom(
+            cause="dropout_too_strong",
+            severity="alarm" if highest >= LEAVES_NOTHING else "note",
+            evidence=f"Dropout takes {100 * highest:.3g} % of the signal: {listed(strong)}.",
+            remedy="p is the share that is dropped, not the one that is kept: usual values are 0.1 to 0.5.",
+            items=tuple(strong),
+        )
+
+
+def _frozen_head(model: nn.Module, layers: list[_Layer]) -> Iterator[Symptom]:
+    """A last layer that is new and frozen, behind others that are trained."""
+    frozen = {name for name, one in model.named_parameters() if not one.requires_grad}
+    if not layers or f"{layers[-1].name}.weight".lstrip(".") not in frozen:
+        return
+    hidden = [one for one in layers[:-1] if f"{one.name}.weight" not in frozen]
+    head = layers[-1]
+    # A frozen copy of the network, as in self-distillation, has more than its last layer frozen.
+    if hidden and hidden[-1] is layers[-2] and (not bool(head.weight.any()) or _is_fresh(head, fewest=FEWEST_OF_HEAD)):
+        yield _symptom(
+            "frozen_head",
+            f"The last layer, {head.name}, is new and frozen, and {len(hidden)} layers before it are trained.",
+            "Set requires_grad of the new layer to True.",
+            [head.name],
+        )
+
+
 def _can_tell(one: _Layer) -> bool:
     return one.weight.numel() >= FEWEST
 
 
-def _is_fresh(one: _Layer) -> bool:
+def _is_fresh(one: _Layer, *, fewest: int = FEWEST) -> bool:
     """Whether a weight is uniform in +-1 / sqrt(fan-in), PyTorch's default."""
-    if not _can_tell(one):
+    if one.weight.numel() < fewest:
         return False
     values = one.weight.double().flatten().cpu().numpy() * math.sqrt(one.fan_in)
     edge = float(np.abs(values).max())
@@ -151,6 +208,19 @@ def _is_fresh_norm(module: nn.Module) -> bool:
     assert isinstance(mean, torch.Tensor)
     assert isinstance(variance, torch.Tensor)
     return not bool(mean.any()) and bool((variance == 1).all())
+
+
+def _is_affine_norm(module: nn.Module) -> bool:
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    return isinstance(module, kinds) and module.weight is not None
+
+
+def _is_fresh_affine(module: nn.Module) -> bool:
+    """Whether scales are all 1 (or all 0, as at the end of residual branches) and shifts all 0."""
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, torch.Tensor)
+    shifted = isinstance(bias, torch.Tensor) and bool(bias.any())
+    return not shifted and bool((weight == weight.flatten()[0]).all()) and float(weight.flatten()[0]) in (0.0, 1.0)
 
 
 def _is_adapter(name: str) -> bool:
