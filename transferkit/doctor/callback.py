@@ -371,7 +371,7 @@ class DoctorCallback(TrainingWatch):
         names = (self.held_back_loss, self.held_back_accuracy)
         loss, accuracy = (float(found[name]) if name in found else None for name in names)
         if self._held_back_measured and loss is None:
-            logged = ", ".join(sorted(name for name in found if "loss" in name or "val" in name)) or "nothing"
+            logged = ", ".join(sorted(name for name in found if not name.startswith("train"))) or "nothing"
             self._unknown = f"No {self.held_back_loss!r} was logged (but {logged}): name yours with held_back_loss=."
         logged_loss = trainer.callback_metrics.get(TRAIN_LOSS)
         self._curves.end_epoch(loss, accuracy, train_loss=None if logged_loss is None else float(logged_loss))
@@ -425,6 +425,7 @@ def _parts(module: nn.Module) -> tuple[dict[str, list[str]], dict[str, str] | No
         for name, _ in module.named_modules()
         if name.startswith(trunk)
     }
+    inside |= {name: "head" for name, _ in module.named_modules() if f"{name}.".startswith("model.classifier.")}
     return groups, {**read, "head": "model.classifier"}, inside
 
 

@@ -14,7 +14,7 @@ from transferkit.records import Symptom
 __all__ = ["FEWEST", "read_curves"]
 
 FEWEST, SHORTEST = 5, 3
-"""Values below which a curve has no shape, and below which nothing is read but what is not finite."""
+"""Values below which a curve has no shape, and below which nothing is read but what is not finite or diverges."""
 
 LEVELLED = 0.02
 """Relative change over half of a curve, or of its start, below which it is flat."""
@@ -29,7 +29,7 @@ SET_IN = 0.05
 """Share of the whole fall from which on a fall has begun: a straight line is beyond it at once."""
 
 LATER_FALL = 0.1
-"""A flat start must be followed by a fall of this share, or it is no start but a plateau."""
+"""A flat start must be followed by a fall of this share of the loss of guessing, or it is no start but a plateau."""
 
 BLOWN_START = 2.0
 """Mean loss of an epoch, in units of that of guessing, from which on outputs are far too large."""
@@ -84,13 +84,16 @@ STANDARD_ERRORS = 3.0
 
 
 def _diverged(curves: Curves) -> Iterator[Symptom]:
+    if len(curves.losses) < 2:
+        return
     losses, low = curves.losses, float(curves.smooth.min())
-    lost = COLLAPSED if len(losses) >= FEWEST else 1.0
+    has_shape = len(losses) >= FEWEST
+    lost, risen = (COLLAPSED, RISEN) if has_shape else (1.0, BARELY)
     useless = curves.classes is not None and curves.end > USELESS * curves.guessing
     if (
         (curves.end > BLOWN_UP * low or (useless and curves.end - low > BARELY * curves.guessing))
         and curves.end - low > lost * (losses[0] - low)
-        and curves.end - low > RISEN * curves.guessing
+        and curves.end - low > risen * curves.guessing
     ):
         yield Symptom(
             cause="divergence",
@@ -212,8 +215,8 @@ def _bad_start(curves: Curves) -> Iterator[Symptom]:
     )
     begun = np.flatnonzero(losses[0] - curves.smooth > SET_IN * curves.fall)
     flat = int(begun[0]) if len(begun) else len(losses)
-    is_flat = flat < len(losses) and np.abs(losses[:flat] - losses[0]).max(initial=0.0) <= LEVELLED * abs(losses[0])
-    if is_flat and flat >= max(2, FLAT_START * len(losses)) and curves.fall > LATER_FALL * losses[0]:
+    is_flat = flat < len(losses) and losses[:flat].max() <= (1 + LEVELLED) * losses[0]
+    if is_flat and flat >= max(2, FLAT_START * len(losses)) and curves.fall > LATER_FALL * guessing:
         yield Symptom(
             cause="bad_start",
             severity="note",
@@ -272,7 +275,10 @@ def _is_timid(curves: Curves) -> bool:
 
 
 def _plateau(curves: Curves) -> Iterator[Symptom]:
-    if curves.classes is None or curves.still_falls or curves.held_back_is_lower:
+    if curves.classes is None or curves.held_back_is_lower:
+        return
+    if curves.still_falls:
+        yield from _standstill(curves)
         return
     half = curves.smooth[len(curves.losses) // 2 :]
     level = float(np.median(half))
@@ -401,8 +407,8 @@ TOGETHER: tuple[Callable[[Curves], Iterator[Symptom]], ...] = (
 
 
 def read_curves(curves: Curves) -> tuple[Symptom, ...]:
-    """What the shapes of the curves mean, alarms first; empty for a healthy run. Of three or four values only what is
-    plain is read, of fewer whether they are finite.
+    """What the shapes of the curves mean, alarms first; empty for a healthy run. Of fewer than five values only what is
+    plain is read: NaN, a loss that rises, from three on one that stays as it is, or begins or ends far above guessing.
 
     Example:
         >>> falling = [2.3, 1.5, 1.0, 0.7, 0.5, 0.4, 0.33, 0.3]
@@ -413,7 +419,7 @@ def read_curves(curves: Curves) -> tuple[Symptom, ...]:
         ['overfitting']
     """
     for number, read in enumerate(ALONE):
-        if number and len(curves.losses) < SHORTEST:
+        if number > 1 and len(curves.losses) < SHORTEST:
             return ()
         if found := list(read(curves)):
             return tuple(found)

@@ -14,6 +14,7 @@ from transferkit.doctor.step_measures import LayerStep, MonitoredStep
 from transferkit.records import (
     HEALTHY_UPDATES,
     Diagnosis,
+    Histogram,
     MonitoredStage,
     MonitorRecord,
     Symptom,
@@ -66,6 +67,9 @@ def record_monitor(monitor: TrainingMonitor, stages: Mapping[str, str], *, capsu
             replace(
                 _series(name, shown, monitor.steps),
                 similarity=tuple(_short(one.get(name)) for one in similarities),
+                outputs=tuple(
+                    _joined([layer.values for layer in layers]) for layers in _of_stage(name, stages, ends) if layers
+                ),
                 dead=_means(_of_stage(name, stages, ends), "dead"),
                 saturated=_means(_of_stage(name, stages, ends), "saturated"),
                 statistics_drift=_drift(name, stages, ends[-1:]),
@@ -112,6 +116,12 @@ def _series(name: str, shown: Sequence[MonitoredStep], steps: Sequence[Monitored
 
 def _of_stage(name: str, stages: Mapping[str, str], ends: Sequence[MonitoredStep]) -> list[list[LayerStep]]:
     return [[layer for path, layer in one.layers.items() if stages.get(path) == name] for one in ends]
+
+
+def _joined(histograms: Sequence[Histogram]) -> Histogram:
+    """One of the values of all of them."""
+    counts = tuple(map(sum, zip(*(one.counts for one in histograms), strict=True)))
+    return Histogram(counts=counts, not_finite=sum(one.not_finite for one in histograms))
 
 
 def _means(layers: Sequence[Sequence[LayerStep]], what: str) -> tuple[float, ...]:
@@ -285,9 +295,10 @@ def diagnose_training(training: TrainingRecord, *, classes: int, folder: str = "
     monitor = replace(
         monitor, capsule=monitor.capsule.removeprefix(folder).lstrip("/\\") if folder else monitor.capsule
     )
+    notes = tuple(one.replace(f"{folder}/", "") if folder else one for one in training.notes)
     broken = "A step of the first fold was not finite." if monitor.capsule else ""
     symptoms, _ = read_training(curves, monitor, not_finite=broken)
-    return replace(training, monitor=monitor, symptoms=symptoms)
+    return replace(training, monitor=monitor, symptoms=symptoms, notes=notes)
 
 
 def _with_gaps(values: Sequence[float | None]) -> tuple[float, ...]:
