@@ -175,7 +175,8 @@ def _rate_too_high(curves: Curves) -> Iterator[Symptom]:
     is_rough = curves.noise > ROUGH * guessing and rises.sum() > max(curves.fall, LEVELLED * losses[0])
     blown = losses.max() > BLOWN_START * guessing
     again = losses[1:].max() > BLOWN_START * guessing and rises.max() > guessing
-    if not learnt and curves.end > WORSE * guessing and not _falls_throughout(curves):
+    worse = curves.end > WORSE * guessing and curves.end - guessing > 2 * curves.noise
+    if not learnt and worse and not _falls_throughout(curves):
         yield Symptom(
             cause="lr_too_high",
             severity="alarm",
