@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import transferkit as tk
 from transferkit.doctor import replay
+from transferkit.finetune import TransferModule, cross_validation
 from transferkit.report import render
 
 SHORT = {"epochs": 5, "folds": 1, "lr": 0.01, "augment": "none", "batch_size": 4}
@@ -49,6 +51,7 @@ def test_what_was_seen_is_in_record_file_and_report(run, tmp_path):
     trained = [stage for stage in monitor.stages if any(stage.ratio)]
     assert trained
     assert all(len(stage.weights) == len(stage.gradients) == 2 for stage in trained)
+    assert all(len(stage.outputs) == 2 and sum(stage.outputs[0].counts) > 0 for stage in trained)
     assert all(stage.similarity[-1] <= 1 for stage in monitor.stages if stage.similarity)
     assert any(stage.statistics_drift > 0 for stage in monitor.stages if stage.statistics_drift is not None)
     loaded = tk.load(tmp_path / "run")
@@ -89,6 +92,25 @@ def test_a_step_that_breaks_is_kept_and_runs_again_by_itself(strategy, stripes, 
     assert found.symptoms[0].cause in ("activation_not_finite", "loss_not_finite", "gradient_not_finite")
     assert not found.healthy
     assert "alarm: not finite" in render(result.record)
+
+
+def test_a_step_that_breaks_in_the_training_on_all_images_is_named(stripes, tmp_path, monkeypatch):
+    plain, judge = TransferModule.training_step, cross_validation.verify
+
+    def step(module, batch, batch_index):
+        loss = plain(module, batch, batch_index)
+        return loss * float("nan") if module.expected_losses else loss
+
+    def keep_the_network(*args, **named):
+        found = judge(*args, **named)
+        return replace(found, kept=max(found.candidates, key=lambda one: one.weight))
+
+    monkeypatch.setattr(TransferModule, "training_step", step)
+    monkeypatch.setattr(cross_validation, "verify", keep_the_network)
+    training = adapt(stripes, tmp_path / "run", epochs=3).record.training
+    (note,) = [one for one in training.notes if "capsule" in one]
+    assert "training/many_layers/watched/all/nan_capsule.pt; transferkit doctor replay" in note
+    assert str(tmp_path) not in note
 
 
 def test_the_option_is_checked():

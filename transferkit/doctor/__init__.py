@@ -12,7 +12,8 @@ from transferkit.doctor.adapt_examination import Examination, examine_adapt
 from transferkit.doctor.bias_variance import ErrorBudget, explain_errors
 from transferkit.doctor.checks import CHECKS
 from transferkit.doctor.class_order import check_class_order
-from transferkit.doctor.curve_reading import Curves, read_curves
+from transferkit.doctor.curve_reading import read_curves
+from transferkit.doctor.curves import Curves
 from transferkit.doctor.examination import examine
 from transferkit.doctor.image_review import review_images
 from transferkit.doctor.label_review import review_labels

@@ -13,10 +13,10 @@ from torch import nn
 from transferkit.core.frameworks import lightning
 from transferkit.core.paths import expand
 from transferkit.doctor.capsule import CAPSULE, StepKeeper
-from transferkit.doctor.curve_reading import Curves
 from transferkit.doctor.loggers import log_histograms, log_scalars
 from transferkit.doctor.monitor import TrainingMonitor
-from transferkit.doctor.monitor_reading import read_training, record_monitor
+from transferkit.doctor.monitor_reading import read_monitor, read_training, record_monitor
+from transferkit.doctor.run_curves import RunCurves
 from transferkit.doctor.step_measures import group_parameters
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.sharding import is_sharded
@@ -35,6 +35,9 @@ FEWEST, CLOSEST = 8, 10
 
 COMPARED = 4
 """Monitored steps between two comparisons of features, each of which costs about a tenth of a step."""
+
+TRAIN_LOSS = "train_loss"
+"""What is read instead of the loss where the module calls `loss.backward()` itself, which nothing can observe."""
 
 STEPS = "steps.csv"
 """Name of the file with the monitored steps; of a second optimizer "steps-1.csv"."""
@@ -67,6 +70,7 @@ class TrainingWatch(FitWatch):
         self._loss: torch.Tensor | None = None
         self._batch_index, self._compared, self._sharded = 0, 0, False
         self._stages: Mapping[str, str] = {}
+        self._interrupted = ""
 
     @property
     def state_key(self) -> str:
@@ -112,6 +116,7 @@ class TrainingWatch(FitWatch):
         if stage == "fit":
             self.monitors, self._keeper, self._state = [], None, {}
             self.capsule, self.not_finite, self._loss, self._compared = None, "", None, 0
+            self._interrupted = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hang the monitors on the optimizers."""
@@ -215,6 +220,8 @@ class TrainingWatch(FitWatch):
             "rank": trainer.global_rank,
             "precision": str(trainer.precision),
             "accumulated": trainer.accumulate_grad_batches,
+            "processes": trainer.world_size,
+            "module": f"{type(module).__module__}.{type(module).__qualname__}",
         }
         network = None
         if isinstance(module, TransferModule):
@@ -240,7 +247,14 @@ class TrainingWatch(FitWatch):
         self._finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write what was seen until then."""
+        """Check the step that was cut short, and write what was seen until then."""
+        if self.monitors or self._keeper is not None:
+            if self._loss is not None:
+                # Anomaly detection stops in the backward pass, before the optimizer's step is reached.
+                lost = "returned nan values" in str(exception)
+                self._check(trainer, pl_module, torch.tensor(math.nan) if lost else None)
+            step = self.monitors[0].steps_taken if self.monitors else trainer.global_step
+            self._interrupted = f"Training was interrupted in step {step} ({type(exception).__name__})."
         self._finish()
 
     def _finish(self) -> None:
@@ -298,9 +312,9 @@ class DoctorCallback(TrainingWatch):
         self.classes, self.held_back_images, self.verbose = classes, held_back_images, verbose
         self.symptoms: tuple[Symptom, ...] = ()
         self.report = ""
-        self._curves: list[list[float | None]] = []
-        self._sum: torch.Tensor | float = 0.0
-        self._batches = 0
+        self._curves = RunCurves()
+        self._held_back_measured = False
+        self._unknown = ""
         self._logged = dict[int, int]()
         self._asked = self.folder
 
@@ -311,29 +325,38 @@ class DoctorCallback(TrainingWatch):
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's, and the curves so far."""
-        return {**super().state_dict(), "curves": self._curves}
+        return {**super().state_dict(), "curves": self._curves.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
         super().load_state_dict(state_dict)
-        self._curves = [list(one) for one in state_dict["curves"]]
+        self._curves.load_state_dict(state_dict["curves"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the folder, the same in all processes; forget an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._curves, self._sum, self._batches, self._logged = [], 0.0, 0, {}
-            self.folder = self._asked or Path(trainer.log_dir or trainer.default_root_dir) / "doctor"
+            self._curves, self._logged = RunCurves(), {}
+            self._held_back_measured, self._unknown = False, ""
+            self.symptoms, self.report = (), ""
+            # A trial run leaves no files, unless they are asked for.
+            ours = (
+                None
+                if getattr(trainer, "fast_dev_run", False)
+                else Path(trainer.log_dir or trainer.default_root_dir) / "doctor"
+            )
+            self.folder = self._asked or ours
 
     def _observe(self, loss: torch.Tensor) -> None:
         super()._observe(loss)
-        self._sum, self._batches = self._sum + loss, self._batches + 1
+        self._curves.observe(loss)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the step, if it was monitored."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._curves.end_batch()
         for number, monitor in enumerate(self.monitors):
             last = monitor.steps[-1] if monitor.steps else None
             if last is not None and last.step > self._logged.get(number, -1):
@@ -344,28 +367,36 @@ class DoctorCallback(TrainingWatch):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the epoch's losses."""
         super().on_train_epoch_end(trainer, pl_module)
-        found = trainer.callback_metrics
-        held_back = [found.get(self.held_back_loss), found.get(self.held_back_accuracy)]
-        mean = float(self._sum) / self._batches if self._batches else math.nan
-        self._curves.append([mean, *(None if one is None else float(one) for one in held_back)])
-        self._sum, self._batches = 0.0, 0
+        found = trainer.callback_metrics if self._held_back_measured else {}
+        names = (self.held_back_loss, self.held_back_accuracy)
+        loss, accuracy = (float(found[name]) if name in found else None for name in names)
+        if self._held_back_measured and loss is None:
+            logged = ", ".join(sorted(name for name in found if not name.startswith("train"))) or "nothing"
+            self._unknown = f"No {self.held_back_loss!r} was logged (but {logged}): name yours with held_back_loss=."
+        logged_loss = trainer.callback_metrics.get(TRAIN_LOSS)
+        self._curves.end_epoch(loss, accuracy, train_loss=None if logged_loss is None else float(logged_loss))
+        self._held_back_measured = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that metrics of the held-back images are those of this epoch."""
+        self._held_back_measured = not trainer.sanity_checking
 
     def _finish(self) -> None:
         super()._finish()
         record = self.record()
-        if record is None or not self._curves:
+        if record is None or not (record.steps or self.not_finite):
             return
-        losses, held_back, accuracy = zip(*self._curves, strict=True)
-        shares = accuracy if all(one is not None and 0 <= one <= 1 for one in accuracy) else ()
-        curves = Curves(
-            train_loss=[one for one in losses if one is not None],
-            held_back_loss=held_back if all(one is not None for one in held_back) else (),
-            held_back_accuracy=shares,
-            classes=self.classes,
-            held_back_images=self.held_back_images,
-        )
-        self.symptoms, lines = read_training(curves, record, not_finite=self.not_finite)
-        self.report = "\n".join(lines)
+        whole = self._curves.curves(classes=self.classes, held_back_images=self.held_back_images)
+        missing = [*record.missing, self._unknown, self._interrupted]
+        if not self._curves.observed and not self._curves.epochs:
+            missing.append(f"The loss was not seen: call manual_backward, or log {TRAIN_LOSS!r}.")
+        several = len(self.monitors) > 1  # adversaries, perhaps, whose losses need not fall
+        if several:
+            missing.append("Losses of several optimizers are not read as one curve.")
+        others = [read_monitor(record_monitor(one, {})) for one in self.monitors[1:]]
+        found, lines = read_training(None if several else whole, record, not_finite=self.not_finite, others=others)
+        self.symptoms = found
+        self.report = "\n".join([*lines, *(one for one in missing if one)])
         if self.verbose:
             print(self.report)
 
@@ -394,6 +425,7 @@ def _parts(module: nn.Module) -> tuple[dict[str, list[str]], dict[str, str] | No
         for name, _ in module.named_modules()
         if name.startswith(trunk)
     }
+    inside |= {name: "head" for name, _ in module.named_modules() if f"{name}.".startswith("model.classifier.")}
     return groups, {**read, "head": "model.classifier"}, inside
 
 

@@ -28,8 +28,8 @@ SCHEMA = 1
 class StepKeeper:
     """Keeps what is needed to write down the current step, should it turn out not to be finite.
 
-    Per step that is a reference to the batch, the states of the random generators, and a copy of the running
-    statistics, which the forward pass changes. Weights and optimizers are not copied: they change after the loss is
+    Per step that is a reference to the batch, the states of the random generators, and a copy of the buffers that the
+    forward pass changes, as running statistics. Weights and optimizers are not copied: they change after the loss is
     known.
 
     Args:
@@ -43,8 +43,9 @@ class StepKeeper:
     def __init__(self, module: nn.Module, path: Path) -> None:
         self.path, self.written = path, False
         self._module = module
-        self._named = dict(_running_statistics(module))
-        self._copies = [one.clone() for one in self._named.values()]
+        self._versions = dict[str, tuple[int, int]]()
+        self._changing = set[str]()
+        self._copies = dict[str, torch.Tensor]()
         self._batch: Any = None
         self._generators: dict[str, Any] = {}
         self._evaluating: list[str] = []
@@ -54,9 +55,28 @@ class StepKeeper:
         if self.written:
             return
         self._batch, self._generators = batch, _generators(self._module)
+        self._copy_buffers()
+
+    def _copy_buffers(self) -> None:
+        """All in the first step; then running statistics, and what was written or replaced since, as a version tells
+        (kernels of batch normalisation write without a new version)."""
+        buffers = dict(self._module.named_buffers())
+        versions = {name: (id(one), one._version) for name, one in buffers.items()}
+        if self._versions:
+            self._changing |= {name for name, one in versions.items() if self._versions.get(name) != one}
+        else:
+            self._changing = set(buffers)
+        first, self._versions = not self._versions, versions
         with torch.no_grad():
-            if self._named:
-                torch._foreach_copy_(self._copies, list(self._named.values()))
+            known = [
+                name for name in self._changing if name in buffers and _fits(self._copies.get(name), buffers[name])
+            ]
+            if known:
+                torch._foreach_copy_([self._copies[name] for name in known], [buffers[name] for name in known])
+            for name in self._changing & set(buffers) - set(known):
+                self._copies[name] = buffers[name].detach().clone()
+        if first:
+            self._changing = {name for name in buffers if name.endswith(("running_mean", "running_var"))}
 
     def write(
         self,
@@ -80,7 +100,7 @@ class StepKeeper:
             RunFolderError: The file cannot be written.
         """
         state = dict(self._module.state_dict())
-        state |= {name: copy for name, copy in zip(self._named, self._copies, strict=True) if name in state}
+        state |= {name: copy for name, copy in self._copies.items() if name in state}
         batch, left_out = to_plain(self._batch)
         device = next((one.device for one in self._module.parameters()), torch.device("cpu"))
         content = {
@@ -127,11 +147,8 @@ def read_capsule(path: str | Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _running_statistics(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for path, one in module.named_modules():
-        for name in ("running_mean", "running_var"):
-            if isinstance(found := getattr(one, name, None), torch.Tensor):
-                yield (f"{path}.{name}" if path else name), found.detach()
+def _fits(copy: torch.Tensor | None, one: torch.Tensor) -> bool:
+    return copy is not None and (copy.shape, copy.dtype, copy.device) == (one.shape, one.dtype, one.device)
 
 
 def _generators(module: nn.Module) -> dict[str, Any]:

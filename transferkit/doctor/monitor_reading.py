@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
-from transferkit.doctor.curve_reading import Curves, read_curves
+from transferkit.doctor.curve_reading import read_curves
+from transferkit.doctor.curves import Curves
 from transferkit.doctor.monitor import TrainingMonitor
 from transferkit.doctor.step_measures import LayerStep, MonitoredStep
 from transferkit.records import (
     HEALTHY_UPDATES,
     Diagnosis,
+    Histogram,
     MonitoredStage,
     MonitorRecord,
     Symptom,
@@ -65,6 +67,9 @@ def record_monitor(monitor: TrainingMonitor, stages: Mapping[str, str], *, capsu
             replace(
                 _series(name, shown, monitor.steps),
                 similarity=tuple(_short(one.get(name)) for one in similarities),
+                outputs=tuple(
+                    _joined([layer.values for layer in layers]) for layers in _of_stage(name, stages, ends) if layers
+                ),
                 dead=_means(_of_stage(name, stages, ends), "dead"),
                 saturated=_means(_of_stage(name, stages, ends), "saturated"),
                 statistics_drift=_drift(name, stages, ends[-1:]),
@@ -111,6 +116,12 @@ def _series(name: str, shown: Sequence[MonitoredStep], steps: Sequence[Monitored
 
 def _of_stage(name: str, stages: Mapping[str, str], ends: Sequence[MonitoredStep]) -> list[list[LayerStep]]:
     return [[layer for path, layer in one.layers.items() if stages.get(path) == name] for one in ends]
+
+
+def _joined(histograms: Sequence[Histogram]) -> Histogram:
+    """One of the values of all of them."""
+    counts = tuple(map(sum, zip(*(one.counts for one in histograms), strict=True)))
+    return Histogram(counts=counts, not_finite=sum(one.not_finite for one in histograms))
 
 
 def _means(layers: Sequence[Sequence[LayerStep]], what: str) -> tuple[float, ...]:
@@ -201,16 +212,18 @@ def _lost_gradients(record: MonitorRecord) -> Iterator[Symptom]:
 
 
 def read_training(
-    curves: Curves, record: MonitorRecord, *, not_finite: str = ""
+    curves: Curves | None, record: MonitorRecord, *, not_finite: str = "", others: Sequence[Sequence[Symptom]] = ()
 ) -> tuple[tuple[Symptom, ...], tuple[str, ...]]:
     """Symptoms of curves and monitor, alarms first, and lines that say it: one paragraph if there is none.
 
     Args:
-        curves: Of the whole run.
+        curves: Of the whole run; None to read none.
         record: What the monitor saw.
         not_finite: What was first not finite, as a sentence.
+        others: What monitors of further optimizers saw.
     """
-    found = [one for one in read_curves(curves) if not (not_finite and one.cause == "not_finite")]
+    read = () if curves is None else read_curves(curves)
+    found = [one for one in read if not (not_finite and one.cause == "not_finite")]
     if not_finite:
         kept = (
             f" The step is kept in {record.capsule}: transferkit.doctor.replay names the layer."
@@ -219,28 +232,33 @@ def read_training(
         )
         remedy = "Lower the learning rate or clip gradients; in half precision use bfloat16 or loss scaling."
         found.insert(0, Symptom(cause="not_finite", severity="alarm", evidence=f"{not_finite}{kept}", remedy=remedy))
-    found += [one for one in read_monitor(record) if not (not_finite and one.cause == "gradient_not_finite")]
+    monitored = [*read_monitor(record), *(one for symptoms in others for one in symptoms)]
+    found += [one for one in monitored if not (not_finite and one.cause == "gradient_not_finite")]
     symptoms = tuple(sorted(found, key=lambda one: one.severity != "alarm"))
     if symptoms:
         return symptoms, Diagnosis(symptoms=symptoms).sentences
     return (), (_reassure(curves, record),)
 
 
-def _reassure(curves: Curves, record: MonitorRecord) -> str:
+def _reassure(curves: Curves | None, record: MonitorRecord) -> str:
     """What was looked at and found well, with its numbers."""
-    losses = list(curves.train_loss)
+    losses = [] if curves is None else list(curves.train_loss)
     said = ["Healthy:"]
-    if losses:
-        epochs = "epoch" if len(losses) == 1 else "epochs"
+    if curves is None or not losses:
+        said.append("all gradients are finite.")
+    elif len(losses) == 1:
+        said.append(f"the training loss is {losses[0]:.3g}, and all losses and gradients are finite.")
+    else:
         said.append(
-            f"the training loss goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} {epochs}, and all "
+            f"the training loss goes from {losses[0]:.3g} to {losses[-1]:.3g} in {curves.long(len(losses))}, and all "
             "losses and gradients are finite."
         )
     ratios = sorted(_ratios(record).values())
     if ratios:
         low, high = (f"{100 * one:.2g}" for one in (ratios[0], ratios[-1]))
         said.append(
-            f"A step changes the trained parts by {low} to {high} % of their weights (median; 0.01 to 1 % is usual)."
+            f"A step changes the trained parts by {low if low == high else f'{low} to {high}'} % of their weights "
+            "(median; 0.01 to 1 % is usual)."
         )
     dead = [one.dead[-1] for one in record.stages if one.dead]
     if dead:
@@ -262,12 +280,10 @@ def diagnose_training(training: TrainingRecord, *, classes: int, folder: str = "
         classes: K.
         folder: The run's; the capsule is named relative to it.
     """
-    held_back = [one.val_loss for one in training.epochs]
-    accuracy = [one.val_accuracy for one in training.epochs]
     curves = Curves(
         train_loss=[one.train_loss for one in training.epochs],
-        held_back_loss=[one for one in held_back if one is not None] if None not in held_back else (),
-        held_back_accuracy=[one for one in accuracy if one is not None] if None not in accuracy else (),
+        held_back_loss=_with_gaps([one.val_loss for one in training.epochs]),
+        held_back_accuracy=_with_gaps([one.val_accuracy for one in training.epochs]),
         classes=classes,
         held_back_images=training.held_back or None,
     )
@@ -279,6 +295,12 @@ def diagnose_training(training: TrainingRecord, *, classes: int, folder: str = "
     monitor = replace(
         monitor, capsule=monitor.capsule.removeprefix(folder).lstrip("/\\") if folder else monitor.capsule
     )
+    notes = tuple(one.replace(f"{folder}/", "") if folder else one for one in training.notes)
     broken = "A step of the first fold was not finite." if monitor.capsule else ""
     symptoms, _ = read_training(curves, monitor, not_finite=broken)
-    return replace(training, monitor=monitor, symptoms=symptoms)
+    return replace(training, monitor=monitor, symptoms=symptoms, notes=notes)
+
+
+def _with_gaps(values: Sequence[float | None]) -> tuple[float, ...]:
+    """NaN where there is no value; empty without any."""
+    return tuple(math.nan if one is None else one for one in values) if any(one is not None for one in values) else ()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ HUGE = 1e4
 
 DIVERGED = "Earlier steps have diverged: divide the learning rate by ten, warm it up, or clip gradients."
 
+SAME = 1e-3
+"""Relative difference of two losses of the same step, on one device or another, from which on it is another step."""
+
 NAMED = 5
 """Layers, parameters or rows that a sentence names."""
 
@@ -42,14 +46,18 @@ class _Seen:
         name, kind: Path and class of its module; "" for the whole network.
         inputs: What went in, as a phrase.
         fine: Whether that was finite.
+        largest: Its largest finite size.
         weights: Names of its own parameters that are not finite.
+        before: Path of the module that had last given a finite output; "" for none.
     """
 
     name: str
     kind: str
     inputs: str
     fine: bool
+    largest: float
     weights: tuple[str, ...]
+    before: str
 
 
 def replay(path: str | Path, *, model: nn.Module | None = None, loss: Loss | None = None) -> Diagnosis:
@@ -82,23 +90,28 @@ def replay(path: str | Path, *, model: nn.Module | None = None, loss: Loss | Non
     if capsule["left_out"]:
         skipped["whole batch"] = f"it held objects that a file cannot keep: {', '.join(capsule['left_out'])}"
     with as_drawn(capsule["generators"], device), torch.enable_grad():
-        symptoms = _run(module, batch, compute, capsule)
+        symptoms, found = _run(module, batch, compute, capsule)
+    then = float(capsule["loss"])
+    if found is not None and math.isfinite(then) and not math.isclose(found, then, rel_tol=SAME):
+        skipped["same loss"] = f"it was {then:.6g}, and is {found:.6g} when the step is run again"
     return Diagnosis(symptoms=tuple(symptoms or [_not_again(capsule)]), skipped=skipped)
 
 
 def _run(
     module: nn.Module, batch: Any, compute: Callable[[], torch.Tensor], capsule: Mapping[str, Any]
-) -> list[Symptom]:
+) -> tuple[list[Symptom], float | None]:
+    """What is not finite, and the loss; None where it was not reached."""
     if strange := _strange_inputs(batch):
-        return [strange]
+        return [strange], None
     broken = [name for name, one in module.named_parameters() if not one.isfinite().all()]
-    seen, handles, outputs = list[_Seen](), [], list[Any]()
+    seen, handles, outputs, before = list[_Seen](), [], list[Any](), [""]
 
     def watch(name: str) -> Any:
         def hook(one: nn.Module, inputs: Any, output: Any) -> None:
             outputs[:] = [output]
             if not seen and not all(part.isfinite().all() for part in _tensors(output)):
-                seen.append(_describe(name, one, inputs))
+                seen.append(_describe(name, one, inputs, before[0]))
+            before[0] = name
 
         return hook
 
@@ -113,15 +126,16 @@ def _run(
             value = compute()
         if seen or not value.isfinite().all():
             if seen:
-                return [_layer_symptom(seen[0], broken)]
-            return [_loss_symptom(float(value.detach().sum()), outputs, batch)]
+                return [_layer_symptom(seen[0], broken, batch)], None
+            return [_loss_symptom(float(value.detach().sum()), outputs, batch)], None
         value.backward()  # type: ignore[no-untyped-call, unused-ignore]
     finally:
         for handle in handles:
             handle.remove()
     gradients = {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
     bad = [name for name in order if name in gradients and not gradients[name].isfinite().all()]
-    return [_gradient_symptom(bad, float(value.detach()))] if bad else []
+    found = float(value.detach())
+    return ([_gradient_symptom(bad, found)] if bad else []), found
 
 
 def _note(order: list[str], name: str, parameter: torch.Tensor) -> None:
@@ -132,7 +146,11 @@ def _loaded(capsule: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
     """The network with the weights and modes of the capsule, without gradients."""
     if model is None:
         if capsule["network"] is None:
-            raise OptionError("This capsule is of a network of your own: replay(path, model=...) with one like it.")
+            name = f" ({capsule['module']})" if "module" in capsule else ""
+            raise OptionError(
+                f"This capsule is of a network of your own{name}: in Python, "
+                "transferkit.doctor.replay(path, model=...) with one like it."
+            )
         from transferkit.doctor.rebuilding import rebuild_module
 
         module: nn.Module = rebuild_module(capsule["network"])
@@ -181,7 +199,7 @@ def _loss_of(module: Any, batch: Any, loss: Loss | None, capsule: Mapping[str, A
 
         return own
     if loss is None and hasattr(module, "training_step"):
-        return lambda: _training_step(module, batch, capsule["batch_index"])
+        return lambda: _training_step(module, batch, capsule)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise OptionError(
             f"The batch is no pair (inputs, targets) but {type(batch).__name__}: pass the LightningModule."
@@ -192,15 +210,37 @@ def _loss_of(module: Any, batch: Any, loss: Loss | None, capsule: Mapping[str, A
     return lambda: chosen(module(**inputs) if isinstance(inputs, Mapping) else module(*arguments), targets)
 
 
-def _training_step(module: Any, batch: Any, batch_index: int) -> torch.Tensor:
+class _PastTrainer:
+    """What a training step may ask its trainer: where in training it is."""
+
+    def __init__(self, capsule: Mapping[str, Any]) -> None:
+        self.current_epoch, self.global_step = capsule["epoch"], capsule["step"]
+        self.max_epochs, self.global_rank = capsule["epochs"], capsule["rank"]
+        self.world_size = capsule.get("processes", 1)
+        self.accumulate_grad_batches = capsule["accumulated"]
+        self.precision, self.training, self.sanity_checking = capsule["precision"], True, False
+        self.is_global_zero, self.logger, self.loggers = capsule["rank"] == 0, None, list[Any]()
+
+
+def _log_nothing(*args: object, **kwargs: object) -> None: ...
+
+
+def _training_step(module: Any, batch: Any, capsule: Mapping[str, Any]) -> torch.Tensor:
+    if not getattr(module, "automatic_optimization", True):
+        raise OptionError(
+            "training_step steps its optimizers itself. Pass a module whose training_step returns the loss that was "
+            "not finite, or the network and its loss: replay(path, model=..., loss=...)."
+        )
+    module._trainer = _PastTrainer(capsule)
+    module.log = module.log_dict = _log_nothing
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*self.trainer. reference is not registered.*")
-            found = module.training_step(batch, batch_index)
+        found = module.training_step(batch, *((capsule["batch_index"],) if takes_index else ()))
     except Exception as error:
         raise OptionError(
-            f"training_step does not run without its trainer ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Pass the network and its loss: replay(path, model=..., loss=...)."
+            f"training_step does not run without its trainer ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}). Pass the network and its loss: "
+            "replay(path, model=..., loss=...)."
         ) from error
     value = found["loss"] if isinstance(found, Mapping) else found
     if not isinstance(value, torch.Tensor):
@@ -248,18 +288,37 @@ def _range(value: Any) -> str:
     return ", ".join(part for part in (inside, lost) if part)
 
 
-def _describe(name: str, one: nn.Module, inputs: Any) -> _Seen:
+def _largest(value: Any) -> float:
+    """Largest finite size of all values of floats; 0 without any."""
+    sizes = [one.abs()[one.isfinite()] for one in _tensors(value)]
+    return max((float(one.max()) for one in sizes if one.numel()), default=0.0)
+
+
+def _describe(name: str, one: nn.Module, inputs: Any, before: str) -> _Seen:
     weights = tuple(key for key, tensor in one.named_parameters(recurse=False) if not tensor.isfinite().all())
     fine = all(part.isfinite().all() for part in _tensors(inputs))
-    return _Seen(name, type(one).__name__, _range(inputs), fine, weights)
+    return _Seen(name, type(one).__name__, _range(inputs), fine, _largest(inputs), weights, before)
 
 
-def _layer_symptom(seen: _Seen, broken: list[str]) -> Symptom:
+def _layer_symptom(seen: _Seen, broken: list[str], batch: Any) -> Symptom:
     where = f"layer {seen.name!r} ({seen.kind})" if seen.name else f"the network itself ({seen.kind})"
     if seen.weights or (broken and not seen.fine):
         culprits = [f"{seen.name}.{one}" for one in seen.weights] or broken
         evidence = f"The output of {where} is not finite: {_list(culprits)} held NaN or infinity before the step."
         remedy = "An earlier step broke them: lower the learning rate or clip gradients, and watch from the first step."
+    elif not seen.fine:
+        source = f"the output of {seen.before!r}" if seen.before else "the batch"
+        evidence = f"The input of {where} is not finite ({seen.inputs}), though {source} is."
+        remedy = (
+            "Look at what happens between the two, outside of any layer: a division, logarithm or square root; add an "
+            "epsilon or clamp."
+        )
+    elif _largest(batch) > HUGE:
+        evidence = f"The first output that is not finite is that of {where}; the batch holds {_range(batch)}."
+        remedy = "Normalise the inputs: divide by their standard deviation, and look for values that mean 'missing'."
+    elif seen.largest > HUGE:
+        evidence = f"The first output that is not finite is that of {where}; its input: {seen.inputs}."
+        remedy = DIVERGED
     else:
         evidence = f"The first output that is not finite is that of {where}; its input: {seen.inputs}."
         remedy = (
@@ -304,13 +363,20 @@ def _loss_symptom(value: float, outputs: list[Any], batch: Any) -> Symptom:
 
 
 def _not_again(capsule: Mapping[str, Any]) -> Symptom:
+    processes = capsule.get("processes", 1)
+    shared = processes > 1 and capsule["what"] == "gradient"
+    elsewhere = (
+        f"The gradient is the mean of {processes} processes: replay the capsules of the others (nan_capsule-rank*.pt). "
+        if shared
+        else ""
+    )
     return Symptom(
         cause="not_reproduced",
         severity="note",
         evidence=f"All outputs, the loss and the gradients are finite when the step is run again; its "
         f"{capsule['what']} was {capsule['loss'] if capsule['gradient'] is None else capsule['gradient']}.",
-        remedy=f"Compare the device, the precision ({capsule['precision']}) and versions, or look at the micro-batches "
-        "before it.",
+        remedy=f"{elsewhere}Compare the device, the precision ({capsule['precision']}) and versions, or look at the "
+        "micro-batches before it.",
     )
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.distributed import broadcast
+from transferkit.finetune.checkpoint import RunCheckpoint
 from transferkit.finetune.cut_batch import count_images
 from transferkit.finetune.fold_runs import (
     JUDGED_AT_ONCE,
@@ -126,6 +127,8 @@ def fine_tune(task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, judg
     """
     judged = judge_folds(task, folds, runner) if judged is None else judged
     task, runs, best, verdict = judged.task, judged.runs, judged.best, judged.verdict
+    for number, run in enumerate(runs[1:], start=2):
+        _note_capsule(run.checkpoint, runner, f"fold {number}")
     networks = _networks(judged, runner)
     if not networks:
         verdict = replace(verdict, kept=verdict.candidates[0])
@@ -200,6 +203,15 @@ def _restored(module: TransferModule, run: FoldRun) -> TransferModule:
     return module
 
 
+def _note_capsule(checkpoint: RunCheckpoint, runner: Runner, fit: str) -> None:
+    """Name the file with the first step that was not finite, of a fit whose monitor is not in the record."""
+    seen = None if checkpoint.watch is None else checkpoint.watch.record()
+    if seen is not None and seen.capsule:
+        runner.notes.append(
+            f"A step of {fit} was not finite. It is kept in {seen.capsule}; transferkit doctor replay names the layer."
+        )
+
+
 def _refit(judged: Judged, runner: Runner) -> TransferModule | None:
     """The network trained on all images; None if that diverged."""
     task, everyone = judged.task, _everyone([run.fold for run in judged.runs])
@@ -207,6 +219,7 @@ def _refit(judged: Judged, runner: Runner) -> TransferModule | None:
     module.expected_losses = [epoch.val_loss for epoch in mean_epochs(judged.runs)]
     batches = partial(task.batches, everyone)
     checkpoint = runner.fit(module, batches, None, name="all", stop_after=judged.best + 1)
+    _note_capsule(checkpoint, runner, "the training on all images")
     if not all(tensor.isfinite().all() for tensor in checkpoint.best_state.values()):
         runner.notes.append("Training on all images diverged, although it had not with fewer. Try a lower train.lr.")
         return None

@@ -57,6 +57,8 @@ class MonitoredStage:
         similarity: Linear CKA (debiased) of its outputs to those of the initial network, at each comparison: 1 is
             unchanged up to rotation and scale.
         weights, gradients: Absolute values in the first and in the last step in which it was trained; empty if never.
+        outputs: Absolute outputs of its layers, of the batch's first 8 images, in the first and in the last step; empty
+            where they were not measured.
         dead: Share of rectified units with one output for all images, in the first and the last step; empty without
             rectifiers.
         saturated: Share of values where a nonlinearity is flat, in the first and the last step; empty without such.
@@ -71,6 +73,7 @@ class MonitoredStage:
     similarity: tuple[float | None, ...] = ()
     weights: tuple[Histogram, ...] = ()
     gradients: tuple[Histogram, ...] = ()
+    outputs: tuple[Histogram, ...] = ()
     dead: tuple[float, ...] = ()
     saturated: tuple[float, ...] = ()
     statistics_drift: float | None = None

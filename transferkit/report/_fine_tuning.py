@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -51,9 +52,11 @@ def find_phases(epochs: Iterable[Epoch]) -> tuple[EpochRange, ...]:
 
 
 def find_best_epoch(training: TrainingRecord) -> Epoch | None:
-    """The best epoch; None if no images were held back to measure it on."""
+    """The best epoch; None if no images were held back to measure it on, or no loss of theirs was finite."""
     epoch = next((epoch for epoch in training.epochs if epoch.number == training.best_epoch), None)
-    return None if epoch is None or (epoch.val_loss is None and epoch.val_accuracy is None) else epoch
+    if epoch is None or (epoch.val_loss is None and epoch.val_accuracy is None):
+        return None
+    return epoch if epoch.val_loss is None or math.isfinite(epoch.val_loss) else None
 
 
 def is_fine_tuning(record: RunRecord) -> bool:

@@ -106,18 +106,22 @@ def format_part(part: int, whole: int) -> str:
     return f"{short} of {total} million"
 
 
+EVERYDAY = 1e9
+"""Numbers from here on, as the loss of a network that diverges, are written in powers of ten."""
+
+
 def format_number(value: float) -> str:
     """Three significant digits, never in powers of ten for everyday sizes.
 
     Example:
-        >>> [format_number(value) for value in (0.12345, 2.0, 1234.5, 0.00001, float("inf"))]
-        ['0.123', '2', '1,234', '1e-05', 'infinite']
+        >>> [format_number(value) for value in (0.12345, 2.0, 1234.5, 0.00001, 1e30, float("inf"))]
+        ['0.123', '2', '1,234', '1e-05', '1e+30', 'infinite']
     """
     if math.isnan(value):
         return MISSING
     if math.isinf(value):
         return "infinite"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < EVERYDAY else f"{value:.3g}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -89,9 +89,11 @@ def loader(count: int = 64, *, batch: int = 8) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*images(count)), batch_size=batch)
 
 
-def fit(module, folder: Path, callback=None, *, ckpt=None, epochs=3, held_back=True, **options) -> pl.Trainer:
+def fit(
+    module, folder: Path, callback=None, *, ckpt=None, epochs=3, held_back=True, callbacks=(), **options
+) -> pl.Trainer:
     torch.manual_seed(0)
-    callbacks = [] if callback is None else [callback]
+    callbacks = [*([] if callback is None else [callback]), *callbacks]
     with warnings.catch_warnings():
         for message in QUIET_HERE:
             warnings.filterwarnings("ignore", message=message)
@@ -157,7 +159,7 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(tmp_path):
             Net(dropout=0.0), loader(), loader(16), ckpt_path=tmp_path / "last.ckpt"
         )
     assert resumed.record() == doctor.record()
-    assert resumed._curves == doctor._curves
+    assert resumed._curves.state_dict() == doctor._curves.state_dict()
     one, other = ((tmp_path / name / "steps.csv").read_text() for name in ("whole", "parts"))
     assert one == other
 
@@ -167,14 +169,14 @@ def test_a_second_fit_starts_anew(tmp_path):
     fit(Net(), tmp_path, doctor)
     fit(Net(), tmp_path, doctor)
     assert doctor.record().steps == (0, 5, 10, 15, 20)
-    assert len(doctor._curves) == 3
+    assert len(doctor._curves.epochs) == 3
 
 
 def test_accumulated_losses_are_not_divided(tmp_path):
     doctor = DoctorCallback(every=1, verbose=False)
     fit(Net(), tmp_path, doctor, accumulate_grad_batches=4, epochs=1)
     assert doctor.record().losses[0] == pytest.approx(math.log(CLASSES), rel=0.3)
-    assert doctor._curves[0][0] == pytest.approx(doctor.record().losses[0], rel=0.3)
+    assert doctor._curves.epochs[0][0] == pytest.approx(doctor.record().losses[0], rel=0.3)
 
 
 def test_several_optimizers_stepped_by_hand(tmp_path):
@@ -277,7 +279,7 @@ def test_a_network_and_its_loss_will_do(tmp_path):
     )
     with pytest.raises(OptionError, match="The model does not fit the capsule, which has no"):
         replay(path, model=nn.Sequential(nn.Conv2d(3, 4, 3), nn.LSTM(3, 4)))
-    with pytest.raises(OptionError, match="network of your own: replay"):
+    with pytest.raises(OptionError, match=r"network of your own \(tests.*Net\): in Python, transferkit.doctor.replay"):
         replay(path)
 
 
@@ -311,3 +313,134 @@ def test_what_is_no_capsule(tmp_path):
     torch.save({"schema": 99}, tmp_path / "new.pt")
     with pytest.raises(RunFolderError, match="has schema 99, this version reads 1"):
         replay(tmp_path / "new.pt", model=Net())
+
+
+class PlainBackward(Net):
+    """Steps by hand, with a backward pass that nothing can observe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+        if self.breaks:
+            self.log(self.breaks, loss, on_step=False, on_epoch=True)
+
+
+def test_a_loss_that_nothing_can_observe_is_no_alarm(tmp_path):
+    doctor = DoctorCallback(every=5, classes=CLASSES, verbose=False)
+    fit(PlainBackward(), tmp_path, doctor)
+    assert doctor.symptoms == ()
+    assert doctor.report.startswith("Healthy: all gradients are finite.")
+    assert "call manual_backward, or log 'train_loss'" in doctor.report
+    logging = PlainBackward()
+    logging.breaks = "train_loss"
+    fit(logging, tmp_path, doctor)
+    assert doctor.report.startswith("Healthy: the training loss goes from")
+
+
+def test_the_epoch_in_which_an_average_is_measured_is_none(tmp_path):
+    doctor = DoctorCallback(every=5, verbose=False)
+    average = pl.callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)
+    fit(Net(), tmp_path, doctor, callbacks=[average])
+    assert len(doctor._curves.epochs) == 3
+    assert "not_finite" not in [one.cause for one in doctor.symptoms]
+
+
+def test_losses_of_adversaries_are_not_one_curve(tmp_path):
+    doctor = DoctorCallback(every=4, classes=CLASSES, verbose=False)
+    fit(Adversaries(), tmp_path, doctor, held_back=False, epochs=1)
+    assert "several optimizers are not read" in doctor.report
+
+
+def test_a_run_of_one_epoch_has_a_curve_by_batches(tmp_path):
+    doctor = DoctorCallback(every=5, verbose=False)
+    fit(Net(), tmp_path, doctor, epochs=4, held_back=False)
+    assert "in 32 batches" in doctor.report
+
+
+def test_other_names_are_said(tmp_path):
+    doctor = DoctorCallback(every=5, held_back_loss="valid/loss", verbose=False)
+    fit(Net(), tmp_path, doctor)
+    assert "No 'valid/loss' was logged (but val_accuracy, val_loss): name yours with held_back_loss=." in doctor.report
+
+
+def test_a_trial_run_leaves_no_files(tmp_path):
+    fit(Net(), tmp_path, DoctorCallback(verbose=False), fast_dev_run=True)
+    assert not list(tmp_path.rglob("*"))
+
+
+class Interrupts(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 4:
+            raise ValueError("enough")
+
+
+def test_what_an_exception_cut_short_is_said(tmp_path):
+    doctor = DoctorCallback(every=2, verbose=False)
+    with pytest.raises(ValueError, match="enough"):
+        fit(Net(), tmp_path, doctor, callbacks=[Interrupts()], held_back=False)
+    assert "Training was interrupted in step 5 (ValueError)." in doctor.report
+    assert (tmp_path / "doctor" / "steps.csv").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:Error detected in")
+def test_anomaly_detection_stops_before_the_step_and_a_capsule_is_written(tmp_path):
+    doctor = DoctorCallback(every=5, verbose=False)
+    with pytest.raises(RuntimeError, match="returned nan values"):
+        fit(Net(breaks="gradient"), tmp_path, doctor, epochs=1, detect_anomaly=True)
+    assert "norm of its gradient nan" in doctor.not_finite
+    found = replay(tmp_path / "doctor" / CAPSULE, model=Net(breaks="gradient", at=0))
+    assert found.symptoms[0].cause == "gradient_not_finite"
+
+
+class Asking(Net):
+    """Asks its trainer where it is, and counts in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.count = self.count + 1
+        late = self.current_epoch == 1 and self.trainer.global_step == 10 and self.count == 11
+        return loss / (0 if late else 1)
+
+
+def test_a_replayed_step_knows_where_in_training_it_is(tmp_path):
+    fit(Asking(), tmp_path, DoctorCallback(verbose=False), epochs=2, held_back=False)
+    (symptom,) = replay(tmp_path / "doctor" / CAPSULE, model=Asking()).symptoms
+    assert "the loss is inf" in symptom.evidence
+
+
+class Divides(Net):
+    def training_step(self, batch, batch_idx):
+        pixels = batch[0] * 1e30 if self.breaks == "large" else batch[0] / (0 if batch_idx == 3 else 1)
+        return F.cross_entropy(self(pixels), batch[1])
+
+
+def test_what_happens_before_the_first_layer_is_told_from_what_the_layer_does(tmp_path):
+    fit(Divides(), tmp_path, DoctorCallback(verbose=False), epochs=1, held_back=False)
+    (symptom,) = replay(tmp_path / "doctor" / CAPSULE, model=Divides()).symptoms
+    assert symptom.evidence.startswith("The input of layer 'network.0' (Conv2d) is not finite")
+    assert symptom.evidence.endswith("though the batch is.")
+
+
+def test_another_step_is_told_from_the_same_one(tmp_path):
+    fit(Net(breaks="gradient"), tmp_path, DoctorCallback(verbose=False), epochs=1, held_back=False)
+    path = tmp_path / "doctor" / CAPSULE
+    assert "same loss" not in replay(path, model=Net(breaks="gradient", at=0)).skipped
+    found = replay(path, model=toy(), loss=lambda outputs, labels: 2 * F.cross_entropy(outputs, labels))
+    assert "when the step is run again" in found.skipped["same loss"]
+
+
+def test_a_step_by_hand_is_not_run_again(tmp_path):
+    fit(Net(breaks="loss"), tmp_path, DoctorCallback(verbose=False), epochs=1, held_back=False)
+    with pytest.raises(OptionError, match="training_step steps its optimizers itself"):
+        replay(tmp_path / "doctor" / CAPSULE, model=PlainBackward())

@@ -66,8 +66,98 @@ def test_accuracy_that_falls_while_the_rest_is_learnt_by_heart():
     assert causes(HEALTHY, held_back_accuracy=list(accuracy), held_back_images=8) == []
 
 
-def test_few_epochs_have_no_shape():
-    assert causes([2.3, 9.0, 50.0]) == []
+@pytest.mark.parametrize(
+    ("train", "found"),
+    [
+        ([2.3], []),
+        ([2.3, 1.9], []),
+        ([2.3, 2.31], []),
+        ([0.3, 0.4, 0.35], []),
+        ([2.3, 1.9, 1.7], []),
+        ([0.05, 0.85], ["divergence"]),
+        ([2.3, 9.0, 50.0], ["divergence"]),
+        ([2.3, 2.3, 2.3], ["no_learning"]),
+        ([70.0, 20.0, 12.0], ["bad_start"]),
+    ],
+)
+def test_of_few_epochs_only_what_is_plain_is_read(train, found):
+    assert causes(train) == found
+
+
+@given(
+    st.sampled_from([5, 10, 30, 100]),
+    st.integers(2, 1000),
+    st.floats(0.0, 0.15),
+    st.floats(0.05, 0.25),
+    st.integers(0, 10_000),
+)
+def test_a_healthy_fall_has_no_symptom_at_any_length_and_scale(count, classes, level, pace, seed):
+    guessing = math.log(classes)
+    fall = np.exp(-np.arange(count) / max(1.0, pace * count))
+    noise = 1 + 0.01 * np.random.default_rng(seed).normal(size=count)
+    train = guessing * (level + (0.95 - level) * fall) * noise
+    held = guessing * (level + 0.05 + (0.9 - level) * fall)
+    assert read_curves(Curves(train_loss=train, held_back_loss=held, classes=classes)) == ()
+
+
+@pytest.mark.parametrize("count", [5, 10, 30, 100])
+@pytest.mark.parametrize("noise", [0.0, 0.002, 0.01])
+def test_flat_from_beginning_to_end(count, noise):
+    jitter = 1 + noise * np.random.default_rng(0).normal(size=count)
+    (alarm,) = read_curves(Curves(train_loss=2.30 * jitter, classes=10))
+    assert (alarm.cause, alarm.severity) == ("no_learning", "alarm")
+    assert "% of guessing" in alarm.evidence
+    (note,) = read_curves(Curves(train_loss=0.46 * jitter, classes=10))
+    assert (note.cause, note.severity) == ("no_gain", "note")
+    assert read_curves(Curves(train_loss=0.05 * jitter, classes=10)) == ()
+    (unknown,) = read_curves(Curves(train_loss=0.46 * jitter))
+    assert (unknown.cause, unknown.severity) == ("no_learning", "note")
+    assert "guessing" not in unknown.evidence
+
+
+@pytest.mark.parametrize(
+    ("train", "cause"),
+    [
+        ([0.8, 0.6, 1.9, 2.31, 2.3, 2.31, 2.3, 2.3], "divergence"),
+        ([78.0, 3.0, 2.4, 2.35, 2.3, 2.31, 2.3, 2.31, 2.3, 2.31], "lr_too_high"),
+        ([80.0, 17.0, 3.0, 1.5, 0.7, 0.4, 0.2, 0.2], "bad_start"),
+        ([2.0, 1.2, 0.92, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], "plateau"),
+        ([2.2, 1.6, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 0.6, 0.4], "plateau"),
+        ([2.3, 2.28, 2.26, 2.25, 2.245, 2.24, 2.24, 2.24, 2.24, 2.24], "no_learning"),
+    ],
+)
+def test_further_shapes(train, cause):
+    assert causes(train) == [cause]
+
+
+def test_right_more_often_than_it_dares_to_say_is_a_low_rate():
+    train = list(1.8 + 0.45 * np.exp(-EPOCHS / 4))
+    timid = {"held_back_loss": train, "held_back_accuracy": [0.89] * 20}
+    assert causes(train, **timid) == ["lr_too_low"]
+    assert causes(train, **{**timid, "held_back_accuracy": [0.3] * 20}) == ["underfitting"]
+
+
+def test_what_says_nothing_of_new_images():
+    held = list(2.35 + 0.1 * EPOCHS)
+    assert causes(HEALTHY, held_back_loss=held) == ["labels_unrelated"]
+    seen = {"held_back_loss": held, "held_back_images": 200}
+    assert causes(HEALTHY, held_back_accuracy=[0.11] * 20, **seen) == ["labels_unrelated"]
+    assert causes(HEALTHY, held_back_accuracy=[0.45] * 20, **seen) == ["overfitting"]
+
+
+def test_epochs_without_a_measurement_are_gaps():
+    held = np.concatenate([np.linspace(2, 1, 8), np.linspace(1.02, 1.6, 12)])
+    held[::2] = math.nan
+    (found,) = read_curves(Curves(train_loss=HEALTHY, held_back_loss=held, classes=10))
+    assert (found.cause, "lowest in epoch 8" in found.evidence) == ("overfitting", True)
+    held[5] = math.inf
+    (found,) = read_curves(Curves(train_loss=HEALTHY, held_back_loss=held, classes=10))
+    assert found.evidence.startswith("The held-back loss is not finite in epoch 6, though the training loss is")
+
+
+def test_places_are_batches_where_values_are():
+    (found,) = read_curves(Curves(train_loss=[2.3, 2.0, 1.5, 3.0, 9.0, 30.0], classes=10, batches=40))
+    assert "in batch 120" in found.evidence
 
 
 def test_curves_check_themselves():

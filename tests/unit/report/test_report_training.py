@@ -425,3 +425,16 @@ def test_hostile_names_of_phases_rules_and_stages_are_text(trained_record):
     page = Page(render(replace(trained_record, training=training)))
     assert "script" not in page.tags
     assert hostile in page.text
+
+
+def test_a_fit_without_a_finite_held_back_loss_has_no_best_epoch():
+    broken = replace(epoch(0), train_loss=math.nan, val_loss=math.nan, val_accuracy=0.1)
+    training = replace(build_training(), epochs=(broken,), best_epoch=0)
+    assert "No epoch ended with a finite held-back loss." in write_training(training).sentence
+
+
+def test_few_epochs_are_not_said_to_have_a_sound_shape():
+    few = replace(build_training(), epochs=(epoch(0), epoch(1)), best_epoch=0, symptoms=())
+    assert "fewer than 5 epochs show no shape" in write_training(few).reassurance
+    one = replace(few, epochs=(epoch(0),))
+    assert write_training(one).reassurance.startswith("No sign of trouble. The training loss is ")

@@ -39,7 +39,7 @@ OTHERS = "other stages"
 def updates(record: RunRecord) -> Figure | None:
     """Update / weight ratio by stage, and the gradient's norm; None if no step was monitored."""
     monitor = _monitor(record)
-    if monitor is None or len(monitor.steps) < 2:
+    if monitor is None:
         return None
     ratios = [one for stage in monitor.stages for one in stage.ratio if one]
     charts, said = [], []
@@ -112,7 +112,8 @@ def features(record: RunRecord) -> Figure | None:
 
 
 def _monitor(record: RunRecord) -> MonitorRecord | None:
-    return None if record.training is None else record.training.monitor
+    monitor = None if record.training is None else record.training.monitor
+    return None if monitor is None or len(monitor.steps) < 2 else monitor  # a single step has no start and end
 
 
 def _steps(monitor: MonitorRecord) -> Axis:

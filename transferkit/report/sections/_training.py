@@ -20,6 +20,9 @@ from transferkit.report.sections._learning import Learning, write_learning
 
 __all__ = ["TrainingSection", "write_training"]
 
+FEWEST = 5
+"""Epochs below which a curve has no shape, as in `doctor.read_curves`."""
+
 MAX_EPOCH_ROWS = 200
 """Of more epochs, the table shows evenly spaced ones."""
 
@@ -70,13 +73,22 @@ def _reassure(training: TrainingRecord) -> str:
     if training.symptoms is None or training.symptoms or not training.epochs:
         return ""
     first, last = training.epochs[0].train_loss, training.epochs[-1].train_loss
-    text = f"No sign of trouble. The training loss goes from {format_number(first)} to {format_number(last)}, and "
+    if len(training.epochs) > 1:
+        text = f"No sign of trouble. The training loss goes from {format_number(first)} to {format_number(last)}"
+    else:
+        text = f"No sign of trouble. The training loss is {format_number(last)}"
+    shown = len(training.epochs) >= FEWEST
+    shape = (
+        ", and neither it nor the held-back loss has a shape that means something."
+        if shown
+        else f"; fewer than {FEWEST} epochs show no shape."
+    )
     if training.monitor is None:
-        return f"{text}neither curve has a shape that means something."
+        return f"{text}{shape}"
     steps = plural(len(training.monitor.steps), "step")
     return (
-        f"{text}neither it nor the held-back loss has a shape that means something. In {steps} looked at from inside, "
-        "updates, gradients and units were sound, and every loss and gradient of the first fold was finite."
+        f"{text}{shape} In {steps} looked at from inside, updates, gradients and units were sound, and every loss and "
+        "gradient of the first fold was finite."
     )
 
 
@@ -90,6 +102,8 @@ def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[Epo
     if lost:
         text += f" The training loss was not finite in {format_count(lost)} of them."
     if best is None:
+        if any(epoch.val_loss is not None for epoch in training.epochs):
+            return f"{text} No epoch ended with a finite held-back loss."
         return f"{text} No images were held back to compare the epochs on."
     said = [
         *([] if best.val_accuracy is None else [f"accuracy {format_percent(best.val_accuracy)}"]),
