@@ -74,10 +74,17 @@ def review_images(
         variants=fingerprint_variants(),
     ).pairs
     candidates = np.unique(np.concatenate([near, alike]), axis=0)
-    copies = tuple(_as_copy(one, names) for one in match_pairs(picture, overview, candidates))
+    kinds = np.array(classes)[labels]
+    copies = tuple(_as_copy(one, names, kinds, splits) for one in match_pairs(picture, overview, candidates))
     found = find_outliers(rows, labels)
     outliers = tuple(
-        OutlierImage(name=names[row], row=int(row), label=classes[labels[row]], p_value=float(found.p_values[row]))
+        OutlierImage(
+            name=names[row],
+            row=int(row),
+            label=classes[labels[row]],
+            p_value=float(found.p_values[row]),
+            split=str(splits[row]),
+        )
         for row in found.order[: int(found.marked.sum())]
     )
     leaks = tuple(one for one in copies if splits[one.rows[0]] != splits[one.rows[1]])
@@ -86,7 +93,7 @@ def review_images(
     repeats = [one for one in within if one not in conflicts]
     symptoms = [
         *_leak_symptom(leaks, splits),
-        *_conflict_symptom(conflicts, labels, classes),
+        *_conflict_symptom(conflicts),
         *_repeat_symptom(repeats),
         *_outlier_symptom(outliers),
     ]
@@ -118,7 +125,9 @@ def _check_lengths(
         raise DataError(f"Labels must be integers in [0, {len(classes)}), as there are {len(classes)} class names.")
 
 
-def _as_copy(found: Explanation, names: Sequence[str]) -> CopyPair:
+def _as_copy(
+    found: Explanation, names: Sequence[str], kinds: npt.NDArray[np.str_], splits: npt.NDArray[np.str_]
+) -> CopyPair:
     first, second = found.rows
     return CopyPair(
         original=names[first],
@@ -127,6 +136,8 @@ def _as_copy(found: Explanation, names: Sequence[str]) -> CopyPair:
         how=found.how,
         residual=found.residual,
         turned=found.turned,
+        labels=(str(kinds[first]), str(kinds[second])),
+        splits=(str(splits[first]), str(splits[second])),
     )
 
 
@@ -169,15 +180,11 @@ def _leak_symptom(leaks: Sequence[CopyPair], splits: npt.NDArray[np.str_]) -> li
     ]
 
 
-def _conflict_symptom(
-    conflicts: Sequence[CopyPair], labels: npt.NDArray[np.integer], classes: Sequence[str]
-) -> list[Symptom]:
+def _conflict_symptom(conflicts: Sequence[CopyPair]) -> list[Symptom]:
     if not conflicts:
         return []
     plain = [one for one in conflicts if not one.turned]
-    items = tuple(
-        f"{one.sentence}: {classes[labels[one.rows[0]]]}, {classes[labels[one.rows[1]]]}" for one in conflicts[:ITEMS]
-    )
+    items = tuple(f"{one.sentence}: {one.labels[0]}, {one.labels[1]}" for one in conflicts[:ITEMS])
     pairs = "1 pair of copies" if len(conflicts) == 1 else f"{len(conflicts):,} pairs of copies"
     has = "has" if len(conflicts) == 1 else "have"
     turned = "" if len(plain) == len(conflicts) else " Mirrored or turned pictures may rightly differ, as 6 and 9 do."

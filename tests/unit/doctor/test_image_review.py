@@ -93,6 +93,8 @@ def test_a_leak_is_an_alarm(photos):
     assert symptom.items == ("3.png ~ 48.png (mirrored)",)
     assert "1 test image is a copy of an image of another split (1 mirrored)" in symptom.sentence
     assert found.conflicts == ()
+    (leak,) = found.leaks
+    assert (leak.splits, leak.labels) == (("train", "test"), ("flower", "temple"))
 
 
 @pytest.mark.parametrize(("change", "severity"), [(jpeg, "alarm"), (ImageOps.mirror, "note")])
@@ -149,6 +151,8 @@ def test_a_session_is_reviewed_with_its_test_images(photos, tmp_path):
     assert found.images == 49
     (leak,) = found.leaks
     assert leak.how == "mirrored"
+    assert set(found.pictures) == set(leak.rows)
+    assert (found.backbone, found.data.size("test")) == ("packaged/tf_efficientnet_lite0", 13)
     assert {leak.original.split("/")[-1], leak.copy.split("/")[-1]} == {"größe 5.png", "spiegel.png"}
 
 
