@@ -25,7 +25,7 @@ from transferkit.workflow.session import Session, open_session
 __all__ = ["review_copies", "review_session", "small_pictures"]
 
 PICTURED = 24
-"""Findings of each kind with thumbnails: with four kinds a page of up to two megabytes."""
+"""Findings of each kind with thumbnails: with five kinds a page of up to two megabytes."""
 
 THUMBNAIL = 192
 """Side of a thumbnail in pixels: 150 on the page, sharp on most screens."""
@@ -83,6 +83,7 @@ def review_session(session: Session, *, limit: int | None = None, command: str =
             picture=small_pictures(data, session.backbone.spec.preprocessing),
             classes=data.summary.classes,
             blocks=table.select(stages)[0],
+            groups=data.groups,
         )
         found = replace(found, limit=limit)
         pictures = {row: data.thumbnail(row, THUMBNAIL) for row in sorted(set(_pictured(found)))}

@@ -88,7 +88,7 @@ class ImageFinding:
     """One entry of the table.
 
     Args:
-        kind: "leak", "conflict", "copy" or "outlier".
+        kind: "leak", "conflict", "copy", "blank" or "outlier".
         number: Counted from 1, the most serious first.
         found: What it is about.
     """
@@ -114,6 +114,7 @@ class ImageReview:
         leaks: Those of the copies that are in two splits.
         conflicts: Those of the copies within training that have two labels.
         outliers: Least usual first.
+        blanks: Images of one flat colour, in order; what makes a copy cannot be seen in them.
         symptoms: Alarms first.
         limit: Pairs and outliers that the table lists at most; None: all.
         data: The images, where they were opened for the review.
@@ -130,6 +131,7 @@ class ImageReview:
     leaks: tuple[CopyPair, ...] = ()
     conflicts: tuple[CopyPair, ...] = ()
     outliers: tuple[OutlierImage, ...] = ()
+    blanks: tuple[OutlierImage, ...] = ()
     symptoms: tuple[Symptom, ...] = ()
     limit: int | None = None
     data: DataSummary | None = None
@@ -148,14 +150,15 @@ class ImageReview:
 
     @property
     def findings(self) -> tuple[ImageFinding, ...]:
-        """Leaks, then conflicts, other copies and outliers: all of them, whatever the limit."""
+        """Leaks, then conflicts, other copies, blank images and outliers: all of them, whatever the limit."""
         known = set(self.leaks) | set(self.conflicts)
         plain = tuple(one for one in self.copies if one not in known)
         kinds: tuple[tuple[str, tuple[CopyPair | OutlierImage, ...]], ...] = (
             ("leak", self.leaks),
             ("conflict", tuple(one for one in self.conflicts if one not in set(self.leaks))),
             ("copy", plain),
-            ("outlier", self.outliers),
+            ("blank", self.blanks),
+            ("outlier", tuple(one for one in self.outliers if one not in set(self.blanks))),
         )
         found = [(kind, one) for kind, those in kinds for one in those]
         return tuple(
@@ -180,11 +183,11 @@ class ImageReview:
 
     @property
     def _nothing(self) -> str:
-        """What is said where there is no symptom; copies within a test split are none."""
+        """What is said where there is no symptom; copies that flatter no estimate are none."""
         if not self.copies:
             return "no copies and no outliers found."
         pairs = "1 pair of copies" if len(self.copies) == 1 else f"{len(self.copies):,} pairs of copies"
-        return f"{pairs} within one held-back split, which does no harm but counts them twice; no outliers found."
+        return f"{pairs} that are held back together, or within one held-back split; no outliers found."
 
     def to_csv(self) -> str:
         """A header, then two rows per pair, one for each image, and a row per outlier, the most serious first.
@@ -206,7 +209,7 @@ class ImageReview:
     def _cells(self) -> Iterator[tuple[str, ...]]:
         before, listed = {one.item: one.corrected for one in self.corrected}, set[str]()
         for finding in self.findings[: self.limit]:
-            for path, split, label, other, how in _images_of(finding.found):
+            for path, split, label, other, how in _images_of(finding):
                 listed.add(path)
                 yield finding.kind, str(finding.number), path, split, label, before.get(path, ""), other, how
         for one in self.corrected:
@@ -214,10 +217,12 @@ class ImageReview:
                 yield "corrected before", "", one.item, one.split, one.label, one.corrected, "", ""
 
 
-def _images_of(found: CopyPair | OutlierImage) -> Iterator[tuple[str, str, str, str, str]]:
+def _images_of(finding: ImageFinding) -> Iterator[tuple[str, str, str, str, str]]:
     """Path, split, label, the other image and what was done, of each image."""
+    found = finding.found
     if isinstance(found, OutlierImage):
-        yield found.name, found.split, found.label, "", f"unlike others of {found.label}"
+        how = "one flat colour" if finding.kind == "blank" else f"unlike others of {found.label}"
+        yield found.name, found.split, found.label, "", how
         return
     names = (found.original, found.copy)
     for own in (0, 1):

@@ -28,6 +28,10 @@ KINDS = {
         "They have one label and are in one split. In training they do little harm; where accuracy is estimated by "
         "holding images back, it is too high.",
     ),
+    "blank": (
+        "One flat colour",
+        "They show nothing. Were they cut off, or exported wrongly? No copies are looked for among them.",
+    ),
     "outlier": (
         "Unlike all others",
         "They are far from the images of their class, and from all others. Are they of another kind, or damaged?",
@@ -120,6 +124,7 @@ def write_images(review: ImageReview) -> ImagesPage:
     facts = {
         "Images compared": format_count(review.images),
         "Pairs of copies": format_count(number),
+        "Blank images": format_count(len(review.blanks)) if review.blanks else "",
         "Outliers": format_count(len(review.outliers)),
         "Classes": format_count(len(classes)) if classes else "",
         "Backbone": review.backbone,

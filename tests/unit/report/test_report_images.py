@@ -170,6 +170,5 @@ def test_copies_within_held_back_images_are_not_kept_secret():
     inside = pair(0, 1, splits=("test", "test"))
     (sentence,) = ImageReview(images=9, copies=(inside,)).sentences
     assert sentence == (
-        "9 images: 1 pair of copies within one held-back split, which does no harm but counts them twice; no outliers "
-        "found."
+        "9 images: 1 pair of copies that are held back together, or within one held-back split; no outliers found."
     )
