@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from transferkit.core.errors import OptionError, list_problems, problem_of, unknown_name
-from transferkit.core.limits import N_SPLITS, check_image_size
+from transferkit.core.limits import N_SPLITS, check_image_size, check_limit
 
 __all__ = [
     "AUGMENTS",
@@ -30,6 +30,7 @@ __all__ = [
     "MeasureOptions",
     "PassOptions",
     "Recipe",
+    "ReviewOptions",
     "describe_options",
     "documents",
     "options_from",
@@ -60,6 +61,9 @@ MIN_PATIENCE = 3
 
 def option(default: Any, help: str, *, check: Callable[[Any], object] | None = None) -> Any:
     """A field of an options class.
+
+    A value that may be of several kinds is annotated `Any` and has a check: a union of kinds takes only values of
+    exactly one of them from the command line, so that `float | str` refuses 10.
 
     Args:
         default: Its value unless given.
@@ -139,6 +143,13 @@ def _check_values(options: Any) -> None:
     found = (value_problem(one, getattr(options, one.name)) for one in fields(options))
     if problems := [problem for problem in found if problem is not None]:
         raise OptionError(" ".join(problems))
+
+
+def _check_rate(value: object) -> None:
+    if value is None or (isinstance(value, str) and value in RATES):
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise OptionError(f"lr must be > 0, 'find', 'rule' or left out, got {value!r}.")
 
 
 def _check_trainer(value: object) -> None:
@@ -243,10 +254,11 @@ class Recipe:
         None, "Images per optimizer step, of all processes together, >= 1; None: by their number."
     )
     optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum 0.9.")
-    lr: float | str | None = option(
+    lr: Any = option(
         None,
         "Learning rate of the last stage; rule takes the decision's, find runs a range test first. None tries three "
         "times the decision's as well, on the images held back first, unless lr_scale is given.",
+        check=_check_rate,
     )
     lr_scale: float | None = option(
         None,
@@ -311,7 +323,6 @@ class Recipe:
         shares = ("warmup", "label_smoothing", "dropout")
         amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
         counts = ("epochs", "batch_size", "patience")
-        rate = self.lr in (None, *RATES) or (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf)
         scale = self.lr_scale is None or 0 < self.lr_scale < math.inf
         return [
             *((value in known, unknown_name(name, value, known)) for name, value, known in named),
@@ -324,7 +335,6 @@ class Recipe:
             (self.folds is None or 1 <= self.folds <= N_SPLITS, f"folds must be 1 to {N_SPLITS}, got {self.folds!r}."),
             (self.monitor >= 0, f"monitor must be >= 0, got {self.monitor!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
-            (rate, f"lr must be > 0, 'find', 'rule' or left out, got {self.lr!r}."),
             (scale, f"lr_scale must be finite and > 0, or left out, got {self.lr_scale!r}."),
             (
                 self.lr is None or self.lr_scale is None,
@@ -450,6 +460,15 @@ class AdaptOptions(FitOptions, PassOptions):
 
     def __post_init__(self) -> None:
         PassOptions.__post_init__(self)  # which looks at all fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewOptions:
+    """How much `doctor labels` and `doctor images` list; no other verb takes these."""
+
+    limit: int = option(
+        1000, "Doubtful labels, or pairs of copies and outliers, to list at most, the worst first.", check=check_limit
+    )
 
 
 def options_from(kind: type[T], arguments: Mapping[str, Any]) -> T:

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import transferkit as tk
 from tests.conftest import PACKAGED, draw_stripes
@@ -202,3 +203,69 @@ def test_json_of_analyze_keeps_what_was_corrected(planted):
     assert "labels=c.csv" in shlex.split(kept["command"])
     (found,) = [one for one in kept["evidence"]["data"]["findings"] if one["kind"] == "labels_corrected"]
     assert found["items"] == [f"{first}: {Path(first).parent.name} -> drop"]
+
+
+@pytest.fixture
+def leaky(planted):
+    """The same, and two mirrored copies of training images: one among the test images, one with another label."""
+    for name, to in (("train/down/3, true down.png", "test/down"), ("train/slant/5, true slant.png", "train/across")):
+        with Image.open(planted / name) as picture:
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(180).save(planted / to / "copy.png")
+    return planted
+
+
+def table_of(file: str) -> list[dict[str, str]]:
+    with open(file, encoding="utf-8-sig", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def write_table(file: str, rows: list[dict[str, str]]) -> None:
+    with open(file, "w", encoding="utf-8-sig", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_copies_are_shown_left_out_and_trained_without(leaky, capsys):
+    main(["doctor", "images", f"data.root={leaky}", "out=review", *QUICK])
+    said = capsys.readouterr().out
+    assert re.search("^pictures: .*review/images.html$", said, flags=re.M)
+    assert Path("review/images.html").read_text(encoding="utf-8").count("<img ") >= 4
+    rows = table_of("review/images.csv")
+    leaks = {row["path"] for row in rows if row["finding"] == "leak"}
+    assert leaks >= {"train/down/3, true down.png", "test/down/copy.png"}
+
+    gone = [row for row in rows if row["path"].startswith("train/") and row["finding"] in ("leak", "conflict")]
+    for row in gone:
+        row["corrected"] = "drop"
+    write_table("review/images.csv", rows)
+    following = shlex.split(said.splitlines()[-1])
+    assert following[:2] == ["transferkit", "adapt"]
+    main([*following[1:], "out=run", "head=ridge", "strategy=linear_probe"])
+    number = len({row["path"] for row in gone})
+    assert f"labels=review/images.csv: {number} images removed" in capsys.readouterr().out
+
+    main(["doctor", "images", f"data.root={leaky}", "out=again", "labels=review/images.csv", *QUICK])
+    assert "of another split" not in capsys.readouterr().out
+    kept = [row for row in table_of("again/images.csv") if row["finding"] == "corrected before"]
+    assert len(kept) == number
+
+
+def test_a_review_of_images_lists_as_many_as_asked_for_and_overwrites_no_corrections(leaky, capsys):
+    words = ["doctor", "images", f"data.root={leaky}", "out=review", "limit=1", *QUICK]
+    main(words)
+    said = capsys.readouterr().out
+    assert re.search(r"The first 1 of \d+ findings are listed; limit=\d+ lists all\.", said)
+    assert "limit=" not in said.splitlines()[-1]  # what adapt would not take
+    assert {row["number"] for row in table_of("review/images.csv")} == {"1"}
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "images.csv is there already, and may hold your corrections" in capsys.readouterr().err
+    main([*words, "overwrite=true"])
+
+
+def test_a_review_of_labels_lists_as_many_as_asked_for(planted, capsys):
+    main(["doctor", "labels", f"data.root={planted}", "out=review", "limit=2", *QUICK])
+    assert "The 2 worst are listed" in capsys.readouterr().out
+    assert len(table_of("review/labels.csv")) == 2

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import transferkit as tk
-from transferkit.cli.help import HELP, SECTIONS
+from transferkit.cli.composition import compose_settings
+from transferkit.cli.help import HELP, REVIEWS, SECTIONS
 from transferkit.cli.options_page import make_page
-from transferkit.cli.schema import known_settings
+from transferkit.cli.schema import TAKEN_BY, arguments_of, check_taken, find_value_problems, known_settings
 from transferkit.core.errors import OptionError
 from transferkit.doctor import review_labels
 from transferkit.finetune.schedule import SCHEDULES as CURVES
@@ -25,6 +26,7 @@ from transferkit.options import (
     MeasureOptions,
     PassOptions,
     Recipe,
+    ReviewOptions,
     describe_options,
     options_from,
 )
@@ -75,8 +77,59 @@ def test_types_of_a_verb_are_those_of_the_options_where_these_are_exact():
             assert declared[name] == hint, name
 
 
+def test_an_option_of_several_kinds_is_checked_by_itself():
+    """A union of kinds would refuse a whole number where a float may stand."""
+    for name, one in known_settings().items():
+        kinds = [kind for kind in str(one.type).split(" | ") if kind != "None"]
+        assert len(kinds) == 1, name
+
+
+@pytest.mark.parametrize("number", ["1", "1.0", "1e0"])
+def test_every_number_may_be_typed_as_a_whole_one(number):
+    wanted = [name for name, one in known_settings().items() if str(one.type).split(" | ")[0] == "float"]
+    wanted += ["train.lr", "budget"]
+    assert len(wanted) > 12
+    for name in wanted:
+        settings = compose_settings([f"{name}={number}"])
+        group, _, inner = name.rpartition(".")
+        value = (settings[group] if group else settings)[inner]
+        assert value == 1, name
+
+
+def test_a_rate_typed_as_a_whole_number_arrives_at_the_recipe():
+    settings = compose_settings(["train.lr=10"])
+    assert options_from(AdaptOptions, arguments_of(settings, tk.adapt)).recipe.lr == 10
+
+
+@pytest.mark.parametrize("value", [True, 0, -1, "fast", [1, 2], float("nan"), float("inf"), "10"])
+def test_a_rate_that_is_none_is_refused(value):
+    message = "lr must be > 0, 'find', 'rule' or left out, got"
+    with pytest.raises(OptionError, match=message):
+        Recipe(lr=value)
+    assert message in next(find_value_problems({"train.lr": value}))
+
+
+def test_numpys_rates_are_rates():
+    assert Recipe(lr=np.float32(0.5)).lr == 0.5
+
+
+@pytest.mark.parametrize(("verb", "word"), [("adapt", "limit=5"), ("analyze", "models=x"), ("doctor", "+limit=5")])
+def test_settings_of_another_verb_are_refused(verb, word):
+    name = word.strip("+").partition("=")[0]
+    with pytest.raises(OptionError, match=f"{verb} takes no {name}=, only transferkit {TAKEN_BY[name][0]}"):
+        check_taken(verb, ["seed=1", word])
+
+
+def test_settings_that_not_every_verb_takes_are_settings():
+    assert set(TAKEN_BY) <= set(known_settings())
+    for name, verbs in TAKEN_BY.items():
+        for verb in verbs:
+            check_taken(verb, [f"{name}=1"])
+
+
 def test_every_option_is_a_setting_in_help_and_docs():
-    explained = {key for section in SECTIONS for key, _, _ in section.rows}
+    explained = {key for section in (*SECTIONS, REVIEWS) for key, _, _ in section.rows}
+    assert {one.name for one in dataclasses.fields(ReviewOptions)} <= explained
     within = {"columns", "preprocessing", "preprocessed", "train", "trainer"}  # groups, and what no text can say
     top = set(fields_of(FitOptions)) | set(fields_of(MeasureOptions))
     data = {f"data.{name}" for name in fields_of(DataOptions)}
@@ -84,7 +137,8 @@ def test_every_option_is_a_setting_in_help_and_docs():
     wanted = {key for key in top | data | train if key.split(".")[-1] not in within}
     assert wanted <= explained
     assert explained <= {*known_settings(), *(key for key in explained if key.startswith("trainer."))}
-    assert all(f"  {key}=" in HELP["adapt"] for key in explained)
+    for key in explained:
+        assert f"  {key}=" in HELP["doctor" if key in fields_of(ReviewOptions) else "adapt"], key
 
 
 def test_the_page_of_options_is_up_to_date():

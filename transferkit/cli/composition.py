@@ -76,11 +76,17 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
             if not has_file:  # if it is not registered either, that is said later, with everything else that is wrong
                 composed.strategy = strategy
         except (HydraException, OmegaConfBaseException) as error:
-            raise OptionError(str(error).split("\n")[0]) from error
+            raise OptionError(_explain(error)) from error
     source = composed.data.source
     if source in PLACES and composed.data[PLACES[source]] is None:
         raise OptionError(f"data={source} needs data.{PLACES[source]}=... (see transferkit adapt --help).")
     return composed
+
+
+def _explain(error: Exception) -> str:
+    """The first line of Hydra's complaint and, where that only names the word, of what it came from."""
+    said = [str(one).split("\n")[0] for one in (error, error.__cause__) if one is not None]
+    return ": ".join(dict.fromkeys(said))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from transferkit.cli.adapting import audit_lines
 from transferkit.cli.composition import compose_settings, group_choices
 from transferkit.cli.jobs import Job, as_typed, command_line, current_command, output_folder
-from transferkit.cli.schema import arguments_of
+from transferkit.cli.schema import arguments_of, check_taken
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import hydra_words
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
@@ -36,17 +36,21 @@ EXIT_ALARM = 1
 SHOWN = 10
 """Doubtful labels on the terminal; the table and the page have the others."""
 
-TABLE, PAGE = "labels.csv", "labels.html"
-
-COPIES = "images.csv"
-
 
 def _check_labels(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
-    from transferkit.doctor import review_labels
+    return _check_table(settings, out, "labels.csv")
+
+
+def _check_images(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
+    return _check_table(settings, out, "images.csv")
+
+
+def _check_table(settings: DictConfig, out: Path, name: str) -> str:
+    from transferkit.api import analyze
     from transferkit.workflow.checks import check_arguments
 
-    check_arguments({**arguments_of(settings, review_labels), "out": out}, fits=False)
-    table = out / TABLE
+    check_arguments({**arguments_of(settings, analyze), "out": out}, fits=False)
+    table = out / name
     if not table.is_file():
         return ""
     if settings.overwrite:
@@ -57,25 +61,31 @@ def _check_labels(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
     )
 
 
-def _review(settings: DictConfig) -> float | None:
+def _review_labels(settings: DictConfig) -> float | None:
     from transferkit.doctor import review_labels
+    from transferkit.records import removal_word
     from transferkit.report import render_labels
 
     command = current_command("doctor labels", settings)
     review = review_labels(**arguments_of(settings, review_labels), command=command)
-    out = output_folder()
-    # A mark at the start tells spreadsheets that this is UTF-8; names that are not become their bytes again.
-    (out / TABLE).write_text(review.to_csv(), "utf-8-sig", "surrogateescape", newline="")
-    (out / PAGE).write_text(render_labels(review), encoding="utf-8")
-    _print_review(review, settings, out)
+    for line in audit_lines(review.data):
+        print(line)
+    _print_doubtful(review)
+    files = _write(output_folder(), "labels", review.to_csv(), render_labels(review))
+    word = f"the right class, or {removal_word(review.data.classes)}," if review.rows else ""
+    _print_outcome([*review.sentences, "", *files], settings, word, "labels.csv")
     return None
 
 
-def _print_review(review: LabelReview, settings: DictConfig, out: Path) -> None:
-    from transferkit.records import CORRECTED, removal_word
+def _write(out: Path, name: str, table: str, page: str) -> list[str]:
+    """Write a table and its page; returns the lines that say where they are."""
+    # A mark at the start tells spreadsheets that this is UTF-8; names that are not become their bytes again.
+    (out / f"{name}.csv").write_text(table, "utf-8-sig", "surrogateescape", newline="")
+    (out / f"{name}.html").write_text(page, encoding="utf-8")
+    return [f"pictures: {out / name}.html", f"table: {out / name}.csv"]
 
-    for line in audit_lines(review.data):
-        print(line)
+
+def _print_doubtful(review: LabelReview) -> None:
     if review.rows:
         rows = [
             (
@@ -91,54 +101,53 @@ def _print_review(review: LabelReview, settings: DictConfig, out: Path) -> None:
         ]
         print_table(("rank", "image", "label", "looks like", "label's", "other's", "likely error"), rows)
         print()
-    lines = [*review.sentences, "", f"pictures: {out / PAGE}", f"table: {out / TABLE}"]
-    if review.rows:
-        word = removal_word(review.data.classes)
+
+
+def _print_outcome(lines: list[str], settings: DictConfig, word: str, table: str) -> None:
+    """Print and log lines and, where there is something to write into a table, what to do next."""
+    from transferkit.records import CORRECTED
+
+    if word:
         lines += [
-            f"Next: write the right class, or {word}, into the column {CORRECTED} of {TABLE}, then",
-            f"  {_next_command(settings, out)}",
+            f"Next: write {word} into the column {CORRECTED} of {table}, then",
+            f"  {_next_command(settings, table)}",
         ]
     for line in lines:
         print(line)
         log.info(line)
 
 
-def _next_command(settings: DictConfig, out: Path) -> str:
+def _next_command(settings: DictConfig, table: str) -> str:
     """What trains with the corrected table."""
     from hydra.core.hydra_config import HydraConfig
 
-    ours = ("out=", "overwrite=", "labels=")
+    ours = ("out=", "overwrite=", "labels=", "limit=")
     words = [word for word in HydraConfig.get().overrides.task if not word.startswith(ours)]
-    return command_line("adapt", words, settings, f"labels={as_typed(out) / TABLE}")
-
-
-def _check_images(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
-    from transferkit.api import analyze
-    from transferkit.workflow.checks import check_arguments
-
-    check_arguments({**arguments_of(settings, analyze), "out": out}, fits=False)
-    table = out / COPIES
-    return f"{table} is there already and is replaced." if table.is_file() else ""
+    return command_line("adapt", words, settings, f"labels={as_typed(output_folder()) / table}")
 
 
 def _review_images(settings: DictConfig) -> float | None:
     from transferkit.api import analyze
     from transferkit.doctor import review_copies
     from transferkit.options import PassOptions, options_from
+    from transferkit.records import removal_word
+    from transferkit.report import render_images
 
-    arguments = arguments_of(settings, analyze)
-    review = review_copies(arguments["model"], arguments["data"], options_from(PassOptions, arguments))
-    table = output_folder() / COPIES
-    table.write_text(review.to_csv(), "utf-8-sig", "surrogateescape", newline="")
+    arguments, command = arguments_of(settings, analyze), current_command("doctor images", settings)
+    options = options_from(PassOptions, arguments)
+    review = review_copies(arguments["model"], arguments["data"], options, limit=settings.limit, command=command)
+    if review.data is not None:
+        for line in audit_lines(review.data):
+            print(line)
+    lines = []
     for symptom, line in zip_longest(review.symptoms, review.sentences):
-        print(line)
-        log.info(line)
         items = () if symptom is None else symptom.items
-        for item in items[:SHOWN]:
-            print(f"  {item}")
-        if len(items) > SHOWN:
-            print(f"  and {len(items) - SHOWN} more")
-    print(f"table: {table}")
+        more = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+        lines += [line, *(f"  {item}" for item in items[:SHOWN]), *more]
+    files = _write(output_folder(), "images", review.to_csv(), render_images(review))
+    classes = () if review.data is None else review.data.classes
+    word = f"{removal_word(classes)} (to leave an image out), or the right class," if review.findings else ""
+    _print_outcome([*lines, "", *files], settings, word, "images.csv")
     return None
 
 
@@ -150,6 +159,7 @@ def _examine(words: list[str]) -> None:
 
     if flags := [word for word in words if word.startswith("-")]:
         raise OptionError(f"doctor examines one set-up and takes no {flags[0]}. See transferkit doctor --help.")
+    check_taken("doctor", words)
     settings = compose_settings(hydra_words(words, sources=group_choices("data")))
     arguments = {**arguments_of(settings, adapt), "out": None}  # nothing is written
     check_adapt(arguments)
@@ -174,7 +184,7 @@ def _replay(words: list[str]) -> None:
 
 
 EXAMINED: Mapping[str, Callable[[list[str]], None]] = {
-    "labels": Job("doctor labels", _review, _check_labels),
+    "labels": Job("doctor labels", _review_labels, _check_labels),
     "images": Job("doctor images", _review_images, _check_images),
     "replay": _replay,
 }

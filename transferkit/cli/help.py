@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from transferkit.cli.composition import GROUPS, group_choices
-from transferkit.options import AdaptOptions, DataOptions, Recipe, describe_options
+from transferkit.options import AdaptOptions, DataOptions, Recipe, ReviewOptions, describe_options
 
-__all__ = ["HELP", "SECTIONS", "USAGE", "Section"]
+__all__ = ["HELP", "REVIEWS", "SECTIONS", "USAGE", "Section"]
 
 WIDTH = 118
 """Of a terminal that shows every line whole."""
@@ -135,6 +135,8 @@ SECTIONS = (
 )
 """All settings of adapt, in the order of --help and docs/options.md."""
 
+REVIEWS = Section(title="Only doctor labels and doctor images", rows=tuple(_rows(ReviewOptions)))
+
 
 def _section(section: Section) -> str:
     return "\n".join(
@@ -163,6 +165,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit analyze data.root=DIR               only measure and advise
   transferkit rank models='packaged/*' data.root=DIR   which backbone, before any training
   transferkit doctor labels data.root=DIR         which labels are probably wrong
+  transferkit doctor images data.root=DIR         copies of images, leaks across splits, outliers
   transferkit doctor data.root=DIR                what is wrong with the set-up that adapt would train
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit evaluate run=DIR                    score a finished run on test images, if that was not done yet
@@ -211,7 +214,7 @@ the training images; prints ranks with their intervals, costs and measures; leav
 
 What is computed stays in the feature bank: the same command again, or adapt with the winner, reads it there.
 """,
-    "doctor": """\
+    "doctor": f"""\
 transferkit doctor [labels|images|replay] [key=value ...]: what is wrong. Takes the same keys as adapt.
 
   transferkit doctor data.root=DIR image_size=96 strategy=lp_ft
@@ -228,11 +231,13 @@ transferkit doctor [labels|images|replay] [key=value ...]: what is wrong. Takes 
                   seen them, worst first, at the cost of analyze. Leaves labels.html, the pictures, and labels.csv in
                   out=DIR.
   doctor images   finds copies, also mirrored, cropped and brightened ones, leaks across splits, copies with two labels
-                  and outliers. Leaves images.csv in out=DIR.
+                  and outliers. Leaves images.html, the pictures, and images.csv in out=DIR.
   doctor replay   runs the step again whose loss or gradient was not finite first, and names the layer where it began.
 
-labels.csv: write the right class into the column corrected, or drop to leave the image out; empty is as before. Save it
-as CSV (UTF-8), and give it to adapt, analyze, rank or doctor as labels=FILE. Rows may be added and removed.
+{_section(REVIEWS)}
+labels.csv, images.csv: write the right class into the column corrected, or drop to leave the image out; empty is as
+before. Save it as CSV (UTF-8), and give it to adapt, analyze, rank or doctor as labels=FILE. Rows may be added and
+removed.
 """,
     "evaluate": """\
 transferkit evaluate run=DIR [key=value ...]: score a finished run on test images and add that to its report.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from transferkit.cli.composition import compose_settings, config_folder, group_choices
-from transferkit.cli.schema import register_schema
+from transferkit.cli.schema import check_taken, register_schema
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
 from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word
 from transferkit.core.distributed import is_first
@@ -91,6 +91,7 @@ class Job:
         """Raise what is wrong with a run; a sentence to print about it is added to the notes."""
         from omegaconf import OmegaConf
 
+        check_taken(self.verb, words)
         settings = compose_settings(words, job=number)
         if not is_first():
             return

@@ -1,10 +1,10 @@
-"""docs/options.md: every option of adapt with its setting, default and sentence, from `transferkit.options`."""
+"""docs/options.md: every option of adapt and doctor with its setting, default and sentence (`transferkit.options`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from transferkit.cli.help import SECTIONS
+from transferkit.cli.help import REVIEWS, SECTIONS
 
 __all__ = ["make_page"]
 
@@ -28,7 +28,7 @@ def make_page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    for section in SECTIONS:
+    for section in (*SECTIONS, REVIEWS):
         yield f"## {section.title}\n\n| setting | default | |\n|-|-|-|"
         for key, default, text in section.rows:
             yield f"| `{key}` | `{default}` | {text.replace('|', '&#124;').replace('<', '&lt;')} |"

@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from transferkit.core.errors import OptionError
 from transferkit.core.limits import check_image_size
-from transferkit.options import AdaptOptions, DataOptions, FitOptions, MeasureOptions, Recipe, option, value_problem
+from transferkit.options import (
+    AdaptOptions,
+    DataOptions,
+    FitOptions,
+    MeasureOptions,
+    Recipe,
+    ReviewOptions,
+    option,
+    value_problem,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["PLACES", "arguments_of", "find_value_problems", "known_settings", "register_schema"]
+__all__ = ["PLACES", "arguments_of", "check_taken", "find_value_problems", "known_settings", "register_schema"]
 
 MISSING = "???"
 """OmegaConf's mark of a value that must be given."""
@@ -21,6 +31,10 @@ MISSING = "???"
 
 PLACES = {"folder": "root", "manifest": "path"}
 """Data source -> the setting inside `data` that says where it is."""
+
+
+TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",)}
+"""Settings that not every verb takes -> those that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +58,8 @@ class DataSettings(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(FitOptions, MeasureOptions):
-    """The whole configuration of adapt, analyze and rank."""
+class Settings(FitOptions, MeasureOptions, ReviewOptions):
+    """The whole configuration of adapt, analyze, rank and doctor."""
 
     model: str = MISSING
     models: Any = MISSING
@@ -78,6 +92,25 @@ def known_settings() -> dict[str, Field[Any]]:
     return {f"{group}{one.name}": one for group, kind in inside for one in fields(kind)}
 
 
+def check_taken(verb: str, words: Iterable[str]) -> None:
+    """Raise if a setting would have no effect with this verb.
+
+    Args:
+        verb: One of the Hydra jobs, "doctor labels".
+        words: Settings as typed.
+
+    Raises:
+        OptionError: A setting is of another verb.
+
+    Example:
+        >>> check_taken("doctor labels", ["limit=20"])
+    """
+    for name in (word.partition("=")[0].lstrip("+") for word in words):
+        if verb not in TAKEN_BY.get(name, (verb,)):
+            takers = " and ".join(f"transferkit {one}" for one in TAKEN_BY[name])
+            raise OptionError(f"{verb} takes no {name}=, only {takers}. See transferkit {verb.split()[0]} --help.")
+
+
 def find_value_problems(given: dict[str, Any]) -> Iterator[str]:
     """A sentence for each value that cannot be.
 
@@ -100,7 +133,8 @@ def arguments_of(settings: DictConfig, function: Callable[..., Any]) -> dict[str
     data = {one.name: _plain(settings.data[one.name]) for one in fields(DataOptions)}
     data["columns"] = {name: value for name, value in data["columns"].items() if value is not None} or None
     data["root"] = data["root"] if settings.data.source == "manifest" else None
-    top = {one.name: _plain(settings[one.name]) for one in fields(AdaptOptions) if one.name in settings}
+    known = (*fields(AdaptOptions), *fields(ReviewOptions))
+    top = {one.name: _plain(settings[one.name]) for one in known if one.name in settings}
     for group in ("train", "trainer"):
         top[group] = {name: value for name, value in (top[group] or {}).items() if value is not None}
     place = PLACES.get(settings.data.source)

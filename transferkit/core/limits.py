@@ -7,7 +7,7 @@ from typing import Any
 
 from transferkit.core.errors import OptionError
 
-__all__ = ["N_SPLITS", "SMALLEST_SIDE", "check_image_size"]
+__all__ = ["N_SPLITS", "SMALLEST_SIDE", "check_image_size", "check_limit"]
 
 N_SPLITS = 5
 """Default number of splits in cross-validation: a fold holds back one of them."""
@@ -36,3 +36,13 @@ def check_image_size(size: Any) -> None:
     if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
         raise OptionError(f"{expected}, got {size!r}. Give one number: image_size={size[0]}.")
     raise OptionError(f"{expected}, got {size!r}. For example image_size=96; None uses the checkpoint's own.")
+
+
+def check_limit(limit: Any) -> None:
+    """Raise `OptionError` unless a number of things to list is a whole number >= 1.
+
+    Example:
+        >>> check_limit(1000)
+    """
+    if isinstance(limit, bool) or not isinstance(limit, Integral) or int(limit) < 1:
+        raise OptionError(f"limit must be a whole number >= 1, got {limit!r}. For example limit=1000.")

@@ -40,7 +40,9 @@ SHOWN = 5
 KEPT_SPLIT = "test"
 """Labels of test images are never changed: what is measured on them must not depend on what a model suggested."""
 
-REVIEW = "transferkit doctor labels writes such a table."
+REVIEW = "transferkit doctor labels and transferkit doctor images write such tables."
+
+UTF8 = "Is the table saved as UTF-8? In a spreadsheet, choose CSV UTF-8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def read_corrections(file: str | Path) -> Corrections:
     table = [(line, row) for line, row in _read_rows(path, str(file)) if any(cell.strip() for cell in row)]
     header = [cell.strip().casefold() for cell in table[0][1]] if table else []
     if missing := _missing_columns(header):
-        there = f"it has {', '.join(header)}" if any(header) else "it is empty"
+        there = f"its first line has {', '.join(filter(None, header))}" if any(header) else "it is empty"
         raise DataError(f"labels={file} has no column {missing}; {there}. {REVIEW}")
     return Corrections(file=str(file), rows=tuple(_as_rows(header, table[1:], str(file))))
 
@@ -310,6 +312,8 @@ def _class_of(text: str, classes: Sequence[str]) -> int | str | None:
     alike = [number for number, known in enumerate(classes) if alike_names([known, name])]
     if len(alike) == 1:
         return alike[0]
+    if _holds_bytes(name):
+        return f"The class {text.strip()!r} cannot be read. {UTF8}"
     word = removal_word(classes)
     return unknown_name(
         "class", text.strip(), classes, remedy=f"Corrections name a class of the data; {word} removes an image"
@@ -341,11 +345,16 @@ def _spelling(name: str) -> str:
     return plain.removeprefix("./")
 
 
+def _holds_bytes(text: str) -> bool:
+    """Whether there are bytes in it that were no UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in text)
+
+
 def _unknown_paths(rows: Sequence[Correction], inventory: Inventory) -> str:
     names = [row.name for row in rows]
     example = f"Here images are called such as {inventory.names[0]!r}"
-    if any("\udc80" <= character <= "\udcff" for name in names for character in name):
-        example = "Is the table saved as UTF-8? In a spreadsheet, choose CSV UTF-8"
+    if any(map(_holds_bytes, names)):
+        example = UTF8
     shown = first_names([repr(name) for name in names])
     what = "no image of the data" if len(names) == 1 else "no images of the data"
     return f"{counted(len(rows), 'path')} {'is' if len(rows) == 1 else 'are'} {what}: {shown}. {example}"

@@ -1,4 +1,5 @@
-"""The images looked through after the frozen pass: copies, leaks across splits, copies with two labels, outliers."""
+"""The images looked through after the frozen pass: copies, leaks across splits, copies with two labels, blank pictures,
+outliers."""
 
 from __future__ import annotations
 
@@ -23,6 +24,9 @@ FEATURE_NEIGHBOURS, FINGERPRINT_NEIGHBOURS = 6, 4
 """Candidates: generous, as pixels decide. With five percent of the images copied, features and fingerprints together
 hold 97 to 100 % of the mirrored, brightened and cropped copies (85 % and more of the side) of pictures of 96 px."""
 
+SERIES = 5
+"""Images that hang together by copies from which on they look like frames of a video."""
+
 ITEMS, KINDS = 200, 4
 """Pairs that a symptom lists, and kinds of change that its sentence counts."""
 
@@ -36,6 +40,7 @@ def review_images(
     picture: Callable[[int], npt.NDArray[np.uint8]],
     classes: Sequence[str],
     blocks: Mapping[str, slice] | None = None,
+    groups: npt.NDArray[np.integer] | None = None,
 ) -> ImageReview:
     """Find copies (also mirrored, cropped or brightened ones), what they do to the splits and labels, and outliers.
 
@@ -47,6 +52,7 @@ def review_images(
         picture: Index -> (3, 64, 64) uint8, the whole image squeezed to a square. Called about twice per image.
         classes: K class names.
         blocks: Stage -> its columns in the features; each stage weighs the same. None: one stage.
+        groups: (N,) images of equal value are held back together already. None: each is one of its own.
 
     Raises:
         DataError: The arguments differ in length, features are not finite, or a picture has another shape.
@@ -74,28 +80,37 @@ def review_images(
         variants=fingerprint_variants(),
     ).pairs
     candidates = np.unique(np.concatenate([near, alike]), axis=0)
-    copies = tuple(_as_copy(one, names) for one in match_pairs(picture, overview, candidates))
+    kinds = np.array(classes)[labels]
+    copies = tuple(_as_copy(one, names, kinds, splits) for one in match_pairs(picture, overview, candidates))
     found = find_outliers(rows, labels)
-    outliers = tuple(
-        OutlierImage(name=names[row], row=int(row), label=classes[labels[row]], p_value=float(found.p_values[row]))
-        for row in found.order[: int(found.marked.sum())]
-    )
+
+    def outlier_of(row: int) -> OutlierImage:
+        label, chance = str(kinds[row]), float(found.p_values[row])
+        return OutlierImage(name=names[row], row=row, label=label, p_value=chance, split=str(splits[row]))
+
+    outliers = tuple(outlier_of(int(row)) for row in found.order[: int(found.marked.sum())])
+    blanks = tuple(outlier_of(int(row)) for row in np.flatnonzero(overview.detail == 0))
     leaks = tuple(one for one in copies if splits[one.rows[0]] != splits[one.rows[1]])
     within = [one for one in copies if splits[one.rows[0]] == splits[one.rows[1]] == "train"]
     conflicts = tuple(one for one in within if labels[one.rows[0]] != labels[one.rows[1]])
-    repeats = [one for one in within if one not in conflicts]
+    own = np.arange(len(names)) if groups is None else np.asarray(groups)
+    repeats = [one for one in within if one not in conflicts and own[one.rows[0]] != own[one.rows[1]]]
+    connected = _group(copies, len(names))
+    series = max(map(len, connected), default=0)
     symptoms = [
-        *_leak_symptom(leaks, splits),
-        *_conflict_symptom(conflicts, labels, classes),
-        *_repeat_symptom(repeats),
+        *_leak_symptom(leaks, splits, series),
+        *_conflict_symptom(conflicts),
+        *_repeat_symptom(repeats, series),
+        *_blank_symptom(blanks),
         *_outlier_symptom(outliers),
     ]
     return ImageReview(
         images=len(names),
         copies=copies,
-        groups=_group(copies, len(names)),
+        groups=connected,
         leaks=leaks,
         conflicts=conflicts,
+        blanks=blanks,
         outliers=outliers,
         symptoms=tuple(sorted(symptoms, key=lambda one: one.severity != "alarm")),
     )
@@ -118,7 +133,9 @@ def _check_lengths(
         raise DataError(f"Labels must be integers in [0, {len(classes)}), as there are {len(classes)} class names.")
 
 
-def _as_copy(found: Explanation, names: Sequence[str]) -> CopyPair:
+def _as_copy(
+    found: Explanation, names: Sequence[str], kinds: npt.NDArray[np.str_], splits: npt.NDArray[np.str_]
+) -> CopyPair:
     first, second = found.rows
     return CopyPair(
         original=names[first],
@@ -127,6 +144,8 @@ def _as_copy(found: Explanation, names: Sequence[str]) -> CopyPair:
         how=found.how,
         residual=found.residual,
         turned=found.turned,
+        labels=(str(kinds[first]), str(kinds[second])),
+        splits=(str(splits[first]), str(splits[second])),
     )
 
 
@@ -151,7 +170,14 @@ def _items(copies: Sequence[CopyPair]) -> tuple[str, ...]:
     return tuple(one.sentence for one in copies[:ITEMS])
 
 
-def _leak_symptom(leaks: Sequence[CopyPair], splits: npt.NDArray[np.str_]) -> list[Symptom]:
+def _name_series(images: int) -> str:
+    """What to do where many images hang together; "" where few do."""
+    if images < SERIES:
+        return ""
+    return f" Up to {images:,} images hang together, as frames of a video do: such a series is one group."
+
+
+def _leak_symptom(leaks: Sequence[CopyPair], splits: npt.NDArray[np.str_], series: int) -> list[Symptom]:
     if not leaks:
         return []
     held = {row for one in leaks for row in one.rows if splits[row] != "train"}
@@ -163,21 +189,18 @@ def _leak_symptom(leaks: Sequence[CopyPair], splits: npt.NDArray[np.str_]) -> li
             severity="alarm",
             evidence=f"{len(held):,} {where} {which} of an image of another split ({_kinds(leaks)}): accuracy there "
             "is too high.",
-            remedy="Give copies one group (a manifest with a column 'group') and split anew, or remove the copies.",
+            remedy="Give copies one group (a manifest with a column 'group') and split anew, or remove the copies."
+            f"{_name_series(series)}",
             items=_items(leaks),
         )
     ]
 
 
-def _conflict_symptom(
-    conflicts: Sequence[CopyPair], labels: npt.NDArray[np.integer], classes: Sequence[str]
-) -> list[Symptom]:
+def _conflict_symptom(conflicts: Sequence[CopyPair]) -> list[Symptom]:
     if not conflicts:
         return []
     plain = [one for one in conflicts if not one.turned]
-    items = tuple(
-        f"{one.sentence}: {classes[labels[one.rows[0]]]}, {classes[labels[one.rows[1]]]}" for one in conflicts[:ITEMS]
-    )
+    items = tuple(f"{one.sentence}: {one.labels[0]}, {one.labels[1]}" for one in conflicts[:ITEMS])
     pairs = "1 pair of copies" if len(conflicts) == 1 else f"{len(conflicts):,} pairs of copies"
     has = "has" if len(conflicts) == 1 else "have"
     turned = "" if len(plain) == len(conflicts) else " Mirrored or turned pictures may rightly differ, as 6 and 9 do."
@@ -194,18 +217,34 @@ def _conflict_symptom(
     ]
 
 
-def _repeat_symptom(repeats: Sequence[CopyPair]) -> list[Symptom]:
+def _repeat_symptom(repeats: Sequence[CopyPair], series: int) -> list[Symptom]:
     if not repeats:
         return []
-    pairs = "1 pair of training images is" if len(repeats) == 1 else f"{len(repeats):,} pairs of training images are"
+    pairs = "1 pair of copies" if len(repeats) == 1 else f"{len(repeats):,} pairs of copies"
     return [
         Symptom(
             cause="copies_in_training",
             severity="note",
-            evidence=f"{pairs} copies ({_kinds(repeats)}).",
+            evidence=f"{pairs} in training ({_kinds(repeats)}).",
             remedy="Give copies one group, so that they are held back together; otherwise held-back accuracy is too "
-            "high.",
+            f"high.{_name_series(series)}",
             items=_items(repeats),
+        )
+    ]
+
+
+def _blank_symptom(blanks: Sequence[OutlierImage]) -> list[Symptom]:
+    if not blanks:
+        return []
+    count = "1 image shows" if len(blanks) == 1 else f"{len(blanks):,} images show"
+    return [
+        Symptom(
+            cause="blank_images",
+            severity="note",
+            evidence=f"{count} one flat colour, e.g. {blanks[0].name} ({blanks[0].label}); no copies are looked for "
+            "among them.",
+            remedy="Remove them, unless a blank picture means something.",
+            items=tuple(f"{one.name} ({one.label})" for one in blanks[:ITEMS]),
         )
     ]
 

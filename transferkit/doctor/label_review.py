@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from transferkit.core.errors import OptionError
+from transferkit.core.limits import check_limit
 from transferkit.core.provenance import quote_call
 from transferkit.options import MAX_PIXELS, PassOptions, documents, options_from
 from transferkit.records import LabelReview, Preprocessing
@@ -76,8 +76,7 @@ def review_labels(
     from transferkit.workflow.label_review import review_session
     from transferkit.workflow.session import open_session
 
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise OptionError(f"limit must be a whole number of images >= 1, got {limit!r}.")
+    check_limit(limit)
     options = options_from(PassOptions, given)
     check_pass(options)
     command = command or quote_call(review_labels, given, home="transferkit.doctor")

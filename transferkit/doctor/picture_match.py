@@ -91,6 +91,10 @@ SQUARE, UPRIGHT, STEEP = 0.93, 2.0, 8.0
 turned at all. A place that is both squeezed and turned fits simple pictures too easily."""
 
 
+SHIFT = 0.015
+"""Share of the side by which a part may reach beyond the whole before it is called shifted, not cropped."""
+
+
 @dataclass(frozen=True)
 class Overview:
     """What is kept of every picture.
@@ -437,10 +441,13 @@ def _name_turn(orientation: int) -> list[str]:
 
 
 def _name_place(place: Floats) -> list[str]:
-    """Crop and small rotation, in words."""
+    """Shift, crop and small rotation, in words."""
     sides, angles = _sides_and_angle(place[None])
     (width, height), angle = sides[0].tolist(), float(angles[0])
     words = []
+    beyond = float(np.abs(place @ (0.5, 0.5, 1.0) - 0.5).max() - (1 - min(width, height)) / 2)
+    if beyond > SHIFT:
+        words.append("shifted")
     if min(width, height) < 0.97:
         if min(width, height) > SQUARE * max(width, height):
             words.append(f"cropped to {100 * np.sqrt(width * height):.0f} %")

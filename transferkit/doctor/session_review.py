@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from transferkit.core.limits import check_limit
+from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.doctor.image_review import review_images
 from transferkit.doctor.picture_match import SIDE
@@ -20,8 +24,21 @@ from transferkit.workflow.session import Session, open_session
 
 __all__ = ["review_copies", "review_session", "small_pictures"]
 
+PICTURED = 24
+"""Findings of each kind with thumbnails: with five kinds a page of up to two megabytes."""
 
-def review_copies(model: str | nn.Module, data: Any, options: PassOptions | None = None) -> ImageReview:
+THUMBNAIL = 192
+"""Side of a thumbnail in pixels: 150 on the page, sharp on most screens."""
+
+
+def review_copies(
+    model: str | nn.Module,
+    data: Any,
+    options: PassOptions | None = None,
+    *,
+    limit: int | None = None,
+    command: str = "",
+) -> ImageReview:
     """Copies (mirrored, cropped and brightened ones too), leaks across splits, copies with two labels, and outliers.
 
     Costs what `analyze` does, the same for the test images, and some 10 ms per image.
@@ -29,6 +46,8 @@ def review_copies(model: str | nn.Module, data: Any, options: PassOptions | None
     Args:
         model, data: As for `analyze`.
         options: Those of `analyze`; None for the defaults.
+        limit: Pairs and outliers that the table lists at most, >= 1; None: all.
+        command: What to quote as the way to do this again.
 
     Raises:
         TransferkitError: What `analyze` would raise.
@@ -40,27 +59,50 @@ def review_copies(model: str | nn.Module, data: Any, options: PassOptions | None
     """
     options = PassOptions() if options is None else options
     check_pass(options)
-    return review_session(open_session(model, data, options))
+    if limit is not None:
+        check_limit(limit)
+    return review_session(open_session(model, data, options), limit=limit, command=command)
 
 
-def review_session(session: Session) -> ImageReview:
+def review_session(session: Session, *, limit: int | None = None, command: str = "") -> ImageReview:
     """`review_images` of an opened session: all its images, test images included, which are run if they were not yet.
 
     Args:
         session: As from `open_session`.
+        limit, command: As for `review_copies`.
     """
     data = session.data
-    table = session.run_features(np.arange(len(data)))
-    stages = list(table.blocks)
-    return review_images(
-        table.load(stages),
-        data.labels,
-        data.splits,
-        data.items,
-        picture=small_pictures(data, session.backbone.spec.preprocessing),
-        classes=data.summary.classes,
-        blocks=table.select(stages)[0],
+    with timed(session.seconds, "copies and outliers"):
+        table = session.run_features(np.arange(len(data)))
+        stages = list(table.blocks)
+        found = review_images(
+            table.load(stages),
+            data.labels,
+            data.splits,
+            data.items,
+            picture=small_pictures(data, session.backbone.spec.preprocessing),
+            classes=data.summary.classes,
+            blocks=table.select(stages)[0],
+            groups=data.groups,
+        )
+        found = replace(found, limit=limit)
+        pictures = {row: data.thumbnail(row, THUMBNAIL) for row in sorted(set(_pictured(found)))}
+    return replace(
+        found,
+        data=data.summary,
+        backbone=session.backbone.spec.name,
+        pictures=pictures,
+        corrected=data.corrected,
+        command=command,
+        seconds=sum(session.seconds.values()),
     )
+
+
+def _pictured(found: ImageReview) -> Iterator[int]:
+    """Images of the first listed findings of each kind."""
+    for _, those in groupby(found.findings[: found.limit], key=lambda one: one.kind):
+        for finding in islice(those, PICTURED):
+            yield from finding.rows
 
 
 def small_pictures(data: Data, own: Preprocessing) -> Callable[[int], npt.NDArray[np.uint8]]:

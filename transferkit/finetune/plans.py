@@ -50,7 +50,7 @@ def plan_for(
     if lr is None:
         if recipe.lr == "find":
             raise OptionError(f"lr={recipe.lr!r} needs images, which only transferkit.adapt has. Pass a number here.")
-        lr = recipe.lr if isinstance(recipe.lr, (int, float)) else None
+        lr = None if recipe.lr is None or isinstance(recipe.lr, str) else float(recipe.lr)
     if lr is None:
         size = recipe.batch_size or DEFAULT_BATCH_SIZE
         start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size, scale=recipe.lr_scale)

@@ -158,9 +158,14 @@ class _Images:
         return np.sqrt(self.weights)[:, None]
 
     @cached_property
+    def total(self) -> float:
+        """Sum of the weights, > 0: a fit without images, as where all are copies of one, has means of 0."""
+        return max(float(self.weights.sum()), float(np.finfo(np.float32).tiny))
+
+    @cached_property
     def base(self) -> Single:
         """(K,) weighted class shares."""
-        return np.asarray(self.weights @ self.one_hot / self.weights.sum(), dtype=np.float32)
+        return np.asarray(self.weights @ self.one_hot / self.total, dtype=np.float32)
 
     @cached_property
     def targets(self) -> Single:
@@ -169,7 +174,7 @@ class _Images:
 
     def centred(self) -> Single:
         """(n, D) features minus their weighted mean, rows scaled by the root of the weights."""
-        mean = self.weights @ self.values / self.weights.sum()
+        mean = self.weights @ self.values / self.total
         return np.asarray((self.values - mean) * self.roots, dtype=np.float32)
 
 
@@ -288,7 +293,7 @@ def _rank(images: _Images, dual: Single) -> _Ranked:
     centred = images.centred()
     factors = _factors(centred, images)
     relevance = np.sqrt(((centred.T @ dual) ** 2).sum(axis=1)) * factors
-    variances = (centred**2).sum(axis=0, dtype=np.float64) / images.weights.sum() * factors**2
+    variances = (centred**2).sum(axis=0, dtype=np.float64) / images.total * factors**2
     order = np.argsort(-relevance, kind="stable")[: max(1, np.count_nonzero(variances))]
     return _Ranked(factors, order, np.maximum(variances[order], np.finfo(np.float32).tiny), len(images.blocks))
 

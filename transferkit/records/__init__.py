@@ -43,7 +43,7 @@ from transferkit.records.preprocessing import (
     View,
 )
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
-from transferkit.records.review import CopyPair, ImageReview, OutlierImage
+from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
@@ -78,6 +78,7 @@ __all__ = [
     "Forecast",
     "HeldOut",
     "Histogram",
+    "ImageFinding",
     "ImageReview",
     "Interpolation",
     "LabelReview",

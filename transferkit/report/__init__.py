@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that opens offline, made from a `RunRecord` alone.
 
-A ranking has a page of its own, and so have doubtful labels."""
+A ranking has a page of its own, and so have doubtful labels, and copies and outliers."""
 
-from transferkit.report._render import render, render_labels, render_ranking
+from transferkit.report._render import render, render_images, render_labels, render_ranking
 
-__all__ = ["render", "render_labels", "render_ranking"]
+__all__ = ["render", "render_images", "render_labels", "render_ranking"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transferkit.records import LabelReview, Ranking, RunRecord
+from transferkit.records import ImageReview, LabelReview, Ranking, RunRecord
+from transferkit.report._images import write_images
 from transferkit.report._labels import write_labels
 from transferkit.report._ranking import write_ranking
 from transferkit.report.sections import write_report
@@ -13,7 +14,7 @@ from transferkit.report.sections import write_report
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["render", "render_labels", "render_ranking"]
+__all__ = ["render", "render_images", "render_labels", "render_ranking"]
 
 
 def render(record: RunRecord) -> str:
@@ -44,6 +45,15 @@ def render_labels(review: LabelReview) -> str:
         review: All text in it is treated as untrusted.
     """
     return _encodable(_environment().get_template("labels.html.j2").render(page=write_labels(review)))
+
+
+def render_images(review: ImageReview) -> str:
+    """The contact sheet of copies and outliers as one HTML document, like the report of a run.
+
+    Args:
+        review: All text in it is treated as untrusted.
+    """
+    return _encodable(_environment().get_template("images.html.j2").render(page=write_images(review)))
 
 
 def _encodable(html: str) -> str:

@@ -106,7 +106,7 @@ def conditions_for(evidence: Evidence, options: AdaptOptions) -> Conditions:
     conditions = Conditions(
         batch_size=recipe.batch_size or options.batch_size,
         optimizer=recipe.optimizer,
-        lr=float(recipe.lr) if isinstance(recipe.lr, (int, float)) else None,
+        lr=None if recipe.lr is None or isinstance(recipe.lr, str) else float(recipe.lr),
         lr_scale=recipe.lr_scale,
         norm=norm,
         processes=count_processes(device, options.trainer or {}),

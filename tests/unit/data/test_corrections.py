@@ -121,6 +121,15 @@ def test_names_that_a_spreadsheet_changed_are_understood(write, tmp_path):
     assert [(one.item, one.corrected) for one in data.corrected] == [("train/007/2.png", "12")]
 
 
+def test_a_table_in_another_encoding_is_told_so(write, tmp_path):
+    for name in ("train/Käfer/0.png", "train/Käfer/1.png", "train/dog/0.png", "train/dog/1.png"):
+        write(name)
+    file = tmp_path / "c.csv"
+    file.write_bytes("path;corrected\r\ntrain/dog/0.png;Käfer\r\n".encode("cp1252"))
+    with pytest.raises(DataError, match="line 2: The class .* cannot be read. Is the table saved as UTF-8"):
+        open_data(tmp_path / "images", labels=file, progress=False)
+
+
 def test_a_class_called_drop_is_a_class(write, tmp_path):
     for name in ("drop", "puddle"):
         for number in range(6):
@@ -194,8 +203,8 @@ def test_an_image_that_is_gone_does_no_harm_if_nothing_is_said_of_it(official, t
     ("content", "message"),
     [
         ("", "has no column path, and no column corrected .nor label.; it is empty"),
-        ("path,split\na,b\n", "has no column corrected .nor label.; it has path, split"),
-        ("label\na\n", "has no column path; it has label"),
+        ("path,split\na,b\n", "has no column corrected .nor label.; its first line has path, split"),
+        ("label\na\n", "has no column path; its first line has label"),
         ("path,path,label\na,b,c\n", "more than one column 'path'"),
         ("path,label\na,b,c\n", "line 2 has more cells than the header's 2"),
         ('path,label\n"a,b\n', "cannot be read as a table"),

@@ -33,14 +33,14 @@ def small(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
-def review(images, labels=None, splits=None, names=None):
+def review(images, labels=None, splits=None, names=None, groups=None):
     pictures = [small(one) for one in images]
     features = np.stack([one.reshape(3, 8, 8, 8, 8).mean(axis=(2, 4)).reshape(-1) for one in pictures])
     count = len(images)
     labels = np.arange(count) % 2 if labels is None else labels
     splits = np.array(["train"] * count) if splits is None else splits
     names = [f"{n}.png" for n in range(count)] if names is None else names
-    return review_images(features, labels, splits, names, picture=lambda n: pictures[n], classes=CLASSES)
+    return review_images(features, labels, splits, names, picture=lambda n: pictures[n], classes=CLASSES, groups=groups)
 
 
 def jpeg(image):
@@ -85,6 +85,17 @@ def test_a_copy_of_a_copy_is_in_one_group(photos):
     assert found.groups == ((3, 48, 49),)
 
 
+def test_frames_of_a_video_are_called_shifted_and_one_group(photos):
+    photo = load_sample_images().images[0]
+    frames = [Image.fromarray(photo[100:300, 8 * number : 8 * number + 200]) for number in range(8)]
+    found = review([*photos, *frames], labels=np.zeros(56, dtype=int))
+    (group,) = found.groups
+    assert group == tuple(range(48, 56))
+    assert {pair.how for pair in found.copies} == {"shifted"}
+    (symptom,) = found.symptoms
+    assert "Up to 8 images hang together, as frames of a video do: such a series is one group." in symptom.remedy
+
+
 def test_a_leak_is_an_alarm(photos):
     splits = np.array(["train"] * 48 + ["test"])
     found = review([*photos, ImageOps.mirror(photos[3])], splits=splits)
@@ -93,6 +104,8 @@ def test_a_leak_is_an_alarm(photos):
     assert symptom.items == ("3.png ~ 48.png (mirrored)",)
     assert "1 test image is a copy of an image of another split (1 mirrored)" in symptom.sentence
     assert found.conflicts == ()
+    (leak,) = found.leaks
+    assert (leak.splits, leak.labels) == (("train", "test"), ("flower", "temple"))
 
 
 @pytest.mark.parametrize(("change", "severity"), [(jpeg, "alarm"), (ImageOps.mirror, "note")])
@@ -105,9 +118,24 @@ def test_copies_with_two_labels(photos, change, severity):
     assert ("may rightly differ" in symptom.remedy) == (severity == "note")
 
 
+def test_copies_that_have_one_group_already_need_no_note(photos):
+    images, labels = [*photos, ImageOps.mirror(photos[3])], np.zeros(49, dtype=int)
+    assert [one.cause for one in review(images, labels).symptoms] == ["copies_in_training"]
+    found = review(images, labels, groups=np.array([*range(48), 3]))
+    assert len(found.copies) == 1
+    assert found.sentences == (
+        "49 images: 1 pair of copies that are held back together, or within one held-back split; no outliers found.",
+    )
+
+
 def test_blank_and_equal_pictures_are_no_copies(photos):
     blank = [Image.new("RGB", (50, 50), colour) for colour in ("white", "white", "black", "red", "blue")]
-    assert review([*photos, *blank]).copies == ()
+    found = review([*photos, *blank])
+    assert found.copies == ()
+    assert [one.row for one in found.blanks] == [48, 49, 50, 51, 52]
+    (symptom,) = (one for one in found.symptoms if one.cause == "blank_images")
+    assert symptom.evidence.startswith("5 images show one flat colour, e.g. 48.png (temple)")
+    assert {row.split(",")[0] for row in found.to_csv().splitlines()[1:]} == {"blank"}
     assert review(blank).copies == ()
 
 
@@ -149,6 +177,8 @@ def test_a_session_is_reviewed_with_its_test_images(photos, tmp_path):
     assert found.images == 49
     (leak,) = found.leaks
     assert leak.how == "mirrored"
+    assert set(found.pictures) == set(leak.rows)
+    assert (found.backbone, found.data.size("test")) == ("packaged/tf_efficientnet_lite0", 13)
     assert {leak.original.split("/")[-1], leak.copy.split("/")[-1]} == {"größe 5.png", "spiegel.png"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from transferkit.records import HeldOut, RunRecord
@@ -11,6 +12,11 @@ from transferkit.report._words import format_percent, name_split, plural
 __all__ = ["Mistakes", "write_mistakes"]
 
 MAX_MISTAKES = 24
+
+ADAPT = "transferkit adapt "
+
+OTHERS = ("out=", "overwrite=", "resume=", "evaluate=", "train.", "trainer")
+"""Settings of adapt that say nothing about a review of labels or images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,19 @@ class Wrong:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistakes:
-    """The worst mistakes."""
+    """The worst mistakes.
+
+    Args:
+        sentence: What they are.
+        pictures: Worst first.
+        more: Those without a picture.
+        reviews: Commands that look for wrong labels, and for copies and outliers; none for a run from Python.
+    """
 
     sentence: str
     pictures: tuple[Wrong, ...]
     more: int
+    reviews: tuple[str, ...]
 
 
 def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
@@ -53,4 +67,22 @@ def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
         sentence = f"There are none among {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
     else:
         sentence = "No pictures of mistakes were kept for this run."
-    return Mistakes(sentence=sentence, pictures=pictures, more=max(0, len(record.mistakes) - MAX_MISTAKES))
+    return Mistakes(
+        sentence=sentence,
+        pictures=pictures,
+        more=max(0, len(record.mistakes) - MAX_MISTAKES),
+        reviews=_reviews(record.command),
+    )
+
+
+def _reviews(command: str) -> tuple[str, ...]:
+    """The commands that review the labels and images of a run.
+
+    Example:
+        >>> _reviews("transferkit adapt data.root=x out=run train.epochs=3 seed=0")[0]
+        'transferkit doctor labels data.root=x seed=0 out=review'
+    """
+    if not command.startswith(ADAPT):
+        return ()
+    words = [word for word in shlex.split(command.removeprefix(ADAPT)) if not word.startswith(OTHERS)]
+    return tuple(shlex.join(["transferkit", "doctor", what, *words, "out=review"]) for what in ("labels", "images"))
