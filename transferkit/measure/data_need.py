@@ -1,61 +1,57 @@
-"""What more training images would bring: the learning curve extrapolated by several families, with intervals.
+"""What more training images would bring: the learning curve extrapolated, with intervals.
 
-The error at n images is e(n) = c + a h(n): c the error that no number of images removes, a the rest of today's error,
-and h a falling curve of one of three families, scaled to 1 at the largest n that was tried:
+On the probit scale, z = Phi^-1(accuracy), learning curves are nearly straight in log n, and their slope shrinks slowly:
+each doubling of the images brings r times what the doubling before brought,
 
-    POW4   (1 + n / t)^-d           a power law that sets in at t images
-    MMF4   1 / (1 + (n / t)^d)      Morgan-Mercer-Flodin, a sigmoid in log n
-    WBL4   exp(-(n / t)^d)          Weibull
+    z(n) = a + b (r^L - 1) / ln r      L = log2(n / N), N the largest number of images that was tried
 
-For given (t, d) the curve is linear in (c, a), so the posterior is exact there: a Gaussian cut off at c >= 0 and a >=
-0. (t, d) run over a grid; every family and every point of its grid is equally likely beforehand, and is weighted by
-how well it explains the measured points (Bayesian model averaging). Forecasts are quantiles over draws from all of
-them, so a short or noisy curve gives wide intervals instead of one confident fit.
+with b the slope at N, per doubling. For given r the curve is linear in (a, b), so their posterior is exact: a Gaussian,
+cut off at b >= 0. r runs over a grid. What slopes b and factors r are usual was learnt from the curves of our tasks
+(`USUAL`), so a short or noisy curve is continued like others, with a wide interval.
+
+The points of a curve are measured on the same images. If these happen to be hard ones, all points are too low, the
+right end most on the probit scale: a common error in proportion to each point's binomial one (`SHARED`).
 
 References:
-    Mohr et al., LCDB 1.0, ECML-PKDD 2022, on the families: POW4 and MMF4 extrapolate best. Deviation: averaged, not
-    selected by least squares; `SPREAD` is added to the errors of the points.
+    Mohr et al., LCDB 1.0, ECML-PKDD 2022, compare families of curves; the best of them, POW4 and MMF4, have four
+    parameters that a quarter of the images does not determine (docs/doctor.md has the comparison).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, ndtri
 
 from transferkit.core.errors import DataError, OptionError
 from transferkit.records import CurvePoint, DataNeed, Folds, Forecast, WantedAccuracy
 
-__all__ = ["CurveForecast", "fitted_images", "forecast_curve", "measure_data_need"]
+__all__ = ["USUAL", "CurveForecast", "CurvePrior", "fitted_images", "forecast_curve", "measure_data_need"]
 
 Array = npt.NDArray[np.float64]
 
-SPREAD = 0.004
-"""Standard deviation of real learning curves around the families, in accuracy, on top of the points' standard
-errors."""
+MIN_POINTS = 3
+"""Different numbers of images below which nothing is extrapolated: a curve has three parameters."""
 
-MIN_POINTS = 4
-"""Different numbers of images below which nothing is extrapolated: a curve has four parameters."""
+FACTORS = np.linspace(0.3, 1.1, 41)
+"""Grid of r."""
 
-DRAWS = 16
-"""Draws of (c, a) for each point of the grid."""
+SHARED = 0.6
+"""Share of the largest point's error variance that all points have in common, as they are measured on the same
+images. Between curves of one task from different images 0.4 was measured; with 0.6 the intervals hold what they say."""
 
-STEEPNESS = np.geomspace(0.2, 2.5, 12)
-"""d of all families. Error falls as a power of about 0.2 to 1 of n in most reports."""
+SPREAD = 0.03
+"""Standard deviation of real curves around the smooth ones, in probits: 0.7 points of accuracy at 80 %."""
 
-FLOORS = (0.01, 0.3)
-"""How large c may be: one point in half of the grid, as on most of our tasks, nearly anything in the other half, for
-tasks with wrong labels. A flat prior alone takes every noisy last point for the beginning of a plateau: 24 % of
-n-hat / n in [0.5, 2] instead of 65 % (`scripts/bench_data_need.py`)."""
+TINY, MOST_TESTED = 1e-9, 1e6
+"""Smallest error of the largest point, and most images it may stand for."""
 
-ONSETS = 16
-"""Number of values of t, from a thousandth of the smallest number of images to a hundred times the largest."""
-
-MAX_RATIO = 1e3
-"""Largest ratio of the reducible error at the smallest number of images to that at the largest."""
+DRAWS = 200
+"""Draws of (a, b) for each r."""
 
 LOWEST, HIGHEST = 0.1, 0.9
 """Quantiles of the 80 % interval."""
@@ -64,11 +60,17 @@ DROP, DROP_ERRORS = 0.01, 3.0
 """A curve that falls by more than this, and by more than this many standard errors, is not well behaved."""
 
 MISFIT = 6.0
-"""Mean squared residual of the best curve, in squared standard errors, above which no family describes the points."""
+"""Mean squared residual of the best curve, in squared standard errors, above which no curve describes the points."""
 
 OUTSIDE = 1e-6
 """Weight of a draw that was moved to the boundary, relative to one inside: it counts only where there is nothing
 else."""
+
+FLAT = 1e-6
+"""Smallest b."""
+
+STRAIGHT = 1e-6
+"""An |ln r| below this is 0."""
 
 MOST_IMAGES = 10**7
 """Numbers of images beyond this are not reported."""
@@ -84,57 +86,63 @@ NOTICEABLE = 0.005
 """A wanted accuracy is at least this far above today's."""
 
 
-@dataclass(frozen=True)
-class _Family:
-    """One family of falling curves h(n; t, d), not scaled, from 1 at n = 0 to 0."""
+@dataclass(frozen=True, kw_only=True)
+class CurvePrior:
+    """Which learning curves are usual.
 
-    curve: Callable[[Array, Array, Array], Array]
-    inverse: Callable[[Array, Array, Array], Array]
+    Args:
+        slope, slope_deviation: Mean and standard deviation, > 0, of b, in probits per doubling of the images.
+        factor, factor_deviation: Mean and standard deviation, > 0, of r, by which each doubling changes the slope.
+    """
+
+    slope: float
+    slope_deviation: float
+    factor: float
+    factor_deviation: float
+
+    def __post_init__(self) -> None:
+        values = (self.slope, self.slope_deviation, self.factor, self.factor_deviation)
+        if not all(math.isfinite(value) for value in values) or min(self.slope_deviation, self.factor_deviation) <= 0:
+            raise OptionError(f"CurvePrior must have finite means and finite deviations > 0, got {values!r}.")
 
 
-def _invert_power(height: Array, onset: Array, steepness: Array) -> Array:
-    return onset * (height ** (-1 / steepness) - 1)
-
-
-def _invert_mmf(height: Array, onset: Array, steepness: Array) -> Array:
-    return onset * (1 / height - 1) ** (1 / steepness)
-
-
-def _invert_weibull(height: Array, onset: Array, steepness: Array) -> Array:
-    return onset * (-np.log(height)) ** (1 / steepness)
-
-
-FAMILIES = {
-    "POW4": _Family(lambda n, t, d: (1 + n / t) ** -d, _invert_power),
-    "MMF4": _Family(lambda n, t, d: 1 / (1 + (n / t) ** d), _invert_mmf),
-    "WBL4": _Family(lambda n, t, d: np.exp(-((n / t) ** d)), _invert_weibull),
-}
+USUAL = CurvePrior(slope=0.24, slope_deviation=0.12, factor=0.94, factor_deviation=0.08)
+"""Over our tasks. Slopes at a quarter of the images: 0.06 for clothes at 1,500 images, 0.45 for glyphs."""
 
 
 @dataclass(frozen=True)
 class _Draws:
-    """Weighted draws from one family's posterior."""
+    """Weighted draws from the posterior."""
 
-    family: str
-    onset: Array  # (S,)
-    steepness: Array  # (S,)
-    floor: Array  # (S,) c
-    excess: Array  # (S,) a
-    scale: Array  # (S,) the family's curve at the largest number of images
+    level: Array  # (S,) a
+    slope: Array  # (S,) b > 0
+    factor: Array  # (S,) r
     weight: Array  # (S,)
+    largest: float  # N
 
-    def error(self, images: float) -> Array:
-        """(S,) at this number of images."""
-        height = FAMILIES[self.family].curve(np.full(1, float(images)), self.onset, self.steepness)
-        return self.floor + self.excess * height / self.scale
+    def accuracy(self, images: float) -> Array:
+        """(S,) in [0, 1] at this number of images."""
+        doublings = np.full(len(self.factor), math.log2(images / self.largest))
+        return np.asarray(ndtr(self.level + self.slope * _gains(doublings, self.factor)), dtype=np.float64)
 
-    def images_for(self, error: float) -> Array:
-        """(S,) >= 1; infinite where the error is never reached."""
+    def images_for(self, accuracy: float) -> Array:
+        """(S,) >= 1; infinite where the accuracy is never reached."""
+        gain = (ndtri(accuracy) - self.level) / self.slope
+        rate = np.log(self.factor)
+        straight = np.abs(rate) < STRAIGHT
+        rate = np.where(straight, 1.0, rate)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            height = (error - self.floor) / self.excess * self.scale
-            found = FAMILIES[self.family].inverse(np.clip(height, 0, 1), self.onset, self.steepness)
-        found = np.where(self.floor >= error, np.inf, found)
-        return np.maximum(np.where(self.floor + self.excess / self.scale <= error, 1.0, found), 1.0)
+            bent = np.log(1 + gain * rate) / rate
+            # Beyond the asymptote: above it for r < 1, below the lower one for r > 1.
+            bent = np.where(1 + gain * rate > 0, bent, np.where(rate < 0, np.inf, -np.inf))
+            return np.maximum(self.largest * np.exp2(np.where(straight, gain, bent)), 1.0)
+
+
+def _gains(doublings: Array, factor: Array) -> Array:
+    """(r^L - 1) / ln r, the gain by L doublings in units of b; L for r = 1."""
+    rate = np.log(factor)
+    straight = np.abs(rate) < STRAIGHT
+    return np.where(straight, doublings, np.expm1(doublings * rate) / np.where(straight, 1.0, rate))
 
 
 class CurveForecast:
@@ -145,62 +153,70 @@ class CurveForecast:
         problem: Why the curve is not well behaved, a sentence; "" if it is.
     """
 
-    def __init__(self, points: Sequence[CurvePoint], draws: Sequence[_Draws], problem: str) -> None:
+    def __init__(self, points: Sequence[CurvePoint], draws: _Draws, problem: str) -> None:
         self.points = tuple(points)
         self.problem = problem
         self._draws = draws
-        self._weight = np.concatenate([one.weight for one in draws])
 
     def accuracy_at(self, images: float, quantiles: Sequence[float] = (0.5, LOWEST, HIGHEST)) -> tuple[float, ...]:
         """Quantiles of the expected accuracy with that many training images, in [0, 1].
 
         Args:
-            images: > 0.
+            images: > 0, finite.
             quantiles: In (0, 1).
+
+        Raises:
+            OptionError: One of them is outside of its range.
         """
-        return self._quantiles(1 - self._error(images), quantiles)
+        return self._quantiles(self._draws.accuracy(_require_images(images)), quantiles)
 
     def gain(
         self, before: float, after: float, quantiles: Sequence[float] = (0.5, LOWEST, HIGHEST)
     ) -> tuple[float, ...]:
-        """Quantiles of the gain in accuracy from `before` to `after` images."""
-        return self._quantiles(self._error(before) - self._error(after), quantiles)
+        """Quantiles of the gain in accuracy from `before` to `after` images; below 0 if there are fewer after.
+
+        Raises:
+            OptionError: One of them is outside of its range, as for `accuracy_at`.
+        """
+        before, after = _require_images(before), _require_images(after)
+        return self._quantiles(self._draws.accuracy(after) - self._draws.accuracy(before), quantiles)
 
     def images_for(self, accuracy: float, quantiles: Sequence[float] = (0.5, LOWEST, HIGHEST)) -> tuple[float, ...]:
         """Quantiles of the number of training images that an accuracy takes; infinite where it is never reached.
 
         Raises:
-            OptionError: The accuracy is not in [0, 1].
+            OptionError: The accuracy is not in [0, 1], or a quantile not in (0, 1).
         """
         if not 0 <= accuracy <= 1:
             raise OptionError(f"An accuracy must be in [0, 1], got {accuracy!r}.")
-        return self._quantiles(np.concatenate([one.images_for(1 - accuracy) for one in self._draws]), quantiles)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Family -> its share of the posterior, in [0, 1]."""
-        total = self._weight.sum()
-        return {one.family: float(one.weight.sum() / total) for one in self._draws}
-
-    def _error(self, images: float) -> Array:
-        return np.clip(np.concatenate([one.error(images) for one in self._draws]), 0, 1)
+        return self._quantiles(self._draws.images_for(float(accuracy)), quantiles)
 
     def _quantiles(self, values: Array, quantiles: Sequence[float]) -> tuple[float, ...]:
+        if not all(0 < one < 1 for one in quantiles):
+            raise OptionError(f"Quantiles must be in (0, 1), got {list(quantiles)!r}.")
         order = np.argsort(values, kind="stable")
-        reached = np.cumsum(self._weight[order]) / self._weight.sum()
+        reached = np.cumsum(self._draws.weight[order]) / self._draws.weight.sum()
         at = np.minimum(np.searchsorted(reached, quantiles), len(values) - 1)
         return tuple(float(value) for value in values[order][at])
 
 
-def forecast_curve(points: Sequence[CurvePoint], *, seed: int = 0) -> CurveForecast:
+def _require_images(images: float) -> float:
+    if not (math.isfinite(images) and images > 0):
+        raise OptionError(f"A number of training images must be finite and > 0, got {images!r}.")
+    return float(images)
+
+
+def forecast_curve(points: Sequence[CurvePoint], *, prior: CurvePrior = USUAL, seed: int = 0) -> CurveForecast:
     """Extrapolate a learning curve.
 
     Args:
-        points: Of one stage, at `MIN_POINTS` or more different numbers of images, in any order.
+        points: Of one stage, at `MIN_POINTS` or more different numbers of images, in any order. The error of the one
+            with the most images says how few images the accuracies were measured on; if it is 0, as many as that.
+        prior: Which curves are usual; it counts most for few and noisy points.
         seed: Of the draws.
 
     Raises:
-        DataError: There are fewer points, or they belong to several stages.
+        DataError: There are fewer points, they belong to several stages, or are not of class `CurvePoint`.
 
     Example:
         >>> sizes = [20, 40, 80, 160, 320, 640]
@@ -209,74 +225,84 @@ def forecast_curve(points: Sequence[CurvePoint], *, seed: int = 0) -> CurveForec
         >>> round(found.accuracy_at(1280)[0], 2), 1400 < found.images_for(0.95)[0] < 1800
         (0.94, True)
     """
-    points = sorted(points, key=lambda point: point.images)
+    points = list(points)
+    for point in points:
+        if not isinstance(point, CurvePoint):
+            raise DataError(f"The points of a learning curve must be of class CurvePoint, got {point!r}.")
+    points.sort(key=lambda point: point.images)
     if len({point.stage for point in points}) > 1:
         raise DataError("The points of one learning curve must be of one stage.")
     if len({point.images for point in points}) < MIN_POINTS:
         sizes = len({point.images for point in points})
         raise DataError(f"Extrapolating needs {MIN_POINTS} or more different numbers of images, got {sizes}.")
-    images = np.array([point.images for point in points], dtype=np.float64)
-    errors = 1 - np.array([point.accuracy for point in points])
-    deviations = np.hypot([point.error for point in points], SPREAD)
-    rng = np.random.default_rng(seed)
-    fits = [_fit(name, images, errors, deviations) for name in FAMILIES]
-    best = max(float(fit.evidence.max()) for fit in fits)
-    draws = [_draw(fit, rng, best) for fit in fits]
-    misfit = min(float(fit.misfit.min()) for fit in fits) / len(points)
-    return CurveForecast(points, draws, _find_problem(points, misfit))
+    fit = _fit(_Probits.of(points), prior)
+    draws = _draw(fit, np.random.default_rng(seed), float(points[-1].images))
+    return CurveForecast(points, draws, _find_problem(points, float(fit.misfit.min()) / len(points)))
+
+
+@dataclass(frozen=True)
+class _Probits:
+    """The points on the probit scale."""
+
+    doublings: Array  # (P,) L <= 0
+    values: Array  # (P,) z
+    covariance: Array  # (P, P) of their errors
+
+    @classmethod
+    def of(cls, points: Sequence[CurvePoint]) -> _Probits:
+        """From points by growing number of images."""
+        images = np.array([point.images for point in points], dtype=np.float64)
+        accuracy = np.array([point.accuracy for point in points], dtype=np.float64)
+        errors = np.array([point.error for point in points], dtype=np.float64)
+        spread = accuracy[-1] * (1 - accuracy[-1])
+        tested = spread / max(errors[-1], TINY) ** 2 if errors[-1] > 0 and spread > 0 else images[-1]
+        tested = min(max(tested, 1.0), MOST_TESTED)
+        # Half a right and half a wrong image more: an accuracy of 0 or 1 has no probit.
+        accuracy = (accuracy * tested + 0.5) / (tested + 1)
+        values = ndtri(accuracy)
+        steepness = np.exp(-(values**2) / 2) / math.sqrt(2 * math.pi)
+        shared = np.sqrt(SHARED * accuracy * (1 - accuracy) / tested) / steepness
+        own = errors / steepness
+        own[-1] *= math.sqrt(1 - SHARED)
+        covariance = np.outer(shared, shared) + np.diag(own**2 + SPREAD**2)
+        return cls(np.log2(images / images[-1]), values, covariance)
 
 
 @dataclass(frozen=True)
 class _CurveFit:
-    """The posterior of one family on its grid of G points."""
+    """The posterior of (a, b) at every r of the grid."""
 
-    family: str
-    onset: Array  # (G,)
-    steepness: Array  # (G,)
-    scale: Array  # (G,)
-    mean: Array  # (G, 2) of (c, a)
-    root: Array  # (G, 2, 2) Cholesky factor of their covariance
-    evidence: Array  # (G,) log marginal likelihood, but for the cut at 0
+    factor: Array  # (G,)
+    mean: Array  # (G, 2)
+    root: Array  # (G, 2, 2) Cholesky factor of the covariance
+    evidence: Array  # (G,) log marginal likelihood and prior of r, but for the cut at 0
     misfit: Array  # (G,) squared residuals in squared standard errors
 
 
-def _fit(family: str, images: Array, errors: Array, deviations: Array) -> _CurveFit:
-    """Exact posterior of (c, a) at every point of the grid, whose third axis is how large c may be."""
-    onsets = np.geomspace(images[0] / 1000, 100 * images[-1], ONSETS)
-    onset, steepness, floor = (axis.reshape(-1) for axis in np.meshgrid(onsets, STEEPNESS, FLOORS, indexing="ij"))
-    curve = FAMILIES[family].curve
-    with np.errstate(under="ignore"):
-        heights = curve(images[:, None], onset, steepness)  # (P, G)
-    kept = heights[-1] * MAX_RATIO > heights[0]
-    onset, steepness, floor, heights = onset[kept], steepness[kept], floor[kept], heights[:, kept]
-    scaled = heights / heights[-1]
-    weights = 1 / deviations**2
-    # Normal equations of two unknowns, with their prior: c as large as `floor`, a as large as it likes.
-    moments = np.empty((scaled.shape[1], 2, 2))
-    moments[:, 0, 0] = weights.sum() + 1 / floor**2
-    moments[:, 0, 1] = moments[:, 1, 0] = weights @ scaled
-    moments[:, 1, 1] = weights @ scaled**2 + 1
-    right = np.stack([np.full(scaled.shape[1], weights @ errors), (weights * errors) @ scaled], axis=1)
-    covariance = np.linalg.inv(moments)
-    mean = (covariance @ right[..., None])[..., 0]
-    residual = errors[:, None] - mean[:, 0] - mean[:, 1] * scaled
-    misfit = weights @ residual**2
-    # The marginal likelihood: how well the best (c, a) fit, and how much of what was thought possible fits as well.
-    evidence = -0.5 * (misfit + (mean[:, 0] / floor) ** 2) + 0.5 * np.linalg.slogdet(covariance)[1] - np.log(floor)
-    return _CurveFit(
-        family, onset, steepness, heights[-1], mean, np.asarray(np.linalg.cholesky(covariance)), evidence, misfit
-    )
+def _fit(measured: _Probits, prior: CurvePrior) -> _CurveFit:
+    precision = np.linalg.inv(measured.covariance)
+    gains = _gains(measured.doublings[None, :], FACTORS[:, None])
+    design = np.stack([np.ones_like(gains), gains], axis=-1)  # (G, P, 2)
+    weighted = design.transpose(0, 2, 1) @ precision
+    known = np.array([0.0, 1 / prior.slope_deviation**2])
+    covariance = np.linalg.inv(weighted @ design + np.diag(known))
+    mean = (covariance @ (weighted @ measured.values + known * prior.slope)[..., None])[..., 0]
+    residual = measured.values - (design @ mean[..., None])[..., 0]
+    misfit = np.einsum("gp,pq,gq->g", residual, precision, residual)
+    unusual = ((mean[:, 1] - prior.slope) / prior.slope_deviation) ** 2
+    unusual += ((FACTORS - prior.factor) / prior.factor_deviation) ** 2
+    evidence = -0.5 * (misfit + unusual) + 0.5 * np.linalg.slogdet(covariance)[1]
+    return _CurveFit(FACTORS, mean, np.asarray(np.linalg.cholesky(covariance)), evidence, misfit)
 
 
-def _draw(fit: _CurveFit, rng: np.random.Generator, best: float) -> _Draws:
-    """Draws of (c, a) with c >= 0 and a >= 0; where the cut leaves none, the nearest point on it, at a small weight."""
-    normal = rng.standard_normal((len(fit.onset), DRAWS, 2))
+def _draw(fit: _CurveFit, rng: np.random.Generator, largest: float) -> _Draws:
+    """Draws of (a, b) with b > 0; where the cut leaves none, the nearest point on it, at a small weight."""
+    normal = rng.standard_normal((len(fit.factor), DRAWS, 2))
     drawn = fit.mean[:, None] + np.einsum("gij,gdj->gdi", fit.root, normal)
-    inside = (drawn >= 0).all(axis=-1)
-    weight = np.exp(fit.evidence - best)[:, None] * np.where(inside, 1.0, OUTSIDE)
-    repeat = [np.repeat(values, DRAWS) for values in (fit.onset, fit.steepness, fit.scale)]
-    drawn = np.maximum(drawn, 0).reshape(-1, 2)
-    return _Draws(fit.family, repeat[0], repeat[1], drawn[:, 0], drawn[:, 1], repeat[2], weight.reshape(-1))
+    level, slope = drawn.reshape(-1, 2).T
+    likely = np.repeat(np.exp(fit.evidence - fit.evidence.max()), DRAWS)
+    weight = likely * np.where(slope > 0, 1.0, OUTSIDE)
+    return _Draws(level, np.maximum(slope, FLAT), np.repeat(fit.factor, DRAWS), weight, largest)
 
 
 def _find_problem(points: Sequence[CurvePoint], misfit: float) -> str:
@@ -291,9 +317,7 @@ def _find_problem(points: Sequence[CurvePoint], misfit: float) -> str:
                     "extrapolated."
                 )
     if misfit > MISFIT:
-        return (
-            "The learning curve is not well behaved: no family of curves describes its points. It is not extrapolated."
-        )
+        return "The learning curve is not well behaved: no smooth curve describes its points. It is not extrapolated."
     return ""
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.core.errors import DataError, OptionError
-from transferkit.measure.data_need import FAMILIES, fitted_images, forecast_curve, measure_data_need
+from transferkit.measure.data_need import CurvePrior, fitted_images, forecast_curve, measure_data_need
 from transferkit.records import CurvePoint, DataNeed, Folds, Forecast, WantedAccuracy
 
 SIZES = (20, 40, 80, 160, 320)
@@ -36,14 +39,15 @@ def weibull(n):
     return 0.03 + 0.8 * math.exp(-((n / 100) ** 0.6))
 
 
-@pytest.mark.parametrize("error", [power, sigmoid, weibull])
-def test_a_clean_curve_is_continued(error):
+# A sigmoid with a floor gives no sign of it before it flattens.
+@pytest.mark.parametrize(("error", "slack"), [(power, 0.005), (sigmoid, 0.03), (weibull, 0.005)])
+def test_a_clean_curve_is_continued(error, slack):
     found = forecast_curve(curve(error))
     for n in (20, 160, 320, 640, 1280):
         middle, low, high = found.accuracy_at(n)
         assert low <= middle <= high
-        assert middle == pytest.approx(1 - error(n), abs=0.012 if n <= 640 else 0.03)
-        assert low - 0.005 <= 1 - error(n) <= high + 0.005
+        assert middle == pytest.approx(1 - error(n), abs=0.02 if n <= 640 else 0.04)
+        assert low - slack <= 1 - error(n) <= high + slack
     assert found.problem == ""
 
 
@@ -63,23 +67,55 @@ def test_accuracy_and_images_are_inverse_to_each_other():
         assert images == pytest.approx(n, rel=0.1)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_every_family_falls_from_one_to_zero_and_is_inverted(name):
-    family, images = FAMILIES[name], np.geomspace(1, 1e5, 30)
-    onset, steepness = np.full(30, 200.0), np.full(30, 0.7)
-    heights = family.curve(images, onset, steepness)
-    assert (np.diff(heights) < 0).all()
-    assert heights.min() >= 0
-    assert heights.max() <= 1
-    inside = heights > 1e-12
-    np.testing.assert_allclose(family.inverse(heights, onset, steepness)[inside], images[inside], rtol=1e-6)
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.05])
+def test_a_curve_on_the_probit_scale_is_found_again(factor):
+    def accuracy(n):
+        doublings = math.log2(n / 320)
+        gain = doublings if factor == 1 else (factor**doublings - 1) / math.log(factor)
+        return NormalDist().cdf(0.8 + 0.25 * gain)
+
+    found = forecast_curve(curve(lambda n: 1 - accuracy(n)))
+    for n in (40, 320, 1280, 2560):
+        assert found.accuracy_at(n)[0] == pytest.approx(accuracy(n), abs=0.015)
+    assert found.images_for(accuracy(1280))[0] == pytest.approx(1280, rel=0.3)
+
+
+def test_few_noisy_points_are_continued_as_curves_usually_go():
+    steep, flat = (
+        forecast_curve(
+            curve(power, sizes=(20, 40, 80), noise=0.06),
+            prior=CurvePrior(slope=slope, slope_deviation=0.02, factor=0.94, factor_deviation=0.05),
+        )
+        for slope in (0.5, 0.05)
+    )
+    assert steep.gain(80, 640)[0] > 2 * flat.gain(80, 640)[0]
+
+
+def test_an_error_that_all_points_share_widens_the_level_more_than_the_gain():
+    few, many = (
+        forecast_curve([replace(point, error=error if point.images == 320 else 0.002) for point in curve(power)])
+        for error in (0.03, 0.003)
+    )
+
+    def width(found, of):
+        _, low, high = found.gain(320, 640) if of == "gain" else found.accuracy_at(320)
+        return high - low
+
+    assert width(few, "level") > 3 * width(many, "level")
+    assert width(few, "gain") < width(few, "level")
+
+
+def test_accuracies_beyond_the_asymptote_are_never_reached_and_below_the_first_point_take_one_image():
+    found = forecast_curve(curve(lambda n: 0.1 + 4 * n**-1.5, sizes=(*SIZES, 640, 1280)))
+    assert found.images_for(1.0) == (math.inf, math.inf, math.inf)
+    assert found.images_for(0.0)[0] == 1.0
 
 
 def test_a_curve_that_has_levelled_off_is_not_promised_more():
     found = forecast_curve(curve(lambda n: 0.1 + 4 * n**-1.5, sizes=(*SIZES, 640, 1280)))
     _gain, low, high = found.gain(1280, 12800)
     assert low >= 0
-    assert high < 0.01
+    assert high < 0.02
     assert found.images_for(0.95)[0] == math.inf
 
 
@@ -110,12 +146,6 @@ def test_the_interval_covers_what_it_says():
     assert inside >= 0.7 * 60
 
 
-def test_the_shares_of_the_families_add_up_and_follow_the_points():
-    shares = forecast_curve(curve(weibull, sizes=(10, 20, 40, 80, 160, 320, 640))).shares
-    assert sum(shares.values()) == pytest.approx(1)
-    assert set(shares) == set(FAMILIES)
-
-
 def test_a_falling_curve_is_declared_not_well_behaved():
     points = curve(lambda n: 0.2 + 0.0005 * n)
     found = forecast_curve(points)
@@ -126,7 +156,7 @@ def test_a_falling_curve_is_declared_not_well_behaved():
 
 def test_a_peak_is_declared_not_well_behaved():
     points = curve(lambda n: 0.3 if n == 80 else power(n))
-    assert "not well behaved" in forecast_curve(points).problem or "no family" in forecast_curve(points).problem
+    assert "not well behaved" in forecast_curve(points).problem or "no smooth curve" in forecast_curve(points).problem
 
 
 def test_noise_alone_is_not_a_fault():
@@ -150,10 +180,49 @@ def test_order_and_ties_do_not_matter():
 
 
 def test_too_few_points_are_refused_and_answered_with_nothing():
-    with pytest.raises(DataError, match="4 or more different numbers of images, got 3"):
-        forecast_curve(curve(power)[:3])
-    assert measure_data_need(curve(power)[:3], stage="joined") is None
+    with pytest.raises(DataError, match="3 or more different numbers of images, got 2"):
+        forecast_curve(curve(power)[:2])
+    assert measure_data_need(curve(power)[:2], stage="joined") is None
     assert measure_data_need(curve(power), stage="top") is None
+
+
+def test_anything_but_points_is_refused():
+    with pytest.raises(DataError, match=r"of class CurvePoint, got \(50, 0.6\)"):
+        forecast_curve([(50, 0.6), (100, 0.7), (200, 0.8)])
+
+
+@pytest.mark.parametrize("images", [0, -1, math.nan, math.inf])
+def test_a_number_of_images_is_positive(images):
+    for ask in (lambda found: found.accuracy_at(images), lambda found: found.gain(100, images)):
+        with pytest.raises(OptionError, match="finite and > 0"):
+            ask(forecast_curve(curve(power)))
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.0, math.nan])
+def test_quantiles_are_inside_of_0_and_1(quantile):
+    with pytest.raises(OptionError, match=r"in \(0, 1\)"):
+        forecast_curve(curve(power)).accuracy_at(100, (quantile,))
+
+
+@pytest.mark.parametrize("deviations", [(0.0, 0.1), (0.1, -1.0), (0.1, math.nan)])
+def test_a_prior_checks_itself(deviations):
+    with pytest.raises(OptionError, match="finite deviations > 0"):
+        CurvePrior(slope=0.2, slope_deviation=deviations[0], factor=0.9, factor_deviation=deviations[1])
+
+
+def test_scalars_of_numpy_and_torch_are_numbers():
+    sizes, values = [50, 100, 200, 400], [0.6, 0.7, 0.78, 0.83]
+    plain, *others = (
+        forecast_curve(
+            [
+                CurvePoint(stage="a", images=n, accuracy=a, error=make(0.01))
+                for n, a in zip(sizes, map(make, values), strict=True)
+            ]
+        ).accuracy_at(800)
+        for make in (float, np.float64, torch.tensor)
+    )
+    for other in others:
+        assert other == pytest.approx(plain, abs=1e-4)
 
 
 def test_points_of_two_stages_are_refused():
