@@ -8,7 +8,8 @@ the joined probe on these alone, extrapolate it to all training images, and comp
 all of them give.
 Recorded: whether the 80 % interval holds that accuracy, the error of the median, and n-hat / N, the number of
 images forecast for that accuracy over the true one. The joined probe's own curve is extrapolated; nothing sees the test
-images. The same with the prior learnt without the task: of `PRIORS`, the one that does best on all other tasks.
+images. The same with the prior learnt without the task: of `PRIORS`, the one that does best on all other tasks; and
+with each family of curves alone, where the default is the mixture of all.
 
 Ceilings, per task, of the probability that n-hat / N is in [0.5, 2], from the smooth curve through all points of the
 whole task: `ceiling` for a forecaster who knows this curve exactly, and only meets the noise of the held-back accuracy
@@ -40,7 +41,8 @@ from transferkit.measure import (
     ridge_paths,
     stratified_sample,
 )
-from transferkit.measure.data_need import MIN_POINTS, USUAL
+from transferkit.measure.curve_families import FAMILIES, USUAL
+from transferkit.measure.data_need import MIN_POINTS
 from transferkit.records import JOINED, CurvePoint, Folds
 
 SHARES = (0.25, 0.125)
@@ -128,12 +130,19 @@ def extrapolate(points: Sequence[CurvePoint], images: int, truth: float) -> dict
     kept = [[point.images, round(point.accuracy, 5), round(point.error, 5)] for point in points]
     if len({point.images for point in points}) < MIN_POINTS:
         return {"points": kept, "problem": "too short"}
-    return {"points": kept, "problem": forecast_curve(points).problem, **ask(points, images, truth, USUAL)}
+    return {"points": kept, "problem": forecast_curve(points).problem, **ask(points, images, truth)}
 
 
-def ask(points: Sequence[CurvePoint], images: int, truth: float, prior: CurvePrior) -> dict[str, Any]:
+def ask(
+    points: Sequence[CurvePoint],
+    images: int,
+    truth: float,
+    *,
+    prior: CurvePrior = USUAL,
+    families: Sequence[str] = tuple(FAMILIES),
+) -> dict[str, Any]:
     """The accuracy of all images, and the number of images for it, as the curve says."""
-    found = forecast_curve(points, prior=prior)
+    found = forecast_curve(points, prior=prior, families=families)
     middle, low, high = found.accuracy_at(images, QUANTILES)
     needed, least, most = (n if math.isfinite(n) else None for n in found.images_for(truth, QUANTILES))
     return {
@@ -146,16 +155,20 @@ def ask(points: Sequence[CurvePoint], images: int, truth: float, prior: CurvePri
     }
 
 
+def ask_again(rows: Sequence[dict[str, Any]], **how: Any) -> list[dict[str, Any]]:
+    """The rows that have a forecast, with another one."""
+    answers = []
+    for row in rows:
+        if "accuracy" in row:
+            points = [CurvePoint(stage=JOINED, images=n, accuracy=a, error=e) for n, a, e in row["points"]]
+            answers.append({**row, **ask(points, row["all"], row["truth"], **how)})
+    return answers
+
+
 def learn_elsewhere(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with the forecasts of the prior that does best on all tasks but the row's own."""
     told = [row for row in rows if "accuracy" in row]
-    answers = []
-    for prior in PRIORS:
-        asked = []
-        for row in told:
-            points = [CurvePoint(stage=JOINED, images=n, accuracy=a, error=e) for n, a, e in row["points"]]
-            asked.append({**row, **ask(points, row["all"], row["truth"], prior)})
-        answers.append(asked)
+    answers = [ask_again(told, prior=prior) for prior in PRIORS]
 
     def loss(asked: Sequence[dict[str, Any]], task: str) -> float:
         return statistics.mean(
@@ -210,12 +223,20 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def by_share(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     elsewhere, found = learn_elsewhere(rows), dict[str, Any]()
+    alone = {name: ask_again(rows, families=(name,)) for name in FAMILIES}
     for share in SHARES:
-        own = [row for row in rows if row["share"] == share]
+
+        def summarise_both(asked: Sequence[dict[str, Any]], share: float = share) -> dict[str, Any]:
+            own = [row for row in asked if row["share"] == share]
+            return {
+                **summarise(own),
+                "curves of four sizes or more": summarise([row for row in own if len(row["points"]) >= FOUR]),
+            }
+
         found[str(share)] = {
-            **summarise(own),
-            "curves of four sizes or more": summarise([row for row in own if len(row["points"]) >= FOUR]),
-            "prior learnt on the other tasks": summarise([row for row in elsewhere if row["share"] == share]),
+            **summarise_both(rows),
+            "prior learnt on the other tasks": summarise_both(elsewhere),
+            "one family alone": {name: summarise_both(asked) for name, asked in alone.items()},
         }
     return found
 
