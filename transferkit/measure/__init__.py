@@ -1,5 +1,6 @@
 """Measures on features: arrays in, numbers out; no network, no files, no torch."""
 
+from transferkit.measure.curve_families import CurvePrior
 from transferkit.measure.curves import learning_curves, stratified_sample
 from transferkit.measure.data_need import CurveForecast, fitted_images, forecast_curve, measure_data_need
 from transferkit.measure.head_information import (
@@ -41,6 +42,7 @@ __all__ = [
     "ChannelMoments",
     "Chunks",
     "CurveForecast",
+    "CurvePrior",
     "HeadInformation",
     "HeadScale",
     "LabelErrors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -77,7 +78,7 @@ class CurvePoint:
         stage: A stage name, or "joined".
         images: Training images that the classifier was fitted to, >= 1.
         accuracy: Mean over the draws, in [0, 1].
-        error: Standard error of that mean, >= 0: over the draws; where all images take part, binomial.
+        error: Standard error of that mean, finite, >= 0: over the draws; where all images take part, binomial.
     """
 
     stage: str
@@ -88,7 +89,7 @@ class CurvePoint:
     def __post_init__(self) -> None:
         require(self.images >= 1, f"CurvePoint.images must be >= 1, got {self.images!r}.")
         require_share("CurvePoint", "accuracy", self.accuracy)
-        require(self.error >= 0, f"CurvePoint.error must be >= 0, got {self.error!r}.")
+        require(0 <= self.error < math.inf, f"CurvePoint.error must be finite and >= 0, got {self.error!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.core.errors import DataError, OptionError
-from transferkit.measure.data_need import FAMILIES, fitted_images, forecast_curve, measure_data_need
+from transferkit.measure.curve_families import FAMILIES, CurvePrior
+from transferkit.measure.data_need import fitted_images, forecast_curve, measure_data_need
 from transferkit.records import CurvePoint, DataNeed, Folds, Forecast, WantedAccuracy
 
 SIZES = (20, 40, 80, 160, 320)
@@ -36,14 +40,15 @@ def weibull(n):
     return 0.03 + 0.8 * math.exp(-((n / 100) ** 0.6))
 
 
-@pytest.mark.parametrize("error", [power, sigmoid, weibull])
-def test_a_clean_curve_is_continued(error):
+# A sigmoid with a floor gives no sign of it before it flattens.
+@pytest.mark.parametrize(("error", "slack"), [(power, 0.005), (sigmoid, 0.03), (weibull, 0.005)])
+def test_a_clean_curve_is_continued(error, slack):
     found = forecast_curve(curve(error))
     for n in (20, 160, 320, 640, 1280):
         middle, low, high = found.accuracy_at(n)
         assert low <= middle <= high
-        assert middle == pytest.approx(1 - error(n), abs=0.012 if n <= 640 else 0.03)
-        assert low - 0.005 <= 1 - error(n) <= high + 0.005
+        assert middle == pytest.approx(1 - error(n), abs=0.02 if n <= 640 else 0.04)
+        assert low - slack <= 1 - error(n) <= high + slack
     assert found.problem == ""
 
 
@@ -63,23 +68,56 @@ def test_accuracy_and_images_are_inverse_to_each_other():
         assert images == pytest.approx(n, rel=0.1)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_every_family_falls_from_one_to_zero_and_is_inverted(name):
-    family, images = FAMILIES[name], np.geomspace(1, 1e5, 30)
-    onset, steepness = np.full(30, 200.0), np.full(30, 0.7)
-    heights = family.curve(images, onset, steepness)
-    assert (np.diff(heights) < 0).all()
-    assert heights.min() >= 0
-    assert heights.max() <= 1
-    inside = heights > 1e-12
-    np.testing.assert_allclose(family.inverse(heights, onset, steepness)[inside], images[inside], rtol=1e-6)
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.05])
+def test_a_curve_on_the_probit_scale_is_found_again(factor):
+    def accuracy(n):
+        doublings = math.log2(n / 320)
+        gain = doublings if factor == 1 else (factor**doublings - 1) / math.log(factor)
+        return NormalDist().cdf(0.8 + 0.25 * gain)
+
+    found = forecast_curve(curve(lambda n: 1 - accuracy(n)), families=("probit",))
+    for n in (40, 320, 1280, 2560):
+        assert found.accuracy_at(n)[0] == pytest.approx(accuracy(n), abs=0.015)
+    assert found.images_for(accuracy(1280))[0] == pytest.approx(1280, rel=0.3)
+
+
+def test_few_noisy_points_are_continued_as_curves_usually_go():
+    steep, flat = (
+        forecast_curve(
+            curve(power, sizes=(20, 40, 80), noise=0.06),
+            families=("probit",),
+            prior=CurvePrior(slope=slope, slope_deviation=0.02, factor=0.94, factor_deviation=0.05),
+        )
+        for slope in (0.5, 0.05)
+    )
+    assert steep.gain(80, 640)[0] > 2 * flat.gain(80, 640)[0]
+
+
+def test_an_error_that_all_points_share_widens_the_level_more_than_the_gain():
+    few, many = (
+        forecast_curve([replace(point, error=error if point.images == 320 else 0.002) for point in curve(power)])
+        for error in (0.03, 0.003)
+    )
+
+    def width(found, of):
+        _, low, high = found.gain(320, 640) if of == "gain" else found.accuracy_at(320)
+        return high - low
+
+    assert width(few, "level") > 3 * width(many, "level")
+    assert width(few, "gain") < width(few, "level")
+
+
+def test_accuracies_beyond_the_asymptote_are_never_reached_and_below_the_first_point_take_one_image():
+    found = forecast_curve(curve(lambda n: 0.1 + 4 * n**-1.5, sizes=(*SIZES, 640, 1280)))
+    assert found.images_for(1.0) == (math.inf, math.inf, math.inf)
+    assert found.images_for(0.0)[0] == 1.0
 
 
 def test_a_curve_that_has_levelled_off_is_not_promised_more():
     found = forecast_curve(curve(lambda n: 0.1 + 4 * n**-1.5, sizes=(*SIZES, 640, 1280)))
     _gain, low, high = found.gain(1280, 12800)
     assert low >= 0
-    assert high < 0.01
+    assert high < 0.025
     assert found.images_for(0.95)[0] == math.inf
 
 
@@ -110,12 +148,6 @@ def test_the_interval_covers_what_it_says():
     assert inside >= 0.7 * 60
 
 
-def test_the_shares_of_the_families_add_up_and_follow_the_points():
-    shares = forecast_curve(curve(weibull, sizes=(10, 20, 40, 80, 160, 320, 640))).shares
-    assert sum(shares.values()) == pytest.approx(1)
-    assert set(shares) == set(FAMILIES)
-
-
 def test_a_falling_curve_is_declared_not_well_behaved():
     points = curve(lambda n: 0.2 + 0.0005 * n)
     found = forecast_curve(points)
@@ -126,7 +158,82 @@ def test_a_falling_curve_is_declared_not_well_behaved():
 
 def test_a_peak_is_declared_not_well_behaved():
     points = curve(lambda n: 0.3 if n == 80 else power(n))
-    assert "not well behaved" in forecast_curve(points).problem or "no family" in forecast_curve(points).problem
+    assert "not well behaved" in forecast_curve(points).problem
+
+
+def test_a_step_that_no_family_describes_names_those_that_were_tried():
+    points = curve(lambda n: 0.6 if n < 100 else 0.1)
+    assert "none of 4 families of curves (probit, pow4, mmf4, wbl4) describes" in forecast_curve(points).problem
+    assert "no curve of family pow4 describes" in forecast_curve(points, families=("pow4",)).problem
+
+
+def pow4(n):
+    return 0.005 + 0.6 * (1 + n / 120) ** -0.9
+
+
+def mmf4(n):
+    return 0.005 + 0.6 / (1 + (n / 150) ** 1.1)
+
+
+def wbl4(n):
+    return 0.005 + 0.6 * math.exp(-((n / 200) ** 0.5))
+
+
+FINE = tuple(20 * 2**i for i in range(7))
+
+
+@pytest.mark.parametrize("error", [pow4, mmf4, wbl4])
+def test_each_family_finds_its_own_curves_again(error):
+    known = [replace(point, error=1e-6) for point in curve(error, sizes=FINE)]
+    found = forecast_curve(known, families=(error.__name__,))
+    for n in (20, 160, 1280, 2560):
+        assert found.accuracy_at(n)[0] == pytest.approx(1 - error(n), abs=0.006)
+    middle, low, high = found.images_for(1 - error(2560))
+    assert 0.97 * low <= 2560 <= 1.03 * high
+    assert middle == pytest.approx(2560, rel=0.15)
+    assert found.problem == ""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_alone_has_all_of_the_posterior_and_its_curves_rise(name):
+    found = forecast_curve(curve(power), families=(name,))
+    assert found.shares == {name: pytest.approx(1.0)}
+    middles = [found.accuracy_at(n)[0] for n in (20, 80, 320, 1280, 10**6)]
+    assert middles == sorted(middles)
+    assert found.images_for(0.0) == (1.0, 1.0, 1.0)
+    (images,) = found.images_for(found.accuracy_at(640)[0], (0.5,))
+    assert images == pytest.approx(640, rel=0.02)
+
+
+def test_the_mixture_weighs_families_by_how_well_they_explain_the_points():
+    def step(n):
+        return 0.1 + 0.7 / (1 + (n / 150) ** 2.5)
+
+    shares = forecast_curve(curve(step, sizes=FINE)).shares
+    assert list(shares) == list(FAMILIES)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["mmf4"] > 0.5 > 0.1 > shares["probit"]
+    straight = forecast_curve(curve(lambda n: NormalDist().cdf(0.5 - 0.25 * math.log2(n / 20)), sizes=FINE)).shares
+    assert max(straight, key=straight.get) == "probit"
+
+
+def test_the_mixture_lies_between_its_families_and_names_given_twice_count_once():
+    points = curve(power, noise=0.01)
+    alone = [forecast_curve(points, families=(name,)).accuracy_at(2560)[0] for name in FAMILIES]
+    assert min(alone) <= forecast_curve(points).accuracy_at(2560)[0] <= max(alone)
+    assert forecast_curve(points, families=("pow4", "pow4")).shares == {"pow4": pytest.approx(1.0)}
+    assert forecast_curve(points, families="pow4").shares == {"pow4": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("families", [("probit", "pow3"), ["POW4"], "pow", (3,)])
+def test_an_unknown_family_is_refused_with_the_closest(families):
+    with pytest.raises(OptionError, match=r"Unknown family of learning curves .*(Closest known: pow4|Known: mmf4)"):
+        forecast_curve(curve(power), families=families)
+
+
+def test_no_family_is_refused():
+    with pytest.raises(OptionError, match="one or more of probit, pow4, mmf4, wbl4, got none"):
+        forecast_curve(curve(power), families=())
 
 
 def test_noise_alone_is_not_a_fault():
@@ -150,10 +257,49 @@ def test_order_and_ties_do_not_matter():
 
 
 def test_too_few_points_are_refused_and_answered_with_nothing():
-    with pytest.raises(DataError, match="4 or more different numbers of images, got 3"):
-        forecast_curve(curve(power)[:3])
-    assert measure_data_need(curve(power)[:3], stage="joined") is None
+    with pytest.raises(DataError, match="3 or more different numbers of images, got 2"):
+        forecast_curve(curve(power)[:2])
+    assert measure_data_need(curve(power)[:2], stage="joined") is None
     assert measure_data_need(curve(power), stage="top") is None
+
+
+def test_anything_but_points_is_refused():
+    with pytest.raises(DataError, match=r"of class CurvePoint, got \(50, 0.6\)"):
+        forecast_curve([(50, 0.6), (100, 0.7), (200, 0.8)])
+
+
+@pytest.mark.parametrize("images", [0, -1, math.nan, math.inf])
+def test_a_number_of_images_is_positive(images):
+    for ask in (lambda found: found.accuracy_at(images), lambda found: found.gain(100, images)):
+        with pytest.raises(OptionError, match="finite and > 0"):
+            ask(forecast_curve(curve(power)))
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.0, math.nan])
+def test_quantiles_are_inside_of_0_and_1(quantile):
+    with pytest.raises(OptionError, match=r"in \(0, 1\)"):
+        forecast_curve(curve(power)).accuracy_at(100, (quantile,))
+
+
+@pytest.mark.parametrize("deviations", [(0.0, 0.1), (0.1, -1.0), (0.1, math.nan)])
+def test_a_prior_checks_itself(deviations):
+    with pytest.raises(OptionError, match="finite deviations > 0"):
+        CurvePrior(slope=0.2, slope_deviation=deviations[0], factor=0.9, factor_deviation=deviations[1])
+
+
+def test_scalars_of_numpy_and_torch_are_numbers():
+    sizes, values = [50, 100, 200, 400], [0.6, 0.7, 0.78, 0.83]
+    plain, *others = (
+        forecast_curve(
+            [
+                CurvePoint(stage="a", images=n, accuracy=a, error=make(0.01))
+                for n, a in zip(sizes, map(make, values), strict=True)
+            ]
+        ).accuracy_at(800)
+        for make in (float, np.float64, torch.tensor)
+    )
+    for other in others:
+        assert other == pytest.approx(plain, abs=1e-4)
 
 
 def test_points_of_two_stages_are_refused():

@@ -108,7 +108,7 @@ def test_everything_that_travels_is_frozen_keyword_only_and_documented(cls):
         (Decision, DECISION, {"reasons": ()}, r"Decision.reasons must name at least one reason"),
         (CurvePoint, POINT, {"images": 0}, r"CurvePoint.images must be >= 1, got 0"),
         (CurvePoint, POINT, {"accuracy": 50.0}, r"CurvePoint.accuracy must be in \[0, 1\], got 50.0"),
-        (CurvePoint, POINT, {"error": math.nan}, r"CurvePoint.error must be >= 0, got nan"),
+        (CurvePoint, POINT, {"error": math.nan}, r"CurvePoint.error must be finite and >= 0, got nan"),
         (Evidence, EVIDENCE, {"similarity": 1.5}, r"Evidence.similarity must be in \[0, 1\], got 1.5"),
     ],
 )
