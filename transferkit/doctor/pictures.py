@@ -17,6 +17,7 @@ from transferkit.data import to_pixels
 from transferkit.doctor.pixel_values import is_grey
 from transferkit.nn.model import normalise
 from transferkit.records import Preprocessing, Symptom
+from transferkit.records.preprocessing import CropMode
 
 __all__ = ["check_pictures"]
 
@@ -29,7 +30,17 @@ UNEQUAL = 0.15
 """Distance of the factor from 1, and of the shift from 0, in standard deviations of the normalised pixels."""
 
 BYTES = 20.0
-"""Factor from which on values were not divided by 255."""
+"""Factor from which on values were not divided by 255; its inverse, from which down they were twice."""
+
+OTHER_GEOMETRIES: tuple[tuple[CropMode, float], ...] = (
+    ("squash", 1.0),
+    ("squash", 0.875),
+    ("center", 1.0),
+    ("center", 0.875),
+    ("center", 0.75),
+    ("border", 1.0),
+)
+"""Crop modes and shares that scripts have, beside those of the checkpoint."""
 
 
 def check_pictures(
@@ -45,7 +56,7 @@ def check_pictures(
         preprocessing: The checkpoint's (`Backbone.spec.preprocessing`).
 
     Raises:
-        DataError: There are fewer than four, or numbers differ.
+        DataError: There are fewer than four, numbers differ, or these are no pictures.
 
     Example:
         >>> wants = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
@@ -56,25 +67,30 @@ def check_pictures(
         >>> check_pictures(list(arrays), right, wants)
         ()
     """
-    if len(pictures) < FEWEST or len(pictures) != len(prepared) or prepared.shape[1:2] != (3,):
+    if len(pictures) < FEWEST or len(pictures) != len(prepared) or prepared.dim() != 4 or prepared.shape[1] != 3:
         raise DataError(
             f"Expected {FEWEST} pictures or more, and as many (3, H, W) images, got {len(pictures)} and "
             f"{tuple(prepared.shape)}."
         )
+    if not bool(torch.isfinite(prepared).all()):
+        raise DataError("Some prepared pixels are NaN or infinite.")
     opened, found = [_open(one) for one in pictures], _colours(prepared.float())
     if is_grey(prepared.float()):
         opened = [one.convert("L").convert("RGB") for one in opened]
-    # A script may crop otherwise than the checkpoint; what belongs to the pictures' borders must not count as a shift.
-    geometries = [
-        replace(preprocessing, crop_mode="squash", crop_pct=1.0, views=(), mirrored=False),
-        replace(preprocessing, views=(), mirrored=False),
-    ]
-    references = [
-        _colours(normalise(torch.from_numpy(np.stack([to_pixels(one, how) for one in opened])), how))
-        for how in geometries
-    ]
-    nearest = min(references, key=lambda one: min(_left_over(one, found), _left_over(one, found.flip(2))))
-    return tuple(_compare(nearest, found))
+    references = []
+    for how in _geometries(preprocessing):
+        pixels = torch.from_numpy(np.stack([to_pixels(one, how) for one in opened]))
+        references.append(_colours(normalise(pixels, how)))
+    return tuple(_compare(references, found, preprocessing))
+
+
+def _geometries(preprocessing: Preprocessing) -> Iterator[Preprocessing]:
+    """The checkpoint's own and others: a script may crop otherwise, and what belongs to the pictures' borders must not
+    count as a shift."""
+    own = replace(preprocessing, views=(), mirrored=False)
+    yield own
+    for mode, share in OTHER_GEOMETRIES:
+        yield replace(own, crop_mode=mode, crop_pct=share)
 
 
 def _open(picture: Any) -> Image.Image:
@@ -82,7 +98,13 @@ def _open(picture: Any) -> Image.Image:
         return Image.open(picture).convert("RGB")
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
-    return Image.fromarray(np.asarray(picture, dtype=np.uint8)).convert("RGB")
+    array = np.asarray(picture)
+    is_shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not is_shaped or array.dtype.kind not in "iu" or not 0 <= array.min() <= array.max() <= 255:
+        raise DataError(
+            f"Expected pictures as files, PIL images or (H, W, 3) uint8 arrays, got {array.shape} {array.dtype}."
+        )
+    return Image.fromarray(array.astype(np.uint8)).convert("RGB")
 
 
 def _colours(images: torch.Tensor) -> torch.Tensor:
@@ -91,10 +113,17 @@ def _colours(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([mean, mean + spread], dim=1).double()
 
 
-def _compare(expected: torch.Tensor, found: torch.Tensor) -> Iterator[Symptom]:
-    plain, swapped = _left_over(expected, found), _left_over(expected, found.flip(2))
+def _compare(references: list[torch.Tensor], found: torch.Tensor, preprocessing: Preprocessing) -> Iterator[Symptom]:
+    exchanged = [found.flip(2)]
+    # Values in another range were not normalised by the checkpoint's constants.
+    if 1 / BYTES < float(_fit(references[0], found)[0].mean()) < BYTES:
+        exchanged.append(_exchanged_before(found, preprocessing))
+    nearest = min(references, key=lambda one: min(_left_over(one, two) for two in (found, *exchanged)))
+    plain = _left_over(nearest, found)
+    best = min(exchanged, key=lambda one: _left_over(nearest, one))
+    swapped = _left_over(nearest, best)
     if swapped < CLOSER * plain and plain > UNEQUAL / 10:
-        found = found.flip(2)
+        found = best
         yield Symptom(
             cause="channel_order",
             severity="alarm",
@@ -102,15 +131,19 @@ def _compare(expected: torch.Tensor, found: torch.Tensor) -> Iterator[Symptom]:
             f"the checkpoint's by {swapped:.2g} instead of {plain:.2g} standard deviations.",
             remedy="Convert to RGB: OpenCV reads BGR.",
         )
-    factors, shifts = _fit(expected, found)
-    if float(factors.mean()) > BYTES:
+    fits = [_fit(one, found) for one in references]
+    if any(map(_is_equal, fits)):
+        return
+    factors, shifts = _fit(nearest, found)
+    size = float(factors.mean())
+    if size > BYTES or size < 1 / BYTES:
         yield Symptom(
             cause="range",
             severity="alarm",
-            evidence=f"Values are {float(factors.mean()):.3g} times those that the checkpoint expects.",
-            remedy="Divide by 255 before mean and standard deviation.",
+            evidence=f"Values are {size:.3g} times those that the checkpoint expects.",
+            remedy="Divide by 255 once, before mean and standard deviation.",
         )
-    elif float((factors - 1).abs().max()) > UNEQUAL or float(shifts.abs().max()) > UNEQUAL:
+    else:
         said = [", ".join(f"{float(one):.3g}" for one in values) for values in (factors, shifts)]
         yield Symptom(
             cause="mean_std",
@@ -118,6 +151,17 @@ def _compare(expected: torch.Tensor, found: torch.Tensor) -> Iterator[Symptom]:
             evidence=f"Values are those that the checkpoint expects times ({said[0]}) plus ({said[1]}), per channel.",
             remedy="Use the checkpoint's mean and standard deviation.",
         )
+
+
+def _exchanged_before(found: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Colours with red and blue exchanged before they are normalised, each by the constants of its place."""
+    mean, std = (torch.tensor(one, dtype=found.dtype) for one in (preprocessing.mean, preprocessing.std))
+    return ((found * std + mean).flip(2) - mean) / std
+
+
+def _is_equal(fit: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    factors, shifts = fit
+    return float((factors - 1).abs().max()) <= UNEQUAL and float(shifts.abs().max()) <= UNEQUAL
 
 
 def _fit(expected: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

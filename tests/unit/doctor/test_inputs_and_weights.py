@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,46 @@ def test_grey_pictures_have_no_channel_order():
 def test_pictures_and_images_must_match():
     with pytest.raises(DataError, match="Expected 4 pictures or more, and as many"):
         check_pictures(arrays(3), torch.zeros(3, 3, 8, 8), HALF)
+
+
+def framed(count=8):
+    """Pictures with a dark frame, so that a closer crop is brighter."""
+    rng = np.random.default_rng(4)
+    tiles = rng.integers(90, 256, (count, 8, 8, 3), dtype=np.uint8) // np.array([1, 1, 2], dtype=np.uint8)
+    pixels = tiles.repeat(12, axis=1).repeat(12, axis=2)
+    pixels[:, :7] = pixels[:, -7:] = pixels[:, :, :7] = pixels[:, :, -7:] = 10
+    return list(pixels)
+
+
+@pytest.mark.parametrize("keep", [96, 84, 72])
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda x: normalised(x, IMAGENET.mean, IMAGENET.std), None),
+        (lambda x: normalised(x.flip(1), IMAGENET.mean, IMAGENET.std), "channel_order"),
+        (lambda x: normalised(x, IMAGENET.mean, IMAGENET.std).flip(1), "channel_order"),
+        (lambda x: normalised(x / 255, IMAGENET.mean, IMAGENET.std), "range"),
+        (lambda x: normalised(x, HALF.mean, HALF.std), "mean_std"),
+    ],
+)
+def test_a_closer_crop_is_no_other_normalisation(keep, change, cause):
+    pictures, edge = framed(), (96 - keep) // 2
+    plain = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    cropped = plain[:, :, edge : edge + keep, edge : edge + keep]
+    found = check_pictures(pictures, change(cropped), replace(IMAGENET, size=96))
+    assert [one.cause for one in found] == ([] if cause is None else [cause])
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x / 255.0, lambda x: np.moveaxis(x, 2, 0)])
+def test_what_is_no_picture_is_refused(wrong):
+    pictures = arrays(4)
+    right = as_tensor(pictures, IMAGENET)
+    with pytest.raises(DataError, match=r"\(H, W, 3\) uint8 arrays, got"):
+        check_pictures([wrong(one) for one in pictures], right, IMAGENET)
+    with pytest.raises(DataError, match="NaN"):
+        check_pictures(pictures, right * float("nan"), IMAGENET)
+    with pytest.raises(DataError, match="as many"):
+        check_pictures(pictures, right[:, :, 0], IMAGENET)
 
 
 def deep():
