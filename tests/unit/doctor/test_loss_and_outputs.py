@@ -162,3 +162,18 @@ def test_the_model_is_as_before_after_an_exception():
         examine(net, images(), loss=loss, checks=["step"])
     assert all(torch.equal(one.grad, was) for one, was in zip(net.parameters(), before[0], strict=True))
     assert all(torch.equal(value, before[1][name]) for name, value in net.state_dict().items())
+
+
+def test_a_loss_that_is_summed_over_images_starts_as_its_mean_does():
+    assert causes(toy(), LABELS, nn.CrossEntropyLoss(reduction="sum"), checks=["loss"]) == []
+    for reduction in ("mean", "sum"):
+        loss = nn.CrossEntropyLoss(reduction=reduction)
+        for scale, expected in ((1, []), (1000, ["alarm"])):
+            batch = (scale * images()[0], LABELS)
+            found = examine(toy(norm=False), batch, loss=loss, classes=CLASSES, checks=["start_loss"])
+            assert [one.severity for one in found.symptoms] == expected
+
+
+def test_gradients_are_checked_with_class_weights():
+    found = examine(toy(), images(), loss=nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0, 4.0])), checks=["gradients"])
+    assert found.passed == ("gradients",)

@@ -20,6 +20,9 @@ from transferkit.doctor.loaders import (
     draw_sample,
 )
 from transferkit.measure import compare_label_maps, label_signal
+from transferkit.records import Preprocessing
+
+PLAIN = Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 
 
 def loader(pixels, labels, *, shuffle=True, **options):
@@ -53,7 +56,11 @@ def test_the_generator_is_as_before():
 def test_shuffled_labels():
     (pixels, labels), theirs = splits()
     shuffled = labels[torch.randperm(96, generator=torch.Generator().manual_seed(0))]
-    assert "labels_unrelated" in alarms(loader(pixels, shuffled), loader(*theirs))
+    net = toy()
+    found = examine_training(net, loader(pixels, shuffled), held_back=loader(*theirs), classes=CLASSES)
+    assert [(one.cause, one.severity) for one in found.symptoms] == [("labels_unrelated", "note")]
+    found = examine_training(net, loader(pixels, shuffled), classes=CLASSES, preprocessing=PLAIN)
+    assert "labels_unrelated" in [one.cause for one in found.alarms]
 
 
 def test_a_label_map_that_changed():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +47,8 @@ def check_gradients(subject: Subject) -> Iterator[Symptom]:
     """Does the loss change along random directions as the gradient says?"""
     if subject.first_input.device.type == "mps":
         raise Skipped("this device has no double precision")
+    if isinstance(subject.loss, torch.nn.Module):  # class weights are tensors of a loss
+        subject = replace(subject, loss=copy.deepcopy(subject.loss).double())
     model, _ = subject.copy()
     model = model.double().eval()
     inputs, targets = subject.take(slice(0, IMAGES))
