@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -269,3 +271,25 @@ def test_a_review_of_labels_lists_as_many_as_asked_for(planted, capsys):
     main(["doctor", "labels", f"data.root={planted}", "out=review", "limit=2", *QUICK])
     assert "The 2 worst are listed" in capsys.readouterr().out
     assert len(table_of("review/labels.csv")) == 2
+
+
+def test_blank_images_are_listed_though_all_are_copies_of_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        place = tmp_path / "black" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(place / f"{number}.png")
+    main(["doctor", "images", "data.root=black", "out=review", *QUICK])
+    assert "Note: 6 images show one flat colour, e.g. a/0.png (a)" in capsys.readouterr().out
+    assert {row["finding"] for row in table_of("review/images.csv")} == {"blank"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_that_are_no_text_are_logged(leaky, capfd):
+    name = os.fsencode(leaky / "train" / "down") + b"/caf\xe9.png"
+    with Image.open(leaky / "train" / "slant" / "6, true slant.png") as picture, open(name, "wb") as opened:
+        picture.rotate(180).save(opened, format="PNG")
+    main(["doctor", "images", f"data.root={leaky}", "out=review", *QUICK])
+    assert "Logging error" not in capfd.readouterr().err
+    assert "caf\\udce9.png" in Path("review/images.html").read_text(encoding="utf-8")
+    assert "caf\\udce9.png" in Path("review/log.txt").read_text(encoding="utf-8")
