@@ -16,7 +16,7 @@ __all__ = ["FAR", "TOO_FAR"]
 
 FAR, TOO_FAR = 2.0, 10.0
 """Times ln K from which on the first loss is worth a note, and an alarm. Some architectures start at two to six (an
-EfficientNet of torchvision with five classes) with the random heads they come with, and train all the same; inputs in the
+EfficientNet of torchvision, five classes) with the random heads they come with, and train all the same; inputs in the
 wrong range give ten and more."""
 
 ADDED = 0.02
