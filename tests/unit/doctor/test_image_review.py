@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 
 from transferkit.core.errors import DataError
@@ -72,6 +72,21 @@ def test_a_changed_copy_is_found_and_explained(photos, how):
         assert how in pair.how
     if "cropped" in how:
         assert (pair.original, pair.copy) == ("30.png", "48.png")
+
+
+def test_a_blurred_page_of_text_is_found():
+    rng = np.random.default_rng(0)
+    pages = []
+    for _ in range(40):
+        page = np.full((96, 96), 240, dtype=np.uint8)
+        for line in range(4, 92, 7):
+            words = np.repeat(rng.random(44) < 0.6, 2)
+            page[line : line + 4, 4:92] = np.where(words & (rng.random((4, 88)) < 0.8), 30, 240)
+        pages.append(Image.fromarray(page).convert("RGB"))
+    found = review([*pages, pages[7].filter(ImageFilter.GaussianBlur(1.44))])
+    (pair,) = found.copies
+    assert set(pair.rows) == {7, 40}
+    assert "less sharp" in pair.how or "sharper" in pair.how
 
 
 def test_tiles_as_they_are_have_no_copies(photos):
