@@ -26,6 +26,7 @@ from transferkit.result.run_record import record_run
 from transferkit.workflow.checks import check_arguments, check_clocks, check_fit, check_pass
 from transferkit.workflow.decide import check_stages, choose_strategy, conditions_for, decide_session
 from transferkit.workflow.fit import fit_decision
+from transferkit.workflow.label_review import likely_label_errors
 from transferkit.workflow.rank import rank_backbones
 from transferkit.workflow.score import score_splits
 from transferkit.workflow.session import load_backbone, open_session
@@ -225,6 +226,7 @@ def adapt(
         decision,
         answers=answers,
         training=training,
+        label_errors=likely_label_errors(session),
         held_back_accuracy=fitted.held_back.accuracy,
         seconds=session.seconds,
         environment=environment(seed=seed, device=str(choose_device(device))),

@@ -18,7 +18,7 @@ from transferkit.doctor.image_review import review_images
 from transferkit.doctor.picture_match import SIDE
 from transferkit.doctor.registration import resample
 from transferkit.options import PassOptions
-from transferkit.records import ImageReview, Preprocessing
+from transferkit.records import LARGE, ImageReview, Preprocessing
 from transferkit.workflow.checks import check_pass
 from transferkit.workflow.session import Session, open_session
 
@@ -26,9 +26,6 @@ __all__ = ["review_copies", "review_session", "small_pictures"]
 
 PICTURED = 24
 """Findings of each kind with thumbnails: with five kinds a page of up to two megabytes."""
-
-THUMBNAIL = 192
-"""Side of a thumbnail in pixels: 150 on the page, sharp on most screens."""
 
 
 def review_copies(
@@ -86,7 +83,7 @@ def review_session(session: Session, *, limit: int | None = None, command: str =
             groups=data.groups,
         )
         found = replace(found, limit=limit)
-        pictures = {row: data.thumbnail(row, THUMBNAIL) for row in sorted(set(_pictured(found)))}
+        pictures = {row: data.thumbnail(row, LARGE) for row in sorted(set(_pictured(found)))}
     return replace(
         found,
         data=data.summary,

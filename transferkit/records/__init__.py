@@ -33,6 +33,7 @@ from transferkit.records.label_review import (
     removal_word,
 )
 from transferkit.records.monitoring import HEALTHY_UPDATES, Histogram, MonitoredStage, MonitorRecord
+from transferkit.records.picture import LARGE, Picture
 from transferkit.records.predictions import FailedImage, Predictions
 from transferkit.records.predictor import PixelClassifier, Predictor
 from transferkit.records.preprocessing import (
@@ -44,7 +45,7 @@ from transferkit.records.preprocessing import (
 )
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
-from transferkit.records.run import HeldOut, Metrics, Mistake, Picture, RunRecord
+from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "GEOMETRIES",
     "HEALTHY_UPDATES",
     "JOINED",
+    "LARGE",
     "REMOVED",
     "SELECTED",
     "TOP",

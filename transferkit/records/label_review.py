@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transferkit.records._checks import require, require_share
 from transferkit.records.data import DataSummary
-from transferkit.records.run import Picture
+from transferkit.records.picture import Picture
 
 __all__ = ["CORRECTED", "REMOVED", "CorrectedLabel", "LabelReview", "ReviewedLabel", "removal_word"]
 

@@ -15,7 +15,7 @@ from transferkit.records._checks import require, require_share
 from transferkit.records.data import DataSummary
 from transferkit.records.diagnosis import Symptom
 from transferkit.records.label_review import CORRECTED, CorrectedLabel
-from transferkit.records.run import Picture
+from transferkit.records.picture import Picture
 
 __all__ = ["CopyPair", "ImageFinding", "ImageReview", "OutlierImage"]
 

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from transferkit.records._checks import require, require_share
 from transferkit.records.decision import Decision
 from transferkit.records.evidence import Evidence
+from transferkit.records.label_review import ReviewedLabel
+from transferkit.records.picture import Picture
 from transferkit.records.training import TrainingRecord
 
-__all__ = ["HeldOut", "Metrics", "Mistake", "Picture", "RunRecord"]
+__all__ = ["HeldOut", "Metrics", "Mistake", "RunRecord"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +71,6 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A thumbnail for the report.
-
-    Args:
-        jpeg: The encoded picture.
-        item: The file or row it shows.
-    """
-
-    jpeg: bytes
-    item: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Mistake:
     """A held-out image that the model got wrong.
 
@@ -112,6 +101,7 @@ class RunRecord:
         held_out: The predictions behind the mistakes below; on the test split if there is one, else validation.
         samples: Class name -> a few training pictures.
         mistakes: Worst first.
+        label_errors: Training and validation images that look like another class, likely label errors, worst first.
         settings: Argument of `adapt` -> value, to open the same images again and to detect whether another run is the
             same; empty if not recorded.
         held_back_accuracy: Of the returned model on images held back from its fit, test images excluded, in [0, 1];
@@ -130,6 +120,7 @@ class RunRecord:
     held_out: HeldOut | None = None
     samples: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    label_errors: tuple[ReviewedLabel, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     held_back_accuracy: float | None = None
     trained_on: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from transferkit.records import CORRECTED, LabelReview, ReviewedLabel, removal_w
 from transferkit.report._tiles import Tile, make_tile
 from transferkit.report._words import as_typed, format_count, format_percent, format_seconds, name_split, plural
 
-__all__ = ["LabelsPage", "write_labels"]
+__all__ = ["Doubtful", "LabelsPage", "write_doubtful", "write_labels"]
 
 MAX_PAIRS = 8
 
@@ -58,7 +58,7 @@ class LabelsPage:
 
 def write_labels(review: LabelReview) -> LabelsPage:
     """The page of a review."""
-    pictures = tuple(_doubtful(rank, row) for rank, row in enumerate(review.rows, start=1) if row.picture is not None)
+    pictures = write_doubtful(review.rows)
     return LabelsPage(
         title=f"Labels of {review.data.origin}",
         figure=format_count(review.likely_errors),
@@ -79,6 +79,11 @@ def write_labels(review: LabelReview) -> LabelsPage:
         ),
         command=as_typed(review.command),
     )
+
+
+def write_doubtful(rows: Sequence[ReviewedLabel]) -> tuple[Doubtful, ...]:
+    """Those of these rows that have a picture, ranked as they come."""
+    return tuple(_doubtful(rank, row) for rank, row in enumerate(rows, start=1) if row.picture is not None)
 
 
 def _doubtful(rank: int, row: ReviewedLabel) -> Doubtful:

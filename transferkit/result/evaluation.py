@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,10 @@ import numpy.typing as npt
 from transferkit.core.errors import DataError, unknown_name
 from transferkit.data import Data, open_data
 from transferkit.data.prepared import check_prepared
-from transferkit.records import HeldOut, Metrics, Mistake, Picture, PixelClassifier
+from transferkit.records import LARGE, HeldOut, Metrics, Mistake, Picture, PixelClassifier, ReviewedLabel
 from transferkit.result.prediction import probabilities_of
 
-__all__ = ["Evaluation", "evaluate", "pick_mistakes", "pick_samples", "predict_split", "sketch"]
+__all__ = ["Evaluation", "evaluate", "pick_mistakes", "pick_samples", "predict_split", "sketch", "with_pictures"]
 
 SPLITS = ("test", "val")
 
@@ -177,4 +179,17 @@ def pick_mistakes(data: Data, answers: HeldOut | None, classes: tuple[str, ...])
             confidence=float(confidence[row]),
         )
         for row in worst
+    )
+
+
+def with_pictures(data: Data, rows: Sequence[ReviewedLabel]) -> tuple[ReviewedLabel, ...]:
+    """The same rows with the pictures that a file of results does not hold.
+
+    Args:
+        data: The images of the run.
+        rows: Of its label errors.
+    """
+    places = {item: index for index, item in enumerate(data.items)} if rows else {}
+    return tuple(
+        replace(row, picture=data.thumbnail(places[row.item], LARGE)) if row.item in places else row for row in rows
     )

@@ -22,7 +22,7 @@ from transferkit.features import choose_device
 from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
 from transferkit.records import Decision, Evidence, Metrics, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
-from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples
+from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples, with_pictures
 from transferkit.result.prediction import predict_images
 from transferkit.result.run_folder import check_replaceable, read_run, replace_file, write_run
 
@@ -203,6 +203,7 @@ class Result:
         """Add an evaluation to the record, and so to the report, unless the split is there already."""
         mistakes = pick_mistakes(found.data, found.answers, self.classes)
         samples = pick_samples(found.data, int(self.record.settings.get("seed", 0))) if found.is_own else {}
+        label_errors = with_pictures(found.data, self.record.label_errors) if found.is_own else ()
         with self._recording:
             if split in self.metrics:
                 return
@@ -212,6 +213,7 @@ class Result:
                 held_out=found.answers,
                 samples=self.record.samples or samples,
                 mistakes=mistakes,
+                label_errors=label_errors,
             )
             self._html = None
 

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def _described(model: Classifier, record: RunRecord) -> dict[str, Any]:
     members = model.parts if isinstance(model, Blend) else (model,)
     heads = [{"stages": list(member.stages), "pooling": member.pooling} for member in members]
     described = {"classes": list(model.classes), **(heads[0] if len(heads) == 1 else {"members": heads})}
-    return {"schema": SCHEMA, **to_json(record, leave_out=PICTURES), "model": described}
+    errors = tuple(replace(one, picture=None) for one in record.label_errors)
+    plain = to_json(replace(record, label_errors=errors), leave_out=PICTURES)
+    return {"schema": SCHEMA, **plain, "model": described}
 
 
 def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifier, RunRecord, str | None]:

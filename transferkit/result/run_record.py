@@ -10,7 +10,7 @@ from transferkit.core.provenance import WORKING_FOLDER
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.measure import assess
-from transferkit.records import Decision, Evidence, HeldOut, RunRecord, TrainingRecord
+from transferkit.records import Decision, Evidence, HeldOut, ReviewedLabel, RunRecord, TrainingRecord
 from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
 
 __all__ = ["record_run"]
@@ -23,6 +23,7 @@ def record_run(
     *,
     answers: Mapping[str, HeldOut],
     training: TrainingRecord | None,
+    label_errors: tuple[ReviewedLabel, ...] = (),
     held_back_accuracy: float | None,
     seconds: Mapping[str, float],
     environment: Mapping[str, str | int],
@@ -33,6 +34,7 @@ def record_run(
 
     Args:
         data, evidence, decision, training: Of the run; `training` is None for a closed form.
+        label_errors: Images whose labels are probably wrong, with pictures.
         answers: Split name -> the model's probabilities there.
         held_back_accuracy: Of what is returned, in [0, 1]; None where no image could be held back.
         seconds: Phase -> wall-clock seconds so far.
@@ -57,6 +59,7 @@ def record_run(
         held_out=shown,
         samples=samples,
         mistakes=mistakes,
+        label_errors=label_errors,
         settings=dict(settings),
         held_back_accuracy=held_back_accuracy,
         trained_on=sketch(data),

@@ -13,17 +13,20 @@ from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.measure import LabelErrors, find_label_errors
 from transferkit.probe.heads import HeadFit, fit_heads
-from transferkit.records import JOINED, LabelReview, ReviewedLabel
+from transferkit.records import JOINED, LARGE, LabelReview, ReviewedLabel
 from transferkit.strategies import STRATEGIES, PlanSettings
 from transferkit.workflow.session import Session
 
-__all__ = ["review_session"]
+__all__ = ["likely_label_errors", "review_session"]
 
 PICTURES = 120
 """Rows with a thumbnail: a page of one to two megabytes."""
 
-SIDE = 192
-"""Of a thumbnail, in pixels: 150 on the page, sharp on most screens."""
+SHOWN = 24
+"""Likely label errors in the report of a run."""
+
+COMPARED_AT_MOST = 5_000
+"""Training images up to which a run looks for label errors: a second, with five thousand features."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,27 @@ def review_session(session: Session, *, limit: int, command: str = "") -> LabelR
         command=command,
         seconds=sum(session.seconds.values()),
     )
+
+
+def likely_label_errors(session: Session) -> tuple[ReviewedLabel, ...]:
+    """The worst likely label errors, with thumbnails, for the report of a run.
+
+    Args:
+        session: As for `review_session`.
+
+    Returns:
+        At most 24; none where images are too many to be compared in passing, or cannot be held back.
+    """
+    if len(session.measured.train) > COMPARED_AT_MOST:
+        return ()
+    with timed(session.seconds, "label errors"):
+        try:
+            compared = _compare(session)
+        except DataError:  # `doctor labels` says why
+            return ()
+        errors = compared.errors
+        likely = errors.order[errors.likely[errors.order]]
+        return tuple(_rows(session.data, compared, likely[:SHOWN]))
 
 
 def _compare(session: Session) -> _Compared:
@@ -121,5 +145,5 @@ def _rows(data: Data, compared: _Compared, places: npt.NDArray[np.int64]) -> Ite
             suggested_probability=float(errors.best[place]),
             is_likely_error=bool(errors.likely[place]),
             corrected=label if item in before else "",
-            picture=data.thumbnail(index, SIDE) if number < PICTURES else None,
+            picture=data.thumbnail(index, LARGE) if number < PICTURES else None,
         )

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from transferkit.records import HeldOut, RunRecord
+from transferkit.report._labels import Doubtful, write_doubtful
 from transferkit.report._tiles import Tile, make_tile
 from transferkit.report._words import format_percent, name_split, plural
 
@@ -37,12 +38,14 @@ class Mistakes:
         sentence: What they are.
         pictures: Worst first.
         more: Those without a picture.
+        doubtful: Training and validation images whose labels are probably wrong.
         reviews: Commands that look for wrong labels, and for copies and outliers; none for a run from Python.
     """
 
     sentence: str
     pictures: tuple[Wrong, ...]
     more: int
+    doubtful: tuple[Doubtful, ...]
     reviews: tuple[str, ...]
 
 
@@ -71,6 +74,7 @@ def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
         sentence=sentence,
         pictures=pictures,
         more=max(0, len(record.mistakes) - MAX_MISTAKES),
+        doubtful=write_doubtful(record.label_errors),
         reviews=_reviews(record.command),
     )
 
