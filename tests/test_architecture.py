@@ -34,7 +34,8 @@ LAYERS["workflow"] = frozenset(
 )
 LAYERS["result"] = frozenset({"zoo", "data", "nn", "measure", "features", "report", "export"})
 LAYERS["doctor"] = frozenset({"data", "measure", "nn", "strategies", "finetune", "result", "workflow"})
-LAYERS["api"] = frozenset({"decision", "doctor", "features", "measure", "result", "workflow"})
+LAYERS["tuning"] = frozenset({"features", "strategies", "finetune", "workflow"})
+LAYERS["api"] = frozenset({"decision", "doctor", "features", "measure", "result", "tuning", "workflow"})
 LAYERS["cli"] = LAYERS["api"] | {"api", "data", "finetune", "report", "strategies", "zoo"}
 """Part of the package -> the parts it may import, besides the base and itself."""
 
@@ -43,7 +44,7 @@ HOMES = {
     "omegaconf": {"cli"},
     "timm": {"zoo"},
     "torchvision.models": {"zoo"},
-    "optuna": {"tune"},
+    "optuna": {"tuning"},
     "peft": {"finetune"},
 }
 """Library -> the parts that may know of it."""
@@ -178,7 +179,7 @@ def test_no_file_or_folder_says_nothing_by_its_name():
         ("nn/stages.py", "import torchvision.models.resnet", "zoo only"),
         ("api.py", "from omegaconf import OmegaConf", "cli only"),
         ("api.py", "import hydra", "cli only"),
-        ("cli/jobs.py", "import optuna", "tune only"),
+        ("cli/jobs.py", "import optuna", "tuning only"),
         ("__init__.py", "from transferkit.api import adapt", "is not lazy"),
         ("__init__.py", "if True:\n    import transferkit.records", "is not lazy"),
         ("__init__.py", "from transferkit.core.errors import attach", "is not lazy"),

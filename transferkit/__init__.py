@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, load, rank
+    from transferkit.api import adapt, analyze, decide, load, rank, tune
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.nn.preprocessing import Whitening
     from transferkit.options import Recipe
-    from transferkit.records import Decision, Evidence, Preprocessing, Ranking
+    from transferkit.records import Decision, Evidence, Preprocessing, Ranking, TuningRecord
     from transferkit.result import Predictions, Result
     from transferkit.workflow.session import load_backbone
 
@@ -37,6 +37,7 @@ __all__ = [
     "TransferDataModule",
     "TransferModule",
     "TransferkitError",
+    "TuningRecord",
     "Whitening",
     "adapt",
     "analyze",
@@ -47,6 +48,7 @@ __all__ = [
     "restore_norm",
     "swap_norm",
     "swapped_norms",
+    "tune",
 ]
 
 _HOMES = {
@@ -62,6 +64,7 @@ _HOMES = {
     "TransferDataModule": "data.module",
     "TransferModule": "finetune",
     "TransferkitError": "core.errors",
+    "TuningRecord": "records",
     "Whitening": "nn.preprocessing",
     "adapt": "api",
     "analyze": "api",
@@ -72,6 +75,7 @@ _HOMES = {
     "restore_norm": "nn.norm",
     "swap_norm": "nn.norm",
     "swapped_norms": "nn.norm",
+    "tune": "api",
 }
 
 if not TYPE_CHECKING:

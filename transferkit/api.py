@@ -20,9 +20,11 @@ from transferkit.doctor.monitor_reading import diagnose_training
 from transferkit.doctor.watching import watch_fits
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
-from transferkit.records import Decision, Evidence, Preprocessing, Ranking
+from transferkit.records import Decision, Evidence, Preprocessing, Ranking, TuningRecord
 from transferkit.result import Predictions, Result, check_replaceable, load
 from transferkit.result.run_record import record_run
+from transferkit.tuning.points import check_search
+from transferkit.tuning.search_options import TuneOptions
 from transferkit.workflow.checks import check_arguments, check_clocks, check_fit, check_pass
 from transferkit.workflow.decide import check_stages, choose_strategy, conditions_for, decide_session
 from transferkit.workflow.fit import fit_decision
@@ -32,7 +34,18 @@ from transferkit.workflow.score import score_splits
 from transferkit.workflow.session import load_backbone, open_session
 from transferkit.workflow.training_folder import clear_checkpoints
 
-__all__ = ["Predictions", "Result", "adapt", "analyze", "check_adapt", "decide", "load", "load_backbone", "rank"]
+__all__ = [
+    "Predictions",
+    "Result",
+    "adapt",
+    "analyze",
+    "check_adapt",
+    "decide",
+    "load",
+    "load_backbone",
+    "rank",
+    "tune",
+]
 
 
 @documents(PassOptions)
@@ -305,6 +318,81 @@ def rank(
     return rank_backbones(models, data, options, command=command or quote_call(rank, given))
 
 
+@documents(TuneOptions)
+def tune(
+    model: str | nn.Module,
+    data: Any,
+    *,
+    space: Mapping[str, Any] | None = None,
+    sampler: str = "coarse_to_fine",
+    pruner: str = "none",
+    trials: int = 30,
+    seconds: float | None = None,
+    storage: str | None = None,
+    study: str = "transferkit",
+    workers: int = 1,
+    strategy: str = "auto",
+    stage: str | int | None = None,
+    unfreeze: int | str | Sequence[str] | None = None,
+    norm: str = "auto",
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    head: str = "auto",
+    train: Recipe | Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+    val: float = 0.0,
+    test: float | None = None,
+    strict: bool = False,
+    preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
+    pooling: str = "avg+max",
+    class_weight: str = "none",
+    cache: str | Path | None = None,
+    cache_limit: float | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    progress: bool = True,
+    command: str | None = None,
+) -> TuningRecord:
+    """Search the hyperparameters of fine-tuning by held-back accuracy; the test images are never looked at.
+
+    Trials share the frozen pass, the feature bank and cached activations. A search that was interrupted goes on where
+    it stopped if it has a storage; several processes, on several machines, may work on one study.
+
+    Args:
+        model, data: As for `adapt`.
+        {options}
+        command: What to quote as the way to run this again; None composes the Python call.
+
+    Returns:
+        All trials, and the best settings: `adapt(model, data, **found.settings)` trains with them.
+
+    Raises:
+        OptionError: Something cannot be searched like this.
+        TransferkitError: Another of its kinds.
+
+    Example:
+        >>> found = tune("packaged/tf_efficientnet_lite0", "builtin/digits", image_size=64)  # doctest: +SKIP
+        >>> result = adapt("packaged/tf_efficientnet_lite0", "builtin/digits", **found.settings)  # doctest: +SKIP
+    """
+    given = dict(locals())
+    check_tune(given)
+    from transferkit.tuning.tuner import run_search
+
+    options = options_from(TuneOptions, given)
+    return run_search(model, data, options, command=command or quote_call(tune, given))
+
+
 def check_adapt(arguments: Mapping[str, Any]) -> str:
     """Whether `adapt` can work with these arguments, as far as that is known before any work.
 
@@ -323,3 +411,16 @@ def check_adapt(arguments: Mapping[str, Any]) -> str:
         return ""
     settings = describe_settings(adapt, {**vars(options), **arguments, "train": options.recipe.changed})
     return check_replaceable(expand(options.out), settings, overwrite=options.overwrite)
+
+
+def check_tune(arguments: Mapping[str, Any]) -> None:
+    """Whether `tune` can work with these arguments, as far as that is known before any work.
+
+    Args:
+        arguments: Name -> value; what is missing has its default.
+
+    Raises:
+        TransferkitError: Something is wrong; all that is wrong is in the message.
+    """
+    check_arguments(arguments, fits=True)
+    check_search(options_from(TuneOptions, arguments))

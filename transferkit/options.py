@@ -253,7 +253,8 @@ class Recipe:
     batch_size: int | None = option(
         None, "Images per optimizer step, of all processes together, >= 1; None: by their number."
     )
-    optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum 0.9.")
+    optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum.")
+    momentum: float = option(0.9, "Momentum of sgd, and of adamw's mean gradient (beta 1), in [0, 1).")
     lr: Any = option(
         None,
         "Learning rate of the last stage; rule takes the decision's, find runs a range test first. None tries three "
@@ -320,7 +321,7 @@ class Recipe:
             ("average", self.average, ("none", *AVERAGES)),
             ("augmentation", self.augment, AUGMENTS),
         )
-        shares = ("warmup", "label_smoothing", "dropout")
+        shares = ("warmup", "label_smoothing", "dropout", "momentum")
         amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
         counts = ("epochs", "batch_size", "patience")
         scale = self.lr_scale is None or 0 < self.lr_scale < math.inf
@@ -430,9 +431,7 @@ class FitOptions:
     )
     trainer: Any = option(None, "Options of Lightning's trainer: {'precision': 'bf16-mixed'}.", check=_check_trainer)
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
-    resume: Any = option(
-        "auto", "auto: an interrupted run in out is resumed and ends with the same weights; false starts over."
-    )
+    resume: Any = option("auto", "auto: an interrupted run in out is resumed, to the same weights; false starts over.")
     overwrite: bool = option(False, "Replace a finished run of other settings in out; one of the same always is.")
     evaluate: Any = option(
         "auto",

@@ -1,7 +1,7 @@
 """The command line: a verb, then settings. The only place that knows Hydra.
 
-`adapt`, `analyze`, `rank` and `doctor labels` are Hydra jobs (a folder each, sweeps with --multirun); other verbs
-borrow its grammar.
+`adapt`, `analyze`, `rank`, `tune` and `doctor labels` are Hydra jobs (a folder each, sweeps with --multirun); other
+verbs borrow its grammar.
 Paths are plain text after the first `=` (`words`).
 """
 
@@ -16,6 +16,7 @@ from transferkit.cli.help import HELP, USAGE
 from transferkit.cli.jobs import stop
 from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, ZOO
 from transferkit.cli.measuring import ANALYZE, RANK
+from transferkit.cli.tuning import TUNE
 from transferkit.core.errors import OptionError, TransferkitError, unknown_name
 
 __all__ = ["HELP", "VERBS", "main"]
@@ -27,6 +28,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "analyze": ANALYZE,
     "rank": RANK,
     "doctor": doctor,
+    "tune": TUNE,
     "predict": PREDICT,
     "evaluate": EVALUATE,
     "export": EXPORT,

@@ -141,7 +141,7 @@ def _split(word: str) -> tuple[str, Any]:
     value = override.value()
     if key in ("train", "data.columns") and not isinstance(value, (Mapping, NoneType)):
         raise OptionError(f"{key} is several settings. Set one of them: {_inside(key, known_settings())}.")
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and key != "tune.space":  # whose names are hyperparameters
         for name in value:
             _check_key(f"{key}.{name}")
     return key, value

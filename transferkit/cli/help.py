@@ -9,6 +9,7 @@ from typing import Any
 
 from transferkit.cli.composition import GROUPS, group_choices
 from transferkit.options import AdaptOptions, DataOptions, Recipe, ReviewOptions, describe_options
+from transferkit.tuning.search_options import SearchOptions
 
 __all__ = ["HELP", "REVIEWS", "SECTIONS", "USAGE", "Section"]
 
@@ -167,6 +168,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit doctor labels data.root=DIR         which labels are probably wrong
   transferkit doctor images data.root=DIR         copies of images, leaks across splits, outliers
   transferkit doctor data.root=DIR                what is wrong with the set-up that adapt would train
+  transferkit tune data.root=DIR                  search the hyperparameters of fine-tuning
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit evaluate run=DIR                    score a finished run on test images, if that was not done yet
   transferkit export run=DIR                      a finished run as ONNX
@@ -189,6 +191,22 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   transferkit adapt --multirun seed=0,1,2                              one run per value, compared by held-back accuracy
   transferkit adapt --cfg job                                          show the settings and stop
 """
+
+TUNE = """\
+transferkit tune [key=value ...]: search the hyperparameters of fine-tuning by held-back accuracy. Takes the keys of
+adapt, which all trials share, and those below. The test images are not looked at.
+
+  transferkit tune data.root=DIR image_size=96 strategy=lp_ft out=runs/search
+  transferkit tune data.root=DIR tune.sampler=tpe tune.pruner=median tune.trials=100 tune.seconds=3600
+  transferkit tune data.root=DIR tune.workers=4                        processes on this machine
+  transferkit tune data.root=DIR tune.storage=postgresql://HOST/DB     the same command on several machines
+  transferkit tune data.root=DIR 'tune.space={train:{lr:{low:1.0e-5,high:0.1,log:true},schedule:[cosine,linear]}}'
+
+The same command again goes on where it stopped. It leaves tuning.html, the search to look at, tuning.json
+and experiment/best.yaml, which transferkit adapt --config-dir=OUT experiment=best trains with.
+"""
+
+TUNE_SECTION = Section(title="The search", rows=tuple(_rows(SearchOptions, group="tune.")))
 
 HELP = {
     "adapt": "\n".join([ADAPT, *map(_section, SECTIONS), _groups()]),
@@ -239,6 +257,7 @@ labels.csv, images.csv: write the right class into the column corrected, or drop
 before. Save it as CSV (UTF-8), and give it to adapt, analyze, rank or doctor as labels=FILE. Rows may be added and
 removed.
 """,
+    "tune": "\n".join([TUNE, _section(TUNE_SECTION)]),
     "evaluate": """\
 transferkit evaluate run=DIR [key=value ...]: score a finished run on test images and add that to its report.
 

@@ -250,11 +250,11 @@ def command_line(verb: str, words: Sequence[str], settings: DictConfig, *more: s
     """The command with these settings, quoted for a shell, and the seed with it.
 
     Args:
-        verb: First word, or words: "doctor labels".
+        verb: First word, or words: "doctor labels"; quoted for a shell.
         words: In Hydra's grammar.
         settings: What they made.
         more: Further words, as a person would type them.
     """
     shown = [plain_word(word) for word in words if not word.startswith(("-", "hydra"))]
     seed = [] if any(word.startswith("seed=") for word in shown) else [f"seed={settings.seed}"]
-    return shlex.join(["transferkit", *verb.split(), *shown, *more, *seed])
+    return shlex.join(["transferkit", *shlex.split(verb), *shown, *more, *seed])

@@ -19,6 +19,7 @@ from transferkit.options import (
     option,
     value_problem,
 )
+from transferkit.tuning.search_options import SearchOptions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,8 +34,8 @@ PLACES = {"folder": "root", "manifest": "path"}
 """Data source -> the setting inside `data` that says where it is."""
 
 
-TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",)}
-"""Settings that not every verb takes -> those that do."""
+TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",), "tune": ("tune",)}
+"""Settings, or groups of them, that not every verb takes -> those that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class Settings(FitOptions, MeasureOptions, ReviewOptions):
     models: Any = MISSING
     data: DataSettings = field(default_factory=DataSettings)
     train: Recipe | None = field(default_factory=Recipe)
+    tune: SearchOptions = field(default_factory=SearchOptions)
     debug: bool = False
 
 
@@ -78,7 +80,7 @@ def register_schema(strategies: Iterable[str] = ()) -> None:
     from omegaconf import OmegaConf
 
     schema = OmegaConf.structured(Settings)
-    for node in (schema, schema.data, schema.data.columns, schema.train):
+    for node in (schema, schema.data, schema.data.columns, schema.train, schema.tune):
         OmegaConf.set_readonly(node, None)  # frozen classes make frozen nodes
     store = ConfigStore.instance()
     store.store(name="settings", node=schema)
@@ -87,9 +89,10 @@ def register_schema(strategies: Iterable[str] = ()) -> None:
 
 
 def known_settings() -> dict[str, Field[Any]]:
-    """Setting -> the field behind it: top-level names, `train.NAME`, `data.NAME`, `data.columns.NAME`."""
-    inside = (("", Settings), ("train.", Recipe), ("data.", DataSettings), ("data.columns.", Columns))
-    return {f"{group}{one.name}": one for group, kind in inside for one in fields(kind)}
+    """Setting -> the field behind it: top-level names, `train.NAME`, `tune.NAME`, `data.NAME`, `data.columns.NAME`."""
+    groups = {"train.": Recipe, "tune.": SearchOptions, "data.": DataSettings, "data.columns.": Columns}
+    inside = {"": Settings, **groups}
+    return {f"{group}{one.name}": one for group, kind in inside.items() for one in fields(kind)}
 
 
 def check_taken(verb: str, words: Iterable[str]) -> None:
@@ -106,9 +109,10 @@ def check_taken(verb: str, words: Iterable[str]) -> None:
         >>> check_taken("doctor labels", ["limit=20"])
     """
     for name in (word.partition("=")[0].lstrip("+") for word in words):
-        if verb not in TAKEN_BY.get(name, (verb,)):
-            takers = " and ".join(f"transferkit {one}" for one in TAKEN_BY[name])
-            raise OptionError(f"{verb} takes no {name}=, only {takers}. See transferkit {verb.split()[0]} --help.")
+        takers = TAKEN_BY.get(name.partition(".")[0], (verb,))
+        if verb not in takers:
+            known = " and ".join(f"transferkit {one}" for one in takers)
+            raise OptionError(f"{verb} takes no {name}=, only {known}. See transferkit {verb.split()[0]} --help.")
 
 
 def find_value_problems(given: dict[str, Any]) -> Iterator[str]:
@@ -128,7 +132,7 @@ def arguments_of(settings: DictConfig, function: Callable[..., Any]) -> dict[str
 
     Args:
         settings: As Hydra composed them.
-        function: `adapt`, `analyze`, `rank` or `decide`.
+        function: `adapt`, `analyze`, `rank`, `tune` or `decide`.
     """
     data = {one.name: _plain(settings.data[one.name]) for one in fields(DataOptions)}
     data["columns"] = {name: value for name, value in data["columns"].items() if value is not None} or None
@@ -138,9 +142,10 @@ def arguments_of(settings: DictConfig, function: Callable[..., Any]) -> dict[str
     for group in ("train", "trainer"):
         top[group] = {name: value for name, value in (top[group] or {}).items() if value is not None}
     place = PLACES.get(settings.data.source)
+    search = {one.name: _plain(settings.tune[one.name]) for one in fields(SearchOptions)}
     named = {"model": settings.model, "data": settings.data.source if place is None else settings.data[place]}
     taken = inspect.signature(function).parameters
-    return {name: value for name, value in {**top, **data, **named}.items() if name in taken}
+    return {name: value for name, value in {**top, **search, **data, **named}.items() if name in taken}
 
 
 def _plain(value: Any) -> Any:

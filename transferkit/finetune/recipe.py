@@ -13,7 +13,8 @@ from transferkit.options import Recipe
 
 __all__ = ["fit_recipe", "make_optimizer"]
 
-MOMENTUM = 0.9
+BETA_2 = 0.999
+"""Of AdamW's mean squared gradient; torch's default."""
 
 
 def fit_recipe(recipe: Recipe, images: int, *, batch_size: int | None = None) -> Recipe:
@@ -37,7 +38,7 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]], *, mixed: bool 
     """The optimizer over these parameter groups.
 
     Args:
-        recipe: Its `optimizer` counts.
+        recipe: Its `optimizer` and `momentum` count.
         groups: With their learning rates and weight decay.
         mixed: Whether it trains in mixed precision.
     """
@@ -47,5 +48,5 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]], *, mixed: bool 
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = not mixed and all(one.device.type == "cpu" and not is_sharded(one) for one in parameters)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, fused=fused)
+        return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
+    return torch.optim.AdamW(groups, betas=(recipe.momentum, BETA_2), fused=fused)

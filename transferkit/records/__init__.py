@@ -47,6 +47,7 @@ from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Rank
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
+from transferkit.records.tuning import TuningRecord, TuningTrial
 
 __all__ = [
     "CORRECTED",
@@ -107,6 +108,8 @@ __all__ = [
     "StageSpec",
     "Symptom",
     "TrainingRecord",
+    "TuningRecord",
+    "TuningTrial",
     "View",
     "ViewComparison",
     "ViewScore",

@@ -5,16 +5,17 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transferkit.records import ImageReview, LabelReview, Ranking, RunRecord
+from transferkit.records import ImageReview, LabelReview, Ranking, RunRecord, TuningRecord
 from transferkit.report._images import write_images
 from transferkit.report._labels import write_labels
 from transferkit.report._ranking import write_ranking
+from transferkit.report._tuning import write_tuning
 from transferkit.report.sections import write_report
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["render", "render_images", "render_labels", "render_ranking"]
+__all__ = ["render", "render_images", "render_labels", "render_ranking", "render_tuning"]
 
 
 def render(record: RunRecord) -> str:
@@ -54,6 +55,15 @@ def render_images(review: ImageReview) -> str:
         review: All text in it is treated as untrusted.
     """
     return _encodable(_environment().get_template("images.html.j2").render(page=write_images(review)))
+
+
+def render_tuning(record: TuningRecord) -> str:
+    """The page of a hyperparameter search as one HTML document, like the report of a run.
+
+    Args:
+        record: All text in it is treated as untrusted.
+    """
+    return _encodable(_environment().get_template("tuning.html.j2").render(page=write_tuning(record)))
 
 
 def _encodable(html: str) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from transferkit.core.errors import OptionError
 from transferkit.data.augmentation import PRESETS
-from transferkit.finetune.recipe import MOMENTUM, fit_recipe, make_optimizer
+from transferkit.finetune.recipe import fit_recipe, make_optimizer
 from transferkit.options import AUGMENTS, Recipe
 
 
@@ -130,7 +130,7 @@ def test_early_stopping_waits_for_a_third_of_the_epochs_and_three_at_least():
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_optimizer_steps_as_the_plain_one_does(name):
     plain = {
-        "sgd": lambda groups: torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True),
+        "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
         "adamw": torch.optim.AdamW,
     }[name]
     ends = []

@@ -1,0 +1,130 @@
+"""`tune` from beginning to end: real training, a study in a file, the command line, and `adapt` with what was found."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import yaml
+
+import transferkit as tk
+from transferkit.cli import main
+from transferkit.core.errors import OptionError
+
+MODEL = "timm/test_resnet"
+RATES = {"train": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "dropout": [0.0, 0.5]}}
+SHORT = {"epochs": 3, "folds": 1, "augment": "none", "batch_size": 8}
+
+tune = partial(
+    tk.tune, MODEL, pretrained=False, image_size=32, views=1, strategy="few_layers", progress=False, train=SHORT
+)
+
+
+def test_the_best_point_is_found_by_held_back_accuracy_and_adapt_trains_with_it(stripes, tmp_path):
+    found = tune(stripes, space=RATES, trials=9, out=tmp_path)
+    assert [trial.stage for trial in found.trials] == ["wide"] * 4 + ["narrow"] * 2 + ["finalists"] * 3
+    assert [trial.epochs for trial in found.trials] == [1] * 6 + [3] * 3
+    assert all(trial.state == "complete" for trial in found.trials)
+    full = [trial for trial in found.trials if trial.is_full]
+    assert found.best in full
+    assert found.best.accuracy == max(trial.accuracy for trial in full)
+    assert found.settings["train"] == {**SHORT, **{name.removeprefix("train."): value
+                                                   for name, value in found.best.values.items()}}  # fmt: skip
+    assert (tmp_path / "study.db").is_file()
+    assert 0 < found.images < 24  # of the training images; the 12 test images are not looked at
+    result = tk.adapt(
+        MODEL, stripes, pretrained=False, image_size=32, views=1, progress=False, seed=0, **found.settings
+    )
+    assert result.record.training.candidates[-1].accuracy == pytest.approx(found.best.accuracy)
+
+
+def test_the_same_search_is_not_repeated_and_gives_the_same_answer(stripes, tmp_path):
+    one = tune(stripes, space=RATES, trials=4, sampler="random", out=tmp_path)
+    other = tune(stripes, space=RATES, trials=4, sampler="random", out=tmp_path)
+    assert one.trials == other.trials
+    fresh = tune(stripes, space=RATES, trials=4, sampler="random")
+    assert [(one.values, one.accuracy) for one in fresh.trials] == [(one.values, one.accuracy) for one in other.trials]
+
+
+@pytest.mark.parametrize("pruner", ["median", "wilcoxon"])
+def test_poor_trials_are_ended_in_the_middle_of_training(stripes, pruner):
+    train = {**SHORT, "folds": 4 if pruner == "wilcoxon" else 1}
+    space = {"train.lr": [1e-3, 1e-3 + 1e-9, 1e-3 - 1e-9, 1e-3 + 2e-9, 1e-3 - 2e-9, 30.0, 40.0]}
+    found = tune(stripes, space=space, trials=7, sampler="grid", pruner=pruner, train=train)
+    states = {trial.values["train.lr"]: trial.state for trial in found.trials}
+    assert len(states) == 7
+    assert all(states[lr] == "complete" for lr in space["train.lr"][:2])
+    assert found.best.values["train.lr"] < 1
+
+
+def test_the_best_points_are_compared_on_three_folds(stripes):
+    found = tune(stripes, space=RATES, trials=8, sampler="one_epoch", train={"epochs": 1, "augment": "none"})
+    assert found.images == 24  # every training image is held back once
+
+
+def test_two_processes_share_the_trials(stripes):
+    found = tune(stripes, space=RATES, trials=4, sampler="random", workers=2)
+    assert [trial.state for trial in found.trials] == ["complete"] * 4
+
+
+def test_a_search_whose_time_is_over_says_so(stripes):
+    found = tune(stripes, space=RATES, trials=8, seconds=1e-3)
+    assert found.best is None
+    assert "0 of 8 trials complete, 8 failed" in found.sentences[0]
+    assert found.sentences[1] == "There was no time left for it."
+
+
+def test_the_default_space_leaves_out_what_is_set(stripes):
+    found = tune(stripes, trials=1, sampler="random")
+    assert "train.batch_size" not in found.space
+    assert list(found.space)[:2] == ["train.lr", "train.momentum"]
+    assert "unfreeze" in found.space
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"strategy": "linear_probe", "train": None},
+            "it has nothing to tune. Name a strategy that trains, such as strategy=lp_ft",
+        ),
+        ({"space": {"train.lrr": [1, 2]}}, "Unknown hyperparameter 'train.lrr'. Closest known: train.lr"),
+        ({"space": {"train.lr": [-1.0, 2.0]}}, "lr must be > 0"),
+        ({"sampler": "genetic"}, "Unknown sampler 'genetic'"),
+        ({"pruner": "median"}, "compares trials that train for equally long"),
+        ({"pruner": "medain", "sampler": "tpe"}, "Unknown pruner 'medain'. Closest known: median"),
+        ({"trials": 0}, "trials must be >= 1, got 0"),
+        ({"seconds": -1.0}, "seconds must be > 0"),
+        ({"trials": 3}, "sampler=coarse_to_fine needs at least 8 trials"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_any_work(stripes, options, message):
+    with pytest.raises(OptionError, match=message):
+        tune(stripes, **options)
+
+
+def test_the_command_line_leaves_a_file_that_trains_with_the_best_point(stripes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["model=timm/test_resnet", "pretrained=false", "image_size=32", "views=1", f"data.root={stripes}"]
+    space = "tune.space={train:{lr:{low:1.0e-4,high:0.1,log:true}}}"
+    main(["tune", *words, "strategy=few_layers", "train.epochs=2", "train.folds=1", "tune.trials=2",
+          "tune.sampler=random", space, "out=search"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "2 of 2 trials complete" in said
+    record = json.loads((tmp_path / "search" / "tuning.json").read_text(encoding="utf-8"))
+    assert len(record["trials"]) == 2
+    best = yaml.safe_load((tmp_path / "search" / "experiment" / "best.yaml").read_text(encoding="utf-8"))
+    assert best["train"]["lr"] in [one["values"]["train.lr"] for one in record["trials"]]
+    command = said.strip().splitlines()[-1].split()
+    assert command[:3] == ["transferkit", "adapt", "--config-dir=search"]
+    main([*command[1:], "out=trained"])
+    trained = json.loads((tmp_path / "trained" / "result.json").read_text(encoding="utf-8"))
+    assert trained["decision"]["lr"] == pytest.approx(best["train"]["lr"])
+    assert trained["decision"]["strategy"] == "few_layers"
+
+
+def test_other_verbs_take_no_settings_of_the_search(stripes, capsys):
+    with pytest.raises(SystemExit):
+        main(["adapt", f"data.root={stripes}", "tune.trials=3"])
+    assert "adapt takes no tune.trials=, only transferkit tune." in capsys.readouterr().err

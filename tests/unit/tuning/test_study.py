@@ -1,0 +1,227 @@
+"""Stages of a search, and a study that several processes work on."""
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+
+import optuna
+import pytest
+
+from transferkit.core.errors import DataError, OptionError
+from transferkit.tuning import study as studies
+from transferkit.tuning.space import Choices, Range
+from transferkit.tuning.stages import FINALISTS, PRUNERS, SAMPLERS, SearchStage, plan_stages, stage_of
+from transferkit.tuning.study import DETAILS, ERROR, SLOT, Score, Search, join_study, work
+
+SPACE = {
+    "lr": Range(low=1e-6, high=1.0, log=True),
+    "decay": Range(low=1e-6, high=1.0, log=True),
+    "schedule": Choices(values=("cosine", "constant")),
+}
+
+
+def distance(point, stage, report):
+    """Best at a rate of 1e-3; the decay matters a tenth as much."""
+    value = -abs(math.log10(point["lr"]) + 3) - 0.1 * abs(math.log10(point["decay"]) + 4)
+    return Score(value=value, details={"share": stage.share})
+
+
+def run(sampler, trials, *, objective=distance, seed=0, storage=None, pruner="none", **options):
+    search = Search(space=SPACE, stages=plan_stages(sampler, trials), seed=seed, pruner=pruner)
+    study = join_study(search, storage=storage, name="test")
+    work(study, search, objective, **options)
+    return study
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_as_many_trials_as_asked_for(sampler):
+    study = run(sampler, 20)
+    assert states(study) == ["COMPLETE"] * 20
+    assert [trial.user_attrs[SLOT] for trial in study.trials] == list(range(20))
+    assert all(set(trial.params) == set(SPACE) for trial in study.trials)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_tries_the_same_points(sampler):
+    one, other, third = run(sampler, 12), run(sampler, 12), run(sampler, 12, seed=1)
+    assert [trial.params for trial in one.trials] == [trial.params for trial in other.trials]
+    if sampler != "grid":
+        assert [trial.params for trial in one.trials] != [trial.params for trial in third.trials]
+
+
+def test_the_narrow_stage_is_around_the_best_of_the_wide_one():
+    study = run("coarse_to_fine", 40)
+    stages = plan_stages("coarse_to_fine", 40)
+    wide, narrow = ([one for one in study.trials if stage_of(stages, one.user_attrs[SLOT])[0].name == name]
+                    for name in ("wide", "narrow"))  # fmt: skip
+    best = sorted(wide, key=lambda one: -one.value)[:FINALISTS]
+    spread = [math.log10(one.params["lr"]) for one in narrow]
+    middle = [math.log10(one.params["lr"]) for one in best]
+    assert max(spread) - min(spread) <= max(0.3 * 6, max(middle) - min(middle)) + 1e-6
+    assert sum(one.value for one in narrow) / len(narrow) > sum(one.value for one in wide) / len(wide)
+
+
+@pytest.mark.parametrize("sampler", ["coarse_to_fine", "one_epoch"])
+def test_the_finalists_are_the_best_points_before_each_once_and_in_full(sampler):
+    study = run(sampler, 30)
+    before, last = study.trials[:-FINALISTS], study.trials[-FINALISTS:]
+    best = [one.params for one in sorted(before, key=lambda one: -one.value)[:FINALISTS]]
+    assert [one.params for one in last] == best
+    assert [one.user_attrs[DETAILS]["share"] for one in last] == [1.0] * FINALISTS
+    assert all(one.user_attrs[DETAILS]["share"] < 1 for one in before)
+
+
+def test_tpe_finds_better_points_than_a_grid():
+    assert run("tpe", 40).best_value > run("grid", 40).best_value
+
+
+def test_a_study_in_a_file_is_continued_and_another_search_is_refused(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    seen = []
+
+    def interrupted(point, stage, report):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(point)
+        return distance(point, stage, report)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("random", 9, objective=interrupted, storage=storage)
+    study = run("random", 9, storage=storage)
+    assert states(study).count("COMPLETE") == 9
+    done = [one.params for one in study.trials if one.state.name == "COMPLETE"]
+    assert done[:4] == seen
+    assert {tuple(one.values()) for one in done} == {tuple(one.params.values()) for one in run("random", 9).trials}
+    with pytest.raises(OptionError, match="holds a study 'test' with another space, sampler or number of trials"):
+        run("random", 10, storage=storage)
+
+
+def test_a_trial_that_cannot_run_is_noted_and_the_others_go_on():
+    def odd(point, stage, report):
+        if point["schedule"] == "constant":
+            raise DataError("There is no such schedule today.")
+        return distance(point, stage, report)
+
+    study = run("random", 12, objective=odd)
+    assert {*states(study)} == {"COMPLETE", "FAIL"}
+    failed = [one for one in study.trials if one.state.name == "FAIL"]
+    assert {one.params["schedule"] for one in failed} == {"constant"}
+    assert {one.user_attrs[ERROR] for one in failed} == {"There is no such schedule today."}
+
+
+def test_a_bug_in_a_trial_is_not_hidden():
+    def broken(point, stage, report):
+        raise ZeroDivisionError("oops")
+
+    with pytest.raises(ZeroDivisionError, match="oops"):
+        run("random", 3, objective=broken)
+
+
+def test_trials_for_which_there_is_no_time_are_left_out():
+    study = run("one_epoch", 20, allows=lambda stage: stage.name == "finalists")
+    assert states(study) == ["FAIL"] * 17 + ["COMPLETE"] * 3
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_trials_that_are_behind_are_ended_early(pruner):
+    steps = []
+
+    def long(point, stage, report):
+        value = distance(point, stage, report).value
+        for step in range(1, 28):
+            steps.append(step)
+            report(step, value)
+        return Score(value=value, details={})
+
+    study = run("random", 30, objective=long, pruner=pruner)
+    complete = [one.value for one in study.trials if one.state.name == "COMPLETE"]
+    assert "PRUNED" in states(study)
+    assert len(steps) < 30 * 27 / 1.5
+    assert max(complete) == run("random", 30).best_value
+
+
+def test_the_wilcoxon_pruner_compares_folds():
+    counts = []
+
+    def by_fold(point, stage, report):
+        value = distance(point, stage, report).value
+        for fold in range(8):
+            report(fold, value + 0.01 * fold)
+        counts.append(fold)
+        return Score(value=value + 0.035, details={})
+
+    study = run("random", 12, objective=by_fold, pruner="wilcoxon")
+    assert 0 < states(study).count("PRUNED") == 12 - len(counts)
+
+
+def test_searches_that_cannot_be_are_refused():
+    with pytest.raises(OptionError, match="needs at least 8 trials"):
+        plan_stages("coarse_to_fine", 7)
+    with pytest.raises(OptionError, match="trials must be >= 1"):
+        plan_stages("random", 0)
+    with pytest.raises(OptionError, match=r"Unknown sampler 'tpee'. Closest known: tpe"):
+        plan_stages("tpee", 10)
+    with pytest.raises(OptionError, match=r"The storage 'nosql://x' cannot be opened .* Examples: sqlite:///study.db"):
+        join_study(Search(space=SPACE, stages=plan_stages("random", 2)), storage="nosql://x", name="x")
+
+
+def test_each_pruner_can_be_made():
+    assert set(studies.MAKE_PRUNER) == set(PRUNERS)
+
+
+def test_the_epochs_of_a_stage_are_a_share_of_all_and_at_least_one():
+    assert SearchStage(name="x", trials=1, share=1e-9, source="random").epochs(14) == 1
+    assert SearchStage(name="x", trials=1, share=0.3, source="random").epochs(14) == 4
+    assert SearchStage(name="x", trials=1, share=1.0, source="random").epochs(14) == 14
+
+
+def slowly(point, stage, report):
+    time.sleep(0.05)
+    return distance(point, stage, report)
+
+
+def help_along(storage, trials, hang):
+    studies.ALIVE_EVERY, studies.GIVEN_UP_AFTER = 1, 10
+
+    def forever(point, stage, report):
+        print("hanging", flush=True)
+        time.sleep(60)
+
+    run("random", trials, objective=forever if hang else slowly, storage=storage, waiting_seconds=0.1)
+
+
+def test_of_four_processes_one_is_killed_and_no_trial_is_lost_or_doubled(tmp_path):
+    storage, trials = f"sqlite:///{tmp_path / 'study.db'}", 24
+    search = Search(space=SPACE, stages=plan_stages("random", trials))
+    study = join_study(search, storage=storage, name="test")
+    context = multiprocessing.get_context("spawn")
+    victim = context.Process(target=help_along, args=(storage, trials, True))
+    victim.start()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not any(
+        one.state == optuna.trial.TrialState.RUNNING for one in study.get_trials(deepcopy=False)
+    ):
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    others = [context.Process(target=help_along, args=(storage, trials, False)) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+        assert other.exitcode == 0
+    complete = [one for one in study.trials if one.state.name == "COMPLETE"]
+    assert sorted(one.user_attrs[SLOT] for one in complete) == list(range(trials))
+    failed = [one for one in study.trials if one.state.name == "FAIL" and SLOT in one.user_attrs]
+    assert [one.user_attrs[SLOT] for one in failed] == [0]  # the one that was killed
+    expected = run("random", trials)
+    assert {one.user_attrs[SLOT]: one.params for one in complete} == {
+        one.user_attrs[SLOT]: one.params for one in expected.trials
+    }

@@ -1,0 +1,104 @@
+"""`transferkit tune`: what it prints and leaves in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transferkit.cli.adapting import audit_lines
+from transferkit.cli.jobs import Job, as_typed, command_line, current_command, output_folder
+from transferkit.cli.schema import arguments_of
+from transferkit.cli.tables import print_table
+from transferkit.core.errors import OptionError
+from transferkit.core.serialization import to_json
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from transferkit.records import TuningRecord, TuningTrial
+
+__all__ = ["TUNE"]
+
+log = logging.getLogger("transferkit")
+
+RECORD, PAGE, BEST = "tuning.json", "tuning.html", Path("experiment", "best.yaml")
+
+SHOWN = 10
+"""Trials on the terminal; the record has all of them."""
+
+
+def _check(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
+    from transferkit.api import check_tune, tune
+
+    if settings.mode == "search":
+        raise OptionError("mode=search compares strategies; tune searches the hyperparameters of one. Leave mode out.")
+    check_tune({**arguments_of(settings, tune), "out": out})
+    record = out / RECORD
+    return f"{record} is there already and is replaced." if record.is_file() else ""
+
+
+def _tune(settings: DictConfig) -> float | None:
+    from transferkit.api import tune
+    from transferkit.report import render_tuning
+
+    out = output_folder()
+    found = tune(**{**arguments_of(settings, tune), "out": out}, command=current_command("tune", settings))
+    (out / RECORD).write_text(json.dumps(to_json(found), indent=1) + "\n", encoding="utf-8")
+    (out / PAGE).write_text(render_tuning(found), encoding="utf-8")
+    for line in audit_lines(found.data):
+        print(line)
+    if found.ranked:
+        header = ("trial", "stage", "accuracy", "loss", "epochs", "seconds", "values")
+        print_table(header, [_row(trial) for trial in found.ranked[:SHOWN]])
+        print()
+    lines = [*found.sentences, f"page: {out / PAGE}"]
+    if found.best is not None:
+        (out / BEST).parent.mkdir(exist_ok=True)
+        (out / BEST).write_text(_best_file(found, settings), encoding="utf-8")
+        lines += [f"best settings: {out / BEST}", "Next:", f"  {_next_command(settings, out)}"]
+    for line in lines:
+        print(line)
+        log.info(line)
+    return None if found.best is None else found.best.accuracy
+
+
+def _row(trial: TuningTrial) -> tuple[str, ...]:
+    accuracy = "" if trial.accuracy is None else f"{100 * trial.accuracy:.1f} %"
+    loss = "" if trial.log_loss is None else f"{trial.log_loss:.3f}"
+    values = " ".join(f"{name.removeprefix('train.')}={value}" for name, value in trial.values.items())
+    return str(trial.number), trial.stage, accuracy, loss, str(trial.epochs), f"{trial.seconds:.0f}", values
+
+
+def _best_file(found: TuningRecord, settings: DictConfig) -> str:
+    """A Hydra file: chosen by experiment=best with the folder that it lies in, it trains with the best point."""
+    from omegaconf import OmegaConf
+
+    best = found.best
+    assert best is not None
+    head = (
+        "# @package _global_\n"
+        f"# {_next_command(settings, output_folder())}\n"
+        f"# The best of {len(found.trials)} trials of: {found.command}\n"
+        f"# Held-back accuracy {100 * (best.accuracy or 0):.1f} %.\n"
+    )
+    strategy, values = found.strategy, {name: one for name, one in found.settings.items() if name != "strategy"}
+    chosen = f"defaults:\n  - override /strategy: {strategy}\n"
+    return head + chosen + str(OmegaConf.to_yaml(OmegaConf.create(values)))
+
+
+def _next_command(settings: DictConfig, out: Path) -> str:
+    """What trains with the best point."""
+    from hydra.core.hydra_config import HydraConfig
+
+    ours = ("out=", "overwrite=", "strategy=", "tune.", "tune=", "train.", "unfreeze=", "experiment=", "finetune=")
+    words = [word for word in HydraConfig.get().overrides.task if not word.startswith(ours)]
+    # Flags come before settings, or Hydra does not know these.
+    verb = f"adapt {shlex.quote(f'--config-dir={as_typed(out)}')}"
+    return command_line(verb, words, settings, f"experiment={BEST.stem}")
+
+
+TUNE = Job("tune", _tune, _check)

@@ -1,0 +1,52 @@
+"""The space that is searched unless another is given, most important hyperparameter first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transferkit.options import Recipe
+from transferkit.strategies import TUNABLE
+from transferkit.tuning.space import Choices, Dimension, Range
+
+__all__ = ["default_space"]
+
+BATCHES = (8, 16, 32, 64, 128)
+
+RATE_FACTOR = 30.0
+"""The learning rate is searched from a thirtieth of the decision's to thirty times as much."""
+
+
+def default_space(
+    *, lr: float, images: int, stages: Sequence[str], strategy: str, recipe: Recipe
+) -> dict[str, Dimension]:
+    """Learning rate, momentum, batch size, dropout, weight decay, depth of unfreezing, schedule.
+
+    What the recipe sets is not searched.
+
+    Args:
+        lr: The decision's rate.
+        images: N to train on.
+        stages: The backbone's, stem -> head.
+        strategy: Name of the strategy that is tuned.
+        recipe: As given.
+
+    References:
+        The order is that of Ng, Machine Learning Yearning, and of Bergstra & Bengio, JMLR 2012 (the rate first). Rates
+        and decays act by their factor, so they are searched on a log scale; momentum by its distance from 1.
+    """
+    space: dict[str, Dimension] = {
+        "train.lr": Range(low=float(f"{lr / RATE_FACTOR:.2g}"), high=float(f"{lr * RATE_FACTOR:.2g}"), log=True),
+        "train.momentum": Choices(values=(0.8, 0.9, 0.95, 0.98)),
+        "train.batch_size": Choices(values=tuple(size for size in BATCHES if 4 * size <= images) or BATCHES[:1]),
+        "train.dropout": Range(low=0.0, high=0.5),
+        "train.weight_decay": Range(low=1e-4, high=1.0, log=True),
+    }
+    if strategy in TUNABLE and len(stages) > 1:
+        depths: list[Any] = sorted({max(1, round(share * len(stages))) for share in (1 / 6, 1 / 3, 1 / 2, 3 / 4)})
+        space["unfreeze"] = Choices(values=tuple(depths))
+    space["train.schedule"] = Choices(values=("cosine", "linear", "constant"))
+    given = {f"train.{name}" for name in recipe.changed}
+    if given & {"train.lr", "train.lr_scale"}:
+        given |= {"train.lr"}
+    return {name: one for name, one in space.items() if name not in given}

@@ -1,0 +1,134 @@
+"""How a search goes on: stages of trials, each with its number of epochs and its way to choose points.
+
+A search of one stage tries every point in full. One of several tries many points for few epochs first, and fewer
+points, closer to the best, for longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transferkit.core.errors import OptionError
+from transferkit.core.registry import Registry
+
+__all__ = ["FINALISTS", "PRUNERS", "SAMPLERS", "SearchStage", "plan_stages", "stage_of"]
+
+FINALISTS = 3
+"""Best points that a staged search trains in full ("one epoch for all, keep the top 3"; i-Epoch, arXiv 2307.15422)."""
+
+PRUNERS = ("none", "median", "halving", "wilcoxon")
+"""Which trials are ended early: none; those below the median of the others after as many epochs; those not among the
+best third of them; those worse than the best trial on the same folds, by Wilcoxon's signed-rank test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStage:
+    """Trials that are alike in how their points are chosen, and in how long they train.
+
+    Args:
+        name: What people see.
+        trials: Number of trials, >= 1.
+        share: Epochs, as a share of those of a full training, in (0, 1]; at least one is trained.
+        source: Where points come from: "random" or "grid" (of the whole space), "tpe" (a model of all trials so far),
+            "narrow" (at random, around the best so far), "best" (the best so far, one each).
+    """
+
+    name: str
+    trials: int
+    share: float
+    source: str
+
+    def epochs(self, full: int) -> int:
+        """Epochs of a trial, where a full training has so many."""
+        return max(1, round(self.share * full))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its trials train in full, so that the best of the search may be among them."""
+        return self.share == 1
+
+
+Sampler = Callable[[int], tuple[SearchStage, ...]]
+"""Number of trials -> stages."""
+
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+
+
+def plan_stages(sampler: str, trials: int) -> tuple[SearchStage, ...]:
+    """The stages of a search.
+
+    Args:
+        sampler: A registered name.
+        trials: Number of trials in all, >= 1.
+
+    Raises:
+        OptionError: The sampler is unknown, or there are too few trials for it.
+    """
+    if trials < 1:
+        raise OptionError(f"trials must be >= 1, got {trials!r}.")
+    return SAMPLERS[sampler](trials)
+
+
+@SAMPLERS.register("random")
+def _random(trials: int) -> tuple[SearchStage, ...]:
+    """All points at random."""
+    return (SearchStage(name="all", trials=trials, share=1.0, source="random"),)
+
+
+@SAMPLERS.register("grid")
+def _grid(trials: int) -> tuple[SearchStage, ...]:
+    """Points of a grid; for comparison, as a grid tries few values of each hyperparameter."""
+    return (SearchStage(name="all", trials=trials, share=1.0, source="grid"),)
+
+
+@SAMPLERS.register("tpe")
+def _tpe(trials: int) -> tuple[SearchStage, ...]:
+    """Points by the tree-structured Parzen estimator, a model of which points did well."""
+    return (SearchStage(name="all", trials=trials, share=1.0, source="tpe"),)
+
+
+@SAMPLERS.register("coarse_to_fine")
+def _coarse_to_fine(trials: int) -> tuple[SearchStage, ...]:
+    """Many points in the whole space for few epochs, then more around the best for longer, then the best in full."""
+    _check_enough("coarse_to_fine", trials)
+    rest = trials - FINALISTS
+    wide = math.ceil(0.6 * rest)
+    return (
+        SearchStage(name="wide", trials=wide, share=0.1, source="random"),
+        SearchStage(name="narrow", trials=rest - wide, share=0.3, source="narrow"),
+        SearchStage(name="finalists", trials=FINALISTS, share=1.0, source="best"),
+    )
+
+
+@SAMPLERS.register("one_epoch")
+def _one_epoch(trials: int) -> tuple[SearchStage, ...]:
+    """One epoch for all, then the best three in full."""
+    _check_enough("one_epoch", trials)
+    return (
+        SearchStage(name="one epoch", trials=trials - FINALISTS, share=1e-9, source="random"),
+        SearchStage(name="finalists", trials=FINALISTS, share=1.0, source="best"),
+    )
+
+
+def _check_enough(sampler: str, trials: int) -> None:
+    if trials < 2 * FINALISTS + 2:
+        raise OptionError(
+            f"sampler={sampler} needs at least {2 * FINALISTS + 2} trials, {FINALISTS} of them for the best in full, "
+            f"got {trials}. Use sampler=random."
+        )
+
+
+def stage_of(stages: Sequence[SearchStage], slot: int) -> tuple[SearchStage, int]:
+    """The stage of a trial, and the trial's number within it, both from 0.
+
+    Args:
+        stages: In their order.
+        slot: Number of the trial within the search.
+    """
+    for stage in stages:
+        if slot < stage.trials:
+            return stage, slot
+        slot -= stage.trials
+    raise OptionError(f"The search has {sum(one.trials for one in stages)} trials; there is no further one.")

@@ -1,0 +1,223 @@
+"""A search from beginning to end: session and space -> study, worked on by one process or several -> record."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+from transferkit.core.paths import expand
+from transferkit.core.progress import announce
+from transferkit.core.provenance import environment
+from transferkit.features import choose_device
+from transferkit.records import Decision, TuningRecord, TuningTrial
+from transferkit.tuning.default_space import default_space
+from transferkit.tuning.objective import HeldBackAccuracy
+from transferkit.tuning.points import TUNED_INSTEAD, check_space
+from transferkit.tuning.search_options import TuneOptions
+from transferkit.tuning.space import Choices, Dimension, Range, read_space
+from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
+from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
+from transferkit.workflow.decide import decide_session
+from transferkit.workflow.session import Session, open_session
+
+__all__ = ["run_search"]
+
+STUDY_FILE = "study.db"
+
+STATE_NAMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, command: str) -> TuningRecord:
+    """Search, and return what was found.
+
+    Args:
+        model, data: As for `adapt`.
+        options: Of all trials, and of the search.
+        command: What makes the search again.
+
+    Raises:
+        OptionError: Something cannot be searched like this.
+        TransferkitError: Another of its kinds.
+    """
+    begun = time.perf_counter()
+    session = open_session(model, data, options, trains=True)
+    options = _named(session, options)
+    decision = decide_session(session, options).decision
+    space = _space(session, decision, options)
+    check_space(space, options)
+    search = Search(
+        space=space, stages=plan_stages(options.sampler, options.trials), seed=options.seed, pruner=options.pruner
+    )
+    with _kept(options) as storage:
+        options = replace(options, storage=storage)
+        study = join_study(search, storage=storage, name=options.study)
+        others = _start_workers(model, data, options, search)
+        try:
+            _work(session, options, search, study, begun)
+        finally:
+            for other in others:
+                other.join()
+        return _record(session, options, search, study, command=command, begun=begun)
+
+
+def _named(session: Session, options: TuneOptions) -> TuneOptions:
+    """The options, with the strategy that is tuned."""
+    if options.strategy != "auto":
+        return options
+    chosen = decide_session(session, options).decision
+    if chosen.strategy != "linear_probe":
+        announce(f"tuning {chosen.strategy}, which is advised", enabled=options.progress)
+        return replace(options, strategy=chosen.strategy, mode="evidence", unfreeze=list(chosen.tuned) or None)
+    announce(f"a linear probe is advised, which has nothing to tune: tuning {TUNED_INSTEAD}", enabled=options.progress)
+    return replace(options, strategy=TUNED_INSTEAD, mode="evidence")
+
+
+def _space(session: Session, decision: Decision, options: TuneOptions) -> dict[str, Dimension]:
+    if options.space is not None:
+        return read_space(options.space)
+    space = default_space(
+        lr=decision.lr,
+        images=session.data.summary.train_images,
+        stages=[stage.name for stage in session.backbone.stages],
+        strategy=options.strategy,
+        recipe=options.recipe,
+    )
+    return {name: one for name, one in space.items() if name != "unfreeze" or options.unfreeze is None}
+
+
+@contextmanager
+def _kept(options: TuneOptions) -> Iterator[str | None]:
+    """The storage's URL: as asked, a file in `out`, a temporary file for several workers, or None for memory."""
+    if options.storage is not None:
+        yield str(options.storage)
+    elif options.out is not None:
+        folder = expand(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield f"sqlite:///{(folder / STUDY_FILE).absolute()}"
+    elif options.workers > 1:
+        with tempfile.TemporaryDirectory(prefix="transferkit-") as made:
+            yield f"sqlite:///{Path(made) / STUDY_FILE}"
+    else:
+        yield None
+
+
+def _work(session: Session, options: TuneOptions, search: Search, study: Any, begun: float) -> None:
+    """Trials of this process."""
+    best = [-1.0]
+
+    def done(trial: FrozenTrial) -> None:
+        slot = trial.user_attrs[SLOT]
+        stage, _ = stage_of(search.stages, slot)
+        value = trial.user_attrs.get(DETAILS, {}).get("accuracy")
+        said = STATE_NAMES[trial.state] if value is None else f"{100 * value:.1f} %"
+        mark = ""
+        if value is not None and value > best[0]:
+            best[0], mark = value, ", the best so far" if best[0] >= 0 else ""
+        announce(f"trial {slot + 1} of {search.trials} ({stage.name}): {said}{mark}", enabled=options.progress)
+
+    objective = HeldBackAccuracy(session, options, by_fold=options.pruner == "wilcoxon")
+    work(study, search, objective, allows=_clock(search, options.seconds, begun), done=done)
+
+
+def _clock(search: Search, seconds: float | None, begun: float) -> Callable[[SearchStage], bool]:
+    """Whether a trial of a stage may begin: each stage has its share of the time, by the epochs in it."""
+    if seconds is None:
+        return lambda stage: True
+    effort = [stage.trials * stage.share for stage in search.stages]
+    ends = {
+        stage.name: begun + seconds * sum(effort[: place + 1]) / sum(effort)
+        for place, stage in enumerate(search.stages)
+    }
+    return lambda stage: time.perf_counter() < ends[stage.name]
+
+
+def _start_workers(
+    model: Any, data: Any, options: TuneOptions, search: Search
+) -> list[multiprocessing.process.BaseProcess]:
+    """Further processes; all share the cores."""
+    if options.workers == 1:
+        return []
+    threads = max(1, torch.get_num_threads() // options.workers)
+    torch.set_num_threads(threads)
+    context = multiprocessing.get_context("spawn")
+    quiet = replace(options, progress=False)
+    found = list[multiprocessing.process.BaseProcess]()
+    for _ in range(options.workers - 1):
+        process = context.Process(target=_help, args=(model, data, quiet, search, threads))
+        process.start()
+        found.append(process)
+    return found
+
+
+def _help(model: Any, data: Any, options: TuneOptions, search: Search, threads: int) -> None:
+    torch.set_num_threads(threads)
+    session = open_session(model, data, options, trains=True)
+    study = join_study(search, storage=options.storage, name=options.study)
+    _work(session, options, search, study, time.perf_counter())
+
+
+def _record(
+    session: Session,
+    options: TuneOptions,
+    search: Search,
+    study: Any,
+    *,
+    command: str,
+    begun: float,
+) -> TuningRecord:
+    trials = [one for one in study.get_trials(deepcopy=False) if SLOT in one.user_attrs]
+    complete = [one for one in trials if one.state == TrialState.COMPLETE]
+    return TuningRecord(
+        data=session.data.summary,
+        backbone=session.backbone.spec.name,
+        strategy=options.strategy,
+        space={name: _in_words(one) for name, one in search.space.items()},
+        log_scaled=tuple(name for name, one in search.space.items() if isinstance(one, Range) and one.log),
+        importance=importances(study, search),
+        sampler=options.sampler,
+        pruner=options.pruner,
+        trials=tuple(_trial(one, search) for one in trials if one.state in STATE_NAMES),
+        probe=complete[-1].user_attrs[DETAILS]["probe"] if complete else None,
+        images=complete[-1].user_attrs[DETAILS]["images"] if complete else 0,
+        base=options.recipe.changed,
+        storage=str(options.storage or ""),
+        study=options.study,
+        command=command,
+        environment=environment(seed=options.seed, device=str(choose_device(options.device))),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _in_words(one: Dimension) -> str:
+    """A range in words."""
+    if isinstance(one, Choices):
+        return " or ".join(str(value) for value in one.values)
+    return f"{one.low:g} to {one.high:g}{' (log)' if one.log else ''}"
+
+
+def _trial(one: FrozenTrial, search: Search) -> TuningTrial:
+    stage, _ = stage_of(search.stages, one.user_attrs[SLOT])
+    known = one.user_attrs.get(DETAILS, {})
+    return TuningTrial(
+        number=one.number,
+        stage=stage.name,
+        is_full=stage.is_full,
+        values=dict(one.params),
+        state=STATE_NAMES[one.state],
+        accuracy=known.get("accuracy"),
+        log_loss=known.get("log_loss"),
+        kept=known.get("kept"),
+        epochs=known.get("epochs", 0),
+        seconds=one.user_attrs.get(SECONDS, 0.0),
+        error=one.user_attrs.get(ERROR, ""),
+    )
