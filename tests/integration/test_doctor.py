@@ -147,7 +147,7 @@ def test_a_healthy_set_up_exits_quietly(planted, capsys):
     main(["doctor", f"data.root={planted}", "strategy=few_layers", "unfreeze=1", *QUICK])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("adapt would train few_layers on top: ")
-    assert "Healthy: 14 checks found nothing (" in said
+    assert "Healthy: 15 checks found nothing (" in said
     assert "classes, serving)." in said
     assert not Path("runs").exists()
 

@@ -34,7 +34,7 @@ PLACES = {"folder": "root", "manifest": "path"}
 """Data source -> the setting inside `data` that says where it is."""
 
 
-TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",), "tune": ("tune",)}
+TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",), "tune.": ("tune",)}
 """Settings, or groups of them, that not every verb takes -> those that do."""
 
 
@@ -109,7 +109,8 @@ def check_taken(verb: str, words: Iterable[str]) -> None:
         >>> check_taken("doctor labels", ["limit=20"])
     """
     for name in (word.partition("=")[0].lstrip("+") for word in words):
-        takers = TAKEN_BY.get(name.partition(".")[0], (verb,))
+        group, dot, _ = name.partition(".")
+        takers = TAKEN_BY.get(group + dot, (verb,))
         if verb not in takers:
             known = " and ".join(f"transferkit {one}" for one in takers)
             raise OptionError(f"{verb} takes no {name}=, only {known}. See transferkit {verb.split()[0]} --help.")

@@ -14,7 +14,6 @@ from transferkit.cli.jobs import Job, as_typed, command_line, current_command, o
 from transferkit.cli.schema import arguments_of
 from transferkit.cli.tables import print_table
 from transferkit.core.errors import OptionError
-from transferkit.core.serialization import to_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,6 +42,7 @@ def _check(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
 
 def _tune(settings: DictConfig) -> float | None:
     from transferkit.api import tune
+    from transferkit.core.serialization import to_json
     from transferkit.report import render_tuning
 
     out = output_folder()

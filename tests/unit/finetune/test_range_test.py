@@ -22,7 +22,6 @@ from transferkit.core.errors import OptionError
 from transferkit.data.loading import EpochSampler
 from transferkit.finetune import CutBatch, Runner, TransferModule, fine_tune
 from transferkit.finetune.range_test import HIGHEST, LOWEST, SAFETY, RangeTest, find_rate, judge
-from transferkit.finetune.recipe import MOMENTUM
 from transferkit.nn import TransferModel, cut
 from transferkit.options import Recipe
 from transferkit.records import Fold
@@ -66,7 +65,7 @@ def make_parabola(lr: float) -> tuple[TransferModule, list[Any], float]:
         inputs = torch.cat([features / module.model.classifier.scale, torch.ones(32, 1)], dim=1).double()
         # The mean is over images and outputs: each output's weights have this Hessian, divided by the outputs.
         curvature = torch.linalg.eigvalsh(inputs.T @ inputs / 32 / CLASSES)[-1].item()
-    return module, [(images, targets)], edge_of(curvature, MOMENTUM)
+    return module, [(images, targets)], edge_of(curvature, 0.9)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
@@ -81,7 +80,7 @@ def test_the_parabola_is_really_left_above_the_edge_and_not_below_it() -> None:
     for share, is_left in ((0.95, False), (1.05, True)):
         module, [(images, targets)], edge = make_parabola(1.0)
         head = module.model.classifier.linear
-        optimizer = torch.optim.SGD(head.parameters(), lr=share * edge, momentum=MOMENTUM, nesterov=True)
+        optimizer = torch.optim.SGD(head.parameters(), lr=share * edge, momentum=0.9, nesterov=True)
         for _ in range(150):
             optimizer.zero_grad()
             loss = module.task.loss(module(images), targets)
