@@ -244,7 +244,7 @@ def _blank_symptom(blanks: Sequence[OutlierImage]) -> list[Symptom]:
             evidence=f"{count} one flat colour, e.g. {blanks[0].name} ({blanks[0].label}); no copies are looked for "
             "among them.",
             remedy="Remove them, unless a blank picture means something.",
-            items=tuple(f"{one.name} ({one.label})" for one in blanks[:ITEMS]),
+            items=_listed(blanks),
         )
     ]
 
@@ -260,6 +260,10 @@ def _outlier_symptom(outliers: Sequence[OutlierImage]) -> list[Symptom]:
             evidence=f"{count} unlike all others of the class and of the data, e.g. {outliers[0].name} "
             f"({outliers[0].label}).",
             remedy="Look at them: they may be of another kind, or damaged.",
-            items=tuple(f"{one.name} ({one.label})" for one in outliers[:ITEMS]),
+            items=_listed(outliers),
         )
     ]
+
+
+def _listed(images: Sequence[OutlierImage]) -> tuple[str, ...]:
+    return tuple(f"{one.name} ({one.label})" for one in images[:ITEMS])

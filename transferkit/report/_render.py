@@ -27,7 +27,7 @@ def render(record: RunRecord) -> str:
     Returns:
         HTML that loads nothing from elsewhere: pictures are data URIs, charts inline SVG; it holds no script.
     """
-    return _encodable(_environment().get_template("report.html.j2").render(report=write_report(record)))
+    return _fill("report.html.j2", report=write_report(record))
 
 
 def render_ranking(ranking: Ranking) -> str:
@@ -36,7 +36,7 @@ def render_ranking(ranking: Ranking) -> str:
     Args:
         ranking: All text in it is treated as untrusted.
     """
-    return _encodable(_environment().get_template("ranking.html.j2").render(page=write_ranking(ranking)))
+    return _fill("ranking.html.j2", page=write_ranking(ranking))
 
 
 def render_labels(review: LabelReview) -> str:
@@ -45,7 +45,7 @@ def render_labels(review: LabelReview) -> str:
     Args:
         review: All text in it is treated as untrusted.
     """
-    return _encodable(_environment().get_template("labels.html.j2").render(page=write_labels(review)))
+    return _fill("labels.html.j2", page=write_labels(review))
 
 
 def render_images(review: ImageReview) -> str:
@@ -54,7 +54,7 @@ def render_images(review: ImageReview) -> str:
     Args:
         review: All text in it is treated as untrusted.
     """
-    return _encodable(_environment().get_template("images.html.j2").render(page=write_images(review)))
+    return _fill("images.html.j2", page=write_images(review))
 
 
 def render_tuning(record: TuningRecord) -> str:
@@ -63,10 +63,12 @@ def render_tuning(record: TuningRecord) -> str:
     Args:
         record: All text in it is treated as untrusted.
     """
-    return _encodable(_environment().get_template("tuning.html.j2").render(page=write_tuning(record)))
+    return _fill("tuning.html.j2", page=write_tuning(record))
 
 
-def _encodable(html: str) -> str:
+def _fill(template: str, **values: object) -> str:
+    """A template with these values, as text that any file can hold."""
+    html = _environment().get_template(template).render(**values)
     # File names that are not valid UTF-8 arrive with lone surrogates, which no file can be written with.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
 

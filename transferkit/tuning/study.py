@@ -33,8 +33,8 @@ __all__ = [
     "SLOT",
     "Score",
     "Search",
-    "importances",
     "StoppedEarly",
+    "importances",
     "join_study",
     "work",
 ]

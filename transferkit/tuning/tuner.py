@@ -77,9 +77,9 @@ def _named(session: Session, options: TuneOptions) -> TuneOptions:
     chosen = decide_session(session, options).decision
     if chosen.strategy != "linear_probe":
         announce(f"tuning {chosen.strategy}, which is advised", enabled=options.progress)
-        return replace(options, strategy=chosen.strategy, mode="evidence", unfreeze=list(chosen.tuned) or None)
+        return replace(options, strategy=chosen.strategy, unfreeze=list(chosen.tuned) or None)
     announce(f"a linear probe is advised, which has nothing to tune: tuning {TUNED_INSTEAD}", enabled=options.progress)
-    return replace(options, strategy=TUNED_INSTEAD, mode="evidence")
+    return replace(options, strategy=TUNED_INSTEAD)
 
 
 def _space(session: Session, decision: Decision, options: TuneOptions) -> dict[str, Dimension]:
