@@ -42,7 +42,7 @@ __all__ = [
 ALIVE_EVERY, GIVEN_UP_AFTER = 10, 60
 """Seconds between two signs of life of a worker, and after which its trial is retried."""
 
-RETRIES = 3
+RETRIES, OPENING_TRIES = 3, 4
 
 FEWEST_TRIALS = 8
 """Trials below which no importance is computed: PED-ANOVA compares the best tenth with all."""
@@ -235,36 +235,47 @@ def join_study(search: Search, *, storage: str | None, name: str) -> Study:
 def _open_storage(url: str) -> optuna.storages.RDBStorage:
     is_file = url.startswith("sqlite")
     arguments = {"connect_args": {"timeout": GIVEN_UP_AFTER}} if is_file else {}
-    try:
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs=arguments,
-            heartbeat_interval=ALIVE_EVERY,
-            grace_period=GIVEN_UP_AFTER,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-        )
-        if is_file:
-            _write_ahead(storage)
-        return storage
-    except Exception as error:  # SQLAlchemy and its drivers have many
-        reason = str(error).strip().split("\n")[0]
-        raise OptionError(
-            f"The storage {url!r} cannot be opened ({reason}). Examples: sqlite:///study.db, "
-            "postgresql://user:password@host/database (which needs psycopg2)."
-        ) from error
+    for tries_left in reversed(range(OPENING_TRIES)):
+        try:
+            storage = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=arguments,
+                heartbeat_interval=ALIVE_EVERY,
+                grace_period=GIVEN_UP_AFTER,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+            )
+            break
+        except Exception as error:  # SQLAlchemy and its drivers have many
+            if tries_left:  # two processes that make its tables at once: one of them fails
+                time.sleep(0.3)
+                continue
+            reason = str(error).strip().split("\n")[0]
+            raise OptionError(
+                f"The storage {url!r} cannot be opened ({reason}). Examples: sqlite:///study.db, "
+                "postgresql://user:password@host/database (which needs psycopg2)."
+            ) from error
+    if is_file:
+        _share_file(storage)
+    return storage
 
 
-def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
-    """Let processes read a SQLite file while another writes, and wait for the disk at checkpoints only: each trial
-    writes about ten times, at half a second each on a slow disk. A crash of the machine may lose the last trials, a
-    crash of the program none."""
+def _share_file(storage: optuna.storages.RDBStorage) -> None:
+    """Let several processes work on a SQLite file.
+
+    Whoever looks for a waiting trial to take locks the file first, or two would find the same one: Optuna relies on
+    SELECT ... FOR UPDATE, which SQLite does not know. A journal that is written ahead waits for the disk at checkpoints
+    only: each trial writes about ten times, at half a second each on a slow disk. A crash of the machine may lose the
+    last trials, a crash of the program none.
+    """
     from sqlalchemy import event
 
     def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # or Python's driver begins transactions by itself, and later
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     event.listen(storage.engine, "connect", connect)
+    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     storage.engine.dispose()
 
 
@@ -343,7 +354,7 @@ def _run(
             score = objective(trial.params, stage, report)
     except StoppedEarly:
         trial.set_user_attr(SECONDS, time.perf_counter() - begun)
-        return study.tell(trial, state=TrialState.PRUNED)
+        return study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
     except TransferkitError as error:
         trial.set_user_attr(ERROR, str(error))
         return study.tell(trial, state=TrialState.FAIL)
@@ -352,7 +363,7 @@ def _run(
         raise
     trial.set_user_attr(SECONDS, time.perf_counter() - begun)
     trial.set_user_attr(DETAILS, dict(score.details))
-    return study.tell(trial, score.value)
+    return study.tell(trial, score.value, skip_if_finished=True)
 
 
 def _put_back(study: Study, trial: optuna.Trial, why: str) -> None:

@@ -225,3 +225,28 @@ def test_of_four_processes_one_is_killed_and_no_trial_is_lost_or_doubled(tmp_pat
     assert {one.user_attrs[SLOT]: one.params for one in complete} == {
         one.user_attrs[SLOT]: one.params for one in expected.trials
     }
+
+
+def begin_together(storage, trials, gate, noted):
+    def note(point, stage, report):
+        with noted.open("a") as file:
+            file.write(f"{point['lr']}\n")
+        return distance(point, stage, report)
+
+    gate.wait()
+    run("random", trials, objective=note, storage=storage, waiting_seconds=0.05)
+
+
+def test_processes_that_begin_at_once_never_take_the_same_trial(tmp_path):
+    trials, noted = 60, tmp_path / "noted.txt"
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(4)
+    arguments = (f"sqlite:///{tmp_path / 'study.db'}", trials, gate, noted)
+    processes = [context.Process(target=begin_together, args=arguments) for _ in range(4)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(120)
+    assert [one.exitcode for one in processes] == [0] * 4
+    expected = [str(one.params["lr"]) for one in run("random", trials).trials]
+    assert sorted(noted.read_text().split()) == sorted(expected)
