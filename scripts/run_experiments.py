@@ -24,7 +24,7 @@ from pathlib import Path
 from transferkit.core.provenance import environment
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("backbone", "strategy", "finetune", "trainer", "experiment")
+GROUPS = ("backbone", "strategy", "finetune", "trainer", "tune", "experiment")
 COMMAND = re.compile(r"^# (transferkit .*)$", flags=re.M)
 EXPECTED = re.compile(r"^# Expected: .*$", flags=re.M)
 NOT_HERE = "not measured here"
@@ -39,7 +39,7 @@ def list_files(groups: list[str]) -> Iterator[Path]:
 
 
 def run(command: str) -> tuple[str, float]:
-    """Test accuracy with its interval, as printed by the command, and the seconds of the whole process."""
+    """Accuracy with its interval or number of images, as printed, and the seconds of the whole process."""
     words = shlex.split(command)[1:]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -53,7 +53,8 @@ def run(command: str) -> tuple[str, float]:
         seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{command}\n{done.stderr}")
-    return re.findall(r"^test accuracy (.*) on", done.stdout, flags=re.M)[0], seconds
+    said = re.findall(r"^(test accuracy .*) on|^(Held-back accuracy [^)]*\))", done.stdout, flags=re.M)[0]
+    return "".join(said).lower(), seconds
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
         (command,) = COMMAND.findall(text)
         accuracy, seconds = run(command)
         expected = (
-            f"# Expected: test accuracy {accuracy} in {seconds:.0f} s "
+            f"# Expected: {accuracy} in {seconds:.0f} s "
             f"({machine['cores']} cores, {platform.machine()}, CPU; {datetime.now(UTC):%Y-%m-%d})"
         )
         path.write_text(EXPECTED.sub(expected, text), encoding="utf-8")

@@ -324,7 +324,7 @@ def tune(
     data: Any,
     *,
     space: Mapping[str, Any] | None = None,
-    sampler: str = "coarse_to_fine",
+    sampler: str = "auto",
     pruner: str = "none",
     trials: int = 30,
     seconds: float | None = None,

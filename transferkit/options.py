@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from transferkit.core.errors import OptionError, list_problems, problem_of, unknown_name
-from transferkit.core.limits import N_SPLITS, check_image_size, check_limit
+from transferkit.core.limits import LAYER_DECAY, N_SPLITS, check_image_size, check_limit
 
 __all__ = [
     "AUGMENTS",
@@ -210,7 +210,7 @@ class MeasureOptions:
     source: Any = option(None, "Images like those the backbone was trained on, in any form that data can have.")
     batch_size: int | None = option(
         None,
-        "Images per batch of the frozen pass, and per optimizer step unless train sets it; None: fitted.",
+        "Images per batch of the frozen pass, and per step unless train sets it; None: fitted.",
     )
     cache: Any = option(None, "Folder of the feature bank; None: $TRANSFERKIT_CACHE or the user's cache folder.")
     cache_limit: float | None = option(None, "Gigabytes that the feature bank may use; None: 10.")
@@ -266,6 +266,7 @@ class Recipe:
         "The same as a share of the rate that the backbone was trained at, > 0, instead of the rule's 0.1; that rate "
         "alone is tried. Not together with lr.",
     )
+    layer_decay: float = option(LAYER_DECAY, "Rate of each stage relative to the one above it, in (0, 1].")
     weight_decay: float = option(0.01, "Weight decay, >= 0; not of norms and biases.")
     schedule: str = option("cosine", "cosine, linear, exponential, constant or plateau.")
     warmup: float = option(0.1, "Share of each phase in which rates rise, in [0, 1).")
@@ -331,6 +332,7 @@ class Recipe:
             *((getattr(self, n) >= 0, f"{n} must be >= 0, got {getattr(self, n)!r}.") for n in amounts),
             *((_at_least_one(getattr(self, n)), f"{n} must be >= 1, got {getattr(self, n)!r}.") for n in counts),
             (0 < self.start_size <= 1, f"start_size must be in (0, 1], got {self.start_size!r}."),
+            (0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay!r}."),
             (0 <= self.minimum <= 1, f"minimum must be in [0, 1], got {self.minimum!r}."),
             (self.schedule != "exponential" or self.minimum > 0, "schedule=exponential needs a minimum above 0."),
             (self.folds is None or 1 <= self.folds <= N_SPLITS, f"folds must be 1 to {N_SPLITS}, got {self.folds!r}."),

@@ -45,10 +45,12 @@ def test_a_file_composes_to_arguments_of_adapt(file):
 def test_a_file_is_headed_by_its_command_and_what_to_expect(file):
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     command = shlex.split(lines[0].removeprefix("# "))
-    assert command[:2] == ["transferkit", "adapt"]
+    assert command[:2] == ["transferkit", "tune" if file.parent.name == "tune" else "adapt"]
     if file.parent.name != "data":
         assert name_of(file) in command
-        assert re.match(r"# Expected: (test accuracy \d+\.\d % .* \d{4}-\d\d-\d\d\)|not measured here: .*)$", lines[1])
+        assert re.match(
+            r"# Expected: ((test|held-back) accuracy \d+\.\d % .* \d{4}-\d\d-\d\d\)|not measured here: .*)$", lines[1]
+        )
 
 
 def test_there_is_a_file_for_every_strategy_and_all_files_have_a_home():

@@ -75,6 +75,28 @@ def test_a_search_whose_time_is_over_says_so(stripes):
     assert found.sentences[1] == "There was no time left for it."
 
 
+def test_the_points_of_a_linear_probe_are_tried_once_each_and_adapt_fits_the_best(stripes):
+    data = {"pretrained": False, "image_size": 32, "views": 1, "progress": False}
+    found = tk.tune(MODEL, stripes, strategy="linear_probe", trials=1000, **data)
+    points = [tuple(trial.values.values()) for trial in found.trials]
+    assert len(set(points)) == len(points) == len(found.space["stage"].split(" or ")) * 3
+    assert found.sampler == "grid"
+    assert {trial.state for trial in found.trials} == {"complete"}
+    assert found.images == 24
+    result = tk.adapt(MODEL, stripes, **data, **found.settings)
+    assert result.decision.held_back == 24
+    assert (result.decision.strategy, result.decision.stage) == ("linear_probe", found.best.values["stage"])
+    assert f"{found.best.values['head']} {100 * found.best.accuracy:.1f} %" in " ".join(result.decision.reasons)
+
+
+def test_of_a_probe_what_is_given_is_not_searched(stripes):
+    data = {"pretrained": False, "image_size": 32, "views": 1, "progress": False}
+    found = tk.tune(MODEL, stripes, strategy="linear_probe", stage="joined", **data)
+    assert list(found.space) == ["head"]
+    with pytest.raises(OptionError, match="Everything that could be searched is set"):
+        tk.tune(MODEL, stripes, strategy="linear_probe", stage="joined", head="ridge", **data)
+
+
 def test_the_default_space_leaves_out_what_is_set(stripes):
     found = tune(stripes, trials=1, sampler="random")
     assert "train.batch_size" not in found.space
@@ -85,18 +107,21 @@ def test_the_default_space_leaves_out_what_is_set(stripes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"strategy": "linear_probe", "train": None, "pruner": "median"}, "solved for, without epochs that a pruner"),
+        ({"strategy": "linear_probe", "train": None, "sampler": "one_epoch"}, "solved for, without epochs"),
         (
-            {"strategy": "linear_probe", "train": None},
-            "it has nothing to tune. Name a strategy that trains, such as strategy=lp_ft",
+            {"strategy": "linear_probe", "train": None, "space": {"train.lr": [0.1, 0.2]}},
+            "Unknown hyperparameter of a linear probe 'train.lr'. Known: head, stage",
         ),
+        ({"strategy": "norm_only", "train": {"layer_decay": 0.5}}, "layer_decay has no effect with strategy=norm_only"),
         ({"space": {"train.lrr": [1, 2]}}, "Unknown hyperparameter 'train.lrr'. Closest known: train.lr"),
         ({"space": {"train.lr": [-1.0, 2.0]}}, "lr must be > 0"),
         ({"sampler": "genetic"}, "Unknown sampler 'genetic'"),
-        ({"pruner": "median"}, "compares trials that train for equally long"),
+        ({"pruner": "median", "sampler": "one_epoch"}, "compares trials that train for equally long"),
         ({"pruner": "medain", "sampler": "tpe"}, "Unknown pruner 'medain'. Closest known: median"),
         ({"trials": 0}, "trials must be >= 1, got 0"),
         ({"seconds": -1.0}, "seconds must be > 0"),
-        ({"trials": 3}, "sampler=coarse_to_fine needs at least 8 trials"),
+        ({"trials": 3, "sampler": "coarse_to_fine"}, "sampler=coarse_to_fine needs at least 8 trials"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_any_work(stripes, options, message):

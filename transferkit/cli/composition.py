@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.cli.schema import PLACES, find_value_problems, known_settings, register_schema
 from transferkit.core.errors import OptionError, unknown_name
-from transferkit.core.renaming import RENAMED, explain_renamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +24,7 @@ GROUPS = {
     "strategy": "strategy",
     "finetune": "way of fine-tuning",
     "trainer": "trainer",
+    "tune": "search",
     "experiment": "experiment",
 }
 """Group of the configuration -> what one of its choices is called in messages."""
@@ -34,6 +34,7 @@ REMEDIES = {
     "data": "A folder is data.root=DIR.",
     "finetune": "Single values are train.epochs=10.",
     "trainer": "Single values are trainer.precision=bf16-mixed.",
+    "tune": "Single values are tune.trials=50; how many stages are trained is unfreeze=2.",
 }
 
 HELP = "See transferkit adapt --help."
@@ -149,8 +150,6 @@ def _split(word: str) -> tuple[str, Any]:
 
 def _check_key(key: str) -> None:
     name = key.lstrip("+")
-    if name in RENAMED:
-        raise OptionError(explain_renamed(name))
     known = dict.fromkeys([*known_settings(), *GROUPS])
     if key.startswith("trainer.") and key not in (trainer := _trainer_settings()):
         raise OptionError(unknown_name("setting", key, trainer, remedy=f"Any other of Lightning's is +{key}=..."))

@@ -154,7 +154,9 @@ def _entry(key: str, text: str) -> str:
 
 
 def _groups() -> str:
-    lines = [_entry(f"{group}=NAME", ", ".join(group_choices(group))) for group in GROUPS if group != "strategy"]
+    """Without those that have a place elsewhere."""
+    shown = [group for group in GROUPS if group not in ("strategy", "tune")]
+    lines = [_entry(f"{group}=NAME", ", ".join(group_choices(group))) for group in shown]
     return "\n".join(["Prepared settings, a file each in conf/:", *lines, ""])
 
 
@@ -206,7 +208,13 @@ The same command again goes on where it stopped. It leaves tuning.html, the sear
 and experiment/best.yaml, which transferkit adapt --config-dir=OUT experiment=best trains with.
 """
 
-TUNE_SECTION = Section(title="The search", rows=tuple(_rows(SearchOptions, group="tune.")))
+TUNE_SECTION = Section(
+    title="The search",
+    rows=(
+        *_rows(SearchOptions, group="tune."),
+        ("tune", "NAME", f"A prepared search, a file in conf/tune: {', '.join(group_choices('tune'))}."),
+    ),
+)
 
 HELP = {
     "adapt": "\n".join([ADAPT, *map(_section, SECTIONS), _groups()]),

@@ -91,8 +91,8 @@ class Job:
         """Raise what is wrong with a run; a sentence to print about it is added to the notes."""
         from omegaconf import OmegaConf
 
-        check_taken(self.verb, words)
         settings = compose_settings(words, job=number)
+        check_taken(self.verb, words)
         if not is_first():
             return
         folder = Path(OmegaConf.select(settings, "hydra.run.dir"))

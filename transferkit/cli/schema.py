@@ -34,7 +34,7 @@ PLACES = {"folder": "root", "manifest": "path"}
 """Data source -> the setting inside `data` that says where it is."""
 
 
-TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",), "tune.": ("tune",)}
+TAKEN_BY = {"limit": ("doctor labels", "doctor images"), "models": ("rank",), "tune": ("tune",), "tune.": ("tune",)}
 """Settings, or groups of them, that not every verb takes -> those that do."""
 
 

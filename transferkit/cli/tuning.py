@@ -70,7 +70,7 @@ def _row(trial: TuningTrial) -> tuple[str, ...]:
     accuracy = "" if trial.accuracy is None else f"{100 * trial.accuracy:.1f} %"
     loss = "" if trial.log_loss is None else f"{trial.log_loss:.3f}"
     values = " ".join(f"{name.removeprefix('train.')}={value}" for name, value in trial.values.items())
-    return str(trial.number), trial.stage, accuracy, loss, str(trial.epochs), f"{trial.seconds:.0f}", values
+    return str(trial.number), trial.stage, accuracy, loss, str(trial.epochs or ""), f"{trial.seconds:.0f}", values
 
 
 def _best_file(found: TuningRecord, settings: DictConfig) -> str:

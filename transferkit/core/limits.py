@@ -7,10 +7,15 @@ from typing import Any
 
 from transferkit.core.errors import OptionError
 
-__all__ = ["N_SPLITS", "SMALLEST_SIDE", "check_image_size", "check_limit"]
+__all__ = ["LAYER_DECAY", "N_SPLITS", "SMALLEST_SIDE", "check_image_size", "check_limit"]
 
 N_SPLITS = 5
 """Default number of splits in cross-validation: a fold holds back one of them."""
+
+LAYER_DECAY = 0.75
+"""Default rate of each stage relative to the one above it: the upper end of BEiT's per-block decay (0.65 to 0.75; Bao
+et al., ICLR 2022). The first of 13 stages has 1/32 of the last one's rate, the first of 5 has 1/3. The 1/2.6 of ULMFiT
+(Howard and Ruder, ACL 2018) is for a network of three layers."""
 
 SMALLEST_SIDE = 8
 """Smallest side in pixels that is accepted."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from transferkit.core.errors import OptionError
+from transferkit.core.limits import LAYER_DECAY
 from transferkit.decision.effort import ALL_STAGES_FROM, PARTIAL, default_batch_size, trains_all_stages
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
@@ -36,6 +37,7 @@ class Conditions:
         optimizer: "adamw" or "sgd".
         lr: Learning rate of the last stage that was asked for, > 0; None takes a share of the backbone's own.
         lr_scale: That share, > 0; None takes the rule's tenth.
+        layer_decay: Rate of each stage relative to the one above it, in (0, 1].
         norm: "auto", or what was asked for.
         processes: That train together, >= 1.
         on_gpus: Whether they do so on GPUs.
@@ -48,6 +50,7 @@ class Conditions:
     optimizer: str = "adamw"
     lr: float | None = None
     lr_scale: float | None = None
+    layer_decay: float = LAYER_DECAY
     norm: str = "auto"
     processes: int = 1
     on_gpus: bool = False
@@ -164,7 +167,7 @@ def complete(
     if why_all:
         chosen["tuned"] = _stages_up_to(choice.stage, evidence)
     chosen["reasons"] = (*chosen["reasons"], *([why_all] if why_all else []), why_lr, *norm.reasons)
-    return Decision(**chosen, lr=lr, lr_scale=scale, norm=norm.kind)
+    return Decision(**chosen, lr=lr, lr_scale=scale, norm=norm.kind, layer_decay=conditions.layer_decay)
 
 
 def _why_all_stages(evidence: Evidence, norm: Normalisation) -> str:

@@ -56,7 +56,7 @@ def plan_for(
         start = starting_rate(backbone.spec, optimizer=recipe.optimizer, batch_size=size, scale=recipe.lr_scale)
         lr = start.lr
     chosen = str(stage) if stage in (JOINED, SELECTED) else backbone.find_stages(stage)[0]
-    request = PlanSettings(strategy=strategy, stage=chosen, lr=lr, norm=norm)
+    request = PlanSettings(strategy=strategy, stage=chosen, lr=lr, layer_decay=recipe.layer_decay, norm=norm)
     stages = [known.name for known in backbone.stages]
     plan = make(with_unfrozen(request, unfreeze, stages), stages)
     return with_new_head(plan) if new_head else plan

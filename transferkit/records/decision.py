@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from transferkit.core.limits import LAYER_DECAY
 from transferkit.records._checks import require, require_share
 
 __all__ = ["Alternative", "Choice", "Decision"]
@@ -73,6 +74,7 @@ class Decision(Choice):
         strategy, stage, mode, reasons, alternatives, tuned: As for `Choice`.
         lr: Learning rate to start at; 0 for a closed-form strategy, which has none.
         lr_scale: `lr` as a share of the backbone's original learning rate.
+        layer_decay: Rate of each stage relative to the one above it, where they differ, in (0, 1].
         norm: What becomes of normalisation layers: "keep", "frozen", "group", ...
         expected: What is promised of it: before anything is fitted from the frozen pass and earlier tasks, afterwards
             from the `held_back` images. None where that is not known.
@@ -85,6 +87,7 @@ class Decision(Choice):
     lr: float
     lr_scale: float
     norm: str
+    layer_decay: float = LAYER_DECAY
     expected_before: Alternative | None = None
     held_back: int = 0
 
@@ -93,4 +96,5 @@ class Decision(Choice):
         for name in ("lr", "lr_scale"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, f"Decision.{name} must be finite and >= 0, got {value!r}.")
+        require(0 < self.layer_decay <= 1, f"Decision.layer_decay must be in (0, 1], got {self.layer_decay!r}.")
         require(self.held_back >= 0, f"Decision.held_back must be >= 0, got {self.held_back!r}.")

@@ -61,7 +61,7 @@ class TuningRecord:
     Args:
         data: The images; the test images were not looked at.
         backbone: Name of the network.
-        strategy: That was tuned.
+        strategy: That was tuned; a linear probe has no epochs.
         space: Setting -> its range in words.
         log_scaled: Those of them that were searched on a log scale.
         importance: Setting -> share of the differences in accuracy that it explains, in [0, 1], highest first; empty
@@ -69,7 +69,7 @@ class TuningRecord:
         sampler: How points were chosen.
         pruner: How poor trials were ended early.
         trials: All, in the order of the search.
-        probe: Held-back accuracy of the linear probe on the same images; None if no trial was completed.
+        probe: Held-back accuracy of the linear probe that is advised; None if no trial was completed.
         images: Held-back images that trials in full were judged on.
         base: Settings that all trials share and that differ from the defaults, within `train`.
         storage, study: Where the search is kept, to go on with it; "" for memory.
@@ -137,15 +137,23 @@ class TuningRecord:
         values = ", ".join(f"{name}={value}" for name, value in best.values.items())
         said = [
             f"{counted} in {self.seconds:.0f} s. Best: {values}.",
-            f"Held-back accuracy {_percent(best.accuracy)} ({self.images:,} images), the linear probe "
-            f"{_percent(self.probe)}; adapt would return {_percent(best.kept)}. It is the highest of "
-            f"{len(self.ranked)}, so expect slightly less on new images.",
+            f"Held-back accuracy {_percent(best.accuracy)} ({self.images:,} images), {self._compared(best)}. It is the "
+            f"highest of {len(self.ranked)}, so expect slightly less on new images.",
         ]
-        if self.probe is not None and (best.accuracy or 0.0) < self.probe:
+        if self._trains and self.probe is not None and (best.accuracy or 0.0) < self.probe:
             said.append("The probe is more accurate than the best network: more epochs may help, or another strategy.")
         if errors := [one.error for one in self.trials if one.error]:
             said.append(f"{len(errors)} {'trial' if len(errors) == 1 else 'trials'} failed, the first one: {errors[0]}")
         return tuple(said)
+
+    @property
+    def _trains(self) -> bool:
+        return self.strategy != "linear_probe"
+
+    def _compared(self, best: TuningTrial) -> str:
+        if not self._trains:
+            return f"that of the probe that is advised {_percent(self.probe)}"
+        return f"the linear probe {_percent(self.probe)}; adapt would return {_percent(best.kept)}"
 
 
 def _percent(share: float | None) -> str:

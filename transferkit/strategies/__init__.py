@@ -12,13 +12,14 @@ from transferkit.strategies.many_layers import many_layers
 from transferkit.strategies.norm_only import norm_only
 from transferkit.strategies.plan import HEAD, NORMS, STRATEGIES, Adapters, Phase, Plan, PlanRequest, PlanSettings, Rule
 from transferkit.strategies.rates import scaled_plan, with_new_head
-from transferkit.strategies.reach import TUNABLE, check_unfreeze, with_unfrozen
+from transferkit.strategies.reach import DECAYED, TUNABLE, check_unfreeze, with_unfrozen
 from transferkit.strategies.surgical import surgical
 
 __all__ = [
     "HEAD",
     "NORMS",
     "STRATEGIES",
+    "DECAYED",
     "TUNABLE",
     "Adapters",
     "Phase",

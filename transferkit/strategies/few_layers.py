@@ -39,7 +39,7 @@ def few_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """
     reached = reached_stages(request, stages)
     chosen = tuned_stages(request, stages) or reached[-_count(len(reached)) :]
-    rates = decayed_rates(reached, lr=rate_of(request))
+    rates = decayed_rates(reached, lr=rate_of(request), decay=request.layer_decay)
     return head_first("few_layers", request, stages, phase="last stages", rates={name: rates[name] for name in chosen})
 
 

@@ -46,7 +46,7 @@ def lp_ft(request: PlanRequest, stages: Sequence[str]) -> Plan:
     """
     lr, reached = rate_of(request), reached_stages(request, stages)
     chosen = tuned_stages(request, stages) or reached[int(FROZEN_SHARE * len(reached)) :]
-    rates = decayed_rates(reached, lr=lr)
+    rates = decayed_rates(reached, lr=lr, decay=request.layer_decay)
     phase = "all stages" if len(chosen) == len(reached) else CHOSEN if request.tuned else "later stages"
     rules = stage_rules({name: rates[name] for name in chosen}, stages, head=SOLVED_HEAD_FACTOR * lr)
     return Plan(

@@ -33,7 +33,7 @@ def many_layers(request: PlanRequest, stages: Sequence[str]) -> Plan:
         ['head 0.0001', 'top 0.001', 'a 0.00075', '* 0']
     """
     reached = reached_stages(request, stages)
-    rates = decayed_rates(reached, lr=rate_of(request))
+    rates = decayed_rates(reached, lr=rate_of(request), decay=request.layer_decay)
     chosen = tuned_stages(request, stages) or reached[1:] or reached
     return head_first(
         "many_layers", request, stages, phase="all but the stem", rates={name: rates[name] for name in chosen}

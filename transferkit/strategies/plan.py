@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from transferkit.core.errors import OptionError, unknown_name
+from transferkit.core.limits import LAYER_DECAY
 from transferkit.core.registry import Registry
 from transferkit.records import Alternative
 
@@ -165,6 +166,10 @@ class PlanRequest(StageRequest, Protocol):
         """Learning rate of the backbone's last stage; 0 for a closed form."""
 
     @property
+    def layer_decay(self) -> float:
+        """Rate of each stage relative to the one above it, in (0, 1]."""
+
+    @property
     def norm(self) -> str:
         """Batch normalisation of stages that are trained: "keep" or "frozen"."""
 
@@ -180,6 +185,7 @@ class PlanSettings:
     strategy: str
     stage: str
     lr: float = 0.0
+    layer_decay: float = LAYER_DECAY
     norm: str = "frozen"
     tuned: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()

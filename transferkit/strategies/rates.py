@@ -16,7 +16,6 @@ __all__ = [
     "LIGHT_FACTOR",
     "NEW_HEAD_FACTOR",
     "SOLVED_HEAD_FACTOR",
-    "STAGE_DECAY",
     "decayed_rates",
     "exactly",
     "head_first",
@@ -41,11 +40,6 @@ LIGHT_FACTOR = 10.0
 that of full fine-tuning (Schulman et al., LoRA without regret, 2025), and BitFit searched rates about ten times as high
 (Ben Zaken et al., ACL 2022)."""
 
-STAGE_DECAY = 0.75
-"""Rate of each stage relative to the one above it: the upper end of BEiT's per-block decay (0.65 to 0.75; Bao et al.,
-ICLR 2022). The first of 13 stages has 1/32 of the last one's rate, the first of 5 has 1/3. ULMFiT's 1/2.6 (Howard and
-Ruder, ACL 2018) is for a network of three layers."""
-
 CHOSEN = "chosen stages"
 """Name of a phase whose stages were chosen explicitly."""
 
@@ -68,7 +62,7 @@ def rate_of(request: PlanRequest) -> float:
     return request.lr
 
 
-def decayed_rates(stages: Sequence[str], *, lr: float, decay: float = STAGE_DECAY) -> dict[str, float]:
+def decayed_rates(stages: Sequence[str], *, lr: float, decay: float) -> dict[str, float]:
     """Stage name -> its learning rate: `lr` for the last one, `decay` times as much for each one before.
 
     Args:

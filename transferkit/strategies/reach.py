@@ -10,11 +10,23 @@ from transferkit.core.errors import OptionError, list_problems, unknown_name
 from transferkit.records import JOINED, SELECTED, Choice
 from transferkit.strategies.plan import PlanSettings, StageRequest
 
-__all__ = ["TUNABLE", "check_unfreeze", "is_selected", "reached_stages", "read_stages", "tuned_stages", "with_unfrozen"]
+__all__ = [
+    "DECAYED",
+    "TUNABLE",
+    "check_unfreeze",
+    "is_selected",
+    "reached_stages",
+    "read_stages",
+    "tuned_stages",
+    "with_unfrozen",
+]
 
 C = TypeVar("C", Choice, PlanSettings)
 
 TOGETHER = (JOINED, SELECTED)
+
+DECAYED = ("lp_ft", "few_layers", "many_layers")
+"""Strategies whose stages have rates that fall towards the stem."""
 
 TUNABLE = ("lp_ft", "few_layers", "many_layers", "surgical")
 """Strategies that train complete stages, and accept a choice of them (unfreeze=)."""

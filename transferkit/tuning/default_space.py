@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from transferkit.options import Recipe
-from transferkit.strategies import TUNABLE
+from transferkit.records import JOINED, SELECTED
+from transferkit.strategies import DECAYED, TUNABLE
+from transferkit.tuning.points import PROBE
 from transferkit.tuning.space import Choices, Dimension, Range
 
 __all__ = ["default_space"]
@@ -20,9 +22,10 @@ RATE_FACTOR = 30.0
 def default_space(
     *, lr: float, images: int, stages: Sequence[str], strategy: str, recipe: Recipe
 ) -> dict[str, Dimension]:
-    """Learning rate, momentum, batch size, dropout, weight decay, depth of unfreezing, schedule.
+    """What is searched unless another space is given; most important first.
 
-    What the recipe sets is not searched.
+    Of networks learning rate, momentum, batch size, dropout, weight decay, depth of unfreezing, layer decay, schedule,
+    but what the recipe sets. Of a linear probe the stage that it reads, and the kind of head.
 
     Args:
         lr: The decision's rate.
@@ -35,6 +38,12 @@ def default_space(
         The order is that of Ng, Machine Learning Yearning, and of Bergstra & Bengio, JMLR 2012 (the rate first). Rates
         and decays act by their factor, so they are searched on a log scale; momentum by its distance from 1.
     """
+    if strategy == PROBE:
+        several = (SELECTED, JOINED) if len(stages) > 1 else ()
+        return {
+            "stage": Choices(values=(*several, *reversed(stages))),
+            "head": Choices(values=("average", "ridge", "logistic")),
+        }
     space: dict[str, Dimension] = {
         "train.lr": Range(low=float(f"{lr / RATE_FACTOR:.2g}"), high=float(f"{lr * RATE_FACTOR:.2g}"), log=True),
         "train.momentum": Choices(values=(0.8, 0.9, 0.95, 0.98)),
@@ -45,6 +54,8 @@ def default_space(
     if strategy in TUNABLE and len(stages) > 1:
         depths: list[Any] = sorted({max(1, round(share * len(stages))) for share in (1 / 6, 1 / 3, 1 / 2, 3 / 4)})
         space["unfreeze"] = Choices(values=tuple(depths))
+    if strategy in DECAYED and len(stages) > 1:
+        space["train.layer_decay"] = Range(low=0.5, high=1.0)
     space["train.schedule"] = Choices(values=("cosine", "linear", "constant"))
     given = {f"train.{name}" for name in recipe.changed}
     if given & {"train.lr", "train.lr_scale"}:

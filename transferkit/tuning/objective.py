@@ -1,4 +1,4 @@
-"""What a point of the space is worth: the held-back accuracy of the network that `adapt` would train with it."""
+"""What a point of the space is worth: the held-back accuracy of what `adapt` would make of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transferkit.core.errors import DataError
 from transferkit.core.frameworks import lightning
 from transferkit.finetune import fit_recipe
 from transferkit.finetune.watching import FitWatch
 from transferkit.options import AdaptOptions
+from transferkit.probe import choose_head, fit_heads
 from transferkit.records import MonitorRecord
-from transferkit.tuning.points import with_point
+from transferkit.tuning.points import PROBE, with_point
 from transferkit.tuning.space import Point
 from transferkit.tuning.stages import SearchStage
 from transferkit.tuning.study import Report, Score
@@ -51,6 +53,8 @@ class HeldBackAccuracy:
 
     def __call__(self, point: Point, stage: SearchStage, report: Report) -> Score:
         options = with_point(self._options, point)
+        if options.strategy == PROBE:
+            return self._probe(options)
         full = fit_recipe(options.recipe, self._session.data.summary.train_images)
         folds = options.recipe.folds
         if folds is None and stage.source == "best":  # few trials, between which little decides
@@ -74,6 +78,36 @@ class HeldBackAccuracy:
                 "epochs": epochs,
                 "best_epoch": run.judged.best + 1,
                 "images": images,
+            },
+        )
+
+    def _probe(self, options: AdaptOptions) -> Score:
+        """Of a head that is solved for; the features are those of the session."""
+        session, measured = self._session, self._session.measured
+        decision = decide_session(session, options).decision
+        fits = fit_heads(
+            plan_decision(session, decision),
+            measured.features(measured.train),
+            measured.labels,
+            classes=len(session.data.summary.classes),
+            head=options.head,
+            class_weight=options.class_weight,
+            selection=measured.selection,
+            folds=measured.folds,
+            seed=options.seed,
+        )
+        best = choose_head(fits)
+        if not best.known:
+            raise DataError("No image can be held back to measure a probe: every class needs two independent images.")
+        known = [probe.accuracy for probe in measured.evidence.probes if probe.accuracy is not None]
+        return Score(
+            value=best.accuracy + TIE / best.held_back / (1 + best.log_loss),
+            details={
+                "accuracy": best.accuracy,
+                "log_loss": best.log_loss,
+                "probe": max(known, default=None),
+                "kept": best.accuracy,
+                "images": best.held_back,
             },
         )
 

@@ -10,15 +10,15 @@ from transferkit.core.errors import MissingDependencyError, OptionError, list_pr
 from transferkit.options import AdaptOptions, Recipe
 from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.space import Point, Space, read_space
-from transferkit.tuning.stages import PRUNERS, plan_stages
+from transferkit.tuning.stages import PRUNERS, choose_sampler, plan_stages
 
-__all__ = ["TUNED_INSTEAD", "check_search", "check_space", "with_point"]
+__all__ = ["PROBE", "TUNED_INSTEAD", "check_search", "check_space", "sampler_of", "with_point"]
 
-TUNED_INSTEAD = "lp_ft"
-"""Strategy that is tuned where the advice is a linear probe, which is solved for and has nothing to tune."""
+PROBE, TUNED_INSTEAD = "linear_probe", "lp_ft"
+"""The strategy that is solved for, and what is tuned where it is the advice: a probe has little to tune."""
 
-TUNED = ("unfreeze", "stage", "norm", "head")
-"""Settings outside `train` that can be searched: what a fine-tuned network is made of, on the same features."""
+TUNED, TUNED_OF_PROBE = ("unfreeze", "stage", "norm", "head"), ("stage", "head")
+"""Settings outside `train` that can be searched: what a network, or a probe, is made of, on the same features."""
 
 
 def with_point(options: AdaptOptions, point: Point) -> AdaptOptions:
@@ -35,10 +35,13 @@ def with_point(options: AdaptOptions, point: Point) -> AdaptOptions:
         >>> with_point(AdaptOptions(), {"train.lr": 1e-3, "unfreeze": 2}).recipe.lr
         0.001
     """
-    known = [f"train.{one.name}" for one in fields(Recipe)] + list(TUNED)
+    solved = options.strategy == PROBE
+    known = list(TUNED_OF_PROBE) if solved else [f"train.{one.name}" for one in fields(Recipe)] + list(TUNED)
     for name in point:
         if name not in known:
-            raise OptionError(unknown_name("hyperparameter", name, known))
+            raise OptionError(
+                unknown_name("hyperparameter of a linear probe" if solved else "hyperparameter", name, known)
+            )
     recipe = {name.removeprefix("train."): value for name, value in point.items() if name.startswith("train.")}
     if "lr" in recipe and "lr_scale" not in recipe:  # of two ways to say one thing, the point's counts
         recipe["lr_scale"] = None
@@ -61,6 +64,12 @@ def check_space(space: Space, options: AdaptOptions) -> None:
         raise OptionError(list_problems("The space cannot be searched:", list(dict.fromkeys(problems))))
 
 
+def sampler_of(options: TuneOptions) -> str:
+    """The sampler that is meant."""
+    solved = options.strategy == PROBE
+    return choose_sampler(options.sampler, trials=options.trials, pruner=options.pruner, solved=solved)
+
+
 def check_search(options: TuneOptions) -> None:
     """Whether a search can be made with these options, as far as that is known before any work.
 
@@ -70,14 +79,15 @@ def check_search(options: TuneOptions) -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise MissingDependencyError("A search needs Optuna: pip install 'transferkit[tune]'.")
-    if options.strategy == "linear_probe":
-        raise OptionError(
-            "A linear probe is solved for, not trained: it has nothing to tune. Name a strategy that trains, such as "
-            f"strategy={TUNED_INSTEAD}."
-        )
-    stages = plan_stages(options.sampler, options.trials)
     if options.pruner not in PRUNERS:
         raise OptionError(unknown_name("pruner", options.pruner, PRUNERS))
+    sampler, solved = sampler_of(options), options.strategy == PROBE
+    stages = plan_stages(sampler, options.trials)
+    if solved and (options.pruner != "none" or len(stages) > 1):
+        raise OptionError(
+            "A linear probe is solved for, without epochs that a pruner or stages of a search could save. Leave "
+            "pruner and sampler out, or use sampler=grid, random or tpe."
+        )
     if options.pruner != "none" and len(stages) > 1:
         raise OptionError(
             f"pruner={options.pruner} compares trials that train for equally long, which those of a search in stages "

@@ -19,12 +19,13 @@ class SearchOptions:
     space: Any = option(
         None,
         "Hyperparameter, as on the command line -> {low, high, log, whole} or a list of choices. None: learning rate, "
-        "momentum, batch size, dropout, weight decay, depth of unfreezing, schedule, but what train sets.",
+        "momentum, batch size, dropout, weight decay, depth of unfreezing, layer decay, schedule, but what train sets.",
     )
     sampler: str = option(
-        "coarse_to_fine",
+        "auto",
         "coarse_to_fine (many points for few epochs, more around the best for longer, the best three in full), "
-        "one_epoch (one epoch for all, the best three in full), random, tpe or grid.",
+        "one_epoch (one epoch for all, the best three in full), random, tpe or grid. auto: coarse_to_fine, random with "
+        "a pruner or less than 8 trials, grid for a linear probe.",
     )
     pruner: str = option(
         "none",

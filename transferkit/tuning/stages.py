@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from transferkit.core.errors import OptionError
 from transferkit.core.registry import Registry
 
-__all__ = ["FINALISTS", "PRUNERS", "SAMPLERS", "SearchStage", "plan_stages", "stage_of"]
+__all__ = ["FINALISTS", "PRUNERS", "SAMPLERS", "SearchStage", "choose_sampler", "plan_stages", "stage_of"]
 
 FINALISTS = 3
 """Best points that a staged search trains in full ("one epoch for all, keep the top 3"; i-Epoch, arXiv 2307.15422)."""
+
+FEWEST_STAGED = 2 * FINALISTS + 2
+"""Trials that a search in stages needs."""
 
 PRUNERS = ("none", "median", "halving", "wilcoxon")
 """Which trials are ended early: none; those below the median of the others after as many epochs; those not among the
@@ -54,6 +57,26 @@ Sampler = Callable[[int], tuple[SearchStage, ...]]
 """Number of trials -> stages."""
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
+
+
+def choose_sampler(sampler: str, *, trials: int, pruner: str, solved: bool) -> str:
+    """The name of a sampler, where "auto" leaves it open.
+
+    Args:
+        sampler: A registered name, or "auto".
+        trials: Number of trials in all.
+        pruner: One of `PRUNERS`.
+        solved: Whether what is tuned is solved for, without epochs.
+
+    Example:
+        >>> choose_sampler("auto", trials=30, pruner="none", solved=False)
+        'coarse_to_fine'
+    """
+    if sampler != "auto":
+        return sampler
+    if solved:
+        return "grid"
+    return "coarse_to_fine" if trials >= FEWEST_STAGED and pruner == "none" else "random"
 
 
 def plan_stages(sampler: str, trials: int) -> tuple[SearchStage, ...]:
@@ -113,9 +136,9 @@ def _one_epoch(trials: int) -> tuple[SearchStage, ...]:
 
 
 def _check_enough(sampler: str, trials: int) -> None:
-    if trials < 2 * FINALISTS + 2:
+    if trials < FEWEST_STAGED:
         raise OptionError(
-            f"sampler={sampler} needs at least {2 * FINALISTS + 2} trials, {FINALISTS} of them for the best in full, "
+            f"sampler={sampler} needs at least {FEWEST_STAGED} trials, {FINALISTS} of them for the best in full, "
             f"got {trials}. Use sampler=random."
         )
 

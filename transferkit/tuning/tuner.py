@@ -15,6 +15,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from transferkit.core.errors import OptionError
 from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import environment
@@ -22,9 +23,9 @@ from transferkit.features import choose_device
 from transferkit.records import Decision, TuningRecord, TuningTrial
 from transferkit.tuning.default_space import default_space
 from transferkit.tuning.objective import HeldBackAccuracy
-from transferkit.tuning.points import TUNED_INSTEAD, check_space
+from transferkit.tuning.points import TUNED_INSTEAD, check_space, sampler_of
 from transferkit.tuning.search_options import TuneOptions
-from transferkit.tuning.space import Choices, Dimension, Range, read_space
+from transferkit.tuning.space import Choices, Dimension, Range, Space, lay_grid, read_space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
 from transferkit.workflow.decide import decide_session
@@ -55,6 +56,7 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
     decision = decide_session(session, options).decision
     space = _space(session, decision, options)
     check_space(space, options)
+    options = _counted(options, space)
     search = Search(
         space=space, stages=plan_stages(options.sampler, options.trials), seed=options.seed, pruner=options.pruner
     )
@@ -78,8 +80,18 @@ def _named(session: Session, options: TuneOptions) -> TuneOptions:
     if chosen.strategy != "linear_probe":
         announce(f"tuning {chosen.strategy}, which is advised", enabled=options.progress)
         return replace(options, strategy=chosen.strategy, unfreeze=list(chosen.tuned) or None)
-    announce(f"a linear probe is advised, which has nothing to tune: tuning {TUNED_INSTEAD}", enabled=options.progress)
+    announce(f"a linear probe is advised, which has little to tune: tuning {TUNED_INSTEAD}", enabled=options.progress)
     return replace(options, strategy=TUNED_INSTEAD)
+
+
+def _counted(options: TuneOptions, space: Space) -> TuneOptions:
+    """The options, with the sampler that is meant, and no more trials than a grid has points."""
+    sampler, trials = sampler_of(options), options.trials
+    if sampler == "grid":
+        trials = min(trials, len(lay_grid(space, trials)))
+    if trials < options.trials:
+        announce(f"the grid has {trials} points, and so many trials are made", enabled=options.progress)
+    return replace(options, sampler=sampler, trials=trials)
 
 
 def _space(session: Session, decision: Decision, options: TuneOptions) -> dict[str, Dimension]:
@@ -92,7 +104,15 @@ def _space(session: Session, decision: Decision, options: TuneOptions) -> dict[s
         strategy=options.strategy,
         recipe=options.recipe,
     )
-    return {name: one for name, one in space.items() if name != "unfreeze" or options.unfreeze is None}
+    given = {
+        "unfreeze": options.unfreeze is not None,
+        "stage": options.stage is not None,
+        "head": options.head != "auto",
+    }
+    left = {name: one for name, one in space.items() if not given.get(name)}
+    if not left:
+        raise OptionError("Everything that could be searched is set: leave something out, or give a space.")
+    return left
 
 
 @contextmanager

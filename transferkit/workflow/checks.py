@@ -17,7 +17,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
 from transferkit.options import AdaptOptions, FitOptions, PassOptions, options_from
 from transferkit.probe import CLASS_WEIGHTS, HEADS
-from transferkit.strategies import NORMS, STRATEGIES, check_unfreeze
+from transferkit.strategies import DECAYED, NORMS, STRATEGIES, check_unfreeze
 from transferkit.workflow.decide import check_stages
 from transferkit.workflow.session import load_backbone
 from transferkit.workflow.views import ask_views, refuse_for_tensors
@@ -103,6 +103,11 @@ def check_fit(options: FitOptions) -> None:
     check_unfreeze(options.strategy, options.unfreeze)
     if options.strategy == "linear_probe":
         _check_probe(options)
+    elif options.strategy not in ("auto", *DECAYED) and "layer_decay" in options.recipe.changed:
+        raise OptionError(
+            f"train.layer_decay has no effect with strategy={options.strategy}, which trains all its stages at one "
+            f"rate. Leave it out, or use {', '.join(DECAYED)}."
+        )
     if options.strategy != "auto" and options.mode != "evidence":
         raise OptionError(
             f"mode={options.mode} is a way of choosing a strategy, and strategy={options.strategy} leaves nothing to "

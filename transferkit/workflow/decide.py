@@ -108,6 +108,7 @@ def conditions_for(evidence: Evidence, options: AdaptOptions) -> Conditions:
         optimizer=recipe.optimizer,
         lr=None if recipe.lr is None or isinstance(recipe.lr, str) else float(recipe.lr),
         lr_scale=recipe.lr_scale,
+        layer_decay=recipe.layer_decay,
         norm=norm,
         processes=count_processes(device, options.trainer or {}),
         on_gpus=device.type == "cuda",

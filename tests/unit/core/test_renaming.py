@@ -31,7 +31,7 @@ def test_the_old_name_in_python_names_the_new_one(call):
 def test_the_old_name_on_the_command_line_names_the_new_one(word, capsys):
     with pytest.raises(SystemExit):
         main(["adapt", "strategy=few_layers", word])
-    assert "unfreeze= now" in capsys.readouterr().err
+    assert "how many stages are trained is unfreeze=2" in capsys.readouterr().err
 
 
 def test_signatures_show_the_new_name_alone():
