@@ -46,6 +46,17 @@ def test_gradients_are_the_same_for_any_options(channels, kernel, stride, paddin
 
 
 @pytest.mark.parametrize(
+    ("sides", "stride", "padding"),
+    [((1, 1), 1, 2), ((2, 2), 2, 2), ((5, 5), 1, 0), ((2, 1), (2, 3), 2), ((6, 5), 2, 0)],
+)
+def test_outputs_of_a_single_value_have_the_same_gradients(sides, stride, padding):
+    conv = nn.Conv2d(3, 3, 5, stride, padding, groups=3)
+    images = torch.randn(4, 3, *sides)
+    assert conv(images).shape == (4, 3, 1, 1)
+    assert compare(conv, images) == "_DepthwiseBackward"
+
+
+@pytest.mark.parametrize(
     "conv",
     [
         nn.Conv2d(4, 4, 3, groups=4),
