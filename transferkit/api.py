@@ -326,6 +326,7 @@ def tune(
     space: Mapping[str, Any] | None = None,
     sampler: str = "auto",
     pruner: str = "none",
+    warm_start: bool = True,
     trials: int = 30,
     seconds: float | None = None,
     storage: str | None = None,

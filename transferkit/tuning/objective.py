@@ -136,7 +136,7 @@ class _FoldWatch(FitWatch):
         """Nothing is kept."""
         return None
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the accuracy, and report it in the first fold."""
         found = trainer.callback_metrics.get("val_accuracy")
         accuracy = 0.0 if found is None else float(found)

@@ -32,6 +32,9 @@ class SearchOptions:
         "Ends poor trials early: median, halving (by epochs of the first fold), wilcoxon (by folds); with sampler "
         "random, tpe or grid.",
     )
+    warm_start: bool = option(
+        True, "Begin with the advised settings and those that did well on earlier tasks; not for a grid."
+    )
     trials: int = option(30, "Number of trials in all, >= 1.")
     seconds: float | None = option(None, "Time for all trials, > 0; None: no limit.")
     storage: Any = option(

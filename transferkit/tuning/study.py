@@ -91,12 +91,14 @@ class Search:
         space: Name -> range.
         stages: In their order.
         seed: Of the points.
+        starts: Points to begin with, before others are chosen, of the samplers that choose at random or by a model.
         pruner: One of `PRUNERS`.
     """
 
     space: Space
     stages: Sequence[SearchStage]
     seed: int = 0
+    starts: Sequence[Point] = ()
     pruner: str = "none"
 
     @property
@@ -123,6 +125,8 @@ class StagedSampler(BaseSampler):
         """The trial's point."""
         search, slot = self._search, trial.user_attrs.get(SLOT, 0)  # `work` drops a trial without one
         stage, number = stage_of(search.stages, slot)
+        if slot < len(search.starts) and stage.source in ("random", "tpe"):
+            return dict(search.starts[slot])
         if stage.source == "tpe":
             with _quiet():
                 known = self._tpe.infer_relative_search_space(study, trial)

@@ -20,13 +20,15 @@ from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import environment
 from transferkit.features import choose_device
+from transferkit.finetune import fit_recipe
 from transferkit.records import Decision, TuningRecord, TuningTrial
 from transferkit.tuning.default_space import default_space
 from transferkit.tuning.objective import HeldBackAccuracy
-from transferkit.tuning.points import TUNED_INSTEAD, check_space, sampler_of
+from transferkit.tuning.points import PROBE, TUNED_INSTEAD, check_space, sampler_of
 from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.space import Choices, Dimension, Range, Space, lay_grid, read_space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
+from transferkit.tuning.starts import starting_points
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
 from transferkit.workflow.decide import decide_session
 from transferkit.workflow.session import Session, open_session
@@ -58,7 +60,11 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
     check_space(space, options)
     options = _counted(options, space)
     search = Search(
-        space=space, stages=plan_stages(options.sampler, options.trials), seed=options.seed, pruner=options.pruner
+        space=space,
+        stages=plan_stages(options.sampler, options.trials),
+        seed=options.seed,
+        starts=_starts(session, decision, space, options),
+        pruner=options.pruner,
     )
     with _kept(options) as storage:
         options = replace(options, storage=storage)
@@ -113,6 +119,21 @@ def _space(session: Session, decision: Decision, options: TuneOptions) -> dict[s
     if not left:
         raise OptionError("Everything that could be searched is set: leave something out, or give a space.")
     return left
+
+
+def _starts(session: Session, decision: Decision, space: Space, options: TuneOptions) -> list[dict[str, Any]]:
+    """Points to begin with; half of the first stage is left to chance."""
+    if not options.warm_start or options.strategy == PROBE:
+        return []
+    first = plan_stages(options.sampler, options.trials)[0].trials
+    found = starting_points(
+        space,
+        lr=decision.lr,
+        stages=len(session.backbone.stages),
+        batch_size=fit_recipe(options.recipe, session.data.summary.train_images).batch_size or 1,
+        seed=options.seed,
+    )
+    return found[: max(1, first // 2)]
 
 
 @contextmanager
