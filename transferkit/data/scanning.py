@@ -212,4 +212,4 @@ def _parsed(content: str, name: str, file: Path) -> dict[str, Any]:
 
 def _told_label(told: Mapping[str, Any]) -> str:
     found = next((told[key] for key in _LABEL_KEYS if told.get(key) is not None), "")
-    return "" if isinstance(found, (dict, list)) else str(found).strip()
+    return "" if isinstance(found, (dict, list)) else str(found)

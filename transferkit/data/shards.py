@@ -164,7 +164,7 @@ def _members(shards: Sequence[Path], index: ShardIndex) -> Members:
 
 def _check_labels(data: str | Path, index: ShardIndex) -> None:
     lacking = [f"{shard.name}/{key}" for shard in index.shards
-               for key, label in zip(shard.keys, shard.labels, strict=True) if not label]  # fmt: skip
+               for key, label in zip(shard.keys, shard.labels, strict=True) if not label.strip()]  # fmt: skip
     if lacking:
         raise DataError(
             f"{_named(data)} have {len(lacking)} of {len(index)} images without a label: {first_names(lacking)}. Each "

@@ -58,7 +58,7 @@ class Extraction:
         rank, world: Which of how many it was.
         start, stop: Its images in the order of the listing, `stop` not among them.
         images: Number of images in all.
-        computed: Its images that ran now; the others were in the bank, or are copies.
+        computed: Its images that ran now; the others were in the bank. Copies run once if they are neighbours.
         unusable: Its images that cannot be used; the audit of analyze and adapt says which and why.
         shelves: Names of the bank's shelves that hold the features.
         seconds: Wall-clock time.
@@ -133,7 +133,7 @@ def extract_features(
     listing = _listed(data, options, bank)
     start, stop = own_range(len(listing.files), rank, world)
     seed_everything(options.seed)
-    passes = _Passes(open_backbone(model, options), options, bank, images=stop - start)
+    passes = _ViewPasses(open_backbone(model, options), options, bank, images=stop - start)
     sample = _SmallestIds(_sample_size(world))
     computed = usable = 0
     parts = _inspected(listing, start, stop, options, bank)
@@ -241,7 +241,7 @@ class _SmallestIds:
         return _Part(listing, self._rows, self._ids, self._max_pixels)
 
 
-class _Pass(NamedTuple):
+class _ViewPass(NamedTuple):
     """One view: its preprocessing, what computes it, kind of rows -> shelf, and which of some ids it lacks."""
 
     preprocessing: Preprocessing
@@ -250,7 +250,7 @@ class _Pass(NamedTuple):
     missing: Mapping[str, Callable[[Ids], npt.NDArray[np.int64]]]
 
 
-class _Passes:
+class _ViewPasses:
     """The network in each view that is wanted, with the shelves that its rows go to.
 
     Args:
@@ -274,13 +274,13 @@ class _Passes:
         """Names of the shelves that hold features."""
         return tuple(one.shelves["features"].folder.name for one in self._passes)
 
-    def _opened(self, backbone: Backbone) -> _Pass:
+    def _opened(self, backbone: Backbone) -> _ViewPass:
         device = choose_device(self._options.device)
         moments = bool(backbone.source_moments())
         extractor = stage_extractor(backbone, pooling=self._options.pooling, moments=moments, device=device)
         shelves = open_shelves(self._bank, self._engines.identity(extractor))
         missing = {kind: shelf.missing_from_now() for kind, shelf in shelves.items()}
-        return _Pass(backbone.spec.preprocessing, extractor, shelves, missing)
+        return _ViewPass(backbone.spec.preprocessing, extractor, shelves, missing)
 
     def fill(self, part: _Part, kind: str) -> int:
         """Compute rows of one kind that these images lack; returns the number of images that ran, in any view.
@@ -290,7 +290,7 @@ class _Passes:
         views = self._passes[:1] if kind == "moments" else self._passes
         return max((self._run(one, part, kind) for one in views if kind in one.shelves), default=0)
 
-    def _run(self, view: _Pass, part: _Part, kind: str) -> int:
+    def _run(self, view: _ViewPass, part: _Part, kind: str) -> int:
         def speed_up(first: npt.NDArray[Any], images: int, kinds: Collection[frozenset[str]]) -> Extractor:
             pooling = self._options.pooling
             return self._engines.extractor(
