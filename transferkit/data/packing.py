@@ -74,6 +74,7 @@ def pack_shards(
     if not megabytes > 0:
         raise OptionError(f"size must be > 0 megabytes, got {megabytes!r}.")
     check_shard_folder(out)
+    _check_apart(listing, out)
     work = out.parent / f".{out.name}-{uuid.uuid4().hex}.tmp"
     try:
         work.mkdir(parents=True)
@@ -93,6 +94,16 @@ def pack_shards(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return index
+
+
+def _check_apart(listing: FileListing, out: Path) -> None:
+    """Raise if the shards would lie in the folder that they are made of, where they would look like a class."""
+    apart = Path(os.path.abspath(out))
+    folders = {Path(os.path.abspath(file)) for file in listing.files if isinstance(file, Path)}
+    if listing.kind == "folder" and apart.is_relative_to(os.path.commonpath(folders)):
+        raise RunFolderError(
+            f"{out} lies inside the folder of images, where it would be a class. Choose another out=DIR."
+        )
 
 
 class _ToPack(NamedTuple):

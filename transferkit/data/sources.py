@@ -70,6 +70,8 @@ def list_source(
     """
     _check_path(data)
     path = expand(data)
+    if is_builtin(data):
+        raise DataError(f"{data!r} comes as arrays, not as files. Pass a folder, a manifest, or shards.")
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         return list_manifest(path, root=None if root is None else expand(root), columns=columns)
     if root is not None or columns is not None:

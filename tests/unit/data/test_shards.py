@@ -121,7 +121,9 @@ def test_an_empty_class_folder_stays_a_class(unsplit: Path, tmp_path: Path) -> N
     assert list_source(pack(unsplit, tmp_path / "shards")).classes == ["cat", "dog", "unicorn"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT.filter(str.strip), TEXT, st.binary(max_size=1500)), min_size=1, max_size=12),
     megabytes=st.floats(1e-4, 1e-2),
@@ -148,7 +150,9 @@ def test_every_image_is_read_at_its_place(rows, megabytes, tmp_path_factory) -> 
         (root / "shards" / INDEX).unlink(missing_ok=True)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(cut=st.integers(0, 4 * 1024 + 2 * 2 * 1024))
 def test_a_shard_that_is_cut_off_anywhere_is_not_a_shorter_one(cut, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("cut")
@@ -319,6 +323,18 @@ def test_packing_never_writes_over_anything(official: Path, tmp_path: Path) -> N
         pack(official, official)
     with pytest.raises(OptionError, match="size must be > 0"):
         pack(official, tmp_path / "other", megabytes=0)
+
+
+def test_shards_do_not_lie_among_the_images_that_they_are_made_of(unsplit: Path) -> None:
+    with pytest.raises(RunFolderError, match="lies inside the folder of images"):
+        pack(unsplit, unsplit / "shards")
+    assert sorted(path.name for path in unsplit.iterdir()) == ["cat", "dog"]
+    pack(unsplit, unsplit.parent / "images shards")
+
+
+def test_a_builtin_data_set_has_no_files_to_list() -> None:
+    with pytest.raises(DataError, match="comes as arrays, not as files"):
+        list_source("builtin/digits")
 
 
 def test_packing_that_fails_leaves_nothing(official: Path, tmp_path: Path) -> None:
