@@ -168,8 +168,9 @@ def _check_labels(data: str | Path, index: ShardIndex) -> None:
     if lacking:
         raise DataError(
             f"{_named(data)} have {len(lacking)} of {len(index)} images without a label: {first_names(lacking)}. Each "
-            'needs its class in KEY.cls, or in KEY.json as {"label": ...}, beside the image. If the classes are folders in '
-            "the tar file, unpack it, and pass the folder, or pack that with transferkit shard data.root=DIR out=SHARDS."
+            'needs its class in KEY.cls, or in KEY.json as {"label": ...}, beside the image. If the tar file holds a '
+            "folder for each class, unpack it, and pass the folder, or pack that with transferkit shard data.root=DIR "
+            "out=SHARDS."
         )
 
 
