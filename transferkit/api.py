@@ -83,7 +83,7 @@ def analyze(
 
     Args:
         model: As for `load_backbone`.
-        data: A folder, a manifest, a dataset, a LightningDataModule, or "builtin/digits".
+        data: A folder, a manifest, shards, a dataset, a LightningDataModule, or "builtin/digits".
         {options}
 
     Raises:

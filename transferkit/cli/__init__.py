@@ -1,7 +1,7 @@
 """The command line: a verb, then settings. The only place that knows Hydra.
 
-`adapt`, `analyze`, `rank`, `tune` and `doctor labels` are Hydra jobs (a folder each, sweeps with --multirun); other
-verbs borrow its grammar.
+`adapt`, `analyze`, `rank`, `tune`, `extract` and `doctor labels` are Hydra jobs (a folder each, sweeps with
+--multirun); other verbs borrow its grammar.
 Paths are plain text after the first `=` (`words`).
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 from transferkit.cli.adapting import ADAPT
 from transferkit.cli.doctor import doctor
+from transferkit.cli.extracting import EXTRACT
 from transferkit.cli.help import HELP, USAGE
 from transferkit.cli.jobs import stop
-from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, ZOO
+from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, SHARD, ZOO
 from transferkit.cli.measuring import ANALYZE, RANK
 from transferkit.cli.tuning import TUNE
 from transferkit.core.errors import OptionError, TransferkitError, unknown_name
@@ -29,6 +30,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "rank": RANK,
     "doctor": doctor,
     "tune": TUNE,
+    "extract": EXTRACT,
+    "shard": SHARD,
     "predict": PREDICT,
     "evaluate": EVALUATE,
     "export": EXPORT,

@@ -68,8 +68,8 @@ SECTIONS = (
             (
                 "data.root",
                 "null",
-                "A folder of images, DIR/<class>/* or DIR/{train,val,test}/<class>/*; beside data.path: "
-                "where a manifest's relative paths start.",
+                "A folder of images, DIR/<class>/* or DIR/{train,val,test}/<class>/*, or of shards, or a pattern of "
+                "these; beside data.path: where a manifest's relative paths start.",
             ),
             ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
             ("data.columns.label", "null", "What a manifest calls that column; also .path, .split, .group."),
@@ -171,6 +171,8 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit doctor images data.root=DIR         copies of images, leaks across splits, outliers
   transferkit doctor data.root=DIR                what is wrong with the set-up that adapt would train
   transferkit tune data.root=DIR                  search the hyperparameters of fine-tuning
+  transferkit shard data.root=DIR out=SHARDS      pack images into tar files, for very many of them
+  transferkit extract data.root=SHARDS            one process's part of a frozen pass that many share
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit evaluate run=DIR                    score a finished run on test images, if that was not done yet
   transferkit export run=DIR                      a finished run as ONNX
@@ -302,6 +304,31 @@ transferkit export run=DIR [key=value ...]: a finished run for other programs.
   format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities; where predictions are averaged over
                   several geometries (N, G, 3, S, S): the metadata's "geometries" say which; mirror images and the
                   mean are made inside
+""",
+    "shard": """\
+transferkit shard data.root=DIR out=SHARDS [key=value ...]: pack images into shards, tar files that webdataset
+reads too. Bytes are copied as they are; class, split, group and name lie beside each image; index.json says where
+it is.
+
+  transferkit shard data.root=photos out=shards
+  transferkit shard data.path=images.csv out=shards size=1000
+  transferkit adapt data.root=shards
+
+  data.root=DIR   a folder of images; data.path=FILE: a manifest, data.columns.label=NAME and so on as for adapt
+  out=SHARDS      a new or an empty folder; it appears when all is written
+  size=256        megabytes of a shard
+  progress=true
+""",
+    "extract": """\
+transferkit extract [key=value ...]: one process's part of the frozen pass. Takes the keys of analyze, which then
+computes nothing again. Which process it is of how many, RANK and WORLD_SIZE say in the environment.
+
+  torchrun --nproc-per-node=4 -m transferkit.cli extract data.root=shards views=1
+  RANK=3 WORLD_SIZE=8 transferkit extract data.root=shards views=1 cache=/shared/bank
+  transferkit analyze data.root=shards views=1 cache=/shared/bank
+
+Each process computes a range of the images and waits for no other. One that was killed is started again as it was and
+goes on with what is missing. With views=auto the first view is extracted, and analyze runs the others.
 """,
     "zoo": """\
 transferkit zoo [key=value ...]: which backbones there are.

@@ -1,7 +1,8 @@
-"""Verbs with a handful of settings: predict, evaluate, export, zoo, cache."""
+"""Verbs with a handful of settings: predict, evaluate, export, shard, zoo, cache."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +14,7 @@ from transferkit.cli.words import check_given, split_list
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
 from transferkit.core.paths import check_file, expand, make_folder
 
-__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "ZOO"]
+__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO"]
 
 SHOWN = 5
 """Unreadable images that are named on the terminal."""
@@ -137,6 +138,33 @@ def _export(settings: dict[str, Any]) -> None:
     print(load(settings["run"]).export(out, format=settings["format"]))
 
 
+COLUMNS = {name: f"data.columns.{name}" for name in ("path", "label", "split", "group")}
+"""Column of a manifest -> the setting that names it."""
+
+
+def _shard(settings: dict[str, Any]) -> None:
+    from transferkit.data import list_source, pack_shards
+    from transferkit.data.packing import check_shard_folder
+
+    size = settings["size"]
+    if isinstance(size, bool) or not isinstance(size, (int, float)):
+        raise OptionError(f"size is a number of megabytes, got {size!r}.")
+    data, root = settings["data.path"] or settings["data.root"], settings["data.root"]
+    if data is None:
+        raise OptionError("transferkit shard needs data.root=DIR or data.path=FILE: the images to pack.")
+    columns = {name: settings[key] for name, key in COLUMNS.items() if settings[key] is not None}
+    out = expand(settings["out"])
+    check_shard_folder(out)
+    listing = list_source(data, root=root if settings["data.path"] else None, columns=columns or None)
+    index = pack_shards(listing, out, megabytes=size, progress=settings["progress"])
+    for finding in listing.findings:
+        print(finding.message)
+    total = sum(shard.size for shard in index.shards)
+    shards = "1 shard" if len(index.shards) == 1 else f"{len(index.shards):,} shards"
+    print(f"{len(index):,} images of {len(index.classes):,} classes in {shards}, {total / 1e6:,.1f} MB: {out}")
+    print(f"Next:\n  {shlex.join(['transferkit', 'adapt', f'data.root={out}'])}")
+
+
 def _zoo(settings: dict[str, Any]) -> None:
     from transferkit.zoo import catalog
 
@@ -208,6 +236,15 @@ EVALUATE = _light(
 EXPORT = _light(
     "export", _export, text=("run", "out"), settings={"run": ..., "out": None, "format": "onnx", "debug": False}
 )
+SHARD = _light(
+    "shard",
+    _shard,
+    text=("data.root", "data.path", "out", *COLUMNS.values()),
+    settings={
+        "data.root": None, "data.path": None, "out": ..., **dict.fromkeys(COLUMNS.values()), "size": 256,
+        "progress": True, "debug": False,
+    },
+)  # fmt: skip
 ZOO = _light(
     "zoo", _zoo, text=("pattern",), settings={"pattern": None, "source": None, "offline": None, "debug": False}
 )

@@ -6,10 +6,19 @@ import atexit
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from transferkit.core.errors import OptionError
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["broadcast", "connect", "is_first", "local_rank_and_world_size", "rank_and_world_size"]
+__all__ = [
+    "broadcast",
+    "connect",
+    "is_first",
+    "launched_rank_and_world_size",
+    "local_rank_and_world_size",
+    "rank_and_world_size",
+]
 
 T = TypeVar("T")
 
@@ -36,6 +45,29 @@ def local_rank_and_world_size() -> tuple[int, int]:
     if "LOCAL_WORLD_SIZE" not in os.environ:
         return 0, 1
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["LOCAL_WORLD_SIZE"])
+
+
+def launched_rank_and_world_size() -> tuple[int, int]:
+    """Rank and number of processes on all machines, as torchrun sets them or a person does: RANK and WORLD_SIZE.
+
+    (0, 1) where neither is set. Nothing is connected: for work that is divided but needs no messages.
+
+    Raises:
+        OptionError: One of the two is missing, they are no numbers, or the rank is not in [0, WORLD_SIZE).
+
+    Example:
+        >>> launched_rank_and_world_size()
+        (0, 1)
+    """
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and world is None:
+        return 0, 1
+    if rank is None or world is None or not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise OptionError(
+            "The environment variables RANK and WORLD_SIZE divide work among processes and belong together: expected "
+            f"RANK in [0, WORLD_SIZE), got RANK={rank or ''} and WORLD_SIZE={world or ''}."
+        )
+    return int(rank), int(world)
 
 
 def is_first() -> bool:

@@ -8,10 +8,12 @@ from transferkit.data.geometry import same_pictures, to_pixels
 from transferkit.data.loading import EpochSampler, Pictures, make_loader
 from transferkit.data.mirroring import choose_flip, flip_is_safe
 from transferkit.data.mixing import Mixing
-from transferkit.data.opened import Data, check_data_path, open_data
+from transferkit.data.opened import Data, open_data
+from transferkit.data.packing import pack_shards
 from transferkit.data.pixels import PixelStore
 from transferkit.data.predictable import predictable_images, predictable_pixels
 from transferkit.data.prepared import check_prepared, prepared_tensors
+from transferkit.data.sources import check_data_path, list_source
 from transferkit.data.splits import stratified_split
 from transferkit.options import MAX_PIXELS
 
@@ -30,8 +32,10 @@ __all__ = [
     "choose_preset",
     "decode",
     "flip_is_safe",
+    "list_source",
     "make_loader",
     "open_data",
+    "pack_shards",
     "predictable_images",
     "predictable_pixels",
     "prepared_tensors",

@@ -32,6 +32,7 @@ _IMBALANCE = 10
 _OWN_SPLITS = {
     "folder": "sort the images into train/<class>/ and test/<class>/",
     "manifest": "name each image's split in a column split",
+    "shards": "name the shards train-*.tar and test-*.tar",
     "dataset": 'give {"train": ..., "test": ...}',
 }
 """Kind of source -> how to bring splits of one's own."""
@@ -54,6 +55,7 @@ def unusable_class_findings(inventory: Inventory, usable: Bools) -> list[Finding
         message += {
             "folder": "Add another class, or check that the classes are the folders directly below.",
             "manifest": "Add images of another class, or check that the column label holds the classes.",
+            "shards": "Add images of another class, or check the labels in .cls or .json.",
             "dataset": "Add images of another class, or check the labels that the dataset returns.",
         }[inventory.kind]
         findings.append(Finding(kind="one_class", severity="error", message=message, items=inventory.classes))
@@ -129,6 +131,7 @@ def _all_copies(inventory: Inventory, ids: ContentIds, copies: Bools) -> list[Fi
     remedy = {
         "folder": f"Remove the copies from {folders}, or delete {folders}",
         "manifest": "Correct the column split, or keep the rows of train only",
+        "shards": f"Leave out the shards of {places}",
         "dataset": "Give datasets that have no image in common, or the training dataset only",
     }[inventory.kind]
     message = (

@@ -328,7 +328,7 @@ def _finder(inventory: Inventory) -> Callable[[str], list[int]]:
     for row, name in enumerate(inventory.names):
         exact.setdefault(name, []).append(row)
     for row, file in enumerate(files):
-        place = os.path.abspath(file)
+        place = os.path.abspath(str(file))
         if place != inventory.names[row]:
             exact.setdefault(place, []).append(row)
     for name, rows in exact.items():

@@ -14,6 +14,7 @@ from transferkit.data.deep_pixels import load_deep
 from transferkit.data.depth import DeepPixels, Range, fallback_range, sketch_values, to_8_bit
 from transferkit.data.headers import open_header, read_bytes
 from transferkit.data.image_errors import ImageError
+from transferkit.data.members import ImageFile, Member
 from transferkit.options import MAX_PIXELS
 
 __all__ = ["decode", "flatten", "is_clear", "is_turned", "orientation_of", "to_grey", "to_rgb"]
@@ -32,7 +33,7 @@ _DRAFT_SIDE = 64  # four times the side of the fingerprint's thumbnail
 
 
 def decode(
-    file: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS, value_range: Range | None = None
+    file: str | ImageFile | bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS, value_range: Range | None = None
 ) -> Image.Image:
     """The image as 8-bit RGB, upright.
 
@@ -40,7 +41,7 @@ def decode(
     underneath. Palettes, CMYK, LAB and greyscale become RGB. Of an animation or of several pages, the first is read.
 
     Args:
-        file: A path, the encoded bytes, or a binary file object.
+        file: A path, a member of an archive, the encoded bytes, or a binary file object.
         max_pixels: Width times height above which the header alone is refused, before anything is decoded.
         value_range: (black, white) of values deeper than 8 bits, in stored units. None takes what the file declares
             (0 to 65535), or what its own values need: images of one data set are comparable only with one range.
@@ -59,7 +60,7 @@ def decode(
         >>> decode(buffer.getvalue(), value_range=(1000, 1100)).getpixel((0, 0))
         (51, 51, 51)
     """
-    name = str(file) if isinstance(file, (str, Path)) else str(getattr(file, "name", "image"))
+    name = str(file) if isinstance(file, (str, Path, Member)) else str(getattr(file, "name", "image"))
     image = open_header(read_bytes(file), name=name, max_pixels=max_pixels)
     return to_rgb(image, name=name, value_range=value_range)
 

@@ -28,6 +28,7 @@ _REMEDIES = {
 _MISSING = {
     "folder": "they are links that lead nowhere: bring the files back, or remove the links",
     "manifest": "correct the paths in the manifest, or remove its rows",
+    "shards": "bring the shards back that were removed meanwhile",
 }
 """Kind of source -> remedy for files that do not exist."""
 
@@ -41,8 +42,9 @@ def fault_findings(inventory: Inventory) -> list[Finding]:
     findings = []
     for kind, rows in sorted(by_kind.items()):
         names = tuple(inventory.names[row] for row in rows)
+        places = tuple(inventory.place(row) for row in rows)
         message = f"{counted(len(names), 'image')} cannot be used ({FAULTS[kind]}{_detail(inventory, rows)}): "
-        message += f"{first_names(names)}. Remedy: {_remedy(inventory, kind, rows)}."
+        message += f"{first_names(places)}. Remedy: {_remedy(inventory, kind, rows)}."
         findings.append(Finding(kind=kind, severity="set_aside", message=message, items=names))
     return findings
 
@@ -73,4 +75,5 @@ def _remedy(inventory: Inventory, fault: str, rows: Sequence[int]) -> str:
     if fault == "missing":
         return _MISSING[inventory.kind]
     hints = sorted({hint for row in rows if fault == "unreadable" and (hint := heic_hint(inventory.names[row]))})
-    return "; ".join([_REMEDIES[fault], *hints])
+    where = ["pack the shards again then"] if inventory.kind == "shards" else []
+    return "; ".join([_REMEDIES[fault], *hints, *where])

@@ -1,4 +1,4 @@
-"""Image folders as an inventory: images with class and split. `layouts` recognises how the folders are organised."""
+"""Image folders as a listing: images with class and split. `layouts` recognises how the folders are organised."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from transferkit.core.errors import DataError
 from transferkit.data.class_names import NaturalKey, natural_key, normal_name, order_names
 from transferkit.data.formats import is_image
-from transferkit.data.inventory import Inventory, read_files
+from transferkit.data.inventory import FileListing
 from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
 from transferkit.data.phrases import first_names
 from transferkit.records import Finding
 
-__all__ = ["image_files", "read_folder"]
+__all__ = ["image_files", "list_folder"]
 
 _SHOWN = 5
 
@@ -29,14 +29,8 @@ class _Listing:
     deeper: list[Path] = field(default_factory=list)
 
 
-def read_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
-    """The inventory of an image folder.
-
-    Args:
-        root: The folder.
-        max_pixels: As in `decode`.
-        progress: Whether to show a progress bar.
-        cache: As in `read_files`.
+def list_folder(root: Path) -> FileListing:
+    """The images of a folder.
 
     Raises:
         DataError: It does not exist, is empty, or its layout is unknown or ambiguous.
@@ -55,20 +49,16 @@ def read_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | No
             f"Folder {str(root)!r} contains class folders but no images{others}. {LAYOUTS} Convert them to a supported "
             "format, such as JPEG or PNG."
         )
-    return read_files(
+    return FileListing(
         kind="folder",
         origin=f"folder {root}",
-        paths=listing.paths,
+        files=listing.paths,
         names=[path.relative_to(root).as_posix() for path in listing.paths],
         class_names=listing.class_names,
         classes=order_names(listing.classes),
         splits=listing.splits,
-        groups=None,
         note=layout.note,
         findings=[*layout.findings, *_not_images(root, listing), *_beside(root, layout), *_deeper(root, listing)],
-        max_pixels=max_pixels,
-        progress=progress,
-        cache=cache,
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from transferkit.core.file_kinds import kind_of
 from transferkit.data.image_errors import ImageError
+from transferkit.data.members import ImageFile, Member
 from transferkit.data.tiff import is_page, unreadable_tiff
 
 __all__ = [
@@ -38,18 +39,21 @@ _MOST_PAGES = 1_000
 """Pages of a TIFF that are counted."""
 
 
-def read_bytes(file: str | Path | bytes | IO[bytes]) -> bytes:
-    """The encoded bytes behind a path or file object."""
+def read_bytes(file: str | ImageFile | bytes | IO[bytes]) -> bytes:
+    """The encoded bytes behind a path, a member of an archive, or a file object."""
     if isinstance(file, bytes):
         return file
-    if not isinstance(file, (str, Path)):
+    if not isinstance(file, (str, Path, Member)):
         return file.read()
     try:
-        return Path(file).read_bytes()
+        encoded = (Path(file) if isinstance(file, str) else file).read_bytes()
     except FileNotFoundError:
         raise ImageError("missing", str(file)) from None
     except OSError as error:
         raise ImageError("unreadable", str(file), str(error.strerror)) from None
+    if isinstance(file, Member) and len(encoded) < file.size:
+        raise ImageError("truncated", str(file), f"{file.archive.name} is shorter than its index says")
+    return encoded
 
 
 def open_header(encoded: bytes, *, name: str, max_pixels: int) -> Image.Image:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from transferkit.data.depth import DeepPixels, ValueSketch, own_range, sketch_va
 from transferkit.data.fingerprints import THUMB_SIDE, difference_hash, digest, thumb
 from transferkit.data.headers import count_frames, open_header, read_bytes
 from transferkit.data.image_errors import ImageError
+from transferkit.data.members import ImageFile
 from transferkit.data.tiff import dropped_bands
 from transferkit.data.traits import late_traits, traits
 
@@ -66,11 +66,11 @@ class Inspection:
     format: str = ""
 
 
-def inspect_file(path: Path, *, max_pixels: int) -> Inspection:
+def inspect_file(path: ImageFile, *, max_pixels: int) -> Inspection:
     """Inspection of a file, read once: digest, header, and a cheap decode of all of it.
 
     Args:
-        path: The file; it need not exist.
+        path: The file, maybe inside an archive; it need not exist.
         max_pixels: As in `decode`.
 
     Returns:

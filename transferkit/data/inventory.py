@@ -16,12 +16,23 @@ from transferkit.core.progress import track
 from transferkit.data.decode import decode
 from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
+from transferkit.data.members import ImageFile, Member
 from transferkit.data.scaled import read_pixels
 from transferkit.records import Finding, Preprocessing
 
-__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "read_files", "split_name"]
+__all__ = [
+    "SPLITS",
+    "UNSPLIT",
+    "FileListing",
+    "FileReader",
+    "Inventory",
+    "Kind",
+    "Reader",
+    "read_files",
+    "split_name",
+]
 
-Kind = Literal["folder", "manifest", "dataset"]
+Kind = Literal["folder", "manifest", "shards", "dataset"]
 """Type of the source: it determines what the user has to change to fix a problem."""
 
 SPLITS = ("train", "val", "test")
@@ -91,19 +102,27 @@ class Inventory:
         """Whether the source came with its own splits."""
         return bool((self.splits != UNSPLIT).any())
 
+    def place(self, row: int) -> str:
+        """The image's name for a person who has to find it: in shards with the shard and the key there."""
+        file = self.reader.paths[row] if isinstance(self.reader, FileReader) else None
+        name = self.names[row]
+        if not isinstance(file, Member) or name.endswith(f"{file.archive.name}/{file.name}"):
+            return name
+        return f"{name} ({file.archive.name}/{file.name})"
+
 
 class FileReader:
     """Images in files.
 
     Args:
-        paths: N paths, in row order.
+        paths: N files, in row order.
         max_pixels: As in `decode`.
     """
 
     thread_safe = True
 
-    def __init__(self, paths: Sequence[Path], *, max_pixels: int) -> None:
-        self.paths = tuple(paths)
+    def __init__(self, paths: Sequence[ImageFile], *, max_pixels: int) -> None:
+        self.paths = paths
         self.max_pixels = max_pixels
 
     def image(self, row: int, value_range: Range | None = None) -> Image.Image:
@@ -122,52 +141,59 @@ class FileReader:
         raise NotImplementedError("Image files hold pixels, not preprocessed tensors.")
 
 
-def read_files(
-    *,
-    kind: Kind,
-    origin: str,
-    paths: Sequence[Path],
-    names: Sequence[str],
-    class_names: Sequence[str],
-    classes: Sequence[str],
-    splits: Sequence[str],
-    groups: Sequence[str] | None,
-    findings: Sequence[Finding],
-    max_pixels: int,
-    progress: bool,
-    note: str = "",
-    cache: Path | None = None,
-) -> Inventory:
-    """The inventory of image files: each is inspected in a thread, unless an earlier audit cached its inspection.
+@dataclass(frozen=True, kw_only=True)
+class FileListing:
+    """A source of image files as it is listed, before any of them is opened.
 
     Args:
         kind: Type of the source.
         origin: Where they came from, for display.
-        paths, names, class_names, splits: One per file.
+        files, names, class_names, splits: One per file: where it is, what it is called, its class and split.
         classes: All class names, in label order.
         groups: One per file, or None.
         findings: Findings from listing the source.
+        note: How splits and classes were recognised, if not obvious.
+    """
+
+    kind: Kind
+    origin: str
+    files: Sequence[ImageFile]
+    names: Sequence[str]
+    class_names: Sequence[str]
+    classes: Sequence[str]
+    splits: Sequence[str]
+    groups: Sequence[str] | None = None
+    findings: Sequence[Finding] = ()
+    note: str = ""
+
+
+def read_files(listing: FileListing, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
+    """The inventory of image files: each is inspected in a thread, unless an earlier audit cached its inspection.
+
+    Args:
+        listing: The files.
         max_pixels: As in `decode`.
         progress: Whether to show a progress bar.
-        note: How splits and classes were recognised, if not obvious.
         cache: Cache folder for inspections; None uses `default_folder()`.
     """
     from transferkit.data.remembered import inspect_files
 
-    inspections = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
-    index_of = {name: index for index, name in enumerate(classes)}
+    files, folder = listing.files, default_folder() if cache is None else cache
+    inspections = inspect_files(files, max_pixels=max_pixels, folder=folder)
+    index_of = {name: index for index, name in enumerate(listing.classes)}
+    groups = None if listing.groups is None else np.unique(np.array(listing.groups), return_inverse=True)[1]
     return Inventory(
-        origin=origin,
-        kind=kind,
-        classes=tuple(classes),
-        names=tuple(names),
-        labels=np.array([index_of[name] for name in class_names], dtype=np.int64),
-        splits=np.array(splits, dtype="<U5"),
-        inspections=tuple(track(inspections, "checking images", total=len(paths), enabled=progress)),
-        reader=FileReader(paths, max_pixels=max_pixels),
-        groups=None if groups is None else np.unique(np.array(groups), return_inverse=True)[1].astype(np.int64),
-        findings=tuple(findings),
-        note=note,
+        origin=listing.origin,
+        kind=listing.kind,
+        classes=tuple(listing.classes),
+        names=tuple(listing.names),
+        labels=np.array([index_of[name] for name in listing.class_names], dtype=np.int64),
+        splits=np.array(listing.splits, dtype="<U5"),
+        inspections=tuple(track(inspections, "checking images", total=len(files), enabled=progress)),
+        reader=FileReader(files, max_pixels=max_pixels),
+        groups=None if groups is None else groups.astype(np.int64),
+        findings=tuple(listing.findings),
+        note=listing.note,
     )
 
 

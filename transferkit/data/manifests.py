@@ -11,11 +11,11 @@ from pathlib import Path
 from transferkit.core.errors import DataError, OptionError, list_problems, unknown_name
 from transferkit.core.paths import expand
 from transferkit.data.class_names import natural_key, normal_name, order_names
-from transferkit.data.inventory import UNSPLIT, Inventory, read_files, split_name
+from transferkit.data.inventory import UNSPLIT, FileListing, split_name
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
 from transferkit.records import Finding
 
-__all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "read_manifest"]
+__all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "list_manifest"]
 
 COLUMNS = ("path", "label", "split", "group")
 MANIFEST_EXTENSIONS = TABLE_EXTENSIONS
@@ -37,24 +37,13 @@ _GROUP_WORDS = ("group", "patient", "subject", "participant", "person", "individ
 Columns = dict[str, list[str]]
 
 
-def read_manifest(
-    file: Path,
-    *,
-    root: Path | None,
-    columns: Mapping[str, str] | None,
-    max_pixels: int,
-    progress: bool,
-    cache: Path | None = None,
-) -> Inventory:
-    """The inventory of a manifest.
+def list_manifest(file: Path, *, root: Path | None, columns: Mapping[str, str] | None) -> FileListing:
+    """The images of a manifest.
 
     Args:
         file: The table.
         root: Folder that relative paths are relative to; None: the manifest's folder.
         columns: Our column name -> the manifest's, if they differ.
-        max_pixels: As in `decode`.
-        progress: Whether to show a progress bar.
-        cache: As in `read_files`.
 
     Raises:
         DataError: Columns are missing, cells are empty or invalid, or none of the listed files exists.
@@ -71,10 +60,10 @@ def read_manifest(
     labels = [normal_name(label) for label in chosen["label"]]
     splits = [split_name(cell) or UNSPLIT for cell in chosen["split"]] if "split" in chosen else [UNSPLIT] * len(paths)
     groups = chosen.get("group")
-    return read_files(
+    return FileListing(
         kind="manifest",
         origin=f"manifest {file}",
-        paths=paths,
+        files=paths,
         names=chosen["path"],
         class_names=labels,
         classes=order_names(labels),
@@ -84,9 +73,6 @@ def read_manifest(
             *(_straddling(splits, groups) if groups and "split" in chosen else []),
             *_unused_columns(table, chosen, dict(columns or {})),
         ],
-        max_pixels=max_pixels,
-        progress=progress,
-        cache=cache,
     )
 
 

@@ -14,25 +14,21 @@ import numpy.typing as npt
 from PIL import Image
 
 from transferkit.core.errors import DataError, OptionError
-from transferkit.core.file_kinds import is_text, kind_of, read_head
 from transferkit.core.paths import expand
 from transferkit.data.audit import AuditReport, audit
 from transferkit.data.corrections import read_corrections
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, read_builtin, read_datasets
 from transferkit.data.depth import Range
-from transferkit.data.folders import read_folder
-from transferkit.data.formats import is_image
-from transferkit.data.inventory import UNSPLIT, FileReader, Inventory, Reader
-from transferkit.data.layouts import LAYOUTS
-from transferkit.data.manifests import MANIFEST_EXTENSIONS, read_manifest
+from transferkit.data.inventory import UNSPLIT, FileReader, Inventory, Reader, read_files
+from transferkit.data.members import ImageFile
 from transferkit.data.prepared import check_prepared
+from transferkit.data.sources import is_builtin, list_source
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
-from transferkit.data.tables import CONVERT_JSON
 from transferkit.options import MAX_PIXELS
 from transferkit.records import CorrectedLabel, DataSummary, Folds, Picture, Preprocessing
 
-__all__ = ["Data", "check_data_path", "open_data"]
+__all__ = ["Data", "open_data"]
 
 _JPEG_QUALITY = 85
 
@@ -183,7 +179,7 @@ class Data:
         value_range = preprocessing.value_range or self.value_range
         return self._reader.pixels(int(self._rows[index]), preprocessing, value_range)
 
-    def original(self, index: int) -> Path | Image.Image:
+    def original(self, index: int) -> ImageFile | Image.Image:
         """The image as a person would pass it for a prediction: its file, or the picture where there is none."""
         if isinstance(self._reader, FileReader):
             return self._reader.paths[self._rows[index]]
@@ -222,8 +218,9 @@ def open_data(
 
     Args:
         data: A folder (`ROOT/{train,val,test}/<class>/*`, `ROOT/<class>/{train,val,test}/*` or `ROOT/<class>/*`); a
-            CSV, TSV or Parquet manifest with columns path, label and optionally split and group; a map-style dataset of
-            (image, label), or a mapping from split name to such datasets; a LightningDataModule; or "builtin/digits".
+            CSV, TSV or Parquet manifest with columns path, label and optionally split and group; shards: a folder of
+            tar files, one of them, or a pattern such as "train-{000000..000099}.tar"; a map-style dataset of (image,
+            label), or a mapping from split name to such datasets; a LightningDataModule; or "builtin/digits".
             Open `Data`, also inside a `TransferDataModule`, is returned unchanged, and the other arguments are ignored.
         root: Folder that a manifest's relative paths are relative to; None: the manifest's folder.
         columns: "path", "label", "split", "group" -> the manifest's name for it, if it differs.
@@ -282,34 +279,6 @@ def open_data(
     return Data(inventory, report, normalised=preprocessed)
 
 
-def check_data_path(data: Any) -> None:
-    """Raise if `data` is a path that does not exist; other types of data are not checked.
-
-    Raises:
-        DataError: There is no file or folder at the path.
-
-    Example:
-        >>> check_data_path("builtin/digits")
-    """
-    if not isinstance(data, (str, Path)):
-        return
-    _check_path(data)
-    if expand(data).exists():
-        return
-    if isinstance(data, str) and data.startswith("builtin"):
-        return
-    what = "manifest" if expand(data).suffix.lower() in MANIFEST_EXTENSIONS else "folder"
-    raise DataError(f"There is no {what} {str(data)!r}.{'' if what == 'manifest' else f' {LAYOUTS}'}")
-
-
-def _check_path(data: str | Path) -> None:
-    """Raise if a string cannot be a path."""
-    if isinstance(data, str) and not data.strip():
-        raise OptionError(f"The path of the data is empty, got {data!r}. Pass a folder; '.' is the current one.")
-    if "://" in str(data):
-        raise OptionError(f"{str(data)!r} is a URL. Download the images, and pass their folder.")
-
-
 def _read_source(
     data: Any,
     *,
@@ -324,52 +293,14 @@ def _read_source(
     if isinstance(data, (str, Path)):
         if preprocessed:
             raise OptionError("preprocessed=True is for datasets that yield float tensors; files contain pixels.")
-        return _read_path(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
+        if root is None and columns is None and is_builtin(data):
+            return read_builtin(str(data), max_pixels=max_pixels, progress=progress)
+        listing = list_source(data, root=root, columns=columns, cache=cache)
+        return read_files(listing, max_pixels=max_pixels, progress=progress, cache=cache)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns are for manifests only, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
     return read_datasets(parts, origin=origin, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress)
-
-
-def _read_path(
-    data: str | Path,
-    *,
-    root: str | Path | None,
-    columns: Mapping[str, str] | None,
-    max_pixels: int,
-    progress: bool,
-    cache: Path | None,
-) -> Inventory:
-    _check_path(data)
-    path = expand(data)
-    if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
-        base = None if root is None else expand(root)
-        return read_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
-    if root is not None or columns is not None:
-        raise OptionError(f"root and columns are for manifests only, got {str(data)!r} as data.")
-    if isinstance(data, str) and data.startswith("builtin") and not path.exists():
-        return read_builtin(data, max_pixels=max_pixels, progress=progress)
-    if path.is_file():
-        raise DataError(_no_source(data, path))
-    return read_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
-
-
-def _no_source(data: str | Path, path: Path) -> str:
-    """The message for a file that is not a manifest: what it is, and the next step."""
-    head = read_head(path)
-    known = ", ".join(MANIFEST_EXTENSIONS)
-    if (kind := kind_of(head)) is not None:
-        return f"{str(data)!r} is {kind.name}. {kind.remedy}; expected a folder of images or a manifest ({known})."
-    if is_image(path):
-        return f"{str(data)!r} is one image; expected a folder of them, or a manifest ({known}). {LAYOUTS}"
-    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-        return f"{str(data)!r} contains JSON; manifests are {known}. {CONVERT_JSON}"
-    if is_text(head):
-        return (
-            f"{str(data)!r} is a text file, but manifests are {known}. If it is a table with a header line such as "
-            "path,label, rename it to .csv; the delimiter may be a comma, semicolon, tab or |."
-        )
-    return f"{str(data)!r} is a file but not a manifest; expected {known}, or a folder. {LAYOUTS}"
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:

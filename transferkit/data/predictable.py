@@ -26,7 +26,9 @@ from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
 from transferkit.data.geometry import to_pixels
 from transferkit.data.headers import open_header, read_bytes
+from transferkit.data.members import ImageFile, Member
 from transferkit.data.scaled import read_pixels
+from transferkit.data.shards import find_shards, shard_members
 from transferkit.options import MAX_PIXELS
 from transferkit.records import Preprocessing
 
@@ -48,10 +50,10 @@ def predictable_images(
     """Yield (name, picture) for each image.
 
     Args:
-        images: One or many of: a path; a folder, searched recursively; a pattern such as "photos/**/*.jpg"; a PIL
-            image; a (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W) float tensor in [0, 1];
-            deeper values, as in `as_rgb`; batches (N, ...) of these; map-style datasets of any of them; pairs (image,
-            label), whose label is ignored.
+        images: One or many of: a path; a folder, searched recursively, or of shards; a pattern such as
+            "photos/**/*.jpg"; a PIL image; a (H, W, C) uint8 array; a (C, H, W) or (H, W, C) uint8 tensor; a (C, H, W)
+            float tensor in [0, 1]; deeper values, as in `as_rgb`; batches (N, ...) of these; map-style datasets of any
+            of them; pairs (image, label), whose label is ignored.
         max_pixels: As in `decode`.
         deep: How images deeper than 8 bits are scaled; None as for a model that was fitted on 8-bit images.
         on_error: "raise", or "skip": for an unreadable image the error is yielded, and the next image follows.
@@ -100,7 +102,7 @@ def predictable_pixels(
     deep = DeepImages(None) if deep is None else deep
 
     def read(thing: Any, name: str) -> npt.NDArray[np.uint8]:
-        if not isinstance(thing, Path):
+        if not isinstance(thing, (Path, Member)):
             return to_pixels(_picture(thing, deep, name=name, max_pixels=max_pixels), preprocessing)
         return read_pixels(
             thing,
@@ -117,7 +119,7 @@ def _read_each(images: Any, read: Callable[[Any, str], T], *, on_error: str) -> 
     """Yield (name, what `read` makes of it) for each image; `on_error` as in `predictable_images`."""
     count = 0
     for thing in _single(images):
-        name = str(thing) if isinstance(thing, Path) else f"image {count}"
+        name = str(thing) if isinstance(thing, (Path, Member)) else f"image {count}"
         if isinstance(thing, _Unreadable) and thing.name:
             name = thing.name
         try:
@@ -142,7 +144,7 @@ class _Unreadable(NamedTuple):
 def _picture(thing: Any, deep: DeepImages, *, name: str, max_pixels: int) -> Image.Image:
     if isinstance(thing, _Unreadable):
         raise DataError(thing.reason)
-    if isinstance(thing, Path):
+    if isinstance(thing, (Path, Member)):
         thing = open_header(read_bytes(thing), name=name, max_pixels=max_pixels)
     if isinstance(thing, Image.Image):
         found = load_deep(thing, name=name)
@@ -157,7 +159,7 @@ def _single(images: Any) -> Iterator[Any]:
         yield from _files(expand(images))
     elif isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == _BATCH_AXES:
         yield from images
-    elif isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+    elif isinstance(images, (Image.Image, Member, np.ndarray, torch.Tensor)):
         yield images
     elif isinstance(images, (tuple, list)) and len(images) == 2 and _is_label(images[1]):
         yield from _single(images[0])
@@ -194,7 +196,10 @@ def _items(dataset: Any) -> Iterator[Any]:
         yield from _single(item[0] if isinstance(item, (tuple, list)) and item else item)
 
 
-def _files(path: Path) -> Iterator[Path | _Unreadable]:
+def _files(path: Path) -> Iterator[ImageFile | _Unreadable]:
+    if shards := find_shards(path):
+        yield from shard_members(shards)
+        return
     name, found = str(path), [path]
     if os.path.isdir(path):
         found, nothing = image_files(path), f"Folder {name!r} contains no image files."

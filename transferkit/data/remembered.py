@@ -1,9 +1,9 @@
 """Cache of the audit's inspections: a file that has not changed is not read again.
 
-A file is identified by absolute path, size, modification times and inode; if one of these differs, it is inspected
-again. Files that changed just before they were read are not cached: a second change within the same clock tick would go
-unnoticed (git calls such files racy). Only intact images are cached, so that a temporary disk error is not stored as a
-fault of the file.
+A file is identified by absolute path, size, modification times and inode, an image in a shard by its place there and
+those of the shard; if one of these differs, it is inspected again. Files that changed just before they were read are
+not cached: a second change within the same clock tick would go unnoticed (git calls such files racy). Only intact
+images are cached, so that a temporary disk error is not stored as a fault of the file.
 
 The cache is optional: a damaged one is deleted and recreated, and if it cannot be read or written, every file is
 inspected. `transferkit.data` logs both at level DEBUG.
@@ -30,6 +30,7 @@ import PIL
 
 from transferkit.core.serialization import from_json, to_json
 from transferkit.data.inspection import Inspection, in_threads, inspect_file
+from transferkit.data.members import ImageFile, Member
 
 __all__ = ["FILE", "InspectionCache", "inspect_files"]
 
@@ -73,13 +74,14 @@ class Signature(NamedTuple):
     inode: int
 
 
-def _sign(path: Path) -> Signature | None:
+def _sign(path: ImageFile) -> Signature | None:
     """Signature of a file; None if it does not exist."""
     try:
-        found = os.stat(path)
+        found = os.stat(path.archive if isinstance(path, Member) else path)
     except (OSError, ValueError):
         return None
-    return Signature(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
+    size = path.size if isinstance(path, Member) else found.st_size
+    return Signature(size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
 
 
 def _version() -> bytes:
@@ -176,7 +178,7 @@ def _is_damage(error: Exception) -> bool:
     return type(error) is sqlite3.DatabaseError
 
 
-def inspect_files(paths: Sequence[Path], *, max_pixels: int, folder: Path) -> Iterator[Inspection]:
+def inspect_files(paths: Sequence[ImageFile], *, max_pixels: int, folder: Path) -> Iterator[Inspection]:
     """The inspection of every file, in order: from the cache, or new and added to it.
 
     Args:
@@ -193,7 +195,7 @@ def inspect_files(paths: Sequence[Path], *, max_pixels: int, folder: Path) -> It
         cache.close()
 
 
-def _inspect_some(paths: Sequence[Path], cache: _AuditCache, max_pixels: int) -> Iterator[Inspection]:
+def _inspect_some(paths: Sequence[ImageFile], cache: _AuditCache, max_pixels: int) -> Iterator[Inspection]:
     """Inspections of some files, stored before the first is yielded: an interrupted audit resumes from there."""
     known = cache.recall([(_key(path), _sign(path)) for path in paths])
     unknown = [path for path, found in zip(paths, known, strict=True) if found is None]
@@ -204,11 +206,13 @@ def _inspect_some(paths: Sequence[Path], cache: _AuditCache, max_pixels: int) ->
         yield next(remaining)[0] if found is None else found
 
 
-def _key(path: Path) -> bytes:
+def _key(path: ImageFile) -> bytes:
+    if isinstance(path, Member):
+        return os.fsencode(os.path.abspath(path.archive)) + b"\0%d" % path.offset
     return os.fsencode(os.path.abspath(path))
 
 
-def _inspect(path: Path, max_pixels: int) -> tuple[Inspection, Signature | None]:
+def _inspect(path: ImageFile, max_pixels: int) -> tuple[Inspection, Signature | None]:
     """The inspection, and the signature to store it under; None if it must not be stored."""
     before, now = _sign(path), time.time_ns()
     found = inspect_file(path, max_pixels=max_pixels)

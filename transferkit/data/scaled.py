@@ -7,7 +7,6 @@ images, arrays, tensors) take `to_pixels`, at full size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from transferkit.data.deep_pixels import load_deep
 from transferkit.data.depth import DeepPixels, Range
 from transferkit.data.geometry import Scaled, resized_size, view_pixels
 from transferkit.data.headers import open_header, read_bytes
+from transferkit.data.members import ImageFile
 from transferkit.records import Preprocessing
 
 __all__ = ["MARGIN", "SCALES", "choose_scale", "read_pixels"]
@@ -40,7 +40,7 @@ _QUARTER_TURNED = frozenset({5, 6, 7, 8})
 
 
 def read_pixels(
-    file: str | Path | bytes,
+    file: str | ImageFile | bytes,
     preprocessing: Preprocessing,
     *,
     name: str,
@@ -52,7 +52,7 @@ def read_pixels(
     Each view is decoded at its own scale: a view has the same pixels alone and among others.
 
     Args:
-        file: A path, or the encoded bytes.
+        file: A path, a member of an archive, or the encoded bytes.
         preprocessing: The checkpoint's.
         name: What to call the file in an error.
         max_pixels: Width times height, as stored, above which the header alone is refused.

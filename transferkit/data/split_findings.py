@@ -155,6 +155,7 @@ def _no_test(inventory: Inventory, shares: Shares) -> Finding:
     own = {
         "folder": "add test/<class>/ folders",
         "manifest": "mark images with test in the column split",
+        "shards": "add shards named test-*.tar",
         "dataset": "pass a test dataset as well",
     }[inventory.kind]
     message = (

@@ -254,6 +254,7 @@ def fill_shelves(
     workers: int | None = None,
     one_reader: bool = False,
     speed_up: SpeedUp | None = None,
+    divided: bool = True,
     label: str | None = None,
     seconds: dict[str, float] | None = None,
 ) -> int:
@@ -263,6 +264,8 @@ def fill_shelves(
         extractor: What computes the rows.
         read, content_ids, bank, batch_size, workers, one_reader, speed_up, label: As for `run_extractor`.
         needs: Kind of rows -> what is lacking.
+        divided: Whether processes that were started together on this machine divide it among themselves and wait for
+            each other; False computes all of it in this one.
         seconds: Gets what workers spent "reading" and "computing".
 
     Returns:
@@ -277,7 +280,7 @@ def fill_shelves(
     if not any(len(need.positions) for need in needs.values()):
         return 0
     bank.make_room(*((need.shelf, len(need.positions)) for need in needs.values()))
-    own = _own_share(needs)
+    own = _own_share(needs) if divided else needs
     if speed_up is not None:
         extractor, read = _sped_up(extractor, speed_up, read, own)
     batches = _batches(own, extractor.batch_size if batch_size is None else batch_size)
@@ -291,7 +294,8 @@ def fill_shelves(
                 for kind in batch.wanted:
                     _check_finite(rows[kind], own[kind].shelf, extractor.name)
                     writers[kind].append(content_ids[batch.positions], rows[kind])
-    _await_others(needs, content_ids)
+    if divided:
+        _await_others(needs, content_ids)
     return len(np.unique(np.concatenate([need.positions for need in needs.values()])))
 
 

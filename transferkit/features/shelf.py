@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -138,9 +138,24 @@ class Shelf:
 
     def missing(self, ids: Ids) -> npt.NDArray[np.int64]:
         """Positions in `ids` of images without a row; of equal ones only the first."""
-        unique, first = np.unique(ids, return_index=True)
+        return self.missing_from_now()(ids)
+
+    @property
+    def images(self) -> int:
+        """Number of rows that are there now."""
         with explaining_os_errors(self.folder):
-            return np.sort(first[~self._index().find(unique)[1]])
+            return len(self._index().ids)
+
+    def missing_from_now(self) -> Callable[[Ids], npt.NDArray[np.int64]]:
+        """`missing` for many calls: rows that are written later count as missing, and the listing is read once."""
+        with explaining_os_errors(self.folder):
+            index = self._index()
+
+        def missing(ids: Ids) -> npt.NDArray[np.int64]:
+            unique, first = np.unique(ids, return_index=True)
+            return np.sort(first[~index.find(unique)[1]])
+
+        return missing
 
     def table(self, ids: Ids) -> FeatureTable:
         """The rows of these images, in this order.
