@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -334,7 +335,7 @@ def _put_back(study: Study, trial: optuna.Trial, why: str) -> None:
 def _signs_of_life(trial: optuna.Trial) -> Iterator[None]:
     """Tell the storage every few seconds that this trial is being worked on."""
     storage = trial.study._storage  # by ask and tell, Optuna leaves this to the caller
-    if not hasattr(storage, "record_heartbeat"):  # in memory: nobody else could go on
+    if not isinstance(storage, BaseHeartbeat):  # in memory: nobody else could go on
         yield
         return
     ended, every = threading.Event(), storage.get_heartbeat_interval()
