@@ -17,6 +17,9 @@ __all__ = ["TUNED_INSTEAD", "check_search", "check_space", "with_point"]
 TUNED_INSTEAD = "lp_ft"
 """Strategy that is tuned where the advice is a linear probe, which is solved for and has nothing to tune."""
 
+WORKERS_ON = ("local", "ray")
+"""Where the workers of a search may be."""
+
 TUNED = ("unfreeze", "stage", "norm", "head")
 """Settings outside `train` that can be searched: what a fine-tuned network is made of, on the same features."""
 
@@ -70,6 +73,14 @@ def check_search(options: TuneOptions) -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise MissingDependencyError("A search needs Optuna: pip install 'transferkit[tune]'.")
+    if options.launcher not in WORKERS_ON:
+        raise OptionError(unknown_name("launcher", options.launcher, WORKERS_ON))
+    if options.launcher == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError("Workers on a Ray cluster need Ray: pip install 'transferkit[ray]'.")
+    if options.launcher not in WORKERS_ON:
+        raise OptionError(unknown_name("launcher", options.launcher, WORKERS_ON))
+    if options.launcher == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError("Workers on a Ray cluster need Ray: pip install 'transferkit[ray]'.")
     if options.strategy == "linear_probe":
         raise OptionError(
             "A linear probe is solved for, not trained: it has nothing to tune. Name a strategy that trains, such as "
