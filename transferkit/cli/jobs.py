@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -18,7 +19,7 @@ from transferkit.cli.launchers import check_one_process
 from transferkit.cli.outcomes import RunOutcome, collect_outcomes, write_outcome
 from transferkit.cli.schema import check_taken, register_schema
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
-from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word
+from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word, quoted_text
 from transferkit.core.distributed import is_first
 from transferkit.core.errors import TransferkitError
 from transferkit.core.paths import MARKER, mark_folder
@@ -57,6 +58,7 @@ class Job:
         words = hydra_words(typed, sources=group_choices("data"))
         runs = self._check(words)
         names = differing_words(runs) if is_multirun(words) else None
+        words = _with_place(words, runs)
         # The first word stays: Lightning starts further processes by it.
         before, sys.argv = sys.argv, [sys.argv[0], *words]
         try:
@@ -102,6 +104,14 @@ class Job:
         if number is not None:
             self.check_closely(settings)
         notes += [note] if note else []
+
+
+def _with_place(words: list[str], runs: Sequence[Sequence[str]]) -> list[str]:
+    """The words; where runs start elsewhere, in another working folder, that of the sweep is told in full."""
+    if not runs or not any(word.startswith("launcher=") for word in words):
+        return words
+    folder = Path(compose_settings(runs[0]).hydra.sweep.dir).absolute()
+    return [*words, f"hydra.sweep.dir={quoted_text(str(folder))}"]
 
 
 def _sweep(job: Callable[[], object], names: Sequence[str]) -> None:
@@ -158,7 +168,11 @@ def _guarded(
     In a sweep, whose runs have names and may be in other processes, failures are noted, and the next run starts.
     """
 
+    home, starter = Path.cwd(), os.getpid()
+
     def guarded(settings: DictConfig) -> float | None:
+        if os.getpid() != starter and home.is_dir():  # paths are relative to where the sweep was started
+            os.chdir(home)
         # Lightning's further processes are given these words again, as they were typed.
         sys.argv = [sys.argv[0], *(typed if names is None else _task_words())]
         folder = output_folder()
