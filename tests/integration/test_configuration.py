@@ -31,7 +31,7 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}={path.stem}"
 
 
-@pytest.mark.parametrize("file", filter(is_installed, FILES), ids=name_of)
+@pytest.mark.parametrize("file", list(filter(is_installed, FILES)), ids=name_of)
 def test_a_file_composes_to_arguments_of_adapt(file):
     more = [f"data.{'path' if file.stem == 'manifest' else 'root'}=x"] if file.stem in ("folder", "manifest") else []
     settings = compose_settings([name_of(file), *more])

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from importlib.util import find_spec
+from shutil import which
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -116,6 +117,7 @@ def test_runs_whose_process_is_gone_are_reported(at, capfd):
     assert "2 runs of this sweep failed; 0 finished:\n- seed=4: its process ended before it was finished" in said
 
 
+@pytest.mark.slow
 @needs["local"]
 def test_a_sweep_in_two_processes_trains_as_one_after_another_does(at, stripes, capfd):
     (at / "images").rmdir()
@@ -157,7 +159,7 @@ def test_a_launcher_is_hydras(launcher, target):
 
 
 @needs["slurm"]
-def test_slurm_takes_its_settings_and_a_cluster_without_it_says_so(at, capfd):
+def test_slurm_takes_its_settings():
     more = shlex.split("hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1")
     settings = compose_settings(["launcher=slurm", *more]).hydra.launcher
     assert (settings.partition, settings.gpus_per_node, settings.timeout_min) == ("gpu", 1, 240)
@@ -168,6 +170,11 @@ def test_slurm_takes_its_settings_and_a_cluster_without_it_says_so(at, capfd):
     ("words", "said"),
     [
         (["--multirun", "launcher=local", "seed=0,1", "trainer=ddp"], "trainer.devices wants several for one run"),
+        pytest.param(
+            ["--multirun", "launcher=slurm", "seed=0,1"],
+            "there is no sbatch on this machine",
+            marks=pytest.mark.skipif(which("sbatch") is not None, reason="this is a Slurm cluster"),
+        ),
         (["launcher=local"], "Add --multirun, or leave it out"),
         (["--multirun", "launcher=local", "hydra.launcher.n_jobs=1", "seed=0,x"], "seed must be a whole number"),
     ],

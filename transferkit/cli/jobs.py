@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from transferkit.cli.composition import compose_settings, config_folder, group_choices
-from transferkit.cli.launchers import check_one_process
+from transferkit.cli.launchers import check_start
 from transferkit.cli.outcomes import RunOutcome, collect_outcomes, write_outcome
 from transferkit.cli.schema import check_taken, register_schema
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
@@ -96,8 +96,8 @@ class Job:
         if not is_first():
             return
         folder = Path(OmegaConf.select(settings, "hydra.run.dir"))
-        if OmegaConf.select(settings, "hydra.runtime.choices.launcher") is not None:
-            check_one_process(settings, in_sweep=number is not None)
+        if launcher := OmegaConf.select(settings, "hydra.runtime.choices.launcher"):
+            check_start(launcher, settings, in_sweep=number is not None)
         if number is not None:
             folder = Path(OmegaConf.select(settings, "hydra.sweep.dir"), str(number))
         note = self.check(settings, folder, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from shutil import which
 from typing import TYPE_CHECKING
 
 from transferkit.core.errors import MissingDependencyError, OptionError
@@ -11,7 +12,7 @@ from transferkit.core.errors import MissingDependencyError, OptionError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["LAUNCHERS", "check_launcher", "check_one_process"]
+__all__ = ["LAUNCHERS", "check_launcher", "check_start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,16 @@ def check_launcher(name: str | None) -> None:
         raise MissingDependencyError(f"launcher={name} needs more packages: {LAUNCHERS[name].install}")
 
 
-def check_one_process(settings: DictConfig, *, in_sweep: bool) -> None:
-    """Whether a launcher can start this run: it is one of a sweep, and trains in one process.
+def check_start(launcher: str, settings: DictConfig, *, in_sweep: bool) -> None:
+    """Whether a launcher can start this run here: it is one of a sweep, and trains in one process.
+
+    Args:
+        launcher: One of `LAUNCHERS`.
+        settings: Of the run.
+        in_sweep: Whether it is one of a sweep.
 
     Raises:
-        OptionError: It is none, or trains in several.
+        OptionError: It cannot.
     """
     if not in_sweep:
         raise OptionError("launcher= says where the runs of a sweep start. Add --multirun, or leave it out.")
@@ -70,6 +76,8 @@ def check_one_process(settings: DictConfig, *, in_sweep: bool) -> None:
             "launcher= starts each run in a process of its own, and trainer.devices wants several for one run. Leave "
             "launcher out: then one run after another has all devices (docs/scale.md)."
         )
+    if launcher == "slurm" and which("sbatch") is None:
+        raise OptionError("launcher=slurm: there is no sbatch on this machine. Start it where jobs are submitted from.")
 
 
 def _is_there(package: str) -> bool:
