@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from transferkit.core.errors import MissingDependencyError, OptionError
 
-__all__ = ["ALIVE_EVERY", "GIVEN_UP_AFTER", "hide_password", "is_file", "open_storage"]
+__all__ = ["ALIVE_EVERY", "GIVEN_UP_AFTER", "hide_password", "is_file", "open_storage", "told_if_gone"]
 
 ALIVE_EVERY, GIVEN_UP_AFTER = 10, 60
 """Seconds between two signs of life of a worker, and after which its trial is retried."""
@@ -61,6 +64,25 @@ def open_storage(url: str) -> RDBStorage:
     if is_file(url):
         _share_file(storage)
     return storage
+
+
+@contextmanager
+def told_if_gone(url: str) -> Iterator[None]:
+    """A storage that no longer answers becomes one clear error.
+
+    Args:
+        url: Of the storage.
+
+    Raises:
+        OptionError: It does not answer.
+    """
+    try:
+        yield
+    except StorageInternalError as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise OptionError(
+            f"The storage {hide_password(url)!r} no longer answers ({reason}). Once it does, the same command goes on."
+        ) from error
 
 
 def is_file(url: str) -> bool:

@@ -27,7 +27,7 @@ from transferkit.tuning.points import TUNED_INSTEAD, check_space
 from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.space import Choices, Dimension, Range, read_space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
-from transferkit.tuning.storage import hide_password
+from transferkit.tuning.storage import hide_password, told_if_gone
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
 from transferkit.workflow.decide import decide_session
 from transferkit.workflow.session import Session, open_session
@@ -60,7 +60,7 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
     search = Search(
         space=space, stages=plan_stages(options.sampler, options.trials), seed=options.seed, pruner=options.pruner
     )
-    with _kept(options) as storage:
+    with _kept(options) as storage, told_if_gone(str(storage)):
         options = replace(options, storage=storage)
         study = join_study(search, storage=storage, name=options.study)
         if options.launcher == "ray":
@@ -179,8 +179,9 @@ def _run_on_ray(work: Callable[[int], None], options: TuneOptions) -> None:
 def _help(model: Any, data: Any, options: TuneOptions, search: Search, threads: int) -> None:
     torch.set_num_threads(threads)
     session = open_session(model, data, options, trains=True)
-    study = join_study(search, storage=options.storage, name=options.study)
-    _work(session, options, search, study, time.perf_counter())
+    with told_if_gone(str(options.storage)):
+        study = join_study(search, storage=options.storage, name=options.study)
+        _work(session, options, search, study, time.perf_counter())
 
 
 def _record(

@@ -207,6 +207,25 @@ def test_a_server_that_begins_anew_between_trials_ends_no_search(server):
     assert states(study) == ["COMPLETE"] * 3
 
 
+def test_a_server_that_is_gone_is_one_error_and_the_search_goes_on_when_it_is_back(server):
+    storage = server.make_database("gone")
+
+    def stop(point, stage, report):
+        server.stop()
+        return distance(point, stage, report)
+
+    try:
+        with (
+            pytest.raises(OptionError, match=r"no longer answers \(.*\). Once it does"),
+            storages.told_if_gone(storage),
+        ):
+            run("random", 2, objective=stop, storage=storage)
+    finally:
+        server.start()
+    study = join_study(Search(space=SPACE, stages=plan_stages("random", 2)), storage=storage, name="test")
+    assert states(study) == ["RUNNING", "WAITING"]  # the first is queued again when a minute has passed
+
+
 def test_each_pruner_can_be_made():
     assert set(studies.MAKE_PRUNER) == set(PRUNERS)
 
