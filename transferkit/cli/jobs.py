@@ -126,6 +126,10 @@ def _sweep(job: Callable[[], object], names: Sequence[str]) -> None:
     CURRENT.set(None)
     try:
         job()
+    except KeyboardInterrupt as stopped:
+        if stopped.args or stopped.__cause__ is not None:  # of a run in this process, which has tidied up
+            raise
+        raise KeyboardInterrupt(f"runs in other processes may have left something in {CURRENT.get()}.") from stopped
     except SystemExit:  # a launcher that lost a run; Hydra has said how
         if CURRENT.get() is None or not names:
             raise
