@@ -45,6 +45,7 @@ HOMES = {
     "timm": {"zoo"},
     "torchvision.models": {"zoo"},
     "optuna": {"tuning"},
+    "ray": {"tuning"},
     "peft": {"finetune"},
 }
 """Library -> the parts that may know of it."""

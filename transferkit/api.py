@@ -332,6 +332,7 @@ def tune(
     storage: str | None = None,
     study: str = "transferkit",
     workers: int = 1,
+    launcher: str = "local",
     strategy: str = "auto",
     stage: str | int | None = None,
     unfreeze: int | str | Sequence[str] | None = None,

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TransferkitError as error:
         stop(error, debug="debug=true" in given)
     except KeyboardInterrupt as stopped:
-        print(f"\nInterrupted; {stopped or 'nothing half-written was left behind.'}", file=sys.stderr)
+        print(f"\nInterrupted; {str(stopped) or 'nothing half-written was left behind.'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

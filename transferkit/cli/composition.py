@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from transferkit.cli.launchers import check_launcher
 from transferkit.cli.schema import PLACES, find_value_problems, known_settings, register_schema
 from transferkit.core.errors import OptionError, unknown_name
 
@@ -26,6 +27,7 @@ GROUPS = {
     "trainer": "trainer",
     "tune": "search",
     "experiment": "experiment",
+    "launcher": "launcher",
 }
 """Group of the configuration -> what one of its choices is called in messages."""
 
@@ -113,6 +115,7 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
         key, value = _split(word)
         _check_choice(key, value)
         given[key.lstrip("+")] = value
+    check_launcher(given.get("launcher"))
     values = {name: value for name, value in given.items() if name not in GROUPS or name == "strategy"}
     if problems := list(find_value_problems(values)):
         raise OptionError(" ".join(problems))

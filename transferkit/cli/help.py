@@ -19,6 +19,9 @@ WIDTH = 118
 KEYS = 27
 """Width of the column of keys."""
 
+ELSEWHERE = ("strategy", "launcher", "tune")
+"""Groups that are explained with the settings, and with --multirun."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -154,9 +157,7 @@ def _entry(key: str, text: str) -> str:
 
 
 def _groups() -> str:
-    """Without those that have a place elsewhere."""
-    shown = [group for group in GROUPS if group not in ("strategy", "tune")]
-    lines = [_entry(f"{group}=NAME", ", ".join(group_choices(group))) for group in shown]
+    lines = [_entry(f"{group}=NAME", ", ".join(group_choices(group))) for group in GROUPS if group not in ELSEWHERE]
     return "\n".join(["Prepared settings, a file each in conf/:", *lines, ""])
 
 
@@ -192,7 +193,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   transferkit adapt model=torchvision/resnet18 checkpoint=my.pth data.root=DIR
   transferkit adapt strategy=few_layers unfreeze=2 train.epochs=10 data.root=DIR
   transferkit adapt experiment=digits_150                              a prepared run, offline
-  transferkit adapt --multirun seed=0,1,2                              one run per value, compared by held-back accuracy
+  transferkit adapt --multirun seed=0,1,2 [launcher=local|ray|slurm]   a run per value, compared by held-back accuracy
   transferkit adapt --cfg job                                          show the settings and stop
 """
 

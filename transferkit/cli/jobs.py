@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from transferkit.cli.composition import compose_settings, config_folder, group_choices
+from transferkit.cli.launchers import check_start
+from transferkit.cli.outcomes import RunOutcome, collect_outcomes, write_outcome
 from transferkit.cli.schema import check_taken, register_schema
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
-from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word
+from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word, quoted_text
 from transferkit.core.distributed import is_first
 from transferkit.core.errors import TransferkitError
 from transferkit.core.paths import MARKER, mark_folder
@@ -54,7 +57,8 @@ class Job:
 
         words = hydra_words(typed, sources=group_choices("data"))
         runs = self._check(words)
-        sweep = Sweep(names=differing_words(runs)) if is_multirun(words) else None
+        names = differing_words(runs) if is_multirun(words) else None
+        words = _with_place(words, runs)
         # The first word stays: Lightning starts further processes by it.
         before, sys.argv = sys.argv, [sys.argv[0], *words]
         try:
@@ -63,14 +67,10 @@ class Job:
             register_schema(set(STRATEGIES) - set(group_choices("strategy")))
             with _own_logging():
                 main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
-                main(_guarded(self.run, sweep, typed))()
+                job = main(_guarded(self.run, names, typed))
+                job() if names is None else _sweep(job, names)
         finally:
             sys.argv = before
-        if sweep is not None:
-            sweep.print_scores()
-        if sweep is not None and sweep.failures:
-            print(f"Error: {sweep.describe_failures()}", file=sys.stderr)
-            sys.exit(EXIT_USER)
 
     def _check(self, words: Sequence[str]) -> list[list[str]]:
         """Find what is wrong before any folder is made; returns the words of each run, as far as they are known."""
@@ -96,12 +96,51 @@ class Job:
         if not is_first():
             return
         folder = Path(OmegaConf.select(settings, "hydra.run.dir"))
+        if launcher := OmegaConf.select(settings, "hydra.runtime.choices.launcher"):
+            check_start(launcher, settings, in_sweep=number is not None)
         if number is not None:
             folder = Path(OmegaConf.select(settings, "hydra.sweep.dir"), str(number))
         note = self.check(settings, folder, words)
         if number is not None:
             self.check_closely(settings)
         notes += [note] if note else []
+
+
+def _with_place(words: list[str], runs: Sequence[Sequence[str]]) -> list[str]:
+    """The words; where runs start elsewhere, in another working folder, that of the sweep is told in full."""
+    if not runs or not any(word.startswith("launcher=") for word in words):
+        return words
+    folder = Path(compose_settings(runs[0]).hydra.sweep.dir).absolute()
+    return [*words, f"hydra.sweep.dir={quoted_text(str(folder))}"]
+
+
+def _sweep(job: Callable[[], object], names: Sequence[str]) -> None:
+    """Start all runs; say how good they are, and leave with exit code 2 if one failed.
+
+    Args:
+        job: What Hydra starts.
+        names: The settings of each run that differ from the others', as far as they are known.
+    """
+    from transferkit.cli.sweep_folder import CURRENT
+
+    CURRENT.set(None)
+    try:
+        job()
+    except KeyboardInterrupt as stopped:
+        if stopped.args or stopped.__cause__ is not None:  # of a run in this process, which has tidied up
+            raise
+        raise KeyboardInterrupt(f"runs in other processes may have left something in {CURRENT.get()}.") from stopped
+    except SystemExit:  # a launcher that lost a run; Hydra has said how
+        if CURRENT.get() is None or not names:
+            raise
+    folder = CURRENT.get()
+    if folder is None:  # the settings were shown, no more
+        return
+    sweep = Sweep(names=names, outcomes=collect_outcomes(folder))
+    sweep.print_scores()
+    if failures := sweep.describe_failures():
+        print(f"Error: {failures}", file=sys.stderr)
+        sys.exit(EXIT_USER)
 
 
 def stop(error: TransferkitError, *, debug: bool) -> NoReturn:
@@ -126,42 +165,57 @@ def _own_logging() -> Iterator[None]:
 
 
 def _guarded(
-    run: Callable[[DictConfig], float | None], sweep: Sweep | None, typed: Sequence[str]
+    run: Callable[[DictConfig], float | None], names: Sequence[str] | None, typed: Sequence[str]
 ) -> Callable[[DictConfig], float | None]:
     """A job whose user errors end in `SystemExit` instead of Hydra's traceback, and whose failure leaves no folder.
 
-    In a sweep failures are noted, and the next run starts.
+    In a sweep, whose runs have names and may be in other processes, failures are noted, and the next run starts.
     """
 
+    home, starter = Path.cwd(), os.getpid()
+
     def guarded(settings: DictConfig) -> float | None:
+        if os.getpid() != starter and home.is_dir():  # paths are relative to where the sweep was started
+            os.chdir(home)
         # Lightning's further processes are given these words again, as they were typed.
-        sys.argv = [sys.argv[0], *(typed if sweep is None else _task_words())]
-        words, folder = _words_of_run(sweep), output_folder()
+        sys.argv = [sys.argv[0], *(typed if names is None else _task_words())]
+        folder = output_folder()
         try:
             if is_first():
                 _mark(folder)
             score = run(settings)
         except TransferkitError as error:
             _discard_folder()
-            if sweep is None:
+            if names is None:
                 stop(error, debug=bool(settings.debug))
-            sweep.failures.append(f"{words}: {error}")
-            return float("nan")
+            return _note(names, failure=str(error))
         except KeyboardInterrupt as stopped:
             _discard_folder()
             raise KeyboardInterrupt(*_resume_hint()) from stopped
         except Exception as error:
             log.exception("this is a bug")
-            if sweep is None:
+            if names is None:
                 raise
             traceback.print_exc()
-            sweep.failures.append(f"{words}: {type(error).__name__}: {error} (this is a bug; the traceback is above)")
-            return float("nan")
-        if sweep is not None:
-            sweep.scores[as_typed(folder)] = (words, score)
-        return score
+            where = as_typed(folder) / "log.txt"
+            return _note(names, failure=f"{type(error).__name__}: {error} (this is a bug; its traceback is in {where})")
+        return score if names is None else _note(names, score=score)
 
     return guarded
+
+
+def _note(names: Sequence[str], *, score: float | None = None, failure: str = "") -> float | None:
+    """Write down what became of this run of a sweep; returns what Hydra's sweepers compare."""
+    from hydra.core.hydra_config import HydraConfig
+
+    config = HydraConfig.get()
+    number = config.job.num
+    words = names[number] if number < len(names) else " ".join(_task_words())
+    folder = str(as_typed(output_folder()))
+    outcome = RunOutcome(number=number, words=words, folder=folder, score=score, failure=failure)
+    if is_first():
+        write_outcome(Path(config.sweep.dir), outcome)
+    return float("nan") if failure else score
 
 
 def _mark(folder: Path) -> None:
@@ -194,7 +248,7 @@ def _resume_hint() -> list[str]:
     out, training = output_folder(), sys.modules.get("transferkit.workflow.training_folder")
     if training is None or not (out / training.WORK).is_dir():
         return []
-    words = [word for word in _task_words() if not word.startswith(("out=", "resume="))]
+    words = [word for word in _task_words() if not word.startswith(("out=", "resume=", "launcher=", "hydra"))]
     return [f"resume it with: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]
 
 
@@ -225,16 +279,6 @@ def _task_words() -> list[str]:
     return [plain_word(word) for word in HydraConfig.get().overrides.task]
 
 
-def _words_of_run(sweep: Sweep | None) -> str:
-    """The settings of this run of a sweep that differ from the others'."""
-    from hydra.core.hydra_config import HydraConfig
-
-    number = HydraConfig.get().job.num if in_sweep() else None
-    if sweep is None or number is None or number >= len(sweep.names):
-        return " ".join(_task_words())
-    return sweep.names[number]
-
-
 def current_command(verb: str, settings: DictConfig, *more: str) -> str:
     """The command that repeats this run alone."""
     from hydra.core.hydra_config import HydraConfig
@@ -255,6 +299,6 @@ def command_line(verb: str, words: Sequence[str], settings: DictConfig, *more: s
         settings: What they made.
         more: Further words, as a person would type them.
     """
-    shown = [plain_word(word) for word in words if not word.startswith(("-", "hydra"))]
+    shown = [plain_word(word) for word in words if not word.startswith(("-", "hydra", "launcher="))]
     seed = [] if any(word.startswith("seed=") for word in shown) else [f"seed={settings.seed}"]
     return shlex.join(["transferkit", *shlex.split(verb), *shown, *more, *seed])

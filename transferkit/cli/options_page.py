@@ -18,7 +18,7 @@ is `train={"epochs": 10}`, and `null` is `None`. In Python alone: `preprocessing
 of your own, and `preprocessed=True`, for a dataset of tensors that are normalised already.
 
 A group of settings is chosen by the name of a file in `conf/`: `backbone=`, `data=`, `strategy=`, `finetune=`,
-`trainer=`, `experiment=`. Each file is headed by its command and the result to expect.
+`trainer=`, `experiment=`, `launcher=`. Each file is headed by its command and the result to expect.
 """
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transferkit.cli.outcomes import RunOutcome
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import plain_word
 from transferkit.core.errors import OptionError, list_problems, problem_of
@@ -19,41 +19,59 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "check_runs", "differing_words", "list_runs"]
 
+OF_LAUNCHER = "hydra.launcher."
+"""Start of Hydra's settings that say where runs start, and change none of them."""
 
-@dataclass
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Scores and failures of the runs of a sweep.
+    """What became of the runs of a sweep.
 
     Args:
-        names: The settings of each run that differ from the others', in order.
-        scores: Folder of a finished run -> its differing settings, and its held-back accuracy.
-        failures: The settings of a failed run, and why it failed.
+        names: The settings of each run that differ from the others', in order; empty if they were not known before.
+        outcomes: Of the runs that came to an end, by number.
     """
 
-    names: list[str] = field(default_factory=list)
-    scores: dict[Path, tuple[str, float | None]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    names: Sequence[str] = ()
+    outcomes: Sequence[RunOutcome] = ()
+
+    @property
+    def finished(self) -> list[RunOutcome]:
+        """Runs that did not fail."""
+        return [one for one in self.outcomes if not one.failure]
+
+    @property
+    def failures(self) -> list[str]:
+        """The settings of each run that failed, and why."""
+        ended = {one.number: f"{one.words}: {one.failure}" for one in self.outcomes}
+        lost = {
+            number: f"{name}: its process ended before it was finished (killed, or no memory left), or it never began"
+            for number, name in enumerate(self.names)
+            if number not in ended
+        }
+        failed = {one.number: ended[one.number] for one in self.outcomes if one.failure}
+        return [said for _, said in sorted({**lost, **failed}.items())]
 
     def print_scores(self) -> None:
         """The runs and their held-back accuracies; how to score the best one on the test images."""
-        known = {folder: score for folder, (_, score) in self.scores.items() if score is not None}
+        known = [one for one in self.finished if one.score is not None]
         if not known:
             return
         rows = [
-            (str(folder), words, "" if score is None else f"{100 * score:.1f} %")
-            for folder, (words, score) in self.scores.items()
+            (one.folder, one.words, "" if one.score is None else f"{100 * one.score:.1f} %") for one in self.finished
         ]
         print()
         print_table(("run", "settings", "held-back accuracy"), rows)
-        best = max(known, key=lambda folder: known[folder])
+        best = max(known, key=lambda one: one.score or 0.0).folder
         print(f"Best held back: {best}. Its test accuracy: {shlex.join(['transferkit', 'evaluate', f'run={best}'])}")
 
     def describe_failures(self) -> str:
         """The message about runs that failed; empty if none did."""
-        if not self.failures:
+        failures = self.failures
+        if not failures:
             return ""
-        runs = "1 run" if len(self.failures) == 1 else f"{len(self.failures)} runs"
-        return list_problems(f"{runs} of this sweep failed; {len(self.scores)} finished:", self.failures)
+        runs = "1 run" if len(failures) == 1 else f"{len(failures)} runs"
+        return list_problems(f"{runs} of this sweep failed; {len(self.finished)} finished:", failures)
 
 
 def list_runs(words: Sequence[str]) -> list[list[str]] | None:
@@ -66,7 +84,7 @@ def list_runs(words: Sequence[str]) -> list[list[str]] | None:
         OptionError: A word is not in Hydra's grammar.
     """
     plain = [word for word in words if not word.startswith("-")]
-    if any(word.lstrip("+~").startswith("hydra") for word in plain):
+    if any(word.lstrip("+~").startswith("hydra") and not word.startswith(OF_LAUNCHER) for word in plain):
         return None
     choices: dict[str, list[str]] = {}
     for override in _parse(plain):

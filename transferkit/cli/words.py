@@ -13,7 +13,17 @@ from pathlib import Path
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.paths import expand
 
-__all__ = ["INPUTS", "JOB_PATHS", "check_given", "hydra_words", "is_multirun", "path_text", "plain_word", "split_list"]
+__all__ = [
+    "INPUTS",
+    "JOB_PATHS",
+    "check_given",
+    "hydra_words",
+    "is_multirun",
+    "path_text",
+    "plain_word",
+    "quoted_text",
+    "split_list",
+]
 
 INPUTS = ("data.root", "data.path", "labels", "checkpoint", "source")
 """Settings of a job that name what is read; with --multirun, several of them are a run each."""
@@ -137,7 +147,7 @@ def _hydra_word(word: str, *, sweeps: bool) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     if name in COLUMN_NAMES and value not in ("", LEFT_OUT):
-        return f"{key}={_quoted_text(_unquoted(value))}"
+        return f"{key}={quoted_text(_unquoted(value))}"
     if name not in JOB_PATHS or not equals:
         return word
     there = _exists(value)
@@ -159,7 +169,7 @@ def _exists(value: str) -> bool:
 
 def _quoted(path: str) -> str:
     text = str(expand(path)) if path.startswith("~") else path
-    return _quoted_text(str(Path(".", text).absolute()) if text == "???" else text)  # OmegaConf's for a missing value
+    return quoted_text(str(Path(".", text).absolute()) if text == "???" else text)  # OmegaConf's for a missing value
 
 
 def _unquoted(value: str) -> str:
@@ -167,7 +177,8 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
-def _quoted_text(text: str) -> str:
+def quoted_text(text: str) -> str:
+    """A text as a value in Hydra's grammar that is read as it stands."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     escaped = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)

@@ -17,6 +17,9 @@ __all__ = ["PROBE", "TUNED_INSTEAD", "check_search", "check_space", "sampler_of"
 PROBE, TUNED_INSTEAD = "linear_probe", "lp_ft"
 """The strategy that is solved for, and what is tuned where it is the advice: a probe has little to tune."""
 
+WORKERS_ON = ("local", "ray")
+"""Where the workers of a search may be."""
+
 TUNED, TUNED_OF_PROBE = ("unfreeze", "stage", "norm", "head"), ("stage", "head")
 """Settings outside `train` that can be searched: what a network, or a probe, is made of, on the same features."""
 
@@ -79,6 +82,10 @@ def check_search(options: TuneOptions) -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise MissingDependencyError("A search needs Optuna: pip install 'transferkit[tune]'.")
+    if options.launcher not in WORKERS_ON:
+        raise OptionError(unknown_name("launcher", options.launcher, WORKERS_ON))
+    if options.launcher == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError("Workers on a Ray cluster need Ray: pip install 'transferkit[ray]'.")
     if options.pruner not in PRUNERS:
         raise OptionError(unknown_name("pruner", options.pruner, PRUNERS))
     sampler, solved = sampler_of(options), options.strategy == PROBE

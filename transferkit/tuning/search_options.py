@@ -41,7 +41,8 @@ class SearchOptions:
         None, "Where the study is kept, an Optuna URL such as sqlite:///study.db; None: in out, or in memory."
     )
     study: str = option("transferkit", "Name of the study; the same one is continued.")
-    workers: int = option(1, "Processes on this machine that work on it, >= 1.")
+    workers: int = option(1, "Processes that work on it, >= 1.")
+    launcher: str = option("local", "Where they are: local, or ray for a Ray cluster.")
 
     def __post_init__(self) -> None:
         own = {one.name: one for one in fields(SearchOptions)}

@@ -95,7 +95,7 @@ def nearest_value(one: Dimension, wanted: Any) -> Any:
     if not isinstance(one, Choices):
         return one.at(min(max(one.share(min(max(wanted, one.low), one.high)), 0.0), 1.0))
     if wanted in one.values:
-        return wanted
+        return one.values[one.values.index(wanted)]  # 3 where 3.0 is wanted
     numbers = [value for value in one.values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if not numbers or not isinstance(wanted, (int, float)):
         return one.values[0]

@@ -18,12 +18,14 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.tuning.space import Choices, Point, Space, draw_points, lay_grid, narrow
 from transferkit.tuning.stages import FINALISTS, SearchStage, stage_of
+from transferkit.tuning.storage import GIVEN_UP_AFTER, open_storage
 
 __all__ = [
     "DETAILS",
@@ -38,11 +40,6 @@ __all__ = [
     "join_study",
     "work",
 ]
-
-ALIVE_EVERY, GIVEN_UP_AFTER = 10, 60
-"""Seconds between two signs of life of a worker, and after which its trial is retried."""
-
-RETRIES, OPENING_TRIES = 3, 4
 
 FEWEST_TRIALS = 8
 """Trials below which no importance is computed: PED-ANOVA compares the best tenth with all."""
@@ -212,10 +209,11 @@ def join_study(search: Search, *, storage: str | None, name: str) -> Study:
         name: Of the study.
 
     Raises:
+        MissingDependencyError: The storage needs a driver that is not installed.
         OptionError: The storage cannot be opened, or holds a study of that name with another space.
     """
     with _quiet():
-        kept = None if storage is None else _open_storage(storage)
+        kept = None if storage is None else open_storage(storage)
         options: dict[str, Any] = {
             "study_name": name,
             "storage": kept,
@@ -234,53 +232,6 @@ def join_study(search: Search, *, storage: str | None, name: str) -> Study:
                 study.enqueue_trial({}, user_attrs={SLOT: slot})
             study.set_user_attr(READY, search.trials)
     return study
-
-
-def _open_storage(url: str) -> optuna.storages.RDBStorage:
-    is_file = url.startswith("sqlite")
-    arguments = {"connect_args": {"timeout": GIVEN_UP_AFTER}} if is_file else {}
-    for tries_left in reversed(range(OPENING_TRIES)):
-        try:
-            storage = optuna.storages.RDBStorage(
-                url,
-                engine_kwargs=arguments,
-                heartbeat_interval=ALIVE_EVERY,
-                grace_period=GIVEN_UP_AFTER,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-            )
-            break
-        except Exception as error:  # SQLAlchemy and its drivers have many
-            if tries_left:  # two processes that make its tables at once: one of them fails
-                time.sleep(0.3)
-                continue
-            reason = str(error).strip().split("\n")[0]
-            raise OptionError(
-                f"The storage {url!r} cannot be opened ({reason}). Examples: sqlite:///study.db, "
-                "postgresql://user:password@host/database (which needs psycopg2)."
-            ) from error
-    if is_file:
-        _share_file(storage)
-    return storage
-
-
-def _share_file(storage: optuna.storages.RDBStorage) -> None:
-    """Let several processes work on a SQLite file.
-
-    Whoever looks for a waiting trial to take locks the file first, or two would find the same one: Optuna relies on
-    SELECT ... FOR UPDATE, which SQLite does not know. A journal that is written ahead waits for the disk at checkpoints
-    only: each trial writes about ten times, at half a second each on a slow disk. A crash of the machine may lose the
-    last trials, a crash of the program none.
-    """
-    from sqlalchemy import event
-
-    def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # or Python's driver begins transactions by itself, and later
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    event.listen(storage.engine, "connect", connect)
-    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    storage.engine.dispose()
 
 
 def _check_same(study: Study, search: Search) -> None:
@@ -388,15 +339,16 @@ def _put_back(study: Study, trial: optuna.Trial, why: str) -> None:
 def _signs_of_life(trial: optuna.Trial) -> Iterator[None]:
     """Tell the storage every few seconds that this trial is being worked on."""
     storage = trial.study._storage  # by ask and tell, Optuna leaves this to the caller
-    if not hasattr(storage, "record_heartbeat"):  # in memory: nobody else could go on
+    if not isinstance(storage, BaseHeartbeat):  # in memory: nobody else could go on
         yield
         return
-    ended = threading.Event()
+    ended, every = threading.Event(), storage.get_heartbeat_interval()
 
     def beat() -> None:
         while True:
-            storage.record_heartbeat(trial._trial_id)
-            if ended.wait(ALIVE_EVERY):
+            with suppress(optuna.exceptions.StorageInternalError):  # a server that begins anew: told at the next beat
+                storage.record_heartbeat(trial._trial_id)
+            if ended.wait(every):
                 return
 
     thread = threading.Thread(target=beat, daemon=True)

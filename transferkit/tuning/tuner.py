@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.space import Choices, Dimension, Range, Space, lay_grid, read_space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
 from transferkit.tuning.starts import starting_points
+from transferkit.tuning.storage import hide_password, told_if_gone
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
 from transferkit.workflow.decide import decide_session
 from transferkit.workflow.session import Session, open_session
@@ -66,9 +68,11 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
         starts=_starts(session, decision, space, options),
         pruner=options.pruner,
     )
-    with _kept(options) as storage:
+    with _kept(options) as storage, told_if_gone(str(storage)):
         options = replace(options, storage=storage)
         study = join_study(search, storage=storage, name=options.study)
+        if options.launcher == "ray":
+            _run_on_ray(partial(_help, model, data, options, search), options)
         others = _start_workers(model, data, options, search)
         try:
             _work(session, options, search, study, begun)
@@ -145,7 +149,7 @@ def _kept(options: TuneOptions) -> Iterator[str | None]:
         folder = expand(options.out)
         folder.mkdir(parents=True, exist_ok=True)
         yield f"sqlite:///{(folder / STUDY_FILE).absolute()}"
-    elif options.workers > 1:
+    elif options.workers > 1 or options.launcher != "local":
         with tempfile.TemporaryDirectory(prefix="transferkit-") as made:
             yield f"sqlite:///{Path(made) / STUDY_FILE}"
     else:
@@ -186,7 +190,7 @@ def _start_workers(
     model: Any, data: Any, options: TuneOptions, search: Search
 ) -> list[multiprocessing.process.BaseProcess]:
     """Further processes; all share the cores."""
-    if options.workers == 1:
+    if options.workers == 1 or options.launcher != "local":
         return []
     threads = max(1, torch.get_num_threads() // options.workers)
     torch.set_num_threads(threads)
@@ -200,11 +204,25 @@ def _start_workers(
     return found
 
 
+def _run_on_ray(work: Callable[[int], None], options: TuneOptions) -> None:
+    """Trials on the cluster; those of workers that were lost for good are left to this process."""
+    from transferkit.tuning.ray_workers import run_on_ray
+
+    run_on_ray(
+        work,
+        workers=options.workers,
+        storage=str(options.storage),
+        takes_gpus=options.device in ("auto", "cuda"),
+        progress=options.progress,
+    )
+
+
 def _help(model: Any, data: Any, options: TuneOptions, search: Search, threads: int) -> None:
     torch.set_num_threads(threads)
     session = open_session(model, data, options, trains=True)
-    study = join_study(search, storage=options.storage, name=options.study)
-    _work(session, options, search, study, time.perf_counter())
+    with told_if_gone(str(options.storage)):
+        study = join_study(search, storage=options.storage, name=options.study)
+        _work(session, options, search, study, time.perf_counter())
 
 
 def _record(
@@ -231,9 +249,9 @@ def _record(
         probe=complete[-1].user_attrs[DETAILS]["probe"] if complete else None,
         images=complete[-1].user_attrs[DETAILS]["images"] if complete else 0,
         base=options.recipe.changed,
-        storage=str(options.storage or ""),
+        storage=hide_password(str(options.storage or "")),
         study=options.study,
-        command=command,
+        command=command.replace(str(options.storage), hide_password(str(options.storage))),
         environment=environment(seed=options.seed, device=str(choose_device(options.device))),
         seconds=time.perf_counter() - begun,
     )

@@ -9,7 +9,9 @@ import time
 import optuna
 import pytest
 
-from transferkit.core.errors import DataError, OptionError
+from tests.postgresql import USER
+from transferkit.core.errors import DataError, MissingDependencyError, OptionError
+from transferkit.tuning import storage as storages
 from transferkit.tuning import study as studies
 from transferkit.tuning.space import Choices, Range
 from transferkit.tuning.stages import FINALISTS, PRUNERS, SAMPLERS, SearchStage, plan_stages, stage_of
@@ -81,8 +83,7 @@ def test_tpe_finds_better_points_than_a_grid():
     assert run("tpe", 40).best_value > run("grid", 40).best_value
 
 
-def test_a_study_in_a_file_is_continued_and_another_search_is_refused(tmp_path):
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
+def test_a_study_is_continued_and_another_search_is_refused(storage):
     seen = []
 
     def interrupted(point, stage, report):
@@ -171,6 +172,60 @@ def test_searches_that_cannot_be_are_refused():
         join_study(Search(space=SPACE, stages=plan_stages("random", 2)), storage="nosql://x", name="x")
 
 
+def join(storage):
+    return join_study(Search(space=SPACE, stages=plan_stages("random", 2)), storage=storage, name="x")
+
+
+def test_a_server_that_says_no_is_told_at_once_without_the_password(server):
+    begun = time.monotonic()
+    for place, said in [
+        (server.url("postgres", password="wrong secret"), 'password authentication failed for user "tester"'),
+        (server.url("nowhere"), 'database "nowhere" does not exist'),
+        (server.url("postgres").replace(str(server.port), "1"), "Connection refused"),
+    ]:
+        with pytest.raises(OptionError, match=r"cannot be opened \(.*Check the address, user, password") as refused:
+            join(place)
+        assert said in str(refused.value)
+        assert f"{USER}:***@" in str(refused.value)
+        assert "secret" not in str(refused.value)
+    assert time.monotonic() - begun < 5
+
+
+def test_without_its_driver_postgresql_is_refused_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(storages, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'transferkit\[postgres\]'"):
+        join("postgresql://host/database")
+
+
+def test_a_server_that_begins_anew_between_trials_ends_no_search(server):
+    def restart(point, stage, report):
+        server.stop()
+        server.start()
+        return distance(point, stage, report)
+
+    study = run("random", 3, objective=restart, storage=server.make_database("restarted"))
+    assert states(study) == ["COMPLETE"] * 3
+
+
+def test_a_server_that_is_gone_is_one_error_and_the_search_goes_on_when_it_is_back(server):
+    storage = server.make_database("gone")
+
+    def stop(point, stage, report):
+        server.stop()
+        return distance(point, stage, report)
+
+    try:
+        with (
+            pytest.raises(OptionError, match=r"no longer answers \(.*\). Once it does"),
+            storages.told_if_gone(storage),
+        ):
+            run("random", 2, objective=stop, storage=storage)
+    finally:
+        server.start()
+    study = join_study(Search(space=SPACE, stages=plan_stages("random", 2)), storage=storage, name="test")
+    assert states(study) == ["RUNNING", "WAITING"]  # the first is queued again when a minute has passed
+
+
 def test_each_pruner_can_be_made():
     assert set(studies.MAKE_PRUNER) == set(PRUNERS)
 
@@ -187,7 +242,7 @@ def slowly(point, stage, report):
 
 
 def help_along(storage, trials, hang):
-    studies.ALIVE_EVERY, studies.GIVEN_UP_AFTER = 1, 10
+    storages.ALIVE_EVERY, storages.GIVEN_UP_AFTER = 1, 10
 
     def forever(point, stage, report):
         print("hanging", flush=True)
@@ -196,8 +251,8 @@ def help_along(storage, trials, hang):
     run("random", trials, objective=forever if hang else slowly, storage=storage, waiting_seconds=0.1)
 
 
-def test_of_four_processes_one_is_killed_and_no_trial_is_lost_or_doubled(tmp_path):
-    storage, trials = f"sqlite:///{tmp_path / 'study.db'}", 24
+def test_of_four_processes_one_is_killed_and_no_trial_is_lost_or_doubled(storage):
+    trials = 24
     search = Search(space=SPACE, stages=plan_stages("random", trials))
     study = join_study(search, storage=storage, name="test")
     context = multiprocessing.get_context("spawn")
@@ -237,11 +292,11 @@ def begin_together(storage, trials, gate, noted):
     run("random", trials, objective=note, storage=storage, waiting_seconds=0.05)
 
 
-def test_processes_that_begin_at_once_never_take_the_same_trial(tmp_path):
+def test_processes_that_begin_at_once_never_take_the_same_trial(storage, tmp_path):
     trials, noted = 60, tmp_path / "noted.txt"
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(4)
-    arguments = (f"sqlite:///{tmp_path / 'study.db'}", trials, gate, noted)
+    arguments = (storage, trials, gate, noted)
     processes = [context.Process(target=begin_together, args=arguments) for _ in range(4)]
     for one in processes:
         one.start()
