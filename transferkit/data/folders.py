@@ -9,7 +9,7 @@ from pathlib import Path
 from transferkit.core.errors import DataError
 from transferkit.data.class_names import NaturalKey, natural_key, normal_name, order_names
 from transferkit.data.formats import is_image
-from transferkit.data.inventory import Inventory, read_files
+from transferkit.data.inventory import Inspect, Inventory, read_files
 from transferkit.data.layouts import LAYOUTS, ClassFolder, Layout, files_in, files_under, recognise
 from transferkit.data.phrases import first_names
 from transferkit.records import Finding
@@ -29,14 +29,16 @@ class _Listing:
     deeper: list[Path] = field(default_factory=list)
 
 
-def read_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
+def read_folder(
+    root: Path, *, max_pixels: int, progress: bool, cache: Path | None = None, inspect: Inspect | None = None
+) -> Inventory:
     """The inventory of an image folder.
 
     Args:
         root: The folder.
         max_pixels: As in `decode`.
         progress: Whether to show a progress bar.
-        cache: As in `read_files`.
+        cache, inspect: As in `read_files`.
 
     Raises:
         DataError: It does not exist, is empty, or its layout is unknown or ambiguous.
@@ -69,6 +71,7 @@ def read_folder(root: Path, *, max_pixels: int, progress: bool, cache: Path | No
         max_pixels=max_pixels,
         progress=progress,
         cache=cache,
+        inspect=inspect,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,7 +20,10 @@ from transferkit.data.inspection import Inspection
 from transferkit.data.scaled import read_pixels
 from transferkit.records import Finding, Preprocessing
 
-__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inventory", "Kind", "Reader", "read_files", "split_name"]
+__all__ = ["SPLITS", "UNSPLIT", "FileReader", "Inspect", "Inventory", "Kind", "Reader", "read_files", "split_name"]
+
+Inspect = Callable[[Sequence[Path]], Iterable[Inspection]]
+"""Files -> the inspection of each, in order."""
 
 Kind = Literal["folder", "manifest", "dataset"]
 """Type of the source: it determines what the user has to change to fix a problem."""
@@ -137,6 +141,7 @@ def read_files(
     progress: bool,
     note: str = "",
     cache: Path | None = None,
+    inspect: Inspect | None = None,
 ) -> Inventory:
     """The inventory of image files: each is inspected in a thread, unless an earlier audit cached its inspection.
 
@@ -151,10 +156,12 @@ def read_files(
         progress: Whether to show a progress bar.
         note: How splits and classes were recognised, if not obvious.
         cache: Cache folder for inspections; None uses `default_folder()`.
+        inspect: How files are inspected; None: with that cache.
     """
     from transferkit.data.remembered import inspect_files
 
-    inspections = inspect_files(paths, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
+    if inspect is None:
+        inspect = partial(inspect_files, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
     index_of = {name: index for index, name in enumerate(classes)}
     return Inventory(
         origin=origin,
@@ -163,7 +170,7 @@ def read_files(
         names=tuple(names),
         labels=np.array([index_of[name] for name in class_names], dtype=np.int64),
         splits=np.array(splits, dtype="<U5"),
-        inspections=tuple(track(inspections, "checking images", total=len(paths), enabled=progress)),
+        inspections=tuple(track(inspect(paths), "checking images", total=len(paths), enabled=progress)),
         reader=FileReader(paths, max_pixels=max_pixels),
         groups=None if groups is None else np.unique(np.array(groups), return_inverse=True)[1].astype(np.int64),
         findings=tuple(findings),

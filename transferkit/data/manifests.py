@@ -11,7 +11,7 @@ from pathlib import Path
 from transferkit.core.errors import DataError, OptionError, list_problems, unknown_name
 from transferkit.core.paths import expand
 from transferkit.data.class_names import natural_key, normal_name, order_names
-from transferkit.data.inventory import UNSPLIT, Inventory, read_files, split_name
+from transferkit.data.inventory import UNSPLIT, Inspect, Inventory, read_files, split_name
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
 from transferkit.records import Finding
 
@@ -45,6 +45,7 @@ def read_manifest(
     max_pixels: int,
     progress: bool,
     cache: Path | None = None,
+    inspect: Inspect | None = None,
 ) -> Inventory:
     """The inventory of a manifest.
 
@@ -54,7 +55,7 @@ def read_manifest(
         columns: Our column name -> the manifest's, if they differ.
         max_pixels: As in `decode`.
         progress: Whether to show a progress bar.
-        cache: As in `read_files`.
+        cache, inspect: As in `read_files`.
 
     Raises:
         DataError: Columns are missing, cells are empty or invalid, or none of the listed files exists.
@@ -87,6 +88,7 @@ def read_manifest(
         max_pixels=max_pixels,
         progress=progress,
         cache=cache,
+        inspect=inspect,
     )
 
 

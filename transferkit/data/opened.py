@@ -22,7 +22,7 @@ from transferkit.data.datasets import is_data_module, is_dataset, module_dataset
 from transferkit.data.depth import Range
 from transferkit.data.folders import read_folder
 from transferkit.data.formats import is_image
-from transferkit.data.inventory import UNSPLIT, FileReader, Inventory, Reader
+from transferkit.data.inventory import UNSPLIT, FileReader, Inspect, Inventory, Reader
 from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, read_manifest
 from transferkit.data.prepared import check_prepared
@@ -214,6 +214,7 @@ def open_data(
     cache: str | Path | None = None,
     value_range: tuple[float, float] | None = None,
     labels: str | Path | None = None,
+    inspect: Inspect | None = None,
 ) -> Data:
     """Open labelled images from any source, and audit them.
 
@@ -242,6 +243,7 @@ def open_data(
             images.
         labels: Table of corrected labels of training and validation images, as `transferkit doctor labels` writes it:
             columns path, corrected (a class; drop removes the image) and label, which counts where corrected is empty.
+        inspect: How files are inspected; None reads each that the audit does not remember.
 
     Returns:
         The usable images, with a summary that contains all findings.
@@ -275,6 +277,7 @@ def open_data(
         max_pixels=max_pixels,
         progress=progress,
         cache=None if cache is None else expand(cache),
+        inspect=inspect,
     )
     report = audit(
         inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range, corrections=corrections
@@ -319,12 +322,15 @@ def _read_source(
     max_pixels: int,
     progress: bool,
     cache: Path | None,
+    inspect: Inspect | None,
 ) -> Inventory:
     """The inventory of any kind of source."""
     if isinstance(data, (str, Path)):
         if preprocessed:
             raise OptionError("preprocessed=True is for datasets that yield float tensors; files contain pixels.")
-        return _read_path(data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
+        return _read_path(
+            data, root=root, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache, inspect=inspect
+        )
     if root is not None or columns is not None:
         raise OptionError(f"root and columns are for manifests only, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
@@ -339,19 +345,28 @@ def _read_path(
     max_pixels: int,
     progress: bool,
     cache: Path | None,
+    inspect: Inspect | None,
 ) -> Inventory:
     _check_path(data)
     path = expand(data)
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
         base = None if root is None else expand(root)
-        return read_manifest(path, root=base, columns=columns, max_pixels=max_pixels, progress=progress, cache=cache)
+        return read_manifest(
+            path,
+            root=base,
+            columns=columns,
+            max_pixels=max_pixels,
+            progress=progress,
+            cache=cache,
+            inspect=inspect,
+        )
     if root is not None or columns is not None:
         raise OptionError(f"root and columns are for manifests only, got {str(data)!r} as data.")
     if isinstance(data, str) and data.startswith("builtin") and not path.exists():
         return read_builtin(data, max_pixels=max_pixels, progress=progress)
     if path.is_file():
         raise DataError(_no_source(data, path))
-    return read_folder(path, max_pixels=max_pixels, progress=progress, cache=cache)
+    return read_folder(path, max_pixels=max_pixels, progress=progress, cache=cache, inspect=inspect)
 
 
 def _no_source(data: str | Path, path: Path) -> str:
