@@ -1,15 +1,28 @@
 """What `analyze`, `adapt` and `rank` would do and cost: opened and timed briefly, nothing computed, nothing written."""
 
-from transferkit.workflow.dry_run.adapting import plan_adapt, plan_analyze
+from transferkit.workflow.dry_run.adapting import (
+    about,
+    evidence_in_bank,
+    measuring,
+    plan_adapt,
+    plan_analyze,
+    views_of,
+)
+from transferkit.workflow.dry_run.passes import planned_files
 from transferkit.workflow.dry_run.prospect import Prospect, open_prospect
 from transferkit.workflow.dry_run.ranking import plan_rank
-from transferkit.workflow.dry_run.scratch import scratch_cache
+from transferkit.workflow.dry_run.training import training_of
 
 __all__ = [
     "Prospect",
+    "about",
+    "evidence_in_bank",
+    "measuring",
     "open_prospect",
     "plan_adapt",
     "plan_analyze",
     "plan_rank",
-    "scratch_cache",
+    "planned_files",
+    "training_of",
+    "views_of",
 ]

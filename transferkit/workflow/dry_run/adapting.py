@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from transferkit.core.errors import CacheError, TransferkitError
+from transferkit.core.memory import peak_memory
 from transferkit.core.paths import expand
+from transferkit.core.scratch_cache import scratch_cache
 from transferkit.decision import TUNED_SHARES
 from transferkit.features import Engines, FeatureBank, choose_device
 from transferkit.finetune import count_processes
@@ -24,8 +26,7 @@ from transferkit.workflow.dry_run.passes import (
     pass_steps,
     planned_files,
 )
-from transferkit.workflow.dry_run.prospect import Prospect, open_prospect, peak_memory
-from transferkit.workflow.dry_run.scratch import scratch_cache
+from transferkit.workflow.dry_run.prospect import Prospect, open_prospect
 from transferkit.workflow.dry_run.training import BYTES_OF_WEIGHTS, Training, training_of
 from transferkit.workflow.measure import measure_features
 from transferkit.workflow.session import open_source
@@ -186,13 +187,16 @@ def _fits(prospect: Prospect, options: AdaptOptions, strategy: str) -> list[Trai
         return []
     if strategy:
         return [training_of(prospect, options, strategy)]
-    found = []
-    for name in undecided_strategies(prospect):
-        try:
-            found.append(training_of(prospect, options, name))
-        except TransferkitError:  # such a strategy is not chosen
-            continue
-    return found
+    tried = (_possible(prospect, options, name) for name in undecided_strategies(prospect))
+    return [fit for fit in tried if fit is not None]
+
+
+def _possible(prospect: Prospect, options: AdaptOptions, strategy: str) -> Training | None:
+    """The training of a strategy; None where it cannot be, so that it is not chosen."""
+    try:
+        return training_of(prospect, options, strategy)
+    except TransferkitError:
+        return None
 
 
 def _fit_steps(prospect: Prospect, fits: list[Training], strategy: str, budget: float | None) -> list[PlannedStep]:
@@ -218,7 +222,16 @@ def _fit_steps(prospect: Prospect, fits: list[Training], strategy: str, budget: 
     what = "Only if evidence asks for it: " + " or ".join(fit.step.what.rstrip(".") for fit in fits) + "."
     return [
         head,
-        replace(longest, what=what, seconds_low=0.0, seconds_high=most, disk_bytes_low=0, is_certain=False),
+        replace(
+            longest,
+            what=what,
+            seconds_low=0.0,
+            seconds_high=most,
+            memory_bytes=max(fit.step.memory_bytes for fit in fits),
+            disk_bytes_low=0,
+            disk_bytes_high=max(fit.step.disk_bytes_high for fit in fits),
+            is_certain=False,
+        ),
     ]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from transferkit.core.memory import peak_memory
 from transferkit.decision import START_SECONDS
 from transferkit.features import choose_device
 from transferkit.records import PlannedFile, PlannedStep
-from transferkit.workflow.dry_run.prospect import ID_BYTES, META_BYTES, Prospect, peak_memory
+from transferkit.workflow.dry_run.prospect import ID_BYTES, META_BYTES, Prospect
 from transferkit.workflow.source_similarity import SAMPLE
 from transferkit.workflow.views.asked import view_of
 from transferkit.workflow.views.planned import PlannedView

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from transferkit.records import PlannedData, Preprocessing
 from transferkit.workflow.paces import Paces, measure_paces
 from transferkit.workflow.session import fit_to_images, load_backbone, open_backbone, prepared_side
 
-__all__ = ["ID_BYTES", "META_BYTES", "Prospect", "list_images", "open_prospect", "peak_memory"]
+__all__ = ["ID_BYTES", "META_BYTES", "Prospect", "list_images", "open_prospect"]
 
 READ = 12
 """Images that are read and prepared to know how long that takes."""
@@ -231,13 +230,3 @@ def _read_seconds(data: Data, preprocessing: Preprocessing) -> float:
             continue
         seconds.append(time.perf_counter() - began)
     return float(np.median(seconds[1:] or [0.0]))
-
-
-def peak_memory() -> int:
-    """Bytes that this process has had in memory at most."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else 1024 * used

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from transferkit.core.errors import BackboneError, MissingDependencyError, list_problems
+from transferkit.core.scratch_cache import scratch_cache
 from transferkit.options import PassOptions
 from transferkit.records import DryRun, PlannedStep
 from transferkit.workflow.dry_run.adapting import about
 from transferkit.workflow.dry_run.passes import audit_step, load_step, measuring_steps, pass_steps, planned_files
 from transferkit.workflow.dry_run.prospect import Prospect, list_images, open_prospect
-from transferkit.workflow.dry_run.scratch import scratch_cache
 from transferkit.workflow.rank import MEASURED_IMAGES, name_models
 from transferkit.workflow.views import ask_views, fixed_views, refuse_for_tensors
 from transferkit.workflow.views.planned import PlannedView
