@@ -141,7 +141,8 @@ def share_passes(runs: Sequence[DryRun], inputs: Sequence[str]) -> list[DryRun]:
         runs: In their order.
         inputs: What the passes of each depend on, as text.
     """
-    found, seen = list[DryRun](), set[str]()
+    found: list[DryRun] = []
+    seen = set[str]()
     for run, same in zip(runs, inputs, strict=True):
         found.append(_from_bank(run) if same in seen else run)
         seen.add(same)

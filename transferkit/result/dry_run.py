@@ -119,8 +119,9 @@ def plan_evaluate(
     is_kept = split not in result.metrics
     size = REPORT_BYTES if is_kept else 0
     steps = [_load_step(pace), _classify("evaluate", result, images, pace, disk=size)]
-    named = {"result.json": size // 4, "report.html": size - size // 4} if is_kept else {}
-    files = tuple(_file(expand(run) / name, part) for name, part in named.items())
+    weights = os.stat(expand(run) / "model.safetensors").st_size
+    named = {"model.safetensors": weights, "result.json": size // 4, "report.html": size - size // 4}
+    files = tuple(_file(expand(run) / name, part) for name, part in named.items()) if is_kept else ()
     return DryRun.of_steps(steps, verb="evaluate", about={**_about(result, device), "data": planned, "files": files})
 
 
