@@ -41,7 +41,7 @@ class Paces:
 
     image_seconds: float
     step_seconds: Mapping[str, float] = field(default_factory=dict)
-    remembered: bool = False
+    remembered: bool = field(default=False, compare=False)
 
 
 def measure_paces(
