@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -405,7 +406,7 @@ def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
             "rank": the folder that the command line would write to.
 
     Raises:
-        OptionError: There is no such verb.
+        OptionError: There is no such verb or argument, or one that it needs is missing.
         TransferkitError: What the function would raise before its work.
 
     Example:
@@ -415,9 +416,7 @@ def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
     """
     from transferkit.workflow.dry_run import plan_adapt, plan_analyze, plan_rank
 
-    verbs = ("adapt", "analyze", "rank", "tune")
-    if verb not in verbs:
-        raise OptionError(unknown_name("verb", verb, verbs))
+    _check_call(verb, arguments)
     data, out = arguments.get("data"), None if arguments.get("out") is None else expand(arguments["out"])
     if verb == "adapt":
         check_adapt(arguments)
@@ -434,6 +433,19 @@ def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
     if verb == "rank":
         return plan_rank(arguments["models"], data, passes, out=out)
     return plan_analyze(arguments["model"], data, passes, out=out)
+
+
+def _check_call(verb: str, arguments: Mapping[str, Any]) -> None:
+    """Raise unless there is such a verb that takes these arguments."""
+    verbs: dict[str, Callable[..., Any]] = {"adapt": adapt, "analyze": analyze, "rank": rank, "tune": tune}
+    if verb not in verbs:
+        raise OptionError(unknown_name("verb", verb, verbs))
+    taken = inspect.signature(verbs[verb]).parameters
+    for name in arguments:
+        if name not in (*taken, "out"):
+            raise OptionError(unknown_name(f"argument of {verb}", name, [*taken, "out"]))
+    if needed := [name for name, one in taken.items() if one.default is one.empty and name not in arguments]:
+        raise OptionError(f"{verb} needs {' and '.join(needed)}.")
 
 
 def check_adapt(arguments: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from transferkit.cli import VERBS, main
+from transferkit.core.errors import OptionError
 from transferkit.core.serialization import from_json, to_json
 from transferkit.data import remembered
 from transferkit.records import DryRun
@@ -195,7 +196,24 @@ def test_a_sweep_is_a_plan_per_run_and_their_sum(at, digit_files, own_cache, cap
     assert (first.in_bank, second.in_bank) == (0, second.images)
     assert second.disk_bytes_high == 0
     assert Path(plan.runs[1].files[0].path).parts[-3:-1] == ("sweep", "1")
+    assert shlex.split(plan.command)[1:] == [*words, "strategy=linear_probe,few_layers"]
     assert tree(at, own_cache) == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "said"),
+    [
+        ("predict", {}, "Unknown verb 'predict'"),
+        ("adapt", {"data": "builtin/digits"}, "adapt needs model."),
+        ("rank", {"out": "x"}, "rank needs models and data."),
+        ("adapt", {"model": "x", "data": "y", "lr": 1}, "Unknown argument of adapt 'lr'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(verb, arguments, said):
+    from transferkit.api import dry_run
+
+    with pytest.raises(OptionError, match=said):
+        dry_run(verb, arguments)
 
 
 def test_with_features_in_the_bank_the_decision_is_made_for_real(at, digit_files, own_cache, monkeypatch):

@@ -63,7 +63,7 @@ class Job:
         form, typed = take_dry_run(typed)
         words = hydra_words(typed, sources=group_choices("data"))
         if form:
-            print_plan(self._plan(words), form)
+            print_plan(self._plan(words, typed), form)
             return
         runs = self._check(words)
         sweep = Sweep(names=differing_words(runs)) if is_multirun(words) else None
@@ -84,7 +84,7 @@ class Job:
             print(f"Error: {sweep.describe_failures()}", file=sys.stderr)
             sys.exit(EXIT_USER)
 
-    def _plan(self, words: Sequence[str]) -> DryRun:
+    def _plan(self, words: Sequence[str], typed: Sequence[str]) -> DryRun:
         """What the run, or each run of a sweep, would do; checked as for doing it."""
         from transferkit.records import DryRun
 
@@ -99,7 +99,7 @@ class Job:
             raise OptionError("dry_run lists the runs of a sweep from its words; a sweeper of Hydra's makes up these.")
         planned = [self._plan_run(run, config_dir=config_dir, number=number) for number, run in enumerate(runs)]
         shared = share_passes([plan for plan, _ in planned], [inputs for _, inputs in planned])
-        return DryRun.of_runs(shared, verb=self.verb, command=shlex.join(["transferkit", *self.verb.split(), *words]))
+        return DryRun.of_runs(shared, verb=self.verb, command=shlex.join(["transferkit", *self.verb.split(), *typed]))
 
     def _plan_run(
         self, words: Sequence[str], *, config_dir: Path | None, number: int | None = None

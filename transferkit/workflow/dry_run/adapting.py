@@ -30,6 +30,7 @@ from transferkit.workflow.dry_run.prospect import Prospect, open_prospect
 from transferkit.workflow.dry_run.training import BYTES_OF_WEIGHTS, Training, training_of
 from transferkit.workflow.measure import measure_features
 from transferkit.workflow.session import open_source
+from transferkit.workflow.training_folder import WORK
 from transferkit.workflow.views import AskedViews, ask_views
 from transferkit.workflow.views.planned import PlannedView, plan_views
 
@@ -309,6 +310,9 @@ def _warnings(prospect: Prospect, options: AdaptOptions, strategy: str, fits: li
             else "The strategy is decided by the frozen pass: seconds go from a linear probe to the longest "
             "fine-tuning. Once its features are in the bank (transferkit analyze), a dry run decides for real."
         )
+    started = None if options.out is None else expand(options.out) / WORK
+    if fits and started is not None and options.resume is not False and any(started.glob("*/*/last.ckpt*")):
+        said.append(f"{started} holds an interrupted run: what it has trained is not trained again.")
     if options.budget == "auto":
         said.append("budget=auto chooses by expected accuracy and time, after the frozen pass.")
     processes = count_processes(choose_device(options.device), options.trainer or {})
