@@ -1,6 +1,6 @@
 """How well `dry_run=json` forecasts seconds, memory and disk of real runs with a fresh cache.
 
-    python scripts/bench_dry_run.py --tasks /work/tasks/stamps /work/tasks/photo_tiles [--out benchmarks/dry_run.json]
+    python scripts/bench_dry_run.py --tasks TASKS/stamps TASKS/photo_tiles [--out benchmarks/dry_run.json]
 
 Every row is two new processes: the dry run, then the command. Seconds are wall-clock from outside, memory
 is the peak of the process, disk what lies in the run's folder and in the cache afterwards. On a machine that others use
