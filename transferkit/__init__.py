@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, load, rank, tune
+    from transferkit.api import adapt, analyze, decide, dry_run, load, rank, tune
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.nn.preprocessing import Whitening
     from transferkit.options import Recipe
-    from transferkit.records import Decision, Evidence, Preprocessing, Ranking, TuningRecord
+    from transferkit.records import Decision, DryRun, Evidence, Preprocessing, Ranking, TuningRecord
     from transferkit.result import Predictions, Result
     from transferkit.workflow.session import load_backbone
 
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Decision",
+    "DryRun",
     "Evidence",
     "FreezePlan",
     "FreezePlanCallback",
@@ -42,6 +43,7 @@ __all__ = [
     "adapt",
     "analyze",
     "decide",
+    "dry_run",
     "load",
     "load_backbone",
     "rank",
@@ -53,6 +55,7 @@ __all__ = [
 
 _HOMES = {
     "Decision": "records",
+    "DryRun": "records",
     "Evidence": "records",
     "FreezePlan": "finetune",
     "FreezePlanCallback": "finetune",
@@ -69,6 +72,7 @@ _HOMES = {
     "adapt": "api",
     "analyze": "api",
     "decide": "api",
+    "dry_run": "api",
     "load": "result",
     "load_backbone": "workflow.session",
     "rank": "api",

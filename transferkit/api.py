@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from transferkit.core.distributed import is_first
-from transferkit.core.errors import OptionError
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import describe_settings, environment, quote_call
@@ -20,7 +21,7 @@ from transferkit.doctor.monitor_reading import diagnose_training
 from transferkit.doctor.watching import watch_fits
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
-from transferkit.records import Decision, Evidence, Preprocessing, Ranking, TuningRecord
+from transferkit.records import Decision, DryRun, Evidence, Preprocessing, Ranking, TuningRecord
 from transferkit.result import Predictions, Result, check_replaceable, load
 from transferkit.result.run_record import record_run
 from transferkit.tuning.points import check_search
@@ -41,6 +42,7 @@ __all__ = [
     "analyze",
     "check_adapt",
     "decide",
+    "dry_run",
     "load",
     "load_backbone",
     "rank",
@@ -393,6 +395,59 @@ def tune(
 
     options = options_from(TuneOptions, given)
     return run_search(model, data, options, command=command or quote_call(tune, given))
+
+
+def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
+    """What `adapt`, `analyze`, `rank` or `tune` would do with these arguments, and what that would cost.
+
+    Nothing is trained, downloaded or written; a few batches are timed, unless an earlier run has timed them here.
+
+    Args:
+        verb: "adapt", "analyze", "rank" or "tune".
+        arguments: Name -> value, those of the function; what is missing has its default. `out` also with "analyze" and
+            "rank": the folder that the command line would write to.
+
+    Raises:
+        OptionError: There is no such verb or argument, or one that it needs is missing.
+        TransferkitError: What the function would raise before its work.
+
+    Example:
+        >>> plan = dry_run("adapt", {"model": "packaged/tf_efficientnet_lite0", "data": "DIR"})  # doctest: +SKIP
+        >>> plan.seconds_low, plan.seconds_high, plan.memory_bytes, plan.disk_bytes_high  # doctest: +SKIP
+        (41.7, 148.2, 1718943744, 164626432)
+    """
+    from transferkit.workflow.dry_run import plan_adapt, plan_analyze, plan_rank
+
+    _check_call(verb, arguments)
+    data, out = arguments.get("data"), None if arguments.get("out") is None else expand(arguments["out"])
+    if verb == "adapt":
+        check_adapt(arguments)
+        options = options_from(AdaptOptions, arguments)
+        check_clocks(options)
+        return plan_adapt(arguments["model"], data, options)
+    if verb == "tune":
+        check_tune(arguments)
+        from transferkit.tuning.dry_run import plan_tune
+
+        return plan_tune(arguments["model"], data, options_from(TuneOptions, arguments))
+    check_arguments(arguments, fits=False)
+    passes = options_from(PassOptions, arguments)
+    if verb == "rank":
+        return plan_rank(arguments["models"], data, passes, out=out)
+    return plan_analyze(arguments["model"], data, passes, out=out)
+
+
+def _check_call(verb: str, arguments: Mapping[str, Any]) -> None:
+    """Raise unless there is such a verb that takes these arguments."""
+    verbs: dict[str, Callable[..., Any]] = {"adapt": adapt, "analyze": analyze, "rank": rank, "tune": tune}
+    if verb not in verbs:
+        raise OptionError(unknown_name("verb", verb, verbs))
+    taken = inspect.signature(verbs[verb]).parameters
+    for name in arguments:
+        if name not in (*taken, "out"):
+            raise OptionError(unknown_name(f"argument of {verb}", name, [*taken, "out"]))
+    if needed := [name for name, one in taken.items() if one.default is one.empty and name not in arguments]:
+        raise OptionError(f"{verb} needs {' and '.join(needed)}.")
 
 
 def check_adapt(arguments: Mapping[str, Any]) -> str:

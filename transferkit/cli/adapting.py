@@ -16,7 +16,7 @@ from transferkit.core.errors import list_problems
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transferkit.records import DataSummary, Finding, TrainingRecord
+    from transferkit.records import DataSummary, DryRun, Finding, TrainingRecord
     from transferkit.result import Result
 
 __all__ = ["ADAPT", "audit_lines"]
@@ -111,4 +111,15 @@ def _count_note(finding: Finding) -> str:
     return finding.message.split(". ")[0].rstrip(".")
 
 
-ADAPT = Job("adapt", _adapt, _check, _check_backbone)
+def _plan(settings: DictConfig, out: Path) -> DryRun:
+    from omegaconf import OmegaConf
+
+    from transferkit.api import adapt, dry_run
+
+    arguments = {**arguments_of(settings, adapt), "out": out}
+    if settings.evaluate == "auto" and OmegaConf.select(settings, "hydra.job.num") is not None:
+        arguments["evaluate"] = False  # as in the sweep itself
+    return dry_run("adapt", arguments)
+
+
+ADAPT = Job("adapt", _adapt, _check, _plan, _check_backbone)

@@ -54,12 +54,13 @@ def group_choices(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
-def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictConfig:
+def compose_settings(words: Sequence[str], *, job: int | None = None, config_dir: Path | None = None) -> DictConfig:
     """The settings that these words make, Hydra's own under `hydra`.
 
     Args:
         words: In Hydra's grammar, without flags and sweeps.
         job: Number of the run in its sweep.
+        config_dir: A folder with further configuration files (--config-dir), which may have what is unknown here.
 
     Raises:
         OptionError: They do not fit the configuration, or a value is missing or no number.
@@ -70,9 +71,11 @@ def compose_settings(words: Sequence[str], *, job: int | None = None) -> DictCon
     with _initialized():
         from hydra import compose
 
-        strategy = check_words(words).get("strategy", "auto")
+        words = list(words)
+        strategy = check_words(words).get("strategy", "auto") if config_dir is None else "auto"
         has_file = strategy in group_choices("strategy")
         words = [word for word in words if has_file or not word.startswith("strategy=")]
+        words += [] if config_dir is None else [f"hydra.searchpath=['file://{config_dir.absolute()}']"]
         try:
             numbered = [] if job is None else [f"hydra.job.num={job}"]
             composed = compose("config", overrides=[*words, *numbered], return_hydra_config=True)

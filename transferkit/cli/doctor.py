@@ -6,6 +6,7 @@ A word after it may name something else to examine (`EXAMINED`); settings are th
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from transferkit.cli.adapting import audit_lines
 from transferkit.cli.composition import compose_settings, group_choices
+from transferkit.cli.dry_run import print_plan, take_dry_run
 from transferkit.cli.jobs import Job, as_typed, command_line, current_command, output_folder
 from transferkit.cli.schema import arguments_of, check_taken
 from transferkit.cli.tables import print_table
@@ -24,7 +26,7 @@ from transferkit.core.paths import expand
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transferkit.records import LabelReview
+    from transferkit.records import DryRun, LabelReview
 
 __all__ = ["doctor"]
 
@@ -32,6 +34,14 @@ log = logging.getLogger("transferkit")
 
 EXIT_ALARM = 1
 """Of an examination that raised an alarm; 0 is healthy, 2 a mistake in the command."""
+
+COPY_SECONDS = 0.01
+"""Of an image in the search for copies, beside its features."""
+
+REVIEW_BYTES = 6_000
+"""Of a listed image with its picture, about."""
+
+REPLAY_MEMORY = 700 * 2**20
 
 SHOWN = 10
 """Doubtful labels on the terminal; the table and the page have the others."""
@@ -151,6 +161,76 @@ def _review_images(settings: DictConfig) -> float | None:
     return None
 
 
+def _plan_labels(settings: DictConfig, out: Path) -> DryRun:
+    return _plan_review(settings, out, "labels", extra=0)
+
+
+def _plan_images(settings: DictConfig, out: Path) -> DryRun:
+    return _plan_review(settings, out, "images", extra=COPY_SECONDS)
+
+
+def _plan_review(settings: DictConfig, out: Path, name: str, *, extra: float) -> DryRun:
+    """What `analyze` would do, and the review."""
+    from transferkit.api import analyze, dry_run
+    from transferkit.records import DryRun, PlannedFile, PlannedStep
+
+    plan = dry_run("analyze", {**arguments_of(settings, analyze), "out": None})
+    assert plan.data is not None
+    images, most = sum(plan.data.images.values()), REVIEW_BYTES * settings.limit
+    review = PlannedStep(
+        name="review",
+        what=f"List what is doubtful, at most {settings.limit:,}; write {name}.csv and {name}.html.",
+        images=images,
+        passes=1.0 if extra else 0.0,
+        seconds_low=0.2,
+        seconds_high=5.0 + 3 * extra * images,
+        memory_bytes=plan.memory_bytes,
+        disk_bytes_high=most,
+    )
+    files = tuple(
+        PlannedFile(path=str(out / file), action="replace" if (out / file).exists() else "write", bytes=most // 2)
+        for file in (f"{name}.csv", f"{name}.html")
+    )
+    about = {"model": plan.model, "data": plan.data, "device": plan.device, "warnings": plan.warnings, "files": files}
+    steps = [step for step in plan.steps if step.name != "report"]
+    return DryRun.of_steps([*steps, review], verb=f"doctor {name}", about=about)
+
+
+def _plan_examination(settings: DictConfig, words: Sequence[str]) -> DryRun:
+    """What `adapt` would do before it trains, and the checks."""
+    from transferkit.api import adapt, dry_run
+    from transferkit.records import DryRun, PlannedStep
+
+    plan = dry_run("adapt", {**arguments_of(settings, adapt), "out": None})
+    steps = [step for step in plan.steps if step.name not in ("fit head", "fine-tune", "verify", "report")]
+    checks = PlannedStep(
+        name="checks",
+        what="Build what would be trained and check it on some images.",
+        seconds_low=1.0,
+        seconds_high=60.0,
+        memory_bytes=plan.memory_bytes,
+    )
+    names = ("model", "strategy", "data", "device", "warnings")
+    about = {**{name: getattr(plan, name) for name in names}, "command": command_line("doctor", words, settings)}
+    return DryRun.of_steps([*steps, checks], verb="doctor", about=about)
+
+
+def _plan_replay(file: Path) -> DryRun:
+    from transferkit.doctor.capsule import read_capsule
+    from transferkit.records import DryRun, PlannedStep
+
+    read_capsule(file)
+    step = PlannedStep(
+        name="replay",
+        what="Run the step of the capsule again; nothing is written.",
+        seconds_low=1.0,
+        seconds_high=60.0,
+        memory_bytes=4 * file.stat().st_size + REPLAY_MEMORY,
+    )
+    command = shlex.join(["transferkit", "doctor", "replay", str(file)])
+    return DryRun.of_steps([step], verb="doctor replay", about={"command": command})
+
+
 def _examine(words: list[str]) -> None:
     """Print what is wrong with the set-up that `adapt` would train; exits with 1 after an alarm."""
     from transferkit.api import adapt, check_adapt
@@ -159,10 +239,15 @@ def _examine(words: list[str]) -> None:
 
     if flags := [word for word in words if word.startswith("-")]:
         raise OptionError(f"doctor examines one set-up and takes no {flags[0]}. See transferkit doctor --help.")
+    form, words = take_dry_run(words)
     check_taken("doctor", words)
-    settings = compose_settings(hydra_words(words, sources=group_choices("data")))
+    composed = hydra_words(words, sources=group_choices("data"))
+    settings = compose_settings(composed)
     arguments = {**arguments_of(settings, adapt), "out": None}  # nothing is written
     check_adapt(arguments)
+    if form:
+        print_plan(_plan_examination(settings, composed), form)
+        return
     found = examine_adapt(arguments["model"], arguments["data"], options_from(AdaptOptions, arguments))
     for line in [*audit_lines(found.data), *found.sentences]:
         print(line)
@@ -174,9 +259,14 @@ def _replay(words: list[str]) -> None:
     """Run a kept step again and print which layer is not finite first; exits with 1 after an alarm."""
     from transferkit.doctor import replay
 
+    form, words = take_dry_run(words)
     if len(words) != 1 or words[0].startswith("-"):
         raise OptionError("doctor replay takes one file: transferkit doctor replay FOLDER/nan_capsule.pt")
-    found = replay(expand(words[0].removeprefix("capsule=")))
+    file = expand(words[0].removeprefix("capsule="))
+    if form:
+        print_plan(_plan_replay(file), form)
+        return
+    found = replay(file)
     for line in found.sentences:
         print(line)
     if not found.healthy:
@@ -184,8 +274,8 @@ def _replay(words: list[str]) -> None:
 
 
 EXAMINED: Mapping[str, Callable[[list[str]], None]] = {
-    "labels": Job("doctor labels", _review_labels, _check_labels),
-    "images": Job("doctor images", _review_images, _check_images),
+    "labels": Job("doctor labels", _review_labels, _check_labels, _plan_labels),
+    "images": Job("doctor images", _review_images, _check_images, _plan_images),
     "replay": _replay,
 }
 """Word after `doctor` -> what it examines; without one, the set-up that `adapt` would train."""

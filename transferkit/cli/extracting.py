@@ -15,6 +15,8 @@ from transferkit.core.distributed import launched_rank_and_world_size
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from transferkit.records import DryRun
+
 __all__ = ["EXTRACT"]
 
 log = logging.getLogger("transferkit")
@@ -45,4 +47,13 @@ def _extract(settings: DictConfig) -> float | None:
     return None
 
 
-EXTRACT = Job("extract", _extract, _check)
+def _plan(settings: DictConfig, out: Path) -> DryRun:
+    from transferkit.api import analyze
+    from transferkit.options import PassOptions, options_from
+    from transferkit.workflow.dry_run import plan_extract
+
+    arguments = arguments_of(settings, analyze)
+    return plan_extract(arguments["model"], arguments["data"], options_from(PassOptions, arguments), out=out)
+
+
+EXTRACT = Job("extract", _extract, _check, _plan)

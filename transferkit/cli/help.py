@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from transferkit.cli.composition import GROUPS, group_choices
+from transferkit.cli.dry_run import DryRunOptions
 from transferkit.options import AdaptOptions, DataOptions, Recipe, ReviewOptions, describe_options
 from transferkit.tuning.search_options import SearchOptions
 
@@ -110,7 +111,7 @@ SECTIONS = (
             (
                 "trainer.accelerator",
                 "null",
-                "cpu, gpu, ...; also trainer.num_nodes, trainer.benchmark; any other option is +trainer.NAME=VALUE.",
+                "cpu, gpu, ...; also trainer.num_nodes, .benchmark; any other is +trainer.NAME=VALUE.",
             ),
         ),
     ),
@@ -134,6 +135,7 @@ SECTIONS = (
                 ),
             ),
             ("debug", "false", "Tracebacks instead of one-paragraph errors."),
+            *_rows(DryRunOptions),
         ),
     ),
 )
@@ -194,7 +196,7 @@ transferkit adapt [key=value ...]: measure, decide, train, verify; leaves model,
   transferkit adapt strategy=few_layers unfreeze=2 train.epochs=10 data.root=DIR
   transferkit adapt experiment=digits_150                              a prepared run, offline
   transferkit adapt --multirun seed=0,1,2 [launcher=local|ray|slurm]   a run per value, compared by held-back accuracy
-  transferkit adapt --cfg job                                          show the settings and stop
+  transferkit adapt --cfg job                                          show the settings; dry_run=true: the cost
 """
 
 TUNE = """\
@@ -207,7 +209,7 @@ adapt, which all trials share, and those below. The test images are not looked a
   transferkit tune data.root=DIR tune.storage=postgresql://HOST/DB     the same command on several machines
   transferkit tune data.root=DIR 'tune.space={train:{lr:{low:1.0e-5,high:0.1,log:true},schedule:[cosine,linear]}}'
 
-The same command again goes on where it stopped. It leaves tuning.html, the search to look at, tuning.json
+dry_run=true shows the cost. The same command again goes on where it stopped. It leaves tuning.html, tuning.json
 and experiment/best.yaml, which transferkit adapt --config-dir=OUT experiment=best trains with.
 """
 
@@ -227,6 +229,7 @@ apart and what to do, and leaves evidence.json in the run's folder. Takes the sa
 
   transferkit analyze data.root=DIR image_size=96
   transferkit analyze data.root=DIR engine=onnxruntime     what computes the features; auto takes the fastest
+  transferkit analyze data.root=DIR dry_run=true           what would be done and its cost; nothing is done
 """,
     "rank": """\
 transferkit rank [key=value ...]: which backbone suits your images, from features only. One frozen pass each over
@@ -239,7 +242,7 @@ the training images; prints ranks with their intervals, costs and measures; leav
   image_size=N          for all of them; without it each runs at its checkpoint's own
   geometry=..., views=...   as for adapt; auto is one view here, each checkpoint's own crop
   data=..., data.root=DIR, data.path=FILE, pretrained, pooling, class_weight, cache=DIR, cache_limit=GB,
-  device=auto, engine=auto, batch_size=N, seed=0, progress=false, out=DIR   as for adapt
+  device=auto, engine=auto, batch_size=N, seed=0, progress=false, out=DIR, dry_run=true   as for adapt
 
 What is computed stays in the feature bank: the same command again, or adapt with the winner, reads it there.
 """,
@@ -251,6 +254,7 @@ transferkit doctor [labels|images|replay] [key=value ...]: what is wrong. Takes 
   transferkit adapt data.root=DIR image_size=96 labels=review/labels.csv
   transferkit doctor images data.root=DIR image_size=96 out=review
   transferkit doctor replay runs/x/training/lp_ft/watched/fold-0/nan_capsule.pt
+  transferkit doctor labels data.root=DIR dry_run=true      what would be done and its cost; nothing is done
 
   doctor          examines what adapt would train with the same words: the network with its new head, an augmented
                   batch, loss and optimizer; whether each class is in each split; whether images reach a finished
@@ -279,6 +283,7 @@ transferkit evaluate run=DIR [key=value ...]: score a finished run on test image
   data.root=DIR   other images than the run's own, with or without splits; data.path=FILE: a manifest
   split=test      or val
   device=auto, cache=DIR
+  dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
 """,
     "predict": """\
 transferkit predict run=DIR images=PATH [key=value ...]: classify images with a finished run.
@@ -294,6 +299,7 @@ transferkit predict run=DIR images=PATH [key=value ...]: classify images with a 
   format=csv      or json, for printing
   max_pixels=N    larger images are not decoded
   device=auto
+  dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
 """,
     "export": """\
 transferkit export run=DIR [key=value ...]: a finished run for other programs.
@@ -305,6 +311,7 @@ transferkit export run=DIR [key=value ...]: a finished run for other programs.
   format=onnx     takes (N, 3, S, S) uint8 pixels, gives (N, K) probabilities; where predictions are averaged over
                   several geometries (N, G, 3, S, S): the metadata's "geometries" say which; mirror images and the
                   mean are made inside
+  dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
 """,
     "shard": """\
 transferkit shard data.root=DIR out=SHARDS [key=value ...]: pack images into shards, tar files that webdataset
@@ -340,6 +347,7 @@ transferkit zoo [key=value ...]: which backbones there are.
   pattern=GLOB    matched on the name
   source=NAME     packaged, timm, torchvision
   offline=true    only those whose weights are on this machine
+  dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
 """,
     "cache": """\
 transferkit cache [key=value ...]: what is kept of earlier runs, and clearing it.
@@ -350,5 +358,6 @@ transferkit cache [key=value ...]: what is kept of earlier runs, and clearing it
   transferkit cache clear=audit               what the audit remembers of image files
 
   cache=DIR       another bank than the usual one
+  dry_run=true    what clear= would delete, and how much that frees; json: as JSON
 """,
 }

@@ -9,29 +9,35 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from transferkit.cli.composition import compose_settings, config_folder, group_choices
+from transferkit.cli.dry_run import print_plan, share_passes, take_dry_run
 from transferkit.cli.launchers import check_start
 from transferkit.cli.outcomes import RunOutcome, collect_outcomes, write_outcome
 from transferkit.cli.schema import check_taken, register_schema
 from transferkit.cli.sweeps import Sweep, check_runs, differing_words, list_runs
 from transferkit.cli.words import MULTIRUN, hydra_words, is_multirun, plain_word, quoted_text
 from transferkit.core.distributed import is_first
-from transferkit.core.errors import TransferkitError
+from transferkit.core.errors import OptionError, TransferkitError
 from transferkit.core.paths import MARKER, mark_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from transferkit.records import DryRun
 
 __all__ = ["EXIT_USER", "Job", "as_typed", "command_line", "current_command", "in_sweep", "output_folder", "stop"]
 
 log = logging.getLogger("transferkit")
 
 EXIT_USER = 2
+
+SHARING = ("checkpoint", "pretrained", "image_size", "geometry", "views", "pooling", "labels", "seed", "cache")
+"""Settings that frozen passes depend on, beside model and data."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,25 @@ class Job:
         run: Does it; what it returns is what Hydra's sweepers compare runs by.
         check: Settings, folder and words of a run, before anything is made -> a sentence to say, maybe empty; raises
             what can be known to be wrong.
+        plan: Settings and folder of a run -> what it would do (`dry_run=true`).
         check_closely: What is checked besides where a run has to wait for others: it takes a second.
     """
 
     verb: str
     run: Callable[[DictConfig], float | None]
     check: Callable[[DictConfig, Path, Sequence[str]], str]
+    plan: Callable[[DictConfig, Path], DryRun]
     check_closely: Callable[[DictConfig], object] = bool
 
     def __call__(self, typed: list[str]) -> None:
         """Check, then run once, or once for each value of a sweep."""
         import hydra
 
+        form, typed = take_dry_run(typed)
         words = hydra_words(typed, sources=group_choices("data"))
+        if form:
+            print_plan(self._plan(words, typed), form)
+            return
         runs = self._check(words)
         names = differing_words(runs) if is_multirun(words) else None
         words = _with_place(words, runs)
@@ -71,6 +83,40 @@ class Job:
                 job() if names is None else _sweep(job, names)
         finally:
             sys.argv = before
+
+    def _plan(self, words: Sequence[str], typed: Sequence[str]) -> DryRun:
+        """What the run, or each run of a sweep, would do; checked as for doing it."""
+        from transferkit.records import DryRun
+
+        flags, config_dir = _flags(words)
+        words = [word for word in words if word not in flags]
+        if config_dir is None:  # whose files change what an override may be
+            self._check(words)
+        if not is_multirun(words):
+            return self._plan_run(words, config_dir=config_dir)[0]
+        runs = list_runs(words)
+        if runs is None:
+            raise OptionError("dry_run lists the runs of a sweep from its words; a sweeper of Hydra's makes up these.")
+        planned = [self._plan_run(run, config_dir=config_dir, number=number) for number, run in enumerate(runs)]
+        shared = share_passes([plan for plan, _ in planned], [inputs for _, inputs in planned])
+        return DryRun.of_runs(shared, verb=self.verb, command=shlex.join(["transferkit", *self.verb.split(), *typed]))
+
+    def _plan_run(
+        self, words: Sequence[str], *, config_dir: Path | None, number: int | None = None
+    ) -> tuple[DryRun, str]:
+        """What a run would do; and what its passes depend on."""
+        settings = compose_settings(words, job=number, config_dir=config_dir)
+        folder = _folder_of(settings, number)
+        if config_dir is not None:
+            self.check(settings, folder, words)
+        with redirect_stdout(sys.stderr):  # whatever a network prints: what is on stdout is the plan
+            plan = self.plan(settings, folder)
+        more = [] if number is None else [f"out={as_typed(folder)}"]
+        given = [word for word in words if number is None or not word.startswith("out=")]
+        verb = self.verb if config_dir is None else f"{self.verb} {shlex.quote(f'--config-dir={config_dir}')}"
+        plan = replace(plan, verb=self.verb, command=command_line(verb, given, settings, *more))
+        inputs = {name: str(settings.get(name)) for name in (*SHARING, "model", "models", "data")}
+        return plan, repr(inputs)
 
     def _check(self, words: Sequence[str]) -> list[list[str]]:
         """Find what is wrong before any folder is made; returns the words of each run, as far as they are known."""
@@ -89,17 +135,13 @@ class Job:
 
     def _check_run(self, words: Sequence[str], notes: list[str], number: int | None = None) -> None:
         """Raise what is wrong with a run; a sentence to print about it is added to the notes."""
-        from omegaconf import OmegaConf
-
         settings = compose_settings(words, job=number)
         check_taken(self.verb, words)
         if not is_first():
             return
-        folder = Path(OmegaConf.select(settings, "hydra.run.dir"))
-        if launcher := OmegaConf.select(settings, "hydra.runtime.choices.launcher"):
+        folder = _folder_of(settings, number)
+        if launcher := settings.hydra.runtime.choices.get("launcher"):
             check_start(launcher, settings, in_sweep=number is not None)
-        if number is not None:
-            folder = Path(OmegaConf.select(settings, "hydra.sweep.dir"), str(number))
         note = self.check(settings, folder, words)
         if number is not None:
             self.check_closely(settings)
@@ -141,6 +183,28 @@ def _sweep(job: Callable[[], object], names: Sequence[str]) -> None:
     if failures := sweep.describe_failures():
         print(f"Error: {failures}", file=sys.stderr)
         sys.exit(EXIT_USER)
+
+
+def _folder_of(settings: DictConfig, number: int | None) -> Path:
+    """The folder of a run, or of one of a sweep."""
+    from omegaconf import OmegaConf
+
+    if number is None:
+        return Path(OmegaConf.select(settings, "hydra.run.dir"))
+    return Path(OmegaConf.select(settings, "hydra.sweep.dir"), str(number))
+
+
+def _flags(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Flags other than --multirun, all of them of one folder of configuration files; and that folder.
+
+    Raises:
+        OptionError: There is another flag.
+    """
+    flags = [word for word in words if word.startswith("-") and word not in MULTIRUN]
+    other = [word for word in flags if not word.startswith("--config-dir=")]
+    if other or len(flags) > 1:
+        raise OptionError(f"dry_run goes with no {(other or flags)[-1]}: of Hydra's flags it knows --config-dir=DIR.")
+    return flags, Path(flags[0].partition("=")[2]) if flags else None
 
 
 def stop(error: TransferkitError, *, debug: bool) -> NoReturn:

@@ -6,13 +6,21 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transferkit.cli.dry_run import print_plan, take_dry_run
 from transferkit.cli.tables import print_table
 from transferkit.cli.words import check_given, split_list
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
 from transferkit.core.paths import check_file, expand, make_folder
+
+if TYPE_CHECKING:
+    from transferkit.data.inventory import FileListing
+    from transferkit.records import DryRun
+    from transferkit.zoo import ZooEntry
 
 __all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO"]
 
@@ -21,29 +29,41 @@ SHOWN = 5
 
 
 def _light(
-    verb: str, do: Callable[[dict[str, Any]], None], *, text: Collection[str], settings: Mapping[str, Any]
+    verb: str,
+    do: Callable[[dict[str, Any]], None],
+    plan: Callable[[dict[str, Any]], DryRun],
+    *,
+    text: Collection[str],
+    settings: Mapping[str, Any],
 ) -> Callable[[list[str]], None]:
     """A verb with a handful of settings.
 
     Args:
         verb: Its name.
         do: Does it, with all settings.
+        plan: What that would be and cost (`dry_run=true`).
         text: Settings that are plain text after the first `=`, paths above all; the others are in Hydra's grammar.
         settings: Name -> what it is unless given; `...` where it must be.
     """
 
     def parsed(words: list[str]) -> None:
-        check_given(words, text)
+        form, others = take_dry_run(words)
+        check_given(others, text)
         given = dict(settings)
-        for word in words:
+        for word in others:
             key, equals, value = word.partition("=")
             if equals and key not in given:
-                raise OptionError(unknown_name(f"setting of {verb}", key, given, remedy=_see(verb)))
+                raise OptionError(unknown_name(f"setting of {verb}", key, [*given, "dry_run"], remedy=_see(verb)))
             if not equals:
                 raise OptionError(f"{word!r} is not a setting. Write key=value; {_see(verb, 'see')}")
             given[key] = value if key in text else _value(word, verb)
         if needed := [key for key, value in given.items() if value is ...]:
             raise OptionError(f"transferkit {verb} needs {', '.join(f'{key}=...' for key in needed)}.")
+        if form:
+            with redirect_stdout(sys.stderr):  # what is on stdout is the plan
+                planned = plan(given)
+            print_plan(replace(planned, command=shlex.join(["transferkit", verb, *others])), form)
+            return
         do(given)
 
     return parsed
@@ -63,9 +83,12 @@ def _value(word: str, verb: str) -> Any:
         raise OptionError(f"{word!r} is not a setting. Write key=value; {_see(verb, 'see')}") from error
 
 
-def _predict(settings: dict[str, Any]) -> None:
-    from transferkit.result import load
+def _asked_answers(settings: dict[str, Any]) -> tuple[Path | None, str, Any, dict[str, Any]]:
+    """File of the answers, their format, the images, further arguments.
 
+    Raises:
+        TransferkitError: Something is wrong with them.
+    """
     out = None if settings["out"] is None else expand(settings["out"])
     if out is not None:
         check_file(out, suffixes=(".csv", ".json"), example="answers")
@@ -74,6 +97,20 @@ def _predict(settings: dict[str, Any]) -> None:
         raise OptionError(unknown_name("format", form, ["csv", "json"]))
     images = _images(settings["images"])
     more = {} if settings["max_pixels"] is None else {"max_pixels": settings["max_pixels"]}
+    return out, form, images, more
+
+
+def _plan_predict(settings: dict[str, Any]) -> DryRun:
+    from transferkit.result.dry_run import plan_predict
+
+    out, form, images, more = _asked_answers(settings)
+    return plan_predict(settings["run"], images, out=out, form=form, device=settings["device"], **more)
+
+
+def _predict(settings: dict[str, Any]) -> None:
+    from transferkit.result import load
+
+    out, form, images, more = _asked_answers(settings)
     answers = load(settings["run"]).predict(images, on_error="skip", device=settings["device"], **more)
     text = answers.to_csv() if form == "csv" else answers.to_json() + "\n"
     if out is None:
@@ -110,13 +147,26 @@ def _print_failures(reasons: list[str]) -> None:
     print(f"{what} could not be read and {verb} not classified:{shown}{more}", file=sys.stderr)
 
 
+def _scored_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The images that are scored, None for the run's own; and where a manifest's paths start."""
+    data = settings["data.path"] or settings["data.root"]
+    return data, settings["data.root"] if settings["data.path"] else None
+
+
+def _plan_evaluate(settings: dict[str, Any]) -> DryRun:
+    from transferkit.result.dry_run import plan_evaluate
+
+    data, root = _scored_images(settings)
+    more = {name: settings[name] for name in ("split", "device", "cache")}
+    return plan_evaluate(settings["run"], data, root=root, **more)
+
+
 def _evaluate(settings: dict[str, Any]) -> None:
     from transferkit.result import load
 
     result, split = load(settings["run"]), settings["split"]
     before = result.metrics.get(split)
-    data = settings["data.path"] or settings["data.root"]
-    root = settings["data.root"] if settings["data.path"] else None
+    data, root = _scored_images(settings)
     found = result.evaluate(data, split=split, root=root, device=settings["device"], cache=settings["cache"])
     print(
         f"{split} accuracy {100 * found.accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}) on "
@@ -130,20 +180,40 @@ def _evaluate(settings: dict[str, Any]) -> None:
         print(f"The run's own {split} accuracy is {100 * before.accuracy:.1f} %; its report keeps that.")
 
 
-def _export(settings: dict[str, Any]) -> None:
-    from transferkit.result import check_export, load
+def _exported_file(settings: dict[str, Any]) -> Path:
+    from transferkit.result import check_export
 
     out = expand(settings["out"] or Path(settings["run"]) / f"model.{settings['format']}")
     check_export(out, settings["format"])
+    return out
+
+
+def _plan_export(settings: dict[str, Any]) -> DryRun:
+    from transferkit.result.dry_run import plan_export
+
+    return plan_export(settings["run"], _exported_file(settings))
+
+
+def _export(settings: dict[str, Any]) -> None:
+    from transferkit.result import load
+
+    out = _exported_file(settings)
     print(load(settings["run"]).export(out, format=settings["format"]))
 
 
 COLUMNS = {name: f"data.columns.{name}" for name in ("path", "label", "split", "group")}
 """Column of a manifest -> the setting that names it."""
 
+PACKED_BYTES = 2048
+"""Of a tar file beside an image's own: two headers, padding, and its class."""
 
-def _shard(settings: dict[str, Any]) -> None:
-    from transferkit.data import list_source, pack_shards
+PACKING_PACE, PACKED_PER_SECOND = (5e7, 1e9), 2000
+"""Bytes per second, slow to fast disks; images per second."""
+
+
+def _listed_for_shards(settings: dict[str, Any]) -> tuple[FileListing, Path]:
+    """The images to pack, and the folder to pack them into."""
+    from transferkit.data import list_source
     from transferkit.data.packing import check_shard_folder
 
     size = settings["size"]
@@ -155,8 +225,38 @@ def _shard(settings: dict[str, Any]) -> None:
     columns = {name: settings[key] for name, key in COLUMNS.items() if settings[key] is not None}
     out = expand(settings["out"])
     check_shard_folder(out)
-    listing = list_source(data, root=root if settings["data.path"] else None, columns=columns or None)
-    index = pack_shards(listing, out, megabytes=size, progress=settings["progress"])
+    return list_source(data, root=root if settings["data.path"] else None, columns=columns or None), out
+
+
+def _plan_shard(settings: dict[str, Any]) -> DryRun:
+    from transferkit.core.memory import peak_memory
+    from transferkit.data.members import Member
+    from transferkit.records import DryRun, PlannedFile, PlannedStep
+
+    listing, out = _listed_for_shards(settings)
+    sizes = [one.size if isinstance(one, Member) else one.stat().st_size for one in listing.files]
+    total = sum(size + PACKED_BYTES for size in sizes)
+    step = PlannedStep(
+        name="pack",
+        what=f"Copy the images' bytes into shards of {settings['size']} MB.",
+        images=len(sizes),
+        passes=0,
+        seconds_low=total / PACKING_PACE[1],
+        seconds_high=1 + total / PACKING_PACE[0] + len(sizes) / PACKED_PER_SECOND,
+        memory_bytes=peak_memory(),
+        disk_bytes_low=sum(sizes),
+        disk_bytes_high=total + 2**20,
+    )
+    return DryRun.of_steps(
+        [step], verb="shard", about={"files": (PlannedFile(path=str(out), action="write", bytes=total),)}
+    )
+
+
+def _shard(settings: dict[str, Any]) -> None:
+    from transferkit.data import pack_shards
+
+    listing, out = _listed_for_shards(settings)
+    index = pack_shards(listing, out, megabytes=settings["size"], progress=settings["progress"])
     for finding in listing.findings:
         print(finding.message)
     total = sum(shard.size for shard in index.shards)
@@ -165,12 +265,40 @@ def _shard(settings: dict[str, Any]) -> None:
     print(f"Next:\n  {shlex.join(['transferkit', 'adapt', f'data.root={out}'])}")
 
 
-def _zoo(settings: dict[str, Any]) -> None:
+def _listed_models(settings: dict[str, Any]) -> list[ZooEntry]:
     from transferkit.zoo import catalog
 
     entries = catalog(settings["pattern"], source=settings["source"], offline=settings["offline"])
     if not entries:
         raise OptionError("No backbone matches. Widen the pattern: transferkit zoo pattern='*resnet*'.")
+    return entries
+
+
+def _plan_zoo(settings: dict[str, Any]) -> DryRun:
+    began = time.perf_counter()
+    number = len(_listed_models(settings))
+    return _read_only("zoo", "list", f"List {number:,} models; nothing is fetched or written.", began)
+
+
+def _read_only(verb: str, name: str, what: str, began: float, **about: Any) -> DryRun:
+    """A plan of what takes as long as making the plan."""
+    from transferkit.core.memory import peak_memory
+    from transferkit.records import DryRun, PlannedStep
+
+    spent = time.perf_counter() - began
+    step = PlannedStep(
+        name=name,
+        what=what,
+        seconds_low=0.3 * spent,
+        seconds_high=1.0 + 3 * spent,
+        basis="measured now",
+        memory_bytes=peak_memory(),
+    )
+    return DryRun.of_steps([step], verb=verb, about=about)
+
+
+def _zoo(settings: dict[str, Any]) -> None:
+    entries = _listed_models(settings)
     rows = [
         (
             entry.name,
@@ -185,6 +313,28 @@ def _zoo(settings: dict[str, Any]) -> None:
 
 AUDIT = "audit"
 """What `cache clear=` calls that which the audit remembers of files; shelves have longer names."""
+
+
+def _plan_cache(settings: dict[str, Any]) -> DryRun:
+    from transferkit.data.remembered import FILE, InspectionCache
+    from transferkit.features import FeatureBank
+    from transferkit.records import PlannedFile
+
+    began, bank = time.perf_counter(), FeatureBank(settings["cache"])
+    if not settings["clear"]:
+        return _read_only("cache", "list", f"List what is kept at {bank.folder}; nothing is written.", began)
+    name = None if settings["clear"] is True else str(settings["clear"])
+    files = [
+        PlannedFile(path=str(bank.shelf_folder(shelf.name)), action="delete", bytes=shelf.size)
+        for shelf in bank.list_shelves()
+        if name in (None, shelf.name)
+    ]
+    audit = InspectionCache(bank.folder)
+    if name in (None, AUDIT) and audit.file.exists():
+        files.append(PlannedFile(path=str(bank.folder / FILE), action="delete", bytes=audit.size))
+    freed = sum(one.bytes for one in files) / 2**20
+    what = f"Delete {'what is' if files else 'nothing: nothing is'} kept of earlier runs, {freed:,.1f} MB are freed."
+    return _read_only("cache", "clear", what, began, files=tuple(files))
 
 
 def _cache(settings: dict[str, Any]) -> None:
@@ -213,6 +363,7 @@ def _cache(settings: dict[str, Any]) -> None:
 PREDICT = _light(
     "predict",
     _predict,
+    _plan_predict,
     text=("run", "images", "out"),
     settings={
         "run": ...,
@@ -227,6 +378,7 @@ PREDICT = _light(
 EVALUATE = _light(
     "evaluate",
     _evaluate,
+    _plan_evaluate,
     text=("run", "data.root", "data.path", "cache"),
     settings={
         "run": ..., "data.root": None, "data.path": None, "cache": None, "split": "test", "device": "auto",
@@ -234,11 +386,16 @@ EVALUATE = _light(
     },
 )  # fmt: skip
 EXPORT = _light(
-    "export", _export, text=("run", "out"), settings={"run": ..., "out": None, "format": "onnx", "debug": False}
+    "export",
+    _export,
+    _plan_export,
+    text=("run", "out"),
+    settings={"run": ..., "out": None, "format": "onnx", "debug": False},
 )
 SHARD = _light(
     "shard",
     _shard,
+    _plan_shard,
     text=("data.root", "data.path", "out", *COLUMNS.values()),
     settings={
         "data.root": None, "data.path": None, "out": ..., **dict.fromkeys(COLUMNS.values()), "size": 256,
@@ -246,6 +403,10 @@ SHARD = _light(
     },
 )  # fmt: skip
 ZOO = _light(
-    "zoo", _zoo, text=("pattern",), settings={"pattern": None, "source": None, "offline": None, "debug": False}
+    "zoo",
+    _zoo,
+    _plan_zoo,
+    text=("pattern",),
+    settings={"pattern": None, "source": None, "offline": None, "debug": False},
 )
-CACHE = _light("cache", _cache, text=("cache",), settings={"cache": None, "clear": False, "debug": False})
+CACHE = _light("cache", _cache, _plan_cache, text=("cache",), settings={"cache": None, "clear": False, "debug": False})

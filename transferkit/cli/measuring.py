@@ -19,7 +19,7 @@ from transferkit.core.errors import OptionError, RunFolderError, list_problems
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transferkit.records import Evidence, ProbeScore, Ranking
+    from transferkit.records import DryRun, Evidence, ProbeScore, Ranking
 
 __all__ = ["ANALYZE", "RANK"]
 
@@ -125,8 +125,7 @@ def _rank(settings: DictConfig) -> float | None:
     from transferkit.core.serialization import to_json
     from transferkit.report import render_ranking
 
-    models = settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
-    ranking = rank(models, **arguments_of(settings, rank), command=current_command("rank", settings))
+    ranking = rank(_models(settings), **arguments_of(settings, rank), command=current_command("rank", settings))
     out = output_folder()
     plain = {"schema": 1, "ranking": to_json(ranking)}
     (out / "ranking.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -138,6 +137,10 @@ def _rank(settings: DictConfig) -> float | None:
         log.info(line)
     print("\n".join(["", *ranking.reasons, "", f"ranking: {out / 'ranking.html'}"]))
     return ranking.best.joined.accuracy
+
+
+def _models(settings: DictConfig) -> str | list[str]:
+    return settings.models if isinstance(settings.models, str) else [str(name) for name in settings.models or []]
 
 
 def _print_ranking(ranking: Ranking) -> None:
@@ -174,5 +177,17 @@ def _print_ranking(ranking: Ranking) -> None:
         print("\n" + list_problems("Not ranked:", [f"{one.name}: {one.reason}" for one in ranking.left_out]))
 
 
-ANALYZE = Job("analyze", _analyze, _check_analyze)
-RANK = Job("rank", _rank, _check_rank)
+def _plan_analyze(settings: DictConfig, out: Path) -> DryRun:
+    from transferkit.api import analyze, dry_run
+
+    return dry_run("analyze", {**arguments_of(settings, analyze), "out": out})
+
+
+def _plan_rank(settings: DictConfig, out: Path) -> DryRun:
+    from transferkit.api import dry_run, rank
+
+    return dry_run("rank", {**arguments_of(settings, rank), "models": _models(settings), "out": out})
+
+
+ANALYZE = Job("analyze", _analyze, _check_analyze, _plan_analyze)
+RANK = Job("rank", _rank, _check_rank, _plan_rank)

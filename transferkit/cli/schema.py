@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from transferkit.cli.dry_run import DryRunOptions
 from transferkit.core.errors import OptionError
 from transferkit.core.limits import check_image_size
 from transferkit.options import (
@@ -92,7 +93,8 @@ def known_settings() -> dict[str, Field[Any]]:
     """Setting -> the field behind it: top-level names, `train.NAME`, `tune.NAME`, `data.NAME`, `data.columns.NAME`."""
     groups = {"train.": Recipe, "tune.": SearchOptions, "data.": DataSettings, "data.columns.": Columns}
     inside = {"": Settings, **groups}
-    return {f"{group}{one.name}": one for group, kind in inside.items() for one in fields(kind)}
+    known = {f"{group}{one.name}": one for group, kind in inside.items() for one in fields(kind)}
+    return {**known, **{one.name: one for one in fields(DryRunOptions)}}  # taken before Hydra sees the words
 
 
 def check_taken(verb: str, words: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from transferkit.core.errors import OptionError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transferkit.records import TuningRecord, TuningTrial
+    from transferkit.records import DryRun, TuningRecord, TuningTrial
 
 __all__ = ["TUNE"]
 
@@ -101,4 +101,10 @@ def _next_command(settings: DictConfig, out: Path) -> str:
     return command_line(verb, words, settings, f"experiment={BEST.stem}")
 
 
-TUNE = Job("tune", _tune, _check)
+def _plan(settings: DictConfig, out: Path) -> DryRun:
+    from transferkit.api import dry_run, tune
+
+    return dry_run("tune", {**arguments_of(settings, tune), "out": out})
+
+
+TUNE = Job("tune", _tune, _check, _plan)

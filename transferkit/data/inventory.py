@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -25,12 +26,16 @@ __all__ = [
     "UNSPLIT",
     "FileListing",
     "FileReader",
+    "Inspect",
     "Inventory",
     "Kind",
     "Reader",
     "read_files",
     "split_name",
 ]
+
+Inspect = Callable[[Sequence[ImageFile]], Iterable[Inspection]]
+"""Files -> the inspection of each, in order."""
 
 Kind = Literal["folder", "manifest", "shards", "dataset"]
 """Type of the source: it determines what the user has to change to fix a problem."""
@@ -167,7 +172,14 @@ class FileListing:
     note: str = ""
 
 
-def read_files(listing: FileListing, *, max_pixels: int, progress: bool, cache: Path | None = None) -> Inventory:
+def read_files(
+    listing: FileListing,
+    *,
+    max_pixels: int,
+    progress: bool,
+    cache: Path | None = None,
+    inspect: Inspect | None = None,
+) -> Inventory:
     """The inventory of image files: each is inspected in a thread, unless an earlier audit cached its inspection.
 
     Args:
@@ -175,11 +187,13 @@ def read_files(listing: FileListing, *, max_pixels: int, progress: bool, cache: 
         max_pixels: As in `decode`.
         progress: Whether to show a progress bar.
         cache: Cache folder for inspections; None uses `default_folder()`.
+        inspect: How files are inspected; None: with that cache.
     """
     from transferkit.data.remembered import inspect_files
 
-    files, folder = listing.files, default_folder() if cache is None else cache
-    inspections = inspect_files(files, max_pixels=max_pixels, folder=folder)
+    files = listing.files
+    if inspect is None:
+        inspect = partial(inspect_files, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
     index_of = {name: index for index, name in enumerate(listing.classes)}
     groups = None if listing.groups is None else np.unique(np.array(listing.groups), return_inverse=True)[1]
     return Inventory(
@@ -189,7 +203,7 @@ def read_files(listing: FileListing, *, max_pixels: int, progress: bool, cache: 
         names=tuple(listing.names),
         labels=np.array([index_of[name] for name in listing.class_names], dtype=np.int64),
         splits=np.array(listing.splits, dtype="<U5"),
-        inspections=tuple(track(inspections, "checking images", total=len(files), enabled=progress)),
+        inspections=tuple(track(inspect(files), "checking images", total=len(files), enabled=progress)),
         reader=FileReader(files, max_pixels=max_pixels),
         groups=None if groups is None else groups.astype(np.int64),
         findings=tuple(listing.findings),

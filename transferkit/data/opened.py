@@ -19,7 +19,7 @@ from transferkit.data.audit import AuditReport, audit
 from transferkit.data.corrections import read_corrections
 from transferkit.data.datasets import is_data_module, is_dataset, module_datasets, read_builtin, read_datasets
 from transferkit.data.depth import Range
-from transferkit.data.inventory import UNSPLIT, FileReader, Inventory, Reader, read_files
+from transferkit.data.inventory import UNSPLIT, FileReader, Inspect, Inventory, Reader, read_files
 from transferkit.data.members import ImageFile
 from transferkit.data.prepared import check_prepared
 from transferkit.data.sources import is_builtin, list_source
@@ -210,6 +210,7 @@ def open_data(
     cache: str | Path | None = None,
     value_range: tuple[float, float] | None = None,
     labels: str | Path | None = None,
+    inspect: Inspect | None = None,
 ) -> Data:
     """Open labelled images from any source, and audit them.
 
@@ -239,6 +240,7 @@ def open_data(
             images.
         labels: Table of corrected labels of training and validation images, as `transferkit doctor labels` writes it:
             columns path, corrected (a class; drop removes the image) and label, which counts where corrected is empty.
+        inspect: How files are inspected; None reads each that the audit does not remember.
 
     Returns:
         The usable images, with a summary that contains all findings.
@@ -272,6 +274,7 @@ def open_data(
         max_pixels=max_pixels,
         progress=progress,
         cache=None if cache is None else expand(cache),
+        inspect=inspect,
     )
     report = audit(
         inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range, corrections=corrections
@@ -288,6 +291,7 @@ def _read_source(
     max_pixels: int,
     progress: bool,
     cache: Path | None,
+    inspect: Inspect | None,
 ) -> Inventory:
     """The inventory of any kind of source."""
     if isinstance(data, (str, Path)):
@@ -296,7 +300,7 @@ def _read_source(
         if root is None and columns is None and is_builtin(data):
             return read_builtin(str(data), max_pixels=max_pixels, progress=progress)
         listing = list_source(data, root=root, columns=columns, cache=cache)
-        return read_files(listing, max_pixels=max_pixels, progress=progress, cache=cache)
+        return read_files(listing, max_pixels=max_pixels, progress=progress, cache=cache, inspect=inspect)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns are for manifests only, got {type(data).__name__} as data.")
     parts, origin = _parts(data)

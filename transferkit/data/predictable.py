@@ -26,13 +26,16 @@ from transferkit.data.folders import image_files
 from transferkit.data.formats import is_image, is_system_name
 from transferkit.data.geometry import to_pixels
 from transferkit.data.headers import open_header, read_bytes
+from transferkit.data.image_errors import ImageError
 from transferkit.data.members import ImageFile, Member
 from transferkit.data.scaled import read_pixels
 from transferkit.data.shards import find_shards, shard_members
 from transferkit.options import MAX_PIXELS
 from transferkit.records import Preprocessing
 
-__all__ = ["predictable_images", "predictable_pixels"]
+__all__ = ["list_predictable", "predictable_images", "predictable_pixels"]
+
+NOTHING = "There is no image to predict: the list is empty. Pass at least one."
 
 T = TypeVar("T")
 
@@ -115,6 +118,25 @@ def predictable_pixels(
     yield from _read_each(images, read, on_error=on_error)
 
 
+def list_predictable(images: Any) -> tuple[list[Any], list[str]]:
+    """The files and pictures that `predictable_images` would read, none of them read; and why others cannot be.
+
+    Raises:
+        DataError: There is nothing at all.
+    """
+    things, reasons = [], []
+    for thing in _single(images):
+        if isinstance(thing, _Unreadable):
+            reasons.append(thing.reason)
+        elif isinstance(thing, Path) and not thing.exists():
+            reasons.append(str(ImageError("missing", str(thing))))
+        else:
+            things.append(thing)
+    if not things and not reasons:
+        raise DataError(NOTHING)
+    return things, reasons
+
+
 def _read_each(images: Any, read: Callable[[Any, str], T], *, on_error: str) -> Iterator[tuple[str, T | DataError]]:
     """Yield (name, what `read` makes of it) for each image; `on_error` as in `predictable_images`."""
     count = 0
@@ -131,7 +153,7 @@ def _read_each(images: Any, read: Callable[[Any, str], T], *, on_error: str) -> 
         yield name, found
         count += 1
     if count == 0:
-        raise DataError("There is no image to predict: the list is empty. Pass at least one.")
+        raise DataError(NOTHING)
 
 
 class _Unreadable(NamedTuple):

@@ -32,7 +32,7 @@ from transferkit.core.serialization import from_json, to_json
 from transferkit.data.inspection import Inspection, in_threads, inspect_file
 from transferkit.data.members import ImageFile, Member
 
-__all__ = ["FILE", "InspectionCache", "inspect_files"]
+__all__ = ["FILE", "InspectionCache", "inspect_files", "recall_files"]
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +191,20 @@ def inspect_files(paths: Sequence[ImageFile], *, max_pixels: int, folder: Path) 
         for start in range(0, len(paths), AT_ONCE):
             yield from _inspect_some(paths[start : start + AT_ONCE], cache, max_pixels)
         cache.make_room()
+    finally:
+        cache.close()
+
+
+def recall_files(paths: Sequence[ImageFile], *, max_pixels: int, folder: Path) -> list[Inspection | None]:
+    """The inspections that are in the cache, in order; None for files that are not, or have changed.
+
+    Args:
+        paths, max_pixels, folder: As for `inspect_files`.
+    """
+    cache = _AuditCache(InspectionCache(folder), max_pixels)
+    try:
+        parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
+        return [found for part in parts for found in cache.recall([(_key(path), _sign(path)) for path in part])]
     finally:
         cache.close()
 

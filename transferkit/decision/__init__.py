@@ -16,26 +16,30 @@ from transferkit.decision.completion import Conditions, HeldBack, Normalisation,
 from transferkit.decision.effort import (
     MIN_COMPARED_IMAGES,
     MIN_VAL_IMAGES,
+    RACE_SHARE,
     VAL_SHARE,
     default_batch_size,
     default_epochs,
     default_folds,
     default_passes,
     refits,
+    training_seconds,
     trains_all_stages,
 )
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
 from transferkit.decision.textbook import rule
-from transferkit.decision.weighing import STEP_COST, TUNED_SHARES, best_probe, weigh
+from transferkit.decision.weighing import START_SECONDS, STEP_COST, TUNED_SHARES, best_probe, weigh
 from transferkit.records import Choice, Evidence
 
 __all__ = [
     "MIN_COMPARED_IMAGES",
     "MIN_VAL_IMAGES",
     "MODES",
+    "RACE_SHARE",
     "SMALL_BATCH",
+    "START_SECONDS",
     "STEP_COST",
     "TUNED_SHARES",
     "VAL_SHARE",
@@ -62,6 +66,7 @@ __all__ = [
     "rule",
     "settle_norm",
     "starting_rate",
+    "training_seconds",
     "trains_all_stages",
     "update",
     "weigh",

@@ -7,12 +7,14 @@ import math
 __all__ = [
     "MIN_COMPARED_IMAGES",
     "MIN_VAL_IMAGES",
+    "RACE_SHARE",
     "VAL_SHARE",
     "default_batch_size",
     "default_epochs",
     "default_folds",
     "default_passes",
     "refits",
+    "training_seconds",
     "trains_all_stages",
 ]
 
@@ -54,6 +56,13 @@ ALL_STAGES_FROM = 500
 
 RACE_SHARE = 1 / 2
 """Mean share of the epochs for which the learning rate that loses the comparison is trained."""
+
+LOOP_COST = 1.15
+"""Time of an epoch relative to that of its training steps: validation, reading and augmenting images, averaging."""
+
+FITS_SECONDS = 6.0
+"""Seconds to set up and resume all fits of a run. With this, 27 and 237 seconds are predicted of runs that took 29 and
+236 (`lp_ft` on 150 and 1,402 hand signs); Lite0, 96 px, 2 cores."""
 
 MIN_COMPARED_IMAGES = 30
 """Validation images needed to compare two learning rates: one fold of 150."""
@@ -124,3 +133,19 @@ def default_passes(images: int) -> float:
     folds = default_folds(images)
     compared = min(folds, math.ceil(MIN_COMPARED_IMAGES / (VAL_SHARE * max(images, 1))))
     return (1 - VAL_SHARE) * (folds + RACE_SHARE * compared)
+
+
+def training_seconds(step_seconds: float, *, images: int, epochs: int, passes: float) -> float:
+    """Seconds to train all fits of a run.
+
+    Args:
+        step_seconds: Of an image in a training step, as measured.
+        images: N to train on.
+        epochs: Of each fit.
+        passes: Over all images in an epoch, of all fits together: `default_passes`, and 1 for a refit.
+
+    Example:
+        >>> round(training_seconds(0.01, images=100, epochs=10, passes=2.0))
+        29
+    """
+    return FITS_SECONDS + LOOP_COST * step_seconds * passes * epochs * images

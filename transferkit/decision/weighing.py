@@ -13,11 +13,18 @@ from dataclasses import dataclass
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.decision.belief import Belief, update
-from transferkit.decision.effort import default_epochs, default_folds, default_passes, refits, trains_all_stages
+from transferkit.decision.effort import (
+    default_epochs,
+    default_folds,
+    default_passes,
+    refits,
+    training_seconds,
+    trains_all_stages,
+)
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
-__all__ = ["STEP_COST", "TUNED_SHARES", "best_probe", "weigh"]
+__all__ = ["START_SECONDS", "STEP_COST", "TUNED_SHARES", "best_probe", "weigh"]
 
 TIE = 0.001
 """Difference in accuracy that is not worth extra time: one image in a thousand."""
@@ -35,13 +42,6 @@ START_SECONDS = 5.0
 STEP_COST = 3.7
 """Cost of an image in training, forward and backward, relative to the frozen pass: 73 seconds on 150 hand
 signs with all stages trained (Lite0, 96 px, 2 cores), all folds and epochs, over 1.5 milliseconds per image."""
-
-LOOP_COST = 1.15
-"""Time of an epoch relative to that of its training steps: validation, reading and augmenting images, averaging."""
-
-FITS_SECONDS = 6.0
-"""Seconds to set up and resume all fits of a run. With this, 27 and 237 seconds are predicted of runs that took 29 and
-236 (`lp_ft` on 150 and 1,402 hand signs); Lite0, 96 px, 2 cores."""
 
 TUNED_SHARES = {"lp_ft": 0.5, "few_layers": 0.32}
 """Fine-tuning strategies considered -> cost of an epoch relative to training the full network: with the first stages
@@ -236,18 +236,12 @@ def _tuning_cost(evidence: Evidence, strategy: str, *, tried: bool) -> float:
     """Seconds for the folds, unless run as a trial, and a refit to all images."""
     images = max(evidence.data.train_images, 1)
     passes = refits(default_folds(images)) + (0 if tried else default_passes(images))
-    begun = FITS_SECONDS if strategy in evidence.step_seconds else 0.0
-    return begun + _step_seconds(evidence, strategy) * passes * default_epochs(images) * images
-
-
-def _step_seconds(evidence: Evidence, strategy: str) -> float:
-    """Of an image in a training step, as measured; else from the frozen pass's speed."""
-    measured = evidence.step_seconds.get(strategy)
-    if measured is not None:
-        return LOOP_COST * measured
+    epochs = default_epochs(images)
+    if strategy in evidence.step_seconds:
+        return training_seconds(evidence.step_seconds[strategy], images=images, epochs=epochs, passes=passes)
     assert evidence.image_seconds is not None
     whole = trains_all_stages(strategy, evidence.data.train_images)
-    return STEP_COST * (1.0 if whole else TUNED_SHARES[strategy]) * evidence.image_seconds
+    return STEP_COST * (1.0 if whole else TUNED_SHARES[strategy]) * evidence.image_seconds * passes * epochs * images
 
 
 def _gain(

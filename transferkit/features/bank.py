@@ -268,6 +268,10 @@ class FeatureBank:
                         found.append(_describe(folder))
         return sorted(found, key=lambda info: (-info.last_used, info.name))
 
+    def shelf_folder(self, name: str) -> Path:
+        """Where a shelf of that name is."""
+        return self._root / name
+
     def clear(self, name: str | None = None) -> int:
         """Remove one shelf, or all; returns the number of bytes freed."""
         chosen = [info for info in self.list_shelves() if name in (None, info.name)]

@@ -13,6 +13,7 @@ from transferkit.records.data import DataSummary, Finding, Severity
 from transferkit.records.data_need import DataNeed, Forecast, WantedAccuracy
 from transferkit.records.decision import Alternative, Choice, Decision
 from transferkit.records.diagnosis import Diagnosis, Symptom
+from transferkit.records.dry_run import DryRun, PlannedData, PlannedFile, PlannedStep
 from transferkit.records.evidence import (
     CurvePoint,
     EngineUse,
@@ -71,6 +72,7 @@ __all__ = [
     "DataSummary",
     "Decision",
     "Diagnosis",
+    "DryRun",
     "EngineUse",
     "Epoch",
     "Evidence",
@@ -94,6 +96,9 @@ __all__ = [
     "OutlierImage",
     "Picture",
     "PixelClassifier",
+    "PlannedData",
+    "PlannedFile",
+    "PlannedStep",
     "Predictions",
     "Predictor",
     "Preprocessing",

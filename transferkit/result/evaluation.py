@@ -15,7 +15,17 @@ from transferkit.data.prepared import check_prepared
 from transferkit.records import LARGE, HeldOut, Metrics, Mistake, Picture, PixelClassifier, ReviewedLabel
 from transferkit.result.prediction import probabilities_of
 
-__all__ = ["Evaluation", "evaluate", "pick_mistakes", "pick_samples", "predict_split", "sketch", "with_pictures"]
+__all__ = [
+    "Evaluation",
+    "check_classes",
+    "choose_images",
+    "evaluate",
+    "pick_mistakes",
+    "pick_samples",
+    "predict_split",
+    "sketch",
+    "with_pictures",
+]
 
 SPLITS = ("test", "val")
 
@@ -82,15 +92,19 @@ def evaluate(
     check_prepared(classifier.preprocessing, preprocessed=opened.normalised)
     # Refuses pictures where tensors are needed, and tensors of another shape.
     opened.adapt_preprocessing(classifier.preprocessing)
-    _check_classes(opened, classifier.classes)
-    indices = _choose(opened, split)
+    check_classes(opened, classifier.classes)
+    indices = choose_images(opened, split)
     _check_unseen(opened, indices, trained_on)
     answers = predict_split(classifier, opened, indices, split=split)
     return Evaluation(assess(answers, opened.folds.take(indices)), answers, opened, is_own=is_own)
 
 
-def _choose(data: Data, split: str) -> npt.NDArray[np.int64]:
-    """Indices of the split; of all images if there are no splits."""
+def choose_images(data: Data, split: str) -> npt.NDArray[np.int64]:
+    """Indices of the split; of all images if there are no splits.
+
+    Raises:
+        DataError: There are other splits.
+    """
     there = [name for name in ("train", *SPLITS) if len(data.indices(name))]
     if split in there:
         return data.indices(split)
@@ -110,7 +124,12 @@ def _check_unseen(data: Data, indices: npt.NDArray[np.int64], trained_on: tuple[
         )
 
 
-def _check_classes(data: Data, known: tuple[str, ...]) -> None:
+def check_classes(data: Data, known: tuple[str, ...]) -> None:
+    """Raise unless a model that knows these classes knows all of the images'.
+
+    Raises:
+        DataError: It does not.
+    """
     if unknown := [name for name in data.summary.classes if name not in known]:
         raise DataError(
             f"{unknown_name('class', unknown[0], known)} The model tells apart {len(known)} classes, and "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable
 from transferkit.nn import in_batches
 from transferkit.records import FailedImage, PixelClassifier, Predictions, Preprocessing
 
-__all__ = ["ImagePredictor", "predict_images", "probabilities_of"]
+__all__ = ["ImagePredictor", "nothing_read", "predict_images", "probabilities_of"]
 
 ON_ERROR = ("raise", "skip")
 
@@ -82,11 +82,19 @@ def predict_images(
 
     probabilities = probabilities_of(classifier, readable())
     if not items:
-        reasons = [failure.reason for failure in failures[:FAILURES_SHOWN]]
-        raise DataError(list_problems("No image could be read:", reasons))
+        raise nothing_read([failure.reason for failure in failures])
     if deep.note:
         warnings.warn(deep.note, stacklevel=3)  # the caller of `predict`
     return Predictions(tuple(items), tuple(classifier.classes), probabilities, tuple(failures))
+
+
+def nothing_read(reasons: Sequence[str]) -> DataError:
+    """The error where no image can be read.
+
+    Args:
+        reasons: One per image; the first few are shown.
+    """
+    return DataError(list_problems("No image could be read:", reasons[:FAILURES_SHOWN]))
 
 
 def probabilities_of(classifier: PixelClassifier, pictures: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

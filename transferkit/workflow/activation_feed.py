@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from transferkit.core.errors import CacheError
 from transferkit.core.timing import timed
 from transferkit.features import ActivationTable, activation_bytes, cache_activations
-from transferkit.nn import CutError, Tail, TransferModel, cut
+from transferkit.nn import Backbone, CutError, Tail, TransferModel, cut
+from transferkit.options import Recipe
 from transferkit.strategies import Plan
 from transferkit.workflow.picture_feed import PictureFeed
 from transferkit.workflow.session import Session
@@ -21,7 +22,7 @@ from transferkit.workflow.training_images import TrainingImages
 if TYPE_CHECKING:
     from transferkit.finetune import CutBatch
 
-__all__ = ["ActivationFeed", "cache_frozen_stages"]
+__all__ = ["ActivationFeed", "cache_frozen_stages", "find_tail"]
 
 
 class ActivationFeed:
@@ -74,7 +75,15 @@ def cache_frozen_stages(
         pictures: The versions of them.
         notes: Gets a sentence about what was cached, or why nothing was.
     """
-    tail = _find_tail(session, plan, images, pictures, notes)
+    tail = find_tail(
+        session.backbone,
+        plan,
+        images.recipe,
+        augments=pictures.augmentation.changes,
+        classes=session.data.summary.classes,
+        pooling=session.options.pooling,
+        notes=notes,
+    )
     if tail is None:
         return None
     recipe = images.recipe
@@ -95,24 +104,36 @@ def cache_frozen_stages(
     return ActivationFeed(tail, table, images, versions=versions, seed=session.options.seed)
 
 
-def _find_tail(
-    session: Session, plan: Plan, images: TrainingImages, pictures: PictureFeed, notes: list[str]
+def find_tail(
+    backbone: Backbone,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    augments: bool,
+    classes: Sequence[str],
+    pooling: str,
+    notes: list[str],
 ) -> Tail | None:
-    """The part behind the frozen stages, if it can be cut off and caching saves something."""
+    """The part behind the frozen stages, if it can be cut off and caching saves something.
+
+    Args:
+        backbone, plan, recipe: What is trained, and how.
+        augments: Whether images are augmented.
+        classes, pooling: Of the head.
+        notes: Gets a sentence about why nothing can be cached.
+    """
     from transferkit.finetune import FreezePlan
 
-    recipe, backbone = images.recipe, session.backbone
     mixed = recipe.mixup > 0 or recipe.cutmix > 0
     if recipe.start_size < 1:
         notes.append(f"Nothing was cached: pictures grow in training (start_size={recipe.start_size:g}).")
         return None
-    if plan.adapters is not None or mixed or (pictures.augmentation.changes and not recipe.views):
+    if plan.adapters is not None or mixed or (augments and not recipe.views):
         return None
     shape = backbone.spec.preprocessing.shape
     if shape is not None and shape[0] != shape[1]:
         notes.append("Nothing was cached: that needs square images.")
         return None
-    classes, pooling = session.data.summary.classes, session.options.pooling
     model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes)
     stage = FreezePlan(model, plan.phases).cut
     if stage is None:

@@ -36,10 +36,12 @@ class Paces:
     Args:
         image_seconds: In the frozen pass.
         step_seconds: Fine-tuning strategy -> in a training step; empty if the network cannot be trained here.
+        remembered: Whether all of it was measured by an earlier run on this machine.
     """
 
     image_seconds: float
     step_seconds: Mapping[str, float] = field(default_factory=dict)
+    remembered: bool = field(default=False, compare=False)
 
 
 def measure_paces(
@@ -58,6 +60,7 @@ def measure_paces(
     """
     record, key = SpeedRecord(folder), _key(backbone, options)
     known = record.load(key)
+    remembered = known is not None
     if known is None:
         known = _time_pass(backbone, options)
         record.store(key, known)
@@ -67,11 +70,12 @@ def measure_paces(
     if steps is None and trains:
         steps = _time_steps(backbone, known[FROZEN], options, images)
         record.store(key_of_steps, steps)
+        remembered = False
     seconds = {name: 1 / speed.images_per_second for name, speed in {**known, **(steps or {})}.items()}
     if local_rank_and_world_size()[1] > 1:  # all must decide alike
         connect(choose_device(options.device))
         seconds = broadcast(seconds)
-    return Paces(seconds.pop(FROZEN), seconds)
+    return Paces(seconds.pop(FROZEN), seconds, remembered)
 
 
 def _key(backbone: Backbone, options: PassOptions) -> str:

@@ -45,7 +45,7 @@ from transferkit.workflow.measure import probe_stages, read_features
 from transferkit.workflow.session import fit_to_images, open_backbone, open_bank, open_images, prepared_side
 from transferkit.workflow.views import AskedViews, ask_views, fixed_views, refuse_for_tensors
 
-__all__ = ["rank_backbones"]
+__all__ = ["MEASURED_IMAGES", "name_models", "rank_backbones"]
 
 MEASURED_IMAGES = 2000
 """Images for the measures of transferability, whose cost grows up to cubically; ranks are computed on all images."""
@@ -77,7 +77,7 @@ def rank_backbones(
     """
     start = time.perf_counter()
     asked = ask_views(options.geometry, options.views)
-    named = _name_all(models, pretrained=options.pretrained)
+    named = name_models(models, pretrained=options.pretrained)
     opened = open_images(data, options)
     if opened.normalised:
         refuse_for_tensors(asked)
@@ -106,7 +106,7 @@ def rank_backbones(
     )
 
 
-def _name_all(models: Sequence[str | nn.Module] | str, *, pretrained: bool) -> dict[str, str | nn.Module]:
+def name_models(models: Sequence[str | nn.Module] | str, *, pretrained: bool) -> dict[str, str | nn.Module]:
     """Name -> what to load, patterns written out, doubles dropped.
 
     Raises:

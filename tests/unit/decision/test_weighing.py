@@ -23,10 +23,9 @@ from transferkit.decision import (
     update,
     weigh,
 )
+from transferkit.decision.effort import FITS_SECONDS, LOOP_COST
 from transferkit.decision.gains import LEAST_LEFT
 from transferkit.decision.weighing import (
-    FITS_SECONDS,
-    LOOP_COST,
     START_SECONDS,
     STEP_COST,
     TIE,

@@ -41,7 +41,9 @@ def test_what_was_measured_is_remembered_for_this_network_at_this_size(tmp_path,
     assert first.image_seconds == 1
     assert first.step_seconds == {strategy: number for number, strategy in enumerate(TUNED_SHARES, start=2)}
     assert measured == ["pass", *TUNED_SHARES]
-    assert measure_paces(make_backbone(), HOW, folder=tmp_path, images=150) == first
+    again = measure_paces(make_backbone(), HOW, folder=tmp_path, images=150)
+    assert again == first
+    assert (first.remembered, again.remembered) == (False, True)
     assert len(measured) == 3
     network = Pyramid()
     stir(network, 3)

@@ -191,24 +191,24 @@ def test_measures_see_a_sample_the_ranks_see_all(monkeypatch):
 
 
 def test_patterns_stand_for_what_is_on_this_machine():
-    assert list(module._name_all("packaged/*lite[01]", pretrained=True)) == [
+    assert list(module.name_models("packaged/*lite[01]", pretrained=True)) == [
         "packaged/tf_efficientnet_lite0",
         "packaged/tf_efficientnet_lite1",
     ]
-    twice = module._name_all(["packaged/*lite0", "packaged/tf_efficientnet_lite0"], pretrained=True)
+    twice = module.name_models(["packaged/*lite0", "packaged/tf_efficientnet_lite0"], pretrained=True)
     assert list(twice) == ["packaged/tf_efficientnet_lite0"]
     with pytest.raises(OptionError, match=r"'nothing/like\*this' matches no model"):
-        module._name_all("nothing/like*this", pretrained=True)
+        module.name_models("nothing/like*this", pretrained=True)
     with pytest.raises(OptionError, match="No model is named"):
-        module._name_all([], pretrained=True)
+        module.name_models([], pretrained=True)
 
 
 def test_a_pattern_never_fetches(monkeypatch):
     entry = module.zoo.catalog("*lite0", source="packaged")[0]
     monkeypatch.setattr(module.zoo, "catalog", lambda pattern: [replace(entry, name="timm/x", offline=False)] * 3)
     with pytest.raises(OptionError, match="matches 3 models of the zoo, but the weights of none are on this machine"):
-        module._name_all("timm/*", pretrained=True)
-    assert list(module._name_all("timm/*", pretrained=False)) == ["timm/x"]
+        module.name_models("timm/*", pretrained=True)
+    assert list(module.name_models("timm/*", pretrained=False)) == ["timm/x"]
 
 
 def test_if_none_can_be_ranked_it_is_an_error(monkeypatch):

@@ -25,6 +25,7 @@ __all__ = [
     "image_sizes",
     "refuse_for_tensors",
     "view_of",
+    "wanted_geometries",
 ]
 
 ALONE_GEOMETRIES = ("crop", "full", "squash", "pad")
@@ -142,6 +143,21 @@ def _words(views: object) -> list[str]:
     if not words or isinstance(views, bool):
         raise OptionError(f"views must be auto, 1, or names joined by +, got {views!r}. {_REMEDY}")
     return list(dict.fromkeys(words))
+
+
+def wanted_geometries(asked: AskedViews) -> tuple[str, ...]:
+    """Geometries to average over if there were no limit on cost, the first pass's in front.
+
+    Example:
+        >>> wanted_geometries(ask_views()), wanted_geometries(ask_views(views="pad+crop"))
+        (('crop', 'squash', 'zoom', 'wide'), ('crop', 'pad'))
+    """
+    start = asked.start
+    if asked.views is not None:
+        return (start, *(name for name in asked.views if name != start))
+    others = [name for name in AUTO_VIEWS if name != start]
+    # The largest centre square takes the place of the checkpoint's crop: the two differ by a rim.
+    return (start, *(others[1:] if start == "full" else others))
 
 
 def refuse_for_tensors(asked: AskedViews) -> None:

@@ -25,13 +25,13 @@ from transferkit.records import GEOMETRIES, Folds, Preprocessing, ViewComparison
 from transferkit.workflow.flip_check import FlipCheck, check_flip
 from transferkit.workflow.views.asked import (
     ALONE_GEOMETRIES,
-    AUTO_VIEWS,
     MIRROR,
     AskedViews,
     apply_views,
     distinct_geometries,
     image_sizes,
     view_of,
+    wanted_geometries,
 )
 from transferkit.workflow.views.words import explain
 
@@ -218,7 +218,7 @@ class _Comparison:
         self.notes: list[str] = []
 
     def choose(self) -> Chosen:
-        wanted = self._wanted()
+        wanted = wanted_geometries(self.asked)
         names, same = distinct_geometries(wanted, self.passes.own, self.sizes)
         names, mirror, check = self._affordable(names)
         names = _in_order(names)
@@ -254,15 +254,6 @@ class _Comparison:
     def pass_seconds(self) -> float:
         """Of one view of all images, including those that are only scored: they are seen in every view as well."""
         return self.image_seconds * len(self.data)
-
-    def _wanted(self) -> tuple[str, ...]:
-        """Geometries to average over if there were no limit on cost, the first pass's in front."""
-        start = self.asked.start
-        if self.asked.views is not None:
-            return (start, *(name for name in self.asked.views if name != start))
-        others = [name for name in AUTO_VIEWS if name != start]
-        # The largest centre square takes the place of the checkpoint's crop: the two differ by a rim.
-        return (start, *(others[1:] if start == "full" else others))
 
     def _affordable(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], bool, FlipCheck | None]:
         """The geometries and whether mirror images are averaged; and the flip check."""

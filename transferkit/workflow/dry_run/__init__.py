@@ -1,0 +1,30 @@
+"""What `analyze`, `adapt` and `rank` would do and cost: opened and timed briefly, nothing computed, nothing written."""
+
+from transferkit.workflow.dry_run.adapting import (
+    about,
+    evidence_in_bank,
+    measuring,
+    plan_adapt,
+    plan_analyze,
+    plan_extract,
+    views_of,
+)
+from transferkit.workflow.dry_run.passes import planned_files
+from transferkit.workflow.dry_run.prospect import Prospect, open_prospect
+from transferkit.workflow.dry_run.ranking import plan_rank
+from transferkit.workflow.dry_run.training import training_of
+
+__all__ = [
+    "Prospect",
+    "about",
+    "evidence_in_bank",
+    "measuring",
+    "open_prospect",
+    "plan_adapt",
+    "plan_analyze",
+    "plan_extract",
+    "plan_rank",
+    "planned_files",
+    "training_of",
+    "views_of",
+]
