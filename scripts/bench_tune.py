@@ -55,6 +55,9 @@ LEARNT_FROM = ("characters", "counting", "families", "glyphs", "hand_signs", "lo
 COMPARED_ON = {"digits": 32, "fashion": 32}
 """Task -> image size in pixels."""
 
+WORTHWHILE = 1e-3
+"""Accuracy that another starting point has to add, averaged over the tasks."""
+
 MOST_CLASSES = 10
 """Classes of a task of the sweep; of further ones the images are left out."""
 
@@ -201,9 +204,11 @@ def learn() -> None:
     regret = values.max(axis=1, keepdims=True) - values
     chosen, left = [0], regret[:, 0]
     while len(chosen) < STARTS + 1:
-        best = int(np.minimum(left[:, None], regret).mean(axis=0).argmin())
-        chosen.append(best)
-        left = np.minimum(left, regret[:, best])
+        means = np.minimum(left[:, None], regret).mean(axis=0)
+        if left.mean() - means.min() < WORTHWHILE:
+            break
+        chosen.append(int(means.argmin()))
+        left = np.minimum(left, regret[:, chosen[-1]])
         print(f"{len(chosen)} points: mean regret {100 * left.mean():.2f} points, worst {100 * left.max():.2f}")
     text = {"script": "scripts/bench_tune.py", "tasks": tasks, "points": [points[number] for number in chosen[1:]]}
     KNOWLEDGE.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")

@@ -31,6 +31,9 @@ CALLS = {
     "doctor labels": ["doctor", "labels", *QUICK, "data.root={data}"],
     "doctor images": ["doctor", "images", *QUICK, "data.root={data}"],
     "tune": ["tune", *QUICK, "data.root={data}", "tune.trials=8", "strategy=few_layers"],
+    "tune a probe": ["tune", *QUICK, "data.root={data}", "strategy=linear_probe"],
+    "extract": ["extract", *QUICK, "data.root={data}", "views=1"],
+    "shard": ["shard", "data.root={data}", "out=shards"],
     "predict": ["predict", "run={run}", "images={data}/test", "out=answers.csv"],
     "evaluate": ["evaluate", "run={run}", "data.root={data}/test"],
     "export": ["export", "run={run}"],
@@ -40,7 +43,7 @@ CALLS = {
 }
 """Verb, with a word that makes it another -> a call of it."""
 
-WRITERS = {"adapt", "analyze", "rank", "doctor labels", "doctor images", "tune", "predict", "evaluate", "export"}
+WRITERS = {*CALLS} - {"doctor", "zoo", "cache", "cache clear"}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_it_says_what_would_be_done_and_does_nothing(call, at, digit_files, fini
     plan = from_json(DryRun, plain)
     assert to_json(plan) == plain
     assert plain["schema"] == 1
-    assert plan.verb == call.replace("cache clear", "cache")
+    assert plan.verb == call.replace("cache clear", "cache").replace("tune a probe", "tune")
     assert shlex.split(plan.command)[:2] == ["transferkit", call.split()[0]]
     assert "dry_run" not in plan.command
     assert plan.seconds_high > plan.seconds_low >= 0
@@ -133,8 +136,8 @@ def test_the_command_of_a_plan_is_the_one_without_dry_run(at, digit_files, capsy
         ["adapt", "strategy=few_layers", "unfreeze=[nowhere]", MODEL, "pretrained=false", "image_size=32"],
         ["analyze", "mode=search"],
         ["rank", "models=nothing*"],
-        ["tune", "strategy=linear_probe"],
-        ["tune", "tune.trials=3"],
+        ["tune", "strategy=linear_probe", "tune.pruner=median"],
+        ["tune", "tune.trials=3", "tune.sampler=one_epoch"],
         ["doctor", "labels=nowhere.csv"],
         ["doctor", "replay", "nowhere.pt"],
         ["predict", "run=nowhere", "images=x.jpg"],

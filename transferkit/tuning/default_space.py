@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from transferkit.core.errors import OptionError
 from transferkit.options import Recipe
 from transferkit.records import JOINED, SELECTED
 from transferkit.strategies import DECAYED, TUNABLE
-from transferkit.tuning.points import PROBE
-from transferkit.tuning.space import Choices, Dimension, Range
+from transferkit.tuning.points import PROBE, sampler_of
+from transferkit.tuning.search_options import TuneOptions
+from transferkit.tuning.space import Choices, Dimension, Range, Space, lay_grid, read_space
 
-__all__ = ["default_space"]
+__all__ = ["default_space", "searched_space", "settle_trials"]
 
 BATCHES = (8, 16, 32, 64, 128)
 
@@ -61,3 +64,34 @@ def default_space(
     if given & {"train.lr", "train.lr_scale"}:
         given |= {"train.lr"}
     return {name: one for name, one in space.items() if name not in given}
+
+
+def searched_space(options: TuneOptions, *, lr: float, images: int, stages: Sequence[str]) -> dict[str, Dimension]:
+    """The space that was given, or the default one without what is set.
+
+    Args:
+        options: With the name of the strategy that is tuned.
+        lr, images, stages: As for `default_space`.
+
+    Raises:
+        OptionError: The space cannot be read, or nothing is left of it.
+    """
+    if options.space is not None:
+        return read_space(options.space)
+    space = default_space(lr=lr, images=images, stages=stages, strategy=options.strategy, recipe=options.recipe)
+    given = {
+        "unfreeze": options.unfreeze is not None,
+        "stage": options.stage is not None,
+        "head": options.head != "auto",
+    }
+    left = {name: one for name, one in space.items() if not given.get(name)}
+    if not left:
+        raise OptionError("Everything that could be searched is set: leave something out, or give a space.")
+    return left
+
+
+def settle_trials(options: TuneOptions, space: Space) -> TuneOptions:
+    """The options with the sampler that is meant, and no more trials than a grid has points."""
+    sampler, trials = sampler_of(options), options.trials
+    points = len(lay_grid(space, trials)) if sampler == "grid" else trials
+    return replace(options, sampler=sampler, trials=min(trials, points))

@@ -11,17 +11,20 @@ from transferkit.core.paths import expand
 from transferkit.core.scratch_cache import scratch_cache
 from transferkit.finetune import fit_recipe
 from transferkit.records import DryRun, PlannedStep
+from transferkit.tuning.default_space import searched_space, settle_trials
 from transferkit.tuning.objective import FINAL_FOLDS
-from transferkit.tuning.points import TUNED_INSTEAD
+from transferkit.tuning.points import PROBE, TUNED_INSTEAD
 from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.stages import SearchStage, plan_stages
 from transferkit.tuning.tuner import STUDY_FILE
 from transferkit.workflow.decide import check_stages, choose_strategy
 from transferkit.workflow.dry_run import (
+    CLOSED_FORM_SECONDS,
     Prospect,
     about,
     evidence_in_bank,
     measuring,
+    memory_of_features,
     open_prospect,
     planned_files,
     training_of,
@@ -61,7 +64,7 @@ def plan_tune(model: str | nn.Module, data: Any, options: TuneOptions) -> DryRun
             check=lambda backbone: check_stages(backbone, options),
         )
         strategy, warnings = _strategy(prospect, options)
-        options = replace(options, strategy=strategy)
+        options = _settled(prospect, replace(options, strategy=strategy))
         steps = measuring(prospect, views_of(prospect, options, budget=None))
         stages = plan_stages(options.sampler, options.trials)
         steps += _limited([_stage_step(prospect, options, stage) for stage in stages], options.seconds)
@@ -102,10 +105,31 @@ def _strategy(prospect: Prospect, options: TuneOptions) -> tuple[str, list[str]]
     if evidence is None:
         return TUNED_INSTEAD, [f"What is tuned is decided by the frozen pass; the cost is that of {TUNED_INSTEAD}."]
     chosen = choose_strategy(evidence, options).strategy
-    return (TUNED_INSTEAD if chosen == "linear_probe" else chosen), []
+    return (TUNED_INSTEAD if chosen == PROBE else chosen), []
+
+
+def _settled(prospect: Prospect, options: TuneOptions) -> TuneOptions:
+    stages = [stage.name for stage in prospect.backbone.stages]
+    space = searched_space(options, lr=1.0, images=len(prospect.train), stages=stages)  # of which only the size counts
+    return settle_trials(options, space)
+
+
+def _probe_step(prospect: Prospect, stage: SearchStage) -> PlannedStep:
+    low, high = CLOSED_FORM_SECONDS
+    return PlannedStep(
+        name=f"trials {stage.name}",
+        what=f"{stage.trials} trials ({stage.name}), each a head solved for on the features of a stage.",
+        images=len(prospect.train),
+        passes=0.0,
+        seconds_low=0.3 * stage.trials * low,
+        seconds_high=stage.trials * high,
+        memory_bytes=memory_of_features(prospect, len(prospect.train)),
+    )
 
 
 def _stage_step(prospect: Prospect, options: TuneOptions, stage: SearchStage) -> PlannedStep:
+    if options.strategy == PROBE:
+        return _probe_step(prospect, stage)
     full = fit_recipe(options.recipe, len(prospect.train))
     folds = options.recipe.folds
     if folds is None:

@@ -16,18 +16,17 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from transferkit.core.errors import OptionError
 from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import environment
 from transferkit.features import choose_device
 from transferkit.finetune import fit_recipe
 from transferkit.records import Decision, TuningRecord, TuningTrial
-from transferkit.tuning.default_space import default_space
+from transferkit.tuning.default_space import searched_space, settle_trials
 from transferkit.tuning.objective import HeldBackAccuracy
-from transferkit.tuning.points import PROBE, TUNED_INSTEAD, check_space, sampler_of
+from transferkit.tuning.points import PROBE, TUNED_INSTEAD, check_space
 from transferkit.tuning.search_options import TuneOptions
-from transferkit.tuning.space import Choices, Dimension, Range, Space, lay_grid, read_space
+from transferkit.tuning.space import Choices, Dimension, Range, Space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
 from transferkit.tuning.starts import starting_points
 from transferkit.tuning.storage import hide_password, told_if_gone
@@ -58,9 +57,14 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
     session = open_session(model, data, options, trains=True)
     options = _named(session, options)
     decision = decide_session(session, options).decision
-    space = _space(session, decision, options)
+    space = searched_space(
+        options,
+        lr=decision.lr,
+        images=session.data.summary.train_images,
+        stages=[stage.name for stage in session.backbone.stages],
+    )
     check_space(space, options)
-    options = _counted(options, space)
+    options = settle_trials(options, space)
     search = Search(
         space=space,
         stages=plan_stages(options.sampler, options.trials),
@@ -92,37 +96,6 @@ def _named(session: Session, options: TuneOptions) -> TuneOptions:
         return replace(options, strategy=chosen.strategy, unfreeze=list(chosen.tuned) or None)
     announce(f"a linear probe is advised, which has little to tune: tuning {TUNED_INSTEAD}", enabled=options.progress)
     return replace(options, strategy=TUNED_INSTEAD)
-
-
-def _counted(options: TuneOptions, space: Space) -> TuneOptions:
-    """The options, with the sampler that is meant, and no more trials than a grid has points."""
-    sampler, trials = sampler_of(options), options.trials
-    if sampler == "grid":
-        trials = min(trials, len(lay_grid(space, trials)))
-    if trials < options.trials:
-        announce(f"the grid has {trials} points, and so many trials are made", enabled=options.progress)
-    return replace(options, sampler=sampler, trials=trials)
-
-
-def _space(session: Session, decision: Decision, options: TuneOptions) -> dict[str, Dimension]:
-    if options.space is not None:
-        return read_space(options.space)
-    space = default_space(
-        lr=decision.lr,
-        images=session.data.summary.train_images,
-        stages=[stage.name for stage in session.backbone.stages],
-        strategy=options.strategy,
-        recipe=options.recipe,
-    )
-    given = {
-        "unfreeze": options.unfreeze is not None,
-        "stage": options.stage is not None,
-        "head": options.head != "auto",
-    }
-    left = {name: one for name, one in space.items() if not given.get(name)}
-    if not left:
-        raise OptionError("Everything that could be searched is set: leave something out, or give a space.")
-    return left
 
 
 def _starts(session: Session, decision: Decision, space: Space, options: TuneOptions) -> list[dict[str, Any]]:
