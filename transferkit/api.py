@@ -17,6 +17,7 @@ from transferkit.core.renaming import renamed
 from transferkit.core.timing import timed
 from transferkit.decision import complete, conclude
 from transferkit.doctor.monitor_reading import diagnose_training
+from transferkit.doctor.segment_reading import read_segment
 from transferkit.doctor.watching import watch_fits
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
@@ -323,6 +324,8 @@ def tune(
     model: str | nn.Module,
     data: Any,
     *,
+    style: str = "auto",
+    retest: bool = False,
     space: Mapping[str, Any] | None = None,
     sampler: str = "coarse_to_fine",
     pruner: str = "none",
@@ -375,7 +378,7 @@ def tune(
         command: What to quote as the way to run this again; None composes the Python call.
 
     Returns:
-        All trials, and the best settings: `adapt(model, data, **found.settings)` trains with them.
+        All trials or interventions, and the best settings: `adapt(model, data, **found.settings)` trains with them.
 
     Raises:
         OptionError: Something cannot be searched like this.
@@ -390,7 +393,9 @@ def tune(
     from transferkit.tuning.tuner import run_search
 
     options = options_from(TuneOptions, given)
-    return run_search(model, data, options, command=command or quote_call(tune, given))
+    return run_search(
+        model, data, options, watch=watch_fits, read=read_segment, command=command or quote_call(tune, given)
+    )
 
 
 def check_adapt(arguments: Mapping[str, Any]) -> str:

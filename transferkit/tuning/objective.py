@@ -16,7 +16,7 @@ from transferkit.tuning.space import Point
 from transferkit.tuning.stages import SearchStage
 from transferkit.tuning.study import Report, Score
 from transferkit.workflow.decide import decide_session
-from transferkit.workflow.finetune_run import begin_run
+from transferkit.workflow.finetune_run import FineTuneRun, begin_run
 from transferkit.workflow.fit import plan_decision
 from transferkit.workflow.session import Session
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["HeldBackAccuracy"]
+__all__ = ["HeldBackAccuracy", "score_run"]
 
 TIE = 0.5
 """Share of an image that a lower held-back loss is worth at most: it decides between equal accuracies."""
@@ -50,6 +50,10 @@ class HeldBackAccuracy:
         self._session, self._options, self._by_fold = session, options, by_fold
 
     def __call__(self, point: Point, stage: SearchStage, report: Report) -> Score:
+        return score_run(self.train(point, stage, report))
+
+    def train(self, point: Point, stage: SearchStage, report: Report) -> FineTuneRun:
+        """The folds, trained with a point and judged."""
         options = with_point(self._options, point)
         full = fit_recipe(options.recipe, self._session.data.summary.train_images)
         folds = options.recipe.folds
@@ -61,21 +65,25 @@ class HeldBackAccuracy:
         decided = decide_session(self._session, options)
         reporter = _Reporter(report, by_fold=self._by_fold)
         plan = plan_decision(decided.session, decided.decision)
-        run = begin_run(decided.session, plan, options, watch=reporter.next_fold)
-        probe, *_, tuned = run.judged.verdict.candidates
-        images = run.images.held_back
-        return Score(
-            value=tuned.accuracy + TIE / images / (1 + tuned.log_loss),
-            details={
-                "accuracy": tuned.accuracy,
-                "log_loss": tuned.log_loss,
-                "probe": probe.accuracy,
-                "kept": run.judged.verdict.kept.accuracy,
-                "epochs": epochs,
-                "best_epoch": run.judged.best + 1,
-                "images": images,
-            },
-        )
+        return begin_run(decided.session, plan, options, watch=reporter.next_fold)
+
+
+def score_run(run: FineTuneRun) -> Score:
+    """What a trained point is worth."""
+    probe, *_, tuned = run.judged.verdict.candidates
+    images = run.images.held_back
+    return Score(
+        value=tuned.accuracy + TIE / images / (1 + tuned.log_loss),
+        details={
+            "accuracy": tuned.accuracy,
+            "log_loss": tuned.log_loss,
+            "probe": probe.accuracy,
+            "kept": run.judged.verdict.kept.accuracy,
+            "epochs": run.images.recipe.epochs,
+            "best_epoch": run.judged.best + 1,
+            "images": images,
+        },
+    )
 
 
 class _Reporter:

@@ -11,6 +11,7 @@ from transferkit.options import AdaptOptions, Recipe
 from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.space import Point, Space, read_space
 from transferkit.tuning.stages import PRUNERS, plan_stages
+from transferkit.tuning.style import named_by_hand
 
 __all__ = ["TUNED_INSTEAD", "check_search", "check_space", "with_point"]
 
@@ -74,6 +75,11 @@ def check_search(options: TuneOptions) -> None:
         raise OptionError(
             "A linear probe is solved for, not trained: it has nothing to tune. Name a strategy that trains, such as "
             f"strategy={TUNED_INSTEAD}."
+        )
+    if options.style == "panda" and (named := named_by_hand(options)):
+        raise OptionError(
+            f"style=panda trains one model in this process, and no points of a space: leave out tune.{named[0]}, or "
+            "use style=caviar."
         )
     stages = plan_stages(options.sampler, options.trials)
     if options.pruner not in PRUNERS:

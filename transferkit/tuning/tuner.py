@@ -19,14 +19,18 @@ from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import environment
 from transferkit.features import choose_device
+from transferkit.finetune.watching import MakeWatch
 from transferkit.records import Decision, TuningRecord, TuningTrial
 from transferkit.tuning.default_space import default_space
 from transferkit.tuning.objective import HeldBackAccuracy
+from transferkit.tuning.panda import ReadSegment, babysit
 from transferkit.tuning.points import TUNED_INSTEAD, check_space
+from transferkit.tuning.retest import retest_settings
 from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.space import Choices, Dimension, Range, read_space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
+from transferkit.tuning.style import choose_style
 from transferkit.workflow.decide import decide_session
 from transferkit.workflow.session import Session, open_session
 
@@ -37,12 +41,21 @@ STUDY_FILE = "study.db"
 STATE_NAMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, command: str) -> TuningRecord:
+def run_search(
+    model: str | nn.Module,
+    data: Any,
+    options: TuneOptions,
+    *,
+    watch: Callable[[int], MakeWatch | None],
+    read: ReadSegment,
+    command: str,
+) -> TuningRecord:
     """Search, and return what was found.
 
     Args:
         model, data: As for `adapt`.
         options: Of all trials, and of the search.
+        watch, read: What a training is babysat with, as for `babysit`.
         command: What makes the search again.
 
     Raises:
@@ -51,8 +64,14 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
     """
     begun = time.perf_counter()
     session = open_session(model, data, options, trains=True)
+    if options.retest:
+        return retest_settings(session, options, command=command, begun=begun)
     options = _named(session, options)
     decision = decide_session(session, options).decision
+    style, why = choose_style(options, decision, continues=_is_begun(options))
+    announce(why, enabled=options.progress)
+    if style == "panda":
+        return babysit(session, options, watch=watch, read=read, why=why, command=command, begun=begun)
     space = _space(session, decision, options)
     check_space(space, options)
     search = Search(
@@ -67,7 +86,12 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
         finally:
             for other in others:
                 other.join()
-        return _record(session, options, search, study, command=command, begun=begun)
+        return replace(_record(session, options, search, study, command=command, begun=begun), why_style=why)
+
+
+def _is_begun(options: TuneOptions) -> bool:
+    """Whether `out` holds a study."""
+    return options.out is not None and (expand(options.out) / STUDY_FILE).is_file()
 
 
 def _named(session: Session, options: TuneOptions) -> TuneOptions:
@@ -192,6 +216,7 @@ def _record(
         base=options.recipe.changed,
         storage=str(options.storage or ""),
         study=options.study,
+        shape=session.backbone.spec.preprocessing.height_width,
         command=command,
         environment=environment(seed=options.seed, device=str(choose_device(options.device))),
         seconds=time.perf_counter() - begun,
