@@ -61,9 +61,9 @@ class Intervention:
             ...              after=0.1, loss_before=2.0, loss_after=0.5, is_kept=True).sentence
             'Epoch 5, lr_too_high: train.lr 0.3 -> 0.1 from the beginning; held-back loss 2 -> 0.5, kept.'
         """
-        start = f"after epoch {self.back_to}" if self.back_to else "the beginning"
+        start = f"epoch {self.back_to}" if self.back_to else "the beginning"
         losses = f"held-back loss {_loss(self.loss_before)} -> {_loss(self.loss_after)}"
-        came = f"failed: {self.error}" if self.error else losses
+        came = f"failed: {self.error.rstrip('.')}" if self.error else losses
         done = "kept" if self.is_kept else "undone"
         return (
             f"Epoch {self.epoch}, {self.symptom}: {self.setting} {_short(self.before)} -> {_short(self.after)} from "

@@ -151,12 +151,12 @@ class TuningRecord:
         whole = [one for one in self.trials if one.is_full and one.accuracy is not None]
         if not kept or len(whole) < 2:
             return [*said, "No change was better on held-back images: the settings stay as advised."]
-        first, last = whole[0], whole[-1]
-        outcome = (
-            f"{kept} of {len(said)} changes were kept. Trained with them from the beginning, held-back accuracy is "
-            f"{_percent(last.accuracy)}, as advised {_percent(first.accuracy)}"
+        others = ", ".join(f"with {one.stage} {_percent(one.accuracy)}" for one in whole[1:])
+        said.append(
+            f"{kept} of {len(said)} changes were kept. Trained from the beginning, held-back accuracy is {others}, as "
+            f"advised {_percent(whole[0].accuracy)}{': the settings stay as advised' if self.best is whole[0] else ''}."
         )
-        return [*said, f"{outcome}{'.' if self.best is last else ': the settings stay as advised.'}"]
+        return said
 
     @property
     def _outcome(self) -> tuple[str, ...]:

@@ -12,7 +12,17 @@ from typing import Any
 from transferkit.options import AUGMENTS
 from transferkit.records import Symptom
 
-__all__ = ["MOST_INTERVENTIONS", "RATE_RANGE", "REMEDIES", "Change", "Limits", "choose_change"]
+__all__ = [
+    "FROM_THE_BEGINNING",
+    "MOST_INTERVENTIONS",
+    "RATE_RANGE",
+    "REMEDIES",
+    "SURE",
+    "Change",
+    "Limits",
+    "choose_change",
+    "is_kept",
+]
 
 MOST_INTERVENTIONS = 10
 """Changes that are tried at most: a rate that is 100 times off takes four or five, the rest is for regularisation."""
@@ -150,6 +160,7 @@ REMEDIES: Mapping[str, tuple[Remedy, ...]] = {
     "divergence": (lower_rate,),
     "lr_too_high": (lower_rate,),
     "updates_too_large": (lower_rate,),
+    "dying_units": (lower_rate,),
     "no_learning": (raise_rate, lower_rate),
     "lr_too_low": (raise_rate,),
     "updates_too_small": (raise_rate,),
@@ -161,6 +172,33 @@ REMEDIES: Mapping[str, tuple[Remedy, ...]] = {
 }
 """Symptom -> what its remedy names, in the order in which it is tried. First rates, as regularisation cannot mend a
 training whose rate is wrong. Symptoms that are missing here are not mended by a setting."""
+
+FROM_THE_BEGINNING = ("lr_too_high", "dying_units")
+"""Symptoms whose remedy is to begin anew: the last checkpoint has been spoilt already."""
+
+SURE = ("not_finite", "gradient_not_finite", "divergence", "lr_too_high", "dying_units", "updates_too_small")
+"""Symptoms of a rate that is far off: one step may not be enough to see a difference, so that a change is kept unless
+it is worse. A rate that is 100 times too high spoils a network as thoroughly as one that is 30 times too high."""
+
+
+SURELY = 0.99
+"""A loss below this share of another one is lower: less is the luck of a batch."""
+
+
+def is_kept(cause: str, before: float, after: float) -> bool:
+    """Whether a change is kept.
+
+    Args:
+        cause: The symptom's.
+        before, after: Held-back losses after as many epochs, without and with the change; infinite if not finite.
+
+    Example:
+        >>> is_kept("overfitting", 0.50, 0.499), is_kept("lr_too_high", 0.50, 0.499), is_kept("lr_too_high", 0.5, 0.6)
+        (False, True, False)
+    """
+    if after < SURELY * before:
+        return True
+    return cause in SURE and not before < SURELY * after
 
 
 def choose_change(

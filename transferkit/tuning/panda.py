@@ -1,8 +1,9 @@
 """Babysitting: one training, read at checkpoints as the doctor reads curves, and changed where that asks for it.
 
 A change is tried on the segment in which its symptom was read, from the checkpoint before it, and kept if the held-back
-loss is lower after as many epochs. At the end the network is trained once more on the folds with what was kept from the
-beginning, as `adapt` would do it, and compared with the settings as they were: the better of the two is the outcome.
+loss is lower after as many epochs (of a rate that is far off: unless it is higher). At the end the network is trained
+once more on the folds with what was kept from the beginning, as `adapt` would do it, and compared with the settings as
+they were: the better one is the outcome.
 """
 
 from __future__ import annotations
@@ -26,9 +27,18 @@ from transferkit.finetune.checkpoint import CHECKPOINT, RunCheckpoint
 from transferkit.finetune.fold_runs import FoldRun, run_fold
 from transferkit.finetune.task import FineTuneTask
 from transferkit.finetune.watching import MakeWatch
+from transferkit.nn import StandardisedLinear
 from transferkit.records import Epoch, Fold, Intervention, MonitorRecord, Symptom, TuningRecord, TuningTrial
 from transferkit.strategies import TUNABLE
-from transferkit.tuning.interventions import MOST_INTERVENTIONS, Change, Limits, choose_change, key_of
+from transferkit.tuning.interventions import (
+    FROM_THE_BEGINNING,
+    MOST_INTERVENTIONS,
+    Change,
+    Limits,
+    choose_change,
+    is_kept,
+    key_of,
+)
 from transferkit.tuning.objective import HeldBackAccuracy, score_run
 from transferkit.tuning.points import with_point
 from transferkit.tuning.search_options import TuneOptions
@@ -49,9 +59,6 @@ FEWEST = 5
 CHECKPOINTS = 4
 """About as many segments are read in a training."""
 
-SURELY_LOWER = 0.99
-"""A change is kept if the held-back loss is below this share of the one without: less is the luck of a batch."""
-
 MONITORED_EVERY = 5
 """Steps between two that the monitor sees: a segment is short."""
 
@@ -66,14 +73,21 @@ def plan_checkpoints(epochs: int) -> tuple[int, ...]:
         ((5, 9, 13, 16), (5, 8), (3,))
     """
     each = max(2, math.ceil((epochs - FEWEST) / (CHECKPOINTS - 1)))
-    return tuple(dict.fromkeys([*range(min(FEWEST, epochs), epochs, each), epochs]))
+    return tuple(dict.fromkeys([*range(min(FEWEST, epochs), epochs - 1, each), epochs]))
 
 
 class ReadSegment(Protocol):
     """What reads a training up to a checkpoint; the doctor's is passed down from above."""
 
     def __call__(
-        self, epochs: Sequence[Epoch], record: MonitorRecord | None, *, classes: int, held_back: int, planned: int
+        self,
+        epochs: Sequence[Epoch],
+        record: MonitorRecord | None,
+        *,
+        classes: int,
+        held_back: int,
+        planned: int,
+        start: float | None,
     ) -> tuple[Symptom, ...]:
         """Symptoms, alarms first."""
         ...
@@ -126,6 +140,9 @@ class FoldTraining:
         folder: For checkpoints.
         epochs: Of the whole training.
         watch: Makes what watches a fit.
+
+    Attributes:
+        start: Held-back accuracy before the first step; None of a new head, or before the first segment.
     """
 
     def __init__(
@@ -133,6 +150,7 @@ class FoldTraining:
     ) -> None:
         self._session, self._options, self._folder, self._epochs = session, options, folder, epochs
         self._watch = watch
+        self.start: float | None = None
         self._probe: Any = None
         self._made = 0
 
@@ -152,8 +170,21 @@ class FoldTraining:
             _branch(start.folder, self._folder / name, task, fold)
         runner = replace(runner, folder=self._folder, logs=False)
         found = run_fold(task, fold, runner, name, epochs=until, probe=self._probe)
-        self._probe = found.probe
+        if self._probe is None:
+            self._probe, self.start = found.probe, _first_accuracy(task, fold)
         return Segment(until, found, self._folder / name, point, time.perf_counter() - began, len(fold.held_back))
+
+
+def _first_accuracy(task: FineTuneTask, fold: Fold) -> float | None:
+    """Held-back accuracy of the network before its first step; None if its head is a new one."""
+    if task.plan.start == "zero":
+        return None
+    classifier = task.network(fold.train).model.classifier
+    assert isinstance(classifier, StandardisedLinear)
+    head = classifier.folded()
+    features = task.training_table.take(fold.held_back).load(task.plan.stages)
+    logits = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    return float((logits.argmax(axis=1) == task.labels[fold.held_back]).mean())
 
 
 def _branch(source: Path, target: Path, task: FineTuneTask, fold: Fold) -> None:
@@ -226,7 +257,12 @@ class Care:
         watch = current.checkpoint.watch
         record = None if watch is None else watch.record()
         symptoms = self.read(
-            current.checkpoint.epochs, record, classes=self.classes, held_back=current.images, planned=epochs
+            current.checkpoint.epochs,
+            record,
+            classes=self.classes,
+            held_back=current.images,
+            planned=epochs,
+            start=self.training.start,
         )
         return choose_change(symptoms, self.settings, self.limits, tried=self.tried)
 
@@ -236,13 +272,14 @@ class Care:
         before = dict(self.settings), dict(self.changed)
         self.settings[change.setting] = self.changed[change.setting] = change.after
         # Another depth has other parameters in its optimizer.
-        start = None if change.setting == "unfreeze" else previous
+        is_anew = change.setting == "unfreeze" or symptom.cause in FROM_THE_BEGINNING
+        start = None if is_anew else previous
         began, error, other = time.perf_counter(), "", current
         try:
             other = self._train(start, current.epochs)
         except TransferkitError as problem:
             error = str(problem)
-        is_kept = not error and other.loss < SURELY_LOWER * current.loss
+        helped = not error and is_kept(symptom.cause, current.loss, other.loss)
         done = Intervention(
             back_to=0 if start is None else start.epochs,
             epoch=current.epochs,
@@ -255,13 +292,13 @@ class Care:
             loss_after=None if error else _finite(other.loss),
             accuracy_before=current.accuracy,
             accuracy_after=None if error else other.accuracy,
-            is_kept=is_kept,
+            is_kept=helped,
             seconds=time.perf_counter() - began,
             error=error,
         )
         self.interventions.append(done)
         self.tell(done.sentence)
-        if is_kept:
+        if helped:
             shutil.rmtree(current.folder, ignore_errors=True)
             return other
         if other is not current:
@@ -309,9 +346,12 @@ def babysit(
         care = Care(training, read, dict(settings), limits, session.data.summary.num_classes, has_time, tell)
         care.run(plan_checkpoints(epochs))
     trials += [replace(one, number=place) for place, one in enumerate(care.trials, start=len(trials))]
-    if care.changed and (options.seconds is None or time.perf_counter() < begun + options.seconds):
-        _, last = _train_whole(session, options, care.changed, "with changes", trials)
-        tell(f"with the changes from the beginning: held-back accuracy {_percent(last.accuracy)}")
+    rate = {name: value for name, value in care.changed.items() if name == "train.lr"}
+    # What helped one fold a little may be luck; a rate that was wrong is not. So it is measured alone as well.
+    for name, point in {"all changes": care.changed, "rate alone": rate if rate != care.changed else {}}.items():
+        if point and (options.seconds is None or time.perf_counter() < begun + options.seconds):
+            _, last = _train_whole(session, options, point, name, trials)
+            tell(f"{name}, from the beginning: held-back accuracy {_percent(last.accuracy)}")
     return TuningRecord(
         data=session.data.summary,
         backbone=session.backbone.spec.name,

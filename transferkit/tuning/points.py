@@ -9,6 +9,7 @@ from functools import partial
 from transferkit.core.errors import MissingDependencyError, OptionError, list_problems, problem_of, unknown_name
 from transferkit.options import AdaptOptions, Recipe
 from transferkit.tuning.search_options import TuneOptions
+from transferkit.tuning.search_record import read_search
 from transferkit.tuning.space import Point, Space, read_space
 from transferkit.tuning.stages import PRUNERS, plan_stages
 from transferkit.tuning.style import named_by_hand
@@ -69,6 +70,8 @@ def check_search(options: TuneOptions) -> None:
         OptionError: It cannot.
         MissingDependencyError: Optuna is not installed.
     """
+    if options.retest:
+        read_search(options)
     if importlib.util.find_spec("optuna") is None:
         raise MissingDependencyError("A search needs Optuna: pip install 'transferkit[tune]'.")
     if options.strategy == "linear_probe":

@@ -6,7 +6,6 @@ by image. Four trainings instead of thirty.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,23 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import OptionError, TransferkitError
-from transferkit.core.paths import expand
+from transferkit.core.errors import TransferkitError
 from transferkit.core.progress import announce
-from transferkit.core.serialization import from_json
 from transferkit.finetune import Judged
 from transferkit.records import DataSummary, Retest, RetestedSettings, TuningRecord
 from transferkit.tuning.objective import HeldBackAccuracy, score_run
 from transferkit.tuning.search_options import TuneOptions
+from transferkit.tuning.search_record import read_search
 from transferkit.tuning.space import Point
 from transferkit.tuning.stages import FINALISTS, SearchStage
 from transferkit.workflow.decide import decide_session
 from transferkit.workflow.session import Session
 
-__all__ = ["RECORD", "compare_paired", "describe_changes", "read_search", "retest_settings"]
-
-RECORD = "tuning.json"
-"""File of a search inside `out`."""
+__all__ = ["compare_paired", "describe_changes", "retest_settings"]
 
 FULL = SearchStage(name="retest", trials=1, share=1.0, source="best")
 
@@ -42,31 +37,6 @@ COVERED = 0.95
 
 CLASSES_NAMED = 6
 """Classes named at most."""
-
-
-def read_search(options: TuneOptions) -> TuningRecord:
-    """The search whose settings are to be measured again.
-
-    Raises:
-        OptionError: `out` holds none, or one without a complete trial.
-    """
-    if options.out is None:
-        raise OptionError(
-            f"retest measures the settings of an earlier search again: out= must be its folder, with {RECORD}."
-        )
-    file = expand(options.out) / RECORD
-    if not file.is_file():
-        raise OptionError(
-            f"There is nothing to retest: {file} is missing. Name the folder of an earlier search with out=, or search "
-            "first, without retest."
-        )
-    try:
-        found = from_json(TuningRecord, json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise OptionError(f"{file} is no record of a search ({error}). Search again, without retest.") from error
-    if found.best is None:
-        raise OptionError(f"There is nothing to retest: no trial of {file} is complete. Search again, without retest.")
-    return found
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,8 @@ def choose_style(options: TuneOptions, decision: Decision, *, continues: bool = 
     """
     if options.style != "auto":
         return options.style, ""
-    if (named := named_by_hand(options)) or continues or options.strategy == "linear_probe":
-        why = f"tune.{named[0]} is set" if named else "there is a study to go on with" if continues else ""
-        return "caviar", f"style: caviar, as {why}" if why else ""
+    if continues or named_by_hand(options) or options.strategy == "linear_probe":
+        return "caviar", ""
     seconds = None if decision.expected is None else decision.expected.cost_seconds
     if not seconds:
         return "caviar", "style: caviar, as it is not known how long a training takes"

@@ -27,6 +27,7 @@ from transferkit.tuning.panda import ReadSegment, babysit
 from transferkit.tuning.points import TUNED_INSTEAD, check_space
 from transferkit.tuning.retest import retest_settings
 from transferkit.tuning.search_options import TuneOptions
+from transferkit.tuning.search_record import write_search
 from transferkit.tuning.space import Choices, Dimension, Range, read_space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
@@ -50,7 +51,7 @@ def run_search(
     read: ReadSegment,
     command: str,
 ) -> TuningRecord:
-    """Search, and return what was found.
+    """Search, and return what was found; it is written into `out` as well.
 
     Args:
         model, data: As for `adapt`.
@@ -62,6 +63,21 @@ def run_search(
         OptionError: Something cannot be searched like this.
         TransferkitError: Another of its kinds.
     """
+    found = _search(model, data, options, watch=watch, read=read, command=command)
+    write_search(found, options)
+    return found
+
+
+def _search(
+    model: str | nn.Module,
+    data: Any,
+    options: TuneOptions,
+    *,
+    watch: Callable[[int], MakeWatch | None],
+    read: ReadSegment,
+    command: str,
+) -> TuningRecord:
+    """A search of the style that is asked for, or a retest."""
     begun = time.perf_counter()
     session = open_session(model, data, options, trains=True)
     if options.retest:
