@@ -145,7 +145,7 @@ class TuningRecord:
     def _babysat(self) -> list[str]:
         """What was changed, and what the whole training with the changes is worth against the one without."""
         if not self.interventions:
-            return ["The curves asked for no change."]
+            return ["The curves asked for no change, or there was no time."]
         kept = sum(one.is_kept for one in self.interventions)
         said = [one.sentence for one in self.interventions]
         whole = [one for one in self.trials if one.is_full and one.accuracy is not None]
