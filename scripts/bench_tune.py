@@ -62,7 +62,7 @@ MOST_CLASSES = 10
 """Classes of a task of the sweep; of further ones the images are left out."""
 
 SWEEP_SIZE, SWEEP_POINTS, STARTS = 48, 20, 7
-TRIALS, WHOLE, POOL, FEW, REPEATS = 9, 200, 300, 40, 10
+TRIALS, WHOLE, POOL, FEW, REPEATS = 9, 200, 250, 24, 10
 """Trials of a comparison of scales; of the random search; points it draws from; trials of cheaper searches."""
 
 FULL = SearchStage(name="full", trials=1, share=1.0, source="random")
@@ -266,10 +266,9 @@ def searches(root: Path, work: Path, tasks: Sequence[str]) -> None:
         )
         for repeat in range(REPEATS):
             for way, sampler, begin in (
-                ("coarse to fine", "coarse_to_fine", []),
-                ("coarse to fine, warm start", "coarse_to_fine", starts),
+                ("coarse to fine, warm start", "coarse_to_fine", starts[: FEW // 4]),
                 ("one epoch", "one_epoch", []),
-                ("one epoch, warm start", "one_epoch", starts),
+                ("coarse to fine", "coarse_to_fine", []),
             ):
                 key = {"kind": "searches", "task": name, "way": way, "repeat": repeat}
                 if not rows.find(**key):

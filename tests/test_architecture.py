@@ -34,7 +34,7 @@ LAYERS["workflow"] = frozenset(
 )
 LAYERS["result"] = frozenset({"zoo", "data", "nn", "measure", "features", "report", "export"})
 LAYERS["doctor"] = frozenset({"data", "measure", "nn", "strategies", "finetune", "result", "workflow"})
-LAYERS["tuning"] = frozenset({"features", "strategies", "probe", "finetune", "workflow"})
+LAYERS["tuning"] = frozenset({"features", "nn", "strategies", "probe", "finetune", "workflow"})
 LAYERS["api"] = frozenset({"decision", "doctor", "features", "measure", "result", "tuning", "workflow"})
 LAYERS["cli"] = LAYERS["api"] | {"api", "data", "finetune", "report", "strategies", "zoo"}
 """Part of the package -> the parts it may import, besides the base and itself."""

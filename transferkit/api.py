@@ -18,6 +18,7 @@ from transferkit.core.renaming import renamed
 from transferkit.core.timing import timed
 from transferkit.decision import complete, conclude
 from transferkit.doctor.monitor_reading import diagnose_training
+from transferkit.doctor.segment_reading import read_segment
 from transferkit.doctor.watching import watch_fits
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, PassOptions, Recipe, documents, options_from
@@ -325,6 +326,8 @@ def tune(
     model: str | nn.Module,
     data: Any,
     *,
+    style: str = "auto",
+    retest: bool = False,
     space: Mapping[str, Any] | None = None,
     sampler: str = "auto",
     pruner: str = "none",
@@ -379,7 +382,7 @@ def tune(
         command: What to quote as the way to run this again; None composes the Python call.
 
     Returns:
-        All trials, and the best settings: `adapt(model, data, **found.settings)` trains with them.
+        All trials or interventions, and the best settings: `adapt(model, data, **found.settings)` trains with them.
 
     Raises:
         OptionError: Something cannot be searched like this.
@@ -394,7 +397,9 @@ def tune(
     from transferkit.tuning.tuner import run_search
 
     options = options_from(TuneOptions, given)
-    return run_search(model, data, options, command=command or quote_call(tune, given))
+    return run_search(
+        model, data, options, watch=watch_fits, read=read_segment, command=command or quote_call(tune, given)
+    )
 
 
 def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:

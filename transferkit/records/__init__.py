@@ -25,6 +25,7 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.intervention import Intervention
 from transferkit.records.label_review import (
     CORRECTED,
     REMOVED,
@@ -45,6 +46,7 @@ from transferkit.records.preprocessing import (
     View,
 )
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
+from transferkit.records.retest import Retest, RetestedSettings
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
@@ -86,6 +88,7 @@ __all__ = [
     "ImageFinding",
     "ImageReview",
     "Interpolation",
+    "Intervention",
     "LabelReview",
     "LeftOut",
     "MeasureScore",
@@ -105,6 +108,8 @@ __all__ = [
     "ProbeScore",
     "RankedModel",
     "Ranking",
+    "Retest",
+    "RetestedSettings",
     "ReviewedLabel",
     "RunRecord",
     "Severity",

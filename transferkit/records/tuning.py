@@ -8,6 +8,8 @@ from typing import Any
 
 from transferkit.records._checks import require
 from transferkit.records.data import DataSummary
+from transferkit.records.intervention import Intervention
+from transferkit.records.retest import Retest
 
 __all__ = ["STATES", "TuningRecord", "TuningTrial"]
 
@@ -22,7 +24,7 @@ class TuningTrial:
         number: From 0, in the order of the search.
         stage: Name of the search's stage.
         is_full: Whether it was trained for all epochs, so that it may be the best.
-        values: Setting, as on the command line -> value.
+        values: Setting, as on the command line -> value; what is missing is as advised.
         state: One of `STATES`.
         accuracy: On the held-back images, of the network alone, in [0, 1]; None unless complete.
         log_loss: On the held-back images, nats; None unless complete.
@@ -73,6 +75,11 @@ class TuningRecord:
         images: Held-back images that trials in full were judged on.
         base: Settings that all trials share and that differ from the defaults, within `train`.
         storage, study: Where the search is kept, to go on with it; "" for memory.
+        style: "caviar": many points; "panda": one training, changed where its curves ask for it.
+        why_style: A sentence: why that style, with numbers; "" if it was asked for.
+        interventions: What was changed in a babysat training, in its order.
+        shape: Height and width of the network's input, in pixels; None if not recorded.
+        retest: Whether the best point still was the best when it was measured again; None if it was not.
         command: What makes the search again; "" if not recorded.
         environment: Versions, machine and seed.
         seconds: Wall-clock of this process, in all.
@@ -92,6 +99,11 @@ class TuningRecord:
     base: Mapping[str, Any] | None = None
     storage: str = ""
     study: str = ""
+    style: str = "caviar"
+    why_style: str = ""
+    interventions: tuple[Intervention, ...] = ()
+    shape: tuple[int, int] | None = None
+    retest: Retest | None = None
     command: str = ""
     environment: Mapping[str, Any] | None = None
     seconds: float = 0.0
@@ -119,14 +131,36 @@ class TuningRecord:
             ...              trials=(trial,)).settings
             {'strategy': 'lp_ft', 'unfreeze': 2, 'train': {'lr': 0.01}}
         """
-        values = {} if self.best is None else self.best.values
-        inside = {name.removeprefix("train."): value for name, value in values.items() if name.startswith("train.")}
-        own = {name: value for name, value in values.items() if not name.startswith("train.")}
-        return {"strategy": self.strategy, **own, "train": {**(self.base or {}), **inside}}
+        if self.retest is not None and self.retest.is_stale:
+            chosen = self.retest.chosen
+            return as_arguments(chosen.strategy, chosen.values, self.retest.base)
+        return as_arguments(self.strategy, {} if self.best is None else self.best.values, self.base or {})
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """The outcome in a few sentences."""
+        return (*self._outcome, *(() if self.retest is None else self.retest.sentences))
+
+    @property
+    def _babysat(self) -> list[str]:
+        """What was changed, and what the whole training with the changes is worth against the one without."""
+        if not self.interventions:
+            return ["The curves asked for no change, or there was no time."]
+        kept = sum(one.is_kept for one in self.interventions)
+        said = [one.sentence for one in self.interventions]
+        whole = [one for one in self.trials if one.is_full and one.accuracy is not None]
+        if not kept or len(whole) < 2:
+            return [*said, "No change was better on held-back images: the settings stay as advised."]
+        others = ", ".join(f"with {one.stage} {_percent(one.accuracy)}" for one in whole[1:])
+        said.append(
+            f"{kept} of {len(said)} changes were kept. Trained from the beginning, held-back accuracy is {others}, as "
+            f"advised {_percent(whole[0].accuracy)}{': the settings stay as advised' if self.best is whole[0] else ''}."
+        )
+        return said
+
+    @property
+    def _outcome(self) -> tuple[str, ...]:
+        """Of the search, before any retest."""
         states = {state: sum(one.state == state for one in self.trials) for state in STATES}
         others = [f"{states[state]} {state}" for state in STATES[1:] if states[state]]
         counted = f"{states['complete']} of {len(self.trials)} trials complete" + "".join(f", {one}" for one in others)
@@ -134,12 +168,15 @@ class TuningRecord:
         if best is None:
             errors = [one.error for one in self.trials if one.error]
             return (f"{counted}: there is no best point.", *errors[:1])
-        values = ", ".join(f"{name}={value}" for name, value in best.values.items())
+        values = ", ".join(f"{name}={value}" for name, value in best.values.items()) or "the settings as advised"
         said = [
+            *((f"{self.why_style[0].upper()}{self.why_style[1:]}.",) if self.why_style else ()),
             f"{counted} in {self.seconds:.0f} s. Best: {values}.",
             f"Held-back accuracy {_percent(best.accuracy)} ({self.images:,} images), {self._compared(best)}. It is the "
             f"highest of {len(self.ranked)}, so expect slightly less on new images.",
         ]
+        if self.style == "panda":
+            said += self._babysat
         if self._trains and self.probe is not None and (best.accuracy or 0.0) < self.probe:
             said.append("The probe is more accurate than the best network: more epochs may help, or another strategy.")
         if errors := [one.error for one in self.trials if one.error]:
@@ -154,6 +191,20 @@ class TuningRecord:
         if not self._trains:
             return f"that of the probe that is advised {_percent(self.probe)}"
         return f"the linear probe {_percent(self.probe)}; adapt would return {_percent(best.kept)}"
+
+
+def as_arguments(strategy: str, values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `adapt` that train with a point: `strategy`, `train`, ...
+
+    Args:
+        strategy: Its name.
+        values: Setting, as on the command line -> value.
+        base: Further settings within `train`.
+    """
+    inside = {name.removeprefix("train."): value for name, value in values.items() if name.startswith("train.")}
+    own = {name: value for name, value in values.items() if not name.startswith("train.")}
+    kept = {name: value for name, value in base.items() if name != "lr_scale" or "lr" not in inside}
+    return {"strategy": strategy, **own, "train": {**kept, **inside}}
 
 
 def _percent(share: float | None) -> str:

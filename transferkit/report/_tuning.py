@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle, islice
 from typing import Any
 
-from transferkit.records import TuningRecord, TuningTrial
+from transferkit.records import Intervention, RetestedSettings, TuningRecord, TuningTrial
 from transferkit.report._words import MISSING, as_typed, format_count, format_number, format_percent, format_seconds
 from transferkit.report.charts.axes import Axis, count_axis, log_axis, share_axis, value_axis
 from transferkit.report.charts.figure import Figure
@@ -22,6 +22,10 @@ LISTED = 100
 DRAWN = 4
 """Hyperparameters with a chart of their own, the most important ones."""
 
+AS_ADVISED = "as advised"
+
+_BEST_TRIAL = "held-back accuracy of the best trial"
+
 TONES: tuple[Tone, ...] = ("quiet", "warm", "accent")
 """Of the stages of a search, the last one in the page's accent."""
 
@@ -32,11 +36,15 @@ class TuningPage:
 
     title: str
     figure: str
+    what: str
     sentences: tuple[str, ...]
     history: Mapping[str, Figure]
     values: Mapping[str, Figure]
     importance: tuple[tuple[str, str, float], ...]
     space: tuple[tuple[str, str, str], ...]
+    interventions: tuple[tuple[str, ...], ...]
+    retest: tuple[tuple[str, ...], ...]
+    retest_said: tuple[str, ...]
     names: tuple[str, ...]
     trials: tuple[tuple[str, ...], ...]
     left_out: int
@@ -50,21 +58,27 @@ def write_tuning(record: TuningRecord) -> TuningPage:
     complete = [one for one in record.trials if one.accuracy is not None]
     ordered = [*sorted(complete, key=lambda one: (not one.is_full, *one.rank))]
     ordered += [one for one in record.trials if one.accuracy is None]
+    done = {one.sentence for one in record.interventions}  # they have a table
     return TuningPage(
         title=f"{record.strategy} of {record.backbone} on {record.data.origin}",
         figure=MISSING if best is None else format_percent(best.accuracy or 0.0),
-        sentences=record.sentences,
+        what="held-back accuracy of the best training" if record.style == "panda" else _BEST_TRIAL,
+        sentences=tuple(one for one in record.sentences if one not in done),
         history={"history": _history(record, complete)} if complete else {},
         values={"values": _values(record, complete)} if complete and _numeric(record, complete) else {},
         importance=tuple((name, format_percent(share), share) for name, share in record.importance.items()),
         space=tuple(
-            (name, words, MISSING if best is None else _typed(best.values[name]))
+            (name, words, MISSING if best is None else _typed(best.values.get(name, AS_ADVISED)))
             for name, words in record.space.items()
         ),
+        interventions=tuple(map(_intervention, record.interventions)),
+        retest=() if record.retest is None else tuple(map(_retested, record.retest.tested)),
+        retest_said=() if record.retest is None else record.retest.sentences,
         names=tuple(name.removeprefix("train.") for name in names),
         trials=tuple(_row(one, names) for one in ordered[:LISTED]),
         left_out=max(0, len(ordered) - LISTED),
         facts=(
+            ("Style", record.style),
             ("Trials", format_count(len(record.trials))),
             ("Sampler", record.sampler),
             ("Pruner", record.pruner),
@@ -79,7 +93,9 @@ def write_tuning(record: TuningRecord) -> TuningPage:
 def _stages(trials: Sequence[TuningTrial]) -> dict[str, Tone]:
     """Stage -> its colour, in the order of the search."""
     names = list(dict.fromkeys(one.stage for one in trials))
-    return dict(zip(names, TONES[-len(names) :], strict=False))
+    return dict(
+        zip(names, TONES[-len(names) :] if len(names) <= len(TONES) else islice(cycle(TONES), len(names)), strict=False)
+    )
 
 
 def _dots(trials: Sequence[TuningTrial], place: Mapping[int, float]) -> Iterator[Mark]:
@@ -131,7 +147,7 @@ def _numeric(record: TuningRecord, trials: Sequence[TuningTrial]) -> list[str]:
     order = [*record.importance, *(name for name in record.space if name not in record.importance)]
     found = []
     for name in order:
-        values = {one.values[name] for one in trials}
+        values = {one.values[name] for one in trials if name in one.values}
         if len(values) > 1 and all(_is_number(value) for value in values):
             found.append(name)
     return found[:DRAWN]
@@ -144,7 +160,8 @@ def _is_number(value: Any) -> bool:
 def _values(record: TuningRecord, trials: Sequence[TuningTrial]) -> Figure:
     charts = []
     for name in _numeric(record, trials):
-        place = {one.number: float(one.values[name]) for one in trials}
+        known = [one for one in trials if name in one.values]
+        place = {one.number: float(one.values[name]) for one in known}
         values = list(place.values())
         is_log = name in record.log_scaled and min(values) > 0
         short = name.removeprefix("train.")
@@ -152,8 +169,8 @@ def _values(record: TuningRecord, trials: Sequence[TuningTrial]) -> Figure:
             Chart(
                 title=f"Held-back accuracy of each trial by its {short}",
                 x=log_axis(values, name=f"{short} (log scale)") if is_log else value_axis(values, name=short),
-                y=_accuracies(record, trials),
-                marks=(*_probe(record), *_dots(trials, place)),
+                y=_accuracies(record, known),
+                marks=(*_probe(record), *_dots(known, place)),
                 across=300.0,
                 down=200.0,
                 heading=short,
@@ -165,6 +182,37 @@ def _values(record: TuningRecord, trials: Sequence[TuningTrial]) -> Figure:
         "stage lies where the wide one did best.",
         charts=tuple(charts),
     )
+
+
+def _intervention(one: Intervention) -> tuple[str, ...]:
+    return (
+        str(one.epoch),
+        one.symptom,
+        one.evidence,
+        one.setting,
+        _typed(one.before),
+        _typed(one.after),
+        str(one.back_to or "the start"),
+        MISSING if one.loss_before is None else format_number(one.loss_before),
+        MISSING if one.loss_after is None else format_number(one.loss_after),
+        "kept" if one.is_kept else "undone",
+    )
+
+
+def _retested(one: RetestedSettings) -> tuple[str, ...]:
+    values = ", ".join(f"{name}={_typed(value)}" for name, value in one.values.items())
+    gain = MISSING if one.gain is None else f"{_points(one.gain)} ({_points(one.low)} to {_points(one.high)})"
+    return (
+        one.name,
+        MISSING if one.accuracy_then is None else format_percent(one.accuracy_then),
+        "failed" if one.accuracy is None else format_percent(one.accuracy),
+        gain,
+        one.error or f"{one.strategy}: {values or AS_ADVISED}",
+    )
+
+
+def _points(share: float | None) -> str:
+    return f"{100 * (share or 0.0):+.1f}"
 
 
 def _row(one: TuningTrial, names: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from transferkit.tuning.space import Point
 from transferkit.tuning.stages import SearchStage
 from transferkit.tuning.study import Report, Score
 from transferkit.workflow.decide import decide_session
-from transferkit.workflow.finetune_run import begin_run
+from transferkit.workflow.finetune_run import FineTuneRun, begin_run
 from transferkit.workflow.fit import plan_decision
 from transferkit.workflow.session import Session
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["HeldBackAccuracy"]
+__all__ = ["HeldBackAccuracy", "score_run"]
 
 TIE = 0.5
 """Share of an image that a lower held-back loss is worth at most: it decides between equal accuracies."""
@@ -54,7 +54,12 @@ class HeldBackAccuracy:
     def __call__(self, point: Point, stage: SearchStage, report: Report) -> Score:
         options = with_point(self._options, point)
         if options.strategy == PROBE:
-            return self._probe(options)
+            return score_probe(self._session, options)
+        return score_run(self.train(point, stage, report))
+
+    def train(self, point: Point, stage: SearchStage, report: Report) -> FineTuneRun:
+        """The folds, trained with a point and judged."""
+        options = with_point(self._options, point)
         full = fit_recipe(options.recipe, self._session.data.summary.train_images)
         folds = options.recipe.folds
         if folds is None and stage.source == "best":  # few trials, between which little decides
@@ -65,51 +70,56 @@ class HeldBackAccuracy:
         decided = decide_session(self._session, options)
         reporter = _Reporter(report, by_fold=self._by_fold)
         plan = plan_decision(decided.session, decided.decision)
-        run = begin_run(decided.session, plan, options, watch=reporter.next_fold)
-        probe, *_, tuned = run.judged.verdict.candidates
-        images = run.images.held_back
-        return Score(
-            value=tuned.accuracy + TIE / images / (1 + tuned.log_loss),
-            details={
-                "accuracy": tuned.accuracy,
-                "log_loss": tuned.log_loss,
-                "probe": probe.accuracy,
-                "kept": run.judged.verdict.kept.accuracy,
-                "epochs": epochs,
-                "best_epoch": run.judged.best + 1,
-                "images": images,
-            },
-        )
+        return begin_run(decided.session, plan, options, watch=reporter.next_fold)
 
-    def _probe(self, options: AdaptOptions) -> Score:
-        """Of a head that is solved for; the features are those of the session."""
-        session, measured = self._session, self._session.measured
-        decision = decide_session(session, options).decision
-        fits = fit_heads(
-            plan_decision(session, decision),
-            measured.features(measured.train),
-            measured.labels,
-            classes=len(session.data.summary.classes),
-            head=options.head,
-            class_weight=options.class_weight,
-            selection=measured.selection,
-            folds=measured.folds,
-            seed=options.seed,
-        )
-        best = choose_head(fits)
-        if not best.known:
-            raise DataError("No image can be held back to measure a probe: every class needs two independent images.")
-        known = [probe.accuracy for probe in measured.evidence.probes if probe.accuracy is not None]
-        return Score(
-            value=best.accuracy + TIE / best.held_back / (1 + best.log_loss),
-            details={
-                "accuracy": best.accuracy,
-                "log_loss": best.log_loss,
-                "probe": max(known, default=None),
-                "kept": best.accuracy,
-                "images": best.held_back,
-            },
-        )
+
+def score_run(run: FineTuneRun) -> Score:
+    """What a trained point is worth."""
+    probe, *_, tuned = run.judged.verdict.candidates
+    images = run.images.held_back
+    return Score(
+        value=tuned.accuracy + TIE / images / (1 + tuned.log_loss),
+        details={
+            "accuracy": tuned.accuracy,
+            "log_loss": tuned.log_loss,
+            "probe": probe.accuracy,
+            "kept": run.judged.verdict.kept.accuracy,
+            "epochs": run.images.recipe.epochs,
+            "best_epoch": run.judged.best + 1,
+            "images": images,
+        },
+    )
+
+
+def score_probe(session: Session, options: AdaptOptions) -> Score:
+    """What a linear probe is worth, which is solved for on the session's features."""
+    measured = session.measured
+    decision = decide_session(session, options).decision
+    fits = fit_heads(
+        plan_decision(session, decision),
+        measured.features(measured.train),
+        measured.labels,
+        classes=len(session.data.summary.classes),
+        head=options.head,
+        class_weight=options.class_weight,
+        selection=measured.selection,
+        folds=measured.folds,
+        seed=options.seed,
+    )
+    best = choose_head(fits)
+    if not best.known:
+        raise DataError("No image can be held back to measure a probe: every class needs two independent images.")
+    known = [probe.accuracy for probe in measured.evidence.probes if probe.accuracy is not None]
+    return Score(
+        value=best.accuracy + TIE / best.held_back / (1 + best.log_loss),
+        details={
+            "accuracy": best.accuracy,
+            "log_loss": best.log_loss,
+            "probe": max(known, default=None),
+            "kept": best.accuracy,
+            "images": best.held_back,
+        },
+    )
 
 
 class _Reporter:

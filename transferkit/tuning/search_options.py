@@ -6,16 +6,30 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from transferkit.core.errors import OptionError, list_problems
+from transferkit.core.errors import OptionError, list_problems, unknown_name
 from transferkit.options import AdaptOptions, option, value_problem
 
-__all__ = ["SearchOptions", "TuneOptions"]
+__all__ = ["STYLES", "SearchOptions", "TuneOptions"]
+
+STYLES = ("auto", "panda", "caviar")
+"""Ng's names for babysitting one model, and training many in parallel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """What is searched, and for how long."""
 
+    style: str = option(
+        "auto",
+        "caviar (many points), panda (one training, changed at checkpoints as the doctor's reading of it asks), "
+        "or auto: panda where seconds leaves time for fewer than 8 trainings, or one takes an hour, and none of space, "
+        "sampler, pruner, trials, workers, storage is set.",
+    )
+    retest: bool = option(
+        False,
+        "Measure the best points of the earlier search in out again, and what is advised now, and say whether they "
+        "still hold, instead of a search.",
+    )
     space: Any = option(
         None,
         "Hyperparameter, as on the command line -> {low, high, log, whole} or a list of choices. None: learning rate, "
@@ -53,6 +67,8 @@ class SearchOptions:
             problems += [f"{one} must be >= 1, got {getattr(self, one)!r}." for one in counts if getattr(self, one) < 1]
             if self.seconds is not None and not 0 < self.seconds < math.inf:
                 problems.append(f"seconds must be > 0, or left out, got {self.seconds!r}.")
+            if self.style not in STYLES:
+                problems.append(unknown_name("style", self.style, STYLES))
         if problems:
             raise OptionError(list_problems("Invalid options of the search:", problems))
 

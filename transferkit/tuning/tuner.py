@@ -21,16 +21,21 @@ from transferkit.core.progress import announce
 from transferkit.core.provenance import environment
 from transferkit.features import choose_device
 from transferkit.finetune import fit_recipe
+from transferkit.finetune.watching import MakeWatch
 from transferkit.records import Decision, TuningRecord, TuningTrial
 from transferkit.tuning.default_space import searched_space, settle_trials
 from transferkit.tuning.objective import HeldBackAccuracy
+from transferkit.tuning.panda import ReadSegment, babysit
 from transferkit.tuning.points import PROBE, TUNED_INSTEAD, check_space
+from transferkit.tuning.retest import retest_settings
 from transferkit.tuning.search_options import TuneOptions
+from transferkit.tuning.search_record import write_search
 from transferkit.tuning.space import Choices, Dimension, Range, Space
 from transferkit.tuning.stages import SearchStage, plan_stages, stage_of
 from transferkit.tuning.starts import starting_points
 from transferkit.tuning.storage import hide_password, told_if_gone
 from transferkit.tuning.study import DETAILS, ERROR, SECONDS, SLOT, Search, importances, join_study, work
+from transferkit.tuning.style import choose_style
 from transferkit.workflow.decide import decide_session
 from transferkit.workflow.session import Session, open_session
 
@@ -41,22 +46,52 @@ STUDY_FILE = "study.db"
 STATE_NAMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, command: str) -> TuningRecord:
-    """Search, and return what was found.
+def run_search(
+    model: str | nn.Module,
+    data: Any,
+    options: TuneOptions,
+    *,
+    watch: Callable[[int], MakeWatch | None],
+    read: ReadSegment,
+    command: str,
+) -> TuningRecord:
+    """Search, and return what was found; it is written into `out` as well.
 
     Args:
         model, data: As for `adapt`.
         options: Of all trials, and of the search.
+        watch, read: What a training is babysat with, as for `babysit`.
         command: What makes the search again.
 
     Raises:
         OptionError: Something cannot be searched like this.
         TransferkitError: Another of its kinds.
     """
+    found = _search(model, data, options, watch=watch, read=read, command=command)
+    write_search(found, options)
+    return found
+
+
+def _search(
+    model: str | nn.Module,
+    data: Any,
+    options: TuneOptions,
+    *,
+    watch: Callable[[int], MakeWatch | None],
+    read: ReadSegment,
+    command: str,
+) -> TuningRecord:
+    """A search of the style that is asked for, or a retest."""
     begun = time.perf_counter()
     session = open_session(model, data, options, trains=True)
+    if options.retest:
+        return retest_settings(session, options, command=command, begun=begun)
     options = _named(session, options)
     decision = decide_session(session, options).decision
+    style, why = choose_style(options, decision, continues=_is_begun(options))
+    announce(why, enabled=options.progress)
+    if style == "panda":
+        return babysit(session, options, watch=watch, read=read, why=why, command=command, begun=begun)
     space = searched_space(
         options,
         lr=decision.lr,
@@ -83,7 +118,12 @@ def run_search(model: str | nn.Module, data: Any, options: TuneOptions, *, comma
         finally:
             for other in others:
                 other.join()
-        return _record(session, options, search, study, command=command, begun=begun)
+        return replace(_record(session, options, search, study, command=command, begun=begun), why_style=why)
+
+
+def _is_begun(options: TuneOptions) -> bool:
+    """Whether `out` holds a study."""
+    return options.out is not None and (expand(options.out) / STUDY_FILE).is_file()
 
 
 def _named(session: Session, options: TuneOptions) -> TuneOptions:
@@ -224,6 +264,7 @@ def _record(
         base=options.recipe.changed,
         storage=hide_password(str(options.storage or "")),
         study=options.study,
+        shape=session.backbone.spec.preprocessing.height_width,
         command=command.replace(str(options.storage), hide_password(str(options.storage))),
         environment=environment(seed=options.seed, device=str(choose_device(options.device))),
         seconds=time.perf_counter() - begun,
