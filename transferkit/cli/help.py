@@ -205,6 +205,8 @@ adapt, which all trials share, and those below. The test images are not looked a
 
   transferkit tune data.root=DIR image_size=96 strategy=lp_ft out=runs/search
   transferkit tune data.root=DIR tune.sampler=tpe tune.pruner=median tune.trials=100 tune.seconds=3600
+  transferkit tune data.root=DIR tune.style=panda                      one training, changed as its curves ask for
+  transferkit tune data.root=DIR out=runs/search tune.retest=true      do the best settings found there still hold?
   transferkit tune data.root=DIR tune.workers=4                        processes on this machine
   transferkit tune data.root=DIR tune.storage=postgresql://HOST/DB     the same command on several machines
   transferkit tune data.root=DIR 'tune.space={train:{lr:{low:1.0e-5,high:0.1,log:true},schedule:[cosine,linear]}}'

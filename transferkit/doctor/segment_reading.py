@@ -23,8 +23,9 @@ TAKES_TIME = ("lr_too_low", "underfitting")
 SEEN = 3
 """Monitored steps whose median says something."""
 
-LOST = 2.0
-"""Standard errors of the accuracy at the start that held-back accuracy must fall below it to count as lost."""
+LOST = 1.0
+"""Standard errors of the accuracy at the start that held-back accuracy must fall below it to count as lost. Whether a
+lower rate is better is tried at once, so that a false alarm costs a few epochs."""
 
 NOTHING_SEEN = MonitorRecord(every=1, steps=(), losses=(), gradients=(), stages=())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice
+from itertools import accumulate
 from typing import Any
 
 from transferkit.records import Intervention, RetestedSettings, TuningRecord, TuningTrial
@@ -93,9 +93,8 @@ def write_tuning(record: TuningRecord) -> TuningPage:
 def _stages(trials: Sequence[TuningTrial]) -> dict[str, Tone]:
     """Stage -> its colour, in the order of the search."""
     names = list(dict.fromkeys(one.stage for one in trials))
-    return dict(
-        zip(names, TONES[-len(names) :] if len(names) <= len(TONES) else islice(cycle(TONES), len(names)), strict=False)
-    )
+    tones = TONES[-len(names) :] if len(names) < len(TONES) else TONES
+    return {name: tones[min(place, len(tones) - 1)] for place, name in enumerate(names)}
 
 
 def _dots(trials: Sequence[TuningTrial], place: Mapping[int, float]) -> Iterator[Mark]:
@@ -185,17 +184,17 @@ def _values(record: TuningRecord, trials: Sequence[TuningTrial]) -> Figure:
 
 
 def _intervention(one: Intervention) -> tuple[str, ...]:
+    losses = (MISSING if loss is None else format_number(loss) for loss in (one.loss_before, one.loss_after))
     return (
         str(one.epoch),
         one.symptom,
         one.evidence,
         one.setting,
-        _typed(one.before),
-        _typed(one.after),
-        str(one.back_to or "the start"),
-        MISSING if one.loss_before is None else format_number(one.loss_before),
-        MISSING if one.loss_after is None else format_number(one.loss_after),
+        f"{_typed(one.before)} → {_typed(one.after)}",
+        f"from epoch {one.back_to}" if one.back_to else "from the start",
+        " → ".join(losses),
         "kept" if one.is_kept else "undone",
+        one.error,
     )
 
 

@@ -5,6 +5,7 @@ Nothing is trained here. Each remedy moves one setting one step, and no value is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -178,27 +179,30 @@ FROM_THE_BEGINNING = ("lr_too_high", "dying_units")
 
 SURE = ("not_finite", "gradient_not_finite", "divergence", "lr_too_high", "dying_units", "updates_too_small")
 """Symptoms of a rate that is far off: one step may not be enough to see a difference, so that a change is kept unless
-it is worse. A rate that is 100 times too high spoils a network as thoroughly as one that is 30 times too high."""
+it is far worse. A rate that is 100 times too high spoils a network as thoroughly as one that is 30 times too high."""
 
 
-SURELY = 0.99
-"""A loss below this share of another one is lower: less is the luck of a batch."""
+SURELY, FAR = 0.99, 0.9
+"""A loss below this share of another one is lower, and is far lower: less is the luck of a batch, or of how a network
+was spoilt."""
 
 
-def is_kept(cause: str, before: float, after: float) -> bool:
+def is_kept(cause: str, before: float, after: float, *, guessing: float = math.inf) -> bool:
     """Whether a change is kept.
 
     Args:
         cause: The symptom's.
         before, after: Held-back losses after as many epochs, without and with the change; infinite if not finite.
+        guessing: Loss of guessing: networks above it are alike, however far.
 
     Example:
-        >>> is_kept("overfitting", 0.50, 0.499), is_kept("lr_too_high", 0.50, 0.499), is_kept("lr_too_high", 0.5, 0.6)
+        >>> is_kept("overfitting", 0.50, 0.499), is_kept("lr_too_high", 0.50, 0.51), is_kept("lr_too_high", 0.5, 0.6)
         (False, True, False)
     """
+    before, after = min(before, guessing), min(after, guessing)
     if after < SURELY * before:
         return True
-    return cause in SURE and not before < SURELY * after
+    return cause in SURE and not before < FAR * after
 
 
 def choose_change(

@@ -1,9 +1,9 @@
 """Babysitting: one training, read at checkpoints as the doctor reads curves, and changed where that asks for it.
 
 A change is tried on the segment in which its symptom was read, from the checkpoint before it, and kept if the held-back
-loss is lower after as many epochs (of a rate that is far off: unless it is higher). At the end the network is trained
-once more on the folds with what was kept from the beginning, as `adapt` would do it, and compared with the settings as
-they were: the better one is the outcome.
+loss is lower after as many epochs (of a rate that is far off: unless it is far higher). At the end the network is
+trained once more on the folds with what was kept from the beginning, as `adapt` would do it, and compared with the
+settings as they were: the better one is the outcome.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ FEWEST = 5
 
 CHECKPOINTS = 4
 """About as many segments are read in a training."""
+
+SOLVED = 1e-3
+"""Held-back loss below which nothing is left to mend."""
 
 MONITORED_EVERY = 5
 """Steps between two that the monitor sees: a segment is short."""
@@ -252,7 +255,7 @@ class Care:
         return found
 
     def _asks(self, current: Segment, epochs: int) -> tuple[Symptom, Change] | None:
-        if len(self.interventions) >= MOST_INTERVENTIONS or not self.has_time(current.seconds):
+        if current.loss < SOLVED or len(self.interventions) >= MOST_INTERVENTIONS or not self.has_time(current.seconds):
             return None
         watch = current.checkpoint.watch
         record = None if watch is None else watch.record()
@@ -279,7 +282,7 @@ class Care:
             other = self._train(start, current.epochs)
         except TransferkitError as problem:
             error = str(problem)
-        helped = not error and is_kept(symptom.cause, current.loss, other.loss)
+        helped = not error and is_kept(symptom.cause, current.loss, other.loss, guessing=math.log(self.classes))
         done = Intervention(
             back_to=0 if start is None else start.epochs,
             epoch=current.epochs,

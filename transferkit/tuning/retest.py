@@ -141,6 +141,9 @@ def _train_advised(session: Session, options: TuneOptions, others: Sequence[Test
     values: dict[str, Any] = {}
     measured = next((one for one in others if one.probe), None)
     if decision.strategy != "linear_probe":
+        for one in others:
+            if one.right and one.record.strategy == decision.strategy and not one.record.values and not decision.tuned:
+                return replace(one, record=replace(one.record, name="advised", accuracy_then=None))
         named = replace(options, unfreeze=list(decision.tuned) or None)
         return _train(session, named, name="advised", strategy=decision.strategy, values=values, then=None)
     record = RetestedSettings(name="advised", strategy="linear_probe", values=values)

@@ -121,6 +121,8 @@ def test_a_change_is_kept_if_it_helps_and_a_rate_that_is_far_off_unless_it_harms
     assert not is_kept("lr_too_high", 1.0, math.inf)
     assert is_kept("lr_too_high", math.inf, 2.0)
     assert not is_kept("underfitting", math.inf, math.inf)
+    assert is_kept("divergence", 600.0, 8000.0, guessing=math.log(3))
+    assert not is_kept("divergence", 0.5, 8000.0, guessing=math.log(3))
 
 
 def epochs(losses, held_back=(), accuracy=()):
@@ -146,7 +148,7 @@ def test_a_loss_that_falls_in_time_is_no_symptom_before_the_end():
 def test_accuracy_lost_since_the_start_is_a_rate_that_is_too_high():
     spoilt = epochs([3.0, 1.0, 0.9, 0.8, 0.7], [1.5] * 5, [0.5, 0.55, 0.6, 0.6, 0.6])
     assert read(spoilt, start=0.9)[0] == "lr_too_high"
-    assert "lr_too_high" not in read(spoilt, start=0.65)
+    assert "lr_too_high" not in read(spoilt, start=0.63)
     assert "lr_too_high" not in read(spoilt)
 
 
@@ -208,7 +210,7 @@ class FakeTraining:
 
 def care_for(training, read, *, lr=1e-3, most_seconds=math.inf):
     settings = {**FIRST, "train.lr": lr}
-    return Care(training, read, settings, Limits(lr=lr, stages=6), 3, lambda seconds: seconds < most_seconds, str)
+    return Care(training, read, settings, Limits(lr=lr, stages=6), 50, lambda seconds: seconds < most_seconds, str)
 
 
 @pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-1])
