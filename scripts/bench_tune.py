@@ -5,7 +5,8 @@
     python scripts/bench_tune.py learn                   # the points a search begins with, from the sweep
     python scripts/bench_tune.py scales --root tasks     # log-uniform, linear-uniform, grid: benchmarks/tune.json
     python scripts/bench_tune.py searches --root tasks   # 200 random trials against cheaper searches: the same file
-    python scripts/bench_tune.py plot                    # docs/tuning.svg, and the tables of docs/tuning.md
+    python scripts/bench_tune.py probes --root tasks     # 100 trials of a linear probe, in seconds: the same file
+    python scripts/bench_tune.py table                   # what there is so far, with intervals
 
 A trial trains the later stages (`few_layers`) of EfficientNet-Lite0 on 20 images per class, and is scored on a fifth of
 these that is held back, as `transferkit tune` does it. The best point of a search is then trained on all 20 per class
@@ -21,6 +22,7 @@ import argparse
 import csv
 import fcntl
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
+from transferkit.api import analyze, tune
 from transferkit.core.provenance import environment
 from transferkit.finetune import fit_recipe
 from transferkit.options import Recipe
@@ -296,17 +300,57 @@ def pool(task: Task, rows: Rows) -> None:
                       "new": task.judge(best, seed=repeat)})  # fmt: skip
 
 
+def probes(root: Path, work: Path, tasks: Sequence[str]) -> None:
+    """Seconds of 100 trials of a linear probe, features in the bank; alone on the machine."""
+    rows, given = Rows(RESULT), {"image_size": 96, "views": 1, "geometry": "crop", "cache": work, "progress": False}
+    for name in tasks or ("hand_signs",):
+        data = str(root / name)
+        images = analyze(MODEL, data, **given).data.train_images
+        for workers in (1, 2):
+            begun = time.perf_counter()
+            found = tune(MODEL, data, strategy="linear_probe", sampler="random", trials=100, workers=workers, **given)
+            seconds = round(time.perf_counter() - begun, 1)
+            best = dict(found.best.values) if found.best else None
+            rows.add({"kind": "probes", "task": name, "images": images, "workers": workers, "seconds": seconds,
+                      "trials": len(found.trials), "best": best})  # fmt: skip
+
+
+def table() -> None:
+    """Means over the repeats, and paired differences to the first way with 95 % intervals."""
+    rows = Rows(RESULT).read()
+    for kind, first in (("scales", "log-uniform"), ("searches", f"{WHOLE} random")):
+        own = [row for row in rows if row["kind"] == kind]
+        for task in dict.fromkeys(row["task"] for row in own):
+            of_task = [row for row in own if row["task"] == task]
+            base = {row["repeat"]: row["new"] for row in of_task if row["way"] == first}
+            for way in dict.fromkeys(row["way"] for row in of_task):
+                these = [row for row in of_task if row["way"] == way]
+                line = f"{kind} {task} {way}: {100 * statistics.mean(row['new'] for row in these):.1f} ({len(these)})"
+                gaps = [100 * (row["new"] - base[row["repeat"]]) for row in these if row["repeat"] in base]
+                if way != first and len(gaps) > 1:
+                    half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+                    line += f", to {first} {statistics.mean(gaps):+.1f} +- {half:.1f}"
+                if kind == "searches":
+                    line += f", epochs {statistics.mean(row['epochs'] for row in these):.0f}"
+                print(line)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("sweep", "learn", "scales", "searches", "plot"))
+    parser.add_argument("verb", choices=("sweep", "learn", "scales", "searches", "probes", "table"))
     parser.add_argument("--root", type=Path, default=Path("tasks"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "bench_tune"))
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=[])
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    if given.verb in ("learn", "table"):
+        {"learn": learn, "table": table}[given.verb]()
+        return
+    if given.verb != "probes":
+        torch.set_num_threads(given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    {"sweep": sweep, "scales": scales, "searches": searches}[given.verb](given.root, given.work, given.tasks)
+    runs = {"sweep": sweep, "scales": scales, "searches": searches, "probes": probes}
+    runs[given.verb](given.root, given.work, given.tasks)
 
 
 if __name__ == "__main__":
