@@ -83,7 +83,7 @@ def compare(task: Path, strategy: str, size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compare on every task and strategy, and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=Path, nargs="+", required=True)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--size", type=int, default=96)
