@@ -81,7 +81,7 @@ def odd(settings):
 
 def sweep(launcher, seeds):
     words = [f"launcher={launcher}"] if launcher != "here" else []
-    Job("adapt", lambda settings: odd(settings), lambda *_: "")(
+    Job("adapt", lambda settings: odd(settings), lambda *_: "", lambda *_: None)(
         ["--multirun", *words, f"seed={seeds}", *WORDS, "data=folder"]
     )
 
