@@ -56,7 +56,7 @@ MODEL, STRATEGY, PER_CLASS, OTHERS = "packaged/tf_efficientnet_lite0", "few_laye
 
 LEARNT_FROM = ("characters", "counting", "families", "glyphs", "hand_signs", "location", "orientation", "photo_tiles",
                "scripts", "stamps", "textures")  # fmt: skip
-COMPARED_ON = {"digits": 32, "fashion": 32}
+COMPARED_ON = {"digits": 64, "fashion": 64}
 """Task -> image size in pixels."""
 
 WORTHWHILE = 1e-3

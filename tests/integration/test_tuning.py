@@ -47,6 +47,15 @@ def test_the_same_search_is_not_repeated_and_gives_the_same_answer(stripes, tmp_
     assert [(one.values, one.accuracy) for one in fresh.trials] == [(one.values, one.accuracy) for one in other.trials]
 
 
+def test_a_study_of_other_images_or_settings_is_not_gone_on_with(stripes, tmp_path):
+    tune(stripes, space=RATES, trials=2, sampler="random", out=tmp_path / "search")
+    with pytest.raises(OptionError, match=r"trials differ from these in: train\. Their scores cannot be compared"):
+        tune(stripes, space=RATES, trials=2, sampler="random", out=tmp_path / "search", train={**SHORT, "clip": 2.0})
+    next((stripes / "train").rglob("*.png")).unlink()
+    with pytest.raises(OptionError, match="trials differ from these in: images, image size"):
+        tune(stripes, space=RATES, trials=2, sampler="random", out=tmp_path / "search", image_size=40)
+
+
 @pytest.mark.parametrize("pruner", ["median", "wilcoxon"])
 def test_poor_trials_are_ended_in_the_middle_of_training(stripes, pruner):
     train = {**SHORT, "folds": 4 if pruner == "wilcoxon" else 1}

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -90,6 +90,8 @@ class Search:
         seed: Of the points.
         starts: Points to begin with, before others are chosen, of the samplers that choose at random or by a model.
         pruner: One of `PRUNERS`.
+        shared: What all trials have in common, in words -> its value; a study of other images, for one, is not gone
+            on with.
     """
 
     space: Space
@@ -97,6 +99,7 @@ class Search:
     seed: int = 0
     starts: Sequence[Point] = ()
     pruner: str = "none"
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -228,6 +231,7 @@ def join_study(search: Search, *, storage: str | None, name: str) -> Study:
         else:
             study.set_user_attr("space", {key: repr(one) for key, one in search.space.items()})
             study.set_user_attr("stages", [repr(stage) for stage in search.stages])
+            study.set_user_attr("shared", dict(search.shared))
             for slot in range(search.trials):
                 study.enqueue_trial({}, user_attrs={SLOT: slot})
             study.set_user_attr(READY, search.trials)
@@ -248,6 +252,13 @@ def _check_same(study: Study, search: Search) -> None:
         raise OptionError(
             f"The storage holds a study {study.study_name!r} with another space, sampler or number of trials. Choose "
             "another study=NAME, or the same settings to go on with it."
+        )
+    before = study.user_attrs.get("shared", {})
+    if other := [name for name, value in search.shared.items() if before.get(name, value) != value]:
+        raise OptionError(
+            f"The storage holds a study {study.study_name!r} whose trials differ from these in: {', '.join(other)}. Their "
+            "scores cannot be compared. Choose another out=DIR or study=NAME, or go back to what it was made with. "
+            "retest=true trains its best settings on the images as they are now."
         )
 
 

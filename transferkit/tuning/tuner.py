@@ -106,6 +106,7 @@ def _search(
         seed=options.seed,
         starts=_starts(session, decision, space, options),
         pruner=options.pruner,
+        shared=_shared(session, options),
     )
     with _kept(options) as storage, told_if_gone(str(storage)):
         options = replace(options, storage=storage)
@@ -136,6 +137,19 @@ def _named(session: Session, options: TuneOptions) -> TuneOptions:
         return replace(options, strategy=chosen.strategy, unfreeze=list(chosen.tuned) or None)
     announce(f"a linear probe is advised, which has little to tune: tuning {TUNED_INSTEAD}", enabled=options.progress)
     return replace(options, strategy=TUNED_INSTEAD)
+
+
+def _shared(session: Session, options: TuneOptions) -> dict[str, str]:
+    """What all trials have in common, and with it their scores."""
+    spec, recipe = session.backbone.spec, options.recipe.changed
+    return {
+        "images": session.data.summary.content_id,
+        "backbone": spec.name,
+        "image size": " x ".join(str(side) for side in spec.preprocessing.height_width),
+        "strategy": options.strategy,
+        "train": ", ".join(f"{name}={value}" for name, value in sorted(recipe.items())),
+        "seed": str(options.seed),
+    }
 
 
 def _starts(session: Session, decision: Decision, space: Space, options: TuneOptions) -> list[dict[str, Any]]:
