@@ -256,9 +256,9 @@ def _check_same(study: Study, search: Search) -> None:
     before = study.user_attrs.get("shared", {})
     if other := [name for name, value in search.shared.items() if before.get(name, value) != value]:
         raise OptionError(
-            f"The storage holds a study {study.study_name!r} whose trials differ from these in: {', '.join(other)}. Their "
-            "scores cannot be compared. Choose another out=DIR or study=NAME, or go back to what it was made with. "
-            "retest=true trains its best settings on the images as they are now."
+            f"The storage holds a study {study.study_name!r} whose trials differ from these in: {', '.join(other)}. "
+            "Their scores cannot be compared. Choose another out=DIR or study=NAME, or go back to what it was made "
+            "with. retest=true trains its best settings on the images as they are now."
         )
 
 
