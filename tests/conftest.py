@@ -73,3 +73,12 @@ def stripes(tmp_path):
             split = "train" if number < 8 else "test"
             draw_stripes(root / split / name / f"{number}.png", angle=angle, seed=100 * angle + number)
     return root
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """An empty working folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

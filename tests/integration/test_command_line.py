@@ -22,15 +22,6 @@ QUICK = ["image_size=32", "progress=false", "head=ridge"]
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def at(tmp_path, monkeypatch):
-    """An empty working folder."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def fails(capsys, *arguments: str) -> str:
     """Run, expect exit code 2 and one paragraph without a traceback; return it."""
     with pytest.raises(SystemExit) as stopped:

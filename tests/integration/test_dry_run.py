@@ -58,15 +58,6 @@ def finished(tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def at(tmp_path, monkeypatch):
-    """An empty working folder."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def tree(*folders: Path) -> dict[str, tuple[int, int] | None]:
     """Every path below -> size and time of its last change; folders by name alone."""
     return {

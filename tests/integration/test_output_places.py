@@ -43,15 +43,6 @@ def numbers(run: Path) -> dict:
 
 
 @pytest.fixture
-def at(tmp_path, monkeypatch):
-    """An empty working folder."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
 def flat(stripes, at):
     """Classes of twelve images without splits, in `images`."""
     for file in sorted(stripes.glob("*/*/*.png")):

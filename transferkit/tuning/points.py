@@ -12,7 +12,7 @@ from transferkit.tuning.search_options import TuneOptions
 from transferkit.tuning.search_record import read_search
 from transferkit.tuning.space import Point, Space, read_space
 from transferkit.tuning.stages import PRUNERS, choose_sampler, plan_stages
-from transferkit.tuning.style import named_by_hand
+from transferkit.tuning.style import check_babysitting
 
 __all__ = ["PROBE", "TUNED_INSTEAD", "check_search", "check_space", "sampler_of", "with_point"]
 
@@ -75,16 +75,6 @@ def sampler_of(options: TuneOptions) -> str:
     return choose_sampler(options.sampler, trials=options.trials, pruner=options.pruner, solved=solved)
 
 
-def _check_babysitting(options: TuneOptions) -> None:
-    if options.strategy == PROBE:
-        raise OptionError("style=panda babysits a training, and a linear probe is solved for. Leave style out.")
-    if named := named_by_hand(options):
-        raise OptionError(
-            f"style=panda trains one model in this process, and no points of a space: leave out tune.{named[0]}, or "
-            "use style=caviar."
-        )
-
-
 def check_search(options: TuneOptions) -> None:
     """Whether a search can be made with these options, as far as that is known before any work.
 
@@ -100,8 +90,7 @@ def check_search(options: TuneOptions) -> None:
         raise OptionError(unknown_name("launcher", options.launcher, WORKERS_ON))
     if options.launcher == "ray" and importlib.util.find_spec("ray") is None:
         raise MissingDependencyError("Workers on a Ray cluster need Ray: pip install 'transferkit[ray]'.")
-    if options.style == "panda":
-        _check_babysitting(options)
+    check_babysitting(options)
     if options.pruner not in PRUNERS:
         raise OptionError(unknown_name("pruner", options.pruner, PRUNERS))
     sampler, solved = sampler_of(options), options.strategy == PROBE

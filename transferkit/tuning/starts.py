@@ -9,18 +9,18 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from transferkit.options import Recipe
 from transferkit.tuning.space import Choices, Dimension, Space, draw_points
 
 __all__ = ["ADVISED", "nearest_value", "read_starts", "starting_points"]
 
 ADVISED: Mapping[str, Any] = {
     "train.lr": 1.0,
-    "train.momentum": 0.9,
-    "train.dropout": 0.0,
-    "train.weight_decay": 0.01,
     "unfreeze": 5 / 9,
-    "train.layer_decay": 0.75,
-    "train.schedule": "cosine",
+    **{
+        f"train.{name}": getattr(Recipe(), name)
+        for name in ("momentum", "dropout", "weight_decay", "layer_decay", "schedule")
+    },
 }
 """The settings of `adapt`, written as those of earlier tasks are: the rate as a multiple of the decision's, the depth
 as a share of the stages."""
@@ -72,16 +72,11 @@ def starting_points(
     wanted = [{**ADVISED, "train.batch_size": batch_size}, *(read_starts() if known is None else known)]
     if not any(name in point for name in space for point in wanted):
         return []
-    drawn = draw_points(space, len(wanted), seed=seed)
-    points = [
-        {
-            name: nearest_value(one, scale[name] * point[name] if name in scale else point[name])
-            if name in point
-            else random[name]
-            for name, one in space.items()
-        }
-        for point, random in zip(wanted, drawn, strict=True)
-    ]
+    points = draw_points(space, len(wanted), seed=seed)
+    for drawn, known_point in zip(points, wanted, strict=True):
+        for name in space.keys() & known_point.keys():
+            value = known_point[name]
+            drawn[name] = nearest_value(space[name], scale[name] * value if name in scale else value)
     return [point for place, point in enumerate(points) if point not in points[:place]]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 
+from transferkit.core.errors import OptionError
 from transferkit.records import Decision
 from transferkit.tuning.search_options import SearchOptions, TuneOptions
 
-__all__ = ["choose_style", "named_by_hand"]
+__all__ = ["check_babysitting", "choose_style", "named_by_hand"]
 
 ENOUGH_TRAININGS = 8
 """Full trainings that a search takes at least: the default one takes as long as eight to nine."""
@@ -26,6 +27,22 @@ def named_by_hand(options: SearchOptions) -> list[str]:
     return [name for name in OF_A_SEARCH if getattr(options, name) != own[name]]
 
 
+def check_babysitting(options: TuneOptions) -> None:
+    """Raise `OptionError` if a style of panda was asked for, and something beside it that it cannot do."""
+    if options.style != "panda":
+        return
+    if options.strategy == "linear_probe":
+        raise OptionError(
+            "style=panda changes a training at its checkpoints; a linear probe is solved for. Leave style out, or name "
+            "a strategy that trains, such as strategy=lp_ft."
+        )
+    if named := named_by_hand(options):
+        raise OptionError(
+            f"style=panda trains one model in this process, and no points of a space: leave out tune.{named[0]}, or "
+            "use style=caviar."
+        )
+
+
 def choose_style(options: TuneOptions, decision: Decision, *, continues: bool = False) -> tuple[str, str]:
     """ "panda" or "caviar", and the sentence that says why; "" if there is nothing to say.
 
@@ -33,7 +50,11 @@ def choose_style(options: TuneOptions, decision: Decision, *, continues: bool = 
         options: As given; a style that they name is taken.
         decision: Of the strategy, with what a training is expected to take on this machine.
         continues: Whether there is a study to go on with.
+
+    Raises:
+        OptionError: As `check_babysitting`.
     """
+    check_babysitting(options)
     if options.style != "auto":
         return options.style, ""
     if continues or named_by_hand(options) or options.strategy == "linear_probe":

@@ -67,31 +67,43 @@ def run_search(
         OptionError: Something cannot be searched like this.
         TransferkitError: Another of its kinds.
     """
-    found = _search(model, data, options, watch=watch, read=read, command=command)
+    begun = time.perf_counter()
+    session = open_session(model, data, options, trains=True)
+    if options.retest:
+        found = retest_settings(session, options, command=command, begun=begun)
+    else:
+        options = _named(session, options)
+        decision = decide_session(session, options).decision
+        style, why = choose_style(options, decision, continues=_is_begun(options))
+        announce(why, enabled=options.progress)
+        if style == "panda":
+            found = babysit(session, options, watch=watch, read=read, why=why, command=command, begun=begun)
+        else:
+            helps = partial(_help, model, data)
+            found = _try_points(session, options, decision, helps=helps, command=command, begun=begun)
+            found = replace(found, why_style=why)
     write_search(found, options)
     return found
 
 
-def _search(
-    model: str | nn.Module,
-    data: Any,
+def _try_points(
+    session: Session,
     options: TuneOptions,
+    decision: Decision,
     *,
-    watch: Callable[[int], MakeWatch | None],
-    read: ReadSegment,
+    helps: Callable[..., None],
     command: str,
+    begun: float,
 ) -> TuningRecord:
-    """A search of the style that is asked for, or a retest."""
-    begun = time.perf_counter()
-    session = open_session(model, data, options, trains=True)
-    if options.retest:
-        return retest_settings(session, options, command=command, begun=begun)
-    options = _named(session, options)
-    decision = decide_session(session, options).decision
-    style, why = choose_style(options, decision, continues=_is_begun(options))
-    announce(why, enabled=options.progress)
-    if style == "panda":
-        return babysit(session, options, watch=watch, read=read, why=why, command=command, begun=begun)
+    """A search of many points.
+
+    Args:
+        session: Opened and measured.
+        options: With the name of the strategy that is tuned.
+        decision: Its own.
+        helps: What another process does, given the options, the search and its threads; picklable.
+        command, begun: As for `babysit`.
+    """
     space = searched_space(
         options,
         lr=decision.lr,
@@ -112,14 +124,14 @@ def _search(
         options = replace(options, storage=storage)
         study = join_study(search, storage=storage, name=options.study)
         if options.launcher == "ray":
-            _run_on_ray(partial(_help, model, data, options, search), options)
-        others = _start_workers(model, data, options, search)
+            _run_on_ray(partial(helps, options, search), options)
+        others = _start_workers(helps, options, search)
         try:
             _work(session, options, search, study, begun)
         finally:
             for other in others:
                 other.join()
-        return replace(_record(session, options, search, study, command=command, begun=begun), why_style=why)
+        return _record(session, options, search, study, command=command, begun=begun)
 
 
 def _is_begun(options: TuneOptions) -> bool:
@@ -214,7 +226,7 @@ def _clock(search: Search, seconds: float | None, begun: float) -> Callable[[Sea
 
 
 def _start_workers(
-    model: Any, data: Any, options: TuneOptions, search: Search
+    helps: Callable[..., None], options: TuneOptions, search: Search
 ) -> list[multiprocessing.process.BaseProcess]:
     """Further processes; all share the cores."""
     if options.workers == 1 or options.launcher != "local":
@@ -225,7 +237,7 @@ def _start_workers(
     quiet = replace(options, progress=False)
     found = list[multiprocessing.process.BaseProcess]()
     for _ in range(options.workers - 1):
-        process = context.Process(target=_help, args=(model, data, quiet, search, threads))
+        process = context.Process(target=helps, args=(quiet, search, threads))
         process.start()
         found.append(process)
     return found

@@ -17,6 +17,7 @@ from transferkit.core.limits import check_image_size
 from transferkit.core.random import seed_everything
 from transferkit.core.timing import timed
 from transferkit.data import Data, open_data
+from transferkit.data.inventory import Inspect
 from transferkit.features import Engines, FeatureBank, FeatureTable
 from transferkit.features.bank import DEFAULT_LIMIT
 from transferkit.nn import Backbone
@@ -121,8 +122,14 @@ def open_backbone(model: str | nn.Module, options: PassOptions) -> Backbone:
     )
 
 
-def open_images(data: Any, options: PassOptions) -> Data:
-    """The images, audited and split."""
+def open_images(data: Any, options: PassOptions, *, inspect: Inspect | None = None) -> Data:
+    """The images, audited and split.
+
+    Args:
+        data: As for `analyze`.
+        options: How they are opened.
+        inspect: How files are inspected, as for `open_data`.
+    """
     given = options.preprocessing
     return open_data(
         data,
@@ -138,6 +145,7 @@ def open_images(data: Any, options: PassOptions) -> Data:
         progress=options.progress,
         cache=options.cache,
         labels=options.labels,
+        inspect=inspect,
     )
 
 

@@ -127,3 +127,8 @@ def test_the_style_follows_from_what_fits_into_the_time(options, cost, style, sa
 
 def test_a_study_is_gone_on_with():
     assert choose_style(TuneOptions(seconds=1.0), decision(12.0), continues=True) == ("caviar", "")
+
+
+def test_a_linear_probe_is_not_babysat():
+    with pytest.raises(OptionError, match="a linear probe is solved for"):
+        choose_style(TuneOptions(style="panda", strategy="linear_probe"), decision(1.0))

@@ -15,7 +15,7 @@ from torch import nn
 from transferkit import zoo
 from transferkit.core.errors import BackboneError, DataError
 from transferkit.core.random import seed_everything
-from transferkit.data import Data, open_data
+from transferkit.data import Data
 from transferkit.data.glance import Glance
 from transferkit.features import Engines, FeatureBank, choose_device
 from transferkit.features.engines import stage_extractor
@@ -25,7 +25,7 @@ from transferkit.nn import Backbone
 from transferkit.options import PassOptions
 from transferkit.records import PlannedData, Preprocessing
 from transferkit.workflow.paces import Paces, measure_paces
-from transferkit.workflow.session import fit_to_images, load_backbone, open_backbone, prepared_side
+from transferkit.workflow.session import fit_to_images, load_backbone, open_backbone, open_images, prepared_side
 
 __all__ = ["ID_BYTES", "META_BYTES", "Prospect", "list_images", "open_prospect"]
 
@@ -172,23 +172,7 @@ def open_prospect(
 def list_images(data: Any, options: PassOptions) -> tuple[Data, Glance | None]:
     """The images without decoding files that no audit has seen; and what was found out about files."""
     glance = Glance(Path(options.cache), max_pixels=options.max_pixels)
-    given = options.preprocessing
-    found = open_data(
-        data,
-        value_range=None if given is None else given.value_range,
-        root=options.root,
-        columns=options.columns,
-        max_pixels=options.max_pixels,
-        seed=options.seed,
-        val=options.val,
-        test=options.test,
-        strict=options.strict,
-        preprocessed=options.preprocessed,
-        progress=False,
-        cache=options.cache,
-        labels=options.labels,
-        inspect=glance,
-    )
+    found = open_images(data, replace(options, progress=False), inspect=glance)
     return found, glance if glance.files else None
 
 
