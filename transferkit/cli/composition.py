@@ -36,7 +36,8 @@ REMEDIES = {
     "data": "A folder is data.root=DIR.",
     "finetune": "Single values are train.epochs=10.",
     "trainer": "Single values are trainer.precision=bf16-mixed.",
-    "tune": "Your own DIR/tune/NAME.yaml is --config-dir=DIR tune=NAME; single values are tune.trials=50; how many stages are trained is unfreeze=2.",
+    "tune": "Your own DIR/tune/NAME.yaml is --config-dir=DIR tune=NAME; single values are tune.trials=50; how many "
+    "stages are trained is unfreeze=2.",
 }
 
 HELP = "See transferkit adapt --help."
