@@ -22,7 +22,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = "transferkit"
 VERBS = ("adapt", "analyze", "decide", "rank", "load", "load_backbone")
-VERB_HOMES = ("api.py", "ranking.py", "look.py", "result.py", "result/result.py", "workflow/session.py")
+VERB_HOMES = (
+    "api.py",
+    "api/adapting.py",
+    "api/measuring.py",
+    "api/tuning.py",
+    "ranking.py",
+    "look.py",
+    "result.py",
+    "result/result.py",
+    "workflow/session.py",
+)
 SMALL = 25
 
 

@@ -35,7 +35,13 @@ LAYERS["workflow"] = frozenset(
 LAYERS["result"] = frozenset({"zoo", "data", "nn", "measure", "features", "report", "export"})
 LAYERS["doctor"] = frozenset({"data", "measure", "nn", "strategies", "finetune", "result", "workflow"})
 LAYERS["tuning"] = frozenset({"features", "nn", "strategies", "probe", "finetune", "workflow"})
-LAYERS["api"] = frozenset({"decision", "doctor", "features", "measure", "result", "tuning", "workflow"})
+for _room in ("scarce", "shift", "ensemble"):
+    LAYERS[_room] = frozenset(
+        {"data", "nn", "measure", "features", "strategies", "probe", "finetune", "result", "workflow"}
+    )
+LAYERS["api"] = frozenset(
+    {"decision", "doctor", "ensemble", "features", "measure", "result", "scarce", "shift", "tuning", "workflow"}
+)
 LAYERS["cli"] = LAYERS["api"] | {"api", "data", "finetune", "report", "strategies", "zoo"}
 """Part of the package -> the parts it may import, besides the base and itself."""
 
@@ -126,7 +132,7 @@ def test_the_house_keeps_its_size():
     assert set(arrows) == set(floors), "rooms that import each other in a circle"
     assert len(arrows) <= 27
     assert max(floors.values()) <= 11
-    assert sum(map(len, arrows.values())) <= 135
+    assert sum(map(len, arrows.values())) <= 165  # 6 or 7 a room
 
 
 def test_a_class_name_occurs_once():

@@ -8,7 +8,7 @@ import pytest
 
 import transferkit as tk
 from tests.conftest import draw_stripes
-from transferkit import api
+from transferkit.api import adapting
 from transferkit.core.errors import OptionError
 from transferkit.decision import choose
 from transferkit.options import PassOptions
@@ -32,7 +32,7 @@ def looks(tmp_path_factory):
             split = "train" if number < 8 else "test"
             draw_stripes(root / "stripes" / split / name / f"{number}.png", angle=angle, seed=100 * angle + number)
     return {
-        name: api.open_session(
+        name: adapting.open_session(
             model,
             root / "stripes",
             PassOptions(image_size=32, test=0.2, pretrained=pretrained, cache=root / "cache", progress=False),
@@ -55,8 +55,8 @@ def decisions(looks, monkeypatch):
         if similarity is not None:
             evidence = dataclasses.replace(session.measured.evidence, similarity=similarity)
             session = dataclasses.replace(session, measured=dataclasses.replace(session.measured, evidence=evidence))
-        monkeypatch.setattr(api, "open_session", lambda *_, **how: session)
-        monkeypatch.setattr(api, "fit_decision", take)
+        monkeypatch.setattr(adapting, "open_session", lambda *_, **how: session)
+        monkeypatch.setattr(adapting, "fit_decision", take)
         with pytest.raises(Decided):
             tk.adapt(model, "builtin/digits", progress=False, **asked)
         said = None if asked.get("mode") == "search" else tk.decide(session.measured.evidence, **asked)

@@ -1,0 +1,23 @@
+"""The verbs, each a flat signature and the road in a few lines: what `transferkit` and its command line call."""
+
+from transferkit.api.adapting import adapt, check_adapt, decide
+from transferkit.api.measuring import analyze, rank
+from transferkit.api.planning import dry_run
+from transferkit.api.tuning import check_tune, tune
+from transferkit.result import Predictions, Result, load
+from transferkit.workflow.session import load_backbone
+
+__all__ = [
+    "Predictions",
+    "Result",
+    "adapt",
+    "analyze",
+    "check_adapt",
+    "check_tune",
+    "decide",
+    "dry_run",
+    "load",
+    "load_backbone",
+    "rank",
+    "tune",
+]
