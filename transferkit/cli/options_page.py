@@ -11,7 +11,7 @@ __all__ = ["make_page"]
 HEAD = """\
 # Options
 
-Made by `python -m transferkit.cli.options_page > docs/options.md` from `transferkit/options.py`, which Python, the
+Made by `python -m transferkit.cli.options_page > docs/options.md` from `transferkit/options/`, which Python, the
 command line and `--help` read as well. A setting of the command line is the argument of that name in Python:
 `strategy=lp_ft` is `transferkit.adapt(model, data, strategy="lp_ft")`, `data.test=0.2` is `test=0.2`, `train.epochs=10`
 is `train={"epochs": 10}`, and `null` is `None`. In Python alone: `preprocessing=`, how images are prepared for a module
