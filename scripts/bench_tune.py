@@ -36,7 +36,7 @@ from scipy import stats
 
 from transferkit.api import analyze, tune
 from transferkit.core.provenance import environment
-from transferkit.finetune import fit_recipe
+from transferkit.finetune import count_steps, fit_recipe
 from transferkit.options import Recipe
 from transferkit.tuning.default_space import default_space
 from transferkit.tuning.objective import HeldBackAccuracy
@@ -118,14 +118,17 @@ class Task:
     def space(self) -> dict[str, Any]:
         """The default one."""
         stages = [stage.name for stage in self.session.backbone.stages]
-        return default_space(
-            lr=self.decision.lr, images=len(self._rows["train"]), stages=stages, strategy=STRATEGY, recipe=Recipe()
-        )
+        return default_space(lr=self.decision.lr, images=self.images, stages=stages, strategy=STRATEGY, recipe=Recipe())
+
+    @property
+    def images(self) -> int:
+        """Number to search on."""
+        return len(self._rows["train"])
 
     @property
     def epochs(self) -> int:
         """Of a full training."""
-        return fit_recipe(Recipe(), len(self._rows["train"])).epochs or 1
+        return fit_recipe(Recipe(), self.images).epochs or 1
 
     def score(self, point: Point, stage: SearchStage = FULL, *, seed: int = 0, folds: int | None = 1) -> Score:
         """What a search sees."""
@@ -251,7 +254,8 @@ def search(task: Task, sampler: str, trials: int, *, seed: int, starts: Sequence
         spent[0] += stage.epochs(task.epochs) * (3 if stage.source == "best" else 1)
         return score
 
-    how = Search(space=task.space(), stages=plan_stages(sampler, trials), seed=seed, starts=starts)
+    stages = plan_stages(sampler, trials, steps=count_steps(Recipe(), task.images))
+    how = Search(space=task.space(), stages=stages, seed=seed, starts=starts)
     study, begun = join_study(how, storage=None, name="bench"), time.perf_counter()
     work(study, how, objective)
     last = [one for one in study.get_trials() if one.user_attrs[SLOT] >= trials - 3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from transferkit.core.lazy import attach
-from transferkit.finetune.recipe import fit_recipe
+from transferkit.finetune.recipe import count_steps, fit_recipe
 from transferkit.finetune.trainer_options import count_processes
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "claims_table",
     "count_processes",
     "fine_tune",
+    "count_steps",
     "fit_recipe",
     "judge_folds",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from transferkit.decision import default_batch_size, default_epochs, default_fol
 from transferkit.finetune.sharding import is_sharded
 from transferkit.options import Recipe
 
-__all__ = ["fit_recipe", "make_optimizer"]
+__all__ = ["count_steps", "fit_recipe", "make_optimizer"]
 
 BETA_2 = 0.999
 """Of AdamW's mean squared gradient; torch's default."""
@@ -32,6 +33,20 @@ def fit_recipe(recipe: Recipe, images: int, *, batch_size: int | None = None) ->
         epochs=default_epochs(images) if recipe.epochs is None else recipe.epochs,
         folds=default_folds(images) if recipe.folds is None else recipe.folds,
     )
+
+
+def count_steps(recipe: Recipe, images: int, *, batch_size: int | None = None) -> int:
+    """Gradient steps of a full training.
+
+    Args:
+        recipe, images, batch_size: As for `fit_recipe`.
+
+    Example:
+        >>> count_steps(Recipe(epochs=10, batch_size=16), 100)
+        70
+    """
+    fitted = fit_recipe(recipe, images, batch_size=batch_size)
+    return (fitted.epochs or 1) * math.ceil(images / (fitted.batch_size or 1))
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]], *, mixed: bool = False) -> torch.optim.Optimizer:

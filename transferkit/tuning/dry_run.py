@@ -9,7 +9,7 @@ from torch import nn
 
 from transferkit.core.paths import expand
 from transferkit.core.scratch_cache import scratch_cache
-from transferkit.finetune import fit_recipe
+from transferkit.finetune import count_steps, fit_recipe
 from transferkit.records import DryRun, PlannedStep
 from transferkit.tuning.default_space import searched_space, settle_trials
 from transferkit.tuning.objective import FINAL_FOLDS
@@ -66,7 +66,8 @@ def plan_tune(model: str | nn.Module, data: Any, options: TuneOptions) -> DryRun
         strategy, warnings = _strategy(prospect, options)
         options = _settled(prospect, replace(options, strategy=strategy))
         steps = measuring(prospect, views_of(prospect, options, budget=None))
-        stages = plan_stages(options.sampler, options.trials)
+        full = count_steps(options.recipe, len(prospect.train), batch_size=options.batch_size)
+        stages = plan_stages(options.sampler, options.trials, steps=full)
         steps += _limited([_stage_step(prospect, options, stage) for stage in stages], options.seconds)
         out = None if options.out is None else expand(options.out)
         size = sum(SIZES.values())

@@ -21,6 +21,13 @@ FINALISTS = 3
 FEWEST_STAGED = 2 * FINALISTS + 2
 """Trials that a search in stages needs."""
 
+FEWEST_STEPS = 60
+"""Gradient steps of a trial of coarse_to_fine, where a full training has as many: with fewer, rates that are too low to
+get anywhere look best, as training has not yet recovered from its first steps (docs/tuning.md)."""
+
+MOST_SHORT = 0.5
+"""Share of a full training that a trial before the finalists takes at most."""
+
 PRUNERS = ("none", "median", "halving", "wilcoxon")
 """Which trials are ended early: none; those below the median of the others after as many epochs; those not among the
 best third of them; those worse than the best trial on the same folds, by Wilcoxon's signed-rank test."""
@@ -53,8 +60,8 @@ class SearchStage:
         return self.share == 1
 
 
-Sampler = Callable[[int], tuple[SearchStage, ...]]
-"""Number of trials -> stages."""
+Sampler = Callable[[int, float], tuple[SearchStage, ...]]
+"""Number of trials, share of a full training that says something -> stages."""
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
@@ -79,54 +86,55 @@ def choose_sampler(sampler: str, *, trials: int, pruner: str, solved: bool) -> s
     return "coarse_to_fine" if trials >= FEWEST_STAGED and pruner == "none" else "random"
 
 
-def plan_stages(sampler: str, trials: int) -> tuple[SearchStage, ...]:
+def plan_stages(sampler: str, trials: int, *, steps: int | None = None) -> tuple[SearchStage, ...]:
     """The stages of a search.
 
     Args:
         sampler: A registered name.
         trials: Number of trials in all, >= 1.
+        steps: Gradient steps of a full training; None: many.
 
     Raises:
         OptionError: The sampler is unknown, or there are too few trials for it.
     """
     if trials < 1:
         raise OptionError(f"trials must be >= 1, got {trials!r}.")
-    return SAMPLERS[sampler](trials)
+    return SAMPLERS[sampler](trials, 0.0 if steps is None else min(MOST_SHORT, FEWEST_STEPS / max(1, steps)))
 
 
 @SAMPLERS.register("random")
-def _random(trials: int) -> tuple[SearchStage, ...]:
+def _random(trials: int, least: float) -> tuple[SearchStage, ...]:
     """All points at random."""
     return (SearchStage(name="all", trials=trials, share=1.0, source="random"),)
 
 
 @SAMPLERS.register("grid")
-def _grid(trials: int) -> tuple[SearchStage, ...]:
+def _grid(trials: int, least: float) -> tuple[SearchStage, ...]:
     """Points of a grid; for comparison, as a grid tries few values of each hyperparameter."""
     return (SearchStage(name="all", trials=trials, share=1.0, source="grid"),)
 
 
 @SAMPLERS.register("tpe")
-def _tpe(trials: int) -> tuple[SearchStage, ...]:
+def _tpe(trials: int, least: float) -> tuple[SearchStage, ...]:
     """Points by the tree-structured Parzen estimator, a model of which points did well."""
     return (SearchStage(name="all", trials=trials, share=1.0, source="tpe"),)
 
 
 @SAMPLERS.register("coarse_to_fine")
-def _coarse_to_fine(trials: int) -> tuple[SearchStage, ...]:
+def _coarse_to_fine(trials: int, least: float) -> tuple[SearchStage, ...]:
     """Many points in the whole space for few epochs, then more around the best for longer, then the best in full."""
     _check_enough("coarse_to_fine", trials)
     rest = trials - FINALISTS
     wide = math.ceil(0.6 * rest)
     return (
-        SearchStage(name="wide", trials=wide, share=0.1, source="random"),
-        SearchStage(name="narrow", trials=rest - wide, share=0.3, source="narrow"),
+        SearchStage(name="wide", trials=wide, share=max(0.1, least), source="random"),
+        SearchStage(name="narrow", trials=rest - wide, share=max(0.3, least), source="narrow"),
         SearchStage(name="finalists", trials=FINALISTS, share=1.0, source="best"),
     )
 
 
 @SAMPLERS.register("one_epoch")
-def _one_epoch(trials: int) -> tuple[SearchStage, ...]:
+def _one_epoch(trials: int, least: float) -> tuple[SearchStage, ...]:
     """One epoch for all, then the best three in full."""
     _check_enough("one_epoch", trials)
     return (

@@ -38,6 +38,7 @@ __all__ = [
     "StoppedEarly",
     "importances",
     "join_study",
+    "with_advice",
     "work",
 ]
 
@@ -88,7 +89,8 @@ class Search:
         space: Name -> range.
         stages: In their order.
         seed: Of the points.
-        starts: Points to begin with, before others are chosen, of the samplers that choose at random or by a model.
+        starts: Points to begin with, before others are chosen, of the samplers that choose at random or by a model; the
+            first is compared with the best points in full as well.
         pruner: One of `PRUNERS`.
         shared: What all trials have in common, in words -> its value; a study of other images, for one, is not gone
             on with.
@@ -142,7 +144,8 @@ class StagedSampler(BaseSampler):
         if not best or stage.source == "random":
             return draw_points(space, 1, seed=seed, first=slot)[0]
         if stage.source == "best":
-            return best[min(number, len(best) - 1)]
+            chosen = with_advice(best[: stage.trials], self._search.starts)
+            return chosen[min(number, len(chosen) - 1)]
         return draw_points(narrow(space, best[:FINALISTS]), 1, seed=seed, first=slot)[0]
 
     def sample_independent(
@@ -161,6 +164,15 @@ def best_points(finished: Sequence[FrozenTrial], stages: Sequence[SearchStage]) 
     own = [one for one in finished if stage_of(stages, one.user_attrs[SLOT])[0].source != "best"]
     points = [dict(one.params) for one in sorted(own, key=lambda one: (-(one.value or 0.0), one.number))]
     return [point for place, point in enumerate(points) if point not in points[:place]]
+
+
+def with_advice(best: Sequence[dict[str, Any]], starts: Sequence[Point]) -> list[dict[str, Any]]:
+    """The best points, with the first one that the search began with in place of the last, unless it is among them.
+
+    That one is the advice: whatever short trainings make of it, a search should not end with less.
+    """
+    advice = [dict(point) for point in starts[:1]]
+    return list(best) if not advice or advice[0] in best else [*best[: len(best) - 1], *advice]
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:

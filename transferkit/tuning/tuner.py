@@ -20,7 +20,7 @@ from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import environment
 from transferkit.features import choose_device
-from transferkit.finetune import fit_recipe
+from transferkit.finetune import count_steps, fit_recipe
 from transferkit.finetune.watching import MakeWatch
 from transferkit.records import Decision, TuningRecord, TuningTrial
 from transferkit.tuning.default_space import searched_space, settle_trials
@@ -104,17 +104,20 @@ def _try_points(
         helps: What another process does, given the options, the search and its threads; picklable.
         command, begun: As for `babysit`.
     """
+    images = session.data.summary.train_images
     space = searched_space(
         options,
         lr=decision.lr,
-        images=session.data.summary.train_images,
+        images=images,
         stages=[stage.name for stage in session.backbone.stages],
     )
     check_space(space, options)
     options = settle_trials(options, space)
     search = Search(
         space=space,
-        stages=plan_stages(options.sampler, options.trials),
+        stages=plan_stages(
+            options.sampler, options.trials, steps=count_steps(options.recipe, images, batch_size=options.batch_size)
+        ),
         seed=options.seed,
         starts=_starts(session, decision, space, options),
         pruner=options.pruner,
@@ -173,10 +176,16 @@ def _starts(session: Session, decision: Decision, space: Space, options: TuneOpt
         space,
         lr=decision.lr,
         stages=len(session.backbone.stages),
-        batch_size=fit_recipe(options.recipe, session.data.summary.train_images).batch_size or 1,
+        batch_size=_batch_size(session, options),
         seed=options.seed,
     )
     return found[: max(1, first // 2)]
+
+
+def _batch_size(session: Session, options: TuneOptions) -> int:
+    """The one that `adapt` would take."""
+    recipe = fit_recipe(options.recipe, session.data.summary.train_images, batch_size=options.batch_size)
+    return recipe.batch_size or 1
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transferkit.tuning import storage as storages
 from transferkit.tuning import study as studies
 from transferkit.tuning.space import Choices, Range
 from transferkit.tuning.stages import FINALISTS, PRUNERS, SAMPLERS, SearchStage, plan_stages, stage_of
-from transferkit.tuning.study import DETAILS, ERROR, SLOT, Score, Search, join_study, work
+from transferkit.tuning.study import DETAILS, ERROR, SLOT, Score, Search, join_study, with_advice, work
 
 SPACE = {
     "lr": Range(low=1e-6, high=1.0, log=True),
@@ -77,6 +77,38 @@ def test_the_finalists_are_the_best_points_before_each_once_and_in_full(sampler)
     assert [one.params for one in last] == best
     assert [one.user_attrs[DETAILS]["share"] for one in last] == [1.0] * FINALISTS
     assert all(one.user_attrs[DETAILS]["share"] < 1 for one in before)
+
+
+def test_the_advice_is_compared_in_full_whatever_short_trainings_make_of_it():
+    advice = {"lr": 1e-6, "decay": 1.0, "schedule": "constant"}
+    stages = plan_stages("coarse_to_fine", 20)
+    search = Search(space=SPACE, stages=stages, starts=[advice])
+    study = join_study(search, storage=None, name="test")
+    work(study, search, distance)
+    last = [one.params for one in study.trials[-FINALISTS:]]
+    before = sorted(study.trials[:-FINALISTS], key=lambda one: -one.value)
+    assert last == [*(one.params for one in before[: FINALISTS - 1]), advice]
+    assert study.trials[0].params == advice
+
+
+def test_an_advice_among_the_best_takes_nobody_elses_place():
+    best = [{"lr": rate} for rate in (1e-3, 1e-2, 1e-1)]
+    assert with_advice(best, [{"lr": 1e-2}]) == best == with_advice(best, [])
+    assert with_advice(best, [{"lr": 1.0}, {"lr": 2.0}]) == [*best[:2], {"lr": 1.0}]
+    assert with_advice([], [{"lr": 1.0}]) == [{"lr": 1.0}]
+
+
+@pytest.mark.parametrize(("steps", "shares"), [(None, (0.1, 0.3)), (5000, (0.1, 0.3)), (300, (0.2, 0.3)),
+                                               (150, (0.4, 0.4)), (40, (0.5, 0.5)), (0, (0.5, 0.5))])  # fmt: skip
+def test_short_trainings_have_steps_enough_to_say_something(steps, shares):
+    *short, full = plan_stages("coarse_to_fine", 20, steps=steps)
+    assert [stage.share for stage in short] == pytest.approx(shares)
+    assert [stage.is_full for stage in (*short, full)] == [False, False, True]
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "one_epoch"])
+def test_other_samplers_do_not_depend_on_the_steps(sampler):
+    assert plan_stages(sampler, 20, steps=100) == plan_stages(sampler, 20)
 
 
 def test_tpe_finds_better_points_than_a_grid():
