@@ -7,6 +7,7 @@
     python scripts/bench_tune.py searches --root tasks   # 200 random trials against cheaper searches: the same file
     python scripts/bench_tune.py probes --root tasks     # 100 trials of a linear probe, in seconds: the same file
     python scripts/bench_tune.py table                   # what there is so far, with intervals
+    python scripts/bench_tune.py plot                    # accuracy against epochs: docs/tuning.svg
 
 A trial trains the later stages (`few_layers`) of EfficientNet-Lite0 on 20 images per class, and is scored on a fifth of
 these that is held back, as `transferkit tune` does it. The best point of a search is then trained on all 20 per class
@@ -33,11 +34,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from svg import to_svg
 
 from transferkit.api import analyze, tune
 from transferkit.core.provenance import environment
 from transferkit.finetune import count_steps, fit_recipe
 from transferkit.options import Recipe
+from transferkit.report.charts import Chart, Dots, Line, Mark, log_axis, share_axis
+from transferkit.report.charts import Point as Dot
 from transferkit.tuning.default_space import default_space
 from transferkit.tuning.objective import HeldBackAccuracy
 from transferkit.tuning.search_options import TuneOptions
@@ -68,6 +72,11 @@ MOST_CLASSES = 10
 SWEEP_SIZE, SWEEP_POINTS, STARTS = 48, 20, 7
 TRIALS, WHOLE, POOL, FEW, REPEATS = 9, 200, 250, 24, 10
 """Trials of a comparison of scales; of the random search; points it draws from; trials of cheaper searches."""
+
+PICTURE, TONES = ROOT / "docs" / "tuning.svg", ("accent", "warm")
+
+WAYS = ("advised settings", "one epoch", "coarse to fine", "coarse to fine, warm start", f"{WHOLE} random")
+"""Searches that are compared, from cheap to dear."""
 
 FULL = SearchStage(name="full", trials=1, share=1.0, source="random")
 
@@ -235,7 +244,6 @@ def scales(root: Path, work: Path, tasks: Sequence[str]) -> None:
                 "log-uniform": draw_points(log, TRIALS, seed=repeat),
                 "linear-uniform": draw_points(linear, TRIALS, seed=repeat),
                 "grid, log": lay_grid(log, TRIALS),
-                "grid, linear": lay_grid(linear, TRIALS),
             }
             for way, points in drawn.items():
                 key = {"kind": "scales", "task": name, "way": way, "repeat": repeat}
@@ -332,23 +340,58 @@ def table() -> None:
                 line = f"{kind} {task} {way}: {100 * statistics.mean(row['new'] for row in these):.1f} ({len(these)})"
                 gaps = [100 * (row["new"] - base[row["repeat"]]) for row in these if row["repeat"] in base]
                 if way != first and len(gaps) > 1:
-                    half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-                    line += f", to {first} {statistics.mean(gaps):+.1f} +- {half:.1f}"
+                    mean, half = mean_and_half(gaps)
+                    line += f", to {first} {mean:+.1f} +- {half:.1f}"
                 if kind == "searches":
                     line += f", epochs {statistics.mean(row['epochs'] for row in these):.0f}"
                 print(line)
 
 
+def plot() -> None:
+    """Accuracy on new images against the epochs of a search, a line for each task: docs/tuning.svg."""
+    rows = [row for row in Rows(RESULT).read() if row["kind"] == "searches"]
+    marks, all_points = list[Mark](), list[Dot]()
+    for task, tone in zip(COMPARED_ON, TONES, strict=True):
+        points = []
+        for way in WAYS:
+            these = [row for row in rows if (row["task"], row["way"]) == (task, way)]
+            if these:
+                mean, half = mean_and_half([row["new"] for row in these])
+                epochs = statistics.mean(row["epochs"] for row in these)
+                title = f"{task}, {way}: {100 * mean:.1f} +- {100 * half:.1f} %"
+                points.append(Dot(x=epochs, y=mean, low=mean - half, high=mean + half, title=title))
+        points.sort(key=lambda one: one.x)
+        all_points += points
+        marks += [Line(points=points, tone=tone, weight=1, label=task), Dots(points=points, tone=tone)]
+    chart = Chart(
+        title="Accuracy on new images of the best point of each search against its epochs",
+        x=log_axis([one.x for one in all_points], name="Epochs of all trainings of the search (log scale)"),
+        y=share_axis([end for one in all_points for end in (one.low, one.high)], name="Accuracy on new images"),
+        marks=marks,
+        across=480,
+        down=300,
+    )
+    PICTURE.write_text(to_svg(chart), encoding="utf-8")
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval (Student's t)."""
+    if len(values) < 2:
+        return statistics.mean(values), 0.0
+    spread = statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("sweep", "learn", "scales", "searches", "probes", "table"))
+    parser.add_argument("verb", choices=("sweep", "learn", "scales", "searches", "probes", "table", "plot"))
     parser.add_argument("--root", type=Path, default=Path("tasks"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "bench_tune"))
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=[])
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    if given.verb in ("learn", "table"):
-        {"learn": learn, "table": table}[given.verb]()
+    if given.verb in ("learn", "table", "plot"):
+        {"learn": learn, "table": table, "plot": plot}[given.verb]()
         return
     if given.verb != "probes":
         torch.set_num_threads(given.threads)
