@@ -141,7 +141,7 @@ class Task:
 
     def score(self, point: Point, stage: SearchStage = FULL, *, seed: int = 0, folds: int | None = 1) -> Score:
         """What a search sees."""
-        folds = None if stage.source == "best" else folds
+        folds = None if stage.is_decider else folds
         options = replace(self._options(seed), train=Recipe(folds=folds))
         return HeldBackAccuracy(self.session, options)(point, stage, lambda step, value: None)
 
@@ -259,7 +259,7 @@ def search(task: Task, sampler: str, trials: int, *, seed: int, starts: Sequence
 
     def objective(point: Point, stage: SearchStage, report: Any) -> Score:
         score = task.score(point, stage, seed=seed)
-        spent[0] += stage.epochs(task.epochs) * (3 if stage.source == "best" else 1)
+        spent[0] += stage.epochs(task.epochs) * (3 if stage.is_decider else 1)
         return score
 
     stages = plan_stages(sampler, trials, steps=count_steps(Recipe(), task.images))

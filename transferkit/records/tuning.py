@@ -23,7 +23,7 @@ class TuningTrial:
     Args:
         number: From 0, in the order of the search.
         stage: Name of the search's stage.
-        is_full: Whether it was trained for all epochs, so that it may be the best.
+        is_full: Whether it is comparable with the best: trained for all epochs, on as many folds.
         values: Setting, as on the command line -> value; what is missing is as advised.
         state: One of `STATES`.
         accuracy: On the held-back images, of the network alone, in [0, 1]; None unless complete.

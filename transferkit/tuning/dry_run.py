@@ -134,7 +134,7 @@ def _stage_step(prospect: Prospect, options: TuneOptions, stage: SearchStage) ->
     full = fit_recipe(options.recipe, len(prospect.train))
     folds = options.recipe.folds
     if folds is None:
-        folds = max(full.folds or 1, FINAL_FOLDS) if stage.source == "best" else full.folds
+        folds = max(full.folds or 1, FINAL_FOLDS) if stage.is_decider else full.folds
     one = training_of(prospect, options, options.strategy, share=stage.share, folds=folds)
     low = TRIAL_RANGE[0] * one.step.seconds_low * (1 if options.pruner == "none" else PRUNED)
     return replace(
@@ -144,7 +144,7 @@ def _stage_step(prospect: Prospect, options: TuneOptions, stage: SearchStage) ->
         passes=round(stage.trials * one.step.passes, 2),
         seconds_low=stage.trials * low / options.workers,
         seconds_high=stage.trials * TRIAL_RANGE[1] * one.step.seconds_high,
-        disk_bytes_high=CUTS * one.step.disk_bytes_high if stage.source != "best" else one.step.disk_bytes_high,
+        disk_bytes_high=CUTS * one.step.disk_bytes_high if not stage.is_decider else one.step.disk_bytes_high,
     )
 
 

@@ -62,7 +62,7 @@ class HeldBackAccuracy:
         options = with_point(self._options, point)
         full = fit_recipe(options.recipe, self._session.data.summary.train_images)
         folds = options.recipe.folds
-        if folds is None and stage.source == "best":  # few trials, between which little decides
+        if folds is None and stage.is_decider:
             folds = max(full.folds or 1, FINAL_FOLDS)
         epochs = stage.epochs(full.epochs or 1)
         recipe = replace(options.recipe, epochs=epochs, folds=folds, monitor=0)

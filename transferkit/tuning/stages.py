@@ -26,7 +26,10 @@ FEWEST_STEPS = 60
 get anywhere look best, as training has not yet recovered from its first steps (docs/tuning.md)."""
 
 MOST_SHORT = 0.5
-"""Share of a full training that a trial before the finalists takes at most."""
+"""Share of a full training that a trial of the first stage takes at most."""
+
+LONGER = 3
+"""Factor of epochs from the first stage of coarse_to_fine to the next ones."""
 
 PRUNERS = ("none", "median", "halving", "wilcoxon")
 """Which trials are ended early: none; those below the median of the others after as many epochs; those not among the
@@ -43,21 +46,23 @@ class SearchStage:
         share: Epochs, as a share of those of a full training, in (0, 1]; at least one is trained.
         source: Where points come from: "random" or "grid" (of the whole space), "tpe" (a model of all trials so far),
             "narrow" (at random, around the best so far), "best" (the best so far, one each).
+        is_last: Whether the outcome of the search is among its trials.
     """
 
     name: str
     trials: int
     share: float
     source: str
+    is_last: bool = True
 
     def epochs(self, full: int) -> int:
         """Epochs of a trial, where a full training has so many."""
         return max(1, round(self.share * full))
 
     @property
-    def is_full(self) -> bool:
-        """Whether its trials train in full, so that the best of the search may be among them."""
-        return self.share == 1
+    def is_decider(self) -> bool:
+        """Whether few trials are compared, between which little decides: on several folds."""
+        return self.is_last and self.source == "best"
 
 
 Sampler = Callable[[int, float], tuple[SearchStage, ...]]
@@ -122,13 +127,18 @@ def _tpe(trials: int, least: float) -> tuple[SearchStage, ...]:
 
 @SAMPLERS.register("coarse_to_fine")
 def _coarse_to_fine(trials: int, least: float) -> tuple[SearchStage, ...]:
-    """Many points in the whole space for few epochs, then more around the best for longer, then the best in full."""
+    """Many points in the whole space for few epochs, the best of them for longer, as many around the best of these as
+    there are trials left, then the best in full."""
     _check_enough("coarse_to_fine", trials)
-    rest = trials - FINALISTS
+    checked = min(FINALISTS, trials - FEWEST_STAGED + 1)
+    rest = trials - FINALISTS - checked
     wide = math.ceil(0.6 * rest)
+    share = max(0.1, least)
+    longer = min(1.0, LONGER * share)
     return (
-        SearchStage(name="wide", trials=wide, share=max(0.1, least), source="random"),
-        SearchStage(name="narrow", trials=rest - wide, share=max(0.3, least), source="narrow"),
+        SearchStage(name="wide", trials=wide, share=share, source="random", is_last=False),
+        SearchStage(name="checked", trials=checked, share=longer, source="best", is_last=False),
+        SearchStage(name="narrow", trials=rest - wide, share=longer, source="narrow", is_last=False),
         SearchStage(name="finalists", trials=FINALISTS, share=1.0, source="best"),
     )
 
@@ -138,7 +148,7 @@ def _one_epoch(trials: int, least: float) -> tuple[SearchStage, ...]:
     """One epoch for all, then the best three in full."""
     _check_enough("one_epoch", trials)
     return (
-        SearchStage(name="one epoch", trials=trials - FINALISTS, share=1e-9, source="random"),
+        SearchStage(name="one epoch", trials=trials - FINALISTS, share=1e-9, source="random", is_last=False),
         SearchStage(name="finalists", trials=FINALISTS, share=1.0, source="best"),
     )
 

@@ -157,12 +157,14 @@ class StagedSampler(BaseSampler):
 
 
 def best_points(finished: Sequence[FrozenTrial], stages: Sequence[SearchStage]) -> list[dict[str, Any]]:
-    """Points of the trials before the last stage, each once, best first.
+    """Points of the trials before the last stage, each once: those that were trained longest first, the best before.
 
-    A point that was trained for longer has an advantage, which it earned by being near the best before.
+    What was trained for fewer epochs is not comparable.
     """
-    own = [one for one in finished if stage_of(stages, one.user_attrs[SLOT])[0].source != "best"]
-    points = [dict(one.params) for one in sorted(own, key=lambda one: (-(one.value or 0.0), one.number))]
+    of_stage = {one.number: stage_of(stages, one.user_attrs[SLOT])[0] for one in finished}
+    own = [one for one in finished if not of_stage[one.number].is_decider]
+    own.sort(key=lambda one: (-of_stage[one.number].share, -(one.value or 0.0), one.number))
+    points = [dict(one.params) for one in own]
     return [point for place, point in enumerate(points) if point not in points[:place]]
 
 

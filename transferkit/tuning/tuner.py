@@ -319,7 +319,7 @@ def _trial(one: FrozenTrial, search: Search) -> TuningTrial:
     return TuningTrial(
         number=one.number,
         stage=stage.name,
-        is_full=stage.is_full,
+        is_full=stage.is_last,
         values=dict(one.params),
         state=STATE_NAMES[one.state],
         accuracy=known.get("accuracy"),

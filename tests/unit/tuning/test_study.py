@@ -60,9 +60,9 @@ def test_the_same_seed_tries_the_same_points(sampler):
 def test_the_narrow_stage_is_around_the_best_of_the_wide_one():
     study = run("coarse_to_fine", 40)
     stages = plan_stages("coarse_to_fine", 40)
-    wide, narrow = ([one for one in study.trials if stage_of(stages, one.user_attrs[SLOT])[0].name == name]
-                    for name in ("wide", "narrow"))  # fmt: skip
-    best = sorted(wide, key=lambda one: -one.value)[:FINALISTS]
+    wide, best, narrow = ([one for one in study.trials if stage_of(stages, one.user_attrs[SLOT])[0].name == name]
+                          for name in ("wide", "checked", "narrow"))  # fmt: skip
+    assert [one.params for one in best] == [one.params for one in sorted(wide, key=lambda one: -one.value)[:FINALISTS]]
     spread = [math.log10(one.params["lr"]) for one in narrow]
     middle = [math.log10(one.params["lr"]) for one in best]
     assert max(spread) - min(spread) <= max(0.3 * 6, max(middle) - min(middle)) + 1e-6
@@ -73,10 +73,30 @@ def test_the_narrow_stage_is_around_the_best_of_the_wide_one():
 def test_the_finalists_are_the_best_points_before_each_once_and_in_full(sampler):
     study = run(sampler, 30)
     before, last = study.trials[:-FINALISTS], study.trials[-FINALISTS:]
-    best = [one.params for one in sorted(before, key=lambda one: -one.value)[:FINALISTS]]
+    longest = max(one.user_attrs[DETAILS]["share"] for one in before)
+    trained = [one for one in before if one.user_attrs[DETAILS]["share"] == longest]
+    best = [one.params for one in sorted(trained, key=lambda one: -one.value)[:FINALISTS]]
     assert [one.params for one in last] == best
     assert [one.user_attrs[DETAILS]["share"] for one in last] == [1.0] * FINALISTS
-    assert all(one.user_attrs[DETAILS]["share"] < 1 for one in before)
+    assert longest < 1
+
+
+def test_a_point_that_only_short_trainings_like_is_not_narrowed_in_on():
+    """Low rates look best after few epochs, and are not in the long run."""
+
+    def late(point, stage, report):
+        rate = math.log10(point["lr"])
+        return Score(value=-abs(rate + 6 - 4 * (stage.share > 0.2)), details={"share": stage.share})
+
+    advice = {"lr": 1e-2, "decay": 1e-4, "schedule": "cosine"}
+    stages = plan_stages("coarse_to_fine", 40)
+    search = Search(space=SPACE, stages=stages, starts=[advice])
+    study = join_study(search, storage=None, name="test")
+    work(study, search, late)
+    of_stage = {one.number: stage_of(stages, one.user_attrs[SLOT])[0].name for one in study.trials}
+    assert advice in [one.params for one in study.trials if of_stage[one.number] == "checked"]
+    assert study.trials[-FINALISTS].params["lr"] == pytest.approx(1e-2, rel=9)
+    assert study.trials[-FINALISTS].value >= late(advice, stages[-1], None).value
 
 
 def test_the_advice_is_compared_in_full_whatever_short_trainings_make_of_it():
@@ -86,8 +106,9 @@ def test_the_advice_is_compared_in_full_whatever_short_trainings_make_of_it():
     study = join_study(search, storage=None, name="test")
     work(study, search, distance)
     last = [one.params for one in study.trials[-FINALISTS:]]
-    before = sorted(study.trials[:-FINALISTS], key=lambda one: -one.value)
-    assert last == [*(one.params for one in before[: FINALISTS - 1]), advice]
+    before = sorted(study.trials[:-FINALISTS], key=lambda one: (-one.user_attrs[DETAILS]["share"], -one.value))
+    others = [one.params for one in before if one.params != advice]
+    assert last == [*others[: FINALISTS - 1], advice]
     assert study.trials[0].params == advice
 
 
@@ -98,12 +119,22 @@ def test_an_advice_among_the_best_takes_nobody_elses_place():
     assert with_advice([], [{"lr": 1.0}]) == [{"lr": 1.0}]
 
 
-@pytest.mark.parametrize(("steps", "shares"), [(None, (0.1, 0.3)), (5000, (0.1, 0.3)), (300, (0.2, 0.3)),
-                                               (150, (0.4, 0.4)), (40, (0.5, 0.5)), (0, (0.5, 0.5))])  # fmt: skip
+SHARES = [
+    (None, (0.1, 0.3, 0.3)),
+    (5000, (0.1, 0.3, 0.3)),
+    (300, (0.2, 0.6, 0.6)),
+    (150, (0.4, 1, 1)),
+    (0, (0.5, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("steps", "shares"), SHARES)
 def test_short_trainings_have_steps_enough_to_say_something(steps, shares):
     *short, full = plan_stages("coarse_to_fine", 20, steps=steps)
     assert [stage.share for stage in short] == pytest.approx(shares)
-    assert [stage.is_full for stage in (*short, full)] == [False, False, True]
+    assert full.share == 1
+    assert [stage.is_last for stage in (*short, full)] == [False, False, False, True]
+    assert [stage.is_decider for stage in (*short, full)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "one_epoch"])
