@@ -24,6 +24,7 @@ from transferkit.records.evidence import (
     ViewComparison,
     ViewScore,
 )
+from transferkit.records.few_shot import AddedClass, FewShotRecord, FewShotScore
 from transferkit.records.folds import Fold, Folds, connected_groups
 from transferkit.records.intervention import Intervention
 from transferkit.records.label_review import (
@@ -61,6 +62,7 @@ __all__ = [
     "REMOVED",
     "SELECTED",
     "TOP",
+    "AddedClass",
     "Alternative",
     "BackboneSpec",
     "Candidate",
@@ -79,6 +81,8 @@ __all__ = [
     "Epoch",
     "Evidence",
     "FailedImage",
+    "FewShotRecord",
+    "FewShotScore",
     "Finding",
     "Fold",
     "Folds",

@@ -7,8 +7,9 @@ needed to choose a stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,21 +34,23 @@ MIN_ROWS = 3
 Columns = tuple[int, int]
 
 
-def late_parts(blocks: Mapping[str, slice], *, halves: bool) -> tuple[Columns, ...]:
+def late_parts(blocks: Mapping[str, slice], *, halved: Collection[str]) -> tuple[Columns, ...]:
     """Columns of the parts that are joined, of all but the earliest third of the stages.
 
     Args:
         blocks: Stage -> its columns, stem -> top.
-        halves: Whether each block is its means, then its maxima (pooling avg+max).
+        halved: Stages whose block is means, then maxima (pooling avg+max).
 
     Example:
-        >>> late_parts({"stem": slice(0, 2), "middle": slice(2, 6), "top": slice(6, 10)}, halves=True)
-        ((2, 4), (4, 6), (6, 8), (8, 10))
+        >>> late_parts({"stem": slice(0, 2), "middle": slice(2, 6), "top": slice(6, 10)}, halved=["middle"])
+        ((2, 4), (4, 6), (6, 10))
     """
     parts: list[Columns] = []
-    for block in list(blocks.values())[int(len(blocks) * EARLIEST) :]:
-        middle = (block.start + block.stop) // 2
-        parts += [(block.start, middle), (middle, block.stop)] if halves else [(block.start, block.stop)]
+    for name, block in list(blocks.items())[int(len(blocks) * EARLIEST) :]:
+        edges = [block.start, block.stop]
+        if name in halved:
+            edges.insert(1, (block.start + block.stop) // 2)
+        parts += pairwise(edges)
     return tuple(parts)
 
 
