@@ -26,6 +26,7 @@ from transferkit.records.evidence import (
 )
 from transferkit.records.few_shot import AddedClass, FewShotRecord, FewShotScore
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.held_back_scores import MAX_HELD_BACK, HeldBackScores
 from transferkit.records.intervention import Intervention
 from transferkit.records.label_review import (
     CORRECTED,
@@ -59,6 +60,7 @@ __all__ = [
     "HEALTHY_UPDATES",
     "JOINED",
     "LARGE",
+    "MAX_HELD_BACK",
     "REMOVED",
     "SELECTED",
     "TOP",
@@ -87,6 +89,7 @@ __all__ = [
     "Fold",
     "Folds",
     "Forecast",
+    "HeldBackScores",
     "HeldOut",
     "Histogram",
     "ImageFinding",
