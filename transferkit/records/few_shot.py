@@ -133,10 +133,9 @@ class AddedClass:
         source: "train", the run's own training images; or "given".
         expected_recall: Share of the class's images that are expected to be recognised, from images of other classes'
             spread around these, in [0, 1].
-        split: What the accuracies are measured on: a held-out split, or "train"; "" where nothing was at hand.
-        split_images: How many images that is.
-        before, after: Accuracy on the old classes without and with the new one, in [0, 1]; None where unknown.
-        lost: Share of the old classes' images that are taken for the new class, in [0, 1]; None where unknown.
+        held_back: Whether the accuracies are of images that the classifier was not fitted to.
+        before, after: Accuracy on the old classes without and with the new one, on the old images, in [0, 1].
+        lost: Share of the old classes' images that are taken for the new class, in [0, 1].
     """
 
     name: str
@@ -144,32 +143,27 @@ class AddedClass:
     old_images: int
     source: str
     expected_recall: float
-    split: str = ""
-    split_images: int = 0
-    before: float | None = None
-    after: float | None = None
-    lost: float | None = None
+    held_back: bool
+    before: float
+    after: float
+    lost: float
 
     def __post_init__(self) -> None:
         require(bool(self.name), "AddedClass.name must not be empty.")
         for name in ("expected_recall", "before", "after", "lost"):
-            value = getattr(self, name)
-            if value is not None:
-                require_share("AddedClass", name, value)
+            require_share("AddedClass", name, getattr(self, name))
 
     @property
     def sentence(self) -> str:
-        """What it costs, as far as it is known."""
+        """What it costs, and on what that was measured."""
         learnt = (
             f"Class {self.name!r} was added from {self.images} image{'s' if self.images != 1 else ''} without "
             f"training; {100 * self.expected_recall:.0f} % of its images are expected to be recognised, if they differ "
             "as images of the other classes do."
         )
-        if self.before is None or self.after is None or self.lost is None:
-            return f"{learnt} What it costs the other classes is unknown: no image of theirs was held out."
-        where = {"train": "training images, which flatters both"}.get(self.split, f"{self.split} images")
+        where = "held-back images" if self.held_back else "images that it was fitted to, which flatters both,"
         return (
-            f"{learnt} On {self.split_images:,} {where}, the accuracy on the other classes goes from "
-            f"{100 * self.before:.1f} % to {100 * self.after:.1f} %; {100 * self.lost:.1f} % of them are taken for "
-            "the new class."
+            f"{learnt} On {self.old_images:,} {where} of the other classes, accuracy goes from "
+            f"{100 * self.before:.1f} % to {100 * self.after:.1f} %; {100 * self.lost:.1f} % are taken for the new "
+            "class."
         )

@@ -28,7 +28,7 @@ from transferkit.result.evaluation import check_classes, pick_mistakes, sketch
 from transferkit.result.result import OPENING
 from transferkit.workflow.measure import read_features
 
-__all__ = ["add_class"]
+__all__ = ["add_class", "check_old_images", "checked_name"]
 
 Features = npt.NDArray[np.float32]
 
@@ -54,25 +54,58 @@ def add_class(
         result, name, images, old_images, cache, device, seed, progress: As there.
         command: How to run this again; "" composes a call.
     """
-    name = _checked_name(result, name)
+    name = checked_name(result, name)
     if result.preprocessing.prepared:
         raise OptionError("The model takes tensors that were prepared elsewhere, so it cannot read images of a class.")
     members = _members(result.model)
     old = _open_old(result, old_images, cache=cache, progress=progress)
     new = _features_of_images(result.model, images, device=device)
     read = _Reader(members, old.data, FeatureBank(cache), device, progress)
-    sample = old.fitted(seed)
+    sample, held_back = _sample(result, old, seed)
+    features, folds = read(sample), _folds_of(result, old.data, sample)
     weight, bias = _joined_head(members)
-    row = fit_new_row(new, read(sample), _folds_of(result, old.data, sample), weight, bias, seed=seed)
+    row = fit_new_row(new, features, folds, weight, bias, old_logits=held_back, seed=seed)
     model = _extended(result.model, name, row.weight, row.bias)
-    before, after = (_answers(result, old, read, head) for head in ((weight, bias), _joined_head(_members(model))))
-    added = _describe(name, new, sample, old, before, after, row.expected_recall)
-    record = _extended_record(result.record, added, model.classes, old, after)
+    logits = features @ weight.T + bias if held_back is None else held_back
+    added = AddedClass(
+        name=name,
+        images=len(new),
+        old_images=len(sample),
+        source="train" if old.is_own else "given",
+        expected_recall=row.expected_recall,
+        held_back=held_back is not None or not old.is_own,
+        **_cost(logits, row.old_scores, folds.labels),
+    )
+    answers = _answers(result, old, read, _joined_head(_members(model)))
+    record = _extended_record(result.record, added, model.classes, old, answers)
     quoted = command or f"transferkit.add_class(result, {name!r}, {str(images)!r})"
     return Result(model, replace(record, command=f"{quoted}  # after: {result.record.command}"))
 
 
-def _checked_name(result: Result, name: str) -> str:
+def _cost(logits: npt.NDArray[Any], new: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy on the old classes without and with the new one, and the share that goes to it."""
+    right, taken = logits.argmax(axis=1) == labels, new > logits.max(axis=1)
+    return {"before": float(right.mean()), "after": float((right & ~taken).mean()), "lost": float(taken.mean())}
+
+
+def _sample(result: Result, old: _OldImages, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
+    """Indices of the images that the row is fitted to, and their held-back logits if the run kept them."""
+    scores = result.held_back_scores
+    if not old.is_own or scores is None or not len(scores) or len(np.unique(scores.labels)) < len(result.classes):
+        return old.fitted(seed), None
+    order = np.concatenate([old.data.indices("train"), old.data.indices("val")])
+    chosen = np.arange(len(scores))
+    if len(chosen) > MOST_OLD:
+        chosen = stratified_sample(scores.labels, MOST_OLD, np.random.default_rng(seed))
+    return order[scores.rows[chosen]], scores.logits[chosen]
+
+
+def checked_name(result: Result, name: str) -> str:
+    """The name of a class that the model does not have.
+
+    Raises:
+        OptionError: It is empty, or there is such a class.
+    """
     text = str(name).strip()
     if not text:
         raise OptionError("The new class needs a name, got an empty one.")
@@ -100,11 +133,6 @@ class _OldImages:
             return rows
         return rows[stratified_sample(self.data.labels[rows], MOST_OLD, np.random.default_rng(seed))]
 
-    @property
-    def split(self) -> str:
-        """What accuracy is measured on."""
-        return next((name for name in ("test", "val") if self.is_own and len(self.data.indices(name))), "train")
-
 
 def _open_old(result: Result, given: Any, *, cache: Any, progress: bool) -> _OldImages:
     """The run's own training images, or those that are given.
@@ -114,20 +142,36 @@ def _open_old(result: Result, given: Any, *, cache: Any, progress: bool) -> _Old
     """
     settings = dict(result.record.settings)
     more: dict[str, Any] = {"cache": cache, "progress": progress}
+    named = check_old_images(result, given)
     if given is not None:
         data = open_data(given, val=0.0, test=0.0, **more)
         check_classes(data, result.classes)
         return _OldImages(data, is_own=False)
-    named = settings.get("data")
+    data = open_data(named, **{key: settings[key] for key in OPENING if key in settings}, **more)
+    check_classes(data, result.classes)
+    return _OldImages(data, is_own=sketch(data) == result.record.trained_on)
+
+
+def check_old_images(result: Result, given: Any) -> Any:
+    """Where images of the other classes are.
+
+    Args:
+        result: A finished run.
+        given: Images that are given instead of its own.
+
+    Raises:
+        DataError: There are none.
+    """
+    if given is not None:
+        return given
+    named = result.record.settings.get("data")
     if not isinstance(named, (str, Path)) or not (str(named).startswith("builtin/") or expand(named).exists()):
         where = f"{named} is not there any more" if isinstance(named, (str, Path)) else "the run does not name them"
         raise DataError(
             f"Adding a class needs images of the other classes, and the run's own are not at hand: {where}. Give some "
             "of each class with old_images=DATA (old=DIR on the command line): a folder for each class."
         )
-    data = open_data(named, **{key: settings[key] for key in OPENING if key in settings}, **more)
-    check_classes(data, result.classes)
-    return _OldImages(data, is_own=sketch(data) == result.record.trained_on)
+    return named
 
 
 def _members(model: Classifier) -> tuple[TransferModel, ...]:
@@ -219,11 +263,10 @@ def _extended(model: Classifier, name: str, weight: npt.NDArray[np.float64], bia
 def _answers(
     result: Result, old: _OldImages, read: _Reader, head: tuple[npt.NDArray[Any], npt.NDArray[Any]]
 ) -> dict[str, HeldOut]:
-    """Split -> probabilities there; of training images where nothing is held out."""
-    splits = [name for name in ("test", "val") if name in result.metrics and len(old.data.indices(name))]
+    """Split -> probabilities on the run's own held-out images, of the splits that it has been scored on."""
     found = {}
-    for split in dict.fromkeys([*(splits if old.is_own else ()), old.split]):
-        rows = old.data.indices(split) if split != "train" else old.fitted(0)
+    for split in result.metrics if old.is_own else ():
+        rows = old.data.indices(split)
         logits = read(rows) @ head[0].T + head[1]
         soft = np.exp(logits - logits.max(axis=1, keepdims=True))
         found[split] = HeldOut(
@@ -235,36 +278,10 @@ def _answers(
     return found
 
 
-def _describe(
-    name: str,
-    new: Features,
-    sample: npt.NDArray[np.int64],
-    old: _OldImages,
-    before: dict[str, HeldOut],
-    after: dict[str, HeldOut],
-    recall: float,
-) -> AddedClass:
-    earlier, later = before[old.split], after[old.split]
-    answers = later.probabilities.argmax(axis=1)
-    return AddedClass(
-        name=name,
-        images=len(new),
-        old_images=len(sample),
-        source="train" if old.is_own else "given",
-        expected_recall=recall,
-        split=old.split,
-        split_images=len(later.labels),
-        before=float((earlier.probabilities.argmax(axis=1) == earlier.labels).mean()),
-        after=float((answers == later.labels).mean()),
-        lost=float((answers == later.probabilities.shape[1] - 1).mean()),
-    )
-
-
 def _extended_record(
-    record: RunRecord, added: AddedClass, classes: tuple[str, ...], old: _OldImages, after: dict[str, HeldOut]
+    record: RunRecord, added: AddedClass, classes: tuple[str, ...], old: _OldImages, held: dict[str, HeldOut]
 ) -> RunRecord:
     """The record of the larger model: what was true of the smaller one only is left out."""
-    held = {split: found for split, found in after.items() if old.is_own and split in record.metrics}
     metrics: dict[str, Metrics] = {
         split: assess(found, old.data.folds.take(old.data.indices(split))) for split, found in held.items()
     }

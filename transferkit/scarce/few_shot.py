@@ -35,10 +35,19 @@ from transferkit.records import TOP, FewShotRecord, FewShotScore, Folds
 from transferkit.scarce.few_shot_options import BASELINE, FewShotOptions, chosen_methods
 from transferkit.workflow.measure import read_features
 from transferkit.workflow.session import fit_to_images, open_backbone, open_bank, open_images
-from transferkit.workflow.views import ask_views, fixed_views
+from transferkit.workflow.views import AskedViews, ask_views, fixed_views
 from transferkit.workflow.views.asked import AUTO_VIEWS
 
-__all__ = ["FewShotRows", "Hits", "answer_episodes", "halved_stages", "measure_few_shot", "prepare_rows", "score_methods"]
+__all__ = [
+    "FewShotRows",
+    "Hits",
+    "answer_episodes",
+    "asked_views",
+    "halved_stages",
+    "measure_few_shot",
+    "prepare_rows",
+    "score_methods",
+]
 
 UNLABELLED = "unlabelled"
 
@@ -107,12 +116,10 @@ def measure_few_shot(model: str | nn.Module, data: Any, options: FewShotOptions,
         )
     names = chosen_methods(options.method, transductive=options.transductive)
     with timed(seconds, "episodes"):
-        drawn = track(
-            draw_episodes(folds, **asked), "episodes", total=options.episodes, enabled=options.progress
-        )
+        drawn = track(draw_episodes(folds, **asked), "episodes", total=options.episodes, enabled=options.progress)
         hits, spent = answer_episodes(found, drawn, names)
-    prior = ("these images, unlabelled",) if options.prior == UNLABELLED else tuple(
-        one.summary.origin for one in others
+    prior = (
+        ("these images, unlabelled",) if options.prior == UNLABELLED else tuple(one.summary.origin for one in others)
     )
     return FewShotRecord(
         backbone=backbone.spec.name,
@@ -185,8 +192,8 @@ def answer_episodes(
     spent = dict.fromkeys(methods, 0.0)
     for episode in episodes:
         prepared = {
-            "joined": _coordinates(_joined(rows, episode), len(episode.shots)),
-            "last": _last(rows, episode),
+            "joined": _coordinates(_joined(rows, episode)),
+            "last": _coordinates(_last(rows, episode)),
         }
         for name in methods:
             began = time.perf_counter()
@@ -199,22 +206,23 @@ def answer_episodes(
     return hits, spent
 
 
-def _joined(rows: FewShotRows, episode: Episode) -> npt.NDArray[np.float64]:
+def _joined(rows: FewShotRows, episode: Episode) -> npt.NDArray[np.floating[Any]]:
     """Shots, then queries, centred by the shots alone: the mean over queries would lean to their large classes."""
     both = rows.joined[np.concatenate([episode.shots, episode.queries])]
     return rows.space.join(both, both[: len(episode.shots)].mean(axis=0))
 
 
-def _last(rows: FewShotRows, episode: Episode) -> npt.NDArray[np.float64]:
-    both = rows.last[np.concatenate([episode.shots, episode.queries])].astype(np.float64)
+def _last(rows: FewShotRows, episode: Episode) -> npt.NDArray[np.floating[Any]]:
+    both = rows.last[np.concatenate([episode.shots, episode.queries])]
     return unit_rows(both - (both[: len(episode.shots)].mean(axis=0) if rows.centre is None else rows.centre))
 
 
-def _coordinates(rows: npt.NDArray[np.float64], shots: int) -> npt.NDArray[np.float64]:
-    """The same rows in as many dimensions as there are rows, if that is fewer: no distance or product changes."""
+def _coordinates(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """The same rows in as many dimensions as there are rows: no distance or product changes, and methods are fast."""
     if rows.shape[1] <= len(rows):
-        return rows
-    return np.asarray(np.linalg.qr(rows.T, mode="r").T, dtype=np.float64)
+        return rows.astype(np.float64)
+    values, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64))
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def score_methods(hits: Hits, spent: Mapping[str, float]) -> tuple[FewShotScore, ...]:
@@ -257,6 +265,13 @@ def _prior_sets(prior: Any) -> list[Any]:
     return list(prior) if isinstance(prior, (list, tuple)) else [prior]
 
 
+def asked_views(options: FewShotOptions) -> AskedViews:
+    """The views of an episode's features; nothing is measured to choose them, as there are no labels to do it with."""
+    if options.views == "auto" and options.geometry == "auto":
+        return ask_views(views="+".join(AUTO_VIEWS))
+    return ask_views(options.geometry, 1 if options.views == "auto" else options.views)
+
+
 def _plain_opening(options: FewShotOptions) -> FewShotOptions:
     """Options for other images: nothing held out, and no columns, root or corrections of the first ones."""
     return replace(options, root=None, columns=None, labels=None, val=0.0, test=0.0)
@@ -277,8 +292,7 @@ def _table(
     fit_to_images(seen, data)
     own = seen.spec.preprocessing
     if not data.normalised:
-        views = "+".join(AUTO_VIEWS) if options.views == "auto" else options.views
-        own = fixed_views(ask_views(options.geometry if options.views != "auto" else "auto", views), own, data)
+        own = fixed_views(asked_views(options), own, data)
     done = read_features(
         seen,
         data,
@@ -292,4 +306,3 @@ def _table(
         progress=options.progress,
     )
     return done.table, tuple(view.name for view in own.views)
-

@@ -12,14 +12,14 @@ from transferkit.measure.few_shot.shots import Rows, Shots
 __all__ = ["nearest_mean", "unit_rows"]
 
 
-def unit_rows(rows: Rows) -> Rows:
+def unit_rows(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     """(N, D) rows of length 1; a row of zeros stays one.
 
     Example:
         >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
         [[0.6, 0.8], [0.0, 0.0]]
     """
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float64).tiny))
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(rows.dtype).tiny))
 
 
 def nearest_mean(shots: Shots, queries: npt.NDArray[Any]) -> Rows:

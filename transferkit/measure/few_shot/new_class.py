@@ -36,11 +36,13 @@ class NewRow:
         weight: (D,) float64.
         bias: float.
         expected_recall: Share of images made up around the new ones that are recognised, in [0, 1].
+        old_scores: (N,) the new class's logit of each old image, by a row that was fitted without it.
     """
 
     weight: npt.NDArray[np.float64]
     bias: float
     expected_recall: float
+    old_scores: npt.NDArray[np.float64]
 
 
 def fit_new_row(
@@ -50,6 +52,7 @@ def fit_new_row(
     weight: npt.NDArray[Any],
     bias: npt.NDArray[Any],
     *,
+    old_logits: npt.NDArray[Any] | None = None,
     seed: int = 0,
 ) -> NewRow:
     """Weights and bias of a new class beside classes whose rows are fixed.
@@ -66,6 +69,8 @@ def fit_new_row(
         folds: Their labels, in [0, K), and groups.
         weight: (K, D) of the classifier.
         bias: (K,).
+        old_logits: (N, K) of the old images from fits without them; None: the classifier's own, which are surer than
+            those of new images if it was fitted to these.
         seed: Of the images that are made up.
 
     Raises:
@@ -86,21 +91,28 @@ def fit_new_row(
     deviation = residuals.std(axis=0)
     scale = np.maximum(deviation, FLOOR * float(deviation.mean()) or 1.0)
     spread = residuals * np.sqrt(1 + 1 / len(new))
+    known = old @ np.asarray(weight).T + bias if old_logits is None else np.asarray(old_logits, dtype=np.float64)
     half = folds.assign_splits(2, seed=seed)
-    rows, scores, own = [], [], []
+    scores, made, made_scores = np.zeros(len(old)), list[Rows](), list[Rows]()
     for fold in np.unique(half):
         rest, held = np.flatnonzero(half != fold), np.flatnonzero(half == fold)
-        direction = _direction(old[rest], new.mean(axis=0) + _some(spread[rest], rng), folds.labels[rest], scale)
-        made = new.mean(axis=0) + _some(spread[held], rng)
-        for images, labels in ((old[held], folds.labels[held]), (made, np.full(len(made), len(weight)))):
-            rows.append(images @ np.asarray(weight, dtype=np.float64).T + bias)
-            scores.append(images @ direction[0] + direction[1])
-            own.append(labels)
-    logits, score, labels = np.concatenate(rows), np.concatenate(scores), np.concatenate(own)
-    length, shift = _calibrate(logits, score, labels)
-    recognised = (length * score + shift > logits.max(axis=1))[labels == len(weight)]
-    final = _direction(old, new.mean(axis=0) + _some(spread, rng), folds.labels, scale)
-    return NewRow(length * final[0], float(length * final[1] + shift), float(recognised.mean()))
+        around = new.mean(axis=0) + _some(spread[rest], rng)
+        direction, level = _direction(old[rest], around, folds.labels[rest], scale)
+        scores[held] = old[held] @ direction + level
+        made.append(new.mean(axis=0) + _some(spread[held], rng))
+        made_scores.append(made[-1] @ direction + level)
+    made_up, made_score = np.concatenate(made), np.concatenate(made_scores)
+    logits = np.concatenate([known, made_up @ np.asarray(weight).T + bias])
+    labels = np.concatenate([folds.labels, np.full(len(made_up), len(weight))])
+    length, shift = _calibrate(logits, np.concatenate([scores, made_score]), labels)
+    recognised = length * made_score + shift > logits[len(old) :].max(axis=1)
+    final, level = _direction(old, new.mean(axis=0) + _some(spread, rng), folds.labels, scale)
+    return NewRow(
+        weight=length * final,
+        bias=length * level + shift,
+        expected_recall=float(recognised.mean()),
+        old_scores=length * scores + shift,
+    )
 
 
 def _check(new: Rows, old: Rows, folds: Folds, weight: npt.NDArray[Any]) -> None:

@@ -18,7 +18,6 @@ from scipy.linalg import eigh
 
 from transferkit.core.errors import DataError
 from transferkit.measure.few_shot.nearest_mean import unit_rows
-from transferkit.measure.few_shot.shots import Rows
 
 __all__ = ["FeatureSpace", "Scatter", "late_parts", "total_scatter", "within_scatter"]
 
@@ -174,19 +173,19 @@ class FeatureSpace:
         maps = self.maps or (None,) * len(rows)
         return np.concatenate([one if by is None else one @ by for one, by in zip(rows, maps, strict=True)], axis=1)
 
-    def join(self, rows: npt.NDArray[Any], centre: npt.NDArray[Any]) -> Rows:
+    def join(self, rows: npt.NDArray[Any], centre: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
         """Whitened rows -> rows of the joined space: every part centred and of length 1 / sqrt(parts).
 
         Args:
             rows: (n, D') as `whiten` gives them.
             centre: (D',), such as the mean over the shots.
         """
-        moved = np.asarray(rows, dtype=np.float64) - centre
+        moved = rows - centre
         joined, start = [], 0
         for first, last in self.parts:
             joined.append(unit_rows(moved[:, start : start + last - first]))
             start += last - first
-        return np.concatenate(joined, axis=1) / np.sqrt(len(self.parts))
+        return np.concatenate(joined, axis=1) * np.asarray(len(self.parts) ** -0.5, dtype=moved.dtype)
 
 
 def _inverse_root(covariance: npt.NDArray[np.float64], ridge: float) -> npt.NDArray[np.float32]:
