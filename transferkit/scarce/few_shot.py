@@ -225,18 +225,21 @@ def _coordinates(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
-def score_methods(hits: Hits, spent: Mapping[str, float]) -> tuple[FewShotScore, ...]:
+def score_methods(
+    hits: Hits, spent: Mapping[str, float], *, base: Sequence[float] | None = None
+) -> tuple[FewShotScore, ...]:
     """Means and intervals over episodes.
 
     Args:
-        hits: With `BASELINE` among the methods.
+        hits: Accuracy in each episode.
         spent: Method -> seconds in all episodes.
+        base: Accuracies that gains are over, in the same episodes; None: those of `BASELINE`, which is among the hits.
     """
-    base = np.array(hits[BASELINE])
+    compared = np.array(hits[BASELINE] if base is None else base)
     found = []
     for name, each in hits.items():
         mean, half = _mean_and_half(np.array(each))
-        gain, gain_half = _mean_and_half(np.array(each) - base)
+        gain, gain_half = _mean_and_half(np.array(each) - compared)
         found.append(
             FewShotScore(
                 method=name,

@@ -4,7 +4,14 @@ from transferkit.measure.few_shot.catalog import FEW_SHOT, FewShotMethod
 from transferkit.measure.few_shot.episodes import Episode, draw_episodes
 from transferkit.measure.few_shot.nearest_mean import unit_rows
 from transferkit.measure.few_shot.shots import Shots
-from transferkit.measure.few_shot.space import FeatureSpace, Scatter, late_parts, total_scatter, within_scatter
+from transferkit.measure.few_shot.space import (
+    FeatureSpace,
+    Scatter,
+    StagePart,
+    late_parts,
+    total_scatter,
+    within_scatter,
+)
 
 __all__ = [
     "FEW_SHOT",
@@ -13,6 +20,7 @@ __all__ = [
     "FewShotMethod",
     "Scatter",
     "Shots",
+    "StagePart",
     "draw_episodes",
     "late_parts",
     "total_scatter",

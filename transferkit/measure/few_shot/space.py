@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,11 @@ from scipy.linalg import eigh
 from transferkit.core.errors import DataError
 from transferkit.measure.few_shot.nearest_mean import unit_rows
 
-__all__ = ["FeatureSpace", "Scatter", "late_parts", "total_scatter", "within_scatter"]
+__all__ = ["FeatureSpace", "Scatter", "StagePart", "late_parts", "total_scatter", "within_scatter"]
 
-EARLIEST = 1 / 3
-"""Share of the stages that is left out, the earliest ones: edges and colours of a patch."""
+EARLIEST, MIDDLE = 1 / 3, 1 / 2
+"""Shares of the depth: stages before the first are left out (edges and colours of a patch), those before the second
+weigh half. On the tasks that constants were chosen on (docs/scarce.md) equal weights are 1 point worse at 1 shot."""
 
 RIDGE = 0.1
 """Added to a covariance, in units of its mean variance: how little of the smallest directions is believed."""
@@ -30,26 +31,42 @@ RIDGE = 0.1
 MIN_ROWS = 3
 """Images of a class whose spread is worth anything."""
 
-Columns = tuple[int, int]
+
+class StagePart(NamedTuple):
+    """Features that are scaled together: the means, or the maxima, of a stage.
+
+    Args:
+        start, stop: Their columns.
+        weight: Of their cosine in the sum.
+    """
+
+    start: int
+    stop: int
+    weight: float = 1.0
 
 
-def late_parts(blocks: Mapping[str, slice], *, halved: Collection[str]) -> tuple[Columns, ...]:
-    """Columns of the parts that are joined, of all but the earliest third of the stages.
+def late_parts(blocks: Mapping[str, slice], *, halved: Collection[str]) -> tuple[StagePart, ...]:
+    """The parts that are joined, of all but the earliest third of the stages.
 
     Args:
         blocks: Stage -> its columns, stem -> top.
         halved: Stages whose block is means, then maxima (pooling avg+max).
 
     Example:
-        >>> late_parts({"stem": slice(0, 2), "middle": slice(2, 6), "top": slice(6, 10)}, halved=["middle"])
-        ((2, 4), (4, 6), (6, 10))
+        >>> blocks = {"stem": slice(0, 2), "middle": slice(2, 6), "top": slice(6, 10)}
+        >>> [tuple(part) for part in late_parts(blocks, halved=["middle"])]
+        [(2, 4, 0.25), (4, 6, 0.25), (6, 10, 1.0)]
     """
-    parts: list[Columns] = []
-    for name, block in list(blocks.items())[int(len(blocks) * EARLIEST) :]:
+    parts: list[StagePart] = []
+    for place, (name, block) in enumerate(blocks.items()):
+        depth = place / len(blocks)
+        if depth < EARLIEST:
+            continue
         edges = [block.start, block.stop]
         if name in halved:
             edges.insert(1, (block.start + block.stop) // 2)
-        parts += pairwise(edges)
+        weight = (0.5 if depth < MIDDLE else 1.0) / (len(edges) - 1)
+        parts += [StagePart(start, stop, weight) for start, stop in pairwise(edges)]
     return tuple(parts)
 
 
@@ -80,21 +97,21 @@ class Scatter:
 
 
 def within_scatter(
-    features: npt.NDArray[Any], labels: npt.NDArray[np.integer[Any]], parts: Sequence[Columns]
+    features: npt.NDArray[Any], labels: npt.NDArray[np.integer[Any]], parts: Sequence[StagePart]
 ) -> Scatter:
     """Covariance of images around the mean of their class: the earlier task's lesson on what does not matter.
 
     Args:
         features: (N, D) float.
         labels: (N,) int; classes with fewer than 3 images are left out.
-        parts: Columns of each part.
+        parts: StagePart of each part.
 
     Raises:
         DataError: No class has enough images, or features are not finite.
 
     Example:
         >>> rows, labels = np.array([[0.0], [1.0], [2.0], [9.0], [10.0], [11.0]]), np.array([0, 0, 0, 1, 1, 1])
-        >>> within_scatter(rows, labels, [(0, 1)]).covariances[0].tolist()
+        >>> within_scatter(rows, labels, [StagePart(0, 1)]).covariances[0].tolist()
         [[1.0]]
     """
     residuals = [
@@ -107,12 +124,12 @@ def within_scatter(
     return total_scatter(np.concatenate(residuals), parts, centre=False)
 
 
-def total_scatter(features: npt.NDArray[Any], parts: Sequence[Columns], *, centre: bool = True) -> Scatter:
+def total_scatter(features: npt.NDArray[Any], parts: Sequence[StagePart], *, centre: bool = True) -> Scatter:
     """Covariance of images without labels.
 
     Args:
         features: (N, D) float, finite.
-        parts: Columns of each part.
+        parts: StagePart of each part.
         centre: Whether the mean is taken off first.
 
     Raises:
@@ -121,7 +138,7 @@ def total_scatter(features: npt.NDArray[Any], parts: Sequence[Columns], *, centr
     if not np.isfinite(features).all():
         raise DataError("Features must be finite. Leave out the images with NaN or infinite values.")
     found = []
-    for start, stop in parts:
+    for start, stop, _ in parts:
         rows = features[:, start:stop].astype(np.float64)
         rows = rows - rows.mean(axis=0) if centre else rows
         covariance = rows.T @ rows
@@ -136,25 +153,25 @@ class FeatureSpace:
     """The joined space.
 
     Args:
-        parts: Columns of each part in the raw features.
+        parts: StagePart of each part in the raw features.
         maps: (d, d) per part, what it is multiplied with; empty: nothing.
 
     Example:
-        >>> space = FeatureSpace.of(((0, 2), (2, 3)))
+        >>> space = FeatureSpace.of((StagePart(0, 2), StagePart(2, 3)))
         >>> rows = space.whiten(np.array([[3.0, 4.0, 7.0], [0.0, 0.0, 5.0]]))
         >>> space.join(rows, np.zeros(3)).round(2).tolist()
         [[0.42, 0.57, 0.71], [0.0, 0.0, 0.71]]
     """
 
-    parts: tuple[Columns, ...]
+    parts: tuple[StagePart, ...]
     maps: tuple[npt.NDArray[np.float32], ...] = ()
 
     @classmethod
-    def of(cls, parts: Sequence[Columns], scatter: Scatter | None = None, *, ridge: float = RIDGE) -> FeatureSpace:
+    def of(cls, parts: Sequence[StagePart], scatter: Scatter | None = None, *, ridge: float = RIDGE) -> FeatureSpace:
         """The space in which images of one class spread alike in all directions, as far as the scatter knows.
 
         Args:
-            parts: Columns of each part.
+            parts: StagePart of each part.
             scatter: Of the same parts; None: features as they are.
             ridge: Added to each covariance, in units of its mean variance, > 0.
 
@@ -163,29 +180,30 @@ class FeatureSpace:
         """
         if scatter is None:
             return cls(tuple(parts))
-        if [len(one) for one in scatter.covariances] != [stop - start for start, stop in parts]:
+        if [len(one) for one in scatter.covariances] != [one.stop - one.start for one in parts]:
             raise DataError("The covariances are of other features: another backbone, pooling or stages.")
         return cls(tuple(parts), tuple(_inverse_root(one, ridge) for one in scatter.covariances))
 
     def whiten(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """(N, D) raw features -> (N, D') float32, the parts side by side; linear, so done once for all tasks."""
-        rows = [np.asarray(features[:, start:stop], dtype=np.float32) for start, stop in self.parts]
+        rows = [np.asarray(features[:, start:stop], dtype=np.float32) for start, stop, _ in self.parts]
         maps = self.maps or (None,) * len(rows)
         return np.concatenate([one if by is None else one @ by for one, by in zip(rows, maps, strict=True)], axis=1)
 
     def join(self, rows: npt.NDArray[Any], centre: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
-        """Whitened rows -> rows of the joined space: every part centred and of length 1 / sqrt(parts).
+        """Whitened rows -> rows of the joined space: every part centred, its length the root of its weight's share.
 
         Args:
             rows: (n, D') as `whiten` gives them.
             centre: (D',), such as the mean over the shots.
         """
         moved = rows - centre
-        joined, start = [], 0
-        for first, last in self.parts:
-            joined.append(unit_rows(moved[:, start : start + last - first]))
+        joined, start, total = [], 0, sum(one.weight for one in self.parts)
+        for first, last, weight in self.parts:
+            unit = unit_rows(moved[:, start : start + last - first])
+            joined.append(unit * np.asarray((weight / total) ** 0.5, dtype=unit.dtype))
             start += last - first
-        return np.concatenate(joined, axis=1) * np.asarray(len(self.parts) ** -0.5, dtype=moved.dtype)
+        return np.concatenate(joined, axis=1)
 
 
 def _inverse_root(covariance: npt.NDArray[np.float64], ridge: float) -> npt.NDArray[np.float32]:
