@@ -295,7 +295,8 @@ your training images; nothing is trained.
   imbalance=2     class shares of the queries are drawn from a Dirichlet; 1 is less even
   transductive=true   methods may see the queries of a task together
   views=auto      crop+squash+zoom+wide averaged; 1: the checkpoint's own crop
-  image_size=N, batch_size=N, pooling, checkpoint, test=SHARE, cache=DIR, device=auto, engine=auto, progress=false
+  image_size=N, batch_size=N, pooling, checkpoint, pretrained, test=SHARE, cache=DIR, device=auto, engine=auto,
+  progress=false  as for adapt
   out=FILE        .json or .html
   dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
 

@@ -62,7 +62,7 @@ def light_verb(
         if form:
             with redirect_stdout(sys.stderr):  # what is on stdout is the plan
                 planned = plan(given)
-            print_plan(replace(planned, command=shlex.join(["transferkit", verb, *others])), form)
+            print_plan(replace(planned, command=shlex.join(["transferkit", *verb.split(), *others])), form)
             return
         do(given)
 

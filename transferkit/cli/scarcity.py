@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,12 @@ __all__ = ["fewshot"]
 
 MODEL = "packaged/tf_efficientnet_lite0"
 
+RECORD_BYTES = 20_000
+"""Of a record or its page, about."""
+
 PASSED = (
     "ways", "shots", "queries", "episodes", "method", "imbalance", "transductive", "image_size", "batch_size", "seed",
-    "views", "pooling", "test", "checkpoint", "cache", "device", "engine", "progress",
+    "views", "pooling", "test", "checkpoint", "pretrained", "cache", "device", "engine", "progress",
 )  # fmt: skip
 """Settings that are arguments of `fewshot` as they are."""
 
@@ -58,9 +62,14 @@ def _out(settings: dict[str, Any]) -> Path | None:
 
 def _plan(settings: dict[str, Any]) -> DryRun:
     from transferkit.api import dry_run
+    from transferkit.records import PlannedFile
 
-    _out(settings)
-    return dry_run("fewshot", _arguments(settings))
+    out = _out(settings)
+    planned = dry_run("fewshot", _arguments(settings))
+    if out is None:
+        return planned
+    file = PlannedFile(path=str(out), action="replace" if out.exists() else "write", bytes=RECORD_BYTES)
+    return replace(planned, files=(file,))
 
 
 def _fewshot(settings: dict[str, Any]) -> None:
@@ -132,8 +141,8 @@ def _plan_add(settings: dict[str, Any]) -> DryRun:
 SETTINGS: dict[str, Any] = {
     "model": MODEL, "data.root": None, "data.path": None, "ways": 5, "shots": 1, "queries": 15, "episodes": 600,
     "method": "auto", "prior": None, "imbalance": None, "transductive": False, "image_size": None, "batch_size": None,
-    "seed": 0, "views": "auto", "pooling": "avg+max", "test": None, "checkpoint": None, "cache": None,
-    "device": "auto", "engine": "auto", "progress": True, "out": None, "debug": False,
+    "seed": 0, "views": "auto", "pooling": "avg+max", "test": None, "checkpoint": None, "pretrained": True,
+    "cache": None, "device": "auto", "engine": "auto", "progress": True, "out": None, "debug": False,
 }  # fmt: skip
 
 ADD_SETTINGS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from transferkit.data.predictable import list_predictable
 from transferkit.records import DryRun, PlannedFile, PlannedStep
 from transferkit.result import check_replaceable, load
 from transferkit.scarce.adding import check_old_images, checked_name
-from transferkit.scarce.few_shot import asked_views
+from transferkit.scarce.few_shot import asked_views, check_episodes
 from transferkit.scarce.few_shot_options import FewShotOptions, chosen_methods
 from transferkit.workflow.dry_run import about, memory_of_features, open_prospect
 from transferkit.workflow.dry_run.passes import audit_step, load_step, pass_steps
@@ -49,6 +49,7 @@ def plan_fewshot(model: str | nn.Module, data: Any, options: FewShotOptions) -> 
     names = chosen_methods(options.method, transductive=options.transductive)
     with scratch_cache(options.cache) as scratch:
         prospect = open_prospect(model, data, options, scratch=scratch, trains=False)
+        check_episodes(prospect.data.folds.take(prospect.rows), options)
         asked = None if prospect.data.normalised else asked_views(options)
         own = prospect.backbone.spec.preprocessing
         views = [

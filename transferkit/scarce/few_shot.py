@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,8 +92,7 @@ def measure_few_shot(model: str | nn.Module, data: Any, options: FewShotOptions,
         opened = open_images(data, options)
         rows = np.sort(np.concatenate([opened.indices("train"), opened.indices("val")]))
         folds = opened.folds.take(rows)
-        asked = {name: getattr(options, name) for name in ("ways", "shots", "queries", "episodes", "imbalance", "seed")}
-        next(draw_episodes(folds, **asked))  # what cannot be drawn is found before the pass
+        check_episodes(folds, options)
         others = [open_images(one, _plain_opening(options)) for one in _prior_sets(options.prior)]
     with timed(seconds, "load backbone"):
         backbone = open_backbone(model, options)
@@ -116,7 +116,7 @@ def measure_few_shot(model: str | nn.Module, data: Any, options: FewShotOptions,
         )
     names = chosen_methods(options.method, transductive=options.transductive)
     with timed(seconds, "episodes"):
-        drawn = track(draw_episodes(folds, **asked), "episodes", total=options.episodes, enabled=options.progress)
+        drawn = track(_drawn(folds, options), "episodes", total=options.episodes, enabled=options.progress)
         hits, spent = answer_episodes(found, drawn, names)
     prior = (
         ("these images, unlabelled",) if options.prior == UNLABELLED else tuple(one.summary.origin for one in others)
@@ -136,6 +136,27 @@ def measure_few_shot(model: str | nn.Module, data: Any, options: FewShotOptions,
         seed=options.seed,
         seconds=seconds,
         command=command,
+    )
+
+
+def check_episodes(folds: Folds, options: FewShotOptions) -> None:
+    """Find what cannot be drawn before the pass.
+
+    Raises:
+        DataError: Too few classes have enough images.
+    """
+    next(_drawn(folds, options))
+
+
+def _drawn(folds: Folds, options: FewShotOptions) -> Iterator[Episode]:
+    return draw_episodes(
+        folds,
+        ways=options.ways,
+        shots=options.shots,
+        queries=options.queries,
+        episodes=options.episodes,
+        imbalance=options.imbalance,
+        seed=options.seed,
     )
 
 
@@ -291,7 +312,7 @@ def _table(
     """Features averaged over views, and the names of the views."""
     if not len(rows):
         raise DataError(f"{data.summary.origin} has no training images.")
-    seen = backbone.with_preprocessing(backbone.spec.preprocessing)
+    seen = copy.copy(backbone)  # whose preprocessing is fitted to these images
     fit_to_images(seen, data)
     own = seen.spec.preprocessing
     if not data.normalised:
