@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, dry_run, load, rank, tune
+    from transferkit.api import adapt, add_class, analyze, decide, dry_run, fewshot, load, rank, tune
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.nn.preprocessing import Whitening
     from transferkit.options import Recipe
-    from transferkit.records import Decision, DryRun, Evidence, Preprocessing, Ranking, TuningRecord
+    from transferkit.records import Decision, DryRun, Evidence, FewShotRecord, Preprocessing, Ranking, TuningRecord
     from transferkit.result import Predictions, Result
     from transferkit.workflow.session import load_backbone
 
@@ -28,6 +28,7 @@ __all__ = [
     "Decision",
     "DryRun",
     "Evidence",
+    "FewShotRecord",
     "FreezePlan",
     "FreezePlanCallback",
     "Predictions",
@@ -41,9 +42,11 @@ __all__ = [
     "TuningRecord",
     "Whitening",
     "adapt",
+    "add_class",
     "analyze",
     "decide",
     "dry_run",
+    "fewshot",
     "load",
     "load_backbone",
     "rank",
@@ -57,6 +60,7 @@ _HOMES = {
     "Decision": "records",
     "DryRun": "records",
     "Evidence": "records",
+    "FewShotRecord": "records",
     "FreezePlan": "finetune",
     "FreezePlanCallback": "finetune",
     "Predictions": "result",
@@ -70,9 +74,11 @@ _HOMES = {
     "TuningRecord": "records",
     "Whitening": "nn.preprocessing",
     "adapt": "api",
+    "add_class": "api",
     "analyze": "api",
     "decide": "api",
     "dry_run": "api",
+    "fewshot": "api",
     "load": "result",
     "load_backbone": "workflow.session",
     "rank": "api",

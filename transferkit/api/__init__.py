@@ -3,6 +3,7 @@
 from transferkit.api.adapting import adapt, check_adapt, decide
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.planning import dry_run
+from transferkit.api.scarcity import add_class, check_fewshot, fewshot
 from transferkit.api.tuning import check_tune, tune
 from transferkit.result import Predictions, Result, load
 from transferkit.workflow.session import load_backbone
@@ -11,11 +12,14 @@ __all__ = [
     "Predictions",
     "Result",
     "adapt",
+    "add_class",
     "analyze",
     "check_adapt",
+    "check_fewshot",
     "check_tune",
     "decide",
     "dry_run",
+    "fewshot",
     "load",
     "load_backbone",
     "rank",

@@ -17,6 +17,7 @@ from transferkit.cli.help import HELP, USAGE
 from transferkit.cli.jobs import stop
 from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, SHARD, ZOO
 from transferkit.cli.measuring import ANALYZE, RANK
+from transferkit.cli.scarcity import fewshot
 from transferkit.cli.tuning import TUNE
 from transferkit.core.errors import OptionError, TransferkitError, unknown_name
 
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "rank": RANK,
     "doctor": doctor,
     "tune": TUNE,
+    "fewshot": fewshot,
     "extract": EXTRACT,
     "shard": SHARD,
     "predict": PREDICT,

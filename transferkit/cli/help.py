@@ -174,6 +174,8 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit doctor images data.root=DIR         copies of images, leaks across splits, outliers
   transferkit doctor data.root=DIR                what is wrong with the set-up that adapt would train
   transferkit tune data.root=DIR                  search the hyperparameters of fine-tuning
+  transferkit fewshot data.root=DIR shots=1       what a few labelled images per class are worth
+  transferkit fewshot add run=DIR class=NAME images=PATH out=DIR   one more class, without training
   transferkit shard data.root=DIR out=SHARDS      pack images into tar files, for very many of them
   transferkit extract data.root=SHARDS            one process's part of a frozen pass that many share
   transferkit predict run=DIR images=PATH         classify images with a finished run
@@ -275,6 +277,36 @@ before. Save it as CSV (UTF-8), and give it to adapt, analyze, rank or doctor as
 removed.
 """,
     "tune": "\n".join([TUNE, _section(TUNE_SECTION)]),
+    "fewshot": """\
+transferkit fewshot [key=value ...]: what a few labelled images per class are worth. Many small tasks are drawn from
+your training images; nothing is trained.
+
+  transferkit fewshot data.root=DIR image_size=96 shots=5
+  transferkit fewshot data.root=DIR image_size=96 prior=[OTHER,ANOTHER] transductive=true imbalance=2
+  transferkit fewshot add run=runs/x class=okapi images=okapi.jpg out=runs/y
+
+  model=NAME      as for adapt; data.root=DIR, data.path=FILE (with data.root where its paths start)
+  ways=5, shots=1, queries=15, episodes=600, seed=0
+                  classes in a task, labelled images of each, images of each to be told apart, tasks
+  method=auto     last_layer, nearest_mean, discriminant, ridge, logistic, fine_tuned_head, soft_means: a name, a
+                  list [ridge,logistic], or all
+  prior=DIR       other labelled images, one or a list: their spread within classes teaches which differences do not
+                  matter; unlabelled: the spread of these images instead
+  imbalance=2     class shares of the queries are drawn from a Dirichlet; 1 is less even
+  transductive=true   methods may see the queries of a task together
+  views=auto      crop+squash+zoom+wide averaged; 1: the checkpoint's own crop
+  image_size=N, batch_size=N, pooling, checkpoint, pretrained, test=SHARE, cache=DIR, device=auto, engine=auto,
+  progress=false  as for adapt
+  out=FILE        .json or .html
+  dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
+
+transferkit fewshot add: one more class for a finished run; its classifier gets one more row, the others stay.
+
+  run=DIR         the folder that adapt wrote; class=NAME of the new class; images=PATH as for predict
+  out=DIR         where the larger run is saved; overwrite=true replaces a run there
+  old=DIR         images of the other classes, a folder each, where the run's own training images are gone
+  seed=0, cache=DIR, device=auto, progress=false, dry_run=true
+""",
     "evaluate": """\
 transferkit evaluate run=DIR [key=value ...]: score a finished run on test images and add that to its report.
 

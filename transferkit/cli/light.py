@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from transferkit.records import DryRun
     from transferkit.zoo import ZooEntry
 
-__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO"]
+__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO", "light_verb", "listed_images"]
 
 SHOWN = 5
 """Unreadable images that are named on the terminal."""
 
 
-def _light(
+def light_verb(
     verb: str,
     do: Callable[[dict[str, Any]], None],
     plan: Callable[[dict[str, Any]], DryRun],
@@ -62,7 +62,7 @@ def _light(
         if form:
             with redirect_stdout(sys.stderr):  # what is on stdout is the plan
                 planned = plan(given)
-            print_plan(replace(planned, command=shlex.join(["transferkit", verb, *others])), form)
+            print_plan(replace(planned, command=shlex.join(["transferkit", *verb.split(), *others])), form)
             return
         do(given)
 
@@ -95,7 +95,7 @@ def _asked_answers(settings: dict[str, Any]) -> tuple[Path | None, str, Any, dic
     form = settings["format"] if out is None else out.suffix.lower().lstrip(".")
     if form not in ("csv", "json"):
         raise OptionError(unknown_name("format", form, ["csv", "json"]))
-    images = _images(settings["images"])
+    images = listed_images(settings["images"])
     more = {} if settings["max_pixels"] is None else {"max_pixels": settings["max_pixels"]}
     return out, form, images, more
 
@@ -127,7 +127,7 @@ def _predict(settings: dict[str, Any]) -> None:
     _print_failures([failure.reason for failure in answers.failures])
 
 
-def _images(text: str) -> Any:
+def listed_images(text: str) -> Any:
     """Path, pattern or list; brackets make a list, unless something of that very name is there."""
     if not (text.startswith("[") and text.endswith("]")) or expand(text).exists():
         return text
@@ -360,7 +360,7 @@ def _cache(settings: dict[str, Any]) -> None:
     print(f"{(audit.size + sum(shelf.size for shelf in shelves)) / 2**20:,.1f} MB at {bank.folder}")
 
 
-PREDICT = _light(
+PREDICT = light_verb(
     "predict",
     _predict,
     _plan_predict,
@@ -375,7 +375,7 @@ PREDICT = _light(
         "debug": False,
     },
 )
-EVALUATE = _light(
+EVALUATE = light_verb(
     "evaluate",
     _evaluate,
     _plan_evaluate,
@@ -385,14 +385,14 @@ EVALUATE = _light(
         "debug": False,
     },
 )  # fmt: skip
-EXPORT = _light(
+EXPORT = light_verb(
     "export",
     _export,
     _plan_export,
     text=("run", "out"),
     settings={"run": ..., "out": None, "format": "onnx", "debug": False},
 )
-SHARD = _light(
+SHARD = light_verb(
     "shard",
     _shard,
     _plan_shard,
@@ -402,11 +402,13 @@ SHARD = _light(
         "progress": True, "debug": False,
     },
 )  # fmt: skip
-ZOO = _light(
+ZOO = light_verb(
     "zoo",
     _zoo,
     _plan_zoo,
     text=("pattern",),
     settings={"pattern": None, "source": None, "offline": None, "debug": False},
 )
-CACHE = _light("cache", _cache, _plan_cache, text=("cache",), settings={"cache": None, "clear": False, "debug": False})
+CACHE = light_verb(
+    "cache", _cache, _plan_cache, text=("cache",), settings={"cache": None, "clear": False, "debug": False}
+)

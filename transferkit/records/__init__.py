@@ -24,7 +24,9 @@ from transferkit.records.evidence import (
     ViewComparison,
     ViewScore,
 )
+from transferkit.records.few_shot import AddedClass, FewShotRecord, FewShotScore
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.held_back_scores import MAX_HELD_BACK, HeldBackScores
 from transferkit.records.intervention import Intervention
 from transferkit.records.label_review import (
     CORRECTED,
@@ -58,9 +60,11 @@ __all__ = [
     "HEALTHY_UPDATES",
     "JOINED",
     "LARGE",
+    "MAX_HELD_BACK",
     "REMOVED",
     "SELECTED",
     "TOP",
+    "AddedClass",
     "Alternative",
     "BackboneSpec",
     "Candidate",
@@ -79,10 +83,13 @@ __all__ = [
     "Epoch",
     "Evidence",
     "FailedImage",
+    "FewShotRecord",
+    "FewShotScore",
     "Finding",
     "Fold",
     "Folds",
     "Forecast",
+    "HeldBackScores",
     "HeldOut",
     "Histogram",
     "ImageFinding",

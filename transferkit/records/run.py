@@ -12,6 +12,7 @@ import numpy.typing as npt
 from transferkit.records._checks import require, require_share
 from transferkit.records.decision import Decision
 from transferkit.records.evidence import Evidence
+from transferkit.records.few_shot import AddedClass
 from transferkit.records.label_review import ReviewedLabel
 from transferkit.records.picture import Picture
 from transferkit.records.training import TrainingRecord
@@ -108,6 +109,7 @@ class RunRecord:
             the runs of a sweep are compared by it.
         trained_on: The smallest content digests of the training images, enough of them to detect reliably whether
             other images are among them.
+        added: Classes that were added after the run, in that order.
     """
 
     evidence: Evidence
@@ -124,6 +126,7 @@ class RunRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     held_back_accuracy: float | None = None
     trained_on: tuple[str, ...] = ()
+    added: tuple[AddedClass, ...] = ()
 
     @property
     def untested_images(self) -> int:

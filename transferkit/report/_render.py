@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transferkit.records import ImageReview, LabelReview, Ranking, RunRecord, TuningRecord
+from transferkit.records import FewShotRecord, ImageReview, LabelReview, Ranking, RunRecord, TuningRecord
+from transferkit.report._few_shot import write_few_shot
 from transferkit.report._images import write_images
 from transferkit.report._labels import write_labels
 from transferkit.report._ranking import write_ranking
@@ -15,7 +16,7 @@ from transferkit.report.sections import write_report
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["render", "render_images", "render_labels", "render_ranking", "render_tuning"]
+__all__ = ["render", "render_few_shot", "render_images", "render_labels", "render_ranking", "render_tuning"]
 
 
 def render(record: RunRecord) -> str:
@@ -37,6 +38,15 @@ def render_ranking(ranking: Ranking) -> str:
         ranking: All text in it is treated as untrusted.
     """
     return _fill("ranking.html.j2", page=write_ranking(ranking))
+
+
+def render_few_shot(record: FewShotRecord) -> str:
+    """The page of few-shot episodes as one HTML document, like the report of a run.
+
+    Args:
+        record: All text in it is treated as untrusted.
+    """
+    return _fill("few_shot.html.j2", page=write_few_shot(record))
 
 
 def render_labels(review: LabelReview) -> str:
