@@ -20,7 +20,12 @@ __all__ = ["Answers", "estimate_accuracy", "score_changes"]
 
 Floats = npt.NDArray[np.float64]
 
-WEIGHTS: Mapping[str, float] = {"confidence": 0.3, "threshold": 0.1, "transport": 0.4, "nuclear": 0.2, "opinions": 0.3}
+WEIGHTS: Mapping[str, float] = {
+    "transport": 0.85,
+    "agreement": 0.22,
+    "less confident": 0.6,
+    "more confident": 0.53,
+}
 """Score -> change of the logit of accuracy per change of its own logit. Fitted by `scripts/bench_shift.py learn` to
 shifted copies of tasks that the benchmark does not use."""
 
@@ -29,6 +34,8 @@ SPREAD = 0.5
 
 RESAMPLED = 8
 """Draws of held-back images that a score's value without shift is averaged over."""
+
+OPINION = "opinion "
 
 TRANSPORTED = 500
 """Images that transport is computed on at most: an assignment costs the cube of their number."""
@@ -117,21 +124,28 @@ def score_changes(
     rng = np.random.default_rng(seed)
     classes = held_back.probabilities.shape[1]
     proportions = np.bincount(labels, minlength=classes) / len(labels)
-    accuracy = float((held_back.probabilities.argmax(axis=1) == labels).mean())
-    threshold = float(np.quantile(held_back.probabilities.max(axis=1), 1 - accuracy))
     drawn = new.take(rng.permutation(len(new))[:TRANSPORTED]) if len(new) > TRANSPORTED else new
-    found = _scores(drawn, proportions, threshold)
+    found = _scores(drawn, proportions)
     without = [
-        _scores(held_back.take(rng.integers(len(held_back), size=len(drawn))), proportions, threshold)
+        _scores(held_back.take(rng.integers(len(held_back), size=len(drawn))), proportions)
         for _ in range(RESAMPLED)
     ]
-    return {
+    change = {
         name: _logit(value, len(drawn)) - float(np.mean([_logit(one[name], len(drawn)) for one in without]))
         for name, value in found.items()
     }
+    confidence = change.pop("confidence")
+    opinions = [change.pop(name) for name in found if name.startswith(OPINION)]
+    return {
+        **change,
+        "agreement": min([0.0, *opinions]),
+        "less confident": min(0.0, confidence),
+        # Corrupted images may have larger features, and so larger logits: that a model is surer is no good sign.
+        "more confident": -max(0.0, confidence),
+    }
 
 
-def _scores(answers: Answers, proportions: Floats, threshold: float) -> dict[str, float]:
+def _scores(answers: Answers, proportions: Floats) -> dict[str, float]:
     from scipy.optimize import linear_sum_assignment
 
     given = answers.probabilities
@@ -144,12 +158,11 @@ def _scores(answers: Answers, proportions: Floats, threshold: float) -> dict[str
     rows, columns = linear_sum_assignment(cost)
     found = {
         "confidence": float(confidence.mean()),
-        "threshold": float((confidence >= threshold).mean()),
         "transport": 1 - float(cost[rows, columns].mean()),
         "nuclear": float(np.linalg.norm(given, "nuc")) / float(np.sqrt(count * min(count, classes))),
     }
-    if len(answers.opinions):
-        found["opinions"] = float((answers.opinions == given.argmax(axis=1)).mean())
+    for number, opinion in enumerate(answers.opinions):
+        found[f"{OPINION}{number}"] = float((opinion == given.argmax(axis=1)).mean())
     return found
 
 

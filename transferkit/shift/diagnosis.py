@@ -74,7 +74,13 @@ class Diagnosed:
 
 
 def compare_images(
-    reference: Reference, new: NewImages, *, names: tuple[str, ...], alpha: float = 0.05, seed: int = 0
+    reference: Reference,
+    new: NewImages,
+    *,
+    names: tuple[str, ...],
+    opinions: Opinions | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
 ) -> Diagnosed:
     """Test for a shift, tell its kind, estimate accuracy on the new images, and how familiar each is.
 
@@ -82,12 +88,12 @@ def compare_images(
         reference: The run's training images.
         new: The images it is to predict.
         names: Of the K classes.
+        opinions: The other heads, if fitted already.
         alpha: Chance of calling equal sets shifted.
         seed: Of samples and permutations.
     """
     scores, folds = reference.scores, reference.folds
-    opinions = None
-    if reference.table is not None:
+    if opinions is None and reference.table is not None:
         opinions = fit_opinions(reference.table, folds, classes=len(names), seed=seed)
     held_back, labels = _held_back_answers(reference, opinions)
     asked = np.empty((0, len(new)), np.int64) if opinions is None else opinions.classify(new.tables)

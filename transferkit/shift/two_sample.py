@@ -14,6 +14,7 @@ import numpy.typing as npt
 __all__ = ["SampleTest", "energy_tests", "principal_coordinates_of"]
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
 COMPONENTS = 32
@@ -50,14 +51,14 @@ def principal_coordinates_of(features: npt.NDArray[np.floating], *, count: int =
         features: (N, D) of both sets together: components chosen on one would favour it.
         count: Most components, >= 1; fewer where N or D is smaller.
     """
-    centred = np.asarray(features, dtype=np.float64)
+    centred = np.asarray(features, dtype=np.float32)
     centred = centred - centred.mean(axis=0)
     deviation = centred.std(axis=0)
     kept = deviation > 1e-6 * max(float(deviation.max(initial=0.0)), 1e-12)
     if not kept.any():
         return np.zeros((len(centred), 1))
     centred = centred[:, kept] / deviation[kept]
-    values, vectors = np.linalg.eigh(centred @ centred.T)
+    values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     leading = slice(-1, -1 - min(count, *centred.shape), -1)
     return vectors[:, leading] * np.sqrt(np.maximum(values[leading], 0.0))
 
@@ -106,10 +107,10 @@ def energy_tests(
     ]
 
 
-def _permuted(is_new: Flags, rounds: int, seed: int) -> Floats:
+def _permuted(is_new: Flags, rounds: int, seed: int) -> Singles:
     """(N, rounds + 1) indicators of the second set: as it is, then permuted."""
     rng = np.random.default_rng(seed)
-    return np.stack([is_new, *(rng.permutation(is_new) for _ in range(rounds))], axis=1).astype(np.float64)
+    return np.stack([is_new, *(rng.permutation(is_new) for _ in range(rounds))], axis=1).astype(np.float32)
 
 
 def _distances(coordinates: npt.NDArray[np.floating]) -> Floats:
@@ -118,13 +119,13 @@ def _distances(coordinates: npt.NDArray[np.floating]) -> Floats:
     return np.asarray(np.sqrt(np.maximum(squared[:, None] + squared - 2 * points @ points.T, 0.0)))
 
 
-def _effects(distances: Floats, marks: Floats) -> Floats:
+def _effects(distances: Floats, marks: Singles) -> Floats:
     """(R,) energy distance over twice the mean distance between the sets, for each column of indicators."""
     new, count = float(marks[:, 0].sum()), len(marks)
     old = count - new
-    from_new = distances @ marks
-    inside_new = (marks * from_new).sum(axis=0)
-    between = from_new.sum(axis=0) - inside_new
+    from_new = distances.astype(np.float32) @ marks
+    inside_new = np.einsum("nr,nr->r", marks, from_new, dtype=np.float64)
+    between = from_new.sum(axis=0, dtype=np.float64) - inside_new
     inside_old = distances.sum() - 2 * between - inside_new
     across = 2 * between / (new * old)
     # Distances of an image to itself are no distances: without them the estimate is unbiased, but may be below 0.

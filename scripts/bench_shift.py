@@ -1,0 +1,339 @@
+"""Shift between training images and new ones: false alarms, power, accuracy without labels, remedies.
+
+    python scripts/make_tasks.py --out tasks
+    python scripts/bench_shift.py learn --root tasks     # score changes of shifted copies of other tasks
+    python scripts/bench_shift.py weigh                  # the weights of `transferkit.shift.accuracy`, from these
+    python scripts/bench_shift.py alarms --root tasks    # resampled pairs without a shift
+    python scripts/bench_shift.py cells --root tasks     # shifted copies: power, kind, estimated accuracy
+    python scripts/bench_shift.py cures --root tasks     # each remedy on shifted copies, and on streams
+    python scripts/bench_shift.py table                  # what there is so far
+
+Runs are `adapt` on at most 500 training images of a task, EfficientNet-Lite0 at 96 pixels, a single view; new images are the
+task's test images, as they are or altered before they are prepared. The tasks that constants are chosen on
+(`LEARNT_FROM`) are none of those that are reported. Rows are kept as they come in benchmarks/shift.json: a run that
+was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_tune import Rows
+from PIL import Image, ImageEnhance, ImageFilter
+from scipy.optimize import nnls
+from scipy.special import softmax
+
+from transferkit.api import adapt, load
+from transferkit.result import Result
+from transferkit.shift.accuracy import score_changes
+from transferkit.shift.diagnosis import Diagnosed, compare_images
+from transferkit.shift.new_images import NewImages, read_new_images
+from transferkit.shift.opinions import Opinions, fit_opinions
+from transferkit.shift.reference import open_reference
+from transferkit.shift.shift_options import ShiftOptions
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "shift.json"
+
+MODEL, SIZE, TRAINED, NEW = "packaged/tf_efficientnet_lite0", 96, 500, 120
+
+LEARNT_FROM = ("photo_regions", "textures", "glyphs", "digits", "families", "characters", "scripts")
+REPORTED = ("stamps", "hand_signs", "photo_tiles", "fashion")
+
+ALARM_SIZES, ALARM_PAIRS = (16, 32, 100), 60
+POWER_SIZE, POWER_DRAWS = 32, 5
+PROPORTIONS = 4
+"""Draws of class proportions from a Dirichlet distribution a task."""
+
+
+def add_noise(image: Image.Image, level: int) -> Image.Image:
+    """Gaussian noise."""
+    pixels = np.asarray(image, np.float64)
+    noise = np.random.default_rng(level).normal(0, (15, 35, 60)[level], pixels.shape)
+    return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
+
+
+def blur(image: Image.Image, level: int) -> Image.Image:
+    """Gaussian blur, by the longest side."""
+    return image.filter(ImageFilter.GaussianBlur(max(image.size) / (100, 50, 25)[level]))
+
+
+def fade(image: Image.Image, level: int) -> Image.Image:
+    """Less contrast."""
+    return ImageEnhance.Contrast(image).enhance((0.5, 0.25, 0.12)[level])
+
+
+def pixelate(image: Image.Image, level: int) -> Image.Image:
+    """Fewer pixels, as blocks."""
+    small = tuple(max(2, round(side * (0.5, 0.3, 0.18)[level])) for side in image.size)
+    return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+
+
+KINDS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
+    "noise": add_noise, "blur": blur, "contrast": fade, "pixelate": pixelate,
+}  # fmt: skip
+LEVELS = (0, 1, 2)
+
+
+class Task:
+    """A run on a task, and its test images.
+
+    Args:
+        folder: Of the task.
+        work: Folder for runs and the feature bank.
+        strategy: Of the run.
+    """
+
+    def __init__(self, folder: Path, work: Path, strategy: str = "linear_probe") -> None:
+        self.name = folder.name
+        self.options = ShiftOptions(cache=work / "bank", progress=False)
+        self.result = self._run(folder, work, strategy)
+        self.reference = open_reference(self.result, self.options)
+        paths = sorted((folder / "test").rglob("*.png"))
+        np.random.default_rng(0).shuffle(paths)  # type: ignore[arg-type]
+        self.paths = [path for path in paths if path.parent.name in self.result.classes][:300]
+        self.labels = np.array([self.result.classes.index(path.parent.name) for path in self.paths])
+        self._opinions: Opinions | None = None
+
+    def _run(self, folder: Path, work: Path, strategy: str) -> Result:
+        out = work / f"{self.name}-{strategy}"
+        if (out / "result.json").is_file():
+            return load(out)
+        paths = sorted((folder / "train").rglob("*.png"))
+        np.random.default_rng(0).shuffle(paths)  # type: ignore[arg-type]
+        manifest = work / f"{self.name}.csv"
+        with manifest.open("w", newline="", encoding="utf-8") as written:
+            rows = [(str(path.resolve()), path.parent.name) for path in sorted(paths[:TRAINED])]
+            csv.writer(written).writerows([("path", "label"), *rows])
+        return adapt(MODEL, manifest, strategy=strategy, image_size=SIZE, views=1, geometry="crop", test=0.0, out=out,
+                     evaluate=False, cache=work / "bank", progress=False)  # fmt: skip
+
+    @property
+    def opinions(self) -> Opinions | None:
+        """Fitted once for all cells."""
+        if self._opinions is None and self.reference.table is not None:
+            self._opinions = fit_opinions(
+                self.reference.table, self.reference.folds, classes=len(self.result.classes)
+            )
+        return self._opinions
+
+    def pictures(self, kind: str = "", level: int = 0, count: int | None = None) -> list[Image.Image]:
+        """The first test images, altered."""
+        made = []
+        for path in self.paths[:count]:
+            with Image.open(path) as image:
+                plain = image.convert("RGB")
+            made.append(KINDS[kind](plain, level) if kind else plain)
+        return made
+
+    def read(self, pictures: list[Image.Image]) -> NewImages:
+        """Their features and answers."""
+        return read_new_images(self.result, pictures, self.reference.witness, self.options)
+
+    def compare(self, new: NewImages, seed: int = 0) -> Diagnosed:
+        """What `shift` would say."""
+        return compare_images(self.reference, new, names=self.result.classes, opinions=self.opinions, seed=seed)
+
+
+def take(new: NewImages, rows: np.ndarray) -> NewImages:
+    """Some of the images, which were read at once."""
+    starts = np.cumsum([0, *map(len, new.tables)])
+    tables = [table.take(rows[(rows >= a) & (rows < b)] - a)
+              for table, a, b in zip(new.tables, starts, starts[1:], strict=False)]  # fmt: skip
+    return NewImages(
+        items=tuple(new.items[row] for row in rows), logits=new.logits[rows],
+        tables=tuple(table for table in tables if len(table)), pixels=(), chosen=np.empty(0, np.int64),
+    )  # fmt: skip
+
+
+def cells(task: Task) -> Iterator[tuple[str, int, NewImages, np.ndarray]]:
+    """Kind, severity, images and labels: as they are, then altered."""
+    yield "none", 0, task.read(task.pictures(count=NEW)), task.labels[:NEW]
+    for kind in KINDS:
+        for level in LEVELS:
+            yield kind, level, task.read(task.pictures(kind, level, NEW)), task.labels[:NEW]
+
+
+def learn(rows: Rows, root: Path, work: Path) -> None:
+    """Score changes and accuracy on tasks that are not reported."""
+    for name in LEARNT_FROM:
+        if rows.find(phase="learn", task=name, kind="pixelate", level=2):
+            continue
+        task = Task(root / name, work)
+        assert task.opinions is not None
+        for kind, level, new, labels in cells(task):
+            if rows.find(phase="learn", task=name, kind=kind, level=level):
+                continue
+            found = task.compare(new)
+            changes = score_changes(found.held_back, found.labels, found.new)
+            right = softmax(new.logits, axis=1).argmax(axis=1) == labels
+            rows.add({"phase": "learn", "task": name, "kind": kind, "level": level, "images": len(labels),
+                      "reference": len(found.labels), "held_back": found.estimate.held_back,
+                      "accuracy": float(right.mean()),
+                      "changes": {key: round(value, 4) for key, value in changes.items()}})  # fmt: skip
+
+
+def _logit(share: float, count: int) -> float:
+    kept = min(max(share, 0.5 / count), 1 - 0.5 / count)
+    return float(np.log(kept / (1 - kept)))
+
+
+def weigh(rows: Rows) -> None:
+    """Weights with the least error of accuracy, each >= 0; and the error on a task that they were not fitted to."""
+    known = [row for row in rows.read() if row["phase"] == "learn"]
+    names = sorted(known[0]["changes"])
+    changes = np.array([[row["changes"][name] for name in names] for row in known])
+    target = np.array([_logit(row["accuracy"], row["images"]) - _logit(row["held_back"], row["reference"])
+                       for row in known])  # fmt: skip
+    start = np.array([_logit(row["held_back"], row["reference"]) for row in known])
+    truth = np.array([row["accuracy"] for row in known])
+    task = np.array([row["task"] for row in known])
+    weight = np.sqrt(truth * (1 - truth) + 0.03)  # an error of the logit counts as far as it moves accuracy
+
+    def fit(used: np.ndarray) -> np.ndarray:
+        return nnls(changes[used] * weight[used, None], target[used] * weight[used])[0]
+
+    apart = []
+    for name in dict.fromkeys(task):
+        held = task == name
+        guess = 1 / (1 + np.exp(-(start[held] + changes[held] @ fit(~held))))
+        apart.append(float(np.abs(guess - truth[held]).mean()))
+        print(f"{name}: error {100 * apart[-1]:.1f} points with weights of the other tasks")
+    every = np.ones(len(known), bool)
+    found = fit(every)
+    size = np.sqrt((changes**2).mean(axis=1))
+    left = (target - changes @ found) * weight / weight.mean()
+    print(f"mean {100 * statistics.mean(apart):.1f}; weights", dict(zip(names, found.round(3).tolist(), strict=True)))
+    print("spread per unit of change", round(float(np.sqrt((left**2).sum() / (size**2).sum())), 3))
+
+
+def alarms(rows: Rows, root: Path, work: Path) -> None:
+    """How often equal sets are called shifted, and how many of their images unfamiliar."""
+    for name in REPORTED:
+        if all(rows.find(phase="alarms", task=name, images=size) for size in ALARM_SIZES):
+            continue
+        task = Task(root / name, work)
+        every = task.read(task.pictures())
+        for size in ALARM_SIZES:
+            if rows.find(phase="alarms", task=name, images=size):
+                continue
+            rng = np.random.default_rng(size)
+            found = [task.compare(take(every, np.sort(rng.permutation(len(every))[:size])), seed=draw)
+                     for draw in range(ALARM_PAIRS)]  # fmt: skip
+            rows.add({"phase": "alarms", "task": name, "images": size, "pairs": len(found),
+                      "alarms": sum(one.kind != "none" for one in found),
+                      "unfamiliar": float(np.mean([(one.p_values <= 0.05).mean() for one in found]))})  # fmt: skip
+
+
+def measure_cell(task: Task, new: NewImages, labels: np.ndarray, **about: Any) -> dict[str, Any]:
+    """A row of the test and the estimate on shifted images."""
+    found = task.compare(new)
+    right = softmax(new.logits, axis=1).argmax(axis=1) == labels
+    rng = np.random.default_rng(0)
+    few = [task.compare(take(new, np.sort(rng.permutation(len(new))[:POWER_SIZE])), seed=draw).kind
+           for draw in range(POWER_DRAWS)]  # fmt: skip
+    seen = max((one for one in found.stages if one.adjusted <= 0.05), default=None, key=lambda one: one.effect)
+    estimate = found.estimate
+    return {"phase": "cells", "task": task.name, **about, "images": len(new), "found": found.kind,
+            "power": float(np.mean([kind != "none" for kind in few])),
+            "told": float(np.mean([kind == ("classes" if about["kind"] == "proportions" else "images")
+                                   for kind in few])),
+            "stage": "" if seen is None else seen.stage, "held_back": estimate.held_back,
+            "accuracy": float(right.mean()), "estimate": estimate.accuracy, "low": estimate.low,
+            "high": estimate.high, "methods": {key: round(value, 4) for key, value in estimate.methods.items()},
+            "unfamiliar": float((found.p_values <= 0.05).mean())}  # fmt: skip
+
+
+def shifted_cells(rows: Rows, root: Path, work: Path, strategies: tuple[str, ...]) -> None:
+    """Altered images, and images in other class proportions."""
+    for strategy in strategies:
+        for name in REPORTED:
+            if rows.find(phase="cells", strategy=strategy, task=name, kind="proportions", level=PROPORTIONS - 1):
+                continue
+            task = Task(root / name, work, strategy)
+            for kind, level, new, labels in cells(task):
+                if not rows.find(phase="cells", strategy=strategy, task=name, kind=kind, level=level):
+                    rows.add(measure_cell(task, new, labels, strategy=strategy, kind=kind, level=level))
+            every = task.read(task.pictures())
+            for draw in range(PROPORTIONS):
+                if rows.find(phase="cells", strategy=strategy, task=name, kind="proportions", level=draw):
+                    continue
+                chosen = unbalanced(task.labels, draw)
+                about = {"strategy": strategy, "kind": "proportions", "level": draw}
+                rows.add(measure_cell(task, take(every, chosen), task.labels[chosen], **about))
+
+
+def unbalanced(labels: np.ndarray, draw: int) -> np.ndarray:
+    """Rows in class proportions from a Dirichlet distribution (0.5), as many as there are, at most 120."""
+    rng = np.random.default_rng(draw)
+    counts = np.bincount(labels)
+    shares = rng.dirichlet(np.full(len(counts), 0.5))
+    wanted = np.minimum(np.round(shares * NEW), counts).astype(int)
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == one))[:many]
+                                   for one, many in enumerate(wanted)]))  # fmt: skip
+
+
+def table(rows: Rows) -> None:
+    """The figures of docs/shift.md."""
+    kept = rows.read()
+    for size in ALARM_SIZES:
+        some = [row for row in kept if row["phase"] == "alarms" and row["images"] == size]
+        pairs = sum(row["pairs"] for row in some)
+        if pairs:
+            share = 100 * sum(row["alarms"] for row in some) / pairs
+            odd = 100 * statistics.mean(row["unfamiliar"] for row in some)
+            print(f"| {size} | {share:.1f} % of {pairs} | {odd:.1f} % |")
+    measured = [row for row in kept if row["phase"] == "cells"]
+    for strategy in dict.fromkeys(row["strategy"] for row in measured):
+        own = [row for row in measured if row["strategy"] == strategy]
+        for kind in dict.fromkeys(row["kind"] for row in own):
+            for level in sorted({row["level"] for row in own if row["kind"] == kind}):
+                some = [row for row in own if (row["kind"], row["level"]) == (kind, level)]
+                errors = [100 * abs(row["estimate"] - row["accuracy"]) for row in some]
+                print(f"| {strategy} | {kind} {level} | " + " | ".join(
+                    f"{100 * row['accuracy']:.1f} / {100 * row['estimate']:.1f}" for row in some)
+                    + f" | {100 * statistics.mean(row['power'] for row in some):.0f} % | "
+                    f"{100 * statistics.mean(row['told'] for row in some):.0f} % | {statistics.mean(errors):.1f} |")
+        names = list(own[0]["methods"])
+        print(strategy, f"{len(own)} cells: estimate", _error(own, lambda row: row["estimate"]),
+              {name: _error(own, lambda row, name=name: row["methods"][name]) for name in names},
+              "inside", round(statistics.mean(row["low"] <= row["accuracy"] <= row["high"] for row in own), 3))
+
+
+def _error(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
+    return round(100 * statistics.mean(abs(value(row) - row["accuracy"]) for row in rows), 1)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=("learn", "weigh", "alarms", "cells", "cures", "table"))
+    parser.add_argument("--root", type=Path, default=Path("tasks"), help="made by scripts/make_tasks.py")
+    parser.add_argument("--work", type=Path, default=None, help="runs and features, kept; default: a temporary folder")
+    parser.add_argument("--strategies", nargs="+", default=["linear_probe", "few_layers"])
+    given = parser.parse_args()
+    rows = Rows(RESULT, script="scripts/bench_shift.py")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = given.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if given.phase == "learn":
+            learn(rows, given.root, work)
+        elif given.phase == "weigh":
+            weigh(rows)
+        elif given.phase == "alarms":
+            alarms(rows, given.root, work)
+        elif given.phase == "cells":
+            shifted_cells(rows, given.root, work, tuple(given.strategies))
+        elif given.phase == "table":
+            table(rows)
+
+
+if __name__ == "__main__":
+    main()
