@@ -201,8 +201,8 @@ class ShiftRecord:
         if (found := self.estimate) is not None:
             said.append(
                 f"Estimated accuracy on these images {_percent(found.accuracy)} ({_percent(found.low)} to "
-                f"{_percent(found.high)}, 90 % interval; {found.how}), against {_percent(found.held_back)} on held-back "
-                "training images."
+                f"{_percent(found.high)}, 90 % interval; {found.how}), against {_percent(found.held_back)} on "
+                "held-back training images."
             )
         chance = self.rejected_at * self.images
         said.append(

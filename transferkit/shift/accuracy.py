@@ -97,7 +97,9 @@ def estimate_accuracy(
     }
     accuracy = {"none": source, "classes": reweighted}.get(kind, scored)
     how = {"none": "as on held-back images", "classes": "held-back accuracy of each class, in the new proportions"}
-    count = effective * (float(weights.sum()) ** 2 / float((weights**2).sum()) / len(labels) if kind == "classes" else 1)
+    count = effective * (
+        float(weights.sum()) ** 2 / float((weights**2).sum()) / len(labels) if kind == "classes" else 1
+    )
     low, high = _interval(accuracy, count, len(new))
     if kind == "images":
         half = Z90 * SPREAD * _distance(changes)
@@ -127,8 +129,7 @@ def score_changes(
     drawn = new.take(rng.permutation(len(new))[:TRANSPORTED]) if len(new) > TRANSPORTED else new
     found = _scores(drawn, proportions)
     without = [
-        _scores(held_back.take(rng.integers(len(held_back), size=len(drawn))), proportions)
-        for _ in range(RESAMPLED)
+        _scores(held_back.take(rng.integers(len(held_back), size=len(drawn))), proportions) for _ in range(RESAMPLED)
     ]
     change = {
         name: _logit(value, len(drawn)) - float(np.mean([_logit(one[name], len(drawn)) for one in without]))

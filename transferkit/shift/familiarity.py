@@ -44,9 +44,7 @@ class Familiarity:
         return np.asarray((farther + 1) / (len(self.known) + 1))
 
 
-def fit_familiarity(
-    features: npt.NDArray[np.floating], groups: npt.NDArray[np.int64] | None = None
-) -> Familiarity:
+def fit_familiarity(features: npt.NDArray[np.floating], groups: npt.NDArray[np.int64] | None = None) -> Familiarity:
     """Distances among training images, as a measure of how far an image may be.
 
     Args:

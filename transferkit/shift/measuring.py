@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
+from transferkit.core.errors import OptionError, unknown_name
+from transferkit.nn import Classifier
 from transferkit.records import ShiftRecord
 from transferkit.result import Result
 from transferkit.shift.diagnosis import compare_images
+from transferkit.shift.guard import choose_remedy
 from transferkit.shift.new_images import read_new_images
 from transferkit.shift.reference import open_reference
+from transferkit.shift.remedies import REMEDIES, Situation
 from transferkit.shift.shift_options import ShiftOptions
 
-__all__ = ["measure_shift"]
+__all__ = ["measure_shift", "remedies_of"]
 
 
 def measure_shift(
@@ -30,10 +35,13 @@ def measure_shift(
     Raises:
         DataError: The images cannot be used, or the run keeps nothing to compare them with.
     """
+    remedies_of(options.remedy)
     began = time.perf_counter()
     reference = open_reference(result, options, data=data)
     new = read_new_images(result, images, reference.witness, options)
     found = compare_images(reference, new, names=result.classes, alpha=options.alpha, seed=options.seed)
+    situation = Situation(result=result, reference=reference, new=new, found=found, seed=options.seed)
+    guarded = choose_remedy(situation, remedies_of(options.remedy), device=str(options.device))
     record = ShiftRecord(
         model=result.evidence.backbone.name,
         reference=len(reference),
@@ -45,9 +53,47 @@ def measure_shift(
         estimate=found.estimate,
         unfamiliar=found.unfamiliar(new.items, result.classes, options.reject),
         rejected_at=options.reject,
+        remedies=guarded.trials,
         notes=(*reference.notes, *found.notes),
         failures=new.failures,
         seconds=time.perf_counter() - began,
         command=command,
     )
-    return record, result
+    return record, result if guarded.model is None else _cured(result, guarded.model, record)
+
+
+def remedies_of(asked: str) -> tuple[str, ...]:
+    """Names of the remedies that `remedy=` asks for.
+
+    Raises:
+        OptionError: There is none of that name.
+
+    Example:
+        >>> remedies_of("none"), remedies_of("entropy")
+        ((), ('entropy',))
+    """
+    if asked == "none":
+        return ()
+    if asked == "auto":
+        return tuple(REMEDIES)
+    if asked not in REMEDIES:
+        raise OptionError(unknown_name("remedy", asked, ("auto", "none", *REMEDIES)))
+    return (asked,)
+
+
+def _cured(result: Result, model: Classifier, record: ShiftRecord) -> Result:
+    """A result with another model: what was measured of the run's own does not hold for it."""
+    assert record.remedy is not None
+    before = result.record
+    reason = f"Remedy {record.remedy.name} for other images: {record.remedy.reason}"
+    decision = replace(before.decision, reasons=(*before.decision.reasons, reason))
+    own = replace(
+        before,
+        decision=decision,
+        metrics={},
+        held_out=None,
+        mistakes=(),
+        held_back_accuracy=None,
+        command=record.command or before.command,
+    )
+    return Result(model, own)

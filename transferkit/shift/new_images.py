@@ -22,7 +22,7 @@ from transferkit.result.prediction import nothing_read
 from transferkit.shift.reference import Witness, is_probe
 from transferkit.shift.shift_options import ShiftOptions
 
-__all__ = ["NewImages", "linear_logits", "read_new_images"]
+__all__ = ["NewImages", "linear_logits", "read_new_images", "witness_features"]
 
 AT_ONCE = 256
 """Images that are prepared before the next are read."""
@@ -95,7 +95,7 @@ def read_new_images(result: Result, images: Any, witness: Witness | None, option
             _sample(kept, position, one, rng)
         items += [name for name, _ in part]
         if witness is not None:
-            tables.append(_features(witness, pixels))
+            tables.append(witness_features(witness, pixels))
         if witness is not None and is_probe(result.record) and isinstance(result.model, TransferModel):
             logits.append(linear_logits(result.model, tables[-1]))
         else:
@@ -144,7 +144,7 @@ def _sample(
         kept[place] = (position, pixels)
 
 
-def _features(witness: Witness, pixels: Sequence[npt.NDArray[np.uint8]]) -> FeatureTable:
+def witness_features(witness: Witness, pixels: Sequence[npt.NDArray[np.uint8]]) -> FeatureTable:
     """Rows of the bank for prepared pictures, averaged over their views."""
     views = witness.backbone.spec.preprocessing.each_view
     several = pixels[0].ndim == 4

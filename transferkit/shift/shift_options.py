@@ -17,7 +17,7 @@ class ShiftOptions:
 
     remedy: str = option(
         "none",
-        "What may be done about a shift: none, auto (the remedy that is likely to help most, if any is), or the name of "
+        "What may be done about a shift: none, auto (what is likely to help most, if anything is), or the name of "
         "one, which is used only if it is likely to help.",
     )
     alpha: float = option(0.05, "Chance of calling equal sets shifted, all tests together, in (0, 0.5].")
