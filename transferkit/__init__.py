@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, dry_run, load, rank, tune
+    from transferkit.api import adapt, analyze, decide, dry_run, load, measure_shift, rank, tune
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.nn.preprocessing import Whitening
     from transferkit.options import Recipe
-    from transferkit.records import Decision, DryRun, Evidence, Preprocessing, Ranking, TuningRecord
+    from transferkit.records import Decision, DryRun, Evidence, Preprocessing, Ranking, ShiftRecord, TuningRecord
     from transferkit.result import Predictions, Result
     from transferkit.workflow.session import load_backbone
 
@@ -35,6 +35,7 @@ __all__ = [
     "Ranking",
     "Recipe",
     "Result",
+    "ShiftRecord",
     "TransferDataModule",
     "TransferModule",
     "TransferkitError",
@@ -46,6 +47,7 @@ __all__ = [
     "dry_run",
     "load",
     "load_backbone",
+    "measure_shift",
     "rank",
     "restore_norm",
     "swap_norm",
@@ -64,6 +66,7 @@ _HOMES = {
     "Ranking": "records",
     "Recipe": "options",
     "Result": "result",
+    "ShiftRecord": "records",
     "TransferDataModule": "data.module",
     "TransferModule": "finetune",
     "TransferkitError": "core.errors",
@@ -75,6 +78,7 @@ _HOMES = {
     "dry_run": "api",
     "load": "result",
     "load_backbone": "workflow.session",
+    "measure_shift": "api",
     "rank": "api",
     "restore_norm": "nn.norm",
     "swap_norm": "nn.norm",

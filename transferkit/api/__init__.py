@@ -3,6 +3,7 @@
 from transferkit.api.adapting import adapt, check_adapt, decide
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.planning import dry_run
+from transferkit.api.shifting import measure_shift
 from transferkit.api.tuning import check_tune, tune
 from transferkit.result import Predictions, Result, load
 from transferkit.workflow.session import load_backbone
@@ -18,6 +19,7 @@ __all__ = [
     "dry_run",
     "load",
     "load_backbone",
+    "measure_shift",
     "rank",
     "tune",
 ]

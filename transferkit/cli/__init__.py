@@ -17,6 +17,7 @@ from transferkit.cli.help import HELP, USAGE
 from transferkit.cli.jobs import stop
 from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, SHARD, ZOO
 from transferkit.cli.measuring import ANALYZE, RANK
+from transferkit.cli.shifting import SHIFT
 from transferkit.cli.tuning import TUNE
 from transferkit.core.errors import OptionError, TransferkitError, unknown_name
 
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "predict": PREDICT,
     "evaluate": EVALUATE,
     "export": EXPORT,
+    "shift": SHIFT,
     "zoo": ZOO,
     "cache": CACHE,
 }

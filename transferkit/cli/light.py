@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from transferkit.records import DryRun
     from transferkit.zoo import ZooEntry
 
-__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO"]
+__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO", "light_verb", "listed_images", "print_failures"]
 
 SHOWN = 5
 """Unreadable images that are named on the terminal."""
 
 
-def _light(
+def light_verb(
     verb: str,
     do: Callable[[dict[str, Any]], None],
     plan: Callable[[dict[str, Any]], DryRun],
@@ -95,7 +95,7 @@ def _asked_answers(settings: dict[str, Any]) -> tuple[Path | None, str, Any, dic
     form = settings["format"] if out is None else out.suffix.lower().lstrip(".")
     if form not in ("csv", "json"):
         raise OptionError(unknown_name("format", form, ["csv", "json"]))
-    images = _images(settings["images"])
+    images = listed_images(settings["images"])
     more = {} if settings["max_pixels"] is None else {"max_pixels": settings["max_pixels"]}
     return out, form, images, more
 
@@ -124,10 +124,10 @@ def _predict(settings: dict[str, Any]) -> None:
                 f"{out} cannot be written: {error.strerror}. Choose another file with out=."
             ) from error
         print(f"{len(answers)} images: {out}")
-    _print_failures([failure.reason for failure in answers.failures])
+    print_failures([failure.reason for failure in answers.failures])
 
 
-def _images(text: str) -> Any:
+def listed_images(text: str) -> Any:
     """Path, pattern or list; brackets make a list, unless something of that very name is there."""
     if not (text.startswith("[") and text.endswith("]")) or expand(text).exists():
         return text
@@ -137,7 +137,7 @@ def _images(text: str) -> Any:
     return images
 
 
-def _print_failures(reasons: list[str]) -> None:
+def print_failures(reasons: list[str]) -> None:
     if not reasons:
         return
     shown = "".join(f"\n- {reason}" for reason in reasons[:SHOWN])
@@ -147,7 +147,7 @@ def _print_failures(reasons: list[str]) -> None:
     print(f"{what} could not be read and {verb} not classified:{shown}{more}", file=sys.stderr)
 
 
-def _scored_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
+def _scoredlisted_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
     """The images that are scored, None for the run's own; and where a manifest's paths start."""
     data = settings["data.path"] or settings["data.root"]
     return data, settings["data.root"] if settings["data.path"] else None
@@ -156,7 +156,7 @@ def _scored_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
 def _plan_evaluate(settings: dict[str, Any]) -> DryRun:
     from transferkit.result.dry_run import plan_evaluate
 
-    data, root = _scored_images(settings)
+    data, root = _scoredlisted_images(settings)
     more = {name: settings[name] for name in ("split", "device", "cache")}
     return plan_evaluate(settings["run"], data, root=root, **more)
 
@@ -166,7 +166,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
 
     result, split = load(settings["run"]), settings["split"]
     before = result.metrics.get(split)
-    data, root = _scored_images(settings)
+    data, root = _scoredlisted_images(settings)
     found = result.evaluate(data, split=split, root=root, device=settings["device"], cache=settings["cache"])
     print(
         f"{split} accuracy {100 * found.accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}) on "
@@ -360,7 +360,7 @@ def _cache(settings: dict[str, Any]) -> None:
     print(f"{(audit.size + sum(shelf.size for shelf in shelves)) / 2**20:,.1f} MB at {bank.folder}")
 
 
-PREDICT = _light(
+PREDICT = light_verb(
     "predict",
     _predict,
     _plan_predict,
@@ -375,7 +375,7 @@ PREDICT = _light(
         "debug": False,
     },
 )
-EVALUATE = _light(
+EVALUATE = light_verb(
     "evaluate",
     _evaluate,
     _plan_evaluate,
@@ -385,14 +385,14 @@ EVALUATE = _light(
         "debug": False,
     },
 )  # fmt: skip
-EXPORT = _light(
+EXPORT = light_verb(
     "export",
     _export,
     _plan_export,
     text=("run", "out"),
     settings={"run": ..., "out": None, "format": "onnx", "debug": False},
 )
-SHARD = _light(
+SHARD = light_verb(
     "shard",
     _shard,
     _plan_shard,
@@ -402,11 +402,13 @@ SHARD = _light(
         "progress": True, "debug": False,
     },
 )  # fmt: skip
-ZOO = _light(
+ZOO = light_verb(
     "zoo",
     _zoo,
     _plan_zoo,
     text=("pattern",),
     settings={"pattern": None, "source": None, "offline": None, "debug": False},
 )
-CACHE = _light("cache", _cache, _plan_cache, text=("cache",), settings={"cache": None, "clear": False, "debug": False})
+CACHE = light_verb(
+    "cache", _cache, _plan_cache, text=("cache",), settings={"cache": None, "clear": False, "debug": False}
+)

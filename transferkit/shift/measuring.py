@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transferkit.core.errors import OptionError, unknown_name
@@ -17,12 +17,25 @@ from transferkit.shift.reference import open_reference
 from transferkit.shift.remedies import REMEDIES, Situation
 from transferkit.shift.shift_options import ShiftOptions
 
-__all__ = ["measure_shift", "remedies_of"]
+__all__ = ["Shifted", "compare_with_run", "remedies_of"]
 
 
-def measure_shift(
+@dataclass(frozen=True)
+class Shifted:
+    """What a comparison found, and the run to go on with.
+
+    Args:
+        record: How the images differ.
+        result: The run with the remedy that was used; the run itself if none was.
+    """
+
+    record: ShiftRecord
+    result: Result
+
+
+def compare_with_run(
     result: Result, images: Any, options: ShiftOptions, *, data: Any = None, command: str = ""
-) -> tuple[ShiftRecord, Result]:
+) -> Shifted:
     """What differs between a run's training images and new ones; and the run, with a remedy if one was used.
 
     Args:
@@ -59,7 +72,7 @@ def measure_shift(
         seconds=time.perf_counter() - began,
         command=command,
     )
-    return record, result if guarded.model is None else _cured(result, guarded.model, record)
+    return Shifted(record, result if guarded.model is None else _cured(result, guarded.model, record))
 
 
 def remedies_of(asked: str) -> tuple[str, ...]:
