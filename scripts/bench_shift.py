@@ -21,22 +21,28 @@ import csv
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bench_tune import Rows
 from PIL import Image, ImageEnhance, ImageFilter
 from scipy.optimize import nnls
 from scipy.special import softmax
 
 from transferkit.api import adapt, load
+from transferkit.nn import Classifier, logits_of
 from transferkit.result import Result
 from transferkit.shift.accuracy import score_changes
 from transferkit.shift.diagnosis import Diagnosed, compare_images
+from transferkit.shift.guard import choose_remedy
 from transferkit.shift.new_images import NewImages, read_new_images
 from transferkit.shift.opinions import Opinions, fit_opinions
 from transferkit.shift.reference import open_reference
+from transferkit.shift.remedies import REMEDIES, Situation, Unfit
 from transferkit.shift.shift_options import ShiftOptions
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +58,7 @@ EPOCHS = 5
 
 ALARM_SIZES, ALARM_PAIRS = (16, 32, 100), 60
 POWER_SIZE, POWER_DRAWS = 32, 5
+ADAPTED = 32
 PROPORTIONS = 4
 """Draws of class proportions from a Dirichlet distribution a task."""
 
@@ -282,6 +289,68 @@ def unbalanced(labels: np.ndarray, draw: int) -> np.ndarray:
                                    for one, many in enumerate(wanted)]))  # fmt: skip
 
 
+SHIFTED = (("none", 0), *((kind, level) for kind in ("noise", "contrast", "blur") for level in LEVELS))
+
+STREAMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mixed": lambda labels: np.arange(len(labels))[:ADAPTED],
+    "sorted by class": lambda labels: np.argsort(labels, kind="stable")[:ADAPTED],
+    "one image": lambda labels: np.arange(1),
+}
+"""Which images of a stream a remedy is made from; it is then used for all of them."""
+
+
+def cures(rows: Rows, root: Path, work: Path, strategies: tuple[str, ...]) -> None:
+    """Each remedy, and what the guard makes of it, on all images of a stream whose first ones it was made from."""
+    for strategy in strategies:
+        for name in REPORTED:
+            task: Task | None = None
+            for kind, level in SHIFTED:
+                for stream in STREAMS:
+                    about = {"strategy": strategy, "task": name, "kind": kind, "level": level, "stream": stream}
+                    if rows.find(phase="cures", **about):
+                        continue
+                    task = task or Task(root / name, work, strategy)
+                    new = task.read(task.pictures("" if kind == "none" else kind, level, NEW))
+                    chosen = STREAMS[stream](task.labels[:NEW])
+                    rows.add({"phase": "cures", **about, **measure_cures(task, new, chosen)})
+            passes(rows, root, work, strategy, name)
+
+
+def measure_cures(task: Task, new: NewImages, chosen: np.ndarray) -> dict[str, Any]:
+    """Accuracy on all images, and with each remedy made from the chosen ones, whether the guard uses it or not."""
+    labels, result = task.labels[: len(new)], task.result
+    some = replace(take(new, chosen), pixels=tuple(new.pixels[row] for row in chosen), chosen=np.arange(len(chosen)))
+    situation = Situation(result=result, reference=task.reference, new=some, found=task.compare(some))
+    guarded = choose_remedy(situation, tuple(REMEDIES))
+
+    def accuracy(model: Classifier) -> float:
+        logits = logits_of(model, new.pixels, device=torch.device("cpu"))
+        return float((logits.argmax(dim=1).numpy() == labels).mean())
+
+    raw = {}
+    for name, remedy in REMEDIES.items():
+        with suppress(Unfit):
+            raw[name] = accuracy(remedy(situation))
+    used = next((trial.name for trial in guarded.trials if trial.used), "")
+    rehearsal = guarded.rehearsal
+    return {"found": situation.found.kind, "accuracy": accuracy(result.model), "raw": raw, "used": used,
+            "cured": accuracy(result.model if guarded.model is None else guarded.model),
+            "rehearsal": "" if rehearsal is None else rehearsal.name,
+            "closeness": None if rehearsal is None else round(rehearsal.closeness, 3),
+            "reasons": {trial.name: trial.reason for trial in guarded.trials}}  # fmt: skip
+
+
+def passes(rows: Rows, root: Path, work: Path, strategy: str, name: str) -> None:
+    """Three passes over the same images: each starts from the run, so that they must agree."""
+    about = {"phase": "passes", "strategy": strategy, "task": name, "kind": "noise", "level": 1}
+    if rows.find(**about):
+        return
+    task = Task(root / name, work, strategy)
+    new = task.read(task.pictures("noise", 1, NEW))
+    found = [measure_cures(task, new, np.arange(ADAPTED))["cured"] for _ in range(3)]
+    rows.add({**about, "cured": found})
+
+
 def table(rows: Rows) -> None:
     """The figures of docs/shift.md."""
     kept = rows.read()
@@ -315,6 +384,18 @@ def table(rows: Rows) -> None:
             round(statistics.mean(row["low"] <= row["accuracy"] <= row["high"] for row in own), 3),
         )
 
+    cured = [row for row in kept if row["phase"] == "cures"]
+    for strategy, kind, stream in dict.fromkeys((row["strategy"], row["kind"], row["stream"]) for row in cured):
+        some = [row for row in cured if (row["strategy"], row["kind"], row["stream"]) == (strategy, kind, stream)]
+        before, after = (statistics.mean(row[name] for row in some) for name in ("accuracy", "cured"))
+        worst = min(row["cured"] - row["accuracy"] for row in some)
+        every = {name: round(100 * statistics.mean(row["raw"][name] - row["accuracy"] for row in some
+                                                   if name in row["raw"]), 1)
+                 for name in dict.fromkeys(name for row in some for name in row["raw"])}  # fmt: skip
+        print(
+            f"| {strategy} | {kind} | {stream} | {100 * before:.1f} | {100 * after:.1f} | {100 * worst:+.1f} |", every
+        )
+
 
 def _error(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
     return round(100 * statistics.mean(abs(value(row) - row["accuracy"]) for row in rows), 1)
@@ -340,6 +421,8 @@ def main() -> None:
             alarms(rows, given.root, work)
         elif given.phase == "cells":
             shifted_cells(rows, given.root, work, tuple(given.strategies))
+        elif given.phase == "cures":
+            cures(rows, given.root, work, tuple(given.strategies))
         elif given.phase == "table":
             table(rows)
 

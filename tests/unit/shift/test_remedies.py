@@ -88,7 +88,7 @@ def test_a_folded_map_is_the_map_and_brings_moments_together():
 
 def test_density_ratios_are_higher_where_new_images_are():
     rng = np.random.default_rng(1)
-    old, new = rng.normal(size=(200, 3)), rng.normal(size=(100, 3)) + [2, 0, 0]
+    old, new = rng.normal(size=(200, 3)), rng.normal(size=(100, 3)) + np.array([2, 0, 0])
     weights = density_ratios(old, new)
     assert weights.mean() == pytest.approx(1)
     assert np.corrcoef(weights, old[:, 0])[0, 1] > 0.5
