@@ -42,7 +42,7 @@ from transferkit.shift.guard import choose_remedy
 from transferkit.shift.new_images import NewImages, read_new_images
 from transferkit.shift.opinions import Opinions, fit_opinions
 from transferkit.shift.reference import open_reference
-from transferkit.shift.remedies import REMEDIES, Situation, Unfit
+from transferkit.shift.remedies import REMEDIES, ShiftCase, Unfit
 from transferkit.shift.shift_options import ShiftOptions
 
 ROOT = Path(__file__).parents[1]
@@ -320,7 +320,7 @@ def measure_cures(task: Task, new: NewImages, chosen: np.ndarray) -> dict[str, A
     """Accuracy on all images, and with each remedy made from the chosen ones, whether the guard uses it or not."""
     labels, result = task.labels[: len(new)], task.result
     some = replace(take(new, chosen), pixels=tuple(new.pixels[row] for row in chosen), chosen=np.arange(len(chosen)))
-    situation = Situation(result=result, reference=task.reference, new=some, found=task.compare(some))
+    situation = ShiftCase(result=result, reference=task.reference, new=some, found=task.compare(some))
     guarded = choose_remedy(situation, tuple(REMEDIES))
 
     def accuracy(model: Classifier) -> float:

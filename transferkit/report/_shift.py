@@ -63,7 +63,8 @@ def write_shift(record: ShiftRecord) -> ShiftPage:
             for one in record.stages
         ),
         classes=tuple(
-            (one.name, *map(format_percent, (one.training, one.predicted, one.estimated))) for one in record.classes
+            (one.name, format_percent(one.training), format_percent(one.predicted), format_percent(one.estimated))
+            for one in record.classes
         ),
         methods=()
         if estimate is None

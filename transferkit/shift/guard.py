@@ -15,7 +15,7 @@ from transferkit.records import RemedyTrial
 from transferkit.shift.accuracy import Answers, estimate_accuracy
 from transferkit.shift.proportions import estimate_proportions
 from transferkit.shift.rehearsal import Rehearsal, prepare_rehearsal
-from transferkit.shift.remedies import REMEDIES, Situation, Unfit
+from transferkit.shift.remedies import REMEDIES, ShiftCase, Unfit
 from transferkit.shift.remedies.class_proportions import log_ratios
 
 __all__ = ["Guarded", "choose_remedy", "proportions_gain"]
@@ -47,7 +47,7 @@ class Guarded:
     rehearsal: Rehearsal | None = None
 
 
-def choose_remedy(situation: Situation, names: Sequence[str], *, device: str = "auto") -> Guarded:
+def choose_remedy(situation: ShiftCase, names: Sequence[str], *, device: str = "auto") -> Guarded:
     """Try remedies and keep the one that gains most in rehearsal, if any passes all tests.
 
     Args:
@@ -79,7 +79,7 @@ def choose_remedy(situation: Situation, names: Sequence[str], *, device: str = "
     return Guarded(kept, models[best.name], judge.rehearsal)
 
 
-def _try(name: str, situation: Situation, judge: _Judge) -> tuple[RemedyTrial, Classifier | None]:
+def _try(name: str, situation: ShiftCase, judge: _Judge) -> tuple[RemedyTrial, Classifier | None]:
     try:
         model = REMEDIES[name](situation)
         return judge.judge(name, model), model
@@ -90,7 +90,7 @@ def _try(name: str, situation: Situation, judge: _Judge) -> tuple[RemedyTrial, C
 class _Judge:
     """The tests that a remedy has to pass; what they share is computed once."""
 
-    def __init__(self, situation: Situation, device: str) -> None:
+    def __init__(self, situation: ShiftCase, device: str) -> None:
         self._situation = situation
         self._device = choose_device(device)
         self._known = Answers(situation.found.held_back.probabilities, np.empty((0, len(situation.found.labels)), int))

@@ -14,7 +14,7 @@ from transferkit.shift.diagnosis import compare_images
 from transferkit.shift.guard import choose_remedy
 from transferkit.shift.new_images import read_new_images
 from transferkit.shift.reference import open_reference
-from transferkit.shift.remedies import REMEDIES, Situation
+from transferkit.shift.remedies import REMEDIES, ShiftCase
 from transferkit.shift.shift_options import ShiftOptions
 
 __all__ = ["Shifted", "compare_with_run", "remedies_of"]
@@ -53,7 +53,7 @@ def compare_with_run(
     reference = open_reference(result, options, data=data)
     new = read_new_images(result, images, reference.witness, options)
     found = compare_images(reference, new, names=result.classes, alpha=options.alpha, seed=options.seed)
-    situation = Situation(result=result, reference=reference, new=new, found=found, seed=options.seed)
+    situation = ShiftCase(result=result, reference=reference, new=new, found=found, seed=options.seed)
     guarded = choose_remedy(situation, remedies_of(options.remedy), device=str(options.device))
     record = ShiftRecord(
         model=result.evidence.backbone.name,

@@ -65,7 +65,9 @@ def fit_opinions(table: FeatureTable, folds: Folds, *, classes: int, seed: int =
     names = list(table.blocks)
     stages = tuple(dict.fromkeys(names[max(0, round(depth * len(names)) - 1)] for depth in DEPTHS))
     order = known.order
-    weights, biases, held_back = [], [], []
+    weights: list[npt.NDArray[np.float64]] = []
+    biases: list[npt.NDArray[np.float64]] = []
+    held_back = []
     with fitting_threads(len(known)):
         for stage in stages:
             features = table.take(chosen[order]).load([stage])
@@ -76,8 +78,8 @@ def fit_opinions(table: FeatureTable, folds: Folds, *, classes: int, seed: int =
                 classes=classes,
                 folds=known.take(order),
             )
-            weights.append(fit.weight)
-            biases.append(fit.bias)
+            weights.append(np.asarray(fit.weight, dtype=np.float64))
+            biases.append(np.asarray(fit.bias, dtype=np.float64))
             answers = np.empty(len(known), dtype=np.int64)
             answers[order[fit.rows]] = fit.held_back.argmax(axis=1)
             held_back.append(answers)

@@ -8,6 +8,6 @@ from transferkit.shift.remedies import (  # noqa: F401  registers the remedies, 
     norm_statistics,
     subspace_alignment,
 )
-from transferkit.shift.remedies.registry import REMEDIES, Situation, Unfit
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase, Unfit
 
-__all__ = ["REMEDIES", "Situation", "Unfit"]
+__all__ = ["REMEDIES", "ShiftCase", "Unfit"]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.nn import Classifier, TransferModel
-from transferkit.shift.remedies.registry import REMEDIES, Situation, Unfit
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase, Unfit
 
 __all__ = ["add_to_bias", "log_ratios"]
 
@@ -18,7 +18,7 @@ LARGEST = 3.0
 
 
 @REMEDIES.register("class_proportions")
-def correct_proportions(situation: Situation) -> Classifier:
+def correct_proportions(situation: ShiftCase) -> Classifier:
     """Add the logarithm of the ratio of class proportions to the logits.
 
     References:
@@ -40,5 +40,6 @@ def add_to_bias(model: Classifier, added: npt.NDArray[np.float64]) -> Classifier
     made = copy.deepcopy(model)
     first = made if isinstance(made, TransferModel) else made.parts[0]
     with torch.no_grad():
-        first.linear.bias += torch.from_numpy(added).to(first.linear.bias)
+        bias = first.linear.bias
+        bias.copy_(bias + torch.from_numpy(added).to(bias))
     return made.eval()

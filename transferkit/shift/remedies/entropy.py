@@ -8,7 +8,7 @@ import torch
 from transferkit.nn import Classifier
 from transferkit.nn.norm.recalibration import follows_batches
 from transferkit.shift.remedies.norm_statistics import blend_statistics, new_pictures
-from transferkit.shift.remedies.registry import REMEDIES, Situation
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase
 
 __all__ = ["minimise_entropy"]
 
@@ -20,7 +20,7 @@ collapse to a few classes have a low entropy as well."""
 
 
 @REMEDIES.register("entropy")
-def minimise(situation: Situation) -> Classifier:
+def minimise(situation: ShiftCase) -> Classifier:
     """Blend the statistics as `norm_statistics`, then a few steps towards confident predictions.
 
     References:
@@ -40,8 +40,8 @@ def minimise_entropy(model: Classifier, pictures: np.ndarray, *, seed: int = 0, 
         seed: Of the batches.
         steps: Of gradient descent at most.
     """
-    layers = [module for module in model.modules() if follows_batches(module) and module.affine]
-    trained = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+    layers = [module for module in model.modules() if follows_batches(module)]
+    trained = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
     if not trained:
         return model
     images = model.normalise(torch.from_numpy(np.array(pictures)))
@@ -64,7 +64,7 @@ def minimise_entropy(model: Classifier, pictures: np.ndarray, *, seed: int = 0, 
             if not bool(torch.isfinite(loss)) or float(diverse.detach()) < LEAST_DIVERSE * first:
                 break
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if not all(bool(tensor.isfinite().all()) for tensor in trained):
                 with torch.no_grad():

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.nn import Classifier
-from transferkit.shift.remedies.registry import REMEDIES, Situation, Unfit, with_head
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase, Unfit, with_head
 
 __all__ = ["AligningMap", "aligning_map", "fold_map"]
 
@@ -27,7 +27,7 @@ RIDGE = 0.1
 
 
 @REMEDIES.register("feature_alignment")
-def align_features(situation: Situation) -> Classifier:
+def align_features(situation: ShiftCase) -> Classifier:
     """Match mean and covariance of the new features to those of the training images (CORAL).
 
     References:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from transferkit.measure import fit_ridge, fit_temperature
 from transferkit.nn import Classifier
-from transferkit.shift.remedies.registry import REMEDIES, Situation, Unfit, with_head
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase, Unfit, with_head
 from transferkit.shift.two_sample import principal_coordinates_of
 
 __all__ = ["density_ratios"]
@@ -22,7 +22,7 @@ FEWEST = 16
 
 
 @REMEDIES.register("importance_weights")
-def reweigh(situation: Situation) -> Classifier:
+def reweigh(situation: ShiftCase) -> Classifier:
     """Refit the closed-form head with the density ratio of a domain classifier on the features as weights.
 
     References:

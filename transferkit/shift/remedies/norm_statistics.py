@@ -12,7 +12,7 @@ from torch import nn
 
 from transferkit.nn import Classifier
 from transferkit.nn.norm.recalibration import follows_batches
-from transferkit.shift.remedies.registry import REMEDIES, Situation, Unfit
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase, Unfit
 
 __all__ = ["blend_statistics", "new_pictures"]
 
@@ -20,14 +20,14 @@ PRIOR = 16
 """Images that the statistics of training count as, beside the new ones."""
 
 MOST = 128
-"""New images that statistics are measured on at most, all in one batch."""
+"""Pictures that statistics are measured on at most, all in one batch; each view of an image is one."""
 
 FEWEST = 16
 """New images that are needed: those of fewer have the content of single pictures in them."""
 
 
 @REMEDIES.register("norm_statistics")
-def recalibrate(situation: Situation) -> Classifier:
+def recalibrate(situation: ShiftCase) -> Classifier:
     """Replace running means and variances by a blend with those of the new images, layer by layer.
 
     References:
@@ -36,7 +36,7 @@ def recalibrate(situation: Situation) -> Classifier:
     return blend_statistics(situation.result.model, new_pictures(situation))
 
 
-def new_pictures(situation: Situation) -> npt.NDArray[np.uint8]:
+def new_pictures(situation: ShiftCase) -> npt.NDArray[np.uint8]:
     """(n, ...) some of the new images, enough to measure statistics on.
 
     Raises:
@@ -44,7 +44,8 @@ def new_pictures(situation: Situation) -> npt.NDArray[np.uint8]:
     """
     if not any(follows_batches(module) for module in situation.result.model.modules()):
         raise Unfit("the network has no batch normalisation.")
-    pictures = situation.new.pixels[:MOST]
+    views = len(situation.result.preprocessing.each_view)
+    pictures = situation.new.pixels[: max(FEWEST, MOST // views)]
     if len(pictures) < FEWEST:
         raise Unfit(f"it needs {FEWEST} images, there are {len(pictures)}.")
     return np.stack(pictures)

@@ -17,7 +17,7 @@ from transferkit.shift.diagnosis import Diagnosed
 from transferkit.shift.new_images import NewImages
 from transferkit.shift.reference import Reference, is_probe
 
-__all__ = ["REMEDIES", "Remedy", "Situation", "Unfit", "with_head"]
+__all__ = ["REMEDIES", "Remedy", "ShiftCase", "Unfit", "with_head"]
 
 
 class Unfit(Exception):
@@ -25,7 +25,7 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True)
-class Situation:
+class ShiftCase:
     """A run, new images, and what was found out about them.
 
     Args:
@@ -63,7 +63,7 @@ class Situation:
         )
 
 
-Remedy = Callable[[Situation], Classifier]
+Remedy = Callable[[ShiftCase], Classifier]
 """Makes another model, or raises `Unfit`; whether it is used is for `guard` to say."""
 
 REMEDIES: Registry[Remedy] = Registry("remedy")

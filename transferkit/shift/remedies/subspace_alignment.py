@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from transferkit.measure import fit_ridge, fit_temperature
 from transferkit.nn import Classifier
-from transferkit.shift.remedies.registry import REMEDIES, Situation, Unfit, with_head
+from transferkit.shift.remedies.registry import REMEDIES, ShiftCase, Unfit, with_head
 
 __all__ = ["leading_directions"]
 
@@ -17,7 +17,7 @@ FEWEST = 32
 
 
 @REMEDIES.register("subspace_alignment")
-def align_subspaces(situation: Situation) -> Classifier:
+def align_subspaces(situation: ShiftCase) -> Classifier:
     """Fit a head in the leading subspace of training features, and read new features in their own, aligned to it.
 
     References:
