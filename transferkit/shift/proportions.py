@@ -15,7 +15,7 @@ TOLERANCE = 1e-6
 PSEUDO_IMAGES = 1.0
 """Added per class of the training proportions: a class that is never predicted is rare, not impossible."""
 
-FEWEST, CLOSE = 24, 0.1
+FEWEST, CLOSE = 12, 0.1
 """Matching keeps the largest subset whose proportions are within `CLOSE` of the wanted ones in total variation; never
 less than `FEWEST` images, fewer of which tell nothing apart."""
 

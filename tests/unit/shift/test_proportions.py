@@ -53,7 +53,7 @@ def test_matching_takes_a_subset_in_the_wanted_proportions():
 def test_matching_never_leaves_too_few():
     labels = np.repeat([0, 1, 2], [4, 60, 60])
     rows = match_proportions(labels, np.array([0.98, 0.01, 0.01]))
-    assert len(rows) >= 24
+    assert len(rows) >= 12
 
 
 def test_matching_equal_proportions_takes_all():
