@@ -15,9 +15,9 @@ from transferkit.shift.new_images import NewImages
 from transferkit.shift.opinions import Opinions, fit_opinions
 from transferkit.shift.proportions import estimate_proportions, match_proportions
 from transferkit.shift.reference import Reference
-from transferkit.shift.two_sample import SampleTest, energy_tests, principal_coordinates_of
+from transferkit.shift.two_sample import ROUNDS, SampleTest, energy_tests, principal_coordinates_of
 
-__all__ = ["CLASSES", "Diagnosed", "compare_images"]
+__all__ = ["CLASSES", "Diagnosed", "compare_images", "find_shift"]
 
 CLASSES = "predicted classes"
 """Name of the test of what the model predicts, beside those of the stages."""
@@ -99,7 +99,7 @@ def compare_images(
     asked = np.empty((0, len(new)), np.int64) if opinions is None else opinions.classify(new.tables)
     answers = Answers(softmax(new.logits, axis=1), asked)
     proportions = estimate_proportions(answers.probabilities, reference.proportions)
-    kind, stages, notes = _test(reference, new, answers, proportions, alpha=alpha, seed=seed)
+    kind, stages, notes = find_shift(reference, new, answers, alpha=alpha, seed=seed)
     right = held_back.probabilities.argmax(axis=1) == labels
     effective = _independent(folds, right, opinions)
     estimate = estimate_accuracy(held_back, labels, answers, kind=kind, effective=effective, seed=seed)
@@ -137,16 +137,20 @@ def _independent(folds: Folds, right: npt.NDArray[np.bool_], opinions: Opinions 
     return max(1.0, known.independent(right, known.shares))
 
 
-def _test(
-    reference: Reference,
-    new: NewImages,
-    answers: Answers,
-    proportions: npt.NDArray[np.float64],
-    *,
-    alpha: float,
-    seed: int,
+def find_shift(
+    reference: Reference, new: NewImages, answers: Answers, *, alpha: float = 0.05, rounds: int = ROUNDS, seed: int = 0
 ) -> tuple[str, tuple[StageShift, ...], tuple[str, ...]]:
-    """Kind of shift, the tests, and why there are none."""
+    """Kind of shift, the tests, and why there are none.
+
+    Args:
+        reference: The run's training images.
+        new: The new images.
+        answers: What the model says of these.
+        alpha: Chance of calling equal sets shifted.
+        rounds: Permutations.
+        seed: Of samples and permutations.
+    """
+    proportions = estimate_proportions(answers.probabilities, reference.proportions)
     rng = np.random.default_rng(seed)
     known = reference.independent()
     known = np.sort(rng.permutation(known)[:COMPARED])
@@ -154,7 +158,7 @@ def _test(
     if min(len(known), len(fresh)) < FEWEST:
         few = f"Shift was not tested: that needs {FEWEST} independent images on each side, and there are "
         return "none", (), (f"{few}{len(known)} of training and {len(fresh)} new.",)
-    sides = _Sides(reference, new, answers, fresh)
+    sides = _Sides(reference, new, answers, fresh, rounds)
     tests = sides.test(known, seed=seed)
     if min(test.adjusted for test in tests) > alpha:
         return "none", sides.described(tests, ()), ()
@@ -170,12 +174,14 @@ class _Sides:
 
     Args:
         fresh: Positions of the new images that are tested.
+        rounds: Permutations.
     """
 
     reference: Reference
     new: NewImages
     answers: Answers
     fresh: npt.NDArray[np.int64]
+    rounds: int
 
     def test(self, known: npt.NDArray[np.int64], *, seed: int) -> list[SampleTest]:
         """Of each stage, and of the predicted classes last, against these positions of the reference."""
@@ -193,7 +199,7 @@ class _Sides:
             ]
         )
         points[CLASSES] = np.eye(classes)[predicted]
-        return energy_tests(points, np.arange(len(predicted)) >= len(known), seed=seed)
+        return energy_tests(points, np.arange(len(predicted)) >= len(known), rounds=self.rounds, seed=seed)
 
     def described(self, tests: list[SampleTest], matched: list[SampleTest] | tuple[()]) -> tuple[StageShift, ...]:
         """As records."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SampleTest", "energy_tests", "principal_coordinates_of"]
+__all__ = ["ROUNDS", "SampleTest", "energy_tests", "principal_coordinates_of"]
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
