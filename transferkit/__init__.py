@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, add_class, analyze, decide, dry_run, fewshot, load, rank, tune
+    from transferkit.api import adapt, add_class, analyze, decide, dry_run, fewshot, load, measure_shift, rank, tune
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
     from transferkit.nn.norm import restore_norm, swap_norm, swapped_norms
     from transferkit.nn.preprocessing import Whitening
     from transferkit.options import Recipe
-    from transferkit.records import Decision, DryRun, Evidence, FewShotRecord, Preprocessing, Ranking, TuningRecord
+    from transferkit.records import (
+        Decision,
+        DryRun,
+        Evidence,
+        FewShotRecord,
+        Preprocessing,
+        Ranking,
+        ShiftRecord,
+        TuningRecord,
+    )
     from transferkit.result import Predictions, Result
     from transferkit.workflow.session import load_backbone
 
@@ -36,6 +45,7 @@ __all__ = [
     "Ranking",
     "Recipe",
     "Result",
+    "ShiftRecord",
     "TransferDataModule",
     "TransferModule",
     "TransferkitError",
@@ -49,6 +59,7 @@ __all__ = [
     "fewshot",
     "load",
     "load_backbone",
+    "measure_shift",
     "rank",
     "restore_norm",
     "swap_norm",
@@ -68,6 +79,7 @@ _HOMES = {
     "Ranking": "records",
     "Recipe": "options",
     "Result": "result",
+    "ShiftRecord": "records",
     "TransferDataModule": "data.module",
     "TransferModule": "finetune",
     "TransferkitError": "core.errors",
@@ -81,6 +93,7 @@ _HOMES = {
     "fewshot": "api",
     "load": "result",
     "load_backbone": "workflow.session",
+    "measure_shift": "api",
     "rank": "api",
     "restore_norm": "nn.norm",
     "swap_norm": "nn.norm",

@@ -4,6 +4,7 @@ from transferkit.api.adapting import adapt, check_adapt, decide
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.planning import dry_run
 from transferkit.api.scarcity import add_class, check_fewshot, fewshot
+from transferkit.api.shifting import measure_shift
 from transferkit.api.tuning import check_tune, tune
 from transferkit.result import Predictions, Result, load
 from transferkit.workflow.session import load_backbone
@@ -22,6 +23,7 @@ __all__ = [
     "fewshot",
     "load",
     "load_backbone",
+    "measure_shift",
     "rank",
     "tune",
 ]

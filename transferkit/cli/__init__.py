@@ -18,6 +18,7 @@ from transferkit.cli.jobs import stop
 from transferkit.cli.light import CACHE, EVALUATE, EXPORT, PREDICT, SHARD, ZOO
 from transferkit.cli.measuring import ANALYZE, RANK
 from transferkit.cli.scarcity import fewshot
+from transferkit.cli.shifting import SHIFT
 from transferkit.cli.tuning import TUNE
 from transferkit.core.errors import OptionError, TransferkitError, unknown_name
 
@@ -37,6 +38,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "predict": PREDICT,
     "evaluate": EVALUATE,
     "export": EXPORT,
+    "shift": SHIFT,
     "zoo": ZOO,
     "cache": CACHE,
 }

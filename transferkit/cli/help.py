@@ -180,6 +180,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit extract data.root=SHARDS            one process's part of a frozen pass that many share
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit evaluate run=DIR                    score a finished run on test images, if that was not done yet
+  transferkit shift run=DIR images=PATH           do new images differ from those of training, and what does it cost
   transferkit export run=DIR                      a finished run as ONNX
   transferkit zoo [pattern=resnet*]               which backbones there are
   transferkit cache [clear=true]                  what the feature bank holds
@@ -333,6 +334,27 @@ transferkit predict run=DIR images=PATH [key=value ...]: classify images with a 
   format=csv      or json, for printing
   max_pixels=N    larger images are not decoded
   device=auto
+  dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
+""",
+    "shift": """\
+transferkit shift run=DIR images=PATH [key=value ...]: new, unlabelled images against a run's training images.
+
+  transferkit shift run=runs/x images=new_photos/
+  transferkit shift run=runs/x images=new_photos/ remedy=auto out=runs/x_new
+  transferkit shift run=runs/x images=new_photos/ format=json
+
+  run=DIR         the folder that adapt wrote; its training images are opened again
+  images=PATH     as for predict
+  remedy=none     auto: what is likely to help most is used, if anything is; or the name of a remedy, which is used only
+                  if it is likely to help: class_proportions, norm_statistics, entropy, feature_alignment,
+                  importance_weights, subspace_alignment
+  out=DIR         the run with the remedy, if one is used; shift.json and shift.html
+  overwrite=false replace what is there
+  format=text     or json, for printing
+  alpha=0.05      chance of calling equal sets shifted
+  reject=0.01     share of images like those of training to call unfamiliar
+  data=PATH       the training images, if the run does not find them
+  max_pixels=N, cache=DIR, device=auto, seed=0, progress=true
   dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
 """,
     "export": """\

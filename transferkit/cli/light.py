@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from transferkit.records import DryRun
     from transferkit.zoo import ZooEntry
 
-__all__ = ["CACHE", "EVALUATE", "EXPORT", "PREDICT", "SHARD", "ZOO", "light_verb", "listed_images"]
+__all__ = [
+    "CACHE",
+    "EVALUATE",
+    "EXPORT",
+    "PREDICT",
+    "SHARD",
+    "ZOO",
+    "light_verb",
+    "listed_images",
+    "print_failures",
+]
 
 SHOWN = 5
 """Unreadable images that are named on the terminal."""
@@ -124,7 +134,7 @@ def _predict(settings: dict[str, Any]) -> None:
                 f"{out} cannot be written: {error.strerror}. Choose another file with out=."
             ) from error
         print(f"{len(answers)} images: {out}")
-    _print_failures([failure.reason for failure in answers.failures])
+    print_failures([failure.reason for failure in answers.failures])
 
 
 def listed_images(text: str) -> Any:
@@ -137,7 +147,7 @@ def listed_images(text: str) -> Any:
     return images
 
 
-def _print_failures(reasons: list[str]) -> None:
+def print_failures(reasons: list[str]) -> None:
     if not reasons:
         return
     shown = "".join(f"\n- {reason}" for reason in reasons[:SHOWN])
@@ -147,7 +157,7 @@ def _print_failures(reasons: list[str]) -> None:
     print(f"{what} could not be read and {verb} not classified:{shown}{more}", file=sys.stderr)
 
 
-def _scored_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
+def _scoredlisted_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
     """The images that are scored, None for the run's own; and where a manifest's paths start."""
     data = settings["data.path"] or settings["data.root"]
     return data, settings["data.root"] if settings["data.path"] else None
@@ -156,7 +166,7 @@ def _scored_images(settings: dict[str, Any]) -> tuple[str | None, str | None]:
 def _plan_evaluate(settings: dict[str, Any]) -> DryRun:
     from transferkit.result.dry_run import plan_evaluate
 
-    data, root = _scored_images(settings)
+    data, root = _scoredlisted_images(settings)
     more = {name: settings[name] for name in ("split", "device", "cache")}
     return plan_evaluate(settings["run"], data, root=root, **more)
 
@@ -166,7 +176,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
 
     result, split = load(settings["run"]), settings["split"]
     before = result.metrics.get(split)
-    data, root = _scored_images(settings)
+    data, root = _scoredlisted_images(settings)
     found = result.evaluate(data, split=split, root=root, device=settings["device"], cache=settings["cache"])
     print(
         f"{split} accuracy {100 * found.accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}) on "

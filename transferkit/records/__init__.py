@@ -51,6 +51,14 @@ from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Rank
 from transferkit.records.retest import Retest, RetestedSettings
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
+from transferkit.records.shift import (
+    AccuracyEstimate,
+    ClassShare,
+    RemedyTrial,
+    ShiftRecord,
+    StageShift,
+    UnfamiliarImage,
+)
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 from transferkit.records.tuning import TuningRecord, TuningTrial
 
@@ -64,12 +72,14 @@ __all__ = [
     "REMOVED",
     "SELECTED",
     "TOP",
+    "AccuracyEstimate",
     "AddedClass",
     "Alternative",
     "BackboneSpec",
     "Candidate",
     "Choice",
     "Claim",
+    "ClassShare",
     "CopyPair",
     "CorrectedLabel",
     "CropMode",
@@ -115,18 +125,22 @@ __all__ = [
     "ProbeScore",
     "RankedModel",
     "Ranking",
+    "RemedyTrial",
     "Retest",
     "RetestedSettings",
     "ReviewedLabel",
     "RunRecord",
     "Severity",
+    "ShiftRecord",
     "SimilarityDetail",
     "StageDistance",
+    "StageShift",
     "StageSpec",
     "Symptom",
     "TrainingRecord",
     "TuningRecord",
     "TuningTrial",
+    "UnfamiliarImage",
     "View",
     "ViewComparison",
     "ViewScore",

@@ -9,7 +9,16 @@ from transferkit.report._render import (
     render_images,
     render_labels,
     render_ranking,
+    render_shift,
     render_tuning,
 )
 
-__all__ = ["render", "render_few_shot", "render_images", "render_labels", "render_ranking", "render_tuning"]
+__all__ = [
+    "render",
+    "render_few_shot",
+    "render_images",
+    "render_labels",
+    "render_ranking",
+    "render_shift",
+    "render_tuning",
+]

@@ -5,18 +5,27 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transferkit.records import FewShotRecord, ImageReview, LabelReview, Ranking, RunRecord, TuningRecord
+from transferkit.records import FewShotRecord, ImageReview, LabelReview, Ranking, RunRecord, ShiftRecord, TuningRecord
 from transferkit.report._few_shot import write_few_shot
 from transferkit.report._images import write_images
 from transferkit.report._labels import write_labels
 from transferkit.report._ranking import write_ranking
+from transferkit.report._shift import write_shift
 from transferkit.report._tuning import write_tuning
 from transferkit.report.sections import write_report
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["render", "render_few_shot", "render_images", "render_labels", "render_ranking", "render_tuning"]
+__all__ = [
+    "render",
+    "render_few_shot",
+    "render_images",
+    "render_labels",
+    "render_ranking",
+    "render_shift",
+    "render_tuning",
+]
 
 
 def render(record: RunRecord) -> str:
@@ -74,6 +83,15 @@ def render_tuning(record: TuningRecord) -> str:
         record: All text in it is treated as untrusted.
     """
     return _fill("tuning.html.j2", page=write_tuning(record))
+
+
+def render_shift(record: ShiftRecord) -> str:
+    """The page of a comparison with new images as one HTML document, like the report of a run.
+
+    Args:
+        record: All text in it is treated as untrusted.
+    """
+    return _fill("shift.html.j2", page=write_shift(record))
 
 
 def _fill(template: str, **values: object) -> str:

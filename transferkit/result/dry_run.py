@@ -22,7 +22,7 @@ from transferkit.result.evaluation import check_classes, choose_images
 from transferkit.result.prediction import nothing_read
 from transferkit.result.result import Result, load
 
-__all__ = ["plan_evaluate", "plan_export", "plan_predict"]
+__all__ = ["plan_evaluate", "plan_export", "plan_predict", "plan_shift"]
 
 TIMED = 8
 """Images that are classified to know the pace."""
@@ -45,6 +45,9 @@ CELL_BYTES = {"csv": 12, "json": 30}
 """Of a probability in a file of answers, about."""
 
 REPORT_BYTES = 400_000
+
+FEATURE_BYTES = 16_800
+"""Of the features of an image, about."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,32 @@ def plan_predict(
     files = () if out is None else (_file(out, size),)
     about = {**_about(result, device), "files": files, "warnings": tuple(warnings)}
     return DryRun.of_steps(steps, verb="predict", about=about)
+
+
+def plan_shift(
+    run: str | Path, images: Any, *, out: Path | None = None, max_pixels: int = MAX_PIXELS, device: str = "auto"
+) -> DryRun:
+    """What `transferkit shift` would do without a remedy; each costs about as much again.
+
+    Args:
+        run, images, max_pixels, device: As for `plan_predict`.
+        out: Folder of the outcome; None prints it.
+
+    Raises:
+        RunFolderError: There is no finished run.
+        DataError: No image is there, or the run names no training images.
+    """
+    result, seconds = _loaded(run)
+    things, reasons = list_predictable(images)
+    if not things:
+        raise nothing_read(reasons)
+    planned, _, _ = _own(result, "train")
+    pace = _timed(result, things, seconds, max_pixels=max_pixels, device=device)
+    steps = [_load_step(pace), _classify("compare", result, len(things), pace, disk=len(things) * FEATURE_BYTES)]
+    warnings = [f"{len(reasons)} of the images cannot be read: {reasons[0]}"] if reasons else []
+    files = () if out is None else tuple(_file(out / name, REPORT_BYTES) for name in ("shift.json", "shift.html"))
+    about = {**_about(result, device), "data": planned, "files": files, "warnings": tuple(warnings)}
+    return DryRun.of_steps(steps, verb="shift", about=about)
 
 
 def plan_evaluate(
