@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, analyze, decide, dry_run, load, rank, tune
+    from transferkit.api import adapt, analyze, decide, dry_run, load, rank, tune, zero_shot
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
@@ -51,6 +51,7 @@ __all__ = [
     "swap_norm",
     "swapped_norms",
     "tune",
+    "zero_shot",
 ]
 
 _HOMES = {
@@ -80,6 +81,7 @@ _HOMES = {
     "swap_norm": "nn.norm",
     "swapped_norms": "nn.norm",
     "tune": "api",
+    "zero_shot": "api",
 }
 
 if not TYPE_CHECKING:

@@ -4,6 +4,7 @@ from transferkit.api.adapting import adapt, check_adapt, decide
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.planning import dry_run
 from transferkit.api.tuning import check_tune, tune
+from transferkit.api.zero_shot import check_zero_shot, zero_shot
 from transferkit.result import Predictions, Result, load
 from transferkit.workflow.session import load_backbone
 
@@ -14,10 +15,12 @@ __all__ = [
     "analyze",
     "check_adapt",
     "check_tune",
+    "check_zero_shot",
     "decide",
     "dry_run",
     "load",
     "load_backbone",
     "rank",
     "tune",
+    "zero_shot",
 ]

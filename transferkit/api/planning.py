@@ -9,6 +9,7 @@ from typing import Any
 from transferkit.api.adapting import adapt, check_adapt
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.tuning import check_tune, tune
+from transferkit.api.zero_shot import plan_zero_shot, zero_shot
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.paths import expand
 from transferkit.options import AdaptOptions, PassOptions, options_from
@@ -20,12 +21,12 @@ __all__ = ["dry_run"]
 
 
 def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
-    """What `adapt`, `analyze`, `rank` or `tune` would do with these arguments, and what that would cost.
+    """What `adapt`, `analyze`, `rank`, `tune` or `zero_shot` would do with these arguments, and what that would cost.
 
     Nothing is trained, downloaded or written; a few batches are timed, unless an earlier run has timed them here.
 
     Args:
-        verb: "adapt", "analyze", "rank" or "tune".
+        verb: "adapt", "analyze", "rank", "tune" or "zero_shot".
         arguments: Name -> value, those of the function; what is missing has its default. `out` also with "analyze" and
             "rank": the folder that the command line would write to.
 
@@ -52,6 +53,8 @@ def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
         from transferkit.tuning.dry_run import plan_tune
 
         return plan_tune(arguments["model"], data, options_from(TuneOptions, arguments))
+    if verb == "zero_shot":
+        return plan_zero_shot(arguments)
     check_arguments(arguments, fits=False)
     passes = options_from(PassOptions, arguments)
     if verb == "rank":
@@ -61,7 +64,9 @@ def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
 
 def _check_call(verb: str, arguments: Mapping[str, Any]) -> None:
     """Raise unless there is such a verb that takes these arguments."""
-    verbs: dict[str, Callable[..., Any]] = {"adapt": adapt, "analyze": analyze, "rank": rank, "tune": tune}
+    verbs: dict[str, Callable[..., Any]] = {
+        "adapt": adapt, "analyze": analyze, "rank": rank, "tune": tune, "zero_shot": zero_shot
+    }  # fmt: skip
     if verb not in verbs:
         raise OptionError(unknown_name("verb", verb, verbs))
     taken = inspect.signature(verbs[verb]).parameters

@@ -313,7 +313,7 @@ def select_attribute_model(
     """
     if method not in ATTRIBUTE_METHODS:
         raise OptionError(unknown_name("method", method, ATTRIBUTE_METHODS))
-    classes, table = len(table), np.asarray(table, dtype=np.float64)
+    classes, described = len(table), np.asarray(table, dtype=np.float64)
     if classes < FEWEST_SEEN:
         raise DataError(
             f"Zero-shot learning needs images of at least {FEWEST_SEEN} classes, so that one can be turned unseen to "
@@ -323,7 +323,7 @@ def select_attribute_model(
     if len(made) < 2:
         raise DataError("Too few images to hold some back in each class. Add images: 2 per class are the least.")
     candidates = _candidates(method)
-    by_fold = [_answer(fold, values, folds, table, candidates) for fold in made]
+    by_fold = [_answer(fold, values, folds, described, candidates) for fold in made]
     answers = [[own[number] for own in by_fold] for number in range(len(candidates))]
     nested, penalties = _nested(answers)
     chosen, penalty = _best([DomainAnswers.joined(one) for one in answers])
@@ -336,7 +336,7 @@ def select_attribute_model(
     return AttributeSelection(
         model=candidates[chosen],
         seen_penalty=penalty,
-        temperature=_temperature(made, values, folds, table, candidates[chosen], penalty),
+        temperature=_temperature(made, values, folds, described, candidates[chosen], penalty),
         calibrated=calibrated,
         plain=plain,
         low=low,

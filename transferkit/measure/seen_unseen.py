@@ -68,14 +68,20 @@ class DomainAnswers:
 
     def take(self, rows: npt.NDArray[np.integer] | Flags) -> DomainAnswers:
         """The same for some of the images."""
-        parts = (self.labels, self.is_seen, self.inside, self.margin, self.counting)
-        return DomainAnswers(*(part[rows] for part in parts))
+        return DomainAnswers(
+            self.labels[rows], self.is_seen[rows], self.inside[rows], self.margin[rows], self.counting[rows]
+        )
 
     @classmethod
     def joined(cls, answers: list[DomainAnswers]) -> DomainAnswers:
         """All of them, one after the other."""
-        fields = ("labels", "is_seen", "inside", "margin", "counting")
-        return cls(*(np.concatenate([getattr(one, name) for one in answers]) for name in fields))
+        return cls(
+            np.concatenate([one.labels for one in answers]),
+            np.concatenate([one.is_seen for one in answers]),
+            np.concatenate([one.inside for one in answers]),
+            np.concatenate([one.margin for one in answers]),
+            np.concatenate([one.counting for one in answers]),
+        )
 
     def right(self, penalty: float = 0.0) -> Flags:
         """(M,) whether the image is classified correctly with this penalty on seen classes."""
@@ -140,10 +146,8 @@ class DomainAnswers:
                 continue
             _, code = np.unique(self.labels[domain], return_inverse=True)
             totals = np.bincount(code.reshape(-1), weights=self.counting[domain])
-            positive = np.count_nonzero(totals)
-            shares[domain] = (
-                self.counting[domain] / np.where(totals > 0, totals, 1)[code.reshape(-1)] / max(positive, 1)
-            )
+            positive = max(int(np.count_nonzero(totals)), 1)
+            shares[domain] = self.counting[domain] / np.where(totals > 0, totals, 1)[code.reshape(-1)] / positive
         return shares
 
 

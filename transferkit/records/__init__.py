@@ -51,6 +51,7 @@ from transferkit.records.review import CopyPair, ImageFinding, ImageReview, Outl
 from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 from transferkit.records.tuning import TuningRecord, TuningTrial
+from transferkit.records.zero_shot import ZeroShotRecord, ZeroShotScore
 
 __all__ = [
     "CORRECTED",
@@ -126,4 +127,6 @@ __all__ = [
     "WantedAccuracy",
     "connected_groups",
     "removal_word",
+    "ZeroShotRecord",
+    "ZeroShotScore",
 ]

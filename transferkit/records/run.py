@@ -15,6 +15,7 @@ from transferkit.records.evidence import Evidence
 from transferkit.records.label_review import ReviewedLabel
 from transferkit.records.picture import Picture
 from transferkit.records.training import TrainingRecord
+from transferkit.records.zero_shot import ZeroShotRecord
 
 __all__ = ["HeldOut", "Metrics", "Mistake", "RunRecord"]
 
@@ -108,6 +109,7 @@ class RunRecord:
             the runs of a sweep are compared by it.
         trained_on: The smallest content digests of the training images, enough of them to detect reliably whether
             other images are among them.
+        zero_shot: Classes without images, and how good the model is on such; None if all classes have images.
     """
 
     evidence: Evidence
@@ -124,6 +126,7 @@ class RunRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     held_back_accuracy: float | None = None
     trained_on: tuple[str, ...] = ()
+    zero_shot: ZeroShotRecord | None = None
 
     @property
     def untested_images(self) -> int:

@@ -1,0 +1,1 @@
+"""Few labels, or none: classes from attributes, unlabelled images, episodes."""
