@@ -43,16 +43,15 @@ MODEL, TASK, SIZE, DRAWS = "packaged/tf_efficientnet_lite0", "combinations", 96,
 
 SETTINGS = (
     # share of unseen classes, images per class, table, method
-    (0.2, 20, "attributes", "auto"),
     (0.2, 3, "attributes", "auto"),
     (0.2, 3, "attributes", "eszsl"),
     (0.2, 3, "attributes", "dap"),
     (0.2, 3, "pairs", "auto"),
-    (0.5, 20, "attributes", "auto"),
-    (0.5, 20, "pairs", "auto"),
     (0.5, 3, "attributes", "auto"),
     (0.5, 3, "pairs", "auto"),
     (0.8, 20, "attributes", "auto"),
+    (0.8, 20, "pairs", "auto"),
+    (0.2, 20, "attributes", "auto"),
 )
 
 Floats = npt.NDArray[np.float64]
@@ -90,8 +89,8 @@ class CombinationTask:
         selection = select_attribute_model(
             coordinates.values,
             Folds.alone(labels),
-            described[:seen],
-            unseen=classes - seen,
+            described,
+            seen=seen,
             method=method,
         )
         weight, bias = coordinates.to_raw(*fit_attributes(coordinates.values, labels, described, selection.model))

@@ -1,10 +1,10 @@
 """The verbs, each a flat signature and the road in a few lines: what `transferkit` and its command line call."""
 
 from transferkit.api.adapting import adapt, check_adapt, decide
+from transferkit.api.describing import check_zero_shot, zero_shot
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.planning import dry_run
 from transferkit.api.tuning import check_tune, tune
-from transferkit.api.zero_shot import check_zero_shot, zero_shot
 from transferkit.result import Predictions, Result, load
 from transferkit.workflow.session import load_backbone
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transferkit.api.adapting import adapt, check_adapt
+from transferkit.api.describing import plan_zero_shot, zero_shot
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.tuning import check_tune, tune
-from transferkit.api.zero_shot import plan_zero_shot, zero_shot
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.paths import expand
 from transferkit.options import AdaptOptions, PassOptions, options_from

@@ -78,7 +78,7 @@ SECTIONS = (
             ),
             ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
             ("data.columns.label", "null", "What a manifest calls that column; also .path, .split, .group."),
-            *_rows(AdaptOptions, ("labels",)),
+            *_rows(AdaptOptions, ("labels", "unlabelled")),
             *_rows(DataOptions, ("val", "test", "strict", "max_pixels"), group="data."),
         ),
     ),
@@ -290,7 +290,7 @@ attributes for each class. One frozen pass, then a linear layer in closed form; 
 {_section(DESCRIPTIONS)}
   model, image_size, checkpoint, pretrained, geometry, views, pooling, data=..., data.root=DIR, data.path=FILE, labels,
   cache=DIR, cache_limit=GB, device=auto, engine=auto, batch_size=N, seed=0, progress=false, out=DIR, overwrite=false,
-  dry_run=true   as for adapt
+  evaluate=auto, dry_run=true   as for adapt
 
 animals.csv: class,striped,hooves,... in the first line, then zebra,1,1,... for each class. Classes with images are
 turned unseen in folds to measure how good it is on classes without, and what has to be taken off the scores of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transferkit.cli.adapting import audit_lines
-from transferkit.cli.jobs import Job, current_command, output_folder
+from transferkit.cli.jobs import Job, current_command, in_sweep, output_folder
 from transferkit.cli.schema import arguments_of
 from transferkit.core.distributed import is_first
 from transferkit.core.errors import OptionError
@@ -46,6 +46,8 @@ def _zero_shot(settings: DictConfig) -> float | None:
     from transferkit.api import zero_shot
 
     out = output_folder()
+    if settings.evaluate == "auto" and in_sweep():  # runs that are compared are not compared on the test images
+        settings.evaluate = False
     arguments = {**arguments_of(settings, zero_shot), "out": out}
     result = zero_shot(**arguments, command=current_command("zeroshot", settings))
     if is_first():

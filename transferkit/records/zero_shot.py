@@ -48,7 +48,7 @@ class ZeroShotRecord:
         seen_penalty: Taken off the logits of seen classes; 0 if that did not help.
         calibrated, plain: Accuracy with and without it.
         low, high: 95 % interval of the calibrated harmonic mean, over other draws of classes.
-        among_unseen: Accuracy if only the classes turned unseen can be chosen, in [0, 1].
+        among_unseen: Accuracy on unseen classes if only these can be chosen, in [0, 1].
         folds: Times that classes were turned unseen.
         images: Held-back images.
         fitted: Training images that the attributes were fitted to.

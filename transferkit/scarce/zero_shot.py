@@ -60,15 +60,15 @@ def fit_zero_shot(session: Session, table: AttributeTable, *, method: str = "aut
             chosen = select_attribute_model(
                 coordinates.values,
                 folds,
-                ordered.values[:seen],
-                unseen=len(ordered.classes) - seen,
+                ordered.values,
+                seen=seen,
                 method=method,
                 seed=session.options.seed,
             )
             weight, bias = fit_attributes(coordinates.values, folds.labels, ordered.values, chosen.model)
-    weight, bias = coordinates.to_raw(weight, bias)
-    bias = bias - chosen.seen_penalty * (np.arange(len(bias)) < seen)
-    model = _as_model(session, ordered.classes, weight / chosen.temperature, bias / chosen.temperature)
+    slope, offset = coordinates.to_raw(weight, bias)
+    offset = offset - chosen.seen_penalty * (np.arange(len(bias)) < seen)
+    model = _as_model(session, ordered.classes, slope / chosen.temperature, offset / chosen.temperature)
     return ZeroShot(model, _as_record(chosen, ordered, seen, len(folds)), notes)
 
 

@@ -41,6 +41,9 @@ class ZeroShotOptions(AttributeOptions, PassOptions):
 
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
     overwrite: bool = option(False, "Replace a finished run of other settings in out; one of the same always is.")
+    evaluate: Any = option(
+        "auto", "auto: the test images are scored once, at the end (not in a sweep); false leaves that to later."
+    )
 
     def __post_init__(self) -> None:
         PassOptions.__post_init__(self)  # which looks at all fields

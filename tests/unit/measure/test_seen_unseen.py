@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.measure.seen_unseen import SeenUnseen, harmonic_mean, score_domains
@@ -42,6 +42,7 @@ def test_copies_of_an_image_count_once():
     assert (alone.seen, counted.seen) == (pytest.approx(2 / 3), 0.5)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000))
 def test_the_best_penalty_is_that_of_brute_force(seed):
     rng = np.random.default_rng(seed)
@@ -53,6 +54,7 @@ def test_the_best_penalty_is_that_of_brute_force(seed):
     assert answers.accuracy(answers.best_penalty()).harmonic == pytest.approx(best)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000))
 def test_with_a_penalty_the_answer_is_that_of_the_argmax(seed):
     rng = np.random.default_rng(seed)

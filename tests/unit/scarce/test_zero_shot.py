@@ -12,7 +12,7 @@ import transferkit as tk
 from transferkit.core.errors import DataError, OptionError
 
 BACKBONE = {"model": "packaged/tf_efficientnet_lite0", "image_size": 32, "views": 1, "progress": False}
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40), "blue": (50, 60, 230)}
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40), "grey": (130, 130, 130), "blue": (50, 60, 230)}
 
 
 def draw(path, colour, striped, seed):
@@ -26,12 +26,12 @@ def draw(path, colour, striped, seed):
 
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory):
-    """Five of six combinations of colour and stripes with images, the sixth in a folder of its own; and the table."""
+    """Six of eight combinations of colour and stripes with images, two in a folder of their own; and the table."""
     root = tmp_path_factory.mktemp("zero shot é")
     names = [(colour, striped) for colour in COLOURS for striped in (False, True)]
     for number, (colour, striped) in enumerate(names):
         name = f"{colour} {'striped' if striped else 'plain'}"
-        folder = root / ("new" if number == 5 else "seen/train") / name
+        folder = root / ("new" if number in (5, 7) else "seen/train") / name
         for at in range(8):
             draw(folder / f"{at}.png", colour, striped, seed=100 * number + at)
     with (root / "table.csv").open("w", newline="") as file:
@@ -45,8 +45,8 @@ def test_a_class_without_images_is_named_and_survives_the_folder(patches, tmp_pa
     result = tk.zero_shot(data=patches / "seen", attributes=patches / "table.csv", out=out, **BACKBONE)
     assert result.classes[-1] == "blue striped"
     found = result.record.zero_shot
-    assert found.unseen == ("blue striped",)
-    assert found.attributes == ("red", "green", "blue", "striped")
+    assert found.unseen == ("grey striped", "blue striped")
+    assert found.attributes == ("red", "green", "grey", "blue", "striped")
     assert any("harmonic mean" in reason for reason in result.decision.reasons)
     answers = result.predict(patches / "new" / "blue striped")
     assert np.mean([label == "blue striped" for label in answers.labels]) > 0.5
@@ -58,7 +58,7 @@ def test_a_class_without_images_is_named_and_survives_the_folder(patches, tmp_pa
 
 
 def test_what_does_not_fit_is_refused_before_the_frozen_pass(patches, monkeypatch):
-    monkeypatch.setattr("transferkit.api.zero_shot.open_session", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("transferkit.api.describing.open_session", lambda *_, **__: pytest.fail("opened"))
     seen = {"data": patches / "seen", **BACKBONE}
     table = {"red plain": {"a": 1, "b": 0}, "new": {"a": 0, "b": 1}}
     with pytest.raises(DataError, match="class 'green plain' has images and no row"):
@@ -70,7 +70,8 @@ def test_what_does_not_fit_is_refused_before_the_frozen_pass(patches, monkeypatc
 
 
 def test_an_attribute_that_no_class_with_images_differs_in_is_left_out(patches):
-    rows = {row[0]: row[1:] for row in csv.reader((patches / "table.csv").open())}
+    with (patches / "table.csv").open(newline="") as file:
+        rows = {row[0]: row[1:] for row in csv.reader(file)}
     names = rows.pop("class")
     table = {
         name: {**dict(zip(names, values, strict=True)), "flies": int(name == "blue striped")}

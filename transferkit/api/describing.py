@@ -43,6 +43,7 @@ def zero_shot(
     batch_size: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    evaluate: bool | str = "auto",
     seed: int = 0,
     checkpoint: str | Path | None = None,
     pretrained: bool = True,
@@ -101,7 +102,8 @@ def zero_shot(
     decision = complete(choice, session.measured.evidence)
     held_back = HeldBack(accuracy=found.calibrated.seen, images=found.images, is_network=False)
     with timed(session.seconds, "verify"):
-        answers = score_splits(session, Outcome(fitted.model, (), held_back), ("val", "test"))
+        splits = ("val",) if evaluate is False else ("val", "test")
+        answers = score_splits(session, Outcome(fitted.model, (), held_back), splits)
     record = record_run(
         session.data,
         session.measured.evidence,
@@ -147,6 +149,8 @@ def check_zero_shot(arguments: Mapping[str, Any]) -> str:
         raise OptionError("zero_shot needs attributes=FILE: a table with a row per class and a column per attribute.")
     read_attributes(arguments["attributes"])
     options = options_from(ZeroShotOptions, arguments)
+    if options.evaluate not in (True, False, "auto"):
+        raise OptionError(f"evaluate must be auto, true or false, got {options.evaluate!r}.")
     if options.out is None or not is_first():
         return ""
     settings = describe_settings(zero_shot, {**vars(options), **arguments})
