@@ -43,6 +43,7 @@ TAKEN_BY = {
     "tune.": ("tune",),
     "attributes": ("zeroshot",),
     "method": ("zeroshot",),
+    "unlabelled": ("adapt", "doctor"),
 }
 """Settings, or groups of them, that not every verb takes -> those that do."""
 

@@ -90,6 +90,7 @@ def measure_unlabelled(features: Single, blocks: Mapping[str, slice], folds: Fol
     splits = folds.assign_splits(N_SPLITS, seed=seed)
     counting = folds.counting(splits)
     unlabelled = np.arange(len(folds), len(features))
+    right: dict[str | None, npt.NDArray[np.float64]]
     right = {method: np.zeros(len(folds)) for method in (None, *UNLABELLED_METHODS)}
     for split in range(N_SPLITS):
         train, held_back = np.flatnonzero(splits != split), np.flatnonzero(splits == split)
@@ -101,11 +102,12 @@ def measure_unlabelled(features: Single, blocks: Mapping[str, slice], folds: Fol
                 products, train, folds.labels[train], unlabelled, classes=classes, method=method
             )
             found[held_back] = probe.scores(products[held_back]).argmax(axis=1) == folds.labels[held_back]
-    plain, total = right.pop(None), max(float(counting.sum()), 1e-9)
+    total = max(float(counting.sum()), 1e-9)
+    changes = {name: right[name] - right[None] for name in UNLABELLED_METHODS}
     return UnlabelledGain(
-        plain=float(counting @ plain) / total,
-        gains={name: float(counting @ (own - plain)) / total for name, own in right.items()},
-        errors={name: folds.standard_error(own - plain, counting) for name, own in right.items()},
+        plain=float(counting @ right[None]) / total,
+        gains={name: float(counting @ change) / total for name, change in changes.items()},
+        errors={name: folds.standard_error(change, counting) for name, change in changes.items()},
     )
 
 

@@ -122,9 +122,9 @@ def test_calibration_helps_where_seen_classes_look_like_themselves():
 
 def test_random_attributes_are_worth_no_more_than_chance():
     values, labels = draw(np.arange(12), noise=0.3)
-    table = np.random.default_rng(3).random((12, 6))
+    table = np.random.default_rng(3).random((16, 6))
     found = select(values, labels, table)
-    assert found.among_unseen < 0.75  # one or two classes are turned unseen at a time
+    assert found.among_unseen < 0.5  # five or six classes may be chosen
     assert found.calibrated.harmonic < 0.6
 
 
