@@ -44,13 +44,15 @@ MODEL, TASK, SIZE, DRAWS = "packaged/tf_efficientnet_lite0", "combinations", 96,
 SETTINGS = (
     # share of unseen classes, images per class, table, method
     (0.2, 3, "attributes", "auto"),
+    (0.5, 3, "attributes", "auto"),
+    (0.8, 3, "attributes", "auto"),
+    (0.2, 3, "pairs", "auto"),
+    (0.5, 3, "pairs", "auto"),
+    (0.8, 3, "pairs", "auto"),
+    (0.8, 20, "pairs", "auto"),
+    (0.8, 20, "attributes", "auto"),
     (0.2, 3, "attributes", "eszsl"),
     (0.2, 3, "attributes", "dap"),
-    (0.2, 3, "pairs", "auto"),
-    (0.5, 3, "attributes", "auto"),
-    (0.5, 3, "pairs", "auto"),
-    (0.8, 20, "attributes", "auto"),
-    (0.8, 20, "pairs", "auto"),
     (0.2, 20, "attributes", "auto"),
 )
 
@@ -136,7 +138,7 @@ def run(root: Path, work: Path) -> None:
     """All settings that are missing."""
     rows = read_rows()
     task = CombinationTask(root / TASK, work)
-    for draw, (share, images, table, method) in itertools.product(range(DRAWS), SETTINGS):
+    for (share, images, table, method), draw in itertools.product(SETTINGS, range(DRAWS)):
         key = {"share": share, "images": images, "table": table, "method": method, "draw": draw}
         if any(key.items() <= row.items() for row in rows):
             continue
