@@ -3,7 +3,8 @@
     apt-get install tuxpaint-stamps-default dataset-fashion-mnist mate-backgrounds fonts-noto-core fonts-dejavu-core \\
         fonts-liberation fonts-urw-base35 fonts-lato fonts-roboto-unhinted fonts-open-sans fonts-crosextra-caladea \\
         fonts-linuxlibertine fonts-cantarell fonts-comfortaa fonts-vollkorn fonts-ebgaramond fonts-junicode \\
-        fonts-quicksand fonts-firacode fonts-inconsolata fonts-play fonts-cabin fonts-dosis
+        fonts-quicksand fonts-firacode fonts-inconsolata fonts-play fonts-cabin fonts-dosis fonts-dejavu-extra \\
+        fonts-freefont-ttf
     python scripts/make_tasks.py --out DIR [--hand-signs TAR] [--only NAME,NAME] [--force]
 
 Writes `DIR/<task>/{train,test}/<class>/*.png` and `DIR/<task>/task.json`. The same sources and the same Pillow give the
@@ -45,7 +46,7 @@ from regret_tasks.pictures import (
     top_folder,
 )
 from regret_tasks.task import SEED, Places, Sample, SourceMissing, Task, generator
-from regret_tasks.text import CHARACTERS, LETTERS, character_task, families, scripts
+from regret_tasks.text import CHARACTERS, LETTERS, character_task, combinations, families, scripts
 
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.progress import track
@@ -88,6 +89,8 @@ def list_tasks() -> dict[str, Task]:
              source=_FONTS, licence=_FONTS_LICENCE, samples=families),
         Task(name="scripts", about="Writing systems; sans-serif letters in train, serif ones in test.", kind="glyph",
              source="Debian package fonts-noto-core", licence="OFL-1.1", samples=scripts),
+        Task(name="combinations", about="Six letters, each in 16 styles: bold, italic, serif, mono.", kind="glyph",
+             source=_FONTS, licence=_FONTS_LICENCE, samples=combinations),
         Task(name="counting", about="One to eight discs of any size and colour.", kind="synthetic",
              source=_OWN, licence="Apache-2.0",
              samples=drawn_task([f"n{n}" for n in range(1, 9)], lambda n, rng: draw_discs(n + 1, rng))),

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 from transferkit.core.lazy import attach
 
 if TYPE_CHECKING:
-    from transferkit.api import adapt, add_class, analyze, decide, dry_run, fewshot, load, measure_shift, rank, tune
+    from transferkit.api import (
+        adapt,
+        add_class,
+        analyze,
+        decide,
+        dry_run,
+        fewshot,
+        load,
+        measure_shift,
+        rank,
+        tune,
+        zero_shot,
+    )
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
     from transferkit.finetune import FreezePlan, FreezePlanCallback, TransferModule
@@ -65,6 +77,7 @@ __all__ = [
     "swap_norm",
     "swapped_norms",
     "tune",
+    "zero_shot",
 ]
 
 _HOMES = {
@@ -99,6 +112,7 @@ _HOMES = {
     "swap_norm": "nn.norm",
     "swapped_norms": "nn.norm",
     "tune": "api",
+    "zero_shot": "api",
 }
 
 if not TYPE_CHECKING:

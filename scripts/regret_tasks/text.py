@@ -238,3 +238,80 @@ def scripts(places: Places, rng: np.random.Generator) -> Iterator[Sample]:
                 lines = ["".join(map(str, rng.choice(letters, 4))) for _ in range(2)]
                 image = render(lines, path, rng, size=int(rng.integers(22, 30)), tilt=4)
                 yield Sample(split=split, label=label, name=f"{path.stem}-{number:03d}", image=image)
+
+
+COMBINED_FAMILIES = {
+    (): (
+        Family(name="dejavu_sans", package="fonts-dejavu-core", files="DejaVuSans{,-Bold,-Oblique,-BoldOblique}.ttf"),
+        Family(name="liberation_sans", package="fonts-liberation",
+               files="LiberationSans-{Regular,Bold,Italic,BoldItalic}.ttf"),
+        Family(name="gothic", package="fonts-urw-base35", files="URWGothic-{Book,Demi,BookOblique,DemiOblique}.otf"),
+    ),
+    ("serif",): (
+        Family(name="dejavu_serif", package="fonts-dejavu-extra",
+               files="DejaVuSerif{,-Bold,-Italic,-BoldItalic}.ttf"),
+        Family(name="liberation_serif", package="fonts-liberation",
+               files="LiberationSerif-{Regular,Bold,Italic,BoldItalic}.ttf"),
+        Family(name="century", package="fonts-urw-base35", files="C059-{Roman,Bold,Italic,BdIta}.otf"),
+    ),
+    ("mono",): (
+        Family(name="dejavu_mono", package="fonts-dejavu-core",
+               files="DejaVuSansMono{,-Bold,-Oblique,-BoldOblique}.ttf"),
+        Family(name="liberation_mono", package="fonts-liberation",
+               files="LiberationMono-{Regular,Bold,Italic,BoldItalic}.ttf"),
+    ),
+    ("serif", "mono"): (
+        Family(name="nimbus_mono", package="fonts-urw-base35",
+               files="NimbusMonoPS-{Regular,Bold,Italic,BoldItalic}.otf"),
+        Family(name="free_mono", package="fonts-freefont-ttf", files="FreeMono{,Bold,Oblique,BoldOblique}.ttf"),
+    ),
+}  # fmt: skip
+"""Attributes of a design -> families of it; the files of each are regular, bold, italic, and bold italic."""
+
+STYLES = ((), ("bold",), ("italic",), ("bold", "italic"))
+"""Attributes of the files of a family, in order."""
+
+COMBINED_GLYPHS = "AGRagt"
+
+
+def combination_table() -> dict[str, dict[str, int]]:
+    """Class of `combinations` -> attribute -> 0 or 1: four of the font, and one for each glyph.
+
+    Example:
+        >>> table = combination_table()
+        >>> len(table), {name: value for name, value in table["upper_A-bold-serif"].items() if value}
+        (96, {'bold': 1, 'serif': 1, 'glyph_upper_A': 1})
+    """
+    table = {}
+    for glyph in COMBINED_GLYPHS:
+        for design in COMBINED_FAMILIES:
+            for style in STYLES:
+                has = {*style, *design}
+                table[_combination(glyph, style, design)] = {
+                    **{name: int(name in has) for name in ("bold", "italic", "serif", "mono")},
+                    **{f"glyph_{_cased(one)}": int(one == glyph) for one in COMBINED_GLYPHS},
+                }
+    return table
+
+
+def _cased(glyph: str) -> str:
+    return f"{'upper' if glyph.isupper() else 'lower'}_{glyph}"
+
+
+def _combination(glyph: str, style: Sequence[str], design: Sequence[str]) -> str:
+    return "-".join([_cased(glyph), *style, *design])
+
+
+def combinations(places: Places, rng: np.random.Generator) -> Iterator[Sample]:
+    """A glyph between i and m, whose widths tell typewriter fonts; train and test share fonts, not images."""
+    known = {design: family_paths(families, places.fonts) for design, families in COMBINED_FAMILIES.items()}
+    for glyph in COMBINED_GLYPHS:
+        for design, paths in known.items():
+            if any(len(files) != len(STYLES) for files in paths.values()):
+                raise SourceMissing("fonts are missing; install the Debian packages fonts-dejavu-extra and the others.")
+            for style, *files in zip(STYLES, *paths.values(), strict=True):
+                for number in range(30):
+                    path, split = files[number % len(files)], "train" if number < 20 else "test"
+                    image = render([f"i{glyph}m"], path, rng, size=int(rng.integers(34, 42)), tilt=4)
+                    label = _combination(glyph, style, design)
+                    yield Sample(split=split, label=label, name=f"{path.stem}-{number:03d}", image=image)

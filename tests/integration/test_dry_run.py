@@ -34,6 +34,7 @@ CALLS = {
     "tune a probe": ["tune", *QUICK, "data.root={data}", "strategy=linear_probe"],
     "fewshot": ["fewshot", *QUICK, "data.root={data}", "queries=4", "out=few.html"],
     "fewshot add": ["fewshot", "add", "run={run}", "class=new", "images={data}/test/0", "out={run}-larger"],
+    "zeroshot": ["zeroshot", *QUICK, "data.root={data}", "attributes={data}/../table.csv", "out={run}/new"],
     "extract": ["extract", *QUICK, "data.root={data}", "views=1"],
     "shard": ["shard", "data.root={data}", "out=shards"],
     "predict": ["predict", "run={run}", "images={data}/test", "out=answers.csv"],
@@ -84,6 +85,8 @@ def digit_files(tmp_path):
         split, label = ("train", "test")[number % 2], str(int(data.labels[number]))
         (root / split / label).mkdir(parents=True, exist_ok=True)
         data.image(number).resize((32, 32)).save(root / split / label / f"{number}.png")
+    rows = [f"{number},{number & 1},{number >> 1 & 1},{number >> 2 & 1},{number >> 3}" for number in range(12)]
+    (tmp_path / "table.csv").write_text("\n".join(["class,one,two,four,eight", *rows]))
     return root
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import transferkit as tk
 from transferkit.cli.composition import compose_settings
-from transferkit.cli.help import HELP, REVIEWS, SECTIONS
+from transferkit.cli.help import DESCRIPTIONS, HELP, REVIEWS, SECTIONS
 from transferkit.cli.options_page import make_page
 from transferkit.cli.schema import TAKEN_BY, arguments_of, check_taken, find_value_problems, known_settings
 from transferkit.core.errors import OptionError
@@ -132,6 +132,9 @@ def test_settings_that_not_every_verb_takes_are_settings():
 def test_every_option_is_a_setting_in_help_and_docs():
     explained = {key for section in (*SECTIONS, REVIEWS) for key, _, _ in section.rows}
     assert {one.name for one in dataclasses.fields(ReviewOptions)} <= explained
+    for key, _, _ in DESCRIPTIONS.rows:
+        assert f"  {key}=" in HELP["zeroshot"]
+        assert key in known_settings()
     within = {"columns", "preprocessing", "preprocessed", "train", "trainer"}  # groups, and what no text can say
     top = set(fields_of(FitOptions)) | set(fields_of(MeasureOptions))
     data = {f"data.{name}" for name in fields_of(DataOptions)}

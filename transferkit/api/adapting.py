@@ -23,9 +23,10 @@ from transferkit.options import MAX_PIXELS, AdaptOptions, Recipe, documents, opt
 from transferkit.records import Decision, Evidence, Preprocessing
 from transferkit.result import Result, check_replaceable
 from transferkit.result.run_record import record_run
+from transferkit.scarce.unlabelled import use_unlabelled
 from transferkit.workflow.checks import check_arguments, check_clocks, check_fit
 from transferkit.workflow.decide import check_stages, choose_strategy, conditions_for, decide_session
-from transferkit.workflow.fit import fit_decision
+from transferkit.workflow.fit import fit_decision, plan_decision
 from transferkit.workflow.label_review import likely_label_errors
 from transferkit.workflow.score import score_splits
 from transferkit.workflow.session import open_session
@@ -92,6 +93,7 @@ def adapt(
     out: str | Path | None = None,
     seed: int = 0,
     head: str = "auto",
+    unlabelled: Any = None,
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     resume: bool | str = "auto",
@@ -155,6 +157,8 @@ def adapt(
     decided = decide_session(session, options, watch=watch)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun, watch=watch)
     session, training = decided.session, fitted.training
+    if unlabelled is not None:
+        fitted = use_unlabelled(session, plan_decision(session, decided.decision), fitted, unlabelled)
     if training is not None:
         classes = len(session.data.summary.classes)
         training = diagnose_training(training, classes=classes, folder="" if out is None else str(expand(out)))

@@ -1,6 +1,6 @@
 """The command line: a verb, then settings. The only place that knows Hydra.
 
-`adapt`, `analyze`, `rank`, `tune`, `extract` and `doctor labels` are Hydra jobs (a folder each, sweeps with
+`adapt`, `analyze`, `rank`, `tune`, `zeroshot`, `extract` and `doctor labels` are Hydra jobs (a folder each, sweeps with
 --multirun); other verbs borrow its grammar.
 Paths are plain text after the first `=` (`words`).
 """
@@ -20,6 +20,7 @@ from transferkit.cli.measuring import ANALYZE, RANK
 from transferkit.cli.scarcity import fewshot
 from transferkit.cli.shifting import SHIFT
 from transferkit.cli.tuning import TUNE
+from transferkit.cli.zero_shot import ZERO_SHOT
 from transferkit.core.errors import OptionError, TransferkitError, unknown_name
 
 __all__ = ["HELP", "VERBS", "main"]
@@ -33,6 +34,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "doctor": doctor,
     "tune": TUNE,
     "fewshot": fewshot,
+    "zeroshot": ZERO_SHOT,
     "extract": EXTRACT,
     "shard": SHARD,
     "predict": PREDICT,

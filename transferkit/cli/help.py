@@ -10,9 +10,10 @@ from typing import Any
 from transferkit.cli.composition import GROUPS, group_choices
 from transferkit.cli.dry_run import DryRunOptions
 from transferkit.options import AdaptOptions, DataOptions, Recipe, ReviewOptions, describe_options
+from transferkit.scarce.zero_shot_options import AttributeOptions
 from transferkit.tuning.search_options import SearchOptions
 
-__all__ = ["HELP", "REVIEWS", "SECTIONS", "USAGE", "Section"]
+__all__ = ["DESCRIPTIONS", "HELP", "REVIEWS", "SECTIONS", "USAGE", "Section"]
 
 WIDTH = 118
 """Of a terminal that shows every line whole."""
@@ -77,7 +78,7 @@ SECTIONS = (
             ),
             ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
             ("data.columns.label", "null", "What a manifest calls that column; also .path, .split, .group."),
-            *_rows(AdaptOptions, ("labels",)),
+            *_rows(AdaptOptions, ("labels", "unlabelled")),
             *_rows(DataOptions, ("val", "test", "strict", "max_pixels"), group="data."),
         ),
     ),
@@ -141,6 +142,8 @@ SECTIONS = (
 )
 """All settings of adapt, in the order of --help and docs/options.md."""
 
+DESCRIPTIONS = Section(title="Only zeroshot", rows=tuple(_rows(AttributeOptions)))
+
 REVIEWS = Section(title="Only doctor labels and doctor images", rows=tuple(_rows(ReviewOptions)))
 
 
@@ -176,6 +179,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit tune data.root=DIR                  search the hyperparameters of fine-tuning
   transferkit fewshot data.root=DIR shots=1       what a few labelled images per class are worth
   transferkit fewshot add run=DIR class=NAME images=PATH out=DIR   one more class, without training
+  transferkit zeroshot data.root=DIR attributes=FILE   classes without images, from a table of attributes
   transferkit shard data.root=DIR out=SHARDS      pack images into tar files, for very many of them
   transferkit extract data.root=SHARDS            one process's part of a frozen pass that many share
   transferkit predict run=DIR images=PATH         classify images with a finished run
@@ -307,6 +311,23 @@ transferkit fewshot add: one more class for a finished run; its classifier gets 
   out=DIR         where the larger run is saved; overwrite=true replaces a run there
   old=DIR         images of the other classes, a folder each, where the run's own training images are gone
   seed=0, cache=DIR, device=auto, progress=false, dry_run=true
+""",
+    "zeroshot": f"""\
+transferkit zeroshot [key=value ...]: a classifier that also knows classes without images, from a table with a row of
+attributes for each class. One frozen pass, then a linear layer in closed form; leaves a run as adapt does.
+
+  transferkit zeroshot data.root=DIR attributes=animals.csv image_size=96 out=runs/z
+  transferkit evaluate run=runs/z data.root=NEW_CLASSES     images of the classes without training images
+  transferkit zeroshot data.root=DIR attributes=animals.csv dry_run=true      the cost; nothing is done
+
+{_section(DESCRIPTIONS)}
+  model, image_size, checkpoint, pretrained, geometry, views, pooling, data=..., data.root=DIR, data.path=FILE, labels,
+  cache=DIR, cache_limit=GB, device=auto, engine=auto, batch_size=N, seed=0, progress=false, out=DIR, overwrite=false,
+  evaluate=auto, dry_run=true   as for adapt
+
+animals.csv: class,striped,hooves,... in the first line, then zebra,1,1,... for each class. Classes with images are
+turned unseen in folds to measure how good it is on classes without, and what has to be taken off the scores of
+classes with images so that they are not preferred.
 """,
     "evaluate": """\
 transferkit evaluate run=DIR [key=value ...]: score a finished run on test images and add that to its report.

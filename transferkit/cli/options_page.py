@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from transferkit.cli.help import REVIEWS, SECTIONS
+from transferkit.cli.help import DESCRIPTIONS, REVIEWS, SECTIONS
 
 __all__ = ["make_page"]
 
@@ -28,7 +28,7 @@ def make_page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    for section in (*SECTIONS, REVIEWS):
+    for section in (*SECTIONS, REVIEWS, DESCRIPTIONS):
         yield f"## {section.title}\n\n| setting | default | |\n|-|-|-|"
         for key, default, text in section.rows:
             yield f"| `{key}` | `{default}` | {text.replace('|', '&#124;').replace('<', '&lt;')} |"

@@ -25,7 +25,7 @@ __all__ = [
     "split_list",
 ]
 
-INPUTS = ("data.root", "data.path", "labels", "checkpoint", "source")
+INPUTS = ("data.root", "data.path", "labels", "checkpoint", "source", "attributes", "unlabelled")
 """Settings of a job that name what is read; with --multirun, several of them are a run each."""
 
 JOB_PATHS = (*INPUTS, "out", "cache")
@@ -37,7 +37,7 @@ COLUMN_NAMES = tuple(f"data.columns.{name}" for name in ("path", "label", "split
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
 
-MAY_BE_LEFT_OUT = ("labels", "checkpoint", "source", "cache")
+MAY_BE_LEFT_OUT = ("labels", "checkpoint", "source", "cache", "attributes", "unlabelled")
 
 MULTIRUN = ("--multirun", "-m")
 

@@ -38,7 +38,7 @@ NOT_QUOTED = ("command",)
 NO_SETTINGS = frozenset({"command", "progress", "out", "overwrite", "resume", "evaluate", "cache", "cache_limit"})
 """Arguments that affect neither the model nor the record about it."""
 
-PATH_SETTINGS = frozenset({"data", "root", "labels", "checkpoint", "source"})
+PATH_SETTINGS = frozenset({"data", "root", "labels", "checkpoint", "source", "attributes", "unlabelled"})
 """Arguments that may be paths, and are then compared as absolute paths."""
 
 PACKAGES = ("transferkit", "torch", "torchvision", "timm", "pytorch-lightning", "scikit-learn", "numpy", "pillow")

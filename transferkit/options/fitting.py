@@ -71,13 +71,15 @@ class FitOptions:
         "no limit.",
         check=_check_budget,
     )
-    head: str = option(
-        "auto", "ridge, logistic, average (of the two), or auto: the average unless one is clearly better held back."
-    )
+    head: str = option("auto", "ridge, logistic, their average, or auto: the average unless one is clearly better.")
     train: Recipe | None = option(
         None, "How networks are fine-tuned: a `Recipe`, or some of its values by name, {'epochs': 10}."
     )
     trainer: Any = option(None, "Options of Lightning's trainer: {'precision': 'bf16-mixed'}.", check=_check_trainer)
+    unlabelled: Any = option(
+        None,
+        "A folder of images without labels; a probe uses them if held-back accuracy rises.",
+    )
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
     resume: Any = option("auto", "auto: an interrupted run in out is resumed, to the same weights; false starts over.")
     overwrite: bool = option(False, "Replace a finished run of other settings in out; one of the same always is.")

@@ -61,6 +61,7 @@ from transferkit.records.shift import (
 )
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 from transferkit.records.tuning import TuningRecord, TuningTrial
+from transferkit.records.zero_shot import ZeroShotRecord, ZeroShotScore
 
 __all__ = [
     "CORRECTED",
@@ -147,4 +148,6 @@ __all__ = [
     "WantedAccuracy",
     "connected_groups",
     "removal_word",
+    "ZeroShotRecord",
+    "ZeroShotScore",
 ]

@@ -16,6 +16,7 @@ from transferkit.records.few_shot import AddedClass
 from transferkit.records.label_review import ReviewedLabel
 from transferkit.records.picture import Picture
 from transferkit.records.training import TrainingRecord
+from transferkit.records.zero_shot import ZeroShotRecord
 
 __all__ = ["HeldOut", "Metrics", "Mistake", "RunRecord"]
 
@@ -110,6 +111,7 @@ class RunRecord:
         trained_on: The smallest content digests of the training images, enough of them to detect reliably whether
             other images are among them.
         added: Classes that were added after the run, in that order.
+        zero_shot: Classes without images, and how good the model is on such; None if all classes have images.
     """
 
     evidence: Evidence
@@ -127,6 +129,7 @@ class RunRecord:
     held_back_accuracy: float | None = None
     trained_on: tuple[str, ...] = ()
     added: tuple[AddedClass, ...] = ()
+    zero_shot: ZeroShotRecord | None = None
 
     @property
     def untested_images(self) -> int:

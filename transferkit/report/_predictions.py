@@ -91,7 +91,8 @@ def find_held_out(record: RunRecord) -> HeldOut | None:
 
 def name_classes(record: RunRecord, held_out: HeldOut) -> list[str]:
     """Names of the model's K outputs."""
-    classes = record.evidence.data.classes
+    unseen = () if record.zero_shot is None else record.zero_shot.unseen
+    classes = (*record.evidence.data.classes, *unseen)
     # A head may have more outputs than the data has classes (a pretrained head kept as it was).
     extra = range(len(classes), held_out.probabilities.shape[1])
     return [*classes, *(f"output {k}" for k in extra)]

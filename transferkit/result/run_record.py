@@ -10,7 +10,7 @@ from transferkit.core.provenance import WORKING_FOLDER
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.measure import assess
-from transferkit.records import Decision, Evidence, HeldOut, ReviewedLabel, RunRecord, TrainingRecord
+from transferkit.records import Decision, Evidence, HeldOut, ReviewedLabel, RunRecord, TrainingRecord, ZeroShotRecord
 from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
 
 __all__ = ["record_run"]
@@ -29,6 +29,7 @@ def record_run(
     environment: Mapping[str, str | int],
     command: str,
     settings: Mapping[str, Any],
+    zero_shot: ZeroShotRecord | None = None,
 ) -> RunRecord:
     """The record of a run, with metrics and with pictures for the report.
 
@@ -41,13 +42,15 @@ def record_run(
         environment: Versions, machine and seed.
         command: How to run this again.
         settings: The arguments of the run.
+        zero_shot: Of the classes without images, which come after those of the data.
     """
+    classes = (*data.summary.classes, *(() if zero_shot is None else zero_shot.unseen))
     spent, shown = dict(seconds), answers.get("test") or answers.get("val")
     with timed(spent, "verify"):
         metrics = {split: assess(found, data.folds.take(data.indices(split))) for split, found in answers.items()}
     with timed(spent, "report pictures"):
         samples = pick_samples(data, int(environment["seed"]))
-        mistakes = pick_mistakes(data, shown, data.summary.classes)
+        mistakes = pick_mistakes(data, shown, classes)
     return RunRecord(
         evidence=evidence,
         decision=decision,
@@ -63,4 +66,5 @@ def record_run(
         settings=dict(settings),
         held_back_accuracy=held_back_accuracy,
         trained_on=sketch(data),
+        zero_shot=zero_shot,
     )

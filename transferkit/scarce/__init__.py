@@ -1,1 +1,1 @@
-"""When labels are scarce: what a few images per class are worth, and a class added from a few."""
+"""Few labels, or none: a few images per class, classes from attributes, unlabelled images, classes added later."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 from transferkit.core.distributed import local_rank_and_world_size
@@ -67,6 +69,9 @@ def _check_paths(arguments: Mapping[str, Any]) -> None:
         check_folder(expand(arguments["out"]))
     for name in ("data", "source"):
         check_data_path(arguments.get(name))
+    unlabelled = arguments.get("unlabelled")
+    if isinstance(unlabelled, (str, Path)) and not (expand(unlabelled).exists() or has_magic(str(unlabelled))):
+        raise OptionError(f"There is no {str(unlabelled)!r}. unlabelled= takes a folder of images, or a pattern.")
     if arguments.get("labels") is not None:
         read_corrections(arguments["labels"])
     checkpoint = arguments.get("checkpoint")

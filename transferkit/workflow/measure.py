@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -262,9 +262,29 @@ def _pass_over_source(run: Callable[..., FrozenPass], source: Data) -> Side:
     return Side(done.moments, done.table, source.labels[among])
 
 
+class ImageSource(Protocol):
+    """Images with an identity: labelled `Data`, or others."""
+
+    @property
+    def content_ids(self) -> npt.NDArray[np.bytes_]:
+        """(N,) S32."""
+        ...
+
+    @property
+    def thread_safe(self) -> bool:
+        """Whether they may be read from several threads at once."""
+        ...
+
+    def pixels(self, index: int, preprocessing: Preprocessing) -> npt.NDArray[Any]:
+        """As `Data.pixels`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 def read_features(
     backbone: Backbone,
-    data: Data,
+    data: ImageSource,
     *,
     bank: FeatureBank,
     pooling: str,

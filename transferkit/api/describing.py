@@ -1,0 +1,177 @@
+"""`zero_shot`: classes without a single image, from a table of attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from transferkit.core.distributed import is_first
+from transferkit.core.errors import OptionError
+from transferkit.core.paths import expand
+from transferkit.core.progress import announce
+from transferkit.core.provenance import describe_settings, environment, quote_call
+from transferkit.core.timing import timed
+from transferkit.decision import HeldBack, complete
+from transferkit.features import choose_device
+from transferkit.options import MAX_PIXELS, AdaptOptions, documents, options_from
+from transferkit.records import JOINED, Choice, DryRun, Preprocessing
+from transferkit.result import Result, check_replaceable
+from transferkit.result.run_record import record_run
+from transferkit.scarce.attribute_table import match_classes, read_attributes
+from transferkit.scarce.zero_shot import fit_zero_shot
+from transferkit.scarce.zero_shot_options import ZeroShotOptions
+from transferkit.workflow.checks import check_arguments
+from transferkit.workflow.fit import Outcome
+from transferkit.workflow.score import score_splits
+from transferkit.workflow.session import open_images, open_session
+
+__all__ = ["check_zero_shot", "plan_zero_shot", "zero_shot"]
+
+
+@documents(ZeroShotOptions)
+def zero_shot(
+    model: str | nn.Module,
+    data: Any,
+    *,
+    attributes: Any,
+    method: str = "auto",
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    evaluate: bool | str = "auto",
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+    val: float = 0.0,
+    test: float | None = None,
+    strict: bool = False,
+    preprocessed: bool = False,
+    geometry: str = "auto",
+    views: str | int | Sequence[str] = "auto",
+    pooling: str = "avg+max",
+    cache: str | Path | None = None,
+    cache_limit: float | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    progress: bool = True,
+    command: str | None = None,
+) -> Result:
+    """A classifier over classes with and without images, from images of some and a table that describes all.
+
+    One linear layer on the frozen features, solved for in closed form. How good it is on classes without images is
+    measured by turning classes with images unseen; so is the penalty that keeps it from preferring those with images.
+
+    Args:
+        model, data: As for `adapt`; images of the seen classes.
+        {options}
+        command: What to quote as the way to run this again; None composes the Python call.
+
+    Returns:
+        A result as of `adapt`, with more classes; `record.zero_shot` has the held-back figures. Test images, which are
+        of seen classes, are scored among all classes; images of unseen ones with `Result.evaluate`.
+
+    Raises:
+        DataError: The table is none, or does not fit the classes of the images; all that is wrong is in the message.
+        TransferkitError: Another of its kinds.
+
+    Example:
+        >>> result = zero_shot("packaged/tf_efficientnet_lite0", "photos", attributes="animals.csv")  # doctest: +SKIP
+        >>> result.predict("zebra.jpg").labels, result.record.zero_shot.calibrated.harmonic  # doctest: +SKIP
+        (('zebra',), 0.61)
+    """
+    given = dict(locals())
+    announce(check_zero_shot(given), enabled=progress)
+    options = options_from(ZeroShotOptions, given)
+    table = read_attributes(attributes)
+    opened = _matched(table, data, options)
+    is_open = opened is not data
+    session = open_session(model, opened, replace(options, labels=None) if is_open else options, trains=False)
+    fitted = fit_zero_shot(session, table, method=method)
+    found = fitted.record
+    choice = Choice(strategy="linear_probe", stage=JOINED, mode="given", reasons=(*found.sentences, *fitted.notes))
+    decision = complete(choice, session.measured.evidence)
+    held_back = HeldBack(accuracy=found.calibrated.seen, images=found.images, is_network=False)
+    with timed(session.seconds, "verify"):
+        splits = ("val",) if evaluate is False else ("val", "test")
+        answers = score_splits(session, Outcome(fitted.model, (), held_back), splits)
+    record = record_run(
+        session.data,
+        session.measured.evidence,
+        decision,
+        answers=answers,
+        training=None,
+        held_back_accuracy=found.calibrated.seen,
+        seconds=session.seconds,
+        environment=environment(seed=seed, device=str(choose_device(device))),
+        command=command or quote_call(zero_shot, given),
+        settings=describe_settings(zero_shot, given),
+        zero_shot=found,
+    )
+    result = Result(fitted.model, record)
+    if out is not None and is_first():
+        result.save(out, overwrite=True)  # whether that is wanted was asked before the work
+    return result
+
+
+def _matched(table: Any, data: Any, options: ZeroShotOptions) -> Any:
+    """The images, opened; raises before the frozen pass if the table does not fit their classes."""
+    if options.preprocessed:  # whose size decides which backbone is loaded
+        return data
+    opened = open_images(data, options)
+    match_classes(table, opened.summary.classes)
+    return opened
+
+
+def check_zero_shot(arguments: Mapping[str, Any]) -> str:
+    """Whether `zero_shot` can work with these arguments, as far as that is known before any image is opened.
+
+    Args:
+        arguments: Name -> value; what is missing has its default.
+
+    Returns:
+        A sentence about the finished run that will be replaced; empty if there is none.
+
+    Raises:
+        TransferkitError: Something is wrong; all that is wrong is in the message.
+    """
+    check_arguments(arguments, fits=False)
+    if arguments.get("attributes") is None:
+        raise OptionError("zero_shot needs attributes=FILE: a table with a row per class and a column per attribute.")
+    read_attributes(arguments["attributes"])
+    options = options_from(ZeroShotOptions, arguments)
+    if options.evaluate not in (True, False, "auto"):
+        raise OptionError(f"evaluate must be auto, true or false, got {options.evaluate!r}.")
+    if options.out is None or not is_first():
+        return ""
+    settings = describe_settings(zero_shot, {**vars(options), **arguments})
+    return check_replaceable(expand(options.out), settings, overwrite=options.overwrite)
+
+
+def plan_zero_shot(arguments: Mapping[str, Any]) -> DryRun:
+    """What `zero_shot` would do with these arguments, and its cost: that of a probe on the same images.
+
+    Args:
+        arguments: Name -> value; what is missing has its default.
+
+    Raises:
+        TransferkitError: What `zero_shot` would raise before the frozen pass.
+    """
+    from transferkit.workflow.dry_run import plan_adapt
+
+    check_zero_shot(arguments)
+    options = options_from(ZeroShotOptions, arguments)
+    data = _matched(read_attributes(arguments["attributes"]), arguments["data"], options)
+    probe = options_from(AdaptOptions, {**arguments, "strategy": "linear_probe", "stage": JOINED})
+    if data is not arguments["data"]:
+        probe = replace(probe, labels=None)
+    return replace(plan_adapt(arguments["model"], data, probe), verb="zero_shot")
