@@ -281,19 +281,20 @@ def searches(root: Path, work: Path, tasks: Sequence[str]) -> None:
             task.space(), lr=task.decision.lr, stages=len(task.session.backbone.stages), batch_size=16
         )
         for repeat in range(REPEATS):
-            for way, sampler, begin in (
-                ("coarse to fine, warm start", "coarse_to_fine", starts[: FEW // 4]),
-                ("one epoch", "one_epoch", []),
-                ("coarse to fine", "coarse_to_fine", []),
-            ):
-                key = {"kind": "searches", "task": name, "way": way, "repeat": repeat}
-                if not rows.find(**key):
-                    found = search(task, sampler, FEW, seed=repeat, starts=begin)
-                    rows.add({**key, **found, "new": task.judge(found["best"], seed=repeat)})
             key = {"kind": "searches", "task": name, "way": "advised settings", "repeat": repeat}
             if not rows.find(**key):
                 rows.add({**key, "epochs": task.epochs, "best": starts[0], "new": task.judge(starts[0], seed=repeat)})
         pool(task, rows)
+        for way, sampler, begin in (
+            ("coarse to fine, warm start", "coarse_to_fine", starts[: FEW // 4]),
+            ("one epoch", "one_epoch", []),
+            ("coarse to fine", "coarse_to_fine", []),
+        ):
+            for repeat in range(REPEATS):
+                key = {"kind": "searches", "task": name, "way": way, "repeat": repeat}
+                if not rows.find(**key):
+                    found = search(task, sampler, FEW, seed=repeat, starts=begin)
+                    rows.add({**key, **found, "new": task.judge(found["best"], seed=repeat)})
 
 
 def pool(task: Task, rows: Rows) -> None:
