@@ -49,6 +49,7 @@ def test_a_run_folder_holds_what_it_promises(result, tmp_path):
     assert "slant" in html
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         ".transferkit",
+        "held_back.safetensors",
         "model.safetensors",
         "report.html",
         "result.json",

@@ -93,7 +93,7 @@ def test_adapt_then_predict_then_export(at, stripes, capsys):
     assert "test accuracy 100.0 %" in said
     assert "report: run/report.html" in said.replace(f"{at}/", "")
     assert {path.name for path in (at / "run").iterdir()} == {
-        ".hydra", ".transferkit", "log.txt", "model.safetensors", "report.html", "result.json",
+        ".hydra", ".transferkit", "held_back.safetensors", "log.txt", "model.safetensors", "report.html", "result.json",
     }  # fmt: skip
     recorded = json.loads((at / "run" / "result.json").read_text(encoding="utf-8"))
     assert recorded["command"].startswith("transferkit adapt data=folder")

@@ -167,7 +167,8 @@ def test_the_command_line_speaks_once(launch, noise, tmp_path):
         said = finish("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words)
     assert said.count("test accuracy") == said.count("report: ") == 1
     assert {path.name for path in out.iterdir()} == {
-        ".hydra", ".transferkit", "log.txt", "model.safetensors", "report.html", "result.json", "training"
+        ".hydra", ".transferkit", "held_back.safetensors", "log.txt", "model.safetensors", "report.html", "result.json",
+        "training",
     }  # fmt: skip
     assert (out / "log.txt").read_text(encoding="utf-8").count("test accuracy") == 1
     command = json.loads((out / "result.json").read_text(encoding="utf-8"))["command"]

@@ -181,7 +181,7 @@ def adapt(
         command=command or quote_call(adapt, given),
         settings=describe_settings(adapt, given),
     )
-    result = Result(fitted.model, record)
+    result = Result(fitted.model, record, held_back_scores=fitted.scores)
     if out is not None and is_first():
         result.save(out, overwrite=True)  # whether that is wanted was asked before the work
         clear_checkpoints(expand(out))

@@ -26,6 +26,7 @@ _WRITTEN = frozenset(
         *_RECORDS,
         MARKER,
         "model.safetensors",
+        "held_back.safetensors",
         "model.onnx",
         "report.html",
         "ranking.html",

@@ -41,7 +41,7 @@ from transferkit.finetune.verify import Verdict, verify
 from transferkit.nn import Blend, Classifier, TransferModel
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.probe.closed_form import fit_closed_form
-from transferkit.records import Candidate, Fold, TrainingRecord
+from transferkit.records import Candidate, Fold, HeldBackScores, TrainingRecord
 
 __all__ = ["FineTuned", "Judged", "fine_tune", "judge_folds"]
 
@@ -56,11 +56,13 @@ class FineTuned:
         model: The returned model, in evaluation mode, on the CPU.
         record: How it was trained and chosen.
         reason: A sentence with the held-back numbers.
+        scores: Logits of the images that were held back.
     """
 
     model: Classifier
     record: TrainingRecord
     reason: str
+    scores: HeldBackScores
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,12 @@ def fine_tune(task: FineTuneTask, folds: Sequence[Fold], runner: Runner, *, judg
         monitor=None if runs[0].checkpoint.watch is None else runs[0].checkpoint.watch.record(),
     )
     weighted = task.class_weights(_everyone(folds)) is not None
-    return FineTuned(_compose(task, folds, verdict, networks), record, _reason(record, weighted=weighted))
+    return FineTuned(
+        model=_compose(task, folds, verdict, networks),
+        record=record,
+        reason=_reason(record, weighted=weighted),
+        scores=_held_back_scores(judged, verdict),
+    )
 
 
 def _run_folds(
@@ -186,6 +193,17 @@ def _outputs(run: FoldRun, epoch: int | None) -> Array:
     """(M, K) logits of the held-back images after an epoch; None is the fold's own best one."""
     found: Array = run.checkpoint.outputs[run.checkpoint.best_epoch if epoch is None else epoch].numpy()
     return found
+
+
+def _held_back_scores(judged: Judged, verdict: Verdict) -> HeldBackScores:
+    """Logits of what is returned: probe and network weighted, each with its temperature, as in `_compose`."""
+    task, weight = judged.task, verdict.kept.weight
+    rows = np.concatenate([run.fold.held_back for run in judged.runs])
+    logits = np.concatenate([run.probe for run in judged.runs]) * ((1 - weight) / verdict.temperatures[0])
+    if weight > 0:
+        tuned = [_outputs(run, judged.best if task.refit else None) for run in judged.runs]
+        logits = logits + np.concatenate(tuned) * (weight / verdict.temperatures[1])
+    return HeldBackScores(labels=task.labels[rows], logits=logits.astype(np.float32), rows=rows)
 
 
 def _networks(judged: Judged, runner: Runner) -> list[TransferModule]:
@@ -255,7 +273,8 @@ def _compose(
             pooling=task.pooling,
             head=task.head,
             class_weight=task.class_weight,
-            selection=task.selection,
+            # One made with all labels would have seen those that the probe is judged on.
+            selection=task.selection if len(positions) == len(task.labels) else None,
             folds=task.folds.take(positions),
             seed=task.seed,
         ).model

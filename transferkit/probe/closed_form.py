@@ -13,7 +13,7 @@ from transferkit.features import FeatureTable
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, TransferModel
 from transferkit.probe.heads import HeadFit, choose_head, fit_heads
-from transferkit.records import Folds
+from transferkit.records import Folds, HeldBackScores
 from transferkit.strategies import Plan
 
 __all__ = ["Fitted", "fit_closed_form"]
@@ -29,6 +29,7 @@ class Fitted:
         accuracy, log_loss: Of that head on held-back training images; NaN if nothing can be held back.
         held_back: Number of these images.
         reason: A sentence with the held-back numbers.
+        scores: Logits of the images that were held back.
     """
 
     model: TransferModel
@@ -37,6 +38,7 @@ class Fitted:
     log_loss: float
     held_back: int
     reason: str
+    scores: HeldBackScores
 
 
 def fit_closed_form(
@@ -90,7 +92,15 @@ def fit_closed_form(
         model.linear.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, best.held_back, _reason(best, fits))
+    return Fitted(
+        model=model.eval(),
+        head=best.name,
+        accuracy=best.accuracy,
+        log_loss=best.log_loss,
+        held_back=best.held_back,
+        reason=_reason(best, fits),
+        scores=best.scores(labels),
+    )
 
 
 def _reason(best: HeadFit, fits: Sequence[HeadFit]) -> str:

@@ -23,7 +23,7 @@ from transferkit.measure import (
     select_features,
 )
 from transferkit.probe.weighting import class_weights
-from transferkit.records import Folds
+from transferkit.records import Folds, HeldBackScores
 from transferkit.strategies import Plan
 
 __all__ = ["HEADS", "HeadFit", "choose_head", "fit_heads"]
@@ -46,6 +46,9 @@ class HeadFit:
         counting: (M,) weight of each of them.
         accuracy, log_loss: On these images; NaN if nothing can be held back.
         how: How they were held back, as a phrase.
+        temperature: What its raw scores were divided by.
+        unbiased: (M, K) the same without the bias that `logits` have because features were selected by all labels, NaN
+            where it is unknown; None if `logits` have none.
     """
 
     name: str
@@ -57,6 +60,8 @@ class HeadFit:
     accuracy: float
     log_loss: float
     how: str
+    temperature: float = 1.0
+    unbiased: Array | None = None
 
     @property
     def known(self) -> bool:
@@ -67,6 +72,17 @@ class HeadFit:
     def held_back(self) -> int:
         """Number of images that its accuracy was measured on."""
         return int(np.count_nonzero(self.counting))
+
+    def scores(self, labels: npt.NDArray[np.int64]) -> HeldBackScores:
+        """Of the images that count, as a record.
+
+        Args:
+            labels: (N,) int in [0, K) of all images that the head was fitted to.
+        """
+        logits = self.logits if self.unbiased is None else self.unbiased
+        known = (self.counting > 0) & np.isfinite(logits).all(axis=1)
+        rows = self.rows[known]
+        return HeldBackScores(labels=labels[rows], logits=logits[known].astype(np.float32), rows=rows)
 
     def __str__(self) -> str:
         if not self.known:
@@ -193,15 +209,27 @@ def _selected(task: _Task, selection: Selection, head: str) -> list[HeadFit]:
     fits = [ridge] if head in ("ridge", *BOTH) else []
     if head in ("logistic", *BOTH):
         fits.append(_logistic(task, selection.emphasis))
+    bias = _selection_bias(ridge, selection, len(task.labels))
     return [
         replace(
             fit,
             accuracy=min(1.0, max(0.0, fit.accuracy - optimism)),
             log_loss=max(0.0, fit.log_loss + too_low),
             how=how,
+            unbiased=fit.logits - bias[fit.rows],
         )
         for fit in fits
     ]
+
+
+def _selection_bias(ridge: HeadFit, selection: Selection, images: int) -> Array:
+    """(N, K) logits of the ridge head minus those with features selected inside each fold; NaN where unknown."""
+    bias, ours = np.full((images, ridge.logits.shape[1]), np.nan), np.full(images, -1)
+    ours[ridge.rows] = np.arange(len(ridge.rows))
+    known = (selection.counting > 0) & (ours[selection.rows] >= 0)
+    rows, scores = selection.rows[known], selection.scores[known] / ridge.temperature
+    bias[rows] = ridge.logits[ours[rows]] - (scores - scores.mean(axis=1, keepdims=True))
+    return bias
 
 
 def _average(ridge: HeadFit, logistic: HeadFit, labels: npt.NDArray[np.int64]) -> HeadFit:
@@ -217,6 +245,9 @@ def _average(ridge: HeadFit, logistic: HeadFit, labels: npt.NDArray[np.int64]) -
         accuracy=min(1.0, max(0.0, fit.accuracy + logistic.accuracy - plain.accuracy)),
         log_loss=max(0.0, fit.log_loss + logistic.log_loss - plain.log_loss),
         how=logistic.how,
+        unbiased=None
+        if ridge.unbiased is None or logistic.unbiased is None
+        else (ridge.unbiased[ours] + logistic.unbiased[theirs]) / 2,
     )
 
 
@@ -262,7 +293,7 @@ def _ridge(task: _Task, emphasis: Array | None = None) -> HeadFit:
     judged = _judge("ridge", weight, bias, order[fit.rows], logits, task.labels, counting)
     # The path's accuracy does not count predictions that are correct only by rounding, with uninformative features.
     how = "exact cross-validation" if fit.path.known else "no image can be held back without its class"
-    return replace(judged, accuracy=float(fit.path.accuracy[fit.path.best]), how=how)
+    return replace(judged, accuracy=float(fit.path.accuracy[fit.path.best]), how=how, temperature=temperature)
 
 
 def _logistic(task: _Task, emphasis: Array | None = None) -> HeadFit:

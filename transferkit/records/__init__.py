@@ -25,6 +25,7 @@ from transferkit.records.evidence import (
     ViewScore,
 )
 from transferkit.records.folds import Fold, Folds, connected_groups
+from transferkit.records.held_back_scores import MAX_HELD_BACK, HeldBackScores
 from transferkit.records.intervention import Intervention
 from transferkit.records.label_review import (
     CORRECTED,
@@ -58,6 +59,7 @@ __all__ = [
     "HEALTHY_UPDATES",
     "JOINED",
     "LARGE",
+    "MAX_HELD_BACK",
     "REMOVED",
     "SELECTED",
     "TOP",
@@ -83,6 +85,7 @@ __all__ = [
     "Fold",
     "Folds",
     "Forecast",
+    "HeldBackScores",
     "HeldOut",
     "Histogram",
     "ImageFinding",

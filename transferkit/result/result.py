@@ -20,7 +20,7 @@ from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
-from transferkit.records import Decision, Evidence, Metrics, Predictions, Preprocessing, RunRecord
+from transferkit.records import Decision, Evidence, HeldBackScores, Metrics, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
 from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples, with_pictures
 from transferkit.result.prediction import predict_images
@@ -41,10 +41,20 @@ class Result:
             are made with copies that share its weights.
         record: Everything else that is known about the run.
         html: The report, if it was written already (a loaded run keeps the one made with its pictures).
+        held_back_scores: Logits of images that were held back from the fit; None if they are not known, as for a run
+            that an older version wrote.
     """
 
-    def __init__(self, model: Classifier, record: RunRecord, *, html: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        record: RunRecord,
+        *,
+        html: str | None = None,
+        held_back_scores: HeldBackScores | None = None,
+    ) -> None:
         self.model = model
+        self.held_back_scores = held_back_scores
         self.record = record
         self._html = html
         self._replicas: Replicas[Classifier] = replicas_of(model)
@@ -233,7 +243,7 @@ class Result:
             return self.record, self._html
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `model.safetensors`, `report.html` and `result.json` into a folder; returns it.
+        """Write model, held-back scores, `report.html` and `result.json` into a folder; returns it.
 
         Each file appears whole or not at all, `result.json` last.
 
@@ -247,7 +257,8 @@ class Result:
         folder = expand(folder)
         check_folder(folder)
         check_replaceable(folder, self.record.settings, overwrite=overwrite)
-        write_run(folder, self.model, *self._reported())
+        record, html = self._reported()
+        write_run(folder, self.model, record, html=html, held_back_scores=self.held_back_scores)
         return folder
 
     def export(self, path: str | Path, *, format: str = "onnx") -> Path:
@@ -294,5 +305,5 @@ def load(path: str | Path, *, module: nn.Module | None = None) -> Result:
     Raises:
         RunFolderError: If the folder holds no complete run, or one of another schema.
     """
-    model, record, html = read_run(expand(path), module=module)
-    return Result(model, record, html=html)
+    saved = read_run(expand(path), module=module)
+    return Result(saved.model, saved.record, html=saved.html, held_back_scores=saved.held_back_scores)

@@ -1,4 +1,4 @@
-"""A run on disk: result.json, model.safetensors and report.html in one folder, each written atomically."""
+"""A run on disk: result.json, model.safetensors, held_back.safetensors and report.html, each written atomically."""
 
 from __future__ import annotations
 
@@ -7,28 +7,49 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from transferkit import zoo
-from transferkit.core.errors import RunFolderError, TransferkitError
+from transferkit.core.errors import OptionError, RunFolderError, TransferkitError
 from transferkit.core.paths import mark_folder
 from transferkit.core.provenance import differing_settings
 from transferkit.core.serialization import from_json, to_json
 from transferkit.nn import Backbone, Blend, Classifier, TransferModel
 from transferkit.nn.norm import swap_norm
-from transferkit.records import BackboneSpec, Evidence, RunRecord
+from transferkit.records import BackboneSpec, Evidence, HeldBackScores, RunRecord
 
-__all__ = ["check_replaceable", "empty_backbone", "read_run", "replace_file", "write_run"]
+__all__ = ["SavedRun", "check_replaceable", "empty_backbone", "read_run", "replace_file", "write_run"]
 
 SCHEMA = 1
 """Version of `result.json`; raised when a reader of the old form would misread the new one."""
 
 PICTURES = frozenset({"held_out", "samples", "mistakes"})
 """Fields of a record that live in the report only."""
+
+HELD_BACK = "held_back.safetensors"
+"""`labels` (M,) int64, `logits` (M, K) float32 and `rows` (M,) int64 of `HeldBackScores`; absent if there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What a run's folder holds.
+
+    Args:
+        model: In evaluation mode.
+        record: Its record.
+        html: The report; None if it is not there.
+        held_back_scores: Logits of images that were held back; None if they are not there.
+    """
+
+    model: Classifier
+    record: RunRecord
+    html: str | None
+    held_back_scores: HeldBackScores | None
 
 
 def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> str:
@@ -55,12 +76,15 @@ def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: b
     )
 
 
-def write_run(folder: Path, model: Classifier, record: RunRecord, html: str) -> None:
-    """Write the three files, `result.json` last.
+def write_run(
+    folder: Path, model: Classifier, record: RunRecord, *, html: str, held_back_scores: HeldBackScores | None = None
+) -> None:
+    """Write the files, `result.json` last.
 
     Raises:
         RunFolderError: If the folder cannot be written.
     """
+    from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -68,6 +92,11 @@ def write_run(folder: Path, model: Classifier, record: RunRecord, html: str) -> 
     try:
         mark_folder(folder)
         replace_file(folder / "model.safetensors", lambda file: save_file(weights, file))
+        if held_back_scores is None:
+            (folder / HELD_BACK).unlink(missing_ok=True)  # those of a run that is replaced
+        else:
+            arrays = {name: np.ascontiguousarray(array) for name, array in vars(held_back_scores).items()}
+            replace_file(folder / HELD_BACK, lambda file: save_arrays(arrays, file))
         replace_file(folder / "report.html", lambda file: file.write_text(html, encoding="utf-8"))
         replace_file(folder / "result.json", lambda file: file.write_text(plain, "utf-8", "backslashreplace"))
     except OSError as error:
@@ -98,8 +127,8 @@ def _described(model: Classifier, record: RunRecord) -> dict[str, Any]:
     return {"schema": SCHEMA, **plain, "model": described}
 
 
-def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifier, RunRecord, str | None]:
-    """The model in evaluation mode, its record, and the report if there is one.
+def read_run(folder: Path, *, module: nn.Module | None = None) -> SavedRun:
+    """The run of a folder.
 
     Raises:
         RunFolderError: If the folder holds no complete run, or one of another schema.
@@ -115,12 +144,35 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> tuple[Classifi
         model.load_state_dict(weights)
         report = folder / "report.html"
         html = report.read_text(encoding="utf-8") if report.is_file() else None
+        scores = _read_scores(folder / HELD_BACK, len(model.classes))
     except TransferkitError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise RunFolderError(f"The model in {folder} cannot be read: {reason}. Run transferkit adapt again.") from error
-    return model.eval(), record, html
+    return SavedRun(model=model.eval(), record=record, html=html, held_back_scores=scores)
+
+
+def _read_scores(file: Path, classes: int) -> HeldBackScores | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        return None
+    try:
+        found = HeldBackScores(**load_file(file))
+    except (OSError, SafetensorError, TypeError, OptionError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunFolderError(
+            f"{file} cannot be read: {reason} Delete it to use the model without prediction sets, or run transferkit "
+            "adapt again."
+        ) from error
+    if found.logits.shape[1] != classes:
+        raise RunFolderError(
+            f"{file} has scores of {found.logits.shape[1]} classes, the model beside it has {classes}: it belongs to "
+            "another run. Delete it, or run transferkit adapt again."
+        )
+    return found
 
 
 def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Module | None) -> Classifier:

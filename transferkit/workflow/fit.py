@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from transferkit.core.random import draw_seed
 from transferkit.core.timing import timed
 from transferkit.decision import HeldBack
+from transferkit.measure import stratified_sample
 from transferkit.nn import Classifier
 from transferkit.options import FitOptions
 from transferkit.probe import fit_closed_form
-from transferkit.records import Decision, TrainingRecord
+from transferkit.records import MAX_HELD_BACK, Decision, HeldBackScores, TrainingRecord
 from transferkit.strategies import STRATEGIES, Plan
 from transferkit.workflow.finetune_run import FineTuneRun, begin_run, finish_run
 from transferkit.workflow.session import Session
@@ -30,12 +34,14 @@ class Outcome:
         reasons: Sentences with the held-back numbers.
         held_back: Its accuracy on images that were held back from it.
         training: How it was fine-tuned; None for a closed form.
+        scores: Logits of images that were held back, of `MAX_HELD_BACK` at most; None if none could be.
     """
 
     model: Classifier
     reasons: tuple[str, ...]
     held_back: HeldBack
     training: TrainingRecord | None = None
+    scores: HeldBackScores | None = None
 
     @property
     def is_probe(self) -> bool:
@@ -81,7 +87,7 @@ def _fine_tune(
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
     judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
-    return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
+    return Outcome(tuned.model, (tuned.reason,), judged, tuned.record, _kept(tuned.scores, session.options.seed))
 
 
 def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
@@ -104,4 +110,13 @@ def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
     seconds = session.seconds.get("fit head", 0.0)
     accuracy = fitted.accuracy if fitted.held_back else None
     judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
-    return Outcome(fitted.model, (fitted.reason,), judged)
+    return Outcome(fitted.model, (fitted.reason,), judged, scores=_kept(fitted.scores, how.seed))
+
+
+def _kept(scores: HeldBackScores, seed: int) -> HeldBackScores | None:
+    """The scores that a run keeps: a random sample with all classes if there are many."""
+    limit = max(MAX_HELD_BACK, len(np.unique(scores.labels)))
+    if len(scores) > limit:
+        rng = np.random.default_rng(draw_seed(seed, "held-back scores"))
+        scores = scores.take(stratified_sample(scores.labels, limit, rng))
+    return scores if len(scores) else None
