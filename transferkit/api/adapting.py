@@ -176,6 +176,7 @@ def adapt(
         training=training,
         label_errors=likely_label_errors(session),
         held_back_accuracy=fitted.held_back.accuracy,
+        held_back_scores=fitted.scores,
         seconds=session.seconds,
         environment=environment(seed=seed, device=str(choose_device(device))),
         command=command or quote_call(adapt, given),

@@ -50,6 +50,7 @@ from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Rank
 from transferkit.records.retest import Retest, RetestedSettings
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
+from transferkit.records.set_summary import SetSummary
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 from transferkit.records.tuning import TuningRecord, TuningTrial
 
@@ -115,6 +116,7 @@ __all__ = [
     "RetestedSettings",
     "ReviewedLabel",
     "RunRecord",
+    "SetSummary",
     "Severity",
     "SimilarityDetail",
     "StageDistance",

@@ -14,6 +14,7 @@ from transferkit.records.decision import Decision
 from transferkit.records.evidence import Evidence
 from transferkit.records.label_review import ReviewedLabel
 from transferkit.records.picture import Picture
+from transferkit.records.set_summary import SetSummary
 from transferkit.records.training import TrainingRecord
 
 __all__ = ["HeldOut", "Metrics", "Mistake", "RunRecord"]
@@ -106,6 +107,7 @@ class RunRecord:
             same; empty if not recorded.
         held_back_accuracy: Of the returned model on images held back from its fit, test images excluded, in [0, 1];
             the runs of a sweep are compared by it.
+        prediction_sets: How large sets with a stated coverage are; empty if nothing is known about held-back images.
         trained_on: The smallest content digests of the training images, enough of them to detect reliably whether
             other images are among them.
     """
@@ -124,6 +126,7 @@ class RunRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     held_back_accuracy: float | None = None
     trained_on: tuple[str, ...] = ()
+    prediction_sets: tuple[SetSummary, ...] = ()
 
     @property
     def untested_images(self) -> int:
