@@ -18,6 +18,7 @@ from transferkit.core.timing import timed
 from transferkit.decision import complete, conclude
 from transferkit.doctor.monitor_reading import diagnose_training
 from transferkit.doctor.watching import watch_fits
+from transferkit.ensemble import average_heads
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, Recipe, documents, options_from
 from transferkit.records import Decision, Evidence, Preprocessing
@@ -92,6 +93,7 @@ def adapt(
     out: str | Path | None = None,
     seed: int = 0,
     head: str = "auto",
+    ensemble: str = "none",
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     resume: bool | str = "auto",
@@ -154,6 +156,8 @@ def adapt(
     watch = watch_fits(options.recipe.monitor)
     decided = decide_session(session, options, watch=watch)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun, watch=watch)
+    if options.ensemble != "none":
+        fitted = average_heads(decided.session, fitted, options)
     session, training = decided.session, fitted.training
     if training is not None:
         classes = len(session.data.summary.classes)

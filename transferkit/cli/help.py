@@ -94,6 +94,7 @@ SECTIONS = (
                     "budget",
                     "norm",
                     "head",
+                    "ensemble",
                     "class_weight",
                     "similarity",
                     "source",
