@@ -18,6 +18,7 @@ from transferkit.core.timing import timed
 from transferkit.decision import complete, conclude
 from transferkit.doctor.monitor_reading import diagnose_training
 from transferkit.doctor.watching import watch_fits
+from transferkit.ensemble import average_heads
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, Recipe, documents, options_from
 from transferkit.records import Decision, Evidence, Preprocessing
@@ -94,6 +95,7 @@ def adapt(
     seed: int = 0,
     head: str = "auto",
     unlabelled: Any = None,
+    ensemble: str = "none",
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     resume: bool | str = "auto",
@@ -156,6 +158,8 @@ def adapt(
     watch = watch_fits(options.recipe.monitor)
     decided = decide_session(session, options, watch=watch)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun, watch=watch)
+    if options.ensemble != "none":
+        fitted = average_heads(decided.session, fitted, options)
     session, training = decided.session, fitted.training
     if unlabelled is not None:
         fitted = use_unlabelled(session, plan_decision(session, decided.decision), fitted, unlabelled)
@@ -180,6 +184,7 @@ def adapt(
         training=training,
         label_errors=likely_label_errors(session),
         held_back_accuracy=fitted.held_back.accuracy,
+        held_back_scores=fitted.scores,
         seconds=session.seconds,
         environment=environment(seed=seed, device=str(choose_device(device))),
         command=command or quote_call(adapt, given),

@@ -95,6 +95,7 @@ SECTIONS = (
                     "budget",
                     "norm",
                     "head",
+                    "ensemble",
                     "class_weight",
                     "similarity",
                     "source",
@@ -353,6 +354,7 @@ transferkit predict run=DIR images=PATH [key=value ...]: classify images with a 
                   what cannot be read is listed with the reason, and the others are answered
   out=FILE        .csv or .json; without it the answers are printed
   format=csv      or json, for printing
+  coverage=0.9    a column set: the classes among which the true one is for 90 % of images like the training images
   max_pixels=N    larger images are not decoded
   device=auto
   dry_run=true    what would be done and its cost, and nothing is done; json: as JSON

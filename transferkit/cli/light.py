@@ -106,7 +106,11 @@ def _asked_answers(settings: dict[str, Any]) -> tuple[Path | None, str, Any, dic
     if form not in ("csv", "json"):
         raise OptionError(unknown_name("format", form, ["csv", "json"]))
     images = listed_images(settings["images"])
-    more = {} if settings["max_pixels"] is None else {"max_pixels": settings["max_pixels"]}
+    more = {name: settings[name] for name in ("max_pixels", "coverage") if settings[name] is not None}
+    if "coverage" in more:
+        from transferkit.measure import check_coverage
+
+        check_coverage(more["coverage"])
     return out, form, images, more
 
 
@@ -380,6 +384,7 @@ PREDICT = light_verb(
         "images": ...,
         "out": None,
         "format": "csv",
+        "coverage": None,
         "max_pixels": None,
         "device": "auto",
         "debug": False,

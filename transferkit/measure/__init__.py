@@ -1,5 +1,6 @@
 """Measures on features: arrays in, numbers out; no network, no files, no torch."""
 
+from transferkit.measure.conformal import ConformalSets, check_coverage, fit_sets, set_scores, summarise_sets
 from transferkit.measure.curve_families import CurvePrior
 from transferkit.measure.curves import learning_curves, stratified_sample
 from transferkit.measure.data_need import CurveForecast, fitted_images, forecast_curve, measure_data_need
@@ -41,6 +42,7 @@ __all__ = [
     "RESAMPLES",
     "ChannelMoments",
     "Chunks",
+    "ConformalSets",
     "CurveForecast",
     "CurvePrior",
     "HeadInformation",
@@ -62,6 +64,7 @@ __all__ = [
     "bootstrap_ranks",
     "calibration_error",
     "channel_hellinger",
+    "check_coverage",
     "class_mean_similarity",
     "compare_label_maps",
     "compress_features",
@@ -73,6 +76,7 @@ __all__ = [
     "fit_logistic",
     "fit_ridge",
     "fit_scale",
+    "fit_sets",
     "fit_temperature",
     "fitted_images",
     "fitting_threads",
@@ -90,5 +94,7 @@ __all__ = [
     "proxy_a_distance",
     "ridge_paths",
     "select_features",
+    "set_scores",
     "stratified_sample",
+    "summarise_sets",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeVar
 
-from transferkit.core.errors import OptionError
+from transferkit.core.errors import OptionError, unknown_name
 from transferkit.core.limits import check_limit
 from transferkit.options.fields import check_values, option
 from transferkit.options.passes import PassOptions
@@ -17,6 +17,8 @@ from transferkit.options.recipe import Recipe
 __all__ = ["AdaptOptions", "FitOptions", "ReviewOptions", "options_from"]
 
 AUTO = "auto"
+
+ENSEMBLES = ("none", AUTO)
 
 T = TypeVar("T")
 
@@ -33,6 +35,11 @@ def _check_budget(value: object) -> None:
         raise OptionError(
             f"budget must be > 0 seconds, or auto, got {value!r}. Leave it out for no limit; budget=60 is a minute."
         )
+
+
+def _check_ensemble(value: object) -> None:
+    if value not in ENSEMBLES:
+        raise OptionError(unknown_name("ensemble", value, ENSEMBLES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,12 @@ class FitOptions:
         "no limit.",
         check=_check_budget,
     )
-    head: str = option("auto", "ridge, logistic, their average, or auto: the average unless one is clearly better.")
+    head: str = option("auto", "ridge, logistic, average, or auto: their average unless one is clearly better.")
+    ensemble: str = option(
+        "none",
+        "auto averages heads on several stages where that is better held back.",
+        check=_check_ensemble,
+    )
     train: Recipe | None = option(
         None, "How networks are fine-tuned: a `Recipe`, or some of its values by name, {'epochs': 10}."
     )

@@ -51,6 +51,7 @@ from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Rank
 from transferkit.records.retest import Retest, RetestedSettings
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
 from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
+from transferkit.records.set_summary import SetSummary
 from transferkit.records.shift import (
     AccuracyEstimate,
     ClassShare,
@@ -131,6 +132,7 @@ __all__ = [
     "RetestedSettings",
     "ReviewedLabel",
     "RunRecord",
+    "SetSummary",
     "Severity",
     "ShiftRecord",
     "SimilarityDetail",

@@ -15,6 +15,7 @@ from transferkit.records.evidence import Evidence
 from transferkit.records.few_shot import AddedClass
 from transferkit.records.label_review import ReviewedLabel
 from transferkit.records.picture import Picture
+from transferkit.records.set_summary import SetSummary
 from transferkit.records.training import TrainingRecord
 from transferkit.records.zero_shot import ZeroShotRecord
 
@@ -108,6 +109,7 @@ class RunRecord:
             same; empty if not recorded.
         held_back_accuracy: Of the returned model on images held back from its fit, test images excluded, in [0, 1];
             the runs of a sweep are compared by it.
+        prediction_sets: How large sets with a stated coverage are; empty if nothing is known about held-back images.
         trained_on: The smallest content digests of the training images, enough of them to detect reliably whether
             other images are among them.
         added: Classes that were added after the run, in that order.
@@ -130,6 +132,7 @@ class RunRecord:
     trained_on: tuple[str, ...] = ()
     added: tuple[AddedClass, ...] = ()
     zero_shot: ZeroShotRecord | None = None
+    prediction_sets: tuple[SetSummary, ...] = ()
 
     @property
     def untested_images(self) -> int:

@@ -67,6 +67,7 @@ def plan_predict(
     form: str = "csv",
     max_pixels: int = MAX_PIXELS,
     device: str = "auto",
+    coverage: float | None = None,
 ) -> DryRun:
     """What `transferkit predict` would do.
 
@@ -75,13 +76,16 @@ def plan_predict(
         images: As for `Result.predict`.
         out: File of the answers; None prints them.
         form: "csv" or "json".
-        max_pixels, device: As for `Result.predict`.
+        max_pixels, device, coverage: As for `Result.predict`.
 
     Raises:
         RunFolderError: There is no finished run.
+        OptionError: The run cannot give sets with that coverage.
         DataError: No image is there.
     """
     result, seconds = _loaded(run)
+    if coverage is not None:
+        result.set_rule(coverage)
     things, reasons = list_predictable(images)
     if not things:
         raise nothing_read(reasons)

@@ -19,6 +19,7 @@ from transferkit.core.provenance import absolute_path
 from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
+from transferkit.measure import ConformalSets, check_coverage, fit_sets, summarise_sets
 from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
 from transferkit.records import Decision, Evidence, HeldBackScores, Metrics, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
@@ -104,6 +105,7 @@ class Result:
         preprocessed: bool = False,
         max_pixels: int = MAX_PIXELS,
         device: str = "auto",
+        coverage: float | None = None,
     ) -> Predictions:
         """Classify images. Concurrent calls return the same bits as calls one after the other.
 
@@ -117,17 +119,41 @@ class Result:
             preprocessed: The images are such tensors; required if the model was fitted on them, and an error if not.
             max_pixels: Width times height above which a file is refused, not decoded.
             device: "auto", "cpu", "cuda", ...
+            coverage: Also give the classes among which the true one is with this probability, in (0, 1), averaged over
+                images like the training images (`Predictions.sets`); None leaves them out.
 
         Raises:
+            OptionError: The coverage is not in (0, 1), or the run has no held-back scores.
             DataError: Something is not an image, or not prepared as the model needs it; with "skip", no image could be
                 read.
 
         Warns:
             UserWarning: If deep images do not fit the range that the model was fitted with.
         """
-        return predict_images(
+        rule = None if coverage is None else self.set_rule(coverage)
+        found = predict_images(
             self._placed(device), images, on_error=on_error, preprocessed=preprocessed, max_pixels=max_pixels
         )
+        return found if rule is None else replace(found, sets=rule.sets(found.probabilities))
+
+    def set_rule(self, coverage: float) -> ConformalSets:
+        """The rule that makes prediction sets of probabilities, calibrated on the run's held-back scores.
+
+        Args:
+            coverage: Share of images whose set is to contain the true class, in (0, 1).
+
+        Raises:
+            OptionError: The coverage is not in (0, 1), or the run has no held-back scores.
+        """
+        check_coverage(coverage)
+        scores = self.held_back_scores
+        if scores is None:
+            raise OptionError(
+                "This run has no held-back scores to calibrate prediction sets on: an older version wrote it, or no "
+                "image could be held back without its class. Leave coverage out, or run adapt again with 2 or more "
+                "images of each class."
+            )
+        return fit_sets(scores.probabilities, scores.labels, coverage=coverage)
 
     def probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """(N, K) float32 of pixels that are prepared already, on the device that "auto" picks.
@@ -224,6 +250,7 @@ class Result:
                 samples=self.record.samples or samples,
                 mistakes=mistakes,
                 label_errors=label_errors,
+                prediction_sets=summarise_sets(self.held_back_scores, found.answers),
             )
             self._html = None
 

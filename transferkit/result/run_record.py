@@ -9,8 +9,17 @@ from typing import Any
 from transferkit.core.provenance import WORKING_FOLDER
 from transferkit.core.timing import timed
 from transferkit.data import Data
-from transferkit.measure import assess
-from transferkit.records import Decision, Evidence, HeldOut, ReviewedLabel, RunRecord, TrainingRecord, ZeroShotRecord
+from transferkit.measure import assess, summarise_sets
+from transferkit.records import (
+    Decision,
+    Evidence,
+    HeldBackScores,
+    HeldOut,
+    ReviewedLabel,
+    RunRecord,
+    TrainingRecord,
+    ZeroShotRecord,
+)
 from transferkit.result.evaluation import pick_mistakes, pick_samples, sketch
 
 __all__ = ["record_run"]
@@ -25,6 +34,7 @@ def record_run(
     training: TrainingRecord | None,
     label_errors: tuple[ReviewedLabel, ...] = (),
     held_back_accuracy: float | None,
+    held_back_scores: HeldBackScores | None = None,
     seconds: Mapping[str, float],
     environment: Mapping[str, str | int],
     command: str,
@@ -38,6 +48,7 @@ def record_run(
         label_errors: Images whose labels are probably wrong, with pictures.
         answers: Split name -> the model's probabilities there.
         held_back_accuracy: Of what is returned, in [0, 1]; None where no image could be held back.
+        held_back_scores: Of images that were held back, if there are any.
         seconds: Phase -> wall-clock seconds so far.
         environment: Versions, machine and seed.
         command: How to run this again.
@@ -67,4 +78,5 @@ def record_run(
         held_back_accuracy=held_back_accuracy,
         trained_on=sketch(data),
         zero_shot=zero_shot,
+        prediction_sets=summarise_sets(held_back_scores, shown),
     )

@@ -105,6 +105,8 @@ def check_fit(options: FitOptions) -> None:
         OptionError: A name is unknown, or an option would be ignored beside another.
     """
     _check_names(options)
+    if options.ensemble != "none" and options.unlabelled is not None:
+        raise OptionError("ensemble= and unlabelled= each make another head of the same probe. Use one of them.")
     check_unfreeze(options.strategy, options.unfreeze)
     if options.strategy == "linear_probe":
         _check_probe(options)

@@ -22,7 +22,7 @@ from transferkit.workflow.session import Session
 if TYPE_CHECKING:
     from transferkit.finetune.watching import MakeWatch
 
-__all__ = ["Outcome", "fit_decision", "plan_decision"]
+__all__ = ["Outcome", "fit_decision", "keep_scores", "plan_decision"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _fine_tune(
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
     judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
-    return Outcome(tuned.model, (tuned.reason,), judged, tuned.record, _kept(tuned.scores, session.options.seed))
+    return Outcome(tuned.model, (tuned.reason,), judged, tuned.record, keep_scores(tuned.scores, session.options.seed))
 
 
 def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
@@ -110,10 +110,10 @@ def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
     seconds = session.seconds.get("fit head", 0.0)
     accuracy = fitted.accuracy if fitted.held_back else None
     judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
-    return Outcome(fitted.model, (fitted.reason,), judged, scores=_kept(fitted.scores, how.seed))
+    return Outcome(fitted.model, (fitted.reason,), judged, scores=keep_scores(fitted.scores, how.seed))
 
 
-def _kept(scores: HeldBackScores, seed: int) -> HeldBackScores | None:
+def keep_scores(scores: HeldBackScores, seed: int) -> HeldBackScores | None:
     """The scores that a run keeps: a random sample with all classes if there are many."""
     limit = max(MAX_HELD_BACK, len(np.unique(scores.labels)))
     if len(scores) > limit:

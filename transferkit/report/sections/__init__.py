@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from transferkit.records import RunRecord
+from transferkit.records import HeldOut, RunRecord
 from transferkit.report._predictions import find_held_out
 from transferkit.report.charts import SECTIONS, Figure, draw_figures
 from transferkit.report.sections._calibration import CalibrationSection, write_calibration
@@ -72,8 +72,12 @@ def write_report(record: RunRecord) -> Report:
         kept=write_kept(record),
         quality=write_quality(record, held_out),
         mistakes=write_mistakes(record, held_out),
-        calibration=None if held_out is None else write_calibration(held_out, record.metrics.get(held_out.split)),
+        calibration=None if held_out is None else _write_calibration(record, held_out),
         timings=write_timings(record),
         origins=write_origins(record),
         figures=draw_figures(record, sections=[name for name in SECTIONS if not missing.get(name)]),
     )
+
+
+def _write_calibration(record: RunRecord, held_out: HeldOut) -> CalibrationSection:
+    return write_calibration(held_out, record.metrics.get(held_out.split), record.prediction_sets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transferkit.records import HeldOut, Metrics
+from transferkit.records import HeldOut, Metrics, SetSummary
 from transferkit.report._predictions import ReliabilityBin, mean_confidence, reliability_bins
 from transferkit.report._words import format_count, format_number, format_percent, format_range
 
@@ -18,10 +18,14 @@ class CalibrationSection:
     sentence: str
     facts: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, ...], ...]
+    set_sentence: str = ""
+    set_rows: tuple[tuple[str, ...], ...] = ()
 
 
-def write_calibration(held_out: HeldOut, scores: Metrics | None) -> CalibrationSection:
-    """Calibration on the held-out images."""
+def write_calibration(
+    held_out: HeldOut, scores: Metrics | None, sets: tuple[SetSummary, ...] = ()
+) -> CalibrationSection:
+    """Calibration on the held-out images, and prediction sets."""
     bins = reliability_bins(held_out.labels, held_out.probabilities)
     facts = [("Images", format_count(len(held_out.labels))), ("Bins of equal size", format_count(len(bins)))]
     if scores is not None:
@@ -34,6 +38,8 @@ def write_calibration(held_out: HeldOut, scores: Metrics | None) -> CalibrationS
         sentence=_describe_calibration(held_out),
         facts=tuple(facts),
         rows=tuple(_write_bin_row(one) for one in bins),
+        set_sentence=_describe_sets(sets[0].images, held_out.split) if sets else "",
+        set_rows=tuple(_write_set_row(one) for one in sets),
     )
 
 
@@ -46,6 +52,27 @@ def _describe_calibration(held_out: HeldOut) -> str:
     if found.gap > 0:
         return f"The model is over-confident. {both}: its confidence is about {points} too high."
     return f"The model is under-confident. {both}: its confidence is about {points} too low."
+
+
+def _describe_sets(images: int, split: str) -> str:
+    return (
+        f"Prediction sets (predict with coverage=0.9) are calibrated on {format_count(images)} training images, each "
+        "scored while it was held back, and checked on the "
+        f"{split} images. They hold the stated coverage on average over images like the training images: neither for "
+        "each class nor after a shift."
+    )
+
+
+def _write_set_row(one: SetSummary) -> tuple[str, ...]:
+    tested = ("", "") if one.tested_coverage is None or one.tested_size is None else (
+        format_percent(one.tested_coverage), f"{one.tested_size:.2f}"
+    )  # fmt: skip
+    return (
+        format_percent(one.coverage),
+        format_percent(one.held_back_coverage),
+        f"{one.held_back_size:.2f}",
+        *tested,
+    )
 
 
 def _write_bin_row(one: ReliabilityBin) -> tuple[str, ...]:

@@ -1,0 +1,6 @@
+"""Ensembles: several fits whose predictions are averaged, with weights chosen on held-back images."""
+
+from transferkit.ensemble.heads import average_heads
+from transferkit.ensemble.weighing import Weighed, weigh_members
+
+__all__ = ["Weighed", "average_heads", "weigh_members"]
