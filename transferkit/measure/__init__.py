@@ -32,6 +32,21 @@ from transferkit.measure.similarity import (
     mmd,
     proxy_a_distance,
 )
+from transferkit.measure.target_heads import (
+    LabelCalibration,
+    calibrate_labels,
+    choose_thresholds,
+    fit_label_calibration,
+    label_loss,
+)
+from transferkit.measure.target_metrics import assess_targets
+from transferkit.measure.target_scores import (
+    ResampledScore,
+    average_precisions,
+    resample_score,
+    score_targets,
+    target_units,
+)
 from transferkit.measure.threads import fitting_threads
 from transferkit.measure.transferability import MEASURES, Measure
 
@@ -45,6 +60,7 @@ __all__ = [
     "CurvePrior",
     "HeadInformation",
     "HeadScale",
+    "LabelCalibration",
     "LabelErrors",
     "LabelMap",
     "LabelSignal",
@@ -54,14 +70,19 @@ __all__ = [
     "Nearness",
     "Outliers",
     "RankIntervals",
+    "ResampledScore",
     "RidgeHead",
     "RidgePath",
     "Scale",
     "Selection",
     "assess",
+    "assess_targets",
+    "average_precisions",
     "bootstrap_ranks",
+    "calibrate_labels",
     "calibration_error",
     "channel_hellinger",
+    "choose_thresholds",
     "class_mean_similarity",
     "compare_label_maps",
     "compress_features",
@@ -70,6 +91,7 @@ __all__ = [
     "find_near_duplicates",
     "find_outliers",
     "fit_head_scale",
+    "fit_label_calibration",
     "fit_logistic",
     "fit_ridge",
     "fit_scale",
@@ -80,6 +102,7 @@ __all__ = [
     "frechet_distance",
     "knn_accuracy",
     "knn_hits",
+    "label_loss",
     "label_signal",
     "learning_curves",
     "log_loss",
@@ -88,7 +111,10 @@ __all__ = [
     "measure_nearness",
     "mmd",
     "proxy_a_distance",
+    "resample_score",
     "ridge_paths",
+    "score_targets",
     "select_features",
     "stratified_sample",
+    "target_units",
 ]

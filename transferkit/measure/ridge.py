@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.measure.leave_out import LeaveOut, RidgePath, RidgeProblem, eigen, moment_type
 from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, set_chunks
+from transferkit.measure.target_scores import target_units
 from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, Folds
 
@@ -96,7 +97,13 @@ def _problem(
     labels = np.asarray(labels, dtype=np.int64)
     folds = Folds.alone(labels) if folds is None else folds
     together = folds.together
-    return RidgeProblem(labels, classes, weights / weights.mean(), together, folds.counting(together))
+    weights = weights / weights.mean()
+    problem = RidgeProblem(labels, classes, weights, together, folds.counting(together))
+    if folds.targets is None:
+        return problem
+    unit = None if folds.targets.is_labels else target_units(folds.targets, weights)
+    values = folds.targets.values / (1.0 if unit is None else unit)
+    return replace(problem, classes=values.shape[1], values=values, unit=unit)
 
 
 def _load(chunks: Chunks, scaling: Scaling, problem: RidgeProblem) -> npt.NDArray[np.float32]:
@@ -278,7 +285,8 @@ def ridge_paths(
         blocks: Stage name -> its columns.
         classes: K.
         weights: (N,) > 0, one per image; None weighs all the same.
-        folds: Which images are held back together; None: each image is independent of all others.
+        folds: Which images are held back together; None: each image is independent of all others. With `targets` these
+            are fitted instead of the classes, numbers in units of their standard deviation.
 
     Returns:
         Stage name -> path, then "joined".
@@ -334,6 +342,10 @@ def fit_ridge(
     slope, rows, scores, path = solve(chunks, blocks, scaling, problem)
     weight = (slope.astype(np.float64) * scaling.scale[:, None]).T
     bias = problem.base - weight @ scaling.mean
+    if problem.unit is not None:
+        weight, bias = weight * problem.unit[:, None], bias * problem.unit
+    if path.predicted is not None:
+        scores = path.predicted[path.best][rows]
     return RidgeHead(weight, bias, float(path.penalties[path.best]), rows, scores, path)
 
 

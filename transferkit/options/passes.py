@@ -23,7 +23,14 @@ class DataOptions:
 
     root: Any = option(None, "Folder that a manifest's relative paths start from; None: the manifest's own.")
     columns: Any = option(
-        None, 'Maps "path", "label", "split", "group" to the names of a manifest\'s columns, where they differ.'
+        None,
+        'Maps "path", "label", "split", "group" to the names of a manifest\'s columns, where they differ; "label" also '
+        "to a list of columns of 0 and 1, or of numbers.",
+    )
+    task: str = option(
+        "auto",
+        "single_label, multi_label (several labels per image) or regression (numbers); auto: one class per image, "
+        "unless several columns of labels are named or a dataset returns vectors.",
     )
     max_pixels: int = option(MAX_PIXELS, "Width times height above which an image is set aside instead of decoded.")
     val: float = option(0.0, "Share of the training images to hold out for validation, if there is no such split.")

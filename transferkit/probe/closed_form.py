@@ -26,9 +26,11 @@ class Fitted:
     Args:
         model: In evaluation mode, on the CPU.
         head: "ridge", "logistic" or "average".
-        accuracy, log_loss: Of that head on held-back training images; NaN if nothing can be held back.
+        accuracy, log_loss: Of that head on held-back training images; NaN if nothing can be held back. Of labels and
+            numbers as for `HeadFit`.
         held_back: Number of these images.
         reason: A sentence with the held-back numbers.
+        interval: 95 % interval of the score of labels or numbers; None for an accuracy.
     """
 
     model: TransferModel
@@ -37,6 +39,7 @@ class Fitted:
     log_loss: float
     held_back: int
     reason: str
+    interval: tuple[float, float] | None = None
 
 
 def fit_closed_form(
@@ -84,13 +87,17 @@ def fit_closed_form(
         seed=seed,
     )
     best = choose_head(fits)
-    model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes)
+    task = "single_label" if folds is None or folds.targets is None else folds.targets.task
+    model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes, task=task)
+    model.thresholds = best.thresholds
     with torch.no_grad():
         model.linear.weight.copy_(torch.from_numpy(best.weight))
         model.linear.bias.copy_(torch.from_numpy(best.bias))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    return Fitted(model.eval(), best.name, best.accuracy, best.log_loss, best.held_back, _reason(best, fits))
+    return Fitted(
+        model.eval(), best.name, best.accuracy, best.log_loss, best.held_back, _reason(best, fits), best.interval
+    )
 
 
 def _reason(best: HeadFit, fits: Sequence[HeadFit]) -> str:

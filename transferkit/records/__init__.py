@@ -48,7 +48,10 @@ from transferkit.records.preprocessing import (
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.retest import Retest, RetestedSettings
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
-from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
+from transferkit.records.run import AnyMetrics, HeldOut, Metrics, Mistake, RunRecord
+from transferkit.records.target_folds import TargetFolds
+from transferkit.records.target_metrics import LabelMetrics, LabelScore, NumberMetrics, NumberScore
+from transferkit.records.targets import MEASURES_OF, TARGET_TASKS, TASK_NAMES, Targets, format_target, join_labels
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 from transferkit.records.tuning import TuningRecord, TuningTrial
 
@@ -58,10 +61,14 @@ __all__ = [
     "HEALTHY_UPDATES",
     "JOINED",
     "LARGE",
+    "MEASURES_OF",
     "REMOVED",
     "SELECTED",
+    "TARGET_TASKS",
+    "TASK_NAMES",
     "TOP",
     "Alternative",
+    "AnyMetrics",
     "BackboneSpec",
     "Candidate",
     "Choice",
@@ -89,13 +96,17 @@ __all__ = [
     "ImageReview",
     "Interpolation",
     "Intervention",
+    "LabelMetrics",
     "LabelReview",
+    "LabelScore",
     "LeftOut",
     "MeasureScore",
     "Metrics",
     "Mistake",
     "MonitorRecord",
     "MonitoredStage",
+    "NumberMetrics",
+    "NumberScore",
     "OutlierImage",
     "Picture",
     "PixelClassifier",
@@ -117,6 +128,8 @@ __all__ = [
     "StageDistance",
     "StageSpec",
     "Symptom",
+    "TargetFolds",
+    "Targets",
     "TrainingRecord",
     "TuningRecord",
     "TuningTrial",
@@ -125,5 +138,7 @@ __all__ = [
     "ViewScore",
     "WantedAccuracy",
     "connected_groups",
+    "format_target",
+    "join_labels",
     "removal_word",
 ]

@@ -20,7 +20,7 @@ from transferkit.data import MAX_PIXELS
 from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
-from transferkit.records import Decision, Evidence, Metrics, Predictions, Preprocessing, RunRecord
+from transferkit.records import AnyMetrics, Decision, Evidence, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
 from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples, with_pictures
 from transferkit.result.prediction import predict_images
@@ -29,7 +29,7 @@ from transferkit.result.run_folder import check_replaceable, read_run, replace_f
 __all__ = ["Result", "check_export", "load"]
 
 
-OPENING = ("root", "columns", "labels", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
+OPENING = ("root", "columns", "task", "labels", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
 """Settings of a run that are options of opening its images."""
 
 
@@ -58,7 +58,7 @@ class Result:
 
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else next(iter(self.metrics), None)
-        scored = f", {split} accuracy {self.metrics[split].accuracy:.3f}" if split else ""
+        scored = f", {split} {self.metrics[split].measure} {self.metrics[split].score:.3f}" if split else ""
         return f"Result({self.evidence.backbone.name}, {self.decision.strategy} on {self.decision.stage}{scored})"
 
     @property
@@ -72,14 +72,24 @@ class Result:
         return self.record.decision
 
     @property
-    def metrics(self) -> Mapping[str, Metrics]:
+    def metrics(self) -> Mapping[str, AnyMetrics]:
         """Split name -> metrics of the model there; "test" was computed once, at the end."""
         return self.record.metrics
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The K class names, in label order."""
+        """The K class names, in label order; names of labels or numbers for the other tasks."""
         return self.model.classes
+
+    @property
+    def task(self) -> str:
+        """What it predicts: "single_label", "multi_label" or "regression"."""
+        return self.model.task
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """K probabilities from which on labels are given; empty for 0.5, and for classes and numbers."""
+        return self.model.thresholds
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -149,7 +159,7 @@ class Result:
         device: str = "auto",
         cache: str | Path | None = None,
         progress: bool = True,
-    ) -> Metrics:
+    ) -> AnyMetrics:
         """Evaluate the model on images that it was not trained on, and add the result to `metrics` and the report.
 
         A split is recorded once: what is in `metrics` already is returned, and stays when other data is given.

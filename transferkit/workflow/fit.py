@@ -80,7 +80,10 @@ def _fine_tune(
     tuned = finish_run(session, begun or begin_run(session, plan, options, watch=watch))
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
-    judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
+    interval = None if kept.low is None or kept.high is None else (kept.low, kept.high)
+    judged = HeldBack(
+        accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds, interval=interval
+    )
     return Outcome(tuned.model, (tuned.reason,), judged, tuned.record)
 
 
@@ -103,5 +106,7 @@ def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
         )
     seconds = session.seconds.get("fit head", 0.0)
     accuracy = fitted.accuracy if fitted.held_back else None
-    judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
+    judged = HeldBack(
+        accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds, interval=fitted.interval
+    )
     return Outcome(fitted.model, (fitted.reason,), judged)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import DataError
+from transferkit.core.errors import DataError, OptionError
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.measure import LabelErrors, find_label_errors
@@ -52,6 +52,11 @@ def review_session(session: Session, *, limit: int, command: str = "") -> LabelR
         DataError: No training image can be held back without its class.
     """
     data, train = session.data, session.measured.train
+    if data.targets is not None:
+        raise OptionError(
+            f"Labels are reviewed where each image has one class, and these have task={data.targets.task}: the report "
+            "of transferkit adapt shows the worst images."
+        )
     with timed(session.seconds, "label errors"):
         compared = _compare(session)
         errors = compared.errors
@@ -81,7 +86,7 @@ def likely_label_errors(session: Session) -> tuple[ReviewedLabel, ...]:
     Returns:
         At most 24; none where images are too many to be compared in passing, or cannot be held back.
     """
-    if len(session.measured.train) > COMPARED_AT_MOST:
+    if len(session.measured.train) > COMPARED_AT_MOST or session.data.targets is not None:
         return ()
     with timed(session.seconds, "label errors"):
         try:

@@ -136,6 +136,7 @@ def open_images(data: Any, options: PassOptions, *, inspect: Inspect | None = No
         value_range=None if given is None else given.value_range,
         root=options.root,
         columns=options.columns,
+        task=options.task,
         max_pixels=options.max_pixels,
         seed=options.seed,
         val=options.val,

@@ -8,9 +8,9 @@ from transferkit.records import Alternative, Decision, RunRecord, TrainingRecord
 from transferkit.report._fine_tuning import is_fine_tuning, name_kept
 from transferkit.report._words import (
     capitalise,
+    format_measure,
+    format_measure_range,
     format_number,
-    format_percent,
-    format_range,
     format_seconds,
     name_stage,
     name_strategy,
@@ -92,14 +92,15 @@ def _describe_fine_tuning(decision: Decision, training: TrainingRecord | None) -
 
 
 def _write_option(option: Alternative, record: RunRecord) -> Option:
-    decision, expected = record.decision, format_percent(option.expected_accuracy)
+    decision, expected = record.decision, format_measure(option.expected_accuracy, option.measure)
     if option is decision.expected and decision.expected_before is not None:
-        expected += f" (before fitting {format_percent(decision.expected_before.expected_accuracy)})"
+        before = format_measure(decision.expected_before.expected_accuracy, option.measure)
+        expected += f" (before fitting {before})"
     return Option(
         strategy=capitalise(name_strategy(option.strategy)),
         stage=name_stage(option.stage, record.evidence.backbone),
         expected=expected,
-        interval=format_range(option.low, option.high),
+        interval=format_measure_range(option.low, option.high, option.measure),
         cost=format_seconds(option.cost_seconds),
         chosen=(option.strategy, option.stage) == (decision.strategy, decision.stage),
     )
