@@ -157,7 +157,7 @@ def adapt(
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun, watch=watch)
     session, training = decided.session, fitted.training
     if training is not None:
-        classes = len(session.data.summary.classes)
+        classes = len(session.data.summary.classes) if session.data.targets is None else None
         training = diagnose_training(training, classes=classes, folder="" if out is None else str(expand(out)))
     decision = conclude(
         decided.decision,

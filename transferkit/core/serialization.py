@@ -56,6 +56,10 @@ def from_json(cls: type[T], plain: Mapping[str, Any]) -> T:
     return cls(**{name: _restore(hints[name], value) for name, value in plain.items() if name in known})
 
 
+def _is_record(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 @functools.cache
 def _required(cls: type) -> frozenset[str]:
     """Names of the fields without a default."""
@@ -71,7 +75,7 @@ def _restore(hint: Any, value: Any) -> Any:
         return None
     if origin in (typing.Union, types.UnionType):
         for inner in arguments:
-            if isinstance(value, Mapping) and dataclasses.is_dataclass(inner) and _required(inner) <= value.keys():
+            if isinstance(value, Mapping) and _is_record(inner) and _required(inner) <= value.keys():
                 return _restore(inner, value)
         return _restore(next(inner for inner in arguments if inner is not type(None)), value)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):

@@ -86,13 +86,19 @@ def read_cells(
         task = "multi_label" if all(flags.values()) else "regression"
     if task == "regression":
         return _read_numbers(columns, lines=lines, names=names, file=file)
-    if len(columns) == 1 and not all(flags.values()):
+    if len(columns) == 1 and not all(flags.values()) and not _are_numbers(next(iter(columns.values()))):
         return _several_in_a_cell(next(iter(columns.values())))
     return _read_flags(columns, lines=lines, file=file)
 
 
 def _are_flags(cells: Sequence[str]) -> bool:
     return all(cell.lower() in _FLAGS for cell in cells)
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether the cells are numbers, one each: 0, 1 and 2 are no names of labels."""
+    filled = [cell for cell in cells if cell.lower() not in _MISSING]
+    return bool(filled) and all(map(_parses, filled))
 
 
 def _read_flags(columns: Mapping[str, Sequence[str]], *, lines: Sequence[int], file: str) -> FoundTargets:
@@ -193,9 +199,9 @@ def _with_gaps(
     read: npt.NDArray[np.bool_] | None = None,
 ) -> FoundTargets:
     """Numbers; rows with a gap are set aside."""
-    known = np.isfinite(values).all(axis=1)
+    known = np.asarray(np.isfinite(values).all(axis=1), dtype=bool)
     read = np.ones(len(values), dtype=bool) if read is None else read
-    missing = tuple(items[row] for row in np.flatnonzero(~known & read))
+    missing = tuple(items[int(row)] for row in np.flatnonzero(~known & read))
     findings: tuple[Finding, ...] = ()
     if missing:
         message = (

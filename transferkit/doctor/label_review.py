@@ -80,4 +80,6 @@ def review_labels(
     options = options_from(PassOptions, given)
     check_pass(options)
     command = command or quote_call(review_labels, given, home="transferkit.doctor")
-    return review_session(open_session(model, data, options), limit=limit, command=command)
+    return review_session(
+        open_session(model, data, options, needs_classes="doctor labels"), limit=limit, command=command
+    )

@@ -19,7 +19,7 @@ from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nea
 from transferkit.measure.neighbours import compress_features
 from transferkit.measure.outliers import Outliers, find_outliers
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
-from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks
+from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks, rank_resampled
 from transferkit.measure.ridge import PENALTIES, RidgeHead, fit_ridge, ridge_paths
 from transferkit.measure.scaled_rows import Chunks
 from transferkit.measure.selection import Selection, select_features
@@ -45,6 +45,7 @@ from transferkit.measure.target_scores import (
     average_precisions,
     resample_score,
     score_targets,
+    standardise_targets,
     target_units,
 )
 from transferkit.measure.threads import fitting_threads
@@ -111,10 +112,12 @@ __all__ = [
     "measure_nearness",
     "mmd",
     "proxy_a_distance",
+    "rank_resampled",
     "resample_score",
     "ridge_paths",
     "score_targets",
     "select_features",
+    "standardise_targets",
     "stratified_sample",
     "target_units",
 ]

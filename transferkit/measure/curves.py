@@ -24,7 +24,7 @@ from scipy.linalg import cho_factor, cho_solve
 from transferkit.core.errors import OptionError
 from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.scaled_rows import Chunks, scale_rows
-from transferkit.measure.target_scores import resample_score, score_targets, target_units
+from transferkit.measure.target_scores import resample_score, score_targets, standardise_targets
 from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, CurvePoint, Folds
 
@@ -161,7 +161,7 @@ def _truth(folds: Folds, classes: int, weights: Array) -> Array:
     """(N, K) one-hot classes, or labels or numbers, the latter in units of their standard deviation."""
     if folds.targets is None:
         return np.eye(classes, dtype=np.float32)[folds.labels]
-    return (folds.targets.values / target_units(folds.targets, weights)).astype(np.float32)
+    return standardise_targets(folds.targets, weights)[0].astype(np.float32)
 
 
 def _grams(values: npt.NDArray[np.float32], blocks: Mapping[str, slice]) -> Iterator[tuple[str, Array]]:

@@ -64,7 +64,7 @@ class RidgePath:
     squared_error: Array
     right: npt.NDArray[Any]
     counting: npt.NDArray[np.float64]
-    predicted: npt.NDArray[np.float32] | None = None
+    predicted: npt.NDArray[np.floating] | None = None
 
     @property
     def known(self) -> bool:
@@ -89,7 +89,8 @@ class RidgePath:
 class RidgeProblem:
     """Targets and weights, centred and scaled once for all stages.
 
-    `values` and `unit` are of labels or numbers, (N, T) in units of `unit`, (T,); None for classes.
+    `values` are of labels or numbers, (N, T), standardised by `centre` and `unit`, (T,); None for classes, and `unit`
+    for labels, which stay as they are.
     """
 
     labels: npt.NDArray[np.int64]
@@ -98,6 +99,7 @@ class RidgeProblem:
     together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
     counting: npt.NDArray[np.float64]  # (N,), weight of each in held-back results
     values: npt.NDArray[np.float64] | None = None
+    centre: npt.NDArray[np.float64] | None = None
     unit: npt.NDArray[np.float64] | None = None
 
     @cached_property
@@ -126,9 +128,9 @@ class RidgeProblem:
         squares = ((self.values - self.base) ** 2).sum(axis=1)
         return max(float(self.weights @ squares / self.weights.sum()), float(np.finfo(np.float32).tiny))
 
-    def in_unit(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    def in_unit(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """(..., T) values in the targets' own unit."""
-        return np.asarray(scores if self.unit is None else scores * self.unit, dtype=np.float32)
+        return scores if self.unit is None or self.centre is None else scores * self.unit + self.centre
 
     @cached_property
     def shift(self) -> npt.NDArray[np.float64]:
@@ -281,7 +283,7 @@ class LeaveOut:
             error = self._error / float(self._problem.weights @ counting)
         return RidgePath(self._penalties, accuracy, error, self._right, counting, self._in_unit())
 
-    def _in_unit(self) -> npt.NDArray[np.float32] | None:
+    def _in_unit(self) -> npt.NDArray[np.floating] | None:
         if self._predicted is None:
             return None
         problem = self._problem

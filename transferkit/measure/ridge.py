@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from transferkit.measure.leave_out import LeaveOut, RidgePath, RidgeProblem, eigen, moment_type
 from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, set_chunks
-from transferkit.measure.target_scores import target_units
+from transferkit.measure.target_scores import standardise_targets
 from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, Folds
 
@@ -97,13 +97,19 @@ def _problem(
     labels = np.asarray(labels, dtype=np.int64)
     folds = Folds.alone(labels) if folds is None else folds
     together = folds.together
-    weights = weights / weights.mean()
+    weights = np.asarray(weights / weights.mean(), dtype=np.float64)
     problem = RidgeProblem(labels, classes, weights, together, folds.counting(together))
     if folds.targets is None:
         return problem
-    unit = None if folds.targets.is_labels else target_units(folds.targets, weights)
-    values = folds.targets.values / (1.0 if unit is None else unit)
-    return replace(problem, classes=values.shape[1], values=values, unit=unit)
+    values, centre, unit = standardise_targets(folds.targets, weights)
+    is_labels = folds.targets.is_labels
+    return replace(
+        problem,
+        classes=values.shape[1],
+        values=values,
+        centre=None if is_labels else centre,
+        unit=None if is_labels else unit,
+    )
 
 
 def _load(chunks: Chunks, scaling: Scaling, problem: RidgeProblem) -> npt.NDArray[np.float32]:
@@ -342,8 +348,8 @@ def fit_ridge(
     slope, rows, scores, path = solve(chunks, blocks, scaling, problem)
     weight = (slope.astype(np.float64) * scaling.scale[:, None]).T
     bias = problem.base - weight @ scaling.mean
-    if problem.unit is not None:
-        weight, bias = weight * problem.unit[:, None], bias * problem.unit
+    if problem.unit is not None and problem.centre is not None:
+        weight, bias = weight * problem.unit[:, None], bias * problem.unit + problem.centre
     if path.predicted is not None:
         scores = path.predicted[path.best][rows]
     return RidgeHead(weight, bias, float(path.penalties[path.best]), rows, scores, path)

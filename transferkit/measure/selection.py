@@ -27,7 +27,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.limits import N_SPLITS
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.scaled_rows import Chunks, scale_rows
-from transferkit.measure.target_scores import ResampledScore, resample_score, target_units
+from transferkit.measure.target_scores import ResampledScore, resample_score, standardise_targets
 from transferkit.measure.threads import in_parallel
 from transferkit.records import Folds
 
@@ -76,7 +76,7 @@ class Selection:
         counting: (n,) weight of each image in the results.
         scores: (n, K) scores of each image from the fit without its fold.
         joined_scores: The same for all stages joined, without weights or selection, in the same folds.
-        unit: (T,) what numbers are divided by in the scores; None for classes and labels.
+        truth: (n, T) labels or standardised numbers that the scores are of; None for classes.
     """
 
     emphasis: Array
@@ -87,7 +87,7 @@ class Selection:
     counting: npt.NDArray[np.float64]
     scores: Single
     joined_scores: Single
-    unit: Array | None = None
+    truth: Array | None = None
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -141,13 +141,14 @@ class Selection:
 
     def _resampled(self, scores: Single) -> ResampledScore:
         assert self.folds.targets is not None
-        predicted = scores if self.unit is None else scores * self.unit
-        return resample_score(self.folds.targets, predicted, self.folds, counting=self.counting)
+        assert self.truth is not None
+        truth = replace(self.folds.targets, values=self.truth.astype(np.float64))
+        return resample_score(truth, scores, self.folds, counting=self.counting)
 
     def _error(self, scores: Single) -> float:
         if self.folds.targets is not None:
-            unit = 1.0 if self.unit is None else self.unit
-            return self._mean(((scores - self.folds.targets.values / unit) ** 2).sum(axis=1))
+            assert self.truth is not None
+            return self._mean(((scores - self.truth) ** 2).sum(axis=1))
         one_hot = np.eye(scores.shape[1], dtype=np.float32)[self.labels]
         return self._mean(((scores - one_hot) ** 2).sum(axis=1))
 
@@ -425,7 +426,7 @@ def select_features(
     rows = stratified_sample(labels, limit, rng) if images > limit else np.arange(images)
     values = scale_rows(chunks, blocks, rows, weights=weights).values
     alike = (Folds.alone(labels) if folds is None else folds).take(rows)
-    one_hot, unit = _truth(alike, classes, weights[rows])
+    one_hot = _truth(alike, classes, weights[rows])
     known = _Images(
         values, labels[rows], one_hot, weights[rows].astype(np.float32), blocks, is_classes=alike.targets is None
     )
@@ -444,18 +445,15 @@ def select_features(
         counting=counting,
         scores=held_back.candidates[share, penalty],
         joined_scores=held_back.joined[joined],
-        unit=unit,
+        truth=None if alike.targets is None else one_hot,
     )
 
 
-def _truth(folds: Folds, classes: int, weights: Array) -> tuple[Single, Array | None]:
-    """(n, K) one-hot classes, or labels or numbers, and what numbers were divided by."""
+def _truth(folds: Folds, classes: int, weights: Array) -> Single:
+    """(n, K) one-hot classes, or labels or standardised numbers."""
     if folds.targets is None:
-        return np.eye(classes, dtype=np.float32)[folds.labels], None
-    if folds.targets.is_labels:
-        return folds.targets.values.astype(np.float32), None
-    unit = target_units(folds.targets, weights)
-    return (folds.targets.values / unit).astype(np.float32), unit
+        return np.eye(classes, dtype=np.float32)[folds.labels]
+    return standardise_targets(folds.targets, weights)[0].astype(np.float32)
 
 
 def _best(held_back: _HeldBack, images: _Images, counting: npt.NDArray[np.float64]) -> tuple[int, int, int]:

@@ -138,8 +138,13 @@ def calibrate_labels(
     """
     from scipy.optimize import minimize_scalar
 
+    weights = np.asarray(counting, dtype=np.float64)[:, None]
+    positive, negative = (weights * values).sum(axis=0), (weights * (1 - values)).sum(axis=0)
+    # Platt's targets: what separates a few images is not certain of all others.
+    truth = np.where(values > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
+
     def loss(log_temperature: float) -> float:
-        return label_loss(logits / np.exp(log_temperature), values, counting)
+        return label_loss(logits / np.exp(log_temperature), truth, counting)
 
     best = minimize_scalar(loss, bounds=(np.log(1e-2), np.log(1e2)), method="bounded")
     return float(np.exp(best.x))
@@ -154,7 +159,7 @@ def label_loss(
 
     Args:
         logits: (N, T).
-        values: (N, T) 0 or 1.
+        values: (N, T) in [0, 1].
         counting: (N,) >= 0, weight of each image; None for equal weights.
 
     Example:

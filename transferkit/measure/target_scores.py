@@ -10,15 +10,27 @@ import numpy.typing as npt
 
 from transferkit.records import Folds, Targets
 
-__all__ = ["ResampledScore", "average_precisions", "resample_score", "score_targets", "target_units"]
+__all__ = [
+    "ResampledScore",
+    "average_precisions",
+    "resample_score",
+    "score_targets",
+    "standardise_targets",
+    "target_units",
+]
 
 RESAMPLES = 200
 """Draws of groups behind an interval: its ends are then known to about a tenth of its width."""
 
+PERFECT = 1 - 1e-9
+
+RULE_OF_THREE = 3.0
+"""95 % upper bound of the number of errors where none was made."""
+
 AT_ONCE = 2**22
 """Weights held in memory at a time, 32 MB."""
 
-CONSTANT = 1e-12
+CONSTANT = 1e-24
 """Variance, in units of the squared mean, below which a number is constant and has no R2."""
 
 Array = npt.NDArray[np.float64]
@@ -115,10 +127,12 @@ class ResampledScore:
     Args:
         score: Of the images as they are; NaN if unknown.
         draws: (B,) of resampled ones.
+        groups: That were drawn.
     """
 
     score: float
     draws: Array
+    groups: int = 0
 
     @cached_property
     def known(self) -> bool:
@@ -131,6 +145,8 @@ class ResampledScore:
         twice makes average precision a little better)."""
         draws = self.draws[np.isfinite(self.draws)]
         low, high = np.quantile(draws, (0.025, 0.975)) - draws.mean() + self.score
+        if self.score > PERFECT:  # no draw can show an error that has not been made
+            low = 1 - RULE_OF_THREE / max(self.groups, RULE_OF_THREE)
         return min(float(low), self.score), min(max(float(high), self.score), 1.0)
 
     @property
@@ -149,6 +165,7 @@ def resample_score(
     folds: Folds,
     *,
     counting: npt.NDArray[np.floating] | None = None,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> ResampledScore:
     """The score with its sampling error: groups of images are drawn with replacement.
@@ -158,20 +175,21 @@ def resample_score(
         predicted: (N, T), as for `score_targets`.
         folds: Which images belong together.
         counting: (N,) weight of each image; None: as `folds.shares`.
+        resamples: B.
         seed: Of the draws; the same for scores that are compared.
     """
-    shares = folds.shares if counting is None else counting
+    shares = folds.shares if counting is None else np.asarray(counting, dtype=np.float64)
     if not len(targets) or not shares.any():
-        return ResampledScore(np.nan, np.full(RESAMPLES, np.nan))
+        return ResampledScore(np.nan, np.full(resamples, np.nan))
     group = np.unique(folds.groups, return_inverse=True)[1].reshape(-1)
     count, rng = int(group.max()) + 1, np.random.default_rng(seed)
     at_once = max(1, AT_ONCE // len(targets))
     draws = []
-    for start in range(0, RESAMPLES, at_once):
-        size = min(at_once, RESAMPLES - start)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
         times = rng.multinomial(count, np.full(count, 1 / count), size=size)
         draws.append(_scores(targets, predicted, times[:, group] * shares))
-    return ResampledScore(score_targets(targets, predicted, shares), np.concatenate(draws))
+    return ResampledScore(score_targets(targets, predicted, shares), np.concatenate(draws), count)
 
 
 def target_units(targets: Targets, weights: npt.NDArray[np.floating]) -> Array:
@@ -187,3 +205,17 @@ def target_units(targets: Targets, weights: npt.NDArray[np.floating]) -> Array:
     mean = np.average(targets.values, axis=0, weights=weights)
     spread = np.sqrt(np.average((targets.values - mean) ** 2, axis=0, weights=weights))
     return np.where(spread > 0, spread, 1.0)
+
+
+def standardise_targets(targets: Targets, weights: npt.NDArray[np.floating]) -> tuple[Array, Array, Array]:
+    """(N, T) targets to fit together, (T,) what was subtracted and (T,) what they were divided by; labels stay as they
+    are. Without it single precision would round large numbers.
+
+    Args:
+        targets: Of the N training images.
+        weights: (N,) > 0.
+    """
+    unit, centre = target_units(targets, weights), np.zeros(len(targets.names))
+    if not targets.is_labels:
+        centre = np.asarray(np.average(targets.values, axis=0, weights=weights))
+    return (targets.values - centre) / unit, centre, unit

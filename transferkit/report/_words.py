@@ -240,14 +240,15 @@ def capitalise(phrase: str) -> str:
     return phrase[:1].upper() + phrase[1:]
 
 
-def name_strategy(strategy: str) -> str:
-    """A strategy in words; an unknown one by its own name.
+def name_strategy(strategy: str, measure: str = "accuracy") -> str:
+    """A strategy in words; an unknown one by its own name. Labels and numbers have no classifier, but a model.
 
     Example:
         >>> name_strategy("whitened_probe")
         'whitened probe'
     """
-    return STRATEGIES.get(strategy, strategy.replace("_", " "))
+    named = STRATEGIES.get(strategy, strategy.replace("_", " "))
+    return named if measure == "accuracy" else named.replace("classifier", "model")
 
 
 def name_stage(stage: str, backbone: BackboneSpec) -> str:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import DataError, OptionError
+from transferkit.core.errors import DataError
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.measure import LabelErrors, find_label_errors
 from transferkit.probe.heads import HeadFit, fit_heads
 from transferkit.records import JOINED, LARGE, LabelReview, ReviewedLabel
 from transferkit.strategies import STRATEGIES, PlanSettings
-from transferkit.workflow.session import Session
+from transferkit.workflow.session import Session, refuse_targets
 
 __all__ = ["likely_label_errors", "review_session"]
 
@@ -52,11 +52,7 @@ def review_session(session: Session, *, limit: int, command: str = "") -> LabelR
         DataError: No training image can be held back without its class.
     """
     data, train = session.data, session.measured.train
-    if data.targets is not None:
-        raise OptionError(
-            f"Labels are reviewed where each image has one class, and these have task={data.targets.task}: the report "
-            "of transferkit adapt shows the worst images."
-        )
+    refuse_targets(data, "doctor labels")
     with timed(session.seconds, "label errors"):
         compared = _compare(session)
         errors = compared.errors

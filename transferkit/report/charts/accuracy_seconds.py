@@ -83,6 +83,7 @@ def _point(record: RunRecord, option: Alternative, at: float) -> Point:
         y=option.expected_accuracy,
         low=option.low,
         high=option.high,
-        title=f"{name_strategy(option.strategy)}, {where}: {format_measure(option.expected_accuracy, option.measure)} "
+        title=f"{name_strategy(option.strategy, option.measure)}, {where}: "
+        f"{format_measure(option.expected_accuracy, option.measure)} "
         f"({format_measure_range(option.low, option.high, option.measure)}) after {format_seconds(at)}",
     )

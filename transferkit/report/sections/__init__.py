@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from transferkit.records import RunRecord
+from transferkit.records import HeldOut, Metrics, RunRecord
 from transferkit.report._predictions import find_held_out
 from transferkit.report._words import capitalise
 from transferkit.report.charts import SECTIONS, Figure, draw_figures
@@ -144,10 +144,16 @@ def write_report(record: RunRecord) -> Report:
         quality=write_quality(record, held_out) if is_classes else None,
         targets=write_target_quality(record, held_out),
         mistakes=write_mistakes(record, held_out),
-        calibration=None
-        if held_out is None or not is_classes
-        else write_calibration(held_out, record.metrics.get(held_out.split)),
+        calibration=_write_calibration(record, held_out),
         timings=write_timings(record),
         origins=write_origins(record),
         figures=draw_figures(record, sections=[name for name in SECTIONS if not missing.get(name)]),
     )
+
+
+def _write_calibration(record: RunRecord, held_out: HeldOut | None) -> CalibrationSection | None:
+    """None where there is nothing held out, or no one class per image to be sure of."""
+    if held_out is None or held_out.targets is not None:
+        return None
+    found = record.metrics.get(held_out.split)
+    return write_calibration(held_out, found if isinstance(found, Metrics) else None)

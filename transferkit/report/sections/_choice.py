@@ -62,7 +62,8 @@ def write_choice(record: RunRecord) -> ChoiceSection:
         "rule": "Decided by the textbook rule on size and similarity",
         "given": "As requested",
     }.get(decision.mode, f"Decided by {decision.mode}")
-    parts = [f"{how}: {name_strategy(decision.strategy)}, reading {name_stage(decision.stage, backbone)}."]
+    strategy = name_strategy(decision.strategy, record.evidence.data.measure)
+    parts = [f"{how}: {strategy}, reading {name_stage(decision.stage, backbone)}."]
     if is_fine_tuning(record):
         parts += _describe_fine_tuning(decision, record.training)
     else:
@@ -97,7 +98,7 @@ def _write_option(option: Alternative, record: RunRecord) -> Option:
         before = format_measure(decision.expected_before.expected_accuracy, option.measure)
         expected += f" (before fitting {before})"
     return Option(
-        strategy=capitalise(name_strategy(option.strategy)),
+        strategy=capitalise(name_strategy(option.strategy, option.measure)),
         stage=name_stage(option.stage, record.evidence.backbone),
         expected=expected,
         interval=format_measure_range(option.low, option.high, option.measure),

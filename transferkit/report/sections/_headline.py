@@ -89,13 +89,13 @@ def _place(score: float) -> float:
 def _describe_model(record: RunRecord) -> str:
     """The returned model; if the probe was kept, that is not what was decided."""
     decision, backbone = record.decision, record.evidence.backbone
-    strategy = name_strategy(decision.strategy)
+    strategy = name_strategy(decision.strategy, record.evidence.data.measure)
     kept = "" if record.training is None else name_kept(record.training.kept)
+    probe = name_strategy("linear_probe", record.evidence.data.measure)
     if kept == "probe":
-        probe = name_strategy("linear_probe")
         return f"{capitalise(probe)} of {backbone.name}; {strategy} was tried and not kept."
     text = f"{capitalise(strategy)}, reading {name_stage(decision.stage, backbone)} of {backbone.name}"
-    return f"{text}, averaged with {name_strategy('linear_probe')}." if kept == "average" else f"{text}."
+    return f"{text}, averaged with {probe}." if kept == "average" else f"{text}."
 
 
 def _missing_test(record: RunRecord, otherwise: str) -> str:

@@ -81,6 +81,8 @@ def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
         sentence = "There are no held-out predictions to find mistakes in."
     elif held_out.targets is None and bool((held_out.probabilities.argmax(axis=1) == held_out.labels).all()):
         sentence = f"There are none among {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
+    elif task == "multi_label" and not record.mistakes:
+        sentence = f"All labels are right on {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
     else:
         sentence = "No pictures of mistakes were kept for this run."
     return Mistakes(
