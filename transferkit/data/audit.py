@@ -81,6 +81,7 @@ def audit(
     strict: bool,
     value_range: Range | None = None,
     corrections: Corrections | None = None,
+    trains: bool = True,
 ) -> AuditReport:
     """Check an inventory, and draw the splits that it lacks.
 
@@ -94,6 +95,7 @@ def audit(
         value_range: (black, white) of images deeper than 8 bits; None measures it.
         corrections: Other labels for some images. Splits and groups are those that the source's own labels make, so
             that no image changes its split.
+        trains: Whether a model may be trained on them; else labels that are on all or none of them are no error.
 
     Raises:
         DataError: One message with all the errors found, a line each.
@@ -123,7 +125,7 @@ def audit(
     groups, alike = find_groups(inventory, ids, rows, twins)
     findings += alike
     splits = _draw_splits(inventory, rows, groups, shares, seed=seed)
-    if not is_classes:
+    if not is_classes and trains:
         findings += target_errors(inventory, rows, splits)
         _raise_errors(findings, inventory.origin)
     changes: tuple[CorrectedLabel, ...] = ()

@@ -227,6 +227,7 @@ def open_data(
     value_range: tuple[float, float] | None = None,
     labels: str | Path | None = None,
     inspect: Inspect | None = None,
+    trains: bool = True,
 ) -> Data:
     """Open labelled images from any source, and audit them.
 
@@ -261,6 +262,7 @@ def open_data(
         labels: Table of corrected labels of training and validation images, as `transferkit doctor labels` writes it:
             columns path, corrected (a class; drop removes the image) and label, which counts where corrected is empty.
         inspect: How files are inspected; None reads each that the audit does not remember.
+        trains: Whether a model may be trained on them; else labels that are on all or none of them are no error.
 
     Returns:
         The usable images, with a summary that contains all findings.
@@ -307,7 +309,14 @@ def open_data(
             f"labels= corrects one class per image, and these have task={inventory.targets.task}. Leave it out."
         )
     report = audit(
-        inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range, corrections=corrections
+        inventory,
+        val=val,
+        test=test,
+        seed=seed,
+        strict=strict,
+        value_range=value_range,
+        corrections=corrections,
+        trains=trains,
     )
     return Data(inventory, report, normalised=preprocessed)
 

@@ -27,11 +27,7 @@ class DataOptions:
         'Maps "path", "label", "split", "group" to the names of a manifest\'s columns, where they differ; "label" also '
         "to a list of columns of 0 and 1, or of numbers.",
     )
-    task: str = option(
-        "auto",
-        "single_label, multi_label (several labels per image) or regression (numbers); auto: one class per image, "
-        "unless several columns of labels are named or a dataset returns vectors.",
-    )
+    task: str = option("auto", "multi_label, regression, single_label; auto: as columns or vectors of labels say.")
     max_pixels: int = option(MAX_PIXELS, "Width times height above which an image is set aside instead of decoded.")
     val: float = option(0.0, "Share of the training images to hold out for validation, if there is no such split.")
     test: float | None = option(
@@ -55,7 +51,7 @@ class MeasureOptions:
         "auto",
         "How a single view shows an image: crop (the checkpoint's own), full (the largest centre square), squash (all "
         "of it, squeezed), pad (all of it, with borders), zoom (the middle, closer), wide (all of it, smaller, with "
-        "borders all round). auto compares the first four on held-back images and keeps crop unless another is clearly "
+        "borders). auto compares the first four on held-back images and keeps crop unless another is clearly "
         "better; rank uses crop.",
     )
     views: Any = option(

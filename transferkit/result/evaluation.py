@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from transferkit.result.worst_images import pick_extremes, pick_worst
 __all__ = [
     "Evaluation",
     "check_classes",
+    "check_task",
     "choose_images",
     "evaluate",
     "pick_mistakes",
     "pick_samples",
     "predict_split",
     "sketch",
+    "target_opening",
     "with_pictures",
 ]
 
@@ -86,10 +89,10 @@ def evaluate(
 
     if split not in SPLITS:
         raise DataError(unknown_name("split", split, SPLITS))
-    opened = open_data(data, **(own_opening or {**opening, "val": 0.0, "test": 0.0}))
+    opened = open_data(data, **(own_opening or {**opening, "val": 0.0, "test": 0.0}), trains=False)
     is_own = bool(trained_on) and sketch(opened) == trained_on
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
-        opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
+        opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0}, trains=False)
     check_prepared(classifier.preprocessing, preprocessed=opened.normalised)
     # Refuses pictures where tensors are needed, and tensors of another shape.
     opened.adapt_preprocessing(classifier.preprocessing)
@@ -124,6 +127,21 @@ def _check_unseen(data: Data, indices: npt.NDArray[np.int64], trained_on: tuple[
             "estimate for new images. Pass images that it was not trained on: transferkit evaluate run=DIR "
             "data.root=OTHER."
         )
+
+
+def target_opening(task: str, settings: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Options that open other images with the labels or numbers that a model predicts; empty for one class per image.
+
+    Args:
+        task: Of the model.
+        settings: Of its run.
+        data: The other images.
+    """
+    if task == "single_label":
+        return {}
+    columns = settings.get("columns") or {}
+    named = {name: columns[name] for name in ("path", "label") if name in columns}
+    return {"task": task, **({"columns": named} if named and isinstance(data, (str, Path)) else {})}
 
 
 def check_task(data: Data, task: str) -> None:

@@ -22,7 +22,14 @@ from transferkit.features import choose_device
 from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
 from transferkit.records import AnyMetrics, Decision, Evidence, Predictions, Preprocessing, RunRecord
 from transferkit.report import render
-from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples, with_pictures
+from transferkit.result.evaluation import (
+    Evaluation,
+    evaluate,
+    pick_mistakes,
+    pick_samples,
+    target_opening,
+    with_pictures,
+)
 from transferkit.result.prediction import predict_images
 from transferkit.result.run_folder import check_replaceable, read_run, replace_file, write_run
 
@@ -196,6 +203,7 @@ class Result:
         opening: dict[str, Any] = {name: own[name] for name in ("seed", "strict", "max_pixels") if name in own}
         if not isinstance(named, (str, Path)) and "preprocessed" in own:
             opening["preprocessed"] = own["preprocessed"]
+        opening |= target_opening(self.task, settings, named)
         if root is not None:
             opening["root"] = own["root"] = root
         found = evaluate(

@@ -129,7 +129,7 @@ def test_selection_finds_the_feature_that_numbers_depend_on():
 
 
 def test_intervals_are_wider_where_images_of_a_group_are_copies(problem):
-    features, numbers, _ = problem
+    _, numbers, _ = problem
     predicted = numbers + np.random.default_rng(0).normal(size=numbers.shape) * numbers.std(axis=0) / 2
     alone = resample_score(folds_of("regression", numbers).targets, predicted, folds_of("regression", numbers))
     twice, doubled = np.repeat(numbers, 4, axis=0), np.repeat(predicted, 4, axis=0)
