@@ -97,11 +97,11 @@ def _problem(
     labels = np.asarray(labels, dtype=np.int64)
     folds = Folds.alone(labels) if folds is None else folds
     together = folds.together
-    weights = np.asarray(weights / weights.mean(), dtype=np.float64)
-    problem = RidgeProblem(labels, classes, weights, together, folds.counting(together))
+    scaled: npt.NDArray[np.float64] = (weights / weights.mean()).astype(np.float64, copy=False)
+    problem = RidgeProblem(labels, classes, scaled, together, folds.counting(together))
     if folds.targets is None:
         return problem
-    values, centre, unit = standardise_targets(folds.targets, weights)
+    values, centre, unit = standardise_targets(folds.targets, scaled)
     is_labels = folds.targets.is_labels
     return replace(
         problem,

@@ -39,7 +39,7 @@ from transferkit.measure import (
 from transferkit.nn import Backbone
 from transferkit.options import PassOptions
 from transferkit.probe import image_weights
-from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Folds, Preprocessing, ProbeScore
+from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, DataNeed, Evidence, Folds, Preprocessing, ProbeScore
 from transferkit.workflow.paces import measure_paces
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
 from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
@@ -170,15 +170,17 @@ def measure_features(
         image_seconds=paces.image_seconds,
         step_seconds=paces.step_seconds,
         curves=curves,
-        # What is known of learning curves is known of accuracies.
-        data_need=None
-        if folds.targets is not None
-        else measure_data_need(curves, stage=JOINED, folds=folds, seed=options.seed),
+        data_need=_more_images(curves, folds, options.seed),
         views=seen.comparison,
         engine=engines.use,
         worker_seconds=first.worker_seconds,
     )
     return Measurement(evidence, rows, seen.table, seen.primary, folds, train, selection, since)
+
+
+def _more_images(curves: tuple[CurvePoint, ...], folds: Folds, seed: int) -> DataNeed | None:
+    """What more images would bring; None for labels and numbers: what is known of learning curves is of accuracies."""
+    return None if folds.targets is not None else measure_data_need(curves, stage=JOINED, folds=folds, seed=seed)
 
 
 def _first_pass(
