@@ -109,7 +109,8 @@ def _judged(
     counting, held_back = found.path.counting[found.rows], found.held_back
     truth, known = targets.take(found.rows), found.path.known
     score = resample_score(truth, held_back, folds.take(found.rows), counting=counting)
-    weight, bias, logits, loss, thresholds = found.weight, found.bias, held_back, math.nan, ()
+    weight, bias, logits, loss = found.weight, found.bias, held_back, math.nan
+    thresholds: tuple[float, ...] = ()
     if targets.is_labels:
         weight, bias, logits, thresholds = _calibrated(found, truth, counting, is_balanced=is_balanced)
         loss = label_loss(logits, truth.values, counting) if known else math.nan

@@ -354,7 +354,7 @@ def probe_stages(
 
 
 def _score(
-    stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: float
+    stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: Any
 ) -> ProbeScore:
     """A score with its interval, or an unknown one where no independent image is held back."""
     if images == 0:
