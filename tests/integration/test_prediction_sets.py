@@ -31,7 +31,7 @@ def test_sets_hold_the_label_and_grow_with_the_coverage(run, stripes):
     small, large = (result.predict(stripes / "test", coverage=coverage) for coverage in (0.5, 0.95))
     assert result.predict(stripes / "test").sets is None
     assert (small.sets <= large.sets).all()
-    assert [found[0] for found in small.label_sets] == small.labels
+    assert [found[0] for found in small.set_names] == small.labels
     np.testing.assert_array_equal(small.probabilities, large.probabilities)
 
 

@@ -105,7 +105,8 @@ def adapt(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    task: str = "auto",
     labels: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
@@ -154,6 +155,7 @@ def adapt(
         budget=options.budget_seconds,
         trains=strategy != "linear_probe",
         check=lambda backbone: check_stages(backbone, options),
+        needs_classes=_needing_classes(options),
     )
     watch = watch_fits(options.recipe.monitor)
     decided = decide_session(session, options, watch=watch)
@@ -164,7 +166,7 @@ def adapt(
     if unlabelled is not None:
         fitted = use_unlabelled(session, plan_decision(session, decided.decision), fitted, unlabelled)
     if training is not None:
-        classes = len(session.data.summary.classes)
+        classes = len(session.data.summary.classes) if session.data.targets is None else None
         training = diagnose_training(training, classes=classes, folder="" if out is None else str(expand(out)))
     decision = conclude(
         decided.decision,
@@ -195,6 +197,13 @@ def adapt(
         result.save(out, overwrite=True)  # whether that is wanted was asked before the work
         clear_checkpoints(expand(out))
     return result
+
+
+def _needing_classes(options: AdaptOptions) -> str:
+    """The option that takes one class per image, if one is used."""
+    if options.ensemble != "none":
+        return f"ensemble={options.ensemble}"
+    return "" if options.unlabelled is None else "unlabelled="
 
 
 def check_adapt(arguments: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from transferkit.scarce.zero_shot_options import ZeroShotOptions
 from transferkit.workflow.checks import check_arguments
 from transferkit.workflow.fit import Outcome
 from transferkit.workflow.score import score_splits
-from transferkit.workflow.session import open_images, open_session
+from transferkit.workflow.session import open_images, open_session, refuse_targets
 
 __all__ = ["check_zero_shot", "plan_zero_shot", "zero_shot"]
 
@@ -95,7 +95,8 @@ def zero_shot(
     table = read_attributes(attributes)
     opened = _matched(table, data, options)
     is_open = opened is not data
-    session = open_session(model, opened, replace(options, labels=None) if is_open else options, trains=False)
+    options = replace(options, labels=None) if is_open else options
+    session = open_session(model, opened, options, trains=False, needs_classes="zero_shot")
     fitted = fit_zero_shot(session, table, method=method)
     found = fitted.record
     choice = Choice(strategy="linear_probe", stage=JOINED, mode="given", reasons=(*found.sentences, *fitted.notes))
@@ -128,6 +129,7 @@ def _matched(table: Any, data: Any, options: ZeroShotOptions) -> Any:
     if options.preprocessed:  # whose size decides which backbone is loaded
         return data
     opened = open_images(data, options)
+    refuse_targets(opened, "zero_shot")
     match_classes(table, opened.summary.classes)
     return opened
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transferkit.core.errors import OptionError
 from transferkit.core.paths import check_folder, expand
 from transferkit.core.provenance import quote_call
 from transferkit.options import MAX_PIXELS, documents, options_from
@@ -61,6 +62,8 @@ def measure_shift(
     given = dict(locals())
     options = options_from(ShiftOptions, given)
     run = load(result) if isinstance(result, (str, Path)) else result
+    if run.task != "single_label":
+        raise OptionError(f"shift needs a run with one class per image, and this one has task={run.task}.")
     if out is not None:
         check_folder(expand(out))
         check_replaceable(expand(out), {}, overwrite=overwrite)

@@ -12,6 +12,7 @@ from transferkit.cli.jobs import Job, current_command, in_sweep, output_folder
 from transferkit.cli.schema import arguments_of
 from transferkit.core.distributed import is_first
 from transferkit.core.errors import list_problems
+from transferkit.core.score_text import format_end, format_score
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,7 +58,8 @@ def _summary(result: Result, out: Path) -> list[str]:
     lines = [*audit_lines(result.evidence.data), *result.decision.reasons, *_training_lines(result.record.training), ""]
     for split, metrics in result.metrics.items():
         lines.append(
-            f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
+            f"{split} {metrics.measure} {format_score(metrics.score, metrics.measure)} "
+            f"({format_end(metrics.low, metrics.measure)} to {format_end(metrics.high, metrics.measure)}) "
             f"on {metrics.images:,} images"
         )
         if result.record.is_disappointing(split):
@@ -88,7 +90,8 @@ def _untested_lines(result: Result, out: Path) -> list[str]:
     if not record.untested_images:
         return []
     known = record.held_back_accuracy
-    held_back = [] if known is None else [f"held-back accuracy {100 * known:.1f} %"]
+    measure = result.evidence.data.measure
+    held_back = [] if known is None else [f"held-back {measure} {format_score(known, measure)}"]
     again = shlex.join(["transferkit", "evaluate", f"run={out}"])
     return [*held_back, f"The {record.untested_images:,} test images were not scored: {again}"]
 
@@ -96,7 +99,8 @@ def _untested_lines(result: Result, out: Path) -> list[str]:
 def audit_lines(data: DataSummary) -> list[str]:
     """What the data is, how it came to be split, and what the audit found: warnings in full, notes in a few words."""
     counts = ", ".join(f"{data.size(split):,} {split}" for split in data.counts)
-    lines = [f"{data.origin}: {data.num_classes} classes, {counts}. {data.split_rule}"]
+    kinds = {"multi_label": "labels", "regression": "numbers to predict"}.get(data.task, "classes")
+    lines = [f"{data.origin}: {data.num_classes} {kinds}, {counts}. {data.split_rule}"]
     # Why nothing will be measured on test images is said in full even to those who asked for it.
     shown = [one for one in data.findings if one.severity in ("set_aside", "warning") or one.kind == "no_test_split"]
     if shown:

@@ -77,9 +77,9 @@ SECTIONS = (
                 "these; beside data.path: where a manifest's relative paths start.",
             ),
             ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
-            ("data.columns.label", "null", "What a manifest calls that column; also .path, .split, .group."),
+            ("data.columns.label", "null", "What a manifest calls it, or [a,b]; also .path, .split, .group."),
             *_rows(AdaptOptions, ("labels", "unlabelled")),
-            *_rows(DataOptions, ("val", "test", "strict", "max_pixels"), group="data."),
+            *_rows(DataOptions, ("task", "val", "test", "strict", "max_pixels"), group="data."),
         ),
     ),
     Section(

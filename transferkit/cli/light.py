@@ -16,6 +16,7 @@ from transferkit.cli.tables import print_table
 from transferkit.cli.words import check_given, split_list
 from transferkit.core.errors import OptionError, RunFolderError, unknown_name
 from transferkit.core.paths import check_file, expand, make_folder
+from transferkit.core.score_text import format_end, format_score
 
 if TYPE_CHECKING:
     from transferkit.data.inventory import FileListing
@@ -183,7 +184,8 @@ def _evaluate(settings: dict[str, Any]) -> None:
     data, root = _scoredlisted_images(settings)
     found = result.evaluate(data, split=split, root=root, device=settings["device"], cache=settings["cache"])
     print(
-        f"{split} accuracy {100 * found.accuracy:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}) on "
+        f"{split} {found.measure} {format_score(found.score, found.measure)} "
+        f"({format_end(found.low, found.measure)} to {format_end(found.high, found.measure)}) on "
         f"{found.images:,} images"
     )
     if before is None:
@@ -191,7 +193,8 @@ def _evaluate(settings: dict[str, Any]) -> None:
     elif data is None:
         print("It had been scored already; nothing was computed.")
     else:
-        print(f"The run's own {split} accuracy is {100 * before.accuracy:.1f} %; its report keeps that.")
+        own = f"{before.measure} is {format_score(before.score, before.measure)}"
+        print(f"The run's own {split} {own}; its report keeps that.")
 
 
 def _exported_file(settings: dict[str, Any]) -> Path:

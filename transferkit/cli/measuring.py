@@ -15,6 +15,7 @@ from transferkit.cli.jobs import Job, command_line, current_command, output_fold
 from transferkit.cli.schema import arguments_of
 from transferkit.cli.tables import print_table
 from transferkit.core.errors import OptionError, RunFolderError, list_problems
+from transferkit.core.score_text import format_end, format_score
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -106,7 +107,7 @@ def _analyze(settings: DictConfig) -> float | None:
     rows = [(score.stage, score.method, str(score.dim), *_accuracy_cells(score)) for score in evidence.probes]
     for line in audit_lines(evidence.data):
         print(line)
-    print_table(("stage", "method", "features", "accuracy", "95 % interval"), rows)
+    print_table(("stage", "method", "features", evidence.data.measure, "95 % interval"), rows)
     need = () if evidence.data_need is None else ("", "More images:", *evidence.data_need.sentences)
     print("\n".join(["", *_nearness(evidence), *decision.reasons, *need, "", f"evidence: {out}"]))
     expected = decision.expected
@@ -117,7 +118,8 @@ def _accuracy_cells(score: ProbeScore) -> tuple[str, str]:
     if score.accuracy is None:
         return "unknown", ""
     accuracy, low, high = score.interval
-    return f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
+    ends = " to ".join(format_end(end, score.measure) for end in (low, high))
+    return format_score(accuracy, score.measure), ends
 
 
 def _rank(settings: DictConfig) -> float | None:
@@ -163,8 +165,8 @@ def _print_ranking(ranking: Ranking) -> None:
         )
         for row in ranking.models
     ]
-    header = ("rank", "95 %", "best in", "model", "accuracy", "95 % interval", "best stage", prior, "its rank",
-              "images/s", "Mparams", "GFLOPs", "pixels")  # fmt: skip
+    header = ("rank", "95 %", "best in", "model", ranking.data.measure, "95 % interval", "best stage", prior,
+              "its rank", "images/s", "Mparams", "GFLOPs", "pixels")  # fmt: skip
     print_table(header, rows)
     print()
     names = [score.measure for score in ranking.best.scores]

@@ -34,6 +34,9 @@ JOB_PATHS = (*INPUTS, "out", "cache")
 COLUMN_NAMES = tuple(f"data.columns.{name}" for name in ("path", "label", "split", "group"))
 """Settings that are names of a manifest's columns: plain text too, as people call columns "file(s)" or "Größe"."""
 
+LABEL_COLUMN = "data.columns.label"
+"""The one of them that may be a list, of several labels or numbers."""
+
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
 
@@ -109,6 +112,8 @@ def plain_word(word: str) -> str:
     if _key(word) not in (*JOB_PATHS, *COLUMN_NAMES):
         return word
     value = OverridesParser.create().parse_override(word).value()
+    if isinstance(value, list):
+        return f"{word.partition('=')[0]}=[{','.join(map(str, value))}]"
     return f"{word.partition('=')[0]}={LEFT_OUT if value is None else path_text(str(value))}"
 
 
@@ -147,6 +152,8 @@ def _hydra_word(word: str, *, sweeps: bool) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     if name in COLUMN_NAMES and value not in ("", LEFT_OUT):
+        if name == LABEL_COLUMN and value.startswith("[") and value.endswith("]"):
+            return f"{key}=[{','.join(quoted_text(_unquoted(part)) for part in split_list(value[1:-1]))}]"
         return f"{key}={quoted_text(_unquoted(value))}"
     if name not in JOB_PATHS or not equals:
         return word

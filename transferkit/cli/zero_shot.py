@@ -59,8 +59,11 @@ def _zero_shot(settings: DictConfig) -> float | None:
 
 
 def _summary(result: Result, out: Path) -> list[str]:
+    from transferkit.records import Metrics
+
     lines = [*audit_lines(result.evidence.data), *result.decision.reasons, ""]
     for split, metrics in result.metrics.items():
+        assert isinstance(metrics, Metrics)
         lines.append(
             f"{split} accuracy {100 * metrics.accuracy:.1f} % ({100 * metrics.low:.1f} to {100 * metrics.high:.1f}) "
             f"on {metrics.images:,} images of seen classes, among all {len(result.classes)} classes"

@@ -56,11 +56,27 @@ def from_json(cls: type[T], plain: Mapping[str, Any]) -> T:
     return cls(**{name: _restore(hints[name], value) for name, value in plain.items() if name in known})
 
 
+def _is_record(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+@functools.cache
+def _required(cls: type) -> frozenset[str]:
+    """Names of the fields without a default."""
+    missing = dataclasses.MISSING
+    return frozenset(
+        field.name for field in dataclasses.fields(cls) if field.default is missing and field.default_factory is missing
+    )
+
+
 def _restore(hint: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value is None:
         return None
     if origin in (typing.Union, types.UnionType):
+        for inner in arguments:
+            if isinstance(value, Mapping) and _is_record(inner) and _required(inner) <= value.keys():
+                return _restore(inner, value)
         return _restore(next(inner for inner in arguments if inner is not type(None)), value)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_json(hint, value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +34,12 @@ from transferkit.data.duplicates import (
 )
 from transferkit.data.file_findings import conversion_findings, fault_findings
 from transferkit.data.fingerprints import digest
-from transferkit.data.inventory import NO_LABEL, UNSPLIT, Inventory
+from transferkit.data.inventory import NO_LABEL, SPLITS, UNSPLIT, Inventory
 from transferkit.data.label_findings import label_findings
 from transferkit.data.ranges import find_losses, find_range
 from transferkit.data.split_findings import Shares, split_findings, split_rule
 from transferkit.data.splits import stratified_split
+from transferkit.data.target_findings import target_errors, target_warnings
 from transferkit.records import CorrectedLabel, DataSummary, Finding
 
 __all__ = ["AuditReport", "audit"]
@@ -79,6 +81,7 @@ def audit(
     strict: bool,
     value_range: Range | None = None,
     corrections: Corrections | None = None,
+    trains: bool = True,
 ) -> AuditReport:
     """Check an inventory, and draw the splits that it lacks.
 
@@ -92,6 +95,7 @@ def audit(
         value_range: (black, white) of images deeper than 8 bits; None measures it.
         corrections: Other labels for some images. Splits and groups are those that the source's own labels make, so
             that no image changes its split.
+        trains: Whether a model may be trained on them; else labels that are on all or none of them are no error.
 
     Raises:
         DataError: One message with all the errors found, a line each.
@@ -102,7 +106,8 @@ def audit(
         findings = [_as_error(finding) for finding in findings]
     ids = np.array([one.content_id for one in inventory.inspections], dtype="S32")
     usable = np.array([not one.fault for one in inventory.inspections], dtype=bool) & (inventory.labels != NO_LABEL)
-    findings += unusable_class_findings(inventory, usable)
+    is_classes = inventory.targets is None
+    findings += unusable_class_findings(inventory, usable) if is_classes else _without_rows(usable)
     findings += label_conflicts(inventory, ids, usable)
     leaking = np.zeros(len(ids), dtype=bool)
     if inventory.official:
@@ -110,15 +115,19 @@ def audit(
         findings += leaks
         usable &= ~leaking
     rows = np.flatnonzero(usable)
-    findings += [
-        *untrained_class_findings(inventory, ids, rows, leaking),
-        *split_size_findings(inventory, rows, shares),
-    ]
+    if is_classes:
+        findings += [
+            *untrained_class_findings(inventory, ids, rows, leaking),
+            *split_size_findings(inventory, rows, shares),
+        ]
     _raise_errors(findings, inventory.origin)
     twins = find_near_duplicates(inventory, rows)
     groups, alike = find_groups(inventory, ids, rows, twins)
     findings += alike
     splits = _draw_splits(inventory, rows, groups, shares, seed=seed)
+    if not is_classes and trains:
+        findings += target_errors(inventory, rows, splits)
+        _raise_errors(findings, inventory.origin)
     changes: tuple[CorrectedLabel, ...] = ()
     if corrections is not None:
         applied = apply_corrections(corrections, inventory, rows, splits)
@@ -127,9 +136,12 @@ def audit(
         conflicts = label_conflicts(inventory, ids, (usable | leaking) & ~applied.removed)
         findings = [applied.finding, *(one for one in findings if one.kind != "label_conflict"), *conflicts]
         rows, splits, groups, twins = rows[kept], splits[kept], groups[kept], _pairs_among(twins, kept)
-    findings += label_findings(inventory, np.bincount(inventory.labels[rows], minlength=len(inventory.classes)))
+    if is_classes:
+        findings += label_findings(inventory, np.bincount(inventory.labels[rows], minlength=len(inventory.classes)))
     findings += split_findings(inventory, rows, splits, groups, shares=shares)
-    findings += class_findings(inventory, rows, splits, groups)
+    findings += (
+        class_findings(inventory, rows, splits, groups) if is_classes else target_warnings(inventory, rows, splits)
+    )
     findings += [*repeat_findings(inventory, ids, rows, splits), *near_leak_findings(inventory, rows, splits, twins)]
     names, inspections = [inventory.names[row] for row in rows], [inventory.inspections[row] for row in rows]
     grey = find_range(names, inspections, splits.tolist(), given=value_range)
@@ -145,6 +157,14 @@ def audit(
         value_range=grey.value_range,
         corrected=changes,
     )
+
+
+def _without_rows(usable: npt.NDArray[np.bool_]) -> list[Finding]:
+    """The error for a source without a usable image that has a target."""
+    if usable.any():
+        return []
+    message = "No usable image has a label or number. Give every image its targets."
+    return [Finding(kind="no_images", severity="error", message=message)]
 
 
 def _pairs_among(pairs: Ints, kept: npt.NDArray[np.bool_]) -> Ints:
@@ -187,7 +207,7 @@ def _summary(
     sides = [min(inventory.inspections[row].width, inventory.inspections[row].height) for row in rows]
     low, middle, high = (float(value) for value in np.quantile(sides, (0.05, 0.5, 0.95)))
     parts = sorted(
-        b"\0".join((bytes(ids[row]), inventory.classes[inventory.labels[row]].encode(), str(split).encode()))
+        b"\0".join((bytes(ids[row]), _label_bytes(inventory, row), str(split).encode()))
         for row, split in zip(rows, splits, strict=True)
     )
     return DataSummary(
@@ -199,4 +219,17 @@ def _summary(
         content_id=digest(b"\n".join(parts)).decode("ascii"),
         side_quantiles=(low, middle, high),
         train_groups=train_group_counts(inventory, rows, splits, groups),
+        **({} if inventory.targets is None else _target_summary(inventory.targets.task, splits)),
     )
+
+
+def _label_bytes(inventory: Inventory, row: int) -> bytes:
+    """What identifies an image's label, or its targets."""
+    if inventory.targets is not None:
+        return inventory.targets.values[row].tobytes()
+    return inventory.classes[inventory.labels[row]].encode()
+
+
+def _target_summary(task: str, splits: Names) -> dict[str, Any]:
+    names = [split for split in SPLITS if split == "train" or (splits == split).any()]
+    return {"task": task, "images": {split: int((splits == split).sum()) for split in names}}

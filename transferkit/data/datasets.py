@@ -26,11 +26,12 @@ from transferkit.data.geometry import to_pixels
 from transferkit.data.image_errors import ImageError
 from transferkit.data.inspection import Inspection, inspect_picture
 from transferkit.data.inventory import SPLITS, UNSPLIT, Inventory, split_name
-from transferkit.data.labels import UNREAD, class_names, read_labels
+from transferkit.data.labels import UNREAD, Labels, class_names, read_labels
 from transferkit.data.outside import clipping_findings, outside_steps, step_findings
+from transferkit.data.target_values import read_values, recognise_task
 from transferkit.data.tiff import dropped_bands
 from transferkit.data.traits import late_traits, traits
-from transferkit.records import Finding, Preprocessing
+from transferkit.records import TARGET_TASKS, Finding, Preprocessing
 
 __all__ = ["BUILTINS", "is_data_module", "is_dataset", "module_datasets", "read_builtin", "read_datasets"]
 
@@ -133,7 +134,13 @@ class _Memory:
 
 
 def read_datasets(
-    parts: Mapping[str, Any], *, origin: str, preprocessed: bool, max_pixels: int, progress: bool
+    parts: Mapping[str, Any],
+    *,
+    origin: str,
+    preprocessed: bool,
+    max_pixels: int,
+    progress: bool,
+    task: str = "single_label",
 ) -> Inventory:
     """The inventory of map-style datasets, read once, in order.
 
@@ -143,6 +150,7 @@ def read_datasets(
         preprocessed: Use float tensors unchanged.
         max_pixels: As in `decode`.
         progress: Whether to show a progress bar.
+        task: As for `open_data`.
 
     Raises:
         DataError: A dataset is not map-style, is empty, or yields something other than (image, label).
@@ -152,8 +160,13 @@ def read_datasets(
     rows = range(len(reader.rows))
     inspected = [_inspect_row(reader, row) for row in track(rows, "checking images", enabled=progress)]
     declared = {split: class_names(dataset) for split, dataset in named.items()}
-    found = read_labels(
-        [row.label for row in inspected], [declared[part] for part, _ in reader.rows], declared, where=reader.names
+    labels = [row.label for row in inspected]
+    task = recognise_task(labels) if task == "auto" else task
+    targets = read_values(labels, task, declared=declared, where=reader.names) if task in TARGET_TASKS else None
+    found = (
+        read_labels(labels, [declared[part] for part, _ in reader.rows], declared, where=reader.names)
+        if targets is None
+        else Labels(labels=targets.strata, classes=targets.targets.names, findings=targets.findings)
     )
     steps = tuple(dict.fromkeys(step for dataset in named.values() for step in outside_steps(dataset)))
     outside = [*step_findings(steps, prepared=preprocessed), *clipping_findings(list(named.values()))]
@@ -168,6 +181,7 @@ def read_datasets(
         reader=reader,
         findings=(*found.findings, *_random_images(reader, inspected), *outside),
         outside=steps,
+        targets=None if targets is None else targets.targets,
     )
 
 

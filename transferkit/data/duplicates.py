@@ -51,16 +51,29 @@ def label_conflicts(inventory: Inventory, ids: ContentIds, usable: Bools) -> lis
         ids: (N,) content of each image.
         usable: (N,) whether each image can be used.
     """
-    sets = [same for same in _same_content(ids, np.flatnonzero(usable)) if len(set(inventory.labels[same])) > 1]
+    sets = [same for same in _same_content(ids, np.flatnonzero(usable)) if _disagree(inventory, same)]
     if not sets:
         return []
     items = tuple(
-        " = ".join(f"{inventory.names[row]} ({inventory.classes[inventory.labels[row]]})" for row in same)
-        for same in sets
+        " = ".join(f"{inventory.names[row]} ({_label_text(inventory, row)})" for row in same) for same in sets
     )
-    message = f"Under more than one class: {counted(len(sets), 'image')} ({first_names(items)}). "
+    what = "Under more than one class" if inventory.targets is None else "With different targets"
+    message = f"{what}: {counted(len(sets), 'image')} ({first_names(items)}). "
     message += "At most one label can be right."
     return [Finding(kind="label_conflict", severity="warning", message=message, items=items)]
+
+
+def _disagree(inventory: Inventory, same: Ints) -> bool:
+    """Whether images that are equal have different labels."""
+    if inventory.targets is not None:
+        return len(np.unique(inventory.targets.values[same], axis=0)) > 1
+    return len(set(inventory.labels[same])) > 1
+
+
+def _label_text(inventory: Inventory, row: int) -> str:
+    if inventory.targets is not None:
+        return inventory.targets.text(row) or "no label"
+    return inventory.classes[inventory.labels[row]]
 
 
 def repeat_findings(inventory: Inventory, ids: ContentIds, rows: Ints, splits: Names) -> list[Finding]:

@@ -19,7 +19,7 @@ from transferkit.data.depth import Range
 from transferkit.data.inspection import Inspection
 from transferkit.data.members import ImageFile, Member
 from transferkit.data.scaled import read_pixels
-from transferkit.records import Finding, Preprocessing
+from transferkit.records import Finding, Preprocessing, Targets
 
 __all__ = [
     "SPLITS",
@@ -87,6 +87,8 @@ class Inventory:
         findings: Findings from listing the source.
         note: A sentence on how splits and classes were recognised, if not obvious; else "".
         outside: The source's own transforms, applied to its images before transferkit reads them.
+        targets: (N, T) labels or numbers where images have not one class each: `classes` are their names, `labels` the
+            strata that splits are spread over.
     """
 
     origin: str
@@ -101,6 +103,7 @@ class Inventory:
     findings: tuple[Finding, ...] = ()
     note: str = ""
     outside: tuple[str, ...] = ()
+    targets: Targets | None = None
 
     @property
     def official(self) -> bool:
@@ -158,6 +161,8 @@ class FileListing:
         groups: One per file, or None.
         findings: Findings from listing the source.
         note: How splits and classes were recognised, if not obvious.
+        targets: Labels or numbers, where files have not one class each.
+        strata: One per file beside `targets`: what splits are spread over, or `NO_LABEL`.
     """
 
     kind: Kind
@@ -170,6 +175,16 @@ class FileListing:
     groups: Sequence[str] | None = None
     findings: Sequence[Finding] = ()
     note: str = ""
+    targets: Targets | None = None
+    strata: npt.NDArray[np.int64] | None = None
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) class of each file, or its stratum."""
+        if self.strata is not None:
+            return self.strata
+        index_of = {name: index for index, name in enumerate(self.classes)}
+        return np.array([index_of[name] for name in self.class_names], dtype=np.int64)
 
 
 def read_files(
@@ -194,20 +209,20 @@ def read_files(
     files = listing.files
     if inspect is None:
         inspect = partial(inspect_files, max_pixels=max_pixels, folder=default_folder() if cache is None else cache)
-    index_of = {name: index for index, name in enumerate(listing.classes)}
     groups = None if listing.groups is None else np.unique(np.array(listing.groups), return_inverse=True)[1]
     return Inventory(
         origin=listing.origin,
         kind=listing.kind,
         classes=tuple(listing.classes),
         names=tuple(listing.names),
-        labels=np.array([index_of[name] for name in listing.class_names], dtype=np.int64),
+        labels=listing.labels,
         splits=np.array(listing.splits, dtype="<U5"),
         inspections=tuple(track(inspect(files), "checking images", total=len(files), enabled=progress)),
         reader=FileReader(files, max_pixels=max_pixels),
         groups=None if groups is None else groups.astype(np.int64),
         findings=tuple(listing.findings),
         note=listing.note,
+        targets=listing.targets,
     )
 
 

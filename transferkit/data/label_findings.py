@@ -27,11 +27,7 @@ _BETWEEN = re.compile(r"[|;,+&]")
 
 _MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "nan", "nil", "?", "-", "--"})
 
-REGRESSION = (
-    "transferkit.adapt trains classifiers. To predict numbers, train transferkit.TransferModule(..., "
-    'task="regression") '
-    "in a Lightning Trainer (docs/fine-tuning.md)"
-)
+REGRESSION = "To predict numbers, pass task='regression' (command line: data.task=regression)"
 
 
 def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[Finding]:
@@ -53,7 +49,7 @@ def label_findings(inventory: Inventory, counts: npt.NDArray[np.int64]) -> list[
         listed = ", ".join(map(repr, several[:_SHOWN]))
         message = (
             f"Labels that look like several classes in one: {listed}. Each is used as a separate class. For "
-            "multi-label images, train transferkit.TransferModule in a Lightning Trainer (docs/fine-tuning.md)."
+            "several labels per image, pass task='multi_label' (command line: data.task=multi_label)."
         )
         findings.append(Finding(kind="several_labels", severity="warning", message=message, items=several))
     if look_like_numbers(inventory.classes, counts):

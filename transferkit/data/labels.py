@@ -113,9 +113,8 @@ def _label_name(label: Any, classes: Mapping[int, str], where: str) -> str | Non
     if not isinstance(label, int):
         raise DataError(
             f"{where}: expected one class index or class name as label, got {_described(label)}. For class indices, "
-            "return int(label); for numbers to predict, or several labels per image, train "
-            'transferkit.TransferModule(..., task="regression") or task="multi_label" in a Lightning Trainer '
-            "(docs/fine-tuning.md)."
+            "return int(label); for numbers to predict, or several labels per image, pass task='regression' or "
+            "task='multi_label' (docs/targets.md)."
         )
     if classes and int(label) not in classes:
         raise DataError(f"{where}: label {int(label)} is outside the {len(classes)} names in the dataset's .classes.")
@@ -149,9 +148,8 @@ def _hot_index(label: list[Any], classes: Mapping[int, str], where: str) -> int:
         wanted = f"a one-hot vector of {len(classes)} values" if classes else "a one-hot vector"
         raise DataError(
             f"{where}: expected one class index or class name as label, or {wanted}, got {_described(label)}. For "
-            'several labels per image, train transferkit.TransferModule(..., task="multi_label") in a Lightning '
-            "Trainer "
-            "(docs/fine-tuning.md)."
+            "several labels per image, pass task='multi_label', for numbers to predict task='regression' "
+            "(docs/targets.md)."
         )
     return label.index(1)
 

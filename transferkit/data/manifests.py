@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transferkit.core.errors import DataError, OptionError, list_problems, unknown_name
 from transferkit.core.paths import expand
 from transferkit.data.class_names import natural_key, normal_name, order_names
 from transferkit.data.inventory import UNSPLIT, FileListing, split_name
 from transferkit.data.tables import TABLE_EXTENSIONS, Table, read_table
+from transferkit.data.target_values import read_cells
 from transferkit.records import Finding
 
 __all__ = ["COLUMNS", "MANIFEST_EXTENSIONS", "list_manifest"]
@@ -37,13 +39,16 @@ _GROUP_WORDS = ("group", "patient", "subject", "participant", "person", "individ
 Columns = dict[str, list[str]]
 
 
-def list_manifest(file: Path, *, root: Path | None, columns: Mapping[str, str] | None) -> FileListing:
+def list_manifest(
+    file: Path, *, root: Path | None, columns: Mapping[str, Any] | None, task: str = "single_label"
+) -> FileListing:
     """The images of a manifest.
 
     Args:
         file: The table.
         root: Folder that relative paths are relative to; None: the manifest's folder.
-        columns: Our column name -> the manifest's, if they differ.
+        columns: Our column name -> the manifest's, if they differ; for "label" also a list of columns.
+        task: "auto", "single_label", "multi_label" or "regression".
 
     Raises:
         DataError: Columns are missing, cells are empty or invalid, or none of the listed files exists.
@@ -53,8 +58,12 @@ def list_manifest(file: Path, *, root: Path | None, columns: Mapping[str, str] |
         raise DataError(f"There is no manifest {str(file)!r}.")
     table = read_table(file)
     base = file.parent if root is None else root
-    chosen = _chosen_columns(table, dict(columns or {}), file, base)
+    renamed = dict(columns or {})
+    several = _label_columns(renamed, task)
+    chosen = _chosen_columns(table, renamed, file, base, several=several)
     _check_cells(chosen, table.lines, file)
+    if several:
+        return _list_targets(chosen, several, table, file=file, base=base, task=task)
     paths = [_located(base, name) for name in chosen["path"]]
     _check_some_exist(paths, chosen["path"], base, file)
     labels = [normal_name(label) for label in chosen["label"]]
@@ -71,38 +80,89 @@ def list_manifest(file: Path, *, root: Path | None, columns: Mapping[str, str] |
         groups=groups,
         findings=[
             *(_straddling(splits, groups) if groups and "split" in chosen else []),
-            *_unused_columns(table, chosen, dict(columns or {})),
+            *_unused_columns(table, chosen, renamed),
         ],
     )
 
 
-def _chosen_columns(table: Table, renamed: dict[str, str], file: Path, base: Path) -> Columns:
+def _label_columns(columns: Mapping[str, Any], task: str) -> tuple[str, ...]:
+    """The columns of labels or numbers; () for one class per image."""
+    named = columns.get("label", "label")
+    if isinstance(named, str):
+        return (named,) if task in ("multi_label", "regression") else ()
+    names = tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()
+    if not names or len(set(names)) < len(names):
+        raise OptionError(f"columns label= must be a name, or a list of different names, got {named!r}.")
+    if task == "single_label":
+        raise OptionError(
+            f"task=single_label takes one column of labels, got {len(names)}. Leave task out: columns of 0 and 1 are "
+            "labels, others numbers to predict."
+        )
+    return names
+
+
+def _list_targets(
+    chosen: Columns, several: tuple[str, ...], table: Table, *, file: Path, base: Path, task: str
+) -> FileListing:
+    """The images of a manifest with several labels, or numbers, each."""
+    paths = [_located(base, name) for name in chosen["path"]]
+    _check_some_exist(paths, chosen["path"], base, file)
+    columns = {name: chosen[f"label {name}"] for name in several}
+    found = read_cells(columns, task, lines=table.lines, names=chosen["path"], file=str(file))
+    splits = [split_name(cell) or UNSPLIT for cell in chosen["split"]] if "split" in chosen else [UNSPLIT] * len(paths)
+    groups = chosen.get("group")
+    return FileListing(
+        kind="manifest",
+        origin=f"manifest {file}",
+        files=paths,
+        names=chosen["path"],
+        class_names=[""] * len(paths),
+        classes=found.targets.names,
+        splits=splits,
+        groups=groups,
+        findings=[*found.findings, *(_straddling(splits, groups) if groups and "split" in chosen else [])],
+        targets=found.targets,
+        strata=found.strata,
+    )
+
+
+def _chosen_columns(
+    table: Table, renamed: Mapping[str, Any], file: Path, base: Path, *, several: Sequence[str] = ()
+) -> Columns:
+    """Our name -> cells; several columns of labels or numbers are "label NAME" each."""
     for ours in renamed:
         if ours not in COLUMNS:
             raise OptionError(unknown_name("manifest column", ours, COLUMNS))
     chosen: Columns = {}
     for ours in COLUMNS:
-        theirs = _their_name(ours, renamed, table, file)
-        if theirs in table.repeated:
-            raise DataError(
-                f"Manifest {str(file)!r} has more than one column {theirs!r}. Rename all but one of them, or name "
-                f"another with columns={{{ours!r}: 'NAME'}} (command line: data.columns.{ours}=NAME)."
-            )
-        if theirs in table.nested:
-            raise DataError(
-                f"Manifest {str(file)!r}: column {theirs!r} contains lists or records; expected one text or number per "
-                "row."
-            )
-        if theirs in table.columns:
-            chosen[ours] = table.columns[theirs]
-        elif ours in ("path", "label") or ours in renamed:
-            raise DataError(_no_column(ours, theirs, table, file, base))
+        for name in several if ours == "label" and several else [str(renamed.get(ours, ours))]:
+            cells = _cells_of(ours, name, table, file, base, is_needed=ours in ("path", "label") or ours in renamed)
+            if cells is not None:
+                chosen[f"label {name}" if ours == "label" and several else ours] = cells
     return chosen
 
 
-def _their_name(ours: str, renamed: Mapping[str, str], table: Table, file: Path) -> str:
+def _cells_of(ours: str, wanted: str, table: Table, file: Path, base: Path, *, is_needed: bool) -> list[str] | None:
+    """The cells of a column; None if there is no such column, and none is needed."""
+    theirs = _their_name(ours, wanted, table, file)
+    if theirs in table.repeated:
+        raise DataError(
+            f"Manifest {str(file)!r} has more than one column {theirs!r}. Rename all but one of them, or name "
+            f"another with columns={{{ours!r}: 'NAME'}} (command line: data.columns.{ours}=NAME)."
+        )
+    if theirs in table.nested:
+        raise DataError(
+            f"Manifest {str(file)!r}: column {theirs!r} contains lists or records; expected one text or number per row."
+        )
+    if theirs in table.columns:
+        return table.columns[theirs]
+    if is_needed:
+        raise DataError(_no_column(ours, theirs, table, file, base))
+    return None
+
+
+def _their_name(ours: str, wanted: str, table: Table, file: Path) -> str:
     """The manifest's name of one of our columns, ignoring case if that is unambiguous."""
-    wanted = str(renamed.get(ours, ours))
     if wanted in table.columns:
         return wanted
     alike = [name for name in table.columns if name.lower() == wanted.lower()]
@@ -121,9 +181,12 @@ def _no_column(ours: str, theirs: str, table: Table, file: Path, base: Path) -> 
     if (line := _later_header(table)) is not None:
         return f"{message}The column names are in line {line}: remove the lines above it, or start each of them with #."
     if ours == "label" and (flags := _flags(table)):
+        listed = f"[{','.join(flags)}]"
         return (
-            f"{message}The columns {', '.join(flags)} look like one class each, with 1 for yes: merge them into one "
-            f"column label; with pandas: table['label'] = table[{flags!r}].idxmax(axis=1)."
+            f"{message}The columns {', '.join(flags)} look like one class each, with 1 for yes. For several labels per "
+            f"image name them: columns={{'label': {flags!r}}} (command line: {_on_command_line(ours, listed)}). For "
+            f"one class each merge them into one column label; with pandas: table['label'] = "
+            f"table[{flags!r}].idxmax(axis=1)."
         )
     likely = _likely_column(ours, table)
     if likely is None:

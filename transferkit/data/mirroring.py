@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError
 
-__all__ = ["choose_flip", "flip_is_safe"]
+__all__ = ["choose_flip", "flip_is_safe", "flip_keeps_targets"]
 
 TOLERANCE = 0.05
 """Maximum loss of accuracy by flipping, with 95 % confidence. Even harmless flips cost a little, because the classifier
@@ -17,6 +18,9 @@ was trained on originals only."""
 
 LEAST_ACCURACY = 0.5
 """Minimum accuracy on originals: below it, errors caused by flipping are lost among the others."""
+
+LEAST_IMAGES = 45
+"""Held-back images below which nothing is established."""
 
 LEVEL = 0.05
 Z95 = 1.6449  # one-sided
@@ -88,3 +92,34 @@ def _some_class_suffers(lost: Array, won: Array, labels: npt.NDArray[np.int64]) 
     changes = losses + np.array([won[labels == label].sum() for label in classes])
     chance = binom.sf(losses - 1, changes, 0.5)
     return bool((chance < LEVEL / len(classes)).any())
+
+
+LEAST_EXPLAINED = 0.3
+"""Share of the variance of labels or numbers that a probe must explain on originals: as `LEAST_ACCURACY`."""
+
+
+def flip_keeps_targets(plain: npt.NDArray[np.floating[Any]], flipped: npt.NDArray[np.floating[Any]]) -> bool:
+    """`flip_is_safe` for labels and numbers: whether it is established that flipping costs at most `TOLERANCE` of their
+    variance, of all together and of each of them within its own uncertainty.
+
+    Args:
+        plain: (N, T) squared errors of held-back images, in units of the variance.
+        flipped: (N, T) of their flipped versions.
+
+    Example:
+        >>> errors = np.full((100, 1), 0.2)
+        >>> flip_keeps_targets(errors, errors), flip_keeps_targets(errors, errors + 0.3)
+        (True, False)
+    """
+    from scipy.stats import norm
+
+    images, targets = plain.shape
+    if images < LEAST_IMAGES or float(plain.mean()) > 1 - LEAST_EXPLAINED:
+        return False
+    loss = flipped - plain
+    error = loss.std(axis=0) / math.sqrt(images)
+    whole = loss.mean(axis=1)
+    highest = float(whole.mean()) + Z95 * float(whole.std()) / math.sqrt(images)
+    bound = norm.isf(LEVEL / targets)
+    suffers = (loss.mean(axis=0) > bound * error) & (loss.mean(axis=0) > TOLERANCE / 2)
+    return highest <= TOLERANCE and not bool(suffers.any())

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from transferkit.core.errors import OptionError
@@ -32,7 +34,8 @@ class TransferDataModule(pl.LightningDataModule):
     """LightningDataModule for any source of labelled images: audited, split, and preprocessed for a checkpoint.
 
     Batches are (pictures, labels): (n, 3, S, S) uint8, to be normalised on the device (`TransferModel` does that), or
-    float32 if already normalised; labels (n,) int64, with mixup or cutmix (n, K) float32.
+    float32 if already normalised; labels (n,) int64, with mixup or cutmix (n, K) float32. Several labels per image, or
+    numbers, are (n, K) float32.
 
     Args:
         data: A folder, manifest, dataset, mapping of datasets, LightningDataModule or "builtin/digits", as for
@@ -50,7 +53,7 @@ class TransferDataModule(pl.LightningDataModule):
         seed: Determines the splits, the order and the augmentation.
         workers: Worker processes that prepare batches; None chooses by the machine.
         limit: Bytes of decoded pictures per split to keep in memory; larger splits use a temporary file.
-        root, columns, labels, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
+        root, columns, task, labels, strict, preprocessed, max_pixels, cache: As for `transferkit.data.open_data`.
         progress: Whether to show progress bars on a terminal.
 
     Raises:
@@ -84,7 +87,8 @@ class TransferDataModule(pl.LightningDataModule):
         workers: int | None = None,
         limit: int = MEMORY_LIMIT,
         root: str | Path | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, Any] | None = None,
+        task: str = "auto",
         labels: str | Path | None = None,
         strict: bool = False,
         preprocessed: bool = False,
@@ -108,6 +112,7 @@ class TransferDataModule(pl.LightningDataModule):
             "test": test,
             "root": root,
             "columns": columns,
+            "task": task,
             "labels": labels,
             "strict": strict,
             "preprocessed": preprocessed,
@@ -155,16 +160,22 @@ class TransferDataModule(pl.LightningDataModule):
         preprocessing = self.augmentation.stored if training else self.preprocessing
         return Pictures(
             PixelStore(self.data, indices, preprocessing, limit=self.limit, progress=self.progress),
-            self.data.labels[indices],
+            self._targets[indices],
             augmentation=self.augmentation if training else None,
             mixing=Mixing(classes=len(self.classes), mixup=self.mixup, cutmix=self.cutmix) if training else None,
             seed=self.seed,
         )
 
+    @property
+    def _targets(self) -> npt.NDArray[Any]:
+        """(N,) classes; (N, T) float labels or numbers."""
+        targets = self.data.targets
+        return self.data.labels if targets is None else targets.values.astype(np.float32)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled and augmented differently every epoch; divided among processes."""
         pictures = self._pictures["train"]
-        labels = pictures.targets.numpy()
+        labels = self.data.labels[self.data.indices("train")]
         sampler = EpochSampler(
             len(pictures),
             self.batch_size,

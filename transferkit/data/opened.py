@@ -25,8 +25,18 @@ from transferkit.data.prepared import check_prepared
 from transferkit.data.sources import is_builtin, list_source
 from transferkit.data.split_findings import DEFAULT_TEST
 from transferkit.data.splits import check_shares
+from transferkit.data.target_values import check_task
 from transferkit.options import MAX_PIXELS
-from transferkit.records import CorrectedLabel, DataSummary, Folds, Picture, Preprocessing
+from transferkit.records import (
+    TARGET_TASKS,
+    CorrectedLabel,
+    DataSummary,
+    Folds,
+    Picture,
+    Preprocessing,
+    TargetFolds,
+    Targets,
+)
 
 __all__ = ["Data", "open_data"]
 
@@ -44,7 +54,8 @@ class Data:
     Attributes:
         summary: `DataSummary`: counts, findings, how the splits were made.
         items: N image names, for display.
-        labels: (N,) int64 in [0, K).
+        labels: (N,) int64 in [0, K); beside `targets` the strata that splits are spread over.
+        targets: (N, T) labels or numbers; None where each image has one class.
         splits: (N,) of "train", "val", "test".
         content_ids: (N,) dtype "S32", hex digests of the images' contents.
         groups: (N,) int64; images of equal value must stay together: equal or nearly equal content, or a group given by
@@ -60,6 +71,7 @@ class Data:
         self.summary: DataSummary = report.summary
         self.items: tuple[str, ...] = tuple(inventory.names[row] for row in rows)
         self.labels: npt.NDArray[np.int64] = report.labels
+        self.targets: Targets | None = None if inventory.targets is None else inventory.targets.take(rows)
         self.splits: npt.NDArray[np.str_] = report.splits
         self.content_ids: npt.NDArray[np.bytes_] = np.array(
             [inventory.inspections[row].content_id for row in rows], dtype="S32"
@@ -81,7 +93,8 @@ class Data:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.summary.size(split)} {split}" for split in self.summary.counts)
-        return f"Data({self.summary.origin}: {self.summary.num_classes} classes, {counts})"
+        what = {"single_label": "classes", "multi_label": "labels"}.get(self.summary.task, "targets")
+        return f"Data({self.summary.origin}: {self.summary.num_classes} {what}, {counts})"
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -97,6 +110,8 @@ class Data:
     @property
     def folds(self) -> Folds:
         """Which images are held back together in every estimate."""
+        if self.targets is not None:
+            return TargetFolds(self.labels, self.groups, self.copies, self.targets)
         return Folds(self.labels, self.groups, self.copies)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
@@ -199,7 +214,8 @@ def open_data(
     data: Any,
     *,
     root: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    task: str = "auto",
     seed: int = 0,
     val: float = 0.0,
     test: float | None = None,
@@ -211,6 +227,7 @@ def open_data(
     value_range: tuple[float, float] | None = None,
     labels: str | Path | None = None,
     inspect: Inspect | None = None,
+    trains: bool = True,
 ) -> Data:
     """Open labelled images from any source, and audit them.
 
@@ -224,7 +241,11 @@ def open_data(
             label), or a mapping from split name to such datasets; a LightningDataModule; or "builtin/digits".
             Open `Data`, also inside a `TransferDataModule`, is returned unchanged, and the other arguments are ignored.
         root: Folder that a manifest's relative paths are relative to; None: the manifest's folder.
-        columns: "path", "label", "split", "group" -> the manifest's name for it, if it differs.
+        columns: "path", "label", "split", "group" -> the manifest's name for it, if it differs; for "label" also a list
+            of columns of 0 and 1, or of numbers.
+        task: "single_label", "multi_label" (labels in one column separated by ;, or a column of 0 and 1 each),
+            "regression" (numbers), or "auto": one class per image unless there are several columns of labels, or a
+            dataset returns vectors that are not one-hot.
         seed: Determines the splits.
         val: Share of the training images to hold back for validation if there is no validation split, in [0, 1).
         test: Share of the training images to hold back for testing if there is no test split, in [0, 1). None: 0.2 if
@@ -241,6 +262,7 @@ def open_data(
         labels: Table of corrected labels of training and validation images, as `transferkit doctor labels` writes it:
             columns path, corrected (a class; drop removes the image) and label, which counts where corrected is empty.
         inspect: How files are inspected; None reads each that the audit does not remember.
+        trains: Whether a model may be trained on them; else labels that are on all or none of them are no error.
 
     Returns:
         The usable images, with a summary that contains all findings.
@@ -257,6 +279,7 @@ def open_data(
         >>> digits.image(0).size
         (8, 8)
     """
+    check_task(task)
     check_shares(val=val, test=DEFAULT_TEST if test is None else test)
     if max_pixels < 1:
         raise OptionError(f"max_pixels is a number of pixels and must be >= 1, got {max_pixels!r}.")
@@ -264,20 +287,36 @@ def open_data(
     if isinstance(opened, Data):  # a TransferDataModule's images are open already
         if labels is not None:
             raise OptionError("These images are open already: pass labels= where they are opened.")
+        if task not in ("auto", opened.summary.task):
+            raise OptionError(
+                f"These images are open already, as task={opened.summary.task}, so task={task} is too late."
+            )
         return opened
     corrections = None if labels is None else read_corrections(labels)
     inventory = _read_source(
         data,
         root=root,
         columns=columns,
+        task=task,
         preprocessed=preprocessed,
         max_pixels=max_pixels,
         progress=progress,
         cache=None if cache is None else expand(cache),
         inspect=inspect,
     )
+    if corrections is not None and inventory.targets is not None:
+        raise OptionError(
+            f"labels= corrects one class per image, and these have task={inventory.targets.task}. Leave it out."
+        )
     report = audit(
-        inventory, val=val, test=test, seed=seed, strict=strict, value_range=value_range, corrections=corrections
+        inventory,
+        val=val,
+        test=test,
+        seed=seed,
+        strict=strict,
+        value_range=value_range,
+        corrections=corrections,
+        trains=trains,
     )
     return Data(inventory, report, normalised=preprocessed)
 
@@ -286,7 +325,8 @@ def _read_source(
     data: Any,
     *,
     root: str | Path | None,
-    columns: Mapping[str, str] | None,
+    columns: Mapping[str, Any] | None,
+    task: str,
     preprocessed: bool,
     max_pixels: int,
     progress: bool,
@@ -298,13 +338,17 @@ def _read_source(
         if preprocessed:
             raise OptionError("preprocessed=True is for datasets that yield float tensors; files contain pixels.")
         if root is None and columns is None and is_builtin(data):
+            if task in TARGET_TASKS:
+                raise OptionError(f"{data} has one class per image, so task={task} does not fit. Leave task out.")
             return read_builtin(str(data), max_pixels=max_pixels, progress=progress)
-        listing = list_source(data, root=root, columns=columns, cache=cache)
+        listing = list_source(data, root=root, columns=columns, cache=cache, task=task)
         return read_files(listing, max_pixels=max_pixels, progress=progress, cache=cache, inspect=inspect)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns are for manifests only, got {type(data).__name__} as data.")
     parts, origin = _parts(data)
-    return read_datasets(parts, origin=origin, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress)
+    return read_datasets(
+        parts, origin=origin, preprocessed=preprocessed, max_pixels=max_pixels, progress=progress, task=task
+    )
 
 
 def _parts(data: Any) -> tuple[Mapping[str, Any], str]:

@@ -16,6 +16,7 @@ from transferkit.data.layouts import LAYOUTS
 from transferkit.data.manifests import MANIFEST_EXTENSIONS, list_manifest
 from transferkit.data.shards import find_shards, list_shards
 from transferkit.data.tables import CONVERT_JSON
+from transferkit.records import TARGET_TASKS
 
 __all__ = ["check_data_path", "is_builtin", "list_source"]
 
@@ -55,14 +56,15 @@ def list_source(
     data: str | Path,
     *,
     root: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, Any] | None = None,
     cache: Path | None = None,
+    task: str = "auto",
 ) -> FileListing:
     """The image files behind a path, none of them opened yet.
 
     Args:
         data: A folder, a manifest, or shards.
-        root, columns: As for `open_data`.
+        root, columns, task: As for `open_data`.
         cache: Folder where the index of shards without one is kept; None uses `default_folder()`.
 
     Raises:
@@ -73,14 +75,24 @@ def list_source(
     if is_builtin(data):
         raise DataError(f"{data!r} comes as arrays, not as files. Pass a folder, a manifest, or shards.")
     if path.suffix.lower() in MANIFEST_EXTENSIONS and not path.is_dir():
-        return list_manifest(path, root=None if root is None else expand(root), columns=columns)
+        return list_manifest(path, root=None if root is None else expand(root), columns=columns, task=task)
     if root is not None or columns is not None:
         raise OptionError(f"root and columns are for manifests only, got {str(data)!r} as data.")
     if shards := find_shards(data):
+        _check_one_class(task, data, "Shards hold")
         return list_shards(data, shards, cache=cache)
     if path.is_file():
         raise DataError(_no_source(data, path))
+    _check_one_class(task, data, "A folder gives")
     return list_folder(path)
+
+
+def _check_one_class(task: str, data: str | Path, source: str) -> None:
+    if task in TARGET_TASKS:
+        raise OptionError(
+            f"{source} one class per image, and task={task} is for more: list the images of {str(data)!r} in a "
+            "manifest (docs/targets.md), or pass a dataset."
+        )
 
 
 def _no_source(data: str | Path, path: Path) -> str:

@@ -68,7 +68,7 @@ def split_rule(inventory: Inventory, rows: Ints, splits: Names, *, shares: Share
         if held:
             pool = np.isin(splits, ["train", *held])
             drawn_shares = " and ".join(
-                f"{drawn[split]:.0%} of each class is held back as "
+                f"{drawn[split]:.0%} of {'each class' if inventory.targets is None else 'the images'} is held back as "
                 f"{split}{_deviation(drawn[split], splits[pool], split)}"
                 for split in held
             )
@@ -77,15 +77,23 @@ def split_rule(inventory: Inventory, rows: Ints, splits: Names, *, shares: Share
         drawn_shares = ", ".join(
             f"{drawn[split]:.0%} {split}{_deviation(drawn[split], splits, split)}" for split in held
         )
+        how = f"{_spread(inventory)}, with seed {seed}"
         sentences = [
             inventory.note,
-            f"Split by transferkit, class by class, with seed {seed}: {drawn_shares}, the rest train; {together}.",
+            f"Split by transferkit, {how}: {drawn_shares}, the rest train; {together}.",
         ]
     else:
         sentences = [inventory.note, "No split: every image is in train."]
     if missing := [split for split in drawn if split not in held]:
         sentences.append(f"No {' or '.join(missing)} split could be drawn.")
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _spread(inventory: Inventory) -> str:
+    """How images are spread over the splits."""
+    if inventory.targets is None:
+        return "class by class"
+    return "by each image's rarest label" if inventory.targets.is_labels else "spread evenly over the numbers' range"
 
 
 def _deviation(asked: float, splits: Names, split: str) -> str:

@@ -29,9 +29,11 @@ from transferkit.decision.effort import (
 from transferkit.decision.gains import GainModel, Situation, load_gain_model, read_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
 from transferkit.decision.rates import StartingRate, starting_rate
+from transferkit.decision.target_choice import best_target_probe, choose_for_targets
 from transferkit.decision.textbook import rule
-from transferkit.decision.weighing import START_SECONDS, STEP_COST, TUNED_SHARES, best_probe, weigh
-from transferkit.records import Choice, Evidence
+from transferkit.decision.weighing import START_SECONDS, STEP_COST, TUNED_SHARES, weigh
+from transferkit.decision.weighing import best_probe as best_class_probe
+from transferkit.records import JOINED, Choice, Evidence
 
 __all__ = [
     "MIN_COMPARED_IMAGES",
@@ -53,6 +55,7 @@ __all__ = [
     "StartingRate",
     "best_probe",
     "choose",
+    "choose_for_targets",
     "choose_norm",
     "complete",
     "conclude",
@@ -104,12 +107,22 @@ def choose(
     if budget is not None and not (budget == "auto" or (isinstance(budget, (int, float)) and budget > 0)):
         raise OptionError(f"budget must be > 0 seconds, or auto, got {budget!r}; leave it out for no limit.")
     advice = _advice_of_rule(evidence)
+    if mode == "evidence" and evidence.data.task != "single_label":
+        return choose_for_targets(evidence, advice=advice, budget=budget, trials=trials)
     if mode == "evidence":
         return weigh(evidence, advice=advice, budget=budget, trials=trials)
     if advice is None:
         detail = evidence.similarity_detail
         raise OptionError(NEEDS_SIMILARITY.format(why="." if detail is None else f": {detail.note}"))
     return advice
+
+
+def best_probe(evidence: Evidence, *, knowledge: GainModel | None = None) -> str:
+    """The stage, "joined" or "selected" with the highest expected score of a linear probe."""
+    if evidence.data.task != "single_label":
+        found = best_target_probe(evidence)
+        return JOINED if found is None else found.stage
+    return best_class_probe(evidence, knowledge=knowledge)
 
 
 def _advice_of_rule(evidence: Evidence) -> Choice | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from transferkit.core.errors import OptionError
 from transferkit.core.limits import LAYER_DECAY
+from transferkit.core.score_text import format_score
 from transferkit.decision.effort import ALL_STAGES_FROM, PARTIAL, default_batch_size, trains_all_stages
 from transferkit.decision.gains import GainModel, load_gain_model
 from transferkit.decision.normalisation import SMALL_BATCH, choose_norm
@@ -81,12 +82,14 @@ class HeldBack:
         images: How many they were.
         is_network: Whether a fine-tuned network was chosen on them, by its epochs, rate and blend; else a head.
         seconds: That fitting took.
+        interval: 95 % interval of the score of labels or numbers, which `accuracy` then is; None for an accuracy.
     """
 
     accuracy: float | None
     images: int
     is_network: bool
     seconds: float = 0.0
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +240,8 @@ def conclude(
 def _promise(decision: Decision, evidence: Evidence, held_back: HeldBack, knowledge: GainModel) -> Alternative | None:
     if held_back.accuracy is None or not held_back.images:
         return None
+    if evidence.data.task != "single_label":
+        return _promise_target(decision, evidence, held_back, held_back.accuracy)
     read = decision.stage if decision.stage in (JOINED, SELECTED) else "stage"
     independent = independent_share(evidence)
     belief = knowledge.calibrated(
@@ -246,6 +251,20 @@ def _promise(decision: Decision, evidence: Evidence, held_back: HeldBack, knowle
         per_class=independent * evidence.data.train_per_class,
     )
     return belief.alternative(decision.strategy, decision.stage, cost_seconds=held_back.seconds)
+
+
+def _promise_target(decision: Decision, evidence: Evidence, held_back: HeldBack, score: float) -> Alternative:
+    """What was measured: no earlier task tells how much choices flatter it."""
+    low, high = held_back.interval or (score, score)
+    return Alternative(
+        strategy=decision.strategy,
+        stage=decision.stage,
+        expected_accuracy=score,
+        low=low,
+        high=high,
+        cost_seconds=held_back.seconds,
+        measure=evidence.data.measure,
+    )
 
 
 def independent_share(evidence: Evidence) -> float:
@@ -258,6 +277,13 @@ def _promise_in_words(decision: Decision, promised: Alternative | None, held_bac
     if promised is None:
         return "Expected accuracy on new images: unknown, because no image could be held back to measure it."
     before = decision.expected
+    if promised.measure != "accuracy":
+        low, high = (format_score(one, promised.measure) for one in (promised.low, promised.high))
+        return (
+            f"Expected {promised.measure} on new images like these: "
+            f"{format_score(promised.expected_accuracy, promised.measure)} (95 % interval {low} to {high}), from "
+            f"{held_back.images:,} held-back images."
+        )
     revised = "" if before is None else f"; before fitting it was {100 * before.expected_accuracy:.1f} %"
     return (
         f"Expected accuracy on new images like these: {100 * promised.expected_accuracy:.1f} % (95 % interval "

@@ -24,7 +24,18 @@ from transferkit.decision.effort import (
 from transferkit.decision.gains import GainModel, Situation, load_gain_model
 from transferkit.records import JOINED, SELECTED, TOP, Alternative, Choice, Evidence, ProbeScore
 
-__all__ = ["START_SECONDS", "STEP_COST", "TUNED_SHARES", "best_probe", "weigh"]
+__all__ = [
+    "START_SECONDS",
+    "STEP_COST",
+    "TUNED_SHARES",
+    "WORTH",
+    "best_probe",
+    "can_tune",
+    "name_representation",
+    "probe_costs",
+    "tuning_cost",
+    "weigh",
+]
 
 TIE = 0.001
 """Difference in accuracy that is not worth extra time: one image in a thousand."""
@@ -204,7 +215,7 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
     def expect(gain: Belief) -> Belief:
         return Belief(mean=base.mean + gain.mean, error=math.hypot(base.error, gain.error))
 
-    costs = _costs(evidence, scores)
+    costs = probe_costs(evidence, scores)
     gains = [_gain(score, joined, names, situation, knowledge) for score in scores]
     options = [
         _Option("linear_probe", score.stage, expect(gain), costs[score.stage], score)
@@ -212,17 +223,17 @@ def _options(evidence: Evidence, knowledge: GainModel, trials: Mapping[str, Beli
     ]
     probe = max((option.expected for option in options), key=lambda belief: belief.mean)
     for strategy in TUNED_SHARES:
-        if strategy not in knowledge.coefficients or not _can_tune(evidence):
+        if strategy not in knowledge.coefficients or not can_tune(evidence):
             continue
         gain = knowledge.tuned_gain(strategy, situation, probe.mean)
         if strategy in trials:
             gain = update(gain, trials[strategy])
         expected = Belief(mean=probe.mean + gain.mean, error=math.hypot(probe.error, gain.error))
-        options.append(_Option(strategy, TOP, expected, _tuning_cost(evidence, strategy, tried=strategy in trials)))
+        options.append(_Option(strategy, TOP, expected, tuning_cost(evidence, strategy, tried=strategy in trials)))
     return sorted(options, key=_rank)
 
 
-def _can_tune(evidence: Evidence) -> bool:
+def can_tune(evidence: Evidence) -> bool:
     """Whether fine-tuning's cost is known, and an image of every class can be held back."""
     return evidence.image_seconds is not None and evidence.data.fewest_groups >= 2
 
@@ -232,7 +243,7 @@ def _rank(option: _Option) -> tuple[float, float]:
     return -option.expected.mean, math.inf if error is None else error
 
 
-def _tuning_cost(evidence: Evidence, strategy: str, *, tried: bool) -> float:
+def tuning_cost(evidence: Evidence, strategy: str, *, tried: bool) -> float:
     """Seconds for the folds, unless run as a trial, and a refit to all images."""
     images = max(evidence.data.train_images, 1)
     passes = refits(default_folds(images)) + (0 if tried else default_passes(images))
@@ -259,7 +270,7 @@ def _gain(
     return knowledge.expect(kind, situation, measured, depth=depth)
 
 
-def _costs(evidence: Evidence, scores: list[ProbeScore]) -> dict[str, float]:
+def probe_costs(evidence: Evidence, scores: list[ProbeScore]) -> dict[str, float]:
     """Stage -> seconds to fit it: the time of probing all, divided in proportion to N D min(N, D)."""
     images = evidence.data.train_images
     work = {score.stage: images * score.dim * min(images, score.dim) for score in scores}
@@ -272,7 +283,8 @@ def _percent(value: float) -> str:
     return f"{100 * _share(value):.1f} %"
 
 
-def _named(stage: str) -> str:
+def name_representation(stage: str) -> str:
+    """What a head reads, in words."""
     return {JOINED: "all stages joined", SELECTED: "the selected features of all stages"}.get(stage, f"stage {stage!r}")
 
 
@@ -294,15 +306,16 @@ def _expectation(option: _Option, when: str) -> str:
 def _reasons_of_probe(evidence: Evidence, chosen: _Option, others: list[_Option]) -> list[str]:
     assert chosen.score is not None
     reasons = [
-        f"Linear classifier on {_named(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; held-back "
-        f"accuracy {_percent(chosen.score.interval[0])} on the {evidence.data.train_images:,} training images."
+        f"Linear classifier on {name_representation(chosen.stage)}: {_expectation(chosen, 'before it is fitted')}; "
+        f"held-back accuracy {_percent(chosen.score.interval[0])} on the {evidence.data.train_images:,} training "
+        "images."
     ]
     probes = [option for option in others if option.score is not None]
     if probes:
         second = probes[0]
         assert second.score is not None
         reasons.append(
-            f"Second best is {_named(second.stage)}, {_ahead(chosen, second)}: "
+            f"Second best is {name_representation(second.stage)}, {_ahead(chosen, second)}: "
             f"expected {_percent(second.expected.mean)}, measured {_percent(second.score.interval[0])}."
         )
     top = next((option for option in probes if option.stage == TOP), None)
@@ -322,7 +335,7 @@ def _reasons_of_tuning(chosen: _Option, others: list[_Option]) -> list[str]:
     probe = next((option for option in others if option.score is not None), None)
     if probe is not None and probe.score is not None:
         reasons.append(
-            f"The best linear classifier, on {_named(probe.stage)}, has expected accuracy "
+            f"The best linear classifier, on {name_representation(probe.stage)}, has expected accuracy "
             f"{_percent(probe.expected.mean)} (measured {_percent(probe.score.interval[0])}), "
             f"{_behind(chosen, probe)}, in about {_duration(probe.cost)}."
         )
@@ -394,7 +407,7 @@ def _reasons_of_cost(chosen: _Option, options: list[_Option], among: list[_Optio
         return [f"No strategy fits the budget of {budget:g} s; this is the cheapest, at about {chosen.cost:.2g} s."]
     if options[0] not in among:
         best = options[0]
-        what = _named(best.stage) if best.is_probe else f"fine-tuning ({best.strategy})"
+        what = name_representation(best.stage) if best.is_probe else f"fine-tuning ({best.strategy})"
         return [
             f"The best would be {what}, with expected accuracy {_percent(best.expected.mean)}, but it takes about "
             f"{_duration(best.cost)}, over the budget of {budget:g} s."
@@ -414,4 +427,6 @@ def _reasons_of_rule(chosen: _Option, advice: Choice | None) -> list[str]:
 
 
 def _advised(advice: Choice) -> str:
-    return f"linear_probe on {_named(advice.stage)}" if advice.strategy == "linear_probe" else advice.strategy
+    return (
+        f"linear_probe on {name_representation(advice.stage)}" if advice.strategy == "linear_probe" else advice.strategy
+    )

@@ -29,7 +29,8 @@ def review_labels(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     root: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    task: str = "auto",
     labels: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
     val: float = 0.0,
@@ -80,4 +81,6 @@ def review_labels(
     options = options_from(PassOptions, given)
     check_pass(options)
     command = command or quote_call(review_labels, given, home="transferkit.doctor")
-    return review_session(open_session(model, data, options), limit=limit, command=command)
+    return review_session(
+        open_session(model, data, options, needs_classes="doctor labels"), limit=limit, command=command
+    )

@@ -272,18 +272,19 @@ def _reassure(curves: Curves | None, record: MonitorRecord) -> str:
     return " ".join(said)
 
 
-def diagnose_training(training: TrainingRecord, *, classes: int, folder: str = "") -> TrainingRecord:
+def diagnose_training(training: TrainingRecord, *, classes: int | None, folder: str = "") -> TrainingRecord:
     """The record of a run with its symptoms.
 
     Args:
         training: With its monitor's record; without one the curves alone are read.
-        classes: K.
+        classes: K; None where images have not one class each, so that no loss is known to be a guess.
         folder: The run's; the capsule is named relative to it.
     """
     curves = Curves(
         train_loss=[one.train_loss for one in training.epochs],
         held_back_loss=_with_gaps([one.val_loss for one in training.epochs]),
-        held_back_accuracy=_with_gaps([one.val_accuracy for one in training.epochs]),
+        # Of labels or numbers it is another score, which the causes know nothing of.
+        held_back_accuracy=() if classes is None else _with_gaps([one.val_accuracy for one in training.epochs]),
         classes=classes,
         held_back_images=training.held_back or None,
     )

@@ -58,7 +58,9 @@ def review_copies(
     check_pass(options)
     if limit is not None:
         check_limit(limit)
-    return review_session(open_session(model, data, options), limit=limit, command=command)
+    return review_session(
+        open_session(model, data, options, needs_classes="doctor images"), limit=limit, command=command
+    )
 
 
 def review_session(session: Session, *, limit: int | None = None, command: str = "") -> ImageReview:

@@ -13,6 +13,7 @@ from torch import nn
 from transferkit.core.errors import MissingDependencyError
 from transferkit.core.paths import make_folder
 from transferkit.nn import Classifier, tracing
+from transferkit.nn.model import predictions_of
 from transferkit.records import Preprocessing
 
 __all__ = ["export_onnx", "input_geometries"]
@@ -35,7 +36,7 @@ class _PixelsToProbabilities(nn.Module):
         ]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.model(self._views(self.model.normalise(pixels))), dim=1)
+        return predictions_of(self.model(self._views(self.model.normalise(pixels))), self.model.task)
 
     def _views(self, images: torch.Tensor) -> torch.Tensor:
         if not self.model.preprocessing.views:
@@ -61,8 +62,8 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
         its value_range. Where predictions are averaged over views of several geometries (N, G, 3, S, S): each image G
         times, in the order of the metadata's "geometries"; mirroring and averaging are done inside. Of a model that
         was fitted on prepared tensors, input "tensors": (N, 3, H, W) float32, taken as they are. Output
-        "probabilities": (N, K) float32. Metadata "classes", "preprocessing" and "geometries" are JSON, "input" is a
-        sentence.
+        "probabilities": (N, K) float32; of a regression "values". Metadata "classes", "task", "thresholds",
+        "preprocessing" and "geometries" are JSON, "input" is a sentence.
 
     Raises:
         MissingDependencyError: If the ONNX packages are not installed.
@@ -87,13 +88,15 @@ def export_onnx(model: Classifier, path: str | Path) -> Path:
             dynamo=True,
             verbose=False,
             input_names=[IN_TENSORS if wants.prepared else IN_PICTURES],
-            output_names=["probabilities"],
+            output_names=["values" if model.task == "regression" else "probabilities"],
             dynamic_shapes=({0: torch.export.Dim("images")},),
         )
     assert program is not None
     proto = program.model_proto
     metadata = {
         "classes": list(model.classes),
+        "task": model.task,
+        "thresholds": list(model.thresholds),
         "preprocessing": asdict(wants),
         "geometries": [asdict(geometry) for geometry in geometries],
     }

@@ -151,7 +151,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             lr=max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups),
             seconds=time.perf_counter() - self._begun,
             val_loss=metrics.get("val_loss"),
-            val_accuracy=metrics.get("val_accuracy"),
+            val_accuracy=metrics.get(f"val_{module.metric_name}"),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.distributed import broadcast
+from transferkit.core.score_text import format_score
 from transferkit.finetune.checkpoint import RunCheckpoint
 from transferkit.finetune.cut_batch import count_images
 from transferkit.finetune.fold_runs import (
@@ -34,10 +35,12 @@ from transferkit.finetune.fold_runs import (
     run_fold,
 )
 from transferkit.finetune.module import TransferModule
+from transferkit.finetune.network import fold_scale
 from transferkit.finetune.rate_race import find_factor, race_rates, with_rates
 from transferkit.finetune.runner import Runner
 from transferkit.finetune.task import FineTuneTask, Indices
 from transferkit.finetune.verify import Verdict, verify
+from transferkit.finetune.verify_targets import verify_targets
 from transferkit.nn import Blend, Classifier, TransferModel
 from transferkit.nn.norm import recalibrate_statistics
 from transferkit.probe.closed_form import fit_closed_form
@@ -62,7 +65,7 @@ class FineTuned:
     model: Classifier
     record: TrainingRecord
     reason: str
-    scores: HeldBackScores
+    scores: HeldBackScores | None
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,20 @@ def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Ju
     task = _without_refit(task, runs, best, runner)
     held_back = np.concatenate([run.fold.held_back for run in runs])
     labels, counting = task.labels[held_back], task.folds.shares[held_back]
-    tuned = np.concatenate([_outputs(run, best if task.refit else None) for run in runs])
+    tuned = np.concatenate([task.in_units(_outputs(run, best if task.refit else None), run.fold.train) for run in runs])
     diverged = not np.isfinite(tuned).all()
-    weights = task.class_weights(_everyone(folds))
-    verdict = verify(
-        np.concatenate([run.probe for run in runs]),
-        np.zeros_like(tuned) if diverged else tuned,
-        labels,
-        counting if weights is None else counting * weights[labels],
-        None if weights is None else counting,
-    )
+    tuned, probe = np.zeros_like(tuned) if diverged else tuned, np.concatenate([run.probe for run in runs])
+    if task.folds.targets is not None:
+        verdict = verify_targets(probe, tuned, task.folds.take(held_back))
+    else:
+        weights = task.class_weights(_everyone(folds))
+        verdict = verify(
+            probe,
+            tuned,
+            labels,
+            counting if weights is None else counting * weights[labels],
+            None if weights is None else counting,
+        )
     if diverged:  # the zeros above must not win against a bad probe
         runner.notes.append("Training diverged (the loss was not finite). Try a lower train.lr.")
         verdict = replace(verdict, kept=verdict.candidates[0])
@@ -195,8 +202,11 @@ def _outputs(run: FoldRun, epoch: int | None) -> Array:
     return found
 
 
-def _held_back_scores(judged: Judged, verdict: Verdict) -> HeldBackScores:
-    """Logits of what is returned: probe and network weighted, each with its temperature, as in `_compose`."""
+def _held_back_scores(judged: Judged, verdict: Verdict) -> HeldBackScores | None:
+    """Logits of what is returned: probe and network weighted, each with its temperature, as in `_compose`; None of
+    labels and numbers."""
+    if judged.task.folds.targets is not None:
+        return None
     task, weight = judged.task, verdict.kept.weight
     rows = np.concatenate([run.fold.held_back for run in judged.runs])
     logits = np.concatenate([run.probe for run in judged.runs]) * ((1 - weight) / verdict.temperatures[0])
@@ -260,7 +270,7 @@ def _compose(
     """Probe, networks or both, with temperatures and weights folded into their classifiers."""
     weight = verdict.kept.weight
     share = weight / verdict.temperatures[1] / max(1, len(networks))
-    members = [_scaled(network.finish(), share) for network in networks]
+    members = [_scaled(_in_units(network.finish(), task), share) for network in networks]
     if weight < 1:
         # A probe that won against a network trained without the held-back images is judged without them as well.
         positions = folds[0].train if not task.refit and len(folds) == 1 else _everyone(folds)
@@ -279,7 +289,16 @@ def _compose(
             seed=task.seed,
         ).model
         members.append(_scaled(probe, (1 - weight) / verdict.temperatures[0]))
-    return members[0] if len(members) == 1 else Blend(members).eval()
+    model = members[0] if len(members) == 1 else Blend(members).eval()
+    model.thresholds = verdict.thresholds
+    return model
+
+
+def _in_units(model: TransferModel, task: FineTuneTask) -> TransferModel:
+    """The same, its numbers in their own units."""
+    if task.scale is not None:
+        fold_scale(model.linear, task.scale)
+    return model
 
 
 def _scaled(model: TransferModel, factor: float) -> TransferModel:
@@ -320,9 +339,10 @@ def _how_kept(kept: str, folds: int, epoch: int) -> str:
 
 def _reason(record: TrainingRecord, *, weighted: bool) -> str:
     probe, tuned = record.candidates[0], record.candidates[-1]
-    weighting = ", all classes weighted equally" if weighted else ""
+    weighting = ", all classes weighted equally" if weighted and record.kept.measure == "accuracy" else ""
+    measure = f"{record.kept.measure[:1].upper()}{record.kept.measure[1:]}"
     return (
-        f"Accuracy on {record.held_back:,} held-back images{weighting}: the probe {_percent(probe)}, the "
+        f"{measure} on {record.held_back:,} held-back images{weighting}: the probe {_percent(probe)}, the "
         f"fine-tuned network {_percent(tuned)}; returned is {_named(record.kept)}, {_percent(record.kept)}."
     )
 
@@ -334,4 +354,4 @@ def _named(kept: Candidate) -> str:
 
 
 def _percent(candidate: Candidate) -> str:
-    return f"{100 * candidate.accuracy:.1f} %"
+    return format_score(candidate.accuracy, candidate.measure)

@@ -77,6 +77,11 @@ class EvaluatedModule(pl.LightningModule):
         self._swapped = ExitStack()
         self._shards: Shards | None = None
 
+    @property
+    def metric_name(self) -> str:
+        """The score in the names of what is logged."""
+        return self.task.metric.lower().replace(" ", "_")
+
     def forward(self, images: torch.Tensor | CutBatch) -> torch.Tensor:
         """(n, K) outputs."""
         return self._run(images) if self._shards is None else self._shards(images)
@@ -186,7 +191,7 @@ class EvaluatedModule(pl.LightningModule):
         outputs = self.held_back_loss.all_outputs()
         loss, score = self.held_back_loss.compute(), float(self.held_back_score.compute())
         self._forget_held_back()
-        name = self.task.metric.lower().replace(" ", "_")
+        name = self.metric_name
         self.log_mean(f"{split}_loss", loss, images=len(outputs), prog_bar=True)
         self.log_mean(f"{split}_{name}", score, images=len(outputs), prog_bar=True)
         return outputs.cpu()

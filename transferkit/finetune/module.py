@@ -132,6 +132,7 @@ class TransferModule(EvaluatedModule):
         add_plan_adapters(backbone, strategy, seed=seed or 0)
         if isinstance(network, Backbone):
             network = add_zero_head(network, strategy, classes=classes, pooling=pooling)
+        network.task = task
         standardise_head(network, moments, dropout=recipe.dropout)
         super().__init__(network, task=task, targets=targets, weights=weights, tail=tail)
         self.recipe, self.plan, self.seed = recipe, strategy, seed

@@ -15,6 +15,7 @@ import torch
 
 from transferkit.core.errors import DataError, OptionError, list_problems
 from transferkit.probe.weighting import choose_weighting, class_weights
+from transferkit.records import Folds
 
 __all__ = [
     "TargetScale",
@@ -24,6 +25,7 @@ __all__ = [
     "check_classes",
     "check_labels",
     "check_numbers",
+    "training_targets",
     "weigh_classes",
     "weigh_labels",
     "weigh_numbers",
@@ -260,3 +262,15 @@ class TargetScale:
     def invert(self, outputs: Array) -> Array:
         """Convert a network's outputs to the units of the targets."""
         return np.asarray(outputs) * self.std + self.mean
+
+
+def training_targets(folds: Folds) -> Array:
+    """What batches hold of these images: (N,) classes, (N, T) float labels, or (N, T) numbers, standardised.
+
+    Numbers are standardised over all images before they become single precision, which would round large ones.
+    """
+    if folds.targets is None:
+        return folds.labels
+    if folds.targets.is_labels:
+        return folds.targets.values.astype(np.float32)
+    return TargetScale.fit(folds.targets.values).apply(folds.targets.values).astype(np.float32)

@@ -14,6 +14,7 @@ import torch
 from transferkit.features import FeatureTable
 from transferkit.finetune.losses import TASKS
 from transferkit.finetune.module import TransferModule
+from transferkit.finetune.targets import TargetScale, training_targets
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Tail, TransferModel
 from transferkit.options import Recipe
@@ -90,14 +91,45 @@ class FineTuneTask:
         """Batches to train on."""
         return self.feed(positions, batch_size=batch_size, training=True)
 
+    @property
+    def name(self) -> str:
+        """ "single_label", "multi_label" or "regression"."""
+        return "single_label" if self.folds.targets is None else self.folds.targets.task
+
+    @property
+    def scale(self) -> TargetScale | None:
+        """Of the numbers that batches hold standardised; None for classes and labels."""
+        targets = self.folds.targets
+        return TargetScale.fit(targets.values) if targets is not None and not targets.is_labels else None
+
+    def fold_scale(self, positions: Indices) -> TargetScale | None:
+        """Of the standardised numbers of some images, which a network trained on them has outputs in units of."""
+        if self.scale is None:
+            return None
+        return TargetScale.fit(training_targets(self.folds)[positions])
+
+    def in_units(self, outputs: npt.NDArray[np.floating], positions: Indices) -> npt.NDArray[np.floating]:
+        """(M, K) outputs of a network that was trained on these images, numbers in their own units."""
+        own = self.fold_scale(positions)
+        if own is None or self.scale is None:
+            return outputs
+        return np.asarray(self.scale.invert(own.invert(outputs)))
+
     def class_weights(self, positions: Indices) -> npt.NDArray[np.float64] | None:
-        """(K,) weight of an image of each class, in training and in scoring; None for equal weights."""
+        """(K,) weight of an image of each class, in training and in scoring; None for equal weights. Of labels, of the
+        images with each."""
+        targets = self.folds.targets
+        if targets is not None:
+            balanced = "balanced" if self.class_weight == "balanced" else "none"
+            return TASKS[targets.task].weigh(targets.values[positions], len(self.classes), balanced)
         return TASKS["single_label"].weigh(self.labels[positions], len(self.classes), self.class_weight)
 
     def network(self, positions: Indices) -> TransferModule:
         """A new network with its head initialised as in the plan, from the images to train on."""
         backbone = copy.deepcopy(self.backbone).without_head()
-        model = TransferModel(backbone, stages=self.plan.stages, pooling=self.pooling, classes=self.classes)
+        model = TransferModel(
+            backbone, stages=self.plan.stages, pooling=self.pooling, classes=self.classes, task=self.name
+        )
         features = self.training_table.take(positions).load(self.plan.stages)
         self._start(model.linear, positions)
         weights = self.class_weights(positions)
@@ -105,6 +137,8 @@ class FineTuneTask:
             model,
             self.plan,
             recipe=self.recipe,
+            task=self.name,
+            targets=None if self.scale is None else training_targets(self.folds)[positions],
             weights=None if weights is None else weights.tolist(),
             moments=(torch.from_numpy(features.mean(axis=0)), torch.from_numpy(features.std(axis=0))),
             tail=None if self.tail is None else self.tail.on(backbone),
@@ -119,8 +153,20 @@ class FineTuneTask:
                 linear.bias.zero_()
                 return
             head = self._solve(self.training_table, self.plan, positions)
-            linear.weight.copy_(torch.from_numpy(head.weight))
-            linear.bias.copy_(torch.from_numpy(head.bias))
+            weight, bias = self._standardised(head, positions)
+            linear.weight.copy_(torch.from_numpy(weight))
+            linear.bias.copy_(torch.from_numpy(bias))
+
+    def _standardised(
+        self, head: HeadFit, positions: Indices
+    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+        """A head's weight and bias in the units that a network is trained in."""
+        own = self.fold_scale(positions)
+        if own is None or self.scale is None:
+            return head.weight, head.bias
+        std = np.asarray(self.scale.std) * own.std
+        mean = np.asarray(self.scale.mean) + np.asarray(self.scale.std) * own.mean
+        return head.weight / std[:, None], (head.bias - mean) / std
 
     def probe_logits(self, fold: Fold) -> npt.NDArray[np.floating]:
         """(M, K) logits of the held-back images from the probe fitted to the others."""

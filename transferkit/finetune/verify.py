@@ -27,11 +27,13 @@ class Verdict:
         candidates: The probe first, the fine-tuned network last.
         kept: One of them.
         temperatures: Of the logits of probe and fine-tuned network before averaging, > 0.
+        thresholds: Probabilities from which on the kept candidate gives each label; empty for classes and numbers.
     """
 
     candidates: tuple[Candidate, ...]
     kept: Candidate
     temperatures: tuple[float, float]
+    thresholds: tuple[float, ...] = ()
 
 
 def verify(

@@ -20,7 +20,7 @@ from transferkit.measure.nearness import Nearness, Scale, fit_scale, measure_nea
 from transferkit.measure.neighbours import compress_features
 from transferkit.measure.outliers import Outliers, find_outliers
 from transferkit.measure.quality import assess, calibration_error, fit_temperature, log_loss
-from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks
+from transferkit.measure.ranking import RESAMPLES, RankIntervals, bootstrap_ranks, rank_resampled
 from transferkit.measure.ridge import PENALTIES, RidgeHead, fit_ridge, ridge_paths
 from transferkit.measure.scaled_rows import Chunks
 from transferkit.measure.selection import Selection, select_features
@@ -32,6 +32,22 @@ from transferkit.measure.similarity import (
     frechet_distance,
     mmd,
     proxy_a_distance,
+)
+from transferkit.measure.target_heads import (
+    LabelCalibration,
+    calibrate_labels,
+    choose_thresholds,
+    fit_label_calibration,
+    label_loss,
+)
+from transferkit.measure.target_metrics import assess_targets
+from transferkit.measure.target_scores import (
+    ResampledScore,
+    average_precisions,
+    resample_score,
+    score_targets,
+    standardise_targets,
+    target_units,
 )
 from transferkit.measure.threads import fitting_threads
 from transferkit.measure.transferability import MEASURES, Measure
@@ -47,6 +63,7 @@ __all__ = [
     "CurvePrior",
     "HeadInformation",
     "HeadScale",
+    "LabelCalibration",
     "LabelErrors",
     "LabelMap",
     "LabelSignal",
@@ -56,15 +73,20 @@ __all__ = [
     "Nearness",
     "Outliers",
     "RankIntervals",
+    "ResampledScore",
     "RidgeHead",
     "RidgePath",
     "Scale",
     "Selection",
     "assess",
+    "assess_targets",
+    "average_precisions",
     "bootstrap_ranks",
+    "calibrate_labels",
     "calibration_error",
     "channel_hellinger",
     "check_coverage",
+    "choose_thresholds",
     "class_mean_similarity",
     "compare_label_maps",
     "compress_features",
@@ -73,6 +95,7 @@ __all__ = [
     "find_near_duplicates",
     "find_outliers",
     "fit_head_scale",
+    "fit_label_calibration",
     "fit_logistic",
     "fit_ridge",
     "fit_scale",
@@ -84,6 +107,7 @@ __all__ = [
     "frechet_distance",
     "knn_accuracy",
     "knn_hits",
+    "label_loss",
     "label_signal",
     "learning_curves",
     "log_loss",
@@ -92,9 +116,14 @@ __all__ = [
     "measure_nearness",
     "mmd",
     "proxy_a_distance",
+    "rank_resampled",
+    "resample_score",
     "ridge_paths",
+    "score_targets",
     "select_features",
     "set_scores",
     "stratified_sample",
     "summarise_sets",
+    "standardise_targets",
+    "target_units",
 ]

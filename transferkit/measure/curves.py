@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from scipy.linalg import cho_factor, cho_solve
 from transferkit.core.errors import OptionError
 from transferkit.measure.leave_out import RidgePath
 from transferkit.measure.scaled_rows import Chunks, scale_rows
+from transferkit.measure.target_scores import resample_score, score_targets, standardise_targets
 from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, CurvePoint, Folds
 
@@ -130,17 +131,37 @@ def _accuracy(gram: Array, one_hot: Array, folds: Folds, weights: Array, draw: _
     intercept = solved[:, :-1].sum(axis=0) / solved[:, -1].sum()
     dual = solved[:, :-1] - np.outer(solved[:, -1], intercept)
     scores = gram[np.ix_(draw.rest, draw.fitted)] @ dual + intercept
+    if folds.targets is not None:
+        # In the units that were fitted: both scores are the same in any.
+        rest = replace(folds.targets.take(draw.rest), values=one_hot[draw.rest].astype(np.float64))
+        return score_targets(rest, scores, folds.shares[draw.rest])
     right = scores.argmax(axis=1) == folds.labels[draw.rest]
     return float(np.average(right, weights=folds.shares[draw.rest]))
 
 
 def _complete(stage: str, path: RidgePath, folds: Folds) -> Iterator[CurvePoint]:
     """The last point, from leave-out results with nearly all images; none if unknown."""
-    if path.known:
+    if path.known and path.predicted is not None and folds.targets is not None:
+        found = resample_score(folds.targets, path.predicted[path.best], folds, counting=path.counting)
+        if found.known:
+            measure = folds.targets.measure
+            yield CurvePoint(stage=stage, images=len(folds), accuracy=found.score, error=found.error, measure=measure)
+    elif path.known:
         accuracy = float(path.accuracy[path.best])
         independent = folds.independent(path.right[path.best], path.counting)
         error = math.sqrt(max(accuracy * (1 - accuracy), 0.0) / independent)
         yield CurvePoint(stage=stage, images=len(folds), accuracy=accuracy, error=error)
+
+
+def _measure_of(folds: Folds) -> str:
+    return "accuracy" if folds.targets is None else folds.targets.measure
+
+
+def _truth(folds: Folds, classes: int, weights: Array) -> Array:
+    """(N, K) one-hot classes, or labels or numbers, the latter in units of their standard deviation."""
+    if folds.targets is None:
+        return np.eye(classes, dtype=np.float32)[folds.labels]
+    return standardise_targets(folds.targets, weights)[0].astype(np.float32)
 
 
 def _grams(values: npt.NDArray[np.float32], blocks: Mapping[str, slice]) -> Iterator[tuple[str, Array]]:
@@ -207,7 +228,7 @@ def learning_curves(
     values = scale_rows(chunks, blocks, rows, weights=weights).values
     folds = Folds.alone(labels) if folds is None else folds
     known, shares = folds.take(rows), weights[rows].astype(np.float32)
-    one_hot = np.eye(int(labels.max()) + 1, dtype=np.float32)[known.labels]
+    one_hot = _truth(known, int(labels.max()) + 1, shares)
     draws = {size: list(_draws(known, size, rng)) for size in _sizes(known.labels)}
     draws = {size: some for size, some in draws.items() if len(some) >= MIN_DRAWS}
     points: list[CurvePoint] = []
@@ -217,7 +238,13 @@ def learning_curves(
         every = iter(in_parallel(try_out, [draw for some in draws.values() for draw in some]))
         for size, some in draws.items():
             found = np.array([next(every) for _ in some])
+            found = found[np.isfinite(found)]  # of labels, the rest of a draw may have none
+            if len(found) < MIN_DRAWS:
+                continue
             error = float(found.std(ddof=1) / math.sqrt(len(found)))
-            points.append(CurvePoint(stage=stage, images=size, accuracy=float(found.mean()), error=error))
+            point = CurvePoint(
+                stage=stage, images=size, accuracy=float(found.mean()), error=error, measure=_measure_of(folds)
+            )
+            points.append(point)
         points += _complete(stage, paths[stage], folds)
     return tuple(points)

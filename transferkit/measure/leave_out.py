@@ -52,15 +52,19 @@ class RidgePath:
         penalties: (P,).
         accuracy: (P,) held-back accuracy, in [0, 1]; NaN if nothing could be held back.
         squared_error: (P,) held-back squared error per image, >= 0; NaN likewise.
-        right: (P, N) bool, whether each image is classified correctly while it is left out.
+        right: (P, N) bool, whether each image is classified correctly while it is left out; of labels or numbers its
+            merit, a float: 1 minus its squared error over the mean one of a constant prediction. `accuracy` is then R2.
         counting: (N,) weight of each image in them (`Folds.counting`).
+        predicted: (P, N, T) of labels or numbers, in their unit, each while it was left out; labels relative to the
+            mean of their fit, so that images of different fits can be ranked. None for classes.
     """
 
     penalties: Array
     accuracy: Array
     squared_error: Array
-    right: npt.NDArray[np.bool_]
+    right: npt.NDArray[Any]
     counting: npt.NDArray[np.float64]
+    predicted: npt.NDArray[np.floating] | None = None
 
     @property
     def known(self) -> bool:
@@ -77,18 +81,26 @@ class RidgePath:
     def sorted_back(self, order: npt.NDArray[np.int64]) -> RidgePath:
         """The same, with the images back in the order before `order` was applied."""
         back = np.argsort(order)
-        return replace(self, right=self.right[:, back], counting=self.counting[back])
+        predicted = None if self.predicted is None else self.predicted[:, back]
+        return replace(self, right=self.right[:, back], counting=self.counting[back], predicted=predicted)
 
 
 @dataclass(frozen=True)
 class RidgeProblem:
-    """Targets and weights, centred and scaled once for all stages."""
+    """Targets and weights, centred and scaled once for all stages.
+
+    `values` are of labels or numbers, (N, T), standardised by `centre` and `unit`, (T,); None for classes, and `unit`
+    for labels, which stay as they are.
+    """
 
     labels: npt.NDArray[np.int64]
     classes: int
     weights: npt.NDArray[np.float64]  # (N,), mean 1
     together: npt.NDArray[np.int64]  # (N,), equal where images are left out together
     counting: npt.NDArray[np.float64]  # (N,), weight of each in held-back results
+    values: npt.NDArray[np.float64] | None = None
+    centre: npt.NDArray[np.float64] | None = None
+    unit: npt.NDArray[np.float64] | None = None
 
     @cached_property
     def roots(self) -> npt.NDArray[np.float32]:
@@ -96,14 +108,40 @@ class RidgeProblem:
 
     @cached_property
     def base(self) -> npt.NDArray[np.float64]:
-        """(K,) weighted class shares: the prediction without features."""
+        """(K,) weighted class shares, or means: the prediction without features."""
+        if self.values is not None:
+            return np.asarray(self.weights @ self.values / self.weights.sum(), dtype=np.float64)
         sums = np.bincount(self.labels, weights=self.weights, minlength=self.classes)
         return np.asarray(sums / self.weights.sum(), dtype=np.float64)
 
     def targets(self, rows: slice) -> npt.NDArray[np.float32]:
-        """(n, K) one-hot, centred, scaled by the root of the weights."""
+        """(n, K) one-hot, or values, centred, scaled by the root of the weights."""
+        if self.values is not None:
+            return ((self.values[rows] - self.base) * self.roots[rows]).astype(np.float32)
         one_hot = np.eye(self.classes, dtype=np.float32)[self.labels[rows]]
         return (one_hot - self.base.astype(np.float32)) * self.roots[rows]
+
+    @cached_property
+    def spread(self) -> float:
+        """Mean squared distance of the values from their mean, > 0."""
+        assert self.values is not None
+        squares = ((self.values - self.base) ** 2).sum(axis=1)
+        return max(float(self.weights @ squares / self.weights.sum()), float(np.finfo(np.float32).tiny))
+
+    def in_unit(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """(..., T) values in the targets' own unit."""
+        return scores if self.unit is None or self.centre is None else scores * self.unit + self.centre
+
+    @cached_property
+    def shift(self) -> npt.NDArray[np.float64]:
+        """(N, T) mean of all values minus that of those that are fitted while an image is left out."""
+        assert self.values is not None
+        code = np.unique(self.together, return_inverse=True)[1].reshape(-1)
+        sets, total = int(code.max()) + 1, self.weights.sum()
+        left = np.maximum(total - np.bincount(code, weights=self.weights, minlength=sets), np.finfo(np.float32).tiny)
+        sums = np.stack([np.bincount(code, weights=self.weights * column) for column in self.values.T], axis=1)
+        others = (self.weights @ self.values - sums) / left[:, None]
+        return np.asarray(self.base - others[code], dtype=np.float64)
 
 
 def eigen(matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -148,7 +186,10 @@ class LeaveOut:
         self._inverse = (1 / (eigenvalues[:, None] + penalties[None, :])).astype(np.float32)  # (R, P)
         self._correlation = correlation  # (R, K): T'Y
         self._penalties = penalties
-        self._right = np.zeros((len(penalties), len(problem.labels)), dtype=bool)
+        is_classes = problem.values is None
+        self._right = np.zeros((len(penalties), len(problem.labels)), dtype=bool if is_classes else np.float32)
+        shape = (len(penalties), len(problem.labels), problem.classes)
+        self._predicted = None if is_classes else np.zeros(shape, dtype=np.float32)
         self._error = np.zeros(len(penalties))
 
     def scores(self, rows: slice, projected: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
@@ -211,6 +252,9 @@ class LeaveOut:
         return np.linalg.solve(system, residual.astype(np.float64)).astype(np.float32)
 
     def add(self, rows: slice, projected: npt.NDArray[np.float32]) -> None:
+        if self._predicted is not None:
+            self._add_values(rows, projected, self._predicted)
+            return
         labels = self._problem.labels[rows]
         weights = self._problem.weights[rows] * self._problem.counting[rows]
         for p, scores in enumerate(self.scores(rows, projected)):
@@ -221,10 +265,28 @@ class LeaveOut:
             scores[own] = -np.inf
             self._right[p, rows] = mine > scores.max(axis=1) + TIE
 
+    def _add_values(self, rows: slice, projected: npt.NDArray[np.float32], predicted: npt.NDArray[np.float32]) -> None:
+        problem = self._problem
+        assert problem.values is not None
+        weights = problem.weights[rows] * problem.counting[rows]
+        for p, scores in enumerate(self.scores(rows, projected)):
+            squares = ((problem.values[rows] - scores) ** 2).sum(axis=1)
+            self._error[p] += weights @ squares
+            self._right[p, rows] = 1 - squares / problem.spread
+            predicted[p, rows] = scores
+
     def path(self) -> RidgePath:
         counting, images = self._problem.counting, float(self._problem.counting.sum())
         accuracy, error = np.full_like(self._error, np.nan), np.full_like(self._error, np.nan)
         if images:
             accuracy = self._right @ counting / images
             error = self._error / float(self._problem.weights @ counting)
-        return RidgePath(self._penalties, accuracy, error, self._right, counting)
+        return RidgePath(self._penalties, accuracy, error, self._right, counting, self._in_unit())
+
+    def _in_unit(self) -> npt.NDArray[np.floating] | None:
+        if self._predicted is None:
+            return None
+        problem = self._problem
+        # Numbers keep the mean of their fit: it is part of the prediction.
+        shift = problem.shift if problem.unit is None else 0.0
+        return problem.in_unit(self._predicted + shift)

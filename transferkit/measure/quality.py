@@ -7,7 +7,8 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from transferkit.core.intervals import wilson_interval
-from transferkit.records import Folds, HeldOut, Metrics
+from transferkit.measure.target_metrics import assess_targets
+from transferkit.records import AnyMetrics, Folds, HeldOut, Metrics
 
 __all__ = ["assess", "calibration_error", "fit_temperature", "log_loss"]
 
@@ -52,7 +53,7 @@ def calibration_error(probabilities: npt.NDArray[np.floating], labels: npt.NDArr
     return float(sum(abs(confidence[b].mean() - correct[b].mean()) * len(b) for b in bins) / len(order))
 
 
-def assess(answers: HeldOut, folds: Folds | None = None) -> Metrics:
+def assess(answers: HeldOut, folds: Folds | None = None) -> AnyMetrics:
     """The metrics of a held-out split.
 
     Args:
@@ -66,8 +67,10 @@ def assess(answers: HeldOut, folds: Folds | None = None) -> Metrics:
     labels, probabilities = answers.labels, answers.probabilities
     if len(labels) == 0:
         raise ValueError(f"The {answers.split} split has no images to assess.")
-    correct = probabilities.argmax(axis=1) == labels
     alone = Folds.alone(labels) if folds is None else folds
+    if answers.targets is not None:
+        return assess_targets(answers, answers.targets, alone)
+    correct = probabilities.argmax(axis=1) == labels
     trials = alone.independent(correct, alone.shares)
     low, high = wilson_interval(float(correct.mean()) * trials, trials)
     recalls = [correct[labels == label].mean() for label in np.unique(labels)]

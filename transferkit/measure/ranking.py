@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, OptionError
 
-__all__ = ["RESAMPLES", "RankIntervals", "bootstrap_ranks"]
+__all__ = ["RESAMPLES", "RankIntervals", "bootstrap_ranks", "rank_resampled"]
 
 RESAMPLES = 1000
 """25 resamples are outside each end of a 95 % interval: enough for ranks, which are integers."""
@@ -90,6 +91,31 @@ def bootstrap_ranks(
     )
 
 
+def rank_resampled(
+    scores: npt.NDArray[np.floating], draws: npt.NDArray[np.floating], *, level: float = 0.95
+) -> RankIntervals:
+    """The same from scores that were resampled already, such as a mean average precision; higher is better.
+
+    Args:
+        scores: (M,) of the images as they are.
+        draws: (M, B) of resampled images, the same ones for all models.
+        level: Of the interval, in (0, 1).
+
+    Example:
+        >>> rank_resampled(np.array([0.5, 0.9]), np.array([[0.5, 0.4], [0.9, 0.8]])).rank.tolist()
+        [2, 1]
+    """
+    known = draws[:, np.isfinite(draws).all(axis=0)].T
+    ahead, level_with = _compare(known)
+    tail, on_top = (1 - level) / 2, ahead == 0
+    return RankIntervals(
+        rank=1 + _compare(np.asarray(scores)[None])[0][0],
+        low=np.quantile(1 + ahead, tail, axis=0, method="inverted_cdf").astype(np.int64),
+        high=np.quantile(ahead + level_with, 1 - tail, axis=0, method="inverted_cdf").astype(np.int64),
+        best=(on_top / on_top.sum(axis=1, keepdims=True)).mean(axis=0),
+    )
+
+
 def _by_group(hits: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
     """(M, G) correct images in each group; per image if there are no groups."""
     if groups is None:
@@ -111,10 +137,10 @@ def _draw_hits(hits: npt.NDArray[np.int64], resamples: int, seed: int) -> npt.ND
     return np.rint(drawn.astype(np.float64) @ patterns.astype(np.float64)).astype(np.int64)
 
 
-def _compare(hits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _compare(hits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(B, M) hits -> (B, M) number of models with more, and number with as many, itself included."""
     ordered = np.sort(hits, axis=1)
-    ahead, level_with = np.empty_like(hits), np.empty_like(hits)
+    ahead, level_with = np.empty(hits.shape, dtype=np.int64), np.empty(hits.shape, dtype=np.int64)
     for row, values in enumerate(ordered):
         first, last = (np.searchsorted(values, hits[row], side=side) for side in ("left", "right"))
         ahead[row], level_with[row] = len(values) - last, last - first

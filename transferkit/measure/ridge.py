@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.measure.leave_out import LeaveOut, RidgePath, RidgeProblem, eigen, moment_type
 from transferkit.measure.scaled_rows import Array, Chunks, Scaling, fit_scaling, row_chunks, set_chunks
+from transferkit.measure.target_scores import standardise_targets
 from transferkit.measure.threads import in_parallel
 from transferkit.records import JOINED, Folds
 
@@ -96,7 +97,19 @@ def _problem(
     labels = np.asarray(labels, dtype=np.int64)
     folds = Folds.alone(labels) if folds is None else folds
     together = folds.together
-    return RidgeProblem(labels, classes, weights / weights.mean(), together, folds.counting(together))
+    scaled: npt.NDArray[np.float64] = (weights / weights.mean()).astype(np.float64, copy=False)
+    problem = RidgeProblem(labels, classes, scaled, together, folds.counting(together))
+    if folds.targets is None:
+        return problem
+    values, centre, unit = standardise_targets(folds.targets, scaled)
+    is_labels = folds.targets.is_labels
+    return replace(
+        problem,
+        classes=values.shape[1],
+        values=values,
+        centre=None if is_labels else centre,
+        unit=None if is_labels else unit,
+    )
 
 
 def _load(chunks: Chunks, scaling: Scaling, problem: RidgeProblem) -> npt.NDArray[np.float32]:
@@ -278,7 +291,8 @@ def ridge_paths(
         blocks: Stage name -> its columns.
         classes: K.
         weights: (N,) > 0, one per image; None weighs all the same.
-        folds: Which images are held back together; None: each image is independent of all others.
+        folds: Which images are held back together; None: each image is independent of all others. With `targets` these
+            are fitted instead of the classes, numbers in units of their standard deviation.
 
     Returns:
         Stage name -> path, then "joined".
@@ -334,6 +348,10 @@ def fit_ridge(
     slope, rows, scores, path = solve(chunks, blocks, scaling, problem)
     weight = (slope.astype(np.float64) * scaling.scale[:, None]).T
     bias = problem.base - weight @ scaling.mean
+    if problem.unit is not None and problem.centre is not None:
+        weight, bias = weight * problem.unit[:, None], bias * problem.unit + problem.centre
+    if path.predicted is not None:
+        scores = path.predicted[path.best][rows]
     return RidgeHead(weight, bias, float(path.penalties[path.best]), rows, scores, path)
 
 

@@ -27,6 +27,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.limits import N_SPLITS
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.scaled_rows import Chunks, scale_rows
+from transferkit.measure.target_scores import ResampledScore, resample_score, standardise_targets
 from transferkit.measure.threads import in_parallel
 from transferkit.records import Folds
 
@@ -55,6 +56,9 @@ FLOOR = 1e-3
 CONSTANT = 1e-12
 """Total variance above which the kept features are not constant, as for a single image or equal images."""
 
+RANK = 1e-4
+"""Singular value of the targets, over the largest one, below which they depend on each other."""
+
 PURE = 1e-6
 """Minimum share of a feature's variance within classes: keeps F finite."""
 
@@ -72,6 +76,7 @@ class Selection:
         counting: (n,) weight of each image in the results.
         scores: (n, K) scores of each image from the fit without its fold.
         joined_scores: The same for all stages joined, without weights or selection, in the same folds.
+        truth: (n, T) labels or standardised numbers that the scores are of; None for classes.
     """
 
     emphasis: Array
@@ -82,6 +87,7 @@ class Selection:
     counting: npt.NDArray[np.float64]
     scores: Single
     joined_scores: Single
+    truth: Array | None = None
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -100,17 +106,24 @@ class Selection:
 
     @property
     def accuracy(self) -> float:
-        """Cross-validated accuracy, with selection inside each training fold, in [0, 1]."""
+        """Cross-validated accuracy, with selection inside each training fold, in [0, 1]; of labels or numbers their
+        score."""
+        if self.folds.targets is not None:
+            return self._resampled(self.scores).score
         return self._mean(self._hits(self.scores))
 
     @property
     def gain(self) -> float:
         """Cross-validated accuracy minus that of the joined stages in the same folds; above 0 selection helps."""
+        if self.folds.targets is not None:
+            return self._resampled(self.scores).score - self._resampled(self.joined_scores).score
         return self._mean(self._hits(self.scores) - self._hits(self.joined_scores))
 
     @property
     def gain_error(self) -> float:
         """Standard error of the paired difference `gain`, over groups of images."""
+        if self.folds.targets is not None:
+            return self._resampled(self.scores).gain_error(self._resampled(self.joined_scores))
         return self.folds.standard_error(self._hits(self.scores) - self._hits(self.joined_scores), self.counting)
 
     @property
@@ -126,7 +139,16 @@ class Selection:
     def _hits(self, scores: Single) -> npt.NDArray[np.float64]:
         return (scores.argmax(axis=1) == self.labels).astype(np.float64)
 
+    def _resampled(self, scores: Single) -> ResampledScore:
+        assert self.folds.targets is not None
+        assert self.truth is not None
+        truth = replace(self.folds.targets, values=self.truth.astype(np.float64))
+        return resample_score(truth, scores, self.folds, counting=self.counting)
+
     def _error(self, scores: Single) -> float:
+        if self.folds.targets is not None:
+            assert self.truth is not None
+            return self._mean(((scores - self.truth) ** 2).sum(axis=1))
         one_hot = np.eye(scores.shape[1], dtype=np.float32)[self.labels]
         return self._mean(((scores - one_hot) ** 2).sum(axis=1))
 
@@ -143,6 +165,7 @@ class _Images:
     one_hot: Single  # (n, K)
     weights: Single  # (n,), mean near 1
     blocks: Mapping[str, slice]
+    is_classes: bool = True  # else `one_hot` is of labels or numbers
 
     def take(self, rows: Rows) -> _Images:
         return replace(
@@ -228,6 +251,8 @@ def _explained(part: Single, images: _Images) -> float:
 
 def _class_signal(centred: Single, images: _Images) -> Single:
     """(D,) excess of each feature's F statistic over its chance value 1, >= 0."""
+    if not images.is_classes:
+        return _target_signal(centred, images)
     counts = images.weights @ images.one_hot
     present = int(np.count_nonzero(counts))
     spare = len(images.labels) - present
@@ -238,6 +263,21 @@ def _class_signal(centred: Single, images: _Images) -> Single:
     total = (centred**2).sum(axis=0)
     within = np.maximum(total - between, PURE * total)
     statistic = np.divide(between * spare, within * (present - 1), out=np.zeros_like(total), where=within > 0)
+    excess = np.maximum(statistic - 1, 0)
+    return np.asarray(excess if excess.any() else np.where(total > 0, 1, 0), dtype=np.float32)
+
+
+def _target_signal(centred: Single, images: _Images) -> Single:
+    """(D,) the same where features are explained by labels or numbers instead of classes, by linear regression."""
+    directions, sizes, _ = np.linalg.svd(images.targets.astype(np.float64), full_matrices=False)
+    basis = directions[:, sizes > RANK * max(float(sizes.max(initial=0)), PURE)].astype(np.float32)
+    spare = len(centred) - 1 - basis.shape[1]
+    if not basis.shape[1] or spare < 1:
+        return np.ones(centred.shape[1], dtype=np.float32)
+    between = ((basis.T @ centred) ** 2).sum(axis=0)
+    total = (centred**2).sum(axis=0)
+    within = np.maximum(total - between, PURE * total)
+    statistic = np.divide(between * spare, within * basis.shape[1], out=np.zeros_like(total), where=within > 0)
     excess = np.maximum(statistic - 1, 0)
     return np.asarray(excess if excess.any() else np.where(total > 0, 1, 0), dtype=np.float32)
 
@@ -385,9 +425,11 @@ def select_features(
     limit = max(SELECTION_IMAGES, len(np.unique(labels)))
     rows = stratified_sample(labels, limit, rng) if images > limit else np.arange(images)
     values = scale_rows(chunks, blocks, rows, weights=weights).values
-    one_hot = np.eye(classes, dtype=np.float32)[labels[rows]]
-    known = _Images(values, labels[rows], one_hot, weights[rows].astype(np.float32), blocks)
     alike = (Folds.alone(labels) if folds is None else folds).take(rows)
+    one_hot = _truth(alike, classes, weights[rows])
+    known = _Images(
+        values, labels[rows], one_hot, weights[rows].astype(np.float32), blocks, is_classes=alike.targets is None
+    )
     fold = alike.assign_splits(min(N_SPLITS, len(rows)), seed=seed)
     counting = alike.counting(fold)
     held_back = _cross_validate(known, fold)
@@ -403,7 +445,15 @@ def select_features(
         counting=counting,
         scores=held_back.candidates[share, penalty],
         joined_scores=held_back.joined[joined],
+        truth=None if alike.targets is None else one_hot,
     )
+
+
+def _truth(folds: Folds, classes: int, weights: Array) -> Single:
+    """(n, K) one-hot classes, or labels or standardised numbers."""
+    if folds.targets is None:
+        return np.eye(classes, dtype=np.float32)[folds.labels]
+    return standardise_targets(folds.targets, weights)[0].astype(np.float32)
 
 
 def _best(held_back: _HeldBack, images: _Images, counting: npt.NDArray[np.float64]) -> tuple[int, int, int]:

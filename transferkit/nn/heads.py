@@ -99,6 +99,8 @@ class Blend(nn.Module):
             raise OptionError("A blend needs models with the same preprocessing: all take the same pictures.")
         self.members = nn.ModuleList(members)
         self.classes = members[0].classes
+        self.task = members[0].task
+        self.thresholds: tuple[float, ...] = ()
 
     @property
     def parts(self) -> tuple[TransferModel, ...]:

@@ -11,7 +11,7 @@ from transferkit.core.errors import OptionError
 from transferkit.nn.backbone import Backbone
 from transferkit.records import Preprocessing
 
-__all__ = ["TransferModel", "mean_over_views", "normalise"]
+__all__ = ["TransferModel", "mean_over_views", "normalise", "predictions_of"]
 
 PICTURE_AXES = 4
 """Axes of a batch of pictures; a batch of views has one more, after the first."""
@@ -24,23 +24,35 @@ class TransferModel(nn.Module):
         backbone: Has the stages; its own classifier is dropped.
         stages: Names of the stages that the head reads, stem -> head.
         pooling: "avg" or "avg+max".
-        classes: The K class names, in label order.
+        classes: The K class names, in label order; names of labels or numbers for the other tasks.
+        task: "single_label", "multi_label" or "regression": what its outputs are, see `predictions_of`.
 
     Attributes:
         classifier: `nn.Linear` from the joined width to K.
         preprocessing: How images become its input.
         classes: The class names.
+        thresholds: K probabilities from which on labels are given; empty for 0.5.
 
     Shape:
         (N, 3, H, W) float, normalised -> (N, K) logits. (N, V, 3, H, W), V views of each image -> (N, K), their mean.
     """
 
-    def __init__(self, backbone: Backbone, *, stages: Sequence[str], pooling: str, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        stages: Sequence[str],
+        pooling: str,
+        classes: Sequence[str],
+        task: str = "single_label",
+    ) -> None:
         super().__init__()
         self.backbone = backbone.without_head()
         self.stages = tuple(stages)
         self.pooling = pooling
         self.classes = tuple(classes)
+        self.task = task
+        self.thresholds: tuple[float, ...] = ()
         widths = backbone.widths(pooling)
         self.classifier: nn.Module = nn.Linear(sum(widths[name] for name in self.stages), len(self.classes))
 
@@ -67,6 +79,22 @@ class TransferModel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) float, normalised, or (N, V, 3, H, W) -> (N, K) logits, the mean over the views."""
         return mean_over_views(lambda pictures: self.classifier(self.features(pictures)), images)
+
+
+def predictions_of(logits: torch.Tensor, task: str) -> torch.Tensor:
+    """(N, K) what a model's outputs mean: probabilities that sum to 1, a probability for each label, or numbers.
+
+    Args:
+        logits: (N, K).
+        task: "single_label", "multi_label" or "regression".
+
+    Example:
+        >>> [predictions_of(torch.zeros(1, 2), task).tolist() for task in ("single_label", "regression")]
+        [[[0.5, 0.5]], [[0.0, 0.0]]]
+    """
+    if task == "regression":
+        return logits
+    return torch.sigmoid(logits) if task == "multi_label" else torch.softmax(logits, dim=1)
 
 
 def mean_over_views(classify: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from transferkit.core.errors import DataError
 from transferkit.core.locks import SharedLock
 from transferkit.nn.heads import Blend
-from transferkit.nn.model import PICTURE_AXES, TransferModel, mean_over_views
+from transferkit.nn.model import PICTURE_AXES, TransferModel, mean_over_views, predictions_of
 from transferkit.nn.replicas import Replicas
 from transferkit.nn.shared_stages import share_stages
 from transferkit.records import Preprocessing
@@ -90,8 +90,18 @@ class PlacedClassifier:
         """How images become pixels."""
         return self._replicas.model.preprocessing
 
+    @property
+    def task(self) -> str:
+        """What the outputs are: "single_label", "multi_label" or "regression"."""
+        return self._replicas.model.task
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """K probabilities from which on labels are given; empty for 0.5."""
+        return self._replicas.model.thresholds
+
     def probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """(N, K) float32, rows sum to 1.
+        """(N, K) float32, rows sum to 1; of labels, each with its own probability; of a regression, numbers.
 
         Args:
             pixels: (N, 3, H, W), or (N, V, 3, H, W) with the views that are averaged; uint8, or float32 that is
@@ -100,7 +110,7 @@ class PlacedClassifier:
         Raises:
             DataError: The pixels have another shape or type.
         """
-        return torch.softmax(self.logits(pixels), dim=1).numpy()
+        return predictions_of(self.logits(pixels), self.task).numpy()
 
     def logits(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
         """The same before the softmax: (N, K) float32 on the CPU."""

@@ -29,6 +29,7 @@ class SharingBlend(Blend):
 
     def __init__(self, blend: Blend, prefix: Tail) -> None:
         super().__init__(blend.parts)
+        self.thresholds = blend.thresholds
         self._prefix = prefix
         self._tails = tuple(prefix.on(member.backbone) for member in blend.parts)
 

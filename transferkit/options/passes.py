@@ -23,8 +23,11 @@ class DataOptions:
 
     root: Any = option(None, "Folder that a manifest's relative paths start from; None: the manifest's own.")
     columns: Any = option(
-        None, 'Maps "path", "label", "split", "group" to the names of a manifest\'s columns, where they differ.'
+        None,
+        'Maps "path", "label", "split", "group" to the names of a manifest\'s columns, where they differ; "label" also '
+        "to a list of columns of 0 and 1, or of numbers.",
     )
+    task: str = option("auto", "multi_label, regression, single_label; auto: as columns or vectors of labels say.")
     max_pixels: int = option(MAX_PIXELS, "Width times height above which an image is set aside instead of decoded.")
     val: float = option(0.0, "Share of the training images to hold out for validation, if there is no such split.")
     test: float | None = option(
@@ -48,7 +51,7 @@ class MeasureOptions:
         "auto",
         "How a single view shows an image: crop (the checkpoint's own), full (the largest centre square), squash (all "
         "of it, squeezed), pad (all of it, with borders), zoom (the middle, closer), wide (all of it, smaller, with "
-        "borders all round). auto compares the first four on held-back images and keeps crop unless another is clearly "
+        "borders). auto compares the first four on held-back images and keeps crop unless another is clearly "
         "better; rank uses crop.",
     )
     views: Any = option(

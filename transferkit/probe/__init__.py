@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transferkit.probe.closed_form import Fitted, fit_closed_form
 from transferkit.probe.heads import HEADS, HeadFit, choose_head, fit_heads
-from transferkit.probe.weighting import CLASS_WEIGHTS, class_weights
+from transferkit.probe.weighting import CLASS_WEIGHTS, class_weights, image_weights
 
 __all__ = [
     "CLASS_WEIGHTS",
@@ -15,4 +15,5 @@ __all__ = [
     "class_weights",
     "fit_closed_form",
     "fit_heads",
+    "image_weights",
 ]

@@ -26,10 +26,12 @@ class Fitted:
     Args:
         model: In evaluation mode, on the CPU.
         head: "ridge", "logistic" or "average".
-        accuracy, log_loss: Of that head on held-back training images; NaN if nothing can be held back.
+        accuracy, log_loss: Of that head on held-back training images; NaN if nothing can be held back. Of labels and
+            numbers as for `HeadFit`.
         held_back: Number of these images.
         reason: A sentence with the held-back numbers.
         scores: Logits of the images that were held back.
+        interval: 95 % interval of the score of labels or numbers; None for an accuracy.
     """
 
     model: TransferModel
@@ -38,7 +40,8 @@ class Fitted:
     log_loss: float
     held_back: int
     reason: str
-    scores: HeldBackScores
+    scores: HeldBackScores | None = None
+    interval: tuple[float, float] | None = None
 
 
 def fit_closed_form(
@@ -86,7 +89,9 @@ def fit_closed_form(
         seed=seed,
     )
     best = choose_head(fits)
-    model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes)
+    task = "single_label" if folds is None or folds.targets is None else folds.targets.task
+    model = TransferModel(backbone, stages=plan.stages, pooling=pooling, classes=classes, task=task)
+    model.thresholds = best.thresholds
     with torch.no_grad():
         model.linear.weight.copy_(torch.from_numpy(best.weight))
         model.linear.bias.copy_(torch.from_numpy(best.bias))
@@ -99,7 +104,8 @@ def fit_closed_form(
         log_loss=best.log_loss,
         held_back=best.held_back,
         reason=_reason(best, fits),
-        scores=best.scores(labels),
+        scores=best.scores(labels) if best.measure == "accuracy" else None,
+        interval=best.interval,
     )
 
 

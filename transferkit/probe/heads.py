@@ -22,8 +22,10 @@ from transferkit.measure import (
     log_loss,
     select_features,
 )
+from transferkit.probe.head_fit import HeadFit
+from transferkit.probe.target_heads import check_target_head, fit_target_head
 from transferkit.probe.weighting import class_weights
-from transferkit.records import Folds, HeldBackScores
+from transferkit.records import Folds
 from transferkit.strategies import Plan
 
 __all__ = ["HEADS", "HeadFit", "choose_head", "fit_heads"]
@@ -31,63 +33,6 @@ __all__ = ["HEADS", "HeadFit", "choose_head", "fit_heads"]
 HEADS = ("auto", "ridge", "logistic", "average")
 
 Array = npt.NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True)
-class HeadFit:
-    """A linear classifier on raw features.
-
-    Args:
-        name: "ridge", "logistic" or "average".
-        weight: (K, D), each column with mean 0, as logits are defined up to a constant.
-        bias: (K,), with mean 0.
-        rows: (M,) indices of the images that were held back.
-        logits: (M, K) of these, each while it was held back, with mean 0.
-        counting: (M,) weight of each of them.
-        accuracy, log_loss: On these images; NaN if nothing can be held back.
-        how: How they were held back, as a phrase.
-        temperature: What its raw scores were divided by.
-        unbiased: (M, K) the same without the bias that `logits` have because features were selected by all labels, NaN
-            where it is unknown; None if `logits` have none.
-    """
-
-    name: str
-    weight: Array
-    bias: Array
-    rows: npt.NDArray[np.int64]
-    logits: Array
-    counting: npt.NDArray[np.float64]
-    accuracy: float
-    log_loss: float
-    how: str
-    temperature: float = 1.0
-    unbiased: Array | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether anything could be held back."""
-        return bool(self.counting.any())
-
-    @property
-    def held_back(self) -> int:
-        """Number of images that its accuracy was measured on."""
-        return int(np.count_nonzero(self.counting))
-
-    def scores(self, labels: npt.NDArray[np.int64]) -> HeldBackScores:
-        """Of the images that count, as a record.
-
-        Args:
-            labels: (N,) int in [0, K) of all images that the head was fitted to.
-        """
-        logits = self.logits if self.unbiased is None else self.unbiased
-        known = (self.counting > 0) & np.isfinite(logits).all(axis=1)
-        rows = self.rows[known]
-        return HeldBackScores(labels=labels[rows], logits=logits[known].astype(np.float32), rows=rows)
-
-    def __str__(self) -> str:
-        if not self.known:
-            return f"{self.name}, accuracy unknown"
-        return f"{self.name} {100 * self.accuracy:.1f} % (log loss {self.log_loss:.3f})"
 
 
 @dataclass(frozen=True)
@@ -146,7 +91,8 @@ def fit_heads(
             independent images that a logistic fit needs.
         class_weight: "none" or "balanced".
         selection: For a plan of selected features, if computed already from the same rows and labels.
-        folds: Which images are held back together; None: each image is independent of all others.
+        folds: Which images are held back together; None: each image is independent of all others. With `targets` there
+            is one head for these, by ridge regression.
         seed: Of the folds, of the logistic head and of the selection.
 
     Raises:
@@ -154,9 +100,12 @@ def fit_heads(
     """
     if head not in HEADS:
         raise OptionError(unknown_name("head", head, HEADS))
+    folds = Folds.alone(labels) if folds is None else folds
+    if folds.targets is not None:
+        check_target_head(head)
+        return [fit_target_head(plan, table, folds, class_weight=class_weight, selection=selection, seed=seed)]
     weights = class_weights(labels, class_weight)
     blocks, columns = table.select(plan.stages)
-    folds = Folds.alone(labels) if folds is None else folds
     task = _Task(table, columns, blocks, labels, classes, weights, folds, seed)
     # A logistic fit cannot hold back a class's only image; exact cross-validation of ridge can.
     if head == "auto" and (not folds.complete or np.bincount(labels, minlength=classes).min() == 0):

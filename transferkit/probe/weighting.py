@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import OptionError, unknown_name
+from transferkit.records import Folds
 
-__all__ = ["CLASS_WEIGHTS", "IMBALANCE", "choose_weighting", "class_weights"]
+__all__ = ["CLASS_WEIGHTS", "IMBALANCE", "choose_weighting", "class_weights", "image_weights"]
 
 CLASS_WEIGHTS = ("none", "balanced", "auto")
 
@@ -53,3 +54,19 @@ def class_weights(labels: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.
     if choose_weighting(counts, scheme) == "none":
         return None
     return len(labels) / (np.count_nonzero(counts) * counts[labels])
+
+
+def image_weights(folds: Folds, scheme: str) -> npt.NDArray[np.float64] | None:
+    """(N,) `class_weights` of images with one class each; None where they have several labels, or numbers.
+
+    A least-squares fit of several labels has one weight per image, not one per label: "balanced" there is a matter of
+    the calibration of each label. It does not change which images are likelier to have it.
+
+    Raises:
+        OptionError: If the scheme is unknown, or "balanced" for numbers.
+    """
+    if folds.targets is None:
+        return class_weights(folds.labels, scheme)
+    if choose_weighting([], scheme) == "balanced" and not folds.targets.is_labels:
+        raise OptionError("Numbers have no classes to balance: leave class_weight out.")
+    return None

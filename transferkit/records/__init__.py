@@ -50,7 +50,7 @@ from transferkit.records.preprocessing import (
 from transferkit.records.ranking import LeftOut, MeasureScore, RankedModel, Ranking
 from transferkit.records.retest import Retest, RetestedSettings
 from transferkit.records.review import CopyPair, ImageFinding, ImageReview, OutlierImage
-from transferkit.records.run import HeldOut, Metrics, Mistake, RunRecord
+from transferkit.records.run import AnyMetrics, HeldOut, Metrics, Mistake, RunRecord
 from transferkit.records.set_summary import SetSummary
 from transferkit.records.shift import (
     AccuracyEstimate,
@@ -60,6 +60,9 @@ from transferkit.records.shift import (
     StageShift,
     UnfamiliarImage,
 )
+from transferkit.records.target_folds import TargetFolds
+from transferkit.records.target_metrics import LabelMetrics, LabelScore, NumberMetrics, NumberScore
+from transferkit.records.targets import MEASURES_OF, TARGET_TASKS, TASK_NAMES, Targets, format_target, join_labels
 from transferkit.records.training import Candidate, Claim, Epoch, TrainingRecord
 from transferkit.records.tuning import TuningRecord, TuningTrial
 from transferkit.records.zero_shot import ZeroShotRecord, ZeroShotScore
@@ -71,12 +74,16 @@ __all__ = [
     "JOINED",
     "LARGE",
     "MAX_HELD_BACK",
+    "MEASURES_OF",
     "REMOVED",
     "SELECTED",
+    "TARGET_TASKS",
+    "TASK_NAMES",
     "TOP",
     "AccuracyEstimate",
     "AddedClass",
     "Alternative",
+    "AnyMetrics",
     "BackboneSpec",
     "Candidate",
     "Choice",
@@ -108,13 +115,17 @@ __all__ = [
     "ImageReview",
     "Interpolation",
     "Intervention",
+    "LabelMetrics",
     "LabelReview",
+    "LabelScore",
     "LeftOut",
     "MeasureScore",
     "Metrics",
     "Mistake",
     "MonitorRecord",
     "MonitoredStage",
+    "NumberMetrics",
+    "NumberScore",
     "OutlierImage",
     "Picture",
     "PixelClassifier",
@@ -140,6 +151,8 @@ __all__ = [
     "StageShift",
     "StageSpec",
     "Symptom",
+    "TargetFolds",
+    "Targets",
     "TrainingRecord",
     "TuningRecord",
     "TuningTrial",
@@ -149,6 +162,8 @@ __all__ = [
     "ViewScore",
     "WantedAccuracy",
     "connected_groups",
+    "format_target",
+    "join_labels",
     "removal_word",
     "ZeroShotRecord",
     "ZeroShotScore",

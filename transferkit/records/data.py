@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from transferkit.records._checks import require
+from transferkit.records.targets import MEASURES_OF, TASK_NAMES
 
 __all__ = ["DataSummary", "Finding", "Severity"]
 
@@ -44,6 +45,9 @@ class DataSummary:
         content_id: Hex digest over image contents, labels and splits.
         side_quantiles: 5 %, 50 % and 95 % quantile of the images' shorter side, pixels.
         train_groups: Independent groups of training images per class, K integers; empty if there are no groups.
+        task: "single_label"; "multi_label": classes are labels, counts the images with each; "regression": classes are
+            the names of numbers.
+        images: Split name -> number of images, where they are not the sum of the counts; empty for classes.
     """
 
     origin: str
@@ -54,9 +58,13 @@ class DataSummary:
     content_id: str = ""
     side_quantiles: tuple[float, float, float] = (0.0, 0.0, 0.0)
     train_groups: tuple[int, ...] = ()
+    task: str = "single_label"
+    images: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(len(self.classes) >= 2, f"DataSummary.classes needs 2 classes or more, got {len(self.classes)}.")
+        require(self.task in TASK_NAMES, f"DataSummary.task must be one of {', '.join(TASK_NAMES)}, got {self.task!r}.")
+        if self.task == "single_label":
+            require(len(self.classes) >= 2, f"DataSummary.classes needs 2 classes or more, got {len(self.classes)}.")
         for split, counts in self.counts.items():
             require(
                 len(counts) == len(self.classes),
@@ -70,7 +78,12 @@ class DataSummary:
 
     def size(self, split: str) -> int:
         """Number of images in a split; 0 if there is no such split."""
-        return sum(self.counts.get(split, ()))
+        return self.images.get(split, 0) if self.images else sum(self.counts.get(split, ()))
+
+    @property
+    def measure(self) -> str:
+        """Name of the score that models are compared by."""
+        return MEASURES_OF[self.task]
 
     @property
     def train_images(self) -> int:
@@ -79,7 +92,9 @@ class DataSummary:
 
     @property
     def train_per_class(self) -> float:
-        """Mean number of training images per class."""
+        """Mean number of training images per class, or with each label; of a regression, of all numbers."""
+        if self.images:
+            return sum(self.counts["train"]) / self.num_classes
         return self.train_images / self.num_classes
 
     @property
@@ -90,5 +105,7 @@ class DataSummary:
     @property
     def imbalance(self) -> float:
         """Largest class over smallest non-empty class, in the training split; 1 is balanced."""
+        if self.task == "regression":
+            return 1.0
         present = [count for count in self.counts["train"] if count > 0]
         return max(present) / min(present) if present else 1.0

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from transferkit.core.limits import LAYER_DECAY
-from transferkit.records._checks import require, require_share
+from transferkit.records._checks import require, require_score
 
 __all__ = ["Alternative", "Choice", "Decision"]
 
@@ -21,6 +21,7 @@ class Alternative:
         expected_accuracy: In [0, 1].
         low, high: 95 % interval of the expectation.
         cost_seconds: Further seconds it would take on this machine.
+        measure: What the expected "accuracy" is, as for `ProbeScore`.
     """
 
     strategy: str
@@ -29,10 +30,11 @@ class Alternative:
     low: float
     high: float
     cost_seconds: float
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         for name in ("expected_accuracy", "low", "high"):
-            require_share("Alternative", name, getattr(self, name))
+            require_score("Alternative", name, getattr(self, name), self.measure)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from transferkit.records._checks import require, require_share
+from transferkit.records._checks import require, require_score, require_share
 from transferkit.records.backbone import BackboneSpec
 from transferkit.records.data import DataSummary
 from transferkit.records.data_need import DataNeed
@@ -31,8 +31,8 @@ class ProbeScore:
         stage: A stage name, "joined" or "selected".
         method: "ridge" (closed form, exact cross-validation) or "knn" (leave-one-out).
         dim: Width of the representation.
-        accuracy: Held-back accuracy on the training images, in [0, 1]; None if unknown, because holding an image back
-            would leave its class without any.
+        accuracy: Held-back accuracy on the training images, in [0, 1], or the score that `measure` names; None if
+            unknown, because holding an image back would leave its class without any.
         low, high: 95 % Wilson interval of it; None if it is unknown.
         squared_error: Held-back squared error per image of the one-hot target (ridge only), >= 0.
         penalty: The ridge penalty chosen, or the k of k-NN.
@@ -40,6 +40,8 @@ class ProbeScore:
             except for the joined probe itself.
         images: Effective number of independent images behind the accuracy: fewer than were held back where images of
             a group are alike, or some are copies; 0 in older results.
+        measure: "accuracy", "mean average precision" (of labels) or "R2" (of numbers, at most 1): what `accuracy` is.
+            The interval of the latter two is of resampled groups.
     """
 
     stage: str
@@ -52,11 +54,12 @@ class ProbeScore:
     penalty: float | None = None
     gain_error: float | None = None
     images: float = 0.0
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "low", "high"):
             if getattr(self, name) is not None:
-                require_share("ProbeScore", name, getattr(self, name))
+                require_score("ProbeScore", name, getattr(self, name), self.measure)
 
     @property
     def interval(self) -> tuple[float, float, float]:
@@ -79,16 +82,18 @@ class CurvePoint:
         images: Training images that the classifier was fitted to, >= 1.
         accuracy: Mean over the draws, in [0, 1].
         error: Standard error of that mean, finite, >= 0: over the draws; where all images take part, binomial.
+        measure: What `accuracy` is, as for `ProbeScore`.
     """
 
     stage: str
     images: int
     accuracy: float
     error: float
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         require(self.images >= 1, f"CurvePoint.images must be >= 1, got {self.images!r}.")
-        require_share("CurvePoint", "accuracy", self.accuracy)
+        require_score("CurvePoint", "accuracy", self.accuracy, self.measure)
         require(0 <= self.error < math.inf, f"CurvePoint.error must be finite and >= 0, got {self.error!r}.")
 
 
@@ -160,6 +165,7 @@ class ViewScore:
             needs no pass beyond those of its views.
         computed: Images that the backbone ran over for it.
         used: Whether these are the features in use.
+        measure: What `accuracy` is, as for `ProbeScore`.
     """
 
     name: str
@@ -170,10 +176,11 @@ class ViewScore:
     seconds: float | None = None
     computed: int = 0
     used: bool = False
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         if self.accuracy is not None:
-            require_share("ViewScore", "accuracy", self.accuracy)
+            require_score("ViewScore", "accuracy", self.accuracy, self.measure)
 
 
 @dataclass(frozen=True, kw_only=True)

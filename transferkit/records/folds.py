@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, OptionError
 from transferkit.core.limits import N_SPLITS
+
+if TYPE_CHECKING:
+    from transferkit.records.targets import Targets
 
 __all__ = ["Fold", "Folds", "connected_groups"]
 
@@ -70,6 +74,11 @@ class Folds:
     labels: Indices
     groups: Indices
     copies: Indices
+
+    @property
+    def targets(self) -> Targets | None:
+        """Labels or numbers of images that have not one class each; None here, see `TargetFolds`."""
+        return None
 
     def __post_init__(self) -> None:
         if not self.labels.shape == self.groups.shape == self.copies.shape:

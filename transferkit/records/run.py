@@ -16,10 +16,12 @@ from transferkit.records.few_shot import AddedClass
 from transferkit.records.label_review import ReviewedLabel
 from transferkit.records.picture import Picture
 from transferkit.records.set_summary import SetSummary
+from transferkit.records.target_metrics import LabelMetrics, NumberMetrics
+from transferkit.records.targets import MEASURES_OF, Targets
 from transferkit.records.training import TrainingRecord
 from transferkit.records.zero_shot import ZeroShotRecord
 
-__all__ = ["HeldOut", "Metrics", "Mistake", "RunRecord"]
+__all__ = ["AnyMetrics", "HeldOut", "Metrics", "Mistake", "RunRecord"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,20 @@ class Metrics:
         for name in ("accuracy", "low", "high", "balanced_accuracy", "calibration_error"):
             require_share("Metrics", name, getattr(self, name))
 
+    @property
+    def score(self) -> float:
+        """The accuracy."""
+        return self.accuracy
+
+    @property
+    def measure(self) -> str:
+        """What `score` is."""
+        return MEASURES_OF["single_label"]
+
+
+AnyMetrics = Metrics | LabelMetrics | NumberMetrics
+"""Of any task; all have `images`, `score`, `low`, `high` and `measure`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -55,15 +71,19 @@ class HeldOut:
 
     Args:
         split: "test" or "val".
-        labels: (N,) int in [0, K).
-        probabilities: (N, K) float, rows sum to 1.
+        labels: (N,) int in [0, K); strata beside `targets`.
+        probabilities: (N, K) float, rows sum to 1; beside `targets` (N, T) probabilities of labels, or numbers.
         items: N file names or row names.
+        targets: Labels or numbers of the images; None where each has one class.
+        thresholds: T probabilities from which on a label is given; empty for 0.5.
     """
 
     split: str
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     items: tuple[str, ...]
+    targets: Targets | None = None
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         require(
@@ -79,14 +99,17 @@ class Mistake:
 
     Args:
         picture: Its thumbnail.
-        true, predicted: Class names.
-        confidence: Predicted probability of the predicted class, in [0, 1].
+        true, predicted: Class names; labels or numbers as text.
+        confidence: Predicted probability of the predicted class, in [0, 1]; of labels, that of the surest wrong
+            decision; 0 for numbers.
+        error: What is wrong, where it is not the class: the wrong label, or how far off a number is.
     """
 
     picture: Picture
     true: str
     predicted: str
     confidence: float
+    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +141,7 @@ class RunRecord:
 
     evidence: Evidence
     decision: Decision
-    metrics: Mapping[str, Metrics]
+    metrics: Mapping[str, AnyMetrics]
     seconds: Mapping[str, float]
     environment: Mapping[str, Any]
     command: str

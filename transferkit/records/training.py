@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transferkit.records._checks import require_share
+from transferkit.records._checks import require_score, require_share
 from transferkit.records.diagnosis import Symptom
 from transferkit.records.monitoring import MonitorRecord
 
@@ -69,6 +69,9 @@ class Candidate:
         log_loss: On the held-back images, nats.
         gain_error: Standard error of the paired difference between `accuracy` and the probe's, >= 0.
         plain_accuracy: Accuracy without class weights, as in a test; None if `accuracy` has none.
+        measure: What `accuracy` is, as for `ProbeScore`; of numbers `log_loss` is the squared error in units of their
+            variance.
+        low, high: 95 % interval of the score of labels or numbers, groups of images resampled; None for an accuracy.
     """
 
     name: str
@@ -77,10 +80,13 @@ class Candidate:
     log_loss: float
     gain_error: float = 0.0
     plain_accuracy: float | None = None
+    measure: str = "accuracy"
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         require_share("Candidate", "weight", self.weight)
-        require_share("Candidate", "accuracy", self.accuracy)
+        require_score("Candidate", "accuracy", self.accuracy, self.measure)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,11 @@ def is_fine_tuning(record: RunRecord) -> bool:
 
 
 def held_back_interval(one: Candidate, images: int) -> tuple[float, float]:
-    """95 % Wilson interval of a candidate's accuracy; of zero width if the number of images is not known."""
-    if not images:
+    """95 % Wilson interval of a candidate's accuracy, or its own of another score; of zero width if the number of
+    images is not known."""
+    if one.low is not None and one.high is not None:
+        return one.low, one.high
+    if not images or one.measure != "accuracy":
         return one.accuracy, one.accuracy
     return wilson_interval(round(one.accuracy * images), images)
 

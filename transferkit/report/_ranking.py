@@ -11,13 +11,14 @@ from transferkit.report._words import (
     MISSING,
     as_typed,
     format_count,
+    format_measure,
+    format_measure_range,
     format_number,
     format_percent,
-    format_range,
     format_seconds,
     plural,
 )
-from transferkit.report.charts.axes import Axis, Label, share_axis
+from transferkit.report.charts.axes import Axis, Label, measure_axis
 
 __all__ = ["RankingPage", "write_ranking"]
 
@@ -30,6 +31,7 @@ class RankingPage:
     """Everything the page says.
 
     Args:
+        score, model: What backbones are compared by, and the linear one that has it.
         ranks, accuracies: One row per model, on their axes.
         costs: Cells of each model's row in the table of costs.
         measures: Rows of text under `measure_names`.
@@ -38,6 +40,8 @@ class RankingPage:
 
     title: str
     figure: str
+    score: str
+    model: str
     reasons: tuple[str, ...]
     caveat: str
     pretrained: bool
@@ -59,12 +63,15 @@ class RankingPage:
 def write_ranking(ranking: Ranking) -> RankingPage:
     """The page of a ranking."""
     models = ranking.models
-    accuracy_axis = share_axis([share for row in models for share in row.joined.interval[1:]])
+    ends = [share for row in models for share in row.joined.interval[1:]]
+    accuracy_axis = measure_axis(ends, ranking.data.measure)
     rank_axis = _rank_axis(len(models))
     names = tuple(score.measure for score in models[0].scores)
     return RankingPage(
         title=f"{plural(len(models), 'backbone')} on {ranking.data.origin}",
         figure=models[0].name,
+        score=ranking.data.measure,
+        model="classifier" if ranking.data.measure == "accuracy" else "model",
         reasons=ranking.reasons,
         caveat=(
             "The interval of a rank covers which images of the same kind it is measured on. It covers neither which "
@@ -124,8 +131,8 @@ def _accuracy_row(row: RankedModel, axis: Axis, chosen: bool) -> IntervalRow:
     return IntervalRow(
         name=row.name,
         chosen=chosen,
-        value=format_percent(accuracy),
-        interval=format_range(low, high),
+        value=format_measure(accuracy, row.joined.measure),
+        interval=format_measure_range(low, high, row.joined.measure),
         at=axis.place(accuracy),
         low=axis.place(low),
         high=axis.place(high),
@@ -137,7 +144,7 @@ def _cost_row(row: RankedModel, prior: str) -> tuple[str, ...]:
     return (
         row.name,
         format_percent(row.best),
-        f"{row.best_stage.stage}: {format_percent(row.best_stage.interval[0])}",
+        f"{row.best_stage.stage}: {format_measure(row.best_stage.interval[0], row.joined.measure)}",
         f"{known} ({row.prior_rank})",
         MISSING if row.images_per_second is None else format_number(row.images_per_second),
         f"{row.parameters / 1e6:.1f}",

@@ -12,6 +12,9 @@ __all__ = [
     "as_typed",
     "capitalise",
     "format_count",
+    "format_measure",
+    "format_measure_gain",
+    "format_measure_range",
     "format_number",
     "format_part",
     "format_percent",
@@ -77,6 +80,28 @@ def format_range(low: float, high: float) -> str:
         '96.3 – 98.1 %'
     """
     return f"{100 * low:.1f}{GAP}{MISSING}{GAP}{100 * high:.1f}{GAP}%"
+
+
+def format_measure(value: float, measure: str) -> str:
+    """A score: a share as a percentage, R2 as a number.
+
+    Example:
+        >>> format_measure(0.81234, "R2"), format_measure(0.5, "accuracy").replace(GAP, " ")
+        ('0.812', '50.0 %')
+    """
+    if measure != "R2":
+        return format_percent(value)
+    return f"{value:.3f}" if math.isfinite(value) else MISSING
+
+
+def format_measure_range(low: float, high: float, measure: str) -> str:
+    """An interval of scores."""
+    return format_range(low, high) if measure != "R2" else f"{low:.3f}{GAP}{MISSING}{GAP}{high:.3f}"
+
+
+def format_measure_gain(gain: float, error: float, measure: str) -> str:
+    """A difference of two scores with its standard error, shares in points."""
+    return f"{gain:+.3f} ± {error:.3f}" if measure == "R2" else f"{100 * gain:+.1f} ± {100 * error:.1f}"
 
 
 def format_count(count: int) -> str:
@@ -215,14 +240,15 @@ def capitalise(phrase: str) -> str:
     return phrase[:1].upper() + phrase[1:]
 
 
-def name_strategy(strategy: str) -> str:
-    """A strategy in words; an unknown one by its own name.
+def name_strategy(strategy: str, measure: str = "accuracy") -> str:
+    """A strategy in words; an unknown one by its own name. Labels and numbers have no classifier, but a model.
 
     Example:
         >>> name_strategy("whitened_probe")
         'whitened probe'
     """
-    return STRATEGIES.get(strategy, strategy.replace("_", " "))
+    named = STRATEGIES.get(strategy, strategy.replace("_", " "))
+    return named if measure == "accuracy" else named.replace("classifier", "model")
 
 
 def name_stage(stage: str, backbone: BackboneSpec) -> str:

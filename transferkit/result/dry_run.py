@@ -18,7 +18,7 @@ from transferkit.data.glance import Glance
 from transferkit.data.predictable import list_predictable
 from transferkit.features import choose_device
 from transferkit.records import DryRun, PlannedData, PlannedFile, PlannedStep
-from transferkit.result.evaluation import check_classes, choose_images
+from transferkit.result.evaluation import check_classes, check_task, choose_images, target_opening
 from transferkit.result.prediction import nothing_read
 from transferkit.result.result import Result, load
 
@@ -214,8 +214,19 @@ def _others(
     """Other images: listed, and the first few of those that are scored."""
     with scratch_cache(cache) as scratch:
         glance = Glance(scratch, max_pixels=MAX_PIXELS)
-        found = open_data(data, root=root, val=0.0, test=0.0, progress=False, cache=scratch, inspect=glance)
+        found = open_data(
+            data,
+            root=root,
+            **target_opening(result.task, result.record.settings, data),
+            val=0.0,
+            test=0.0,
+            progress=False,
+            cache=scratch,
+            inspect=glance,
+            trains=False,
+        )
     check_prepared(result.preprocessing, preprocessed=found.normalised)
+    check_task(found, result.task)
     check_classes(found, result.classes)
     indices = choose_images(found, split)
     summary = found.summary

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,21 @@ import numpy.typing as npt
 from transferkit.core.errors import DataError, unknown_name
 from transferkit.data import Data, open_data
 from transferkit.data.prepared import check_prepared
-from transferkit.records import LARGE, HeldOut, Metrics, Mistake, Picture, PixelClassifier, ReviewedLabel
-from transferkit.result.prediction import probabilities_of
+from transferkit.records import LARGE, AnyMetrics, HeldOut, Mistake, Picture, PixelClassifier, ReviewedLabel, Targets
+from transferkit.result.prediction import probabilities_of, task_of
+from transferkit.result.worst_images import pick_extremes, pick_worst
 
 __all__ = [
     "Evaluation",
     "check_classes",
+    "check_task",
     "choose_images",
     "evaluate",
     "pick_mistakes",
     "pick_samples",
     "predict_split",
     "sketch",
+    "target_opening",
     "with_pictures",
 ]
 
@@ -51,7 +55,7 @@ class Evaluation:
         is_own: Whether these are the images of the run that made the model.
     """
 
-    def __init__(self, metrics: Metrics, answers: HeldOut, data: Data, *, is_own: bool) -> None:
+    def __init__(self, metrics: AnyMetrics, answers: HeldOut, data: Data, *, is_own: bool) -> None:
         self.metrics = metrics
         self.answers = answers
         self.data = data
@@ -85,13 +89,14 @@ def evaluate(
 
     if split not in SPLITS:
         raise DataError(unknown_name("split", split, SPLITS))
-    opened = open_data(data, **(own_opening or {**opening, "val": 0.0, "test": 0.0}))
+    opened = open_data(data, **(own_opening or {**opening, "val": 0.0, "test": 0.0}), trains=False)
     is_own = bool(trained_on) and sketch(opened) == trained_on
     if own_opening and not is_own:  # what is drawn now is not what was drawn then
-        opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0})
+        opened = open_data(data, **{**own_opening, "val": 0.0, "test": 0.0}, trains=False)
     check_prepared(classifier.preprocessing, preprocessed=opened.normalised)
     # Refuses pictures where tensors are needed, and tensors of another shape.
     opened.adapt_preprocessing(classifier.preprocessing)
+    check_task(opened, task_of(classifier))
     check_classes(opened, classifier.classes)
     indices = choose_images(opened, split)
     _check_unseen(opened, indices, trained_on)
@@ -124,6 +129,34 @@ def _check_unseen(data: Data, indices: npt.NDArray[np.int64], trained_on: tuple[
         )
 
 
+def target_opening(task: str, settings: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Options that open other images with the labels or numbers that a model predicts; empty for one class per image.
+
+    Args:
+        task: Of the model.
+        settings: Of its run.
+        data: The other images.
+    """
+    if task == "single_label":
+        return {}
+    columns = settings.get("columns") or {}
+    named = {name: columns[name] for name in ("path", "label") if name in columns}
+    return {"task": task, **({"columns": named} if named and isinstance(data, (str, Path)) else {})}
+
+
+def check_task(data: Data, task: str) -> None:
+    """Raise unless the images have what a model of that task predicts.
+
+    Raises:
+        DataError: They have not.
+    """
+    if data.summary.task != task:
+        raise DataError(
+            f"The model was trained with task={task}, and these images have task={data.summary.task}. Pass images with "
+            "the same labels or numbers as in training."
+        )
+
+
 def check_classes(data: Data, known: tuple[str, ...]) -> None:
     """Raise unless a model that knows these classes knows all of the images'.
 
@@ -140,15 +173,40 @@ def check_classes(data: Data, known: tuple[str, ...]) -> None:
 
 def predict_split(classifier: PixelClassifier, data: Data, indices: npt.NDArray[np.int64], *, split: str) -> HeldOut:
     """The classifier's probabilities for these images, beside their labels; all their classes are the classifier's."""
+    pixels = (data.pixels(int(index), classifier.preprocessing) for index in indices)
+    if data.targets is not None:
+        return HeldOut(
+            split=split,
+            labels=data.labels[indices],
+            probabilities=probabilities_of(classifier, pixels),
+            items=tuple(data.items[index] for index in indices),
+            targets=_in_order(data.targets.take(indices), classifier.classes),
+            thresholds=getattr(classifier, "thresholds", ()),
+        )
     label_of = {name: label for label, name in enumerate(classifier.classes)}
     labels = np.array([label_of[name] for name in data.summary.classes], dtype=np.int64)
-    pixels = (data.pixels(int(index), classifier.preprocessing) for index in indices)
     return HeldOut(
         split=split,
         labels=labels[data.labels[indices]],
         probabilities=probabilities_of(classifier, pixels),
         items=tuple(data.items[index] for index in indices),
     )
+
+
+def _in_order(targets: Targets, names: tuple[str, ...]) -> Targets:
+    """Targets in the order of a model's outputs; a label that no image has is 0 on all.
+
+    Raises:
+        DataError: A number is missing.
+    """
+    missing = [name for name in names if name not in targets.names]
+    if missing and not targets.is_labels:
+        raise DataError(f"The images have no {missing[0]!r}, which the model predicts. Add that column.")
+    values = np.zeros((len(targets), len(names)))
+    for at, name in enumerate(names):
+        if name in targets.names:
+            values[:, at] = targets.values[:, targets.names.index(name)]
+    return Targets(task=targets.task, names=names, values=values)
 
 
 def sketch(data: Data) -> tuple[str, ...]:
@@ -165,13 +223,22 @@ def pick_samples(data: Data, seed: int) -> dict[str, tuple[Picture, ...]]:
     rng = np.random.default_rng(seed)
     train = data.indices("train")
     classes = data.summary.classes
+    if data.targets is not None and not data.targets.is_labels:
+        return pick_extremes(data, data.targets, train, SAMPLES_PER_CLASS)
     each = max(1, min(SAMPLES_PER_CLASS, SAMPLES_SHOWN // len(classes)))
     shown = {}
     for label, name in list(enumerate(classes))[:SAMPLES_SHOWN]:
-        members = train[data.labels[train] == label]
+        members = _members(data, train, label)
         chosen = rng.permutation(members)[:each]
         shown[name] = tuple(data.thumbnail(int(index)) for index in chosen)
     return shown
+
+
+def _members(data: Data, train: npt.NDArray[np.int64], label: int) -> npt.NDArray[np.int64]:
+    """Training images of a class, or with a label; of a number all."""
+    if data.targets is None:
+        return train[data.labels[train] == label]
+    return train if not data.targets.is_labels else train[data.targets.values[train, label] > 0]
 
 
 def pick_mistakes(data: Data, answers: HeldOut | None, classes: tuple[str, ...]) -> tuple[Mistake, ...]:
@@ -186,6 +253,8 @@ def pick_mistakes(data: Data, answers: HeldOut | None, classes: tuple[str, ...])
         return ()
     of_split = data.indices(answers.split)
     indices = of_split if len(of_split) == len(answers.labels) else np.arange(len(data))
+    if answers.targets is not None:
+        return pick_worst(data, answers, answers.targets, indices, limit=MISTAKES_SHOWN)
     predicted = answers.probabilities.argmax(axis=1)
     confidence = answers.probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != answers.labels)

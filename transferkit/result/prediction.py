@@ -14,7 +14,7 @@ from transferkit.data import MAX_PIXELS, DeepImages, check_prepared, predictable
 from transferkit.nn import in_batches
 from transferkit.records import FailedImage, PixelClassifier, Predictions, Preprocessing
 
-__all__ = ["ImagePredictor", "nothing_read", "predict_images", "probabilities_of"]
+__all__ = ["ImagePredictor", "nothing_read", "predict_images", "probabilities_of", "task_of"]
 
 ON_ERROR = ("raise", "skip")
 
@@ -85,7 +85,19 @@ def predict_images(
         raise nothing_read([failure.reason for failure in failures])
     if deep.note:
         warnings.warn(deep.note, stacklevel=3)  # the caller of `predict`
-    return Predictions(tuple(items), tuple(classifier.classes), probabilities, tuple(failures))
+    return Predictions(
+        tuple(items),
+        tuple(classifier.classes),
+        probabilities,
+        tuple(failures),
+        task=task_of(classifier),
+        thresholds=getattr(classifier, "thresholds", ()),
+    )
+
+
+def task_of(classifier: PixelClassifier) -> str:
+    """What its outputs are; one class per image where it does not say."""
+    return str(getattr(classifier, "task", "single_label"))
 
 
 def nothing_read(reasons: Sequence[str]) -> DataError:

@@ -21,16 +21,31 @@ from transferkit.export import export_onnx
 from transferkit.features import choose_device
 from transferkit.measure import ConformalSets, check_coverage, fit_sets, summarise_sets
 from transferkit.nn import Classifier, PlacedClassifier, Replicas, replicas_of
-from transferkit.records import Decision, Evidence, HeldBackScores, Metrics, Predictions, Preprocessing, RunRecord
+from transferkit.records import (
+    AnyMetrics,
+    Decision,
+    Evidence,
+    HeldBackScores,
+    Predictions,
+    Preprocessing,
+    RunRecord,
+)
 from transferkit.report import render
-from transferkit.result.evaluation import Evaluation, evaluate, pick_mistakes, pick_samples, with_pictures
+from transferkit.result.evaluation import (
+    Evaluation,
+    evaluate,
+    pick_mistakes,
+    pick_samples,
+    target_opening,
+    with_pictures,
+)
 from transferkit.result.prediction import predict_images
 from transferkit.result.run_folder import check_replaceable, read_run, replace_file, write_run
 
 __all__ = ["Result", "check_export", "load"]
 
 
-OPENING = ("root", "columns", "labels", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
+OPENING = ("root", "columns", "task", "labels", "max_pixels", "val", "test", "seed", "strict", "preprocessed")
 """Settings of a run that are options of opening its images."""
 
 
@@ -69,7 +84,7 @@ class Result:
 
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else next(iter(self.metrics), None)
-        scored = f", {split} accuracy {self.metrics[split].accuracy:.3f}" if split else ""
+        scored = f", {split} {self.metrics[split].measure} {self.metrics[split].score:.3f}" if split else ""
         return f"Result({self.evidence.backbone.name}, {self.decision.strategy} on {self.decision.stage}{scored})"
 
     @property
@@ -83,14 +98,24 @@ class Result:
         return self.record.decision
 
     @property
-    def metrics(self) -> Mapping[str, Metrics]:
+    def metrics(self) -> Mapping[str, AnyMetrics]:
         """Split name -> metrics of the model there; "test" was computed once, at the end."""
         return self.record.metrics
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The K class names, in label order."""
+        """The K class names, in label order; names of labels or numbers for the other tasks."""
         return self.model.classes
+
+    @property
+    def task(self) -> str:
+        """What it predicts: "single_label", "multi_label" or "regression"."""
+        return self.model.task
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """K probabilities from which on labels are given; empty for 0.5, and for classes and numbers."""
+        return self.model.thresholds
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -146,6 +171,8 @@ class Result:
             OptionError: The coverage is not in (0, 1), or the run has no held-back scores.
         """
         check_coverage(coverage)
+        if self.task != "single_label":
+            raise OptionError(f"coverage= is for one class per image, and this run has task={self.task}. Leave it out.")
         scores = self.held_back_scores
         if scores is None:
             raise OptionError(
@@ -185,7 +212,7 @@ class Result:
         device: str = "auto",
         cache: str | Path | None = None,
         progress: bool = True,
-    ) -> Metrics:
+    ) -> AnyMetrics:
         """Evaluate the model on images that it was not trained on, and add the result to `metrics` and the report.
 
         A split is recorded once: what is in `metrics` already is returned, and stays when other data is given.
@@ -222,6 +249,7 @@ class Result:
         opening: dict[str, Any] = {name: own[name] for name in ("seed", "strict", "max_pixels") if name in own}
         if not isinstance(named, (str, Path)) and "preprocessed" in own:
             opening["preprocessed"] = own["preprocessed"]
+        opening |= target_opening(self.task, settings, named)
         if root is not None:
             opening["root"] = own["root"] = root
         found = evaluate(

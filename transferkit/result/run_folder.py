@@ -121,7 +121,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def _described(model: Classifier, record: RunRecord) -> dict[str, Any]:
     members = model.parts if isinstance(model, Blend) else (model,)
     heads = [{"stages": list(member.stages), "pooling": member.pooling} for member in members]
-    described = {"classes": list(model.classes), **(heads[0] if len(heads) == 1 else {"members": heads})}
+    described = {
+        "classes": list(model.classes),
+        **({} if model.task == "single_label" else {"task": model.task, "thresholds": list(model.thresholds)}),
+        **(heads[0] if len(heads) == 1 else {"members": heads}),
+    }
     errors = tuple(replace(one, picture=None) for one in record.label_errors)
     plain = to_json(replace(record, label_errors=errors), leave_out=PICTURES)
     return {"schema": SCHEMA, **plain, "model": described}
@@ -180,11 +184,17 @@ def _empty_model(evidence: Evidence, described: Mapping[str, Any], module: nn.Mo
     backbone = empty_backbone(evidence.backbone, module=module)
     members = [
         TransferModel(
-            copy.deepcopy(backbone), stages=head["stages"], pooling=head["pooling"], classes=described["classes"]
+            copy.deepcopy(backbone),
+            stages=head["stages"],
+            pooling=head["pooling"],
+            classes=described["classes"],
+            task=described.get("task", "single_label"),
         )
         for head in described.get("members", [described])
     ]
-    return members[0] if len(members) == 1 else Blend(members)
+    model: Classifier = members[0] if len(members) == 1 else Blend(members)
+    model.thresholds = tuple(described.get("thresholds", ()))
+    return model
 
 
 def empty_backbone(spec: BackboneSpec, *, module: nn.Module | None = None) -> Backbone:

@@ -22,7 +22,7 @@ from transferkit.measure import assess
 from transferkit.measure.curves import stratified_sample
 from transferkit.measure.few_shot.new_class import fit_new_row
 from transferkit.nn import Blend, Classifier, TransferModel, in_batches, replicas_of
-from transferkit.records import AddedClass, DataSummary, Folds, HeldOut, Metrics, RunRecord
+from transferkit.records import AddedClass, AnyMetrics, DataSummary, Folds, HeldOut, RunRecord
 from transferkit.result import Result
 from transferkit.result.evaluation import check_classes, pick_mistakes, sketch
 from transferkit.result.result import OPENING
@@ -54,6 +54,8 @@ def add_class(
         result, name, images, old_images, cache, device, seed, progress: As there.
         command: How to run this again; "" composes a call.
     """
+    if result.task != "single_label":
+        raise OptionError(f"A class is added to a run with one class per image, and this one has task={result.task}.")
     name = checked_name(result, name)
     if result.preprocessing.prepared:
         raise OptionError("The model takes tensors that were prepared elsewhere, so it cannot read images of a class.")
@@ -282,7 +284,7 @@ def _extended_record(
     record: RunRecord, added: AddedClass, classes: tuple[str, ...], old: _OldImages, held: dict[str, HeldOut]
 ) -> RunRecord:
     """The record of the larger model: what was true of the smaller one only is left out."""
-    metrics: dict[str, Metrics] = {
+    metrics: dict[str, AnyMetrics] = {
         split: assess(found, old.data.folds.take(old.data.indices(split))) for split, found in held.items()
     }
     shown = held.get("test") or held.get("val")

@@ -35,7 +35,7 @@ from transferkit.nn import Backbone
 from transferkit.records import TOP, FewShotRecord, FewShotScore, Folds
 from transferkit.scarce.few_shot_options import BASELINE, FewShotOptions, chosen_methods
 from transferkit.workflow.measure import read_features
-from transferkit.workflow.session import fit_to_images, open_backbone, open_bank, open_images
+from transferkit.workflow.session import fit_to_images, open_backbone, open_bank, open_images, refuse_targets
 from transferkit.workflow.views import AskedViews, ask_views, fixed_views
 from transferkit.workflow.views.asked import AUTO_VIEWS
 
@@ -90,6 +90,7 @@ def measure_few_shot(model: str | nn.Module, data: Any, options: FewShotOptions,
     seed_everything(options.seed)
     with timed(seconds, "audit data"):
         opened = open_images(data, options)
+        refuse_targets(opened, "fewshot")
         rows = np.sort(np.concatenate([opened.indices("train"), opened.indices("val")]))
         folds = opened.folds.take(rows)
         check_episodes(folds, options)

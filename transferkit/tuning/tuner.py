@@ -68,7 +68,7 @@ def run_search(
         TransferkitError: Another of its kinds.
     """
     begun = time.perf_counter()
-    session = open_session(model, data, options, trains=True)
+    session = open_session(model, data, options, trains=True, needs_classes="tune")
     if options.retest:
         found = retest_settings(session, options, command=command, begun=begun)
     else:
@@ -267,7 +267,7 @@ def _run_on_ray(work: Callable[[int], None], options: TuneOptions) -> None:
 
 def _help(model: Any, data: Any, options: TuneOptions, search: Search, threads: int) -> None:
     torch.set_num_threads(threads)
-    session = open_session(model, data, options, trains=True)
+    session = open_session(model, data, options, trains=True, needs_classes="tune")
     with told_if_gone(str(options.storage)):
         study = join_study(search, storage=options.storage, name=options.study)
         _work(session, options, search, study, time.perf_counter())

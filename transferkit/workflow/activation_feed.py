@@ -50,7 +50,7 @@ class ActivationFeed:
         return CutFeed(
             self._batch,
             positions,
-            torch.from_numpy(self._images.known.labels[positions]),
+            torch.from_numpy(self._images.targets[positions]),
             batch_size=batch_size,
             views=self._versions,
             seed=self._seed,

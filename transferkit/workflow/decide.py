@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from transferkit import zoo
 from transferkit.core.distributed import broadcast, connect
 from transferkit.core.timing import timed
-from transferkit.decision import SMALL_BATCH, Conditions, Normalisation, best_probe, choose, complete, settle_norm
+from transferkit.decision import (
+    SMALL_BATCH,
+    Conditions,
+    Normalisation,
+    best_probe,
+    choose,
+    choose_for_targets,
+    complete,
+    settle_norm,
+)
 from transferkit.features import choose_device
 from transferkit.finetune import count_processes
 from transferkit.nn import Backbone
@@ -89,7 +99,10 @@ def _compared(evidence: Evidence, options: AdaptOptions) -> Choice:
     known = {(option.strategy, option.stage): option for option in choose(evidence).options}
     expected = known.pop((asked.strategy, asked.stage), None)
     reasons = (
-        (f"{asked.strategy} was requested; of the probes measured, {stage} has the highest expected accuracy.",)
+        (
+            f"{asked.strategy} was requested; of the probes measured, {stage} has the highest expected "
+            f"{evidence.data.measure}.",
+        )
         if is_free and expected is not None
         else asked.reasons
     )
@@ -157,7 +170,9 @@ def decide_session(session: Session, options: AdaptOptions, *, watch: MakeWatch 
     with timed(session.seconds, "decide"):
         if options.strategy == "auto" and options.mode == "search":
             budget = _left(options.budget_seconds, evidence)
-            choice = search(evidence, trials.begin, budget=budget, progress=options.progress)
+            is_classes = evidence.data.task == "single_label"
+            how = choose if is_classes else partial(choose_for_targets, is_search=True)
+            choice = search(evidence, trials.begin, budget=budget, progress=options.progress, choose=how)
         else:
             choice = choose_strategy(evidence, options)
             choice = broadcast(choice) if options.strategy == "auto" else choice

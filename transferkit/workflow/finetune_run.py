@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from transferkit.core.errors import OptionError
 from transferkit.core.paths import expand
 from transferkit.core.provenance import environment
 from transferkit.core.serialization import to_json
@@ -79,6 +80,10 @@ def build_task(
     from transferkit.finetune import Runner
 
     how, recipe = session.options, options.recipe
+    if session.data.summary.task == "regression" and (recipe.mixup or recipe.cutmix):
+        raise OptionError(
+            "Mixup and cutmix mix classes or labels, not numbers. Leave train.mixup and train.cutmix out."
+        )
     images = select_images(session.data, recipe, batch_size=how.batch_size, seed=how.seed)
     whole, plan = plan, _without_first_phases(plan, images.recipe.epochs or 1)
     path = None if options.out is None else expand(options.out) / WORK / plan.strategy
@@ -171,7 +176,7 @@ def _identity(session: Session, plan: Plan, images: TrainingImages, options: Fit
         "recipe": to_json(images.recipe),
         "weights": session.backbone.spec.weights_id,
         "data": _digest(session.data.content_ids[images.rows].tobytes()),
-        "labels": _digest(images.known.labels.tobytes()),
+        "labels": _digest(images.targets.tobytes()),
         "held_back": _digest(held_back),
         "refit": images.refit,
         "preprocessing": to_json(session.backbone.spec.preprocessing),

@@ -86,7 +86,10 @@ def _fine_tune(
     tuned = finish_run(session, begun or begin_run(session, plan, options, watch=watch))
     kept, seconds = tuned.record.kept, session.seconds.get("fine-tune", 0.0)
     plain = kept.accuracy if kept.plain_accuracy is None else kept.plain_accuracy
-    judged = HeldBack(accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds)
+    interval = None if kept.low is None or kept.high is None else (kept.low, kept.high)
+    judged = HeldBack(
+        accuracy=plain, images=tuned.record.held_back, is_network=True, seconds=seconds, interval=interval
+    )
     return Outcome(tuned.model, (tuned.reason,), judged, tuned.record, keep_scores(tuned.scores, session.options.seed))
 
 
@@ -109,12 +112,16 @@ def _fit_head(session: Session, plan: Plan, options: FitOptions) -> Outcome:
         )
     seconds = session.seconds.get("fit head", 0.0)
     accuracy = fitted.accuracy if fitted.held_back else None
-    judged = HeldBack(accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds)
+    judged = HeldBack(
+        accuracy=accuracy, images=fitted.held_back, is_network=False, seconds=seconds, interval=fitted.interval
+    )
     return Outcome(fitted.model, (fitted.reason,), judged, scores=keep_scores(fitted.scores, how.seed))
 
 
-def keep_scores(scores: HeldBackScores, seed: int) -> HeldBackScores | None:
-    """The scores that a run keeps: a random sample with all classes if there are many."""
+def keep_scores(scores: HeldBackScores | None, seed: int) -> HeldBackScores | None:
+    """The scores that a run keeps: a random sample with all classes if there are many; None of labels and numbers."""
+    if scores is None:
+        return None
     limit = max(MAX_HELD_BACK, len(np.unique(scores.labels)))
     if len(scores) > limit:
         rng = np.random.default_rng(draw_seed(seed, "held-back scores"))

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
-from transferkit.data.mirroring import flip_is_safe
+from transferkit.data.mirroring import flip_is_safe, flip_keeps_targets
 from transferkit.features import FeatureTable
 from transferkit.probe import HeadFit, fit_heads
-from transferkit.records import Fold, Folds
+from transferkit.records import Fold, Folds, Targets
 from transferkit.strategies import Plan
 
 __all__ = ["FlipCheck", "check_flip"]
@@ -30,14 +31,22 @@ class FlipCheck:
         safe: See `flip_is_safe`.
         images: Held-back images that were classified.
         right, right_mirrored: How many of them, and of their mirror images, were classified correctly.
+        errors: Of labels or numbers instead: mean squared error of the images and of their mirror images, in units of
+            the variance; None for classes.
     """
 
     safe: bool
     images: int
     right: int
     right_mirrored: int
+    errors: tuple[float, float] | None = None
 
     def __str__(self) -> str:
+        if self.errors is not None:
+            return (
+                f"held-back squared error of a probe {self.errors[0]:.3f} of the variance on {self.images:,} images, "
+                f"{self.errors[1]:.3f} on their mirror images"
+            )
         plain, mirrored = (100 * right / max(self.images, 1) for right in (self.right, self.right_mirrored))
         return (
             f"held-back accuracy of a probe {plain:.1f} % on {self.images} images, {mirrored:.1f} % on their mirror "
@@ -77,6 +86,9 @@ def check_flip(
         shown.append(draw.permutation(fold.held_back)[:left])
         heads.append(_probe(table.take(fold.train), known.take(fold.train), stages, classes))
     chosen = np.concatenate(shown)
+    if known.targets is not None:
+        pairs = (table.take(chosen).load(stages), read_mirrored(chosen).load(stages))
+        return _check_targets(known.targets, chosen, pairs, shown, heads)
     truth = known.labels[chosen]
     answers = []
     for features in (table.take(chosen).load(stages), read_mirrored(chosen).load(stages)):
@@ -86,6 +98,28 @@ def check_flip(
     plain, mirrored = answers
     safe = flip_is_safe(plain, mirrored, labels=truth)
     return FlipCheck(safe, len(chosen), int(plain.sum()), int(mirrored.sum()))
+
+
+def _check_targets(
+    targets: Targets,
+    chosen: Indices,
+    pairs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    shown: Sequence[Indices],
+    heads: Sequence[HeadFit],
+) -> FlipCheck:
+    """The same by squared errors of labels or numbers, in units of their variance."""
+    values = targets.values[chosen]
+    spread = np.maximum(targets.values.std(axis=0), np.finfo(np.float32).tiny)
+    errors = []
+    for features in pairs:
+        parts = np.split(features, np.cumsum([len(part) for part in shown])[:-1])
+        outputs = [part @ head.weight.T + head.bias for part, head in zip(parts, heads, strict=True)]
+        predicted = np.concatenate(outputs)
+        predicted = expit(predicted) if targets.is_labels else predicted
+        errors.append(((predicted - values) / spread) ** 2)
+    plain, mirrored = errors
+    means = float(plain.mean()), float(mirrored.mean())
+    return FlipCheck(flip_keeps_targets(plain, mirrored), len(chosen), 0, 0, means)
 
 
 def _probe(table: FeatureTable, known: Folds, stages: tuple[str, ...], classes: int) -> HeadFit:

@@ -15,7 +15,7 @@ from transferkit.measure import LabelErrors, find_label_errors
 from transferkit.probe.heads import HeadFit, fit_heads
 from transferkit.records import JOINED, LARGE, LabelReview, ReviewedLabel
 from transferkit.strategies import STRATEGIES, PlanSettings
-from transferkit.workflow.session import Session
+from transferkit.workflow.session import Session, refuse_targets
 
 __all__ = ["likely_label_errors", "review_session"]
 
@@ -52,6 +52,7 @@ def review_session(session: Session, *, limit: int, command: str = "") -> LabelR
         DataError: No training image can be held back without its class.
     """
     data, train = session.data, session.measured.train
+    refuse_targets(data, "doctor labels")
     with timed(session.seconds, "label errors"):
         compared = _compare(session)
         errors = compared.errors
@@ -81,7 +82,7 @@ def likely_label_errors(session: Session) -> tuple[ReviewedLabel, ...]:
     Returns:
         At most 24; none where images are too many to be compared in passing, or cannot be held back.
     """
-    if len(session.measured.train) > COMPARED_AT_MOST:
+    if len(session.measured.train) > COMPARED_AT_MOST or session.data.targets is not None:
         return ()
     with timed(session.seconds, "label errors"):
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.distributed import connect, local_rank_and_world_size
-from transferkit.core.intervals import wilson_interval
+from transferkit.core.intervals import TWO_SIDED, wilson_interval
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.features import (
@@ -31,13 +32,14 @@ from transferkit.measure import (
     knn_hits,
     learning_curves,
     measure_data_need,
+    resample_score,
     ridge_paths,
     select_features,
 )
 from transferkit.nn import Backbone
 from transferkit.options import PassOptions
-from transferkit.probe import class_weights
-from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, Evidence, Folds, Preprocessing, ProbeScore
+from transferkit.probe import image_weights
+from transferkit.records import JOINED, SELECTED, TOP, CurvePoint, DataNeed, Evidence, Folds, Preprocessing, ProbeScore
 from transferkit.workflow.paces import measure_paces
 from transferkit.workflow.source_similarity import Side, choose_sample, measure_similarity
 from transferkit.workflow.views import AskedViews, Chosen, apply_views, choose_views, refuse_for_tensors
@@ -168,12 +170,17 @@ def measure_features(
         image_seconds=paces.image_seconds,
         step_seconds=paces.step_seconds,
         curves=curves,
-        data_need=measure_data_need(curves, stage=JOINED, folds=folds, seed=options.seed),
+        data_need=_more_images(curves, folds, options.seed),
         views=seen.comparison,
         engine=engines.use,
         worker_seconds=first.worker_seconds,
     )
     return Measurement(evidence, rows, seen.table, seen.primary, folds, train, selection, since)
+
+
+def _more_images(curves: tuple[CurvePoint, ...], folds: Folds, seed: int) -> DataNeed | None:
+    """What more images would bring; None for labels and numbers: what is known of learning curves is of accuracies."""
+    return None if folds.targets is not None else measure_data_need(curves, stage=JOINED, folds=folds, seed=seed)
 
 
 def _first_pass(
@@ -239,7 +246,7 @@ def _measure(
 ) -> tuple[tuple[ProbeScore, ...], tuple[CurvePoint, ...], Selection]:
     """Probes, learning curves and selected features of the training images, in closed form."""
     labels = folds.labels
-    weights = class_weights(labels, class_weight)
+    weights = image_weights(folds, class_weight)
     with fitting_threads(len(labels)):
         with timed(seconds, "probe"):
             probes, paths = probe_stages(known, folds, classes=classes, class_weight=class_weight, seed=seed)
@@ -247,8 +254,8 @@ def _measure(
             chosen = select_features(
                 known.chunks, labels, known.blocks, classes=classes, weights=weights, folds=folds, seed=seed
             )
-            *rows, neighbours = probes
-            probes = (*rows, _selected_score(chosen, paths[JOINED], folds), neighbours)
+            ridge = [score for score in probes if score.method == "ridge"]
+            probes = (*ridge, _selected_score(chosen, paths[JOINED], folds), *probes[len(ridge) :])
         with timed(seconds, "learning curves"):
             curves = learning_curves(known.chunks, labels, known.blocks, paths, weights=weights, folds=folds, seed=seed)
     return probes, curves, chosen
@@ -338,7 +345,7 @@ def read_features(
 def probe_stages(
     known: FeatureTable, folds: Folds, *, classes: int, class_weight: str = "none", seed: int = 0
 ) -> tuple[tuple[ProbeScore, ...], dict[str, RidgePath]]:
-    """Held-back scores of every stage, of all joined and of k-NN, and the ridge paths behind them.
+    """Held-back scores of every stage, of all joined and of k-NN (of classes only), and the ridge paths behind them.
 
     Args:
         known: Rows of the N training images.
@@ -347,7 +354,7 @@ def probe_stages(
         class_weight: "none" or "balanced", for the ridge rows.
         seed: Of the k-NN subsample.
     """
-    weights, order = class_weights(folds.labels, class_weight), folds.order
+    weights, order = image_weights(folds, class_weight), folds.order
     with fitting_threads(len(folds)):
         paths = ridge_paths(
             known.take(order).chunks,
@@ -362,11 +369,12 @@ def probe_stages(
     rows = [
         _ridge_score(name, path, widths.get(name, known.width), paths[JOINED], folds) for name, path in paths.items()
     ]
-    return (*rows, _neighbour_score(known, folds, seed)), paths
+    neighbours = [] if folds.targets is not None else [_neighbour_score(known, folds, seed)]
+    return (*rows, *neighbours), paths
 
 
 def _score(
-    stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: float
+    stage: str, method: str, dim: int, accuracy: float, images: float, penalty: float, **more: Any
 ) -> ProbeScore:
     """A score with its interval, or an unknown one where no independent image is held back."""
     if images == 0:
@@ -386,6 +394,8 @@ def _score(
 
 
 def _ridge_score(stage: str, path: RidgePath, dim: int, joined: RidgePath, folds: Folds) -> ProbeScore:
+    if folds.targets is not None:
+        return _target_score(stage, path, dim, joined, folds)
     right, best = path.right[path.best], path.best
     differences = right.astype(np.float64) - joined.right[joined.best]
     return _score(
@@ -400,11 +410,39 @@ def _ridge_score(stage: str, path: RidgePath, dim: int, joined: RidgePath, folds
     )
 
 
+def _target_score(stage: str, path: RidgePath, dim: int, joined: RidgePath, folds: Folds) -> ProbeScore:
+    """Of labels or numbers, with the interval and the paired error of resampled groups."""
+    assert folds.targets is not None
+    assert path.predicted is not None
+    assert joined.predicted is not None
+    best = path.best
+    found = resample_score(folds.targets, path.predicted[best], folds, counting=path.counting)
+    base = resample_score(folds.targets, joined.predicted[joined.best], folds, counting=path.counting)
+    if not found.known:
+        return _score(stage, "ridge", dim, 0.0, 0.0, float(path.penalties[best]))
+    low, high = found.interval
+    return ProbeScore(
+        stage=stage,
+        method="ridge",
+        dim=dim,
+        accuracy=found.score,
+        low=low,
+        high=high,
+        squared_error=float(path.squared_error[best]),
+        penalty=float(path.penalties[best]),
+        gain_error=0.0 if stage == JOINED else found.gain_error(base),
+        images=folds.independent(path.right[best], path.counting),
+        measure=folds.targets.measure,
+    )
+
+
 def _selected_score(chosen: Selection, joined: RidgePath, folds: Folds) -> ProbeScore:
     """The score of the joined stages, plus the gain by selection where both are cross-validated.
 
     The folds' own accuracy is that of a fit to four fifths of the images, not comparable with the other rows.
     """
+    if folds.targets is not None:
+        return _selected_target_score(chosen, joined, folds)
     best = joined.best
     images = folds.independent(joined.right[best], joined.counting) if chosen.known else 0.0
     return _score(
@@ -415,6 +453,24 @@ def _selected_score(chosen: Selection, joined: RidgePath, folds: Folds) -> Probe
         images,
         chosen.penalty,
         squared_error=max(0.0, float(joined.squared_error[best]) + chosen.error_gain),
+        gain_error=chosen.gain_error,
+    )
+
+
+def _selected_target_score(chosen: Selection, joined: RidgePath, folds: Folds) -> ProbeScore:
+    base = _target_score(JOINED, joined, chosen.kept, joined, folds)
+    if base.accuracy is None or base.squared_error is None or not chosen.known:
+        return replace(base, stage=SELECTED, accuracy=None, low=None, high=None, penalty=chosen.penalty)
+    score, (middle, low, high) = min(1.0, base.accuracy + chosen.gain), base.interval
+    margin = TWO_SIDED * chosen.gain_error
+    return replace(
+        base,
+        stage=SELECTED,
+        accuracy=score,
+        low=score - math.hypot(middle - low, margin),
+        high=min(1.0, score + math.hypot(high - middle, margin)),
+        squared_error=max(0.0, base.squared_error + chosen.error_gain),
+        penalty=chosen.penalty,
         gain_error=chosen.gain_error,
     )
 

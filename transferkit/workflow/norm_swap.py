@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import torch
 
+from transferkit.core.score_text import format_score
 from transferkit.core.timing import timed
 from transferkit.nn import Backbone
 from transferkit.nn.backbone import weights_digest
@@ -61,9 +62,10 @@ def measure_swapped(session: Session, kind: str) -> tuple[Session, str]:
             f"Refused: whether features get worse by swapping batch normalisation for {kind!r} is unknown, because no "
             "image can be held back without its class. Batch normalisation is kept."
         )
+    measure = found.evidence.data.measure
     figures = (
-        f"with batch normalisation swapped for {kind!r}, the held-back accuracy of a probe is "
-        f"{100 * after:.1f} %, before it was {100 * before:.1f} %"
+        f"with batch normalisation swapped for {kind!r}, the held-back {measure} of a probe is "
+        f"{format_score(after, measure)}, before it was {format_score(before, measure)}"
     )
     if after < before - MARGIN:
         return session, f"Refused: {figures}; at most {100 * MARGIN:g} points may be lost. Batch normalisation is kept."

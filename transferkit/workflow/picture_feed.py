@@ -36,6 +36,9 @@ def choose_augmentation(session: Session, images: TrainingImages, notes: list[st
     """
     recipe = images.recipe
     preset = choose_preset(recipe.augment, images=len(images), epochs=recipe.epochs)
+    if session.data.summary.task == "regression" and recipe.augment == "auto":
+        preset = "none"  # a crop changes where things are, how large and how many; only a person can tell
+        notes.append("Images are not augmented: a crop may change a number. train.augment=light crops them.")
     preprocessing = session.backbone.spec.preprocessing.primary
     if recipe.flip is not None or preset == "none":
         return Augmentation(preset=preset, preprocessing=preprocessing, flip=bool(recipe.flip))
@@ -75,7 +78,7 @@ class PictureFeed:
     @cached_property
     def _pictures(self) -> dict[bool, Pictures]:
         """Whether they are for training -> the pictures."""
-        recipe, labels = self._images.recipe, self._images.known.labels
+        recipe, labels = self._images.recipe, self._images.targets
         mixing = Mixing(classes=self._session.data.summary.num_classes, mixup=recipe.mixup, cutmix=recipe.cutmix)
         return {
             True: Pictures(self._store, labels, augmentation=self.augmentation, mixing=mixing, seed=self._seed),

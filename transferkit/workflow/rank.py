@@ -24,10 +24,19 @@ from transferkit.core.errors import (
 )
 from transferkit.core.progress import announce
 from transferkit.core.random import seed_everything
+from transferkit.core.score_text import format_score
 from transferkit.core.timing import timed
 from transferkit.data import Data
 from transferkit.features import Engines, FeatureBank, FeatureTable
-from transferkit.measure import MEASURES, RESAMPLES, RankIntervals, bootstrap_ranks
+from transferkit.measure import (
+    MEASURES,
+    RESAMPLES,
+    RankIntervals,
+    ResampledScore,
+    bootstrap_ranks,
+    rank_resampled,
+    resample_score,
+)
 from transferkit.nn import Backbone, count_operations
 from transferkit.options import PassOptions
 from transferkit.records import (
@@ -150,12 +159,14 @@ class _Measured:
         name, spec, scores, images_per_second, gigaflops, seconds: As in `RankedModel`.
         probes: Of all stages, and the joined one.
         right: (N,) bool, whether the joined probe classifies each training image correctly while it is held back.
+        resampled: Of labels or numbers, the score of the joined probe with resampled images; None for classes.
     """
 
     name: str
     spec: BackboneSpec
     probes: tuple[ProbeScore, ...]
-    right: npt.NDArray[np.bool_]
+    right: npt.NDArray[Any]
+    resampled: ResampledScore | None
     scores: tuple[MeasureScore, ...]
     images_per_second: float | None
     gigaflops: float | None
@@ -232,6 +243,11 @@ def _measure(name: str, model: str | nn.Module, data: Data, options: PassOptions
         spec=backbone.spec,
         probes=probes,
         right=joined.right[joined.best],
+        resampled=None
+        if folds.targets is None or joined.predicted is None
+        else resample_score(
+            folds.targets, joined.predicted[joined.best], folds, counting=joined.counting, resamples=RESAMPLES
+        ),
         scores=scores,
         images_per_second=done.computed / seconds["frozen pass"] if done.computed else None,
         gigaflops=_gigaflops(backbone),
@@ -254,7 +270,9 @@ def _score(backbone: Backbone, table: FeatureTable, folds: Folds, seed: int) -> 
     spent = 0.0
     for name, measure in MEASURES.items():
         start, value, reason = time.perf_counter(), None, ""
-        if spent > MEASURE_SECONDS:
+        if folds.targets is not None:
+            reason = "It needs one class per image."
+        elif spent > MEASURE_SECONDS:
             reason = f"Left out: the measures before it took {spent:.0f} s."
         elif measure.needs == "source_probabilities":
             reason = _lacks_classifier(backbone)
@@ -288,6 +306,12 @@ def _source_probabilities(backbone: Backbone, features: npt.NDArray[np.float32])
 def _order(rows: Sequence[_Measured], prior: str, folds: Folds, seed: int) -> tuple[RankedModel, ...]:
     """Rows with their ranks, best first; those that share a rank by squared error."""
     known = [_prior(row.spec, prior) for row in rows]
+    resampled = [row.resampled for row in rows if row.resampled is not None]
+    if resampled:
+        scores, draws = np.array([one.score for one in resampled]), np.stack([one.draws for one in resampled])
+        found = rank_resampled(scores, draws)
+        ranked = [_row(row, known, found, at) for at, row in enumerate(rows)]
+        return tuple(sorted(ranked, key=lambda row: (row.rank, row.joined.squared_error or 0.0)))
     measurable = folds.groups_per_class[folds.labels] > 1
     right = np.stack([row.right for row in rows])[:, measurable]
     found = bootstrap_ranks(right, groups=folds.groups[measurable], seed=seed)
@@ -327,9 +351,11 @@ def _row(measured: _Measured, known: Sequence[float], found: RankIntervals, at: 
 def _explain(models: Sequence[RankedModel], prior: str, images: int, asked: AskedViews) -> Iterator[str]:
     """The best model, how certain its rank is, what the prior alone would have chosen, and the views."""
     first = models[0]
+    measure = first.joined.measure
+    kind = "classifier" if measure == "accuracy" else "model"
     yield (
-        f"{first.name} is first: a linear classifier on all its stages joined has a held-back accuracy of "
-        f"{_percent(first.joined.interval[0])} on the {images:,} training images."
+        f"{first.name} is first: a linear {kind} on all its stages joined has a held-back {measure} of "
+        f"{format_score(first.joined.interval[0], measure)} on the {images:,} training images."
     )
     near = [row for row in models[1:] if row.rank_low == 1]
     if near:

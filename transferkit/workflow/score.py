@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from transferkit.features import choose_device
 from transferkit.nn import TransferModel, logits_of
@@ -33,10 +33,18 @@ def score_splits(session: Session, fitted: Outcome, splits: Sequence[str]) -> di
         answers[split] = HeldOut(
             split=split,
             labels=session.data.labels[indices],
-            probabilities=softmax(_logits(session, fitted, indices), axis=1),
+            probabilities=_predictions(_logits(session, fitted, indices), fitted.model.task),
+            targets=None if session.data.targets is None else session.data.targets.take(indices),
+            thresholds=fitted.model.thresholds,
             items=tuple(session.data.items[index] for index in indices),
         )
     return answers
+
+
+def _predictions(logits: npt.NDArray[np.float32], task: str) -> npt.NDArray[np.float32]:
+    if task == "regression":
+        return logits
+    return np.asarray(expit(logits) if task == "multi_label" else softmax(logits, axis=1))
 
 
 def _logits(session: Session, fitted: Outcome, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

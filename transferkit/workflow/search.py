@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from transferkit.core.distributed import broadcast
 from transferkit.core.errors import OptionError
 from transferkit.core.progress import announce
+from transferkit.core.score_text import format_gain, format_score
 from transferkit.decision import Belief, choose
 from transferkit.records import Alternative, Candidate, Choice, Evidence
 
@@ -102,12 +103,15 @@ def _describe_trials(
     """Sentences about what was tried, and what was not."""
     said = []
     if trials:
+        first = next(iter(trials.values()))
+        images, measure = first.images, first.kept.measure
         figures = ", ".join(
-            f"{name} {100 * trial.kept.accuracy:.1f} % ({100 * trial.gain.mean:+.1f} points)"
+            f"{name} {format_score(trial.kept.accuracy, measure)} ({format_gain(trial.gain.mean, measure)})"
             for name, trial in trials.items()
         )
-        images = next(iter(trials.values())).images
-        said.append(f"Tried in {spent:.0f} s, accuracy on {images:,} held-back images, gain over the probe: {figures}.")
+        said.append(
+            f"Tried in {spent:.0f} s, {measure} on {images:,} held-back images, gain over the probe: {figures}."
+        )
     if untried:
         said.append(f"Not tried, for the budget of {budget:g} s: {', '.join(untried)}.")
     return said or ["No fine-tuning strategy is expected to do better: no trials were needed."]

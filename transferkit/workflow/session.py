@@ -26,7 +26,15 @@ from transferkit.records import Finding, Preprocessing
 from transferkit.workflow.measure import Measurement, measure_features, read_features
 from transferkit.workflow.views import ask_views
 
-__all__ = ["Session", "load_backbone", "open_backbone", "open_bank", "open_images", "open_session"]
+__all__ = [
+    "Session",
+    "load_backbone",
+    "open_backbone",
+    "open_bank",
+    "open_images",
+    "open_session",
+    "refuse_targets",
+]
 
 
 def load_backbone(
@@ -136,6 +144,7 @@ def open_images(data: Any, options: PassOptions, *, inspect: Inspect | None = No
         value_range=None if given is None else given.value_range,
         root=options.root,
         columns=options.columns,
+        task=options.task,
         max_pixels=options.max_pixels,
         seed=options.seed,
         val=options.val,
@@ -192,6 +201,23 @@ def prepared_side(data: Data, options: PassOptions) -> int | None:
     return options.image_size or min(height, width)
 
 
+def refuse_targets(data: Data, what: str) -> None:
+    """Raise unless each image has one class.
+
+    Args:
+        data: The images.
+        what: What is to be done with them, as the subject of a sentence.
+
+    Raises:
+        OptionError: They have several labels, or numbers.
+    """
+    if data.targets is not None:
+        raise OptionError(
+            f"{what} needs one class per image, and these have task={data.targets.task}. transferkit adapt, analyze, "
+            "rank, predict, evaluate and export work with that."
+        )
+
+
 def open_source(options: PassOptions) -> Data | None:
     """The source images, if there are some; they are only measured, so none is held back."""
     # Its columns may be called otherwise than those of `data`, so columns= is not for it.
@@ -217,6 +243,7 @@ def open_session(
     budget: float | None = None,
     trains: bool = True,
     check: Callable[[Backbone], object] | None = None,
+    needs_classes: str = "",
 ) -> Session:
     """Open both, then one frozen pass and all that it can measure.
 
@@ -226,6 +253,10 @@ def open_session(
         budget: Seconds that everything after the first pass may take; None sets no limit.
         trains: Whether a network may be trained, so that it matters how long that takes.
         check: Raises if the backbone cannot do what is asked: a mistyped stage is found before the pass.
+        needs_classes: What is to be done, where that takes one class per image; "" where labels and numbers will do.
+
+    Raises:
+        OptionError: Images have several labels, or numbers, and one class each is needed.
     """
     seconds: dict[str, float] = {}
     seed_everything(options.seed)
@@ -240,6 +271,8 @@ def open_session(
     with timed(seconds, "audit data"):
         opened = open_images(data, options)
         source = open_source(options)
+    if needs_classes:
+        refuse_targets(opened, needs_classes)
     fit_to_images(backbone, opened)
     bank = open_bank(options)
     engines = Engines(options.engine, folder=bank.folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from transferkit.data import Data
 from transferkit.decision import MIN_VAL_IMAGES, refits
 from transferkit.finetune import fit_recipe
+from transferkit.finetune.targets import training_targets
 from transferkit.options import Recipe
 from transferkit.records import Fold, Folds
 
@@ -40,6 +42,11 @@ class TrainingImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def targets(self) -> npt.NDArray[Any]:
+        """(N,) classes, (N, T) labels, or (N, T) standardised numbers: what batches hold."""
+        return training_targets(self.known)
 
     @property
     def refit(self) -> bool:

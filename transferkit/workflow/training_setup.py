@@ -98,6 +98,7 @@ def build_setup(model: str | nn.Module, data: Any, options: AdaptOptions) -> Tra
         options,
         budget=options.budget_seconds,
         trains=options.strategy != "linear_probe",
+        needs_classes="doctor training",
         check=lambda backbone: check_stages(backbone, options),
     )
     decided = decide_session(session, options)

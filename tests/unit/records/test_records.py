@@ -70,7 +70,7 @@ EVIDENCE = {
 }
 POINT = {"stage": "top", "images": 8, "accuracy": 0.5, "error": 0.1}
 OTHERS = {
-    "Fold", "Folds",  # arrays, not fields
+    "Fold", "Folds", "TargetFolds",  # arrays, not fields
     "PixelClassifier", "Predictor",  # protocols
     "FailedImage", "Predictions",  # made by position since before they were records
 }  # fmt: skip

@@ -16,8 +16,16 @@ Example:
     [0.0, 430.0]
 """
 
-from transferkit.report.charts import accuracy_seconds, epochs, heat_map, inside_network, learning_curves, reliability
-from transferkit.report.charts.axes import Axis, class_axis, count_axis, log_axis, share_axis, value_axis
+from transferkit.report.charts import (
+    accuracy_seconds,
+    epochs,
+    heat_map,
+    inside_network,
+    learning_curves,
+    reliability,
+    targets,
+)
+from transferkit.report.charts.axes import Axis, class_axis, count_axis, log_axis, measure_axis, share_axis, value_axis
 from transferkit.report.charts.figure import CHARTS, SECTIONS, Figure, draw_figures
 from transferkit.report.charts.frame import Chart
 from transferkit.report.charts.marks import Band, Box, Boxes, Dots, Line, Mark, Plot, Point, ReferenceLine, Tone
@@ -47,7 +55,9 @@ __all__ = [
     "inside_network",
     "learning_curves",
     "log_axis",
+    "measure_axis",
     "reliability",
     "share_axis",
+    "targets",
     "value_axis",
 ]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from transferkit.records import Alternative, RunRecord
-from transferkit.report._words import format_percent, format_range, format_seconds, name_stage, name_strategy
-from transferkit.report.charts.axes import log_axis, share_axis
+from transferkit.report._words import format_measure, format_measure_range, format_seconds, name_stage, name_strategy
+from transferkit.report.charts.axes import log_axis, measure_axis
 from transferkit.report.charts.figure import CHARTS, Figure
 from transferkit.report.charts.frame import Chart
 from transferkit.report.charts.marks import Dots, Line, Mark, Point, ReferenceLine, Tone
@@ -23,12 +23,15 @@ def accuracy_seconds(record: RunRecord) -> Figure | None:
     options = _best_of_each(record)
     if len(options) < 2 or before <= 0:
         return None
+    measure = record.evidence.data.measure
     seconds = [before + option.cost_seconds for option in options]
     named = [_point(record, one, at) for one, at in zip(options, seconds, strict=True)]
     chart = Chart(
-        title="Expected accuracy of each option by seconds from the start; the table has the same numbers",
+        title=f"Expected {measure} of each option by seconds from the start; the table has the same numbers",
         x=log_axis(seconds, name="Seconds from the start (log scale)"),
-        y=share_axis([end for one in options for end in (one.low, one.high)], slack=0.02, name="Expected accuracy"),
+        y=measure_axis(
+            [end for one in options for end in (one.low, one.high)], measure, slack=0.02, name=f"Expected {measure}"
+        ),
         marks=tuple(_marks(record, options, named)),
         down=240.0,
     )
@@ -37,7 +40,7 @@ def accuracy_seconds(record: RunRecord) -> Figure | None:
         heading="What more time would bring",
         caption="The best option of each strategy, when its model would be ready on this machine: after "
         f"{format_seconds(before)} of measuring, and its own fit. Coloured: the chosen one. Line: the highest expected "
-        "accuracy up to that time; bars: 95 % intervals. budget=SECONDS limits the time after the measurement.",
+        f"{measure} up to that time; bars: 95 % intervals. budget=SECONDS limits the time after the measurement.",
         charts=(chart,),
     )
 
@@ -80,6 +83,7 @@ def _point(record: RunRecord, option: Alternative, at: float) -> Point:
         y=option.expected_accuracy,
         low=option.low,
         high=option.high,
-        title=f"{name_strategy(option.strategy)}, {where}: {format_percent(option.expected_accuracy)} "
-        f"({format_range(option.low, option.high)}) after {format_seconds(at)}",
+        title=f"{name_strategy(option.strategy, option.measure)}, {where}: "
+        f"{format_measure(option.expected_accuracy, option.measure)} "
+        f"({format_measure_range(option.low, option.high, option.measure)}) after {format_seconds(at)}",
     )

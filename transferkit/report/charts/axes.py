@@ -20,6 +20,7 @@ __all__ = [
     "class_axis",
     "count_axis",
     "log_axis",
+    "measure_axis",
     "share_axis",
     "text_width",
     "value_axis",
@@ -118,6 +119,12 @@ def share_axis(values: Iterable[float], *, slack: float = 0.0, name: str = "") -
         if last - first < MAX_TICKS:
             break
     return _stepped(first, last, step, name, lambda share: format_percent(round(share, 6), digits=0))
+
+
+def measure_axis(values: Iterable[float], measure: str, *, slack: float = 0.0, name: str = "") -> Axis:
+    """The axis of a score: percentages, or plain numbers for R2, which may lie below 0."""
+    found = list(values)
+    return value_axis(found, name=name) if measure == "R2" else share_axis(found, slack=slack, name=name)
 
 
 def value_axis(values: Iterable[float], *, name: str = "") -> Axis:

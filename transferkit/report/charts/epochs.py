@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from transferkit.records import Epoch, RunRecord
 from transferkit.report._fine_tuning import find_best_epoch, find_phases, find_probe
-from transferkit.report._words import format_number, format_percent
-from transferkit.report.charts.axes import Axis, count_axis, share_axis, value_axis
+from transferkit.report._words import format_measure, format_number
+from transferkit.report.charts.axes import Axis, count_axis, measure_axis, value_axis
 from transferkit.report.charts.figure import CHARTS, Figure
 from transferkit.report.charts.frame import Chart
 from transferkit.report.charts.marks import Band, Dots, Line, Mark, Point, ReferenceLine
@@ -32,6 +33,7 @@ def epochs(record: RunRecord) -> Figure | None:
         record.training.epochs,
         best=None if best is None else best.number,
         probe=None if probe is None else probe.accuracy,
+        measure=record.training.kept.measure,
     )
     caption = [] if best is None else ["Vertical line: the epoch with the best result on the held-back images."]
     phases = find_phases(record.training.epochs)
@@ -42,18 +44,21 @@ def epochs(record: RunRecord) -> Figure | None:
     return Figure(section="training", charts=charts, caption=" ".join(caption)) if charts else None
 
 
-def draw_epochs(epochs: Sequence[Epoch], *, best: int | None, probe: float | None = None) -> tuple[Chart, ...]:
+def draw_epochs(
+    epochs: Sequence[Epoch], *, best: int | None, probe: float | None = None, measure: str = "accuracy"
+) -> tuple[Chart, ...]:
     """Loss, held-back accuracy and learning rate by epoch; a quantity that was never measured has no chart.
 
     Args:
         epochs: In order. Values that are not finite are left out.
         best: Number of the epoch to mark, from 0 as in `Epoch`; None marks none.
         probe: Accuracy of the closed-form probe on the same held-back images, in [0, 1].
+        measure: What the held-back accuracy is.
     """
     draw = _Drawer(epochs, best)
     train = draw.points("training loss ", lambda epoch: epoch.train_loss, format_number)
     held_back = draw.points("held back ", lambda epoch: epoch.val_loss, format_number)
-    accuracy = draw.points("held back ", lambda epoch: epoch.val_accuracy, format_percent)
+    accuracy = draw.points("held back ", lambda epoch: epoch.val_accuracy, partial(format_measure, measure=measure))
     rates = draw.points("", lambda epoch: epoch.lr, format_number)
     charts = []
     if train or held_back:
@@ -62,11 +67,11 @@ def draw_epochs(epochs: Sequence[Epoch], *, best: int | None, probe: float | Non
             Line(points=train, tone="quiet", weight=1.5, dashes="5 3", legend=TRAIN if train else ""),
             Line(points=held_back, legend=HELD_BACK if held_back else ""),
         )
-        charts.append(draw.chart("Loss, nats", axis, *lines))
+        charts.append(draw.chart("Loss" if measure == "R2" else "Loss, nats", axis, *lines))
     if accuracy:
         rules = [] if probe is None else [ReferenceLine(at=probe, dashes="2 3", legend=PROBE)]
-        axis = share_axis([point.y for point in accuracy] + [rule.at for rule in rules], slack=0.02)
-        charts.append(draw.chart("Held-back accuracy", axis, *rules, Line(points=accuracy, legend=HELD_BACK)))
+        axis = measure_axis([point.y for point in accuracy] + [rule.at for rule in rules], measure, slack=0.02)
+        charts.append(draw.chart(f"Held-back {measure}", axis, *rules, Line(points=accuracy, legend=HELD_BACK)))
     if rates:
         axis = value_axis([0.0, *(point.y for point in rates)])
         charts.append(draw.chart("Highest learning rate", axis, Line(points=rates, tone="ink")))

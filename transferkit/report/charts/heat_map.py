@@ -29,7 +29,7 @@ SIDES = ((12, 40.0), (20, 31.0), (MAX_CLASSES, 26.0))
 def heat_map(record: RunRecord) -> Figure | None:
     """Confusion matrix of the held-out images; None without them or with too many classes."""
     held_out = find_held_out(record)
-    if held_out is None:
+    if held_out is None or held_out.targets is not None:
         return None
     names, split = name_classes(record, held_out), name_split(held_out.split)
     if len(names) > MAX_CLASSES:

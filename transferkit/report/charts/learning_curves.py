@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from transferkit.core.intervals import TWO_SIDED
 from transferkit.records import JOINED, CurvePoint, DataNeed, RunRecord
-from transferkit.report._words import format_percent, plural
-from transferkit.report.charts.axes import log_axis, share_axis
+from transferkit.report._words import capitalise, format_measure, format_percent, plural
+from transferkit.report.charts.axes import log_axis, measure_axis
 from transferkit.report.charts.figure import CHARTS, Figure
 from transferkit.report.charts.frame import Chart
 from transferkit.report.charts.marks import Dots, Line, Mark, Point, Tone
@@ -27,11 +27,12 @@ def learning_curves(record: RunRecord) -> Figure | None:
     points = record.evidence.curves
     if len({point.images for point in points}) < 2:
         return None
+    kind = "classifiers" if points[0].measure == "accuracy" else "regressions"
     best, need = best_stage(points), record.evidence.data_need
     return Figure(
         section="stages",
         heading="What more images would bring",
-        caption="Ridge classifiers fitted to random subsets of the training images and tested on the rest, mean over "
+        caption=f"Ridge {kind} fitted to random subsets of the training images and tested on the rest, mean over "
         "the draws; at the right end all images, as above. Bold: all stages joined"
         f"{f' and, coloured, the best single stage, {best}' if best else ''}. Bars: 95 % "
         f"interval.{_describe_need(need)}",
@@ -58,12 +59,18 @@ def draw_curves(points: Sequence[CurvePoint], need: DataNeed | None = None) -> C
         need: What more images would bring, to go on with the curve it belongs to.
     """
     further = _extrapolate(points, need) if need is not None and _is_drawn(need) else []
+    measure = points[0].measure
     sizes = [point.images for point in points]
     stages = {point.stage: [one for one in points if one.stage == point.stage] for point in points}
     return Chart(
-        title="Accuracy of each stage by number of training images",
+        title=f"{capitalise(measure)} of each stage by number of training images",
         x=log_axis(sizes, ticks=[*sizes, *(one.x for one in further)], name="Training images (log scale)"),
-        y=share_axis([*(point.accuracy for point in points), *(one.y for one in further)], slack=0.02, name="Accuracy"),
+        y=measure_axis(
+            [*(point.accuracy for point in points), *(one.y for one in further)],
+            measure,
+            slack=0.02,
+            name=capitalise(measure),
+        ),
         marks=(*_marks(stages, best_stage(points)), *_forecast_marks(further)),
     )
 
@@ -117,5 +124,5 @@ def _point(one: CurvePoint, *, interval: bool) -> Point:
         y=one.accuracy,
         low=one.accuracy - margin if interval else None,
         high=one.accuracy + margin if interval else None,
-        title=f"{one.stage}, {plural(one.images, 'image')}: {format_percent(one.accuracy)}",
+        title=f"{one.stage}, {plural(one.images, 'image')}: {format_measure(one.accuracy, one.measure)}",
     )

@@ -20,7 +20,7 @@ __all__ = ["draw_reliability"]
 def reliability(record: RunRecord) -> Figure | None:
     """Calibration on the held-out images; None without them."""
     held_out = find_held_out(record)
-    if held_out is None:
+    if held_out is None or held_out.targets is not None:
         return None
     return Figure(
         section="calibration",

@@ -8,9 +8,9 @@ from transferkit.records import Alternative, Decision, RunRecord, TrainingRecord
 from transferkit.report._fine_tuning import is_fine_tuning, name_kept
 from transferkit.report._words import (
     capitalise,
+    format_measure,
+    format_measure_range,
     format_number,
-    format_percent,
-    format_range,
     format_seconds,
     name_stage,
     name_strategy,
@@ -62,7 +62,8 @@ def write_choice(record: RunRecord) -> ChoiceSection:
         "rule": "Decided by the textbook rule on size and similarity",
         "given": "As requested",
     }.get(decision.mode, f"Decided by {decision.mode}")
-    parts = [f"{how}: {name_strategy(decision.strategy)}, reading {name_stage(decision.stage, backbone)}."]
+    strategy = name_strategy(decision.strategy, record.evidence.data.measure)
+    parts = [f"{how}: {strategy}, reading {name_stage(decision.stage, backbone)}."]
     if is_fine_tuning(record):
         parts += _describe_fine_tuning(decision, record.training)
     else:
@@ -92,14 +93,15 @@ def _describe_fine_tuning(decision: Decision, training: TrainingRecord | None) -
 
 
 def _write_option(option: Alternative, record: RunRecord) -> Option:
-    decision, expected = record.decision, format_percent(option.expected_accuracy)
+    decision, expected = record.decision, format_measure(option.expected_accuracy, option.measure)
     if option is decision.expected and decision.expected_before is not None:
-        expected += f" (before fitting {format_percent(decision.expected_before.expected_accuracy)})"
+        before = format_measure(decision.expected_before.expected_accuracy, option.measure)
+        expected += f" (before fitting {before})"
     return Option(
-        strategy=capitalise(name_strategy(option.strategy)),
+        strategy=capitalise(name_strategy(option.strategy, option.measure)),
         stage=name_stage(option.stage, record.evidence.backbone),
         expected=expected,
-        interval=format_range(option.low, option.high),
+        interval=format_measure_range(option.low, option.high, option.measure),
         cost=format_seconds(option.cost_seconds),
         chosen=(option.strategy, option.stage) == (decision.strategy, decision.stage),
     )

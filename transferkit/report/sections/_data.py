@@ -18,6 +18,7 @@ EDGE_BARS = 10
 MAX_SAMPLE_CLASSES = 24
 MAX_SAMPLES = 6
 MAX_ITEMS = 100
+MAX_NAMED = 8
 SEVERITIES = {
     "error": ("Errors", "stop a run"),
     "set_aside": ("Set aside", "left out of every split"),
@@ -65,6 +66,8 @@ class DataSection:
 def write_data(data: DataSummary, samples: Mapping[str, Sequence[Picture]]) -> DataSection:
     """The data in words, bars and pictures."""
     splits = order_splits(data.counts)
+    if data.task == "regression":  # every image has every number
+        return _write_numbers(data, samples, splits)
     order = sorted(range(data.num_classes), key=lambda k: -sum(data.counts[split][k] for split in splits))
     totals = [sum(data.counts[split][k] for split in splits) for k in order]
     widest = max(1, max(totals, default=1))
@@ -84,13 +87,34 @@ def write_data(data: DataSummary, samples: Mapping[str, Sequence[Picture]]) -> D
         rows=rows(order[:EDGE_BARS] if many else order),
         more=more,
         smallest=rows(order[-EDGE_BARS:]) if many else (),
-        samples=tuple(
-            (name, tuple(make_tile(picture) for picture in pictures[:MAX_SAMPLES]))
-            for name, pictures in shown[:MAX_SAMPLE_CLASSES]
-        ),
+        samples=_write_samples(samples),
         more_samples=max(0, len(shown) - MAX_SAMPLE_CLASSES),
         side=_describe_sides(data.side_quantiles),
         findings=_group_findings(data.findings),
+    )
+
+
+def _write_numbers(data: DataSummary, samples: Mapping[str, Sequence[Picture]], splits: Sequence[str]) -> DataSection:
+    return DataSection(
+        sentence=_describe_counts(data),
+        split_rule=data.split_rule,
+        splits=tuple((split, capitalise(name_split(split))) for split in splits),
+        sizes=tuple(format_count(data.size(split)) for split in splits),
+        rows=(),
+        more="",
+        smallest=(),
+        samples=_write_samples(samples),
+        more_samples=max(0, sum(map(bool, samples.values())) - MAX_SAMPLE_CLASSES),
+        side=_describe_sides(data.side_quantiles),
+        findings=_group_findings(data.findings),
+    )
+
+
+def _write_samples(samples: Mapping[str, Sequence[Picture]]) -> tuple[tuple[str, tuple[Tile, ...]], ...]:
+    shown = [(name, pictures) for name, pictures in samples.items() if pictures]
+    return tuple(
+        (name, tuple(make_tile(picture) for picture in pictures[:MAX_SAMPLES]))
+        for name, pictures in shown[:MAX_SAMPLE_CLASSES]
     )
 
 
@@ -113,15 +137,22 @@ def _describe_span(totals: Sequence[int]) -> str:
 
 def _describe_counts(data: DataSummary) -> str:
     images = sum(data.size(split) for split in data.counts)
+    if data.task == "regression":
+        numbers = ", ".join(quote(name) for name in data.classes[:MAX_NAMED])
+        more = f" and {data.num_classes - MAX_NAMED} more" if data.num_classes > MAX_NAMED else ""
+        return f"{plural(images, 'image')}, each with {plural(data.num_classes, 'number')} to predict: {numbers}{more}."
     text = f"{plural(images, 'image')} in {plural(data.num_classes, 'class', 'classes')}."
+    if data.task == "multi_label":
+        text = f"{plural(images, 'image')}, each with any of {plural(data.num_classes, 'label')}."
     train = data.counts.get("train")
     if not train or not any(train):
         return text
+    what = "label" if data.task == "multi_label" else "class"
     least, most = min(train), max(train)
     if least == most:
-        return f"{text} Every class has {plural(least, 'training image')}."
+        return f"{text} Every {what} has {plural(least, 'training image')}."
     return (
-        f"{text} The median class has {format_number(statistics.median(train))} training images; they range from "
+        f"{text} The median {what} has {format_number(statistics.median(train))} training images; they range from "
         f"{format_count(least)} ({quote(data.classes[train.index(least)])}) "
         f"to {format_count(most)} ({quote(data.classes[train.index(most)])})."
     )

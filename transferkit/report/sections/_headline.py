@@ -9,8 +9,8 @@ from transferkit.report._fine_tuning import held_back_interval, name_held_back, 
 from transferkit.report._words import (
     capitalise,
     format_count,
-    format_percent,
-    format_range,
+    format_measure,
+    format_measure_range,
     format_seconds,
     name_split,
     name_stage,
@@ -21,6 +21,8 @@ from transferkit.report.sections._stages import chosen_probe
 from transferkit.report.sections._timings import total_seconds
 
 __all__ = ["Headline", "write_headline"]
+
+WHAT = {"single_label": "Classes", "multi_label": "Labels", "regression": "Numbers predicted"}
 
 CHOSEN_ON = "Choices were made on these images; expect slightly lower accuracy on new ones."
 
@@ -48,14 +50,14 @@ def write_headline(record: RunRecord) -> Headline:
     facts = (
         ("Backbone", evidence.backbone.name),
         ("Images", format_count(images)),
-        ("Classes", format_count(evidence.data.num_classes)),
+        (WHAT[evidence.data.task], format_count(evidence.data.num_classes)),
         ("Time", format_seconds(total_seconds(record))),
     )
     sentence = _describe_model(record)
     if found is None:
         return Headline(
             figure="",
-            subject="No accuracy was measured",
+            subject=f"No {evidence.data.measure} was measured",
             interval="",
             low=0.0,
             high=0.0,
@@ -65,29 +67,35 @@ def write_headline(record: RunRecord) -> Headline:
             facts=facts,
         )
     accuracy, low, high, subject, caveat = found
+    measure = evidence.data.measure
     return Headline(
-        figure=format_percent(accuracy),
+        figure=format_measure(accuracy, measure),
         subject=subject,
-        interval=format_range(low, high),
-        low=round(100 * low, 2),
-        high=round(100 * high, 2),
-        at=round(100 * accuracy, 2),
+        interval=format_measure_range(low, high, measure),
+        low=_place(low),
+        high=_place(high),
+        at=_place(accuracy),
         caveat=caveat,
         sentence=sentence,
         facts=facts,
     )
 
 
+def _place(score: float) -> float:
+    """On a line from 0 to 1, in %."""
+    return round(100 * min(1.0, max(0.0, score)), 2)
+
+
 def _describe_model(record: RunRecord) -> str:
     """The returned model; if the probe was kept, that is not what was decided."""
     decision, backbone = record.decision, record.evidence.backbone
-    strategy = name_strategy(decision.strategy)
+    strategy = name_strategy(decision.strategy, record.evidence.data.measure)
     kept = "" if record.training is None else name_kept(record.training.kept)
+    probe = name_strategy("linear_probe", record.evidence.data.measure)
     if kept == "probe":
-        probe = name_strategy("linear_probe")
         return f"{capitalise(probe)} of {backbone.name}; {strategy} was tried and not kept."
     text = f"{capitalise(strategy)}, reading {name_stage(decision.stage, backbone)} of {backbone.name}"
-    return f"{text}, averaged with {name_strategy('linear_probe')}." if kept == "average" else f"{text}."
+    return f"{text}, averaged with {probe}." if kept == "average" else f"{text}."
 
 
 def _missing_test(record: RunRecord, otherwise: str) -> str:
@@ -102,12 +110,13 @@ def _expected_accuracy(record: RunRecord, expected: Alternative, images: int) ->
         f"{_missing_test(record, 'There is no held-out split.')} This was measured on {name_held_back(images)} and "
         "corrected for the choices made on them."
     )
-    return expected.expected_accuracy, expected.low, expected.high, "expected accuracy on new images", caveat
+    subject = f"expected {expected.measure} on new images"
+    return expected.expected_accuracy, expected.low, expected.high, subject, caveat
 
 
 def _held_back_accuracy(record: RunRecord, training: TrainingRecord) -> tuple[float, float, float, str, str]:
     low, high = held_back_interval(training.kept, training.held_back)
-    subject = f"accuracy on the {name_held_back(training.held_back)}"
+    subject = f"{training.kept.measure} on the {name_held_back(training.held_back)}"
     caveat = f"{_missing_test(record, 'There is no held-out split.')} {CHOSEN_ON}"
     return training.kept.accuracy, low, high, subject, caveat
 
@@ -127,11 +136,12 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
                 expected = record.decision.expected
                 source = "held-back" if record.decision.held_back else "training"
                 caveat += (
-                    f" It is below the {format_range(expected.low, expected.high)} expected from the {source} images: "
+                    f" It is below the {format_measure_range(expected.low, expected.high, scores.measure)} expected "
+                    f"from the {source} images: "
                     "these images differ from them."
                 )
-            subject = f"accuracy on {plural(scores.images, f'{name_split(split)} image')}"
-            return scores.accuracy, scores.low, scores.high, subject, caveat
+            subject = f"{scores.measure} on {plural(scores.images, f'{name_split(split)} image')}"
+            return scores.score, scores.low, scores.high, subject, caveat
     if record.decision.held_back and record.decision.expected is not None:
         return _expected_accuracy(record, record.decision.expected, record.decision.held_back)
     if record.training is not None:
@@ -139,7 +149,7 @@ def _headline_accuracy(record: RunRecord) -> tuple[float, float, float, str, str
     probe = chosen_probe(record.evidence.probes, record.decision.stage)
     if probe is None or probe.accuracy is None:
         return None
-    subject = f"cross-validated accuracy on {plural(record.evidence.data.train_images, 'training image')}"
+    subject = f"cross-validated {probe.measure} on {plural(record.evidence.data.train_images, 'training image')}"
     caveat = (
         f"{_missing_test(record, 'There is no held-out split.')} This is the accuracy of a linear classifier on "
         "the images held back from its fit."

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from transferkit.records import Candidate, RunRecord, TrainingRecord
 from transferkit.report._fine_tuning import find_probe, held_back_interval, name_held_back, name_kept
 from transferkit.report._interval_rows import IntervalRow
-from transferkit.report._words import format_number, format_percent, format_range, plural
-from transferkit.report.charts.axes import Axis, share_axis
+from transferkit.report._words import format_measure, format_measure_range, format_number, format_percent, plural
+from transferkit.report.charts.axes import Axis, measure_axis
 
 __all__ = ["Kept", "write_kept"]
 
@@ -31,7 +31,8 @@ def write_kept(record: RunRecord) -> Kept | None:
         return None
     candidates = sorted(dict.fromkeys((*training.candidates, training.kept)), key=lambda one: one.weight)
     intervals = {one: held_back_interval(one, training.held_back) for one in candidates}
-    axis = share_axis([share for one in candidates for share in (one.accuracy, *intervals[one])])
+    shares = [share for one in candidates for share in (one.accuracy, *intervals[one])]
+    axis = measure_axis(shares, training.kept.measure)
     return Kept(
         sentence=_describe(training),
         how=training.how,
@@ -44,12 +45,12 @@ def write_kept(record: RunRecord) -> Kept | None:
 def _write_row(one: Candidate, axis: Axis, interval: tuple[float, float], *, chosen: bool) -> IntervalRow:
     return IntervalRow(
         name=_name(one),
-        value=format_percent(one.accuracy),
-        interval=format_range(*interval),
+        value=format_measure(one.accuracy, one.measure),
+        interval=format_measure_range(*interval, one.measure),
         at=axis.place(one.accuracy),
         low=axis.place(interval[0]),
         high=axis.place(interval[1]),
-        note=f"log loss {format_number(one.log_loss)}",
+        note=f"{_loss(one)} {format_number(one.log_loss)}",
         chosen=chosen,
         tag="kept" if chosen else "",
     )
@@ -79,18 +80,22 @@ def _describe(training: TrainingRecord) -> str:
         return f"{what}. There was nothing to compare it with."
     name = "the probe's" if rival is probe else "the fine-tuned network's"
     return (
-        f"{what}. On the {name_held_back(training.held_back)} its accuracy is {_figures(kept)}, {name} is "
+        f"{what}. On the {name_held_back(training.held_back)} its {kept.measure} is {_figures(kept)}, {name} is "
         f"{_figures(rival)}{_count_difference(kept, rival, training.held_back)}."
     )
 
 
 def _figures(one: Candidate) -> str:
-    return f"{format_percent(one.accuracy)} (log loss {format_number(one.log_loss)})"
+    return f"{format_measure(one.accuracy, one.measure)} ({_loss(one)} {format_number(one.log_loss)})"
+
+
+def _loss(one: Candidate) -> str:
+    return "squared error" if one.measure == "R2" else "log loss"
 
 
 def _count_difference(kept: Candidate, rival: Candidate, images: int) -> str:
     more = round((kept.accuracy - rival.accuracy) * images)
-    if not images:
+    if not images or kept.measure != "accuracy":
         return ""
     if not more:
         return ": as many images classified correctly"
@@ -98,5 +103,6 @@ def _count_difference(kept: Candidate, rival: Candidate, images: int) -> str:
 
 
 def _warn(record: RunRecord) -> str:
-    caveat = "The choice was made on these images; expect slightly lower accuracy on new ones."
+    measure = record.evidence.data.measure
+    caveat = f"The choice was made on these images; expect slightly lower {measure} on new ones."
     return f"{caveat} The test images played no part in it." if "test" in record.metrics else caveat

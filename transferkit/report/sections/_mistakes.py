@@ -20,6 +20,14 @@ OTHERS = ("out=", "overwrite=", "resume=", "evaluate=", "train.", "trainer")
 """Settings of adapt that say nothing about a review of labels or images."""
 
 
+WORST = {
+    "multi_label": "The wrong decisions about a label that the model was surest of. Where the decision looks right, "
+    "check the labels.",
+    "regression": "The largest errors, in units of the spread of the numbers. Where the prediction looks right, check "
+    "the number.",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
     """A misclassified image."""
@@ -28,6 +36,7 @@ class Wrong:
     true: str
     predicted: str
     confidence: str
+    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +65,24 @@ def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
             tile=make_tile(mistake.picture),
             true=mistake.true,
             predicted=mistake.predicted,
-            confidence=format_percent(mistake.confidence),
+            confidence=format_percent(mistake.confidence) if mistake.confidence else "",
+            error=mistake.error,
         )
         for mistake in record.mistakes[:MAX_MISTAKES]
     )
-    if pictures:
+    task = record.evidence.data.task
+    if pictures and task != "single_label":
+        sentence = WORST[task]
+    elif pictures:
         sentence = (
             "The wrong predictions with the highest confidence. Where the prediction looks right, check the label."
         )
     elif held_out is None:
         sentence = "There are no held-out predictions to find mistakes in."
-    elif bool((held_out.probabilities.argmax(axis=1) == held_out.labels).all()):
+    elif held_out.targets is None and bool((held_out.probabilities.argmax(axis=1) == held_out.labels).all()):
         sentence = f"There are none among {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
+    elif task == "multi_label" and not record.mistakes:
+        sentence = f"All labels are right on {plural(len(held_out.labels), f'{name_split(held_out.split)} image')}."
     else:
         sentence = "No pictures of mistakes were kept for this run."
     return Mistakes(
@@ -75,7 +90,7 @@ def write_mistakes(record: RunRecord, held_out: HeldOut | None) -> Mistakes:
         pictures=pictures,
         more=max(0, len(record.mistakes) - MAX_MISTAKES),
         doubtful=write_doubtful(record.label_errors),
-        reviews=_reviews(record.command),
+        reviews=_reviews(record.command) if task == "single_label" else (),
     )
 
 

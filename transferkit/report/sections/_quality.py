@@ -68,7 +68,8 @@ class Quality:
 
 def write_quality(record: RunRecord, held_out: HeldOut | None) -> Quality:
     """The metrics of every split, and the confusions on the held-out one."""
-    metrics = tuple(_write_metrics_row(split, record.metrics[split]) for split in order_splits(record.metrics))
+    known = {split: found for split, found in record.metrics.items() if isinstance(found, Metrics)}
+    metrics = tuple(_write_metrics_row(split, known[split]) for split in order_splits(known))
     if held_out is None:
         return Quality(
             metrics=metrics,

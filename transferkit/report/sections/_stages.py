@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from transferkit.records import JOINED, SELECTED, ProbeScore, RunRecord
 from transferkit.report._fine_tuning import is_fine_tuning
 from transferkit.report._interval_rows import IntervalRow
-from transferkit.report._words import format_count, format_number, format_percent, format_range
-from transferkit.report.charts.axes import Axis, share_axis
+from transferkit.report._words import format_count, format_measure, format_measure_range, format_number
+from transferkit.report.charts.axes import Axis, measure_axis
 
 __all__ = ["Stages", "chosen_probe", "write_stages"]
 
@@ -18,6 +18,13 @@ UNKNOWN = (
     "Which stage classifies best is unknown: every class has one training image, or one group of images, so that none "
     "can be held back. Add images of another group to each class."
 )
+
+
+_METHODS = {
+    "accuracy": "ridge classifier",
+    "mean average precision": "ridge regression of the labels",
+    "R2": "ridge regression",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,7 @@ def write_stages(record: RunRecord) -> Stages:
         return Stages(sentence="No stage was probed in this run.", axis=None, rows=())
     if not probes:
         return Stages(sentence=UNKNOWN, axis=None, rows=())
-    axis = share_axis([share for probe in probes for share in probe.interval[1:]])
+    axis = measure_axis([share for probe in probes for share in probe.interval[1:]], probes[0].measure)
     # A fine-tuned network reads a stage too, but that stage was not chosen for its accuracy when frozen.
     tag = "read" if is_fine_tuning(record) else "chosen"
     rows = [_write_stage_row(probe, chosen, axis, tag) for probe in probes]
@@ -72,10 +79,10 @@ def _write_stage_row(probe: ProbeScore, chosen: str, axis: Axis, tag: str) -> St
         kind=kind,
         chosen=is_chosen,
         tag=tag if is_chosen else "",
-        method="k nearest neighbours" if kind == "knn" else "ridge classifier",
+        method="k nearest neighbours" if kind == "knn" else _METHODS[probe.measure],
         dim=format_count(probe.dim),
-        value=format_percent(accuracy),
-        interval=format_range(low, high),
+        value=format_measure(accuracy, probe.measure),
+        interval=format_measure_range(low, high, probe.measure),
         at=axis.place(accuracy),
         low=axis.place(low),
         high=axis.place(high),
@@ -92,13 +99,16 @@ def _describe_stages(probes: Sequence[ProbeScore]) -> str:
     if not single:
         return ""
     best, last = max(single, key=lambda probe: probe.interval[0]), single[-1]
-    text = f"Of the single stages, {best.stage} classifies best: {format_percent(best.interval[0])}"
+    measure = best.measure
+    does = "classifies best" if measure == "accuracy" else f"has the best {measure}"
+    text = f"Of the single stages, {best.stage} {does}: {format_measure(best.interval[0], measure)}"
     if best is not last:
-        text += f", against {format_percent(last.interval[0])} at {last.stage}"
+        text += f", against {format_measure(last.interval[0], measure)} at {last.stage}"
     if joined is not None:
-        text += f". All stages joined reach {format_percent(joined.interval[0])}"
+        text += f". All stages joined reach {format_measure(joined.interval[0], measure)}"
     if selected is not None:
-        text += f", the {format_count(selected.dim)} features selected from them {format_percent(selected.interval[0])}"
+        reached = format_measure(selected.interval[0], measure)
+        text += f", the {format_count(selected.dim)} features selected from them {reached}"
     return text + "."
 
 

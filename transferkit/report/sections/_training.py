@@ -11,8 +11,8 @@ from transferkit.report._fine_tuning import EpochRange, find_best_epoch, find_ph
 from transferkit.report._words import (
     MISSING,
     format_count,
+    format_measure,
     format_number,
-    format_percent,
     format_seconds,
     plural,
 )
@@ -54,7 +54,7 @@ def write_training(training: TrainingRecord | None) -> TrainingSection | None:
     if training is None:
         return None
     best = find_best_epoch(training)
-    rows, more = _write_rows(training.epochs, best)
+    rows, more = _write_rows(training.epochs, best, _measure(training))
     return TrainingSection(
         sentence=_describe(training, best, find_phases(training.epochs)),
         rows=rows,
@@ -106,27 +106,37 @@ def _describe(training: TrainingRecord, best: Epoch | None, phases: Sequence[Epo
             return f"{text} No epoch ended with a finite held-back loss."
         return f"{text} No images were held back to compare the epochs on."
     said = [
-        *([] if best.val_accuracy is None else [f"accuracy {format_percent(best.val_accuracy)}"]),
+        *(
+            []
+            if best.val_accuracy is None
+            else [f"{_measure(training)} {format_measure(best.val_accuracy, _measure(training))}"]
+        ),
         *([] if best.val_loss is None else [f"loss {format_number(best.val_loss)}"]),
     ]
     return f"{text} Epoch {best.number + 1} was best on the {name_held_back(training.held_back)}: {', '.join(said)}."
 
 
-def _write_rows(epochs: Sequence[Epoch], best: Epoch | None) -> tuple[tuple[tuple[tuple[str, ...], bool], ...], str]:
+def _measure(training: TrainingRecord) -> str:
+    return training.kept.measure
+
+
+def _write_rows(
+    epochs: Sequence[Epoch], best: Epoch | None, measure: str
+) -> tuple[tuple[tuple[tuple[str, ...], bool], ...], str]:
     step = -(-len(epochs) // MAX_EPOCH_ROWS)
     shown = [epoch for n, epoch in enumerate(epochs, start=1) if n % step == 0 or epoch is best or n == len(epochs)]
-    rows = tuple((_write_row(epoch), epoch is best) for epoch in shown)
+    rows = tuple((_write_row(epoch, measure), epoch is best) for epoch in shown)
     nth = {2: "2nd", 3: "3rd"}.get(step, f"{step}th")
     return rows, f"Every {nth} epoch, the best and the last one." if step > 1 else ""
 
 
-def _write_row(epoch: Epoch) -> tuple[str, ...]:
+def _write_row(epoch: Epoch, measure: str) -> tuple[str, ...]:
     return (
         format_count(epoch.number + 1),
         epoch.phase,
         format_number(epoch.train_loss),
         MISSING if epoch.val_loss is None else format_number(epoch.val_loss),
-        MISSING if epoch.val_accuracy is None else format_percent(epoch.val_accuracy),
+        MISSING if epoch.val_accuracy is None else format_measure(epoch.val_accuracy, measure),
         format_number(epoch.lr),
         format_seconds(epoch.seconds),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transferkit.records import GEOMETRIES, ViewComparison, ViewScore
-from transferkit.report._words import format_percent, format_seconds, plural
+from transferkit.report._words import capitalise, format_measure, format_measure_gain, format_seconds, plural
 
 __all__ = ["Views", "write_views"]
 
@@ -42,7 +42,9 @@ def write_views(found: ViewComparison | None) -> Views | None:
         )
     else:
         sentence = f"Each image is seen in one view: {found.geometry}, {GEOMETRIES.get(found.geometry, '')}."
-    measured = f"Accuracy of a ridge classifier on all stages joined, on {plural(found.images, 'training image')}, "
+    measure = found.scores[0].measure if found.scores else "accuracy"
+    model = "a ridge classifier" if measure == "accuracy" else "a ridge regression"
+    measured = f"{capitalise(measure)} of {model} on all stages joined, on {plural(found.images, 'training image')}, "
     measured += "each held back from the fit, with the gain over the first row and its standard error."
     return Views(
         sentence=sentence,
@@ -54,14 +56,14 @@ def write_views(found: ViewComparison | None) -> Views | None:
 def _write_row(score: ViewScore) -> ViewRow:
     gain = ""
     if score.gain and score.gain_error is not None:
-        gain = f"{100 * score.gain:+.1f} ± {100 * score.gain_error:.1f}"
+        gain = format_measure_gain(score.gain, score.gain_error, score.measure)
     seconds = ""
     if score.seconds is not None:
         seconds = format_seconds(score.seconds) if score.computed else "from the cache"
     return ViewRow(
         name=score.name,
         what=GEOMETRIES.get(score.name, "the mean" if score.seconds is None else "mirrored"),
-        accuracy="" if score.accuracy is None else format_percent(score.accuracy),
+        accuracy="" if score.accuracy is None else format_measure(score.accuracy, score.measure),
         gain=gain,
         seconds=seconds,
         used=score.used,

@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from transferkit.core.distributed import broadcast
 from transferkit.core.errors import DataError
+from transferkit.core.score_text import format_score
 from transferkit.data import Data
 from transferkit.features import FeatureTable, FrozenPass, average_tables
-from transferkit.measure import fit_ridge, fitting_threads, stratified_sample
-from transferkit.probe import class_weights
+from transferkit.measure import ResampledScore, fit_ridge, fitting_threads, resample_score, stratified_sample
+from transferkit.probe import image_weights
 from transferkit.records import GEOMETRIES, Folds, Preprocessing, ViewComparison, ViewScore
 from transferkit.workflow.flip_check import FlipCheck, check_flip
 from transferkit.workflow.views.asked import (
@@ -129,6 +130,7 @@ class _ProbeResult:
         counting: (N,) weight of each image.
         accuracy, squared_error: On held-back images.
         folds: Which images are held back together.
+        resampled: The score of labels or numbers, which `accuracy` then is; None for classes.
     """
 
     right: npt.NDArray[np.bool_]
@@ -136,9 +138,12 @@ class _ProbeResult:
     accuracy: float
     squared_error: float
     folds: Folds
+    resampled: ResampledScore | None = None
 
     def gain(self, other: _ProbeResult) -> tuple[float, float]:
         """Accuracy beyond that of the other, and its standard error, image by image."""
+        if self.resampled is not None and other.resampled is not None:
+            return self.accuracy - other.accuracy, self.resampled.gain_error(other.resampled)
         differences = self.right.astype(np.float64) - other.right
         return self.accuracy - other.accuracy, self.folds.standard_error(differences, self.counting)
 
@@ -248,6 +253,11 @@ class _Comparison:
             chosen, average_tables(tables), self.passes.over_all(geometry), replace(comparison, reasons=tuple(said))
         )
 
+    @property
+    def measure(self) -> str:
+        """Name of the score that is compared."""
+        return self.data.summary.measure
+
     # ---- What is affordable -----------------------------------------------------------------------------------------
 
     @property
@@ -352,12 +362,16 @@ class _Comparison:
                 folds.labels,
                 table.blocks,
                 classes=self.data.summary.num_classes,
-                weights=class_weights(folds.labels, self.class_weight),
+                weights=image_weights(folds, self.class_weight),
                 folds=folds,
             ).path
         if not path.known:
             return None
         best = path.best
+        if folds.targets is not None and path.predicted is not None:
+            found = resample_score(folds.targets, path.predicted[best], folds, counting=path.counting)
+            error = float(path.squared_error[best])
+            return _ProbeResult(path.right[best], path.counting, found.score, error, folds, found)
         return _ProbeResult(
             path.right[best], path.counting, float(path.accuracy[best]), float(path.squared_error[best]), folds
         )
@@ -377,8 +391,9 @@ class _Comparison:
             if gain >= -CLEARLY * error:
                 return several, mirrored
             self.notes.append(
-                f"The mean over {joined_name(several, mirrored)} was rejected: held-back accuracy "
-                f"{100 * judged.accuracy:.1f} %, clearly below the {100 * alone.accuracy:.1f} % of {self.asked.start}."
+                f"The mean over {joined_name(several, mirrored)} was rejected: held-back {self.measure} "
+                f"{format_score(judged.accuracy, self.measure)}, clearly below the "
+                f"{format_score(alone.accuracy, self.measure)} of {self.asked.start}."
             )
         return (self.asked.start,), False
 
@@ -408,6 +423,7 @@ class _Comparison:
                 seconds=passes.seconds.get(name),
                 computed=passes.computed.get(name, 0),
                 used=name == used,
+                measure=self.measure,
             )
             for name in labels
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from transferkit.core.score_text import format_end, format_gain, format_score
 from transferkit.records import GEOMETRIES, ViewComparison, ViewScore
 from transferkit.workflow.flip_check import FlipCheck
 from transferkit.workflow.views.asked import ALONE_GEOMETRIES, AskedViews
@@ -48,8 +49,8 @@ def _explain_geometry(found: ViewComparison, asked: AskedViews, known: Mapping[s
     measured = [score for score in others if score.accuracy is not None]
     if not measured:
         return
-    figures = ", ".join(_with_gain(score) for score in measured)
-    on = f"held-back accuracy of the joined probe on {found.images:,} training images"
+    figures, start_score = ", ".join(_with_gain(score) for score in measured), measured[0]
+    on = f"held-back {start_score.measure} of the joined probe on {found.images:,} training images"
     first = f"{start} {_percent(known[start])}, {figures}"
     if name == start:
         yield f"Geometry {shown} is kept for single views: {on}: {first}; none is better by two standard errors."
@@ -65,8 +66,9 @@ def _explain_average(found: ViewComparison, known: Mapping[str, ViewScore]) -> I
     accuracy = ""
     if used is not None and used.accuracy is not None:
         accuracy = (
-            f"; held-back accuracy of the joined probe {_with_gain(used).removeprefix(used.name).strip()} against "
-            f"{_percent(found.scores[0])} with {found.scores[0].name} alone, on {found.images:,} training images"
+            f"; held-back {used.measure} of the joined probe {_with_gain(used).removeprefix(used.name).strip()} "
+            f"against {_percent(found.scores[0])} with {found.scores[0].name} alone, on {found.images:,} training "
+            "images"
         )
     yield f"Features and predictions are averaged over {count} views of each image: {', '.join(found.views)}{accuracy}."
     yield (
@@ -101,9 +103,10 @@ def _with_gain(score: ViewScore) -> str:
     if score.gain is None or score.gain_error is None:
         return f"{score.name} {_percent(score)}"
     return (
-        f"{score.name} {_percent(score)} ({100 * score.gain:+.1f} points, standard error {100 * score.gain_error:.1f})"
+        f"{score.name} {_percent(score)} ({format_gain(score.gain, score.measure)}, standard error "
+        f"{format_end(score.gain_error, score.measure)})"
     )
 
 
 def _percent(score: ViewScore) -> str:
-    return "unknown" if score.accuracy is None else f"{100 * score.accuracy:.1f} %"
+    return "unknown" if score.accuracy is None else format_score(score.accuracy, score.measure)
