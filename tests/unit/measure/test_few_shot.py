@@ -129,16 +129,14 @@ def test_steps_lower_the_loss_of_the_shots():
     assert loss(20) < loss(5) < loss(0)
 
 
-@pytest.mark.parametrize("sizes", [(30, 30, 30), (90, 0, 0), (70, 15, 5)])
-def test_soft_means_gain_whatever_the_query_shares(sizes):
+@pytest.mark.parametrize(("sizes", "least"), [((30, 30, 30), 0.02), ((70, 15, 5), 0.02), ((90, 0, 0), -0.06)])
+def test_soft_means_gain_unless_all_queries_are_of_one_class(sizes, least):
     gains = []
     for seed in range(20):
         task, queries, truth = draw_task(shots=1, sizes=sizes, noise=1.6, seed=seed)
-        right = [
-            (soft_means(task, queries, rounds=rounds).argmax(axis=1) == truth).mean() for rounds in StagePart(0, 8)
-        ]
+        right = [(soft_means(task, queries, rounds=rounds).argmax(axis=1) == truth).mean() for rounds in (0, 8)]
         gains.append(right[1] - right[0])
-    assert np.mean(gains) > (0.02 if sizes != (90, 0, 0) else -0.02)
+    assert np.mean(gains) > least
 
 
 def test_whitening_by_another_task_finds_the_direction_that_matters():
@@ -148,7 +146,8 @@ def test_whitening_by_another_task_finds_the_direction_that_matters():
     other = within_scatter(rng.normal(size=(300, 2)) * loud + 5, np.repeat(np.arange(3), 100), [StagePart(0, 2)])
     space = FeatureSpace.of([StagePart(0, 2)], other, ridge=1e-3)
     whitened = space.whiten(rng.normal(size=(2000, 2)) * loud)
-    assert np.cov(whitened.T) == pytest.approx(np.eye(2) * np.trace(np.cov(whitened.T)) / 2, abs=0.15)
+    spread = np.cov(whitened.T)
+    assert spread / spread[0, 0] == pytest.approx(np.eye(2), abs=0.15)
 
 
 def test_a_scatter_ignores_scale_and_class_means():
@@ -266,11 +265,12 @@ class TestNewRow:
 
     def test_units_do_not_matter(self):
         old, labels, new, weight, bias = self.draw()
-        scale = np.logspace(-3, 3, 8)
+        scale = np.logspace(-1, 1, 8)
         plain = fit_new_row(new[:1], old, Folds.alone(labels), weight, bias)
         scaled = fit_new_row(new[:1] * scale, old * scale, Folds.alone(labels), weight / scale, bias)
-        assert scaled.bias == pytest.approx(plain.bias, rel=0.5, abs=2)
-        assert scaled.expected_recall == pytest.approx(plain.expected_recall, abs=0.1)
+        assert scaled.bias == pytest.approx(plain.bias, rel=1e-3)
+        assert scaled.weight * scale == pytest.approx(plain.weight, rel=1e-3)
+        assert scaled.expected_recall == plain.expected_recall
 
     def test_what_cannot_be_is_refused(self):
         old, labels, new, weight, bias = self.draw()
