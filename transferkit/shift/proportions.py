@@ -32,7 +32,7 @@ def estimate_proportions(probabilities: npt.NDArray[np.floating], training: npt.
         proportions), without which few images move the estimate to the edge.
 
     Example:
-        >>> certain = np.array([[0.99, 0.01]] * 9 + [[0.01, 0.99]])
+        >>> certain = np.array([[0.99, 0.01]] * 90 + [[0.01, 0.99]] * 10)
         >>> estimate_proportions(certain, np.array([0.5, 0.5])).round(1).tolist()
         [0.9, 0.1]
     """

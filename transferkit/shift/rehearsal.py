@@ -30,8 +30,8 @@ class Rehearsal:
 
     Args:
         name: Of the alteration.
-        closeness: Energy distance to the new images as a share of that of unaltered training images, mean over the
-            stages; below 1 is closer.
+        closeness: Energy distance to the new images as a share of that of unaltered training images, summed over
+            the stages; below 1 is closer.
         pixels: (R, 3, S, S) uint8, or (R, V, 3, S, S).
         labels: (R,) int.
     """
@@ -64,6 +64,7 @@ def prepare_rehearsal(reference: Reference, new: NewImages, *, seed: int = 0) ->
     views = wants.each_view
     shown = [np.stack([reference.data.pixels(int(reference.indices[row]), view) for view in views]) for row in chosen]
     pixels = np.stack(shown) if wants.views else np.stack([one[0] for one in shown])
+    scale = float(np.median(reference.data.sizes[reference.indices].min(axis=1))) / pixels.shape[-1]
     fresh = np.sort(rng.permutation(len(new))[:COMPARED])
     few = chosen[:SEARCHED]
     stages = list(table.blocks)
@@ -71,11 +72,12 @@ def prepare_rehearsal(reference: Reference, new: NewImages, *, seed: int = 0) ->
     plain = _distances({stage: table.take(few).load([stage]) for stage in stages}, beside)
     closeness = {}
     for name, alter in ALTERATIONS.items():
-        altered = witness_features(witness, list(alter(pixels[: len(few)])))
+        altered = witness_features(witness, list(alter(pixels[: len(few)], scale)))
         found = _distances({stage: altered.load([stage]) for stage in stages}, beside)
-        closeness[name] = float(np.mean(found / np.maximum(plain, 1e-3)))
+        # Of sums: where a stage sees hardly any difference, its ratio would say nothing.
+        closeness[name] = float(found.sum() / max(float(plain.sum()), 1e-3))
     best = min(closeness, key=lambda name: closeness[name])
-    return Rehearsal(best, closeness[best], ALTERATIONS[best](pixels), reference.folds.labels[chosen])
+    return Rehearsal(best, closeness[best], ALTERATIONS[best](pixels, scale), reference.folds.labels[chosen])
 
 
 def _balanced(labels: npt.NDArray[np.int64], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
