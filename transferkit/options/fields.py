@@ -78,6 +78,7 @@ def value_problem(one: Field[Any], value: object, *, name: str = "") -> str | No
         name: What messages call it; "" for the field's own name.
 
     Example:
+        >>> from transferkit.options import PassOptions
         >>> value_problem(next(one for one in fields(PassOptions) if one.name == "seed"), "x")
         "seed must be a whole number, got 'x'."
     """

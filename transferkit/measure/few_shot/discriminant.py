@@ -40,7 +40,7 @@ def shrunk_discriminant(shots: Shots, queries: npt.NDArray[Any], *, prior_shots:
 
     Example:
         >>> shots = Shots(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
-        >>> shrunk_discriminant(shots, np.array([[0.8, 0.6]])).argmax()
+        >>> int(shrunk_discriminant(shots, np.array([[0.8, 0.6]])).argmax())
         1
     """
     wide, means = shots.check_queries(queries), shots.means

@@ -41,7 +41,7 @@ def nearest_mean(shots: Shots, queries: npt.NDArray[Any]) -> Rows:
 
     Example:
         >>> shots = Shots(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
-        >>> nearest_mean(shots, np.array([[0.8, 0.6]])).argmax()
+        >>> int(nearest_mean(shots, np.array([[0.8, 0.6]])).argmax())
         1
     """
     means = shots.means

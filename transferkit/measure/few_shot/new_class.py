@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
 from transferkit.core.errors import DataError
 from transferkit.measure.few_shot.shots import Rows
@@ -81,7 +80,7 @@ def fit_new_row(
         >>> old = np.concatenate([rng.normal(-4, 1, (20, 2)), rng.normal(4, 1, (20, 2))])
         >>> folds = Folds.alone(np.repeat([0, 1], 20))
         >>> row = fit_new_row(np.array([[-4.0, 4.0]]), old, folds, np.array([[-1.0, -1], [1, 1]]), np.zeros(2))
-        >>> row.weight[0] < 0 < row.weight[1], row.expected_recall > 0.9
+        >>> bool(row.weight[0] < 0 < row.weight[1]), bool(row.expected_recall > 0.9)
         (True, True)
     """
     new, old = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)

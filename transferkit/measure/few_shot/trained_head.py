@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
 from transferkit.measure.few_shot.shots import Rows, Shots
 
@@ -42,7 +41,7 @@ def few_shot_logistic(shots: Shots, queries: npt.NDArray[Any], *, penalty: float
 
     Example:
         >>> shots = Shots(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
-        >>> few_shot_logistic(shots, np.array([[0.8, 0.6]])).argmax()
+        >>> int(few_shot_logistic(shots, np.array([[0.8, 0.6]])).argmax())
         1
     """
     wide = shots.check_queries(queries)
@@ -83,7 +82,7 @@ def fine_tuned_head(shots: Shots, queries: npt.NDArray[Any], *, steps: int = STE
 
     Example:
         >>> shots = Shots(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
-        >>> fine_tuned_head(shots, np.array([[0.8, 0.6]])).argmax()
+        >>> int(fine_tuned_head(shots, np.array([[0.8, 0.6]])).argmax())
         1
     """
     wide, means, target = shots.check_queries(queries), shots.means, shots.one_hot
