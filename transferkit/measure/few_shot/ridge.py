@@ -12,7 +12,7 @@ from transferkit.measure.few_shot.shots import Rows, Shots
 __all__ = ["few_shot_ridge"]
 
 PENALTY = 1.0
-"""For rows of length 1. On the domains that constants are chosen on (docs/scarce.md) 0.1 to 10 differ by 0.3 points."""
+"""For rows of length 1: a class mean of one shot moves half way to its target. Not tuned."""
 
 
 def few_shot_ridge(shots: Shots, queries: npt.NDArray[Any], *, penalty: float = PENALTY) -> Rows:

@@ -23,7 +23,7 @@ __all__ = ["FeatureSpace", "Scatter", "StagePart", "late_parts", "total_scatter"
 
 EARLIEST, MIDDLE = 1 / 3, 1 / 2
 """Shares of the depth: stages before the first are left out (edges and colours of a patch), those before the second
-weigh half. On the tasks that constants were chosen on (docs/scarce.md) equal weights are 1 point worse at 1 shot."""
+weigh half. On the tasks that constants were chosen on (docs/scarce.md) equal weights are 0.8 points worse."""
 
 RIDGE = 0.1
 """Added to a covariance, in units of its mean variance: how little of the smallest directions is believed."""
