@@ -26,8 +26,8 @@ WEIGHTS: Mapping[str, float] = {
     "less confident": 0.6,
     "more confident": 0.53,
 }
-"""Score -> change of the logit of accuracy per change of its own logit. Fitted by `scripts/bench_shift.py learn` to
-shifted copies of tasks that the benchmark does not use."""
+"""Score -> change of the logit of accuracy per change of its own logit. Fitted to shifted copies
+of five tasks that the benchmark does not use; `scripts/bench_shift.py learn` and `weigh` fit them again."""
 
 SPREAD = 0.5
 """Standard deviation of the logit of accuracy around that prediction on these tasks, per unit of change."""

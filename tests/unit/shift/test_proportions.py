@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.shift.proportions import estimate_proportions, match_proportions, proportion_weights
@@ -28,6 +28,7 @@ def test_the_estimate_is_near_the_truth_though_predictions_are_not(share):
         assert abs((given_.argmax(1) == 1).mean() - share) > abs(found - share)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 100))
 def test_proportions_are_a_distribution(images, classes, seed):
     rng = np.random.default_rng(seed)
