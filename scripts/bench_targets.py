@@ -225,7 +225,7 @@ def score() -> None:
 
 def main() -> None:
     """Run or print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "score"))
     parser.add_argument("--root", type=Path, default=Path("tasks"), help="folder that scripts/make_tasks.py made")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))

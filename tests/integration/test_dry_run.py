@@ -35,6 +35,7 @@ CALLS = {
     "fewshot": ["fewshot", *QUICK, "data.root={data}", "queries=4", "out=few.html"],
     "fewshot add": ["fewshot", "add", "run={run}", "class=new", "images={data}/test/0", "out={run}-larger"],
     "zeroshot": ["zeroshot", *QUICK, "data.root={data}", "attributes={data}/../table.csv", "out={run}/new"],
+    "shift": ["shift", "run={run}", "images={data}/test", "out=shifted"],
     "extract": ["extract", *QUICK, "data.root={data}", "views=1"],
     "shard": ["shard", "data.root={data}", "out=shards"],
     "predict": ["predict", "run={run}", "images={data}/test", "out=answers.csv"],
@@ -243,7 +244,7 @@ def test_a_search_counts_its_trials(at, digit_files, capsys):
     main(["tune", *QUICK, f"data.root={digit_files}", "strategy=few_layers", "tune.trials=10", "dry_run=json"])
     plan = from_json(DryRun, json.loads(capsys.readouterr().out))
     trials = {step.name: step.what for step in plan.steps if step.name.startswith("trials")}
-    assert list(trials) == ["trials wide", "trials narrow", "trials finalists"]
+    assert list(trials) == ["trials wide", "trials checked", "trials narrow", "trials finalists"]
     assert trials["trials finalists"].startswith("3 trials")
 
 

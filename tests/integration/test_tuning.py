@@ -23,8 +23,8 @@ tune = partial(
 
 def test_the_best_point_is_found_by_held_back_accuracy_and_adapt_trains_with_it(stripes, tmp_path):
     found = tune(stripes, space=RATES, trials=9, out=tmp_path)
-    assert [trial.stage for trial in found.trials] == ["wide"] * 4 + ["narrow"] * 2 + ["finalists"] * 3
-    assert [trial.epochs for trial in found.trials] == [1] * 6 + [3] * 3
+    assert [trial.stage for trial in found.trials] == ["wide"] * 3 + ["checked"] * 2 + ["narrow"] + ["finalists"] * 3
+    assert [trial.epochs for trial in found.trials] == [2] * 3 + [3] * 6
     assert all(trial.state == "complete" for trial in found.trials)
     full = [trial for trial in found.trials if trial.is_full]
     assert found.best in full

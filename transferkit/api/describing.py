@@ -14,6 +14,7 @@ from transferkit.core.errors import OptionError
 from transferkit.core.paths import expand
 from transferkit.core.progress import announce
 from transferkit.core.provenance import describe_settings, environment, quote_call
+from transferkit.core.scratch_cache import scratch_cache
 from transferkit.core.timing import timed
 from transferkit.decision import HeldBack, complete
 from transferkit.features import choose_device
@@ -172,7 +173,8 @@ def plan_zero_shot(arguments: Mapping[str, Any]) -> DryRun:
 
     check_zero_shot(arguments)
     options = options_from(ZeroShotOptions, arguments)
-    data = _matched(read_attributes(arguments["attributes"]), arguments["data"], options)
+    with scratch_cache(options.cache) as scratch:
+        data = _matched(read_attributes(arguments["attributes"]), arguments["data"], replace(options, cache=scratch))
     probe = options_from(AdaptOptions, {**arguments, "strategy": "linear_probe", "stage": JOINED})
     if data is not arguments["data"]:
         probe = replace(probe, labels=None)

@@ -88,8 +88,8 @@ def list_manifest(
 def _label_columns(columns: Mapping[str, Any], task: str) -> tuple[str, ...]:
     """The columns of labels or numbers; () for one class per image."""
     named = columns.get("label", "label")
-    if isinstance(named, str):
-        return (named,) if task in ("multi_label", "regression") else ()
+    if isinstance(named, (str, int)):
+        return (str(named),) if task in ("multi_label", "regression") else ()
     names = tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()
     if not names or len(set(names)) < len(names):
         raise OptionError(f"columns label= must be a name, or a list of different names, got {named!r}.")

@@ -85,7 +85,8 @@ class ZeroShotRecord:
         one = "class" if len(self.unseen) == 1 else "classes"
         said = [
             f"{len(self.seen)} classes with images and {len(self.unseen)} {one} without, by {len(self.attributes)} "
-            f"attributes ({METHODS.get(self.method, self.method)}).",
+            f"attributes ({METHODS.get(self.method, self.method)}). Without images: {', '.join(self.unseen[:SHOWN])}"
+            f"{f' and {len(self.unseen) - SHOWN} more' if len(self.unseen) > SHOWN else ''}.",
             f"Held back, with classes turned unseen in {self.folds} folds ({self.images:,} images): seen classes "
             f"{_percent(self.calibrated.seen)}, unseen classes {_percent(self.calibrated.unseen)}, harmonic mean "
             f"{_percent(self.calibrated.harmonic)} ({100 * self.low:.1f} to {100 * self.high:.1f}).",
@@ -101,6 +102,9 @@ class ZeroShotRecord:
         said.append(f"Among unseen classes alone: {_percent(self.among_unseen)}.")
         return tuple(said)
 
+
+SHOWN = 8
+"""Classes that a sentence names."""
 
 METHODS = {"eszsl": "ESZSL", "dap": "direct attribute prediction"}
 

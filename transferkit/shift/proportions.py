@@ -34,7 +34,7 @@ def estimate_proportions(probabilities: npt.NDArray[np.floating], training: npt.
     Example:
         >>> certain = np.array([[0.99, 0.01]] * 90 + [[0.01, 0.99]] * 10)
         >>> estimate_proportions(certain, np.array([0.5, 0.5])).round(1).tolist()
-        [0.8, 0.2]
+        [0.9, 0.1]
     """
     given = np.asarray(probabilities, dtype=np.float64)
     source = np.asarray(training, dtype=np.float64)

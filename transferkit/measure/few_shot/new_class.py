@@ -183,6 +183,8 @@ def _calibrate(logits: Rows, score: Rows, labels: npt.NDArray[np.int64]) -> tupl
         return value, np.array([float(slope @ unit) * np.exp(point[0]), float(slope.sum())])
 
     start = np.array([np.log(max(float(logits.std()), 1e-3)), float(others.mean())])
+    from scipy.optimize import minimize  # here: importing transferkit stays light
+
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(start[0] - 5, start[0] + 5), (None, None)])
     length = float(np.exp(found.x[0])) / spread
     return length, float(found.x[1]) - length * middle

@@ -57,6 +57,8 @@ def few_shot_logistic(shots: Shots, queries: npt.NDArray[Any], *, penalty: float
         value = float(share @ entropy) + penalty / 2 * float((duals * (kernel @ duals)).sum())
         return value, np.concatenate([(kernel @ (error + penalty * duals)).ravel(), error.sum(axis=0)])
 
+    from scipy.optimize import minimize  # here: importing transferkit stays light
+
     found = minimize(loss, np.zeros(target.size + target.shape[1]), jac=True, method="L-BFGS-B")
     duals, bias = np.split(found.x, [target.size])
     return np.asarray(wide @ shots.rows.T @ duals.reshape(target.shape) + bias)
