@@ -95,5 +95,5 @@ def test_a_class_joins_a_finished_run(cache, pictures, tmp_path, capsys):
     assert (added.source, added.held_back) == ("train", True)
     assert larger.metrics["test"].images == result.metrics["test"].images
     assert larger.predict(tmp_path / "grey.png").labels == ["weiß"]
-    with pytest.raises(SystemExit):  # another run is there
+    with pytest.raises(SystemExit):  # the run without the class is there
         main([*call, f"out={tmp_path / 'run'}", f"cache={cache}"])

@@ -110,13 +110,16 @@ def _fewshot(settings: dict[str, Any]) -> None:
 
 
 def _add(settings: dict[str, Any]) -> None:
-    from transferkit.result import load
-    from transferkit.scarce.adding import add_class
+    from transferkit.result import check_replaceable, load
+    from transferkit.scarce.adding import add_class, extended_settings
 
+    run = load(settings["run"])
+    larger = extended_settings(run.record, str(settings["class"]))
+    check_replaceable(expand(settings["out"]), larger, overwrite=settings["overwrite"])
     words = [f"{key}={value}" for key, value in settings.items() if value != ADD_SETTINGS[key] and key != "debug"]
     command = shlex.join(["transferkit", "fewshot", "add", *words])
     result = add_class(
-        load(settings["run"]),
+        run,
         str(settings["class"]),
         listed_images(settings["images"]),
         old_images=settings["old"],

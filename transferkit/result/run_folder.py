@@ -66,7 +66,8 @@ def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: b
         recorded = _read_result(folder).get("settings", {})
     except RunFolderError:
         recorded = {}
-    differing = differing_settings(recorded, settings)
+    plain: dict[str, Any] = {"added_classes": []}  # recorded only where there are any
+    differing = differing_settings({**plain, **recorded}, {**plain, **settings})
     if not differing and bool(recorded) == bool(settings):
         return f"{folder} holds a finished run of the same settings, which is replaced."
     which = f" ({', '.join(differing)})" if differing else ""

@@ -28,7 +28,7 @@ from transferkit.result.evaluation import check_classes, pick_mistakes, sketch
 from transferkit.result.result import OPENING
 from transferkit.workflow.measure import read_features
 
-__all__ = ["add_class", "check_old_images", "checked_name"]
+__all__ = ["add_class", "check_old_images", "checked_name", "extended_settings"]
 
 Features = npt.NDArray[np.float32]
 
@@ -280,6 +280,11 @@ def _answers(
     return found
 
 
+def extended_settings(record: RunRecord, name: str) -> dict[str, Any]:
+    """The settings of the run that a class of this name makes of `record`'s."""
+    return {**record.settings, "added_classes": [*(one.name for one in record.added), name]}
+
+
 def _extended_record(
     record: RunRecord, added: AddedClass, classes: tuple[str, ...], old: _OldImages, held: dict[str, HeldOut]
 ) -> RunRecord:
@@ -289,7 +294,6 @@ def _extended_record(
     }
     shown = held.get("test") or held.get("val")
     decision = replace(record.decision, reasons=(*record.decision.reasons, added.sentence))
-    names = [one.name for one in (*record.added, added)]
     return replace(
         record,
         evidence=replace(record.evidence, data=_longer(record.evidence.data, added)),
@@ -298,7 +302,7 @@ def _extended_record(
         held_out=shown,
         mistakes=pick_mistakes(old.data, shown, classes),
         held_back_accuracy=None,
-        settings={**record.settings, "added_classes": names},
+        settings=extended_settings(record, added.name),
         added=(*record.added, added),
     )
 

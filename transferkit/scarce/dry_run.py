@@ -14,7 +14,7 @@ from transferkit.core.scratch_cache import scratch_cache
 from transferkit.data.predictable import list_predictable
 from transferkit.records import DryRun, PlannedFile, PlannedStep
 from transferkit.result import check_replaceable, load
-from transferkit.scarce.adding import check_old_images, checked_name
+from transferkit.scarce.adding import check_old_images, checked_name, extended_settings
 from transferkit.scarce.few_shot import asked_views, check_episodes
 from transferkit.scarce.few_shot_options import FewShotOptions, chosen_methods
 from transferkit.workflow.dry_run import about, memory_of_features, open_prospect
@@ -93,7 +93,7 @@ def plan_add(
     things, reasons = list_predictable(images)
     check_old_images(result, old_images)
     folder = expand(out)
-    check_replaceable(folder, {}, overwrite=overwrite)
+    check_replaceable(folder, extended_settings(result.record, name), overwrite=overwrite)
     step = PlannedStep(
         name="add class",
         what=f"Features of {len(things)} new images and up to 1,000 old ones; one row of the classifier.",
