@@ -75,6 +75,10 @@ TRIALS, WHOLE, POOL, FEW, REPEATS = 9, 200, 250, 24, 10
 
 PICTURE, TONES = ROOT / "docs" / "tuning.svg", ("accent", "warm")
 
+OFF = 1.0
+"""Powers of ten by which the middle of a range of rates may be off the advised one: who searches knows the four that
+hold the best rate, not where in them it is."""
+
 WAYS = ("advised settings", "one epoch", "coarse to fine", "coarse to fine, warm start", f"{WHOLE} random")
 """Searches that are compared, from cheap to dear."""
 
@@ -231,15 +235,15 @@ def learn() -> None:
 
 
 def scales(root: Path, work: Path, tasks: Sequence[str]) -> None:
-    """Learning rate and weight decay, drawn in three ways, equally many points."""
+    """Learning rate and weight decay, drawn in three ways, equally many points, from ranges that are off their best."""
     rows = Rows(RESULT)
     for name in tasks or COMPARED_ON:
         task = Task(root / name, COMPARED_ON[name], work)
-        lr = task.decision.lr
-        log = {"train.lr": Range(low=lr / 100, high=lr * 100, log=True),
-               "train.weight_decay": Range(low=1e-5, high=1.0, log=True)}  # fmt: skip
-        linear = {key: replace(one, log=False) for key, one in log.items()}
         for repeat in range(REPEATS):
+            lr = task.decision.lr * 10 ** np.random.default_rng((repeat, 19)).uniform(-OFF, OFF)
+            log = {"train.lr": Range(low=lr / 100, high=lr * 100, log=True),
+                   "train.weight_decay": Range(low=1e-5, high=1.0, log=True)}  # fmt: skip
+            linear = {key: replace(one, log=False) for key, one in log.items()}
             drawn = {
                 "log-uniform": draw_points(log, TRIALS, seed=repeat),
                 "linear-uniform": draw_points(linear, TRIALS, seed=repeat),
@@ -250,7 +254,8 @@ def scales(root: Path, work: Path, tasks: Sequence[str]) -> None:
                 if not rows.find(**key):
                     scored = [task.score(point, seed=repeat).value for point in points]
                     best = points[int(np.argmax(scored))]
-                    rows.add({**key, "held_back": max(scored), "new": task.judge(best, seed=repeat), "best": best})
+                    rows.add({**key, "middle": lr, "held_back": max(scored), "new": task.judge(best, seed=repeat),
+                              "best": best})  # fmt: skip
 
 
 def search(task: Task, sampler: str, trials: int, *, seed: int, starts: Sequence[Point]) -> dict[str, Any]:
