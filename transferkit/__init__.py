@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         measure_shift,
         rank,
         tune,
-        zero_shot,
+        zeroshot,
     )
     from transferkit.core.errors import TransferkitError
     from transferkit.data.module import TransferDataModule
@@ -77,7 +77,7 @@ __all__ = [
     "swap_norm",
     "swapped_norms",
     "tune",
-    "zero_shot",
+    "zeroshot",
 ]
 
 _HOMES = {
@@ -112,7 +112,7 @@ _HOMES = {
     "swap_norm": "nn.norm",
     "swapped_norms": "nn.norm",
     "tune": "api",
-    "zero_shot": "api",
+    "zeroshot": "api",
 }
 
 if not TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The verbs, each a flat signature and the road in a few lines: what `transferkit` and its command line call."""
 
 from transferkit.api.adapting import adapt, check_adapt, decide
-from transferkit.api.describing import check_zero_shot, zero_shot
+from transferkit.api.describing import check_zeroshot, zeroshot
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.planning import dry_run
 from transferkit.api.scarcity import add_class, check_fewshot, fewshot
@@ -19,7 +19,7 @@ __all__ = [
     "check_adapt",
     "check_fewshot",
     "check_tune",
-    "check_zero_shot",
+    "check_zeroshot",
     "decide",
     "dry_run",
     "fewshot",
@@ -28,5 +28,5 @@ __all__ = [
     "measure_shift",
     "rank",
     "tune",
-    "zero_shot",
+    "zeroshot",
 ]

@@ -1,4 +1,4 @@
-"""`zero_shot`: classes without a single image, from a table of attributes."""
+"""`zeroshot`: classes without a single image, from a table of attributes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from transferkit.workflow.fit import Outcome
 from transferkit.workflow.score import score_splits
 from transferkit.workflow.session import open_images, open_session, refuse_targets
 
-__all__ = ["check_zero_shot", "plan_zero_shot", "zero_shot"]
+__all__ = ["check_zeroshot", "plan_zeroshot", "zeroshot"]
 
 
 @documents(ZeroShotOptions)
-def zero_shot(
+def zeroshot(
     model: str | nn.Module,
     data: Any,
     *,
@@ -86,18 +86,18 @@ def zero_shot(
         TransferkitError: Another of its kinds.
 
     Example:
-        >>> result = zero_shot("packaged/tf_efficientnet_lite0", "photos", attributes="animals.csv")  # doctest: +SKIP
+        >>> result = zeroshot("packaged/tf_efficientnet_lite0", "photos", attributes="animals.csv")  # doctest: +SKIP
         >>> result.predict("zebra.jpg").labels, result.record.zero_shot.calibrated.harmonic  # doctest: +SKIP
         (('zebra',), 0.61)
     """
     given = dict(locals())
-    announce(check_zero_shot(given), enabled=progress)
+    announce(check_zeroshot(given), enabled=progress)
     options = options_from(ZeroShotOptions, given)
     table = read_attributes(attributes)
     opened = _matched(table, data, options)
     is_open = opened is not data
     options = replace(options, labels=None) if is_open else options
-    session = open_session(model, opened, options, trains=False, needs_classes="zero_shot")
+    session = open_session(model, opened, options, trains=False, needs_classes="zeroshot")
     fitted = fit_zero_shot(session, table, method=method)
     found = fitted.record
     choice = Choice(strategy="linear_probe", stage=JOINED, mode="given", reasons=(*found.sentences, *fitted.notes))
@@ -115,8 +115,8 @@ def zero_shot(
         held_back_accuracy=found.calibrated.seen,
         seconds=session.seconds,
         environment=environment(seed=seed, device=str(choose_device(device))),
-        command=command or quote_call(zero_shot, given),
-        settings=describe_settings(zero_shot, given),
+        command=command or quote_call(zeroshot, given),
+        settings=describe_settings(zeroshot, given),
         zero_shot=found,
     )
     result = Result(fitted.model, record)
@@ -130,13 +130,13 @@ def _matched(table: Any, data: Any, options: ZeroShotOptions) -> Any:
     if options.preprocessed:  # whose size decides which backbone is loaded
         return data
     opened = open_images(data, options)
-    refuse_targets(opened, "zero_shot")
+    refuse_targets(opened, "zeroshot")
     match_classes(table, opened.summary.classes)
     return opened
 
 
-def check_zero_shot(arguments: Mapping[str, Any]) -> str:
-    """Whether `zero_shot` can work with these arguments, as far as that is known before any image is opened.
+def check_zeroshot(arguments: Mapping[str, Any]) -> str:
+    """Whether `zeroshot` can work with these arguments, as far as that is known before any image is opened.
 
     Args:
         arguments: Name -> value; what is missing has its default.
@@ -149,33 +149,33 @@ def check_zero_shot(arguments: Mapping[str, Any]) -> str:
     """
     check_arguments(arguments, fits=False)
     if arguments.get("attributes") is None:
-        raise OptionError("zero_shot needs attributes=FILE: a table with a row per class and a column per attribute.")
+        raise OptionError("zeroshot needs attributes=FILE: a table with a row per class and a column per attribute.")
     read_attributes(arguments["attributes"])
     options = options_from(ZeroShotOptions, arguments)
     if options.evaluate not in (True, False, "auto"):
         raise OptionError(f"evaluate must be auto, true or false, got {options.evaluate!r}.")
     if options.out is None or not is_first():
         return ""
-    settings = describe_settings(zero_shot, {**vars(options), **arguments})
+    settings = describe_settings(zeroshot, {**vars(options), **arguments})
     return check_replaceable(expand(options.out), settings, overwrite=options.overwrite)
 
 
-def plan_zero_shot(arguments: Mapping[str, Any]) -> DryRun:
-    """What `zero_shot` would do with these arguments, and its cost: that of a probe on the same images.
+def plan_zeroshot(arguments: Mapping[str, Any]) -> DryRun:
+    """What `zeroshot` would do with these arguments, and its cost: that of a probe on the same images.
 
     Args:
         arguments: Name -> value; what is missing has its default.
 
     Raises:
-        TransferkitError: What `zero_shot` would raise before the frozen pass.
+        TransferkitError: What `zeroshot` would raise before the frozen pass.
     """
     from transferkit.workflow.dry_run import plan_adapt
 
-    check_zero_shot(arguments)
+    check_zeroshot(arguments)
     options = options_from(ZeroShotOptions, arguments)
     with scratch_cache(options.cache) as scratch:
         data = _matched(read_attributes(arguments["attributes"]), arguments["data"], replace(options, cache=scratch))
     probe = options_from(AdaptOptions, {**arguments, "strategy": "linear_probe", "stage": JOINED})
     if data is not arguments["data"]:
         probe = replace(probe, labels=None)
-    return replace(plan_adapt(arguments["model"], data, probe), verb="zero_shot")
+    return replace(plan_adapt(arguments["model"], data, probe), verb="zeroshot")

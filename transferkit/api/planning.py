@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transferkit.api.adapting import adapt, check_adapt
-from transferkit.api.describing import plan_zero_shot, zero_shot
+from transferkit.api.describing import plan_zeroshot, zeroshot
 from transferkit.api.measuring import analyze, rank
 from transferkit.api.scarcity import check_fewshot, fewshot
 from transferkit.api.tuning import check_tune, tune
@@ -23,12 +23,12 @@ __all__ = ["dry_run"]
 
 
 def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
-    """What `adapt`, `analyze`, `rank`, `tune`, `fewshot` or `zero_shot` would do, and what that would cost.
+    """What `adapt`, `analyze`, `rank`, `tune`, `fewshot` or `zeroshot` would do, and what that would cost.
 
     Nothing is trained, downloaded or written; a few batches are timed, unless an earlier run has timed them here.
 
     Args:
-        verb: "adapt", "analyze", "rank", "tune", "fewshot" or "zero_shot".
+        verb: "adapt", "analyze", "rank", "tune", "fewshot" or "zeroshot".
         arguments: Name -> value, those of the function; what is missing has its default. `out` also with "analyze" and
             "rank": the folder that the command line would write to.
 
@@ -60,8 +60,8 @@ def dry_run(verb: str, arguments: Mapping[str, Any]) -> DryRun:
         from transferkit.scarce.dry_run import plan_fewshot
 
         return plan_fewshot(arguments["model"], data, options_from(FewShotOptions, arguments))
-    if verb == "zero_shot":
-        return plan_zero_shot(arguments)
+    if verb == "zeroshot":
+        return plan_zeroshot(arguments)
     check_arguments(arguments, fits=False)
     passes = options_from(PassOptions, arguments)
     if verb == "rank":
@@ -73,7 +73,7 @@ def _check_call(verb: str, arguments: Mapping[str, Any]) -> None:
     """Raise unless there is such a verb that takes these arguments."""
     verbs: dict[str, Callable[..., Any]] = {
         "adapt": adapt, "analyze": analyze, "rank": rank, "tune": tune, "fewshot": fewshot,
-        "zero_shot": zero_shot,
+        "zeroshot": zeroshot,
     }  # fmt: skip
     if verb not in verbs:
         raise OptionError(unknown_name("verb", verb, verbs))

@@ -26,30 +26,30 @@ __all__ = ["ZERO_SHOT"]
 log = logging.getLogger("transferkit")
 
 OTHER_KEYS = ("backbone", "data", "debug", "experiment", "hydra", "launcher", "model")
-"""First parts of settings that are no argument of `zero_shot`, and go with it."""
+"""First parts of settings that are no argument of `zeroshot`, and go with it."""
 
 
 def _check(settings: DictConfig, out: Path, words: Sequence[str]) -> str:
-    from transferkit.api import check_zero_shot, zero_shot
+    from transferkit.api import check_zeroshot, zeroshot
 
-    taken = {*inspect.signature(zero_shot).parameters, *OTHER_KEYS}
+    taken = {*inspect.signature(zeroshot).parameters, *OTHER_KEYS}
     given = [word.partition("=")[0].lstrip("+") for word in words]
     if alien := [key for key in given if key.split(".")[0] not in taken]:
         raise OptionError(
             f"zeroshot takes no {', '.join(alien)}: a linear layer is solved for on frozen features. "
             "See transferkit zeroshot --help."
         )
-    return check_zero_shot({**arguments_of(settings, zero_shot), "out": out})
+    return check_zeroshot({**arguments_of(settings, zeroshot), "out": out})
 
 
 def _zero_shot(settings: DictConfig) -> float | None:
-    from transferkit.api import zero_shot
+    from transferkit.api import zeroshot
 
     out = output_folder()
     if settings.evaluate == "auto" and in_sweep():  # runs that are compared are not compared on the test images
         settings.evaluate = False
-    arguments = {**arguments_of(settings, zero_shot), "out": out}
-    result = zero_shot(**arguments, command=current_command("zeroshot", settings))
+    arguments = {**arguments_of(settings, zeroshot), "out": out}
+    result = zeroshot(**arguments, command=current_command("zeroshot", settings))
     if is_first():
         for line in _summary(result, out):
             print(line)
@@ -73,9 +73,9 @@ def _summary(result: Result, out: Path) -> list[str]:
 
 
 def _plan(settings: DictConfig, out: Path) -> DryRun:
-    from transferkit.api import dry_run, zero_shot
+    from transferkit.api import dry_run, zeroshot
 
-    return dry_run("zero_shot", {**arguments_of(settings, zero_shot), "out": out})
+    return dry_run("zeroshot", {**arguments_of(settings, zeroshot), "out": out})
 
 
 ZERO_SHOT = Job("zeroshot", _zero_shot, _check, _plan)

@@ -1,4 +1,4 @@
-"""`zero_shot` on small pictures: classes without images are named, saved, loaded and refused as promised."""
+"""`zeroshot` on small pictures: classes without images are named, saved, loaded and refused as promised."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def patches(tmp_path_factory):
 
 def test_a_class_without_images_is_named_and_survives_the_folder(patches, tmp_path):
     out = tmp_path / "a run"
-    result = tk.zero_shot(data=patches / "seen", attributes=patches / "table.csv", out=out, **BACKBONE)
+    result = tk.zeroshot(data=patches / "seen", attributes=patches / "table.csv", out=out, **BACKBONE)
     assert result.classes[-1] == "blue striped"
     found = result.record.zero_shot
     assert found.unseen == ("grey striped", "blue striped")
@@ -63,11 +63,11 @@ def test_what_does_not_fit_is_refused_before_the_frozen_pass(patches, monkeypatc
     seen = {"data": patches / "seen", **BACKBONE}
     table = {"red plain": {"a": 1, "b": 0}, "new": {"a": 0, "b": 1}}
     with pytest.raises(DataError, match="class 'green plain' has images and no row"):
-        tk.zero_shot(attributes=table, **seen)
-    with pytest.raises(OptionError, match="zero_shot needs attributes=FILE"):
-        tk.zero_shot(attributes=None, **seen)
+        tk.zeroshot(attributes=table, **seen)
+    with pytest.raises(OptionError, match="zeroshot needs attributes=FILE"):
+        tk.zeroshot(attributes=None, **seen)
     with pytest.raises(OptionError, match="Unknown method 'esz'"):
-        tk.zero_shot(attributes=table, method="esz", **seen)
+        tk.zeroshot(attributes=table, method="esz", **seen)
 
 
 def test_an_attribute_that_no_class_with_images_differs_in_is_left_out(patches):
@@ -78,15 +78,15 @@ def test_an_attribute_that_no_class_with_images_differs_in_is_left_out(patches):
         name: {**dict(zip(names, values, strict=True)), "flies": int(name == "blue striped")}
         for name, values in rows.items()
     }
-    result = tk.zero_shot(data=patches / "seen", attributes=table, **BACKBONE)
+    result = tk.zeroshot(data=patches / "seen", attributes=table, **BACKBONE)
     assert "flies" not in result.record.zero_shot.attributes
     assert any("no" in reason and "flies" in reason for reason in result.decision.reasons)
 
 
 def test_dry_run_tells_the_cost_and_finds_what_is_wrong(patches):
     arguments = {**BACKBONE, "data": patches / "seen", "attributes": patches / "table.csv"}
-    plan = tk.dry_run("zero_shot", arguments)
-    assert plan.verb == "zero_shot"
+    plan = tk.dry_run("zeroshot", arguments)
+    assert plan.verb == "zeroshot"
     assert plan.seconds_high > 0
     with pytest.raises(DataError, match="There is no file"):
-        tk.dry_run("zero_shot", {**arguments, "attributes": "none.csv"})
+        tk.dry_run("zeroshot", {**arguments, "attributes": "none.csv"})
