@@ -238,7 +238,7 @@ def scales(root: Path, work: Path, tasks: Sequence[str]) -> None:
     """Learning rate and weight decay, drawn in three ways, equally many points, from ranges that are off their best."""
     rows = Rows(RESULT)
     for name in tasks or COMPARED_ON:
-        task = Task(root / name, COMPARED_ON[name], work)
+        task = Task(root / name, SWEEP_SIZE, work)
         for repeat in range(REPEATS):
             lr = task.decision.lr * 10 ** np.random.default_rng((repeat, 19)).uniform(-OFF, OFF)
             log = {"train.lr": Range(low=lr / 100, high=lr * 100, log=True),

@@ -39,6 +39,7 @@ for _room in ("scarce", "shift", "ensemble"):
     LAYERS[_room] = frozenset(
         {"data", "nn", "measure", "features", "strategies", "probe", "finetune", "result", "workflow"}
     )
+LAYERS["scarce"] |= {"zoo"}  # the text tower of a text-image model
 LAYERS["api"] = frozenset(
     {"decision", "doctor", "ensemble", "features", "measure", "result", "scarce", "shift", "tuning", "workflow"}
 )
@@ -49,6 +50,7 @@ HOMES = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "timm": {"zoo"},
+    "open_clip": {"zoo"},
     "torchvision.models": {"zoo"},
     "optuna": {"tuning"},
     "ray": {"tuning"},

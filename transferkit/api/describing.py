@@ -1,4 +1,4 @@
-"""`zeroshot`: classes without a single image, from a table of attributes."""
+"""`zeroshot`: classes without a single image, from a table of attributes, or from their names."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from transferkit.core.timing import timed
 from transferkit.decision import HeldBack, complete
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, documents, options_from
-from transferkit.records import JOINED, Choice, DryRun, Preprocessing
+from transferkit.records import JOINED, DryRun, Preprocessing
 from transferkit.result import Result, check_replaceable
 from transferkit.result.run_record import record_run
 from transferkit.scarce.attribute_table import match_classes, read_attributes
-from transferkit.scarce.zero_shot import fit_zero_shot
+from transferkit.scarce.prompts import check_prompts, classify_by_prompts
+from transferkit.scarce.zero_shot import Described, fit_zero_shot
 from transferkit.scarce.zero_shot_options import ZeroShotOptions
 from transferkit.workflow.checks import check_arguments
 from transferkit.workflow.fit import Outcome
 from transferkit.workflow.score import score_splits
-from transferkit.workflow.session import open_images, open_session, refuse_targets
+from transferkit.workflow.session import Session, open_images, open_session, refuse_targets
 
 __all__ = ["check_zeroshot", "plan_zeroshot", "zeroshot"]
 
@@ -38,8 +39,10 @@ def zeroshot(
     model: str | nn.Module,
     data: Any,
     *,
-    attributes: Any,
+    attributes: Any = None,
     method: str = "auto",
+    prompts: str | Sequence[str] | None = None,
+    classes: Sequence[str] = (),
     image_size: int | None = None,
     batch_size: int | None = None,
     out: str | Path | None = None,
@@ -67,10 +70,12 @@ def zeroshot(
     progress: bool = True,
     command: str | None = None,
 ) -> Result:
-    """A classifier over classes with and without images, from images of some and a table that describes all.
+    """A classifier over classes with and without images, from images of some and a description of all.
 
-    One linear layer on the frozen features, solved for in closed form. How good it is on classes without images is
-    measured by turning classes with images unseen; so is the penalty that keeps it from preferring those with images.
+    With a table of attributes: one linear layer on the frozen features, solved for in closed form. How good it is on
+    classes without images is measured by turning classes with images unseen; so is the penalty that keeps it from
+    preferring those with images. With prompts for a text-image model: the embeddings of the prompts are the classifier,
+    and the images only measure it.
 
     Args:
         model, data: As for `adapt`; images of the seen classes.
@@ -78,8 +83,8 @@ def zeroshot(
         command: What to quote as the way to run this again; None composes the Python call.
 
     Returns:
-        A result as of `adapt`, with more classes; `record.zero_shot` has the held-back figures. Test images, which are
-        of seen classes, are scored among all classes; images of unseen ones with `Result.evaluate`.
+        A result as of `adapt`, with more classes; `record.zero_shot` has the held-back figures, None with prompts. Test
+        images, which are of seen classes, are scored among all classes; images of unseen ones with `Result.evaluate`.
 
     Raises:
         DataError: The table is none, or does not fit the classes of the images; all that is wrong is in the message.
@@ -89,20 +94,16 @@ def zeroshot(
         >>> result = zeroshot("packaged/tf_efficientnet_lite0", "photos", attributes="animals.csv")  # doctest: +SKIP
         >>> result.predict("zebra.jpg").labels, result.record.zero_shot.calibrated.harmonic  # doctest: +SKIP
         (('zebra',), 0.61)
+        >>> result = zeroshot("open_clip/ViT-B-32", "photos", checkpoint="clip.safetensors",
+        ...                   prompts="a photo of a {}", classes=["zebra"])  # doctest: +SKIP
     """
     given = dict(locals())
     announce(check_zeroshot(given), enabled=progress)
     options = options_from(ZeroShotOptions, given)
-    table = read_attributes(attributes)
-    opened = _matched(table, data, options)
-    is_open = opened is not data
-    options = replace(options, labels=None) if is_open else options
-    session = open_session(model, opened, options, trains=False, needs_classes="zeroshot")
-    fitted = fit_zero_shot(session, table, method=method)
-    found = fitted.record
-    choice = Choice(strategy="linear_probe", stage=JOINED, mode="given", reasons=(*found.sentences, *fitted.notes))
-    decision = complete(choice, session.measured.evidence)
-    held_back = HeldBack(accuracy=found.calibrated.seen, images=found.images, is_network=False)
+    described = _by_prompts if prompts is not None else _by_attributes
+    session, fitted = described(model, data, options)
+    decision = complete(fitted.choice, session.measured.evidence)
+    held_back = HeldBack(accuracy=fitted.accuracy, images=fitted.images, is_network=False)
     with timed(session.seconds, "verify"):
         splits = ("val",) if evaluate is False else ("val", "test")
         answers = score_splits(session, Outcome(fitted.model, (), held_back), splits)
@@ -112,17 +113,32 @@ def zeroshot(
         decision,
         answers=answers,
         training=None,
-        held_back_accuracy=found.calibrated.seen,
+        held_back_accuracy=fitted.accuracy,
         seconds=session.seconds,
         environment=environment(seed=seed, device=str(choose_device(device))),
         command=command or quote_call(zeroshot, given),
         settings=describe_settings(zeroshot, given),
-        zero_shot=found,
+        zero_shot=fitted.record,
     )
     result = Result(fitted.model, record)
     if out is not None and is_first():
         result.save(out, overwrite=True)  # whether that is wanted was asked before the work
     return result
+
+
+def _by_attributes(model: str | nn.Module, data: Any, options: ZeroShotOptions) -> tuple[Session, Described]:
+    table = read_attributes(options.attributes)
+    opened = _matched(table, data, options)
+    given = replace(options, labels=None) if opened is not data else options  # which are in what was opened
+    session = open_session(model, opened, given, trains=False, needs_classes="zeroshot")
+    return session, fit_zero_shot(session, table, method=options.method)
+
+
+def _by_prompts(model: str | nn.Module, data: Any, options: ZeroShotOptions) -> tuple[Session, Described]:
+    session = open_session(model, data, options, trains=False, needs_classes="zeroshot")
+    prompts = check_prompts(options.prompts, options.classes, model=model, checkpoint=options.checkpoint)
+    with timed(session.seconds, "encode prompts"):
+        return session, classify_by_prompts(session, prompts, options.classes)
 
 
 def _matched(table: Any, data: Any, options: ZeroShotOptions) -> Any:
@@ -148,16 +164,27 @@ def check_zeroshot(arguments: Mapping[str, Any]) -> str:
         TransferkitError: Something is wrong; all that is wrong is in the message.
     """
     check_arguments(arguments, fits=False)
-    if arguments.get("attributes") is None:
-        raise OptionError("zeroshot needs attributes=FILE: a table with a row per class and a column per attribute.")
-    read_attributes(arguments["attributes"])
     options = options_from(ZeroShotOptions, arguments)
+    _check_description(options, arguments)
     if options.evaluate not in (True, False, "auto"):
         raise OptionError(f"evaluate must be auto, true or false, got {options.evaluate!r}.")
     if options.out is None or not is_first():
         return ""
     settings = describe_settings(zeroshot, {**vars(options), **arguments})
     return check_replaceable(expand(options.out), settings, overwrite=options.overwrite)
+
+
+def _check_description(options: ZeroShotOptions, arguments: Mapping[str, Any]) -> None:
+    if (options.attributes is None) == (options.prompts is None):
+        raise OptionError(
+            "zeroshot needs either attributes=FILE, a table with a row per class and a column per attribute; or "
+            "prompts='a photo of a {}', with a text-image model (model=open_clip/NAME checkpoint=FILE)."
+        )
+    if options.attributes is not None:
+        read_attributes(options.attributes)
+    else:
+        model = arguments.get("model")
+        check_prompts(options.prompts, options.classes, model=model, checkpoint=options.checkpoint)
 
 
 def plan_zeroshot(arguments: Mapping[str, Any]) -> DryRun:
@@ -173,8 +200,10 @@ def plan_zeroshot(arguments: Mapping[str, Any]) -> DryRun:
 
     check_zeroshot(arguments)
     options = options_from(ZeroShotOptions, arguments)
-    with scratch_cache(options.cache) as scratch:
-        data = _matched(read_attributes(arguments["attributes"]), arguments["data"], replace(options, cache=scratch))
+    data = arguments["data"]
+    if options.attributes is not None:
+        with scratch_cache(options.cache) as scratch:
+            data = _matched(read_attributes(options.attributes), data, replace(options, cache=scratch))
     probe = options_from(AdaptOptions, {**arguments, "strategy": "linear_probe", "stage": JOINED})
     if data is not arguments["data"]:
         probe = replace(probe, labels=None)

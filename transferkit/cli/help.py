@@ -10,7 +10,7 @@ from typing import Any
 from transferkit.cli.composition import GROUPS, group_choices
 from transferkit.cli.dry_run import DryRunOptions
 from transferkit.options import AdaptOptions, DataOptions, Recipe, ReviewOptions, describe_options
-from transferkit.scarce.zero_shot_options import AttributeOptions
+from transferkit.scarce.zero_shot_options import DescriptionOptions
 from transferkit.tuning.search_options import SearchOptions
 
 __all__ = ["DESCRIPTIONS", "HELP", "REVIEWS", "SECTIONS", "USAGE", "Section"]
@@ -143,7 +143,7 @@ SECTIONS = (
 )
 """All settings of adapt, in the order of --help and docs/options.md."""
 
-DESCRIPTIONS = Section(title="Only zeroshot", rows=tuple(_rows(AttributeOptions)))
+DESCRIPTIONS = Section(title="Only zeroshot", rows=tuple(_rows(DescriptionOptions)))
 
 REVIEWS = Section(title="Only doctor labels and doctor images", rows=tuple(_rows(ReviewOptions)))
 
@@ -315,11 +315,13 @@ transferkit fewshot add: one more class for a finished run; its classifier gets 
 """,
     "zeroshot": f"""\
 transferkit zeroshot [key=value ...]: a classifier that also knows classes without images, from a table with a row of
-attributes for each class. One frozen pass, then a linear layer in closed form; leaves a run as adapt does.
+attributes for each class, or from prompts for a text-image model. One frozen pass, then a linear layer in closed form;
+leaves a run as adapt does.
 
   transferkit zeroshot data.root=DIR attributes=animals.csv image_size=96 out=runs/z
   transferkit evaluate run=runs/z data.root=NEW_CLASSES     images of the classes without training images
   transferkit zeroshot data.root=DIR attributes=animals.csv dry_run=true      the cost; nothing is done
+  transferkit zeroshot data.root=DIR model=open_clip/ViT-B-32 checkpoint=clip.safetensors 'prompts=a photo of a {{}}'
 
 {_section(DESCRIPTIONS)}
   model, image_size, checkpoint, pretrained, geometry, views, pooling, data=..., data.root=DIR, data.path=FILE, labels,

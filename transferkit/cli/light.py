@@ -109,7 +109,7 @@ def _asked_answers(settings: dict[str, Any]) -> tuple[Path | None, str, Any, dic
     images = listed_images(settings["images"])
     more = {name: settings[name] for name in ("max_pixels", "coverage") if settings[name] is not None}
     if "coverage" in more:
-        from transferkit.measure import check_coverage
+        from transferkit.result import check_coverage
 
         check_coverage(more["coverage"])
     return out, form, images, more

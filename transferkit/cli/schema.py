@@ -20,7 +20,7 @@ from transferkit.options import (
     option,
     value_problem,
 )
-from transferkit.scarce.zero_shot_options import AttributeOptions
+from transferkit.scarce.zero_shot_options import DescriptionOptions
 from transferkit.tuning.search_options import SearchOptions
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ TAKEN_BY = {
     "tune.": ("tune",),
     "attributes": ("zeroshot",),
     "method": ("zeroshot",),
+    "prompts": ("zeroshot",),
+    "classes": ("zeroshot",),
     "unlabelled": ("adapt", "doctor"),
 }
 """Settings, or groups of them, that not every verb takes -> those that do."""
@@ -69,7 +71,7 @@ class DataSettings(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(FitOptions, MeasureOptions, ReviewOptions, AttributeOptions):
+class Settings(FitOptions, MeasureOptions, ReviewOptions, DescriptionOptions):
     """The whole configuration of adapt, analyze, rank and doctor."""
 
     model: str = MISSING
@@ -149,7 +151,7 @@ def arguments_of(settings: DictConfig, function: Callable[..., Any]) -> dict[str
     data = {one.name: _plain(settings.data[one.name]) for one in fields(DataOptions)}
     data["columns"] = {name: value for name, value in data["columns"].items() if value is not None} or None
     data["root"] = data["root"] if settings.data.source == "manifest" else None
-    known = (*fields(AdaptOptions), *fields(ReviewOptions), *fields(AttributeOptions))
+    known = (*fields(AdaptOptions), *fields(ReviewOptions), *fields(DescriptionOptions))
     top = {one.name: _plain(settings[one.name]) for one in known if one.name in settings}
     for group in ("train", "trainer"):
         top[group] = {name: value for name, value in (top[group] or {}).items() if value is not None}

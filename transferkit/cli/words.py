@@ -34,8 +34,11 @@ JOB_PATHS = (*INPUTS, "out", "cache")
 COLUMN_NAMES = tuple(f"data.columns.{name}" for name in ("path", "label", "split", "group"))
 """Settings that are names of a manifest's columns: plain text too, as people call columns "file(s)" or "Größe"."""
 
-LABEL_COLUMN = "data.columns.label"
-"""The one of them that may be a list, of several labels or numbers."""
+PLAIN_TEXTS = (*COLUMN_NAMES, "prompts", "classes")
+"""Settings whose values are text in which brackets, colons and the like mean nothing."""
+
+LISTS_OF_TEXTS = ("data.columns.label", "prompts", "classes")
+"""Those of them that may be a list in brackets."""
 
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
@@ -151,8 +154,8 @@ def _check_source(value: str | None, sources: Collection[str]) -> None:
 def _hydra_word(word: str, *, sweeps: bool) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
-    if name in COLUMN_NAMES and value not in ("", LEFT_OUT):
-        if name == LABEL_COLUMN and value.startswith("[") and value.endswith("]"):
+    if name in PLAIN_TEXTS and value not in ("", LEFT_OUT):
+        if name in LISTS_OF_TEXTS and value.startswith("[") and value.endswith("]"):
             return f"{key}=[{','.join(quoted_text(_unquoted(part)) for part in split_list(value[1:-1]))}]"
         return f"{key}={quoted_text(_unquoted(value))}"
     if name not in JOB_PATHS or not equals:

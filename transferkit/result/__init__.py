@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from transferkit.measure import check_coverage
 from transferkit.records import FailedImage, Predictions
 from transferkit.result.prediction import ImagePredictor, predict_images
 from transferkit.result.result import Result, check_export, load
@@ -12,6 +13,7 @@ __all__ = [
     "ImagePredictor",
     "Predictions",
     "Result",
+    "check_coverage",
     "check_export",
     "check_replaceable",
     "load",

@@ -16,32 +16,36 @@ from transferkit.measure.attributes import AttributeSelection, fit_attributes, s
 from transferkit.measure.ridge import Coordinates, principal_coordinates
 from transferkit.measure.seen_unseen import SeenUnseen
 from transferkit.nn import TransferModel
-from transferkit.records import Folds, ZeroShotRecord, ZeroShotScore
+from transferkit.records import JOINED, Choice, Folds, ZeroShotRecord, ZeroShotScore
 from transferkit.scarce.attribute_table import FEWEST_ATTRIBUTES, AttributeTable, match_classes
 from transferkit.workflow.session import Session
 
-__all__ = ["ZeroShot", "fit_zero_shot"]
+__all__ = ["Described", "fit_zero_shot"]
 
 MOST_IMAGES = 8192
 """Images that attributes are fitted to, a stratified sample of more: accuracy is limited by the number of classes."""
 
 
 @dataclass(frozen=True)
-class ZeroShot:
-    """A fitted model, and what is known of it.
+class Described:
+    """A model that knows its classes by a description, and what is known of it.
 
     Args:
         model: In evaluation mode, on the CPU; its classes are those with images, then those without.
-        record: How good it is on classes turned unseen.
-        notes: Sentences about the table.
+        choice: What it reads, with sentences for the report.
+        accuracy: On labelled images that nothing was fitted to, of classes with images, in [0, 1].
+        images: How many they are.
+        record: How good it is on classes turned unseen; None if that was not measured.
     """
 
     model: TransferModel
-    record: ZeroShotRecord
-    notes: tuple[str, ...]
+    choice: Choice
+    accuracy: float
+    images: int
+    record: ZeroShotRecord | None = None
 
 
-def fit_zero_shot(session: Session, table: AttributeTable, *, method: str = "auto") -> ZeroShot:
+def fit_zero_shot(session: Session, table: AttributeTable, *, method: str = "auto") -> Described:
     """A classifier over all classes of a table, from images of some of them.
 
     Args:
@@ -69,7 +73,9 @@ def fit_zero_shot(session: Session, table: AttributeTable, *, method: str = "aut
     slope, offset = coordinates.to_raw(weight, bias)
     offset = offset - chosen.seen_penalty * (np.arange(len(bias)) < seen)
     model = _as_model(session, ordered.classes, slope / chosen.temperature, offset / chosen.temperature)
-    return ZeroShot(model, _as_record(chosen, ordered, seen, len(folds)), notes)
+    found = _as_record(chosen, ordered, seen, len(folds))
+    choice = Choice(strategy="linear_probe", stage=JOINED, mode="given", reasons=(*found.sentences, *notes))
+    return Described(model, choice, found.calibrated.seen, found.images, found)
 
 
 def _coordinates(session: Session) -> tuple[Coordinates, Folds]:

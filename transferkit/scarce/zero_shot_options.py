@@ -1,4 +1,4 @@
-"""The options of `zero_shot`, beside those of the frozen pass: name, type, default and sentence."""
+"""The options of `zeroshot`, beside those of the frozen pass: name, type, default and sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from transferkit.core.errors import OptionError, unknown_name
 from transferkit.options import PassOptions, option
 
-__all__ = ["ZERO_SHOT_METHODS", "AttributeOptions", "ZeroShotOptions"]
+__all__ = ["ZERO_SHOT_METHODS", "DescriptionOptions", "ZeroShotOptions"]
 
 ZERO_SHOT_METHODS = ("auto", "eszsl", "dap")
 
@@ -19,7 +19,7 @@ def _check_method(value: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributeOptions:
+class DescriptionOptions:
     """What classes are described by, and how images are fitted to it."""
 
     attributes: Any = option(
@@ -33,11 +33,15 @@ class AttributeOptions:
         "better one on classes turned unseen.",
         check=_check_method,
     )
+    prompts: Any = option(
+        None, "Instead of attributes, with an open_clip model: a sentence such as 'a photo of a {}', or a list of them."
+    )
+    classes: Any = option((), "With prompts: names of classes beside those that the images have.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotOptions(AttributeOptions, PassOptions):
-    """All options of `zero_shot`."""
+class ZeroShotOptions(DescriptionOptions, PassOptions):
+    """All options of `zeroshot`."""
 
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
     overwrite: bool = option(False, "Replace a finished run of other settings in out; one of the same always is.")

@@ -58,7 +58,7 @@ def load_checkpoint(entry: ModelEntry, path: str | Path, *, relatives: Iterable[
     Raises:
         CheckpointError: If the file cannot be read, lacks part of the trunk, or contains several networks that fit.
     """
-    parts = read_parts(path)
+    parts = [_only_tower(part, entry.tower) for part in read_parts(path)]
     keys = [key for part in parts for key in part.state]
     blueprint = draw_blueprint(entry, keys)
     match, note = _locate(parts, blueprint, find_file(path), entry.address, relatives)
@@ -67,6 +67,12 @@ def load_checkpoint(entry: ModelEntry, path: str | Path, *, relatives: Iterable[
     network = entry.build(pretrained=False, checkpoint_keys=keys, **sized)
     _fill(network, match, blueprint, classes)
     return Loaded(network, classes, note)
+
+
+def _only_tower(part: Part, tower: str) -> Part:
+    """What belongs to the tower; all of it if the part has no such tower."""
+    own = {key: tensor for key, tensor in part.state.items() if f".{tower}" in f".{key}"}
+    return part._replace(state=own) if tower and own else part
 
 
 def load_into(network: nn.Module, path: str | Path) -> Loaded:

@@ -50,6 +50,7 @@ class ModelEntry:
         training: The learning rate that the weights were trained at, if known.
         classifiers: Dotted paths of the classifier's layers, if the source states them.
         headless: Whether `build(num_classes=0)` omits the classifier.
+        tower: First part of the names of its tensors, if files hold other networks beside it; else empty.
     """
 
     address: str
@@ -66,3 +67,4 @@ class ModelEntry:
     training: _training.OriginalTraining = _training.UNKNOWN
     classifiers: tuple[str, ...] = ()
     headless: bool = False
+    tower: str = ""

@@ -14,7 +14,7 @@ from torch import nn
 
 from transferkit.core.errors import BackboneError, unknown_name
 from transferkit.records import BackboneSpec, Preprocessing
-from transferkit.zoo import _packaged, _timm, _torchvision
+from transferkit.zoo import _open_clip, _packaged, _timm, _torchvision
 from transferkit.zoo._checkpoint import load_checkpoint, load_into
 from transferkit.zoo._entry import ModelEntry
 
@@ -24,9 +24,10 @@ SOURCES: Mapping[str, Callable[[str], ModelEntry]] = {
     "packaged": _packaged.describe,
     "timm": _timm.describe,
     "torchvision": _torchvision.describe,
+    _open_clip.SOURCE: _open_clip.describe,
 }
 HOW_TO_NAME = (
-    "A model is named 'timm/NAME[.TAG]', 'torchvision/NAME[:WEIGHTS]' or 'packaged/NAME'; "
+    "A model is named 'timm/NAME[.TAG]', 'torchvision/NAME[:WEIGHTS]', 'packaged/NAME' or 'open_clip/NAME'; "
     "pass a weights file together with such a name, as checkpoint=PATH."
 )
 RELATIVES_TRIED = 16
@@ -43,8 +44,8 @@ def load(
     """The complete network with its original classifier, in eval mode, on CPU, and its `BackboneSpec`.
 
     Args:
-        model: "timm/NAME[.TAG]", "torchvision/NAME[:WEIGHTS]", "packaged/NAME", or a module. A module is copied,
-            so the caller's is not modified.
+        model: "timm/NAME[.TAG]", "torchvision/NAME[:WEIGHTS]", "packaged/NAME", "open_clip/NAME" (the image
+            tower; needs a checkpoint), or a module. A module is copied, so the caller's is not modified.
         checkpoint: A .safetensors, .pth, .pt, .ckpt or .bin file with weights for `model`, or the folder of a finished
             run; nothing is downloaded then. It must contain the complete trunk, under any keys and prefix. Of several
             networks in it, averaged ones (EMA, a teacher) are preferred, and the spec's preprocessing says which was

@@ -39,7 +39,7 @@ def chunked(features: npt.NDArray[np.float32], size: int):
 
 
 def scaled(features: Array, blocks: Mapping[str, slice], weights: Array | None = None) -> Array:
-    """Unit variance per feature, then total variance 1 per stage, in double precision."""
+    """Unit variance per feature that varies, then total variance 1 per stage, in double precision."""
     wide = features.astype(np.float64)
     mean = np.average(wide, axis=0, weights=weights)
     deviation = np.sqrt(np.average((wide - mean) ** 2, axis=0, weights=weights))
@@ -47,7 +47,10 @@ def scaled(features: Array, blocks: Mapping[str, slice], weights: Array | None =
     for block in blocks.values():
         varies = deviation[block] > 1e-6 * deviation[block].max()
         columns = np.arange(block.start, block.stop)[varies]
-        out[:, columns] = (wide - mean)[:, columns] / deviation[columns] / np.sqrt(len(columns))
+        typical = np.sqrt((deviation[columns] ** 2).mean())
+        divisor = np.clip(deviation[columns], typical / 10, None)
+        total = ((deviation[columns] / divisor) ** 2).sum()
+        out[:, columns] = (wide - mean)[:, columns] / divisor / np.sqrt(total)
     return out
 
 

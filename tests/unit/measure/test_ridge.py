@@ -319,6 +319,21 @@ def test_class_without_images_is_never_answered():
     assert fit.bias[2] == 0
 
 
+def test_a_feature_that_hardly_varied_in_training_does_not_decide_about_a_new_image():
+    rng = np.random.default_rng(21)
+    labels = np.arange(60) % 2
+    features = rng.normal(size=(60, 20)).astype(np.float32)
+    features[:, 0] += 3 * labels
+    features[:, 1] = 1e-3 * (rng.normal(size=60) + labels)
+    fit = fit_ridge(chunked(features, 60), labels, {"s": slice(0, 20)}, classes=2)
+    new = features[labels == 1].mean(axis=0)
+    before = new @ fit.weight.T + fit.bias
+    new[1] -= 0.1  # a hundred deviations, and a tenth of what the others vary by
+    after = new @ fit.weight.T + fit.bias
+    assert before.argmax() == after.argmax() == 1
+    assert np.abs(after - before).max() < 0.1 * np.ptp(before)
+
+
 def test_features_that_tell_the_class_are_read_perfectly():
     labels = np.repeat([0, 1, 2], 10)
     features = np.eye(3, dtype=np.float32)[labels] * 5 + 100

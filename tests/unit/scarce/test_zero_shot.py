@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_refused_before_the_frozen_pass(patches, monkeypatc
     table = {"red plain": {"a": 1, "b": 0}, "new": {"a": 0, "b": 1}}
     with pytest.raises(DataError, match="class 'green plain' has images and no row"):
         tk.zeroshot(attributes=table, **seen)
-    with pytest.raises(OptionError, match="zeroshot needs attributes=FILE"):
+    with pytest.raises(OptionError, match="zeroshot needs either attributes=FILE"):
         tk.zeroshot(attributes=None, **seen)
     with pytest.raises(OptionError, match="Unknown method 'esz'"):
         tk.zeroshot(attributes=table, method="esz", **seen)
