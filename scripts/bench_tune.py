@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import itertools
 import json
 import statistics
 import tempfile
@@ -235,12 +236,12 @@ def learn() -> None:
 
 
 def scales(root: Path, work: Path, tasks: Sequence[str]) -> None:
-    """Learning rate and weight decay, drawn in three ways, equally many points, from ranges that are off their best."""
+    """Learning rate and weight decay, drawn in three ways, equally many points, around the advised rate and off it."""
     rows = Rows(RESULT)
     for name in tasks or COMPARED_ON:
-        task = Task(root / name, SWEEP_SIZE, work)
-        for repeat in range(REPEATS):
-            lr = task.decision.lr * 10 ** np.random.default_rng((repeat, 19)).uniform(-OFF, OFF)
+        task = Task(root / name, COMPARED_ON[name], work)
+        for off, repeat in itertools.product((0.0, OFF), range(REPEATS)):
+            lr = task.decision.lr * 10 ** np.random.default_rng((repeat, 19)).uniform(-off, off)
             log = {"train.lr": Range(low=lr / 100, high=lr * 100, log=True),
                    "train.weight_decay": Range(low=1e-5, high=1.0, log=True)}  # fmt: skip
             linear = {key: replace(one, log=False) for key, one in log.items()}
@@ -250,7 +251,7 @@ def scales(root: Path, work: Path, tasks: Sequence[str]) -> None:
                 "grid, log": lay_grid(log, TRIALS),
             }
             for way, points in drawn.items():
-                key = {"kind": "scales", "task": name, "way": way, "repeat": repeat}
+                key = {"kind": "scales", "off": off, "task": name, "way": way, "repeat": repeat}
                 if not rows.find(**key):
                     scored = [task.score(point, seed=repeat).value for point in points]
                     best = points[int(np.argmax(scored))]
@@ -336,14 +337,16 @@ def probes(root: Path, work: Path, tasks: Sequence[str]) -> None:
 def table() -> None:
     """Means over the repeats, and paired differences to the first way with 95 % intervals."""
     rows = Rows(RESULT).read()
-    for kind, first in (("scales", "log-uniform"), ("searches", f"{WHOLE} random")):
-        own = [row for row in rows if row["kind"] == kind]
+    compared = (("scales", 0.0, "log-uniform"), ("scales", OFF, "log-uniform"), ("searches", None, f"{WHOLE} random"))
+    for kind, off, first in compared:
+        own = [row for row in rows if (row["kind"], row.get("off")) == (kind, off)]
         for task in dict.fromkeys(row["task"] for row in own):
             of_task = [row for row in own if row["task"] == task]
             base = {row["repeat"]: row["new"] for row in of_task if row["way"] == first}
             for way in dict.fromkeys(row["way"] for row in of_task):
                 these = [row for row in of_task if row["way"] == way]
-                line = f"{kind} {task} {way}: {100 * statistics.mean(row['new'] for row in these):.1f} ({len(these)})"
+                mean = 100 * statistics.mean(row["new"] for row in these)
+                line = f"{kind}{'' if off is None else f' {off:g}'} {task} {way}: {mean:.1f} ({len(these)})"
                 gaps = [100 * (row["new"] - base[row["repeat"]]) for row in these if row["repeat"] in base]
                 if way != first and len(gaps) > 1:
                     mean, half = mean_and_half(gaps)
