@@ -136,7 +136,7 @@ def read_rows(kind: str = "rows") -> list[dict[str, Any]]:
 
 
 def run_networks(root: Path, work: Path) -> None:
-    """Rows of networks that are missing: what `adapt` returns, on test images of the task, or of the target for dann."""
+    """Rows of networks that are missing: what `adapt` returns, on the target's test images."""
     for source, target, images, strategy in NETWORK_RUNS:
         key = {"task": source, "target": target, "images": images, "strategy": strategy}
         if any(key.items() <= row.items() for row in read_rows("networks")):
@@ -169,7 +169,7 @@ def _run_network(root: Path, work: Path, folder: Path, key: dict[str, Any]) -> d
     )  # fmt: skip
     training, test = result.record.training, result.metrics["test"].accuracy
     held_back = {} if training is None else {
-        "probe": round(training.baseline, 4), "returned": round(training.kept.accuracy, 4),
+        **{one.name: round(one.accuracy, 4) for one in training.candidates if one.name != "average"},
         "weight": training.kept.weight,
     }  # fmt: skip
     seconds = round(time.perf_counter() - start, 1)

@@ -1,7 +1,7 @@
 """Further losses from unlabelled images, added to that of each labelled batch: one per strategy that needs them.
 
-Which unlabelled images belong to a step is a function of seed, epoch and batch. What such a loss learns of its own (class
-proportions, a domain classifier) is in the checkpoints of a fit, and never in the returned network.
+Which unlabelled images belong to a step is a function of seed, epoch and batch. What such a loss learns of its own
+(class proportions, a domain classifier) is in the checkpoints of a fit, and never in the returned network.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONFIDENT = 0.95
 """Probability from which a pseudo-label is used, as in FixMatch."""
 
 UNLABELLED_PER_LABELLED = 2
-"""Unlabelled images per labelled one in a FixMatch step. The paper has 7, with hundreds of thousands of steps on GPUs."""
+"""Unlabelled images per labelled one in a FixMatch step. The paper has 7, and GPUs."""
 
 MOMENTUM = 0.95
 """Of the running mean of predicted class proportions; an epoch of few labelled images has about ten steps."""

@@ -58,8 +58,8 @@ class FitOptions:
     )
     unfreeze: Any = option(
         None,
-        "With lp_ft, few_layers, many_layers, surgical, fixmatch or dann: the stages to train, by name, or a number K for "
-        "the last K; None: the strategy's default.",
+        "With lp_ft, few_layers, many_layers, surgical, fixmatch or dann: the stages to train, by name, or a number K "
+        "for the last K; None: the strategy's default.",
     )
     mode: str = option(
         "evidence",

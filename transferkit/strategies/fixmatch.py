@@ -13,8 +13,8 @@ __all__ = ["fixmatch"]
 
 @STRATEGIES.register("fixmatch")
 def fixmatch(request: PlanRequest, stages: Sequence[str]) -> Plan:
-    """Train what `lp_ft` trains, with a further loss: where the network is sure of an unlabelled image, its answer is the
-    label of a strongly augmented version.
+    """Train what `lp_ft` trains, with a further loss: where the network is sure of an unlabelled image, its answer is
+    the label of a strongly augmented version.
 
     The layers are those of `lp_ft` because pseudo-labels need a good classifier in the first step, which a head that is
     fitted in closed form is.

@@ -54,7 +54,10 @@ def _check_measuring(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_fitting(arguments: Mapping[str, Any]) -> None:
-    check_fit(options_from(FitOptions, arguments))
+    options = options_from(FitOptions, arguments)
+    check_fit(options)
+    if options.strategy in NEED_UNLABELLED:
+        _check_unlabelled(options)
 
 
 def _check_trainer(arguments: Mapping[str, Any]) -> None:
@@ -113,8 +116,6 @@ def check_fit(options: FitOptions) -> None:
     if options.ensemble != "none" and options.unlabelled is not None:
         raise OptionError("ensemble= and unlabelled= each make another head of the same probe. Use one of them.")
     check_unfreeze(options.strategy, options.unfreeze)
-    if options.strategy in NEED_UNLABELLED:
-        _check_unlabelled(options)
     if options.strategy == "linear_probe":
         _check_probe(options)
     elif options.strategy not in ("auto", *DECAYED) and "layer_decay" in options.recipe.changed:

@@ -49,8 +49,8 @@ def open_beside(session: Session, source: Any) -> UnlabelledImages:
 def describe_unlabelled(images: UnlabelledImages, strategy: str) -> str:
     """How many were trained on, how many not, and what held-back accuracy does not measure."""
     said = (
-        f"Trained with {len(images):,} unlabelled images as well; {images.left_out:,} were left out (copies of labelled "
-        "or held-out images, unreadable files, or beyond the limit)."
+        f"Trained with {len(images):,} unlabelled images as well; {images.left_out:,} were left out (copies of "
+        "labelled or held-out images, unreadable files, or beyond the limit)."
     )
     if strategy == "dann":
         said += " Held-back images are labelled ones, of the source: what is gained on the target is not measured."
