@@ -2,6 +2,7 @@
 
     python scripts/make_tasks.py --out tasks [--hand-signs hand_signs.tar]
     python scripts/bench_unlabelled.py run --root tasks      # rows as they come: benchmarks/unlabelled.json
+    python scripts/bench_unlabelled.py networks --root tasks # fixmatch and dann against lp_ft and the probe
     python scripts/bench_unlabelled.py table                 # gains by task and number of labels
 
 In each row 5 or 20 images per class of a task's training folder keep their labels, and the other ones are unlabelled;
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import transferkit as tk
 from transferkit.core.provenance import environment
 from transferkit.measure import select_features
 from transferkit.measure.scaled_rows import scale_rows
@@ -35,6 +38,13 @@ from transferkit.workflow.session import fit_to_images, open_backbone, open_bank
 RESULT = Path(__file__).parents[1] / "benchmarks" / "unlabelled.json"
 MODEL, SIZE, DRAWS, LEVELS = "packaged/tf_efficientnet_lite0", 96, 2, (5, 20)
 TASKS = ("hand_signs", "stamps", "textures", "orientation", "digits", "fashion", "glyphs")
+EPOCHS = 8
+NETWORK_RUNS = [
+    *((task, task, images, strategy) for images in LEVELS for task in ("stamps", "hand_signs")
+      for strategy in ("linear_probe", "linear_probe+unlabelled", "lp_ft", "fixmatch")),
+    *(("photo_tiles", "photo_tiles_grey", None, strategy) for strategy in ("linear_probe", "lp_ft", "dann")),
+]  # fmt: skip
+"""Task, task of the test images, labels per class (None: all), strategy."""
 MOST_TRAIN, MOST_TEST = 1500, 800
 """Images of a task that are run; a random sample of more."""
 
@@ -121,19 +131,61 @@ def _keys(task: str) -> list[dict[str, Any]]:
     return [{"task": task, "images": images, "draw": draw} for draw in range(DRAWS) for images in LEVELS]
 
 
-def read_rows() -> list[dict[str, Any]]:
-    return json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
+def read_rows(kind: str = "rows") -> list[dict[str, Any]]:
+    return json.loads(RESULT.read_text(encoding="utf-8")).get(kind, []) if RESULT.is_file() else []
 
 
-def write_rows(rows: list[dict[str, Any]]) -> None:
+def run_networks(root: Path, work: Path) -> None:
+    """Rows of networks that are missing: what `adapt` returns, on the target's test images."""
+    for source, target, images, strategy in NETWORK_RUNS:
+        key = {"task": source, "target": target, "images": images, "strategy": strategy}
+        if any(key.items() <= row.items() for row in read_rows("networks")):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = {**key, **_run_network(root, work, Path(folder), key)}
+        print(json.dumps(row), flush=True)
+        write_rows(read_rows(), [*read_rows("networks"), row])
+
+
+def _run_network(root: Path, work: Path, folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+    rng, unlabelled = np.random.default_rng(0), []
+    for kind in sorted((root / key["task"] / "train").iterdir()):
+        files = sorted(kind.iterdir())
+        order, kept = rng.permutation(len(files)), key["images"] or len(files)
+        (folder / "train" / kind.name).mkdir(parents=True)
+        for position in order[:kept]:
+            (folder / "train" / kind.name / files[position].name).symlink_to(files[position].resolve())
+        unlabelled += [files[position] for position in order[kept:]]
+    (folder / "test").symlink_to((root / key["target"] / "test").resolve())
+    if key["target"] != key["task"]:
+        unlabelled = [file for file in sorted((root / key["target"] / "train").rglob("*")) if file.is_file()]
+    unlabelled = [unlabelled[position] for position in rng.permutation(len(unlabelled))[:MOST_TRAIN]]
+    uses = key["strategy"] not in ("lp_ft", "linear_probe")
+    start = time.perf_counter()
+    result = tk.adapt(
+        MODEL, folder, strategy=key["strategy"].split("+")[0], unlabelled=unlabelled if uses else None, image_size=64,
+        views=1, geometry="crop", cache=work, progress=False,
+        train=None if key["strategy"].startswith("linear") else {"epochs": EPOCHS, "folds": 2},
+    )  # fmt: skip
+    training, test = result.record.training, result.metrics["test"].accuracy
+    held_back = {} if training is None else {
+        **{one.name: round(one.accuracy, 4) for one in training.candidates if one.name != "average"},
+        "weight": training.kept.weight,
+    }  # fmt: skip
+    seconds = round(time.perf_counter() - start, 1)
+    return {"unlabelled": len(unlabelled) if uses else 0, "test": round(test, 4), **held_back, "seconds": seconds}
+
+
+def write_rows(rows: list[dict[str, Any]], networks: list[dict[str, Any]] | None = None) -> None:
     head = {
         "script": "scripts/bench_unlabelled.py",
         "date": time.strftime("%Y-%m-%d"),
         "model": f"{MODEL} at {SIZE} px, selected features of all stages",
         "machine": environment(seed=0, device="cpu"),
     }
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    RESULT.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n', encoding="utf-8")
+    kinds = {"rows": rows, "networks": read_rows("networks") if networks is None else networks}
+    lists = [f' "{kind}": [\n' + ",\n".join(map(json.dumps, some)) + "\n]" for kind, some in kinds.items()]
+    RESULT.write_text(json.dumps(head, indent=1)[:-2] + ",\n" + ",\n".join(lists) + "\n}\n", encoding="utf-8")
 
 
 def table_lines() -> Iterator[str]:
@@ -160,14 +212,16 @@ def table_lines() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "networks", "table"))
     parser.add_argument("--root", type=Path, help="the tasks")
     parser.add_argument("--work", type=Path, default=Path("bench_unlabelled"), help="folder of the feature bank")
     parser.add_argument("--tasks", default=",".join(TASKS), help="names, comma-separated")
     options = parser.parse_args()
-    if options.command == "run":
-        if options.root is None:
-            parser.error("run needs --root TASKS")
+    if options.command != "table" and options.root is None:
+        parser.error(f"{options.command} needs --root TASKS")
+    if options.command == "networks":
+        run_networks(options.root, options.work)
+    elif options.command == "run":
         run(options.root, options.work, options.tasks.split(","))
     else:
         print("\n".join(table_lines()))

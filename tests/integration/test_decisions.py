@@ -13,7 +13,7 @@ from transferkit.core.errors import OptionError
 from transferkit.decision import choose
 from transferkit.options import PassOptions
 from transferkit.records import Decision
-from transferkit.strategies import STRATEGIES
+from transferkit.strategies import NEED_UNLABELLED, STRATEGIES
 
 LOOK = {"image_size": 32, "progress": False}
 MODELS = {"random weights": ("timm/test_resnet", False), "pretrained": ("packaged/tf_efficientnet_lite0", True)}
@@ -57,8 +57,9 @@ def decisions(looks, monkeypatch):
             session = dataclasses.replace(session, measured=dataclasses.replace(session.measured, evidence=evidence))
         monkeypatch.setattr(adapting, "open_session", lambda *_, **how: session)
         monkeypatch.setattr(adapting, "fit_decision", take)
+        more = {"unlabelled": []} if asked.get("strategy") in NEED_UNLABELLED else {}
         with pytest.raises(Decided):
-            tk.adapt(model, "builtin/digits", progress=False, **asked)
+            tk.adapt(model, "builtin/digits", progress=False, **asked, **more)
         said = None if asked.get("mode") == "search" else tk.decide(session.measured.evidence, **asked)
         return said, taken.pop()
 

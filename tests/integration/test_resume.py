@@ -23,7 +23,7 @@ import transferkit as tk
 from transferkit import cli
 from transferkit.core.errors import RunFolderError
 from transferkit.finetune import checkpoint
-from transferkit.strategies import STRATEGIES
+from transferkit.strategies import NEED_UNLABELLED, STRATEGIES
 
 SHORT = {"epochs": 5, "folds": 2, "lr": 0.01}
 
@@ -34,6 +34,8 @@ VARIED: dict[str, dict[str, Any]] = {
     "surgical": {"schedule": "plateau", "patience": 2, "epochs": 12, "l2_sp": 0.1},
     "norm_only": {"patience": 1, "epochs": 12, "clip": 1.0},
     "lora": {"dropout": 0.1, "average": "ema", "batch_size": 7, "lr": "find"},
+    "fixmatch": {"folds": 2, "average": "ema"},
+    "dann": {"folds": 2, "dropout": 0.2},
     "bias_only": {"schedule": "linear", "label_smoothing": 0.1},
 }
 """Strategy -> settings of its training, so that each setting that remembers something is met somewhere."""
@@ -48,6 +50,15 @@ BESIDES: dict[str, dict[str, Any]] = {
 
 def test_every_strategy_that_trains_is_varied():
     assert set(VARIED) == set(STRATEGIES) - {"linear_probe"}
+
+
+def noise(folder: Path) -> Path:
+    """A folder of images without labels."""
+    rng = np.random.default_rng(0)
+    (folder / "more").mkdir(exist_ok=True)
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / "more" / f"{number}.png")
+    return folder / "more"
 
 
 def kill(images: Path, folder: Path, scenarios: list[dict[str, Any]]) -> None:
@@ -142,14 +153,30 @@ def test_ctrl_c_in_training_says_how_to_go_on_and_resume_can_be_declined(stripes
     assert (tmp_path / "run" / "result.json").is_file()
 
 
+@pytest.mark.parametrize("strategy", NEED_UNLABELLED)
+def test_training_with_unlabelled_images_is_taken_up_to_the_same_weights(stripes, tmp_path, monkeypatch, strategy):
+    settings = {
+        "pretrained": False, "image_size": 32, "strategy": strategy, "unlabelled": noise(tmp_path), "progress": False,
+        "train": {**SHORT, "lr": 0.01},
+    }  # fmt: skip
+    tk.adapt("timm/test_resnet", stripes, out=tmp_path / "whole", **settings)
+    with interrupted(monkeypatch), pytest.raises(KeyboardInterrupt):
+        tk.adapt("timm/test_resnet", stripes, out=tmp_path / "killed", **settings)
+    tk.adapt("timm/test_resnet", stripes, out=tmp_path / "killed", **settings)
+    assert times_taken_up(tmp_path / "killed") > 0
+    assert_alike(tmp_path / "whole", tmp_path / "killed")
+
+
 @pytest.mark.slow
 def test_whatever_remembers_something_is_taken_up_where_it_was(stripes, tmp_path):
+    more = {"unlabelled": str(noise(tmp_path))}
+    besides = {**BESIDES, **dict.fromkeys(NEED_UNLABELLED, more)}
     scenarios = [
         {
             "name": strategy,
             "kills": 4,
             "seed": 0,
-            "adapt": {"strategy": strategy, "train": {**SHORT, **settings}, **BESIDES.get(strategy, {})},
+            "adapt": {"strategy": strategy, "train": {**SHORT, **settings}, **besides.get(strategy, {})},
         }
         for strategy, settings in VARIED.items()
     ]

@@ -27,6 +27,7 @@ from transferkit.finetune.schedule import PhasedSchedule
 from transferkit.finetune.sharding import Shards, fill_state
 from transferkit.finetune.steps import phase_steps
 from transferkit.finetune.trainer_options import check_sharding
+from transferkit.finetune.unlabelled import FurtherLoss, captured_inputs
 from transferkit.nn import Backbone, StandardisedLinear, Tail, TransferModel
 from transferkit.nn.norm import AccumulatedBatchNorm, begin_step
 from transferkit.nn.stages import evaluating
@@ -77,6 +78,8 @@ class TransferModule(EvaluatedModule):
 
     Attributes:
         outputs: (M, K) outputs for the held-back images after the last epoch, on the CPU.
+        further: Loss of unlabelled images that is added in each step, or None. Strategies that need one ("fixmatch",
+            "dann") train like "lp_ft" until it is set, as `adapt` does.
         expected_losses: Held-back loss of each epoch, for schedule "plateau" in a fit without held-back images.
 
     Raises:
@@ -142,6 +145,7 @@ class TransferModule(EvaluatedModule):
         self.pull = self._make_pull()
         self.average = self._make_average()
         self._note_accumulated()
+        self.further: FurtherLoss | None = None
         self.expected_losses: Sequence[float | None] = ()
         self._own_dtype: torch.dtype | None = None
         if recipe.start_size < 1:
@@ -293,7 +297,10 @@ class TransferModule(EvaluatedModule):
         """The loss of a batch, the pull to the start included."""
         # A range test runs steps without a trainer, of which only growing images need the number of epochs.
         epochs = self.trainer.max_epochs or 1 if self.recipe.start_size < 1 else 1
-        loss = self.batch_loss(batch, epoch=self.current_epoch, epochs=epochs)
+        with captured_inputs(self.model.classifier) as read:
+            loss = self.batch_loss(batch, epoch=self.current_epoch, epochs=epochs)
+        if self.further is not None and self._trainer is not None:
+            loss = loss + self.further.loss(self, read[0], batch_idx)
         self.log_mean("train_loss", loss, images=len(batch[1]))
         return loss
 
@@ -316,6 +323,8 @@ class TransferModule(EvaluatedModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the average of the weights: after each step ("ema"), or at the end of each late epoch ("swa")."""
+        if self.further is not None:
+            self.further.end_step()
         if self.average is None:
             return
         last = self.trainer.is_last_batch
@@ -337,14 +346,14 @@ class TransferModule(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the average of the weights and the start of the pull."""
-        for name in ("average", "pull"):
+        for name in ("average", "pull", "further"):
             kept = getattr(self, name)
             if kept is not None:
                 checkpoint[f"transferkit_{name}"] = kept.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the average of the weights and the start of the pull."""
-        for name in ("average", "pull"):
+        for name in ("average", "pull", "further"):
             kept = getattr(self, name)
             if kept is not None:
                 kept.load_state_dict(checkpoint[f"transferkit_{name}"])

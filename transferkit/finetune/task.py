@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from transferkit.features import FeatureTable
 from transferkit.finetune.losses import TASKS
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.targets import TargetScale, training_targets
+from transferkit.finetune.unlabelled import FurtherLoss
 from transferkit.measure import Selection
 from transferkit.nn import Backbone, Tail, TransferModel
 from transferkit.options import Recipe
@@ -57,6 +58,7 @@ class FineTuneTask:
         seed: Of all randomness.
         start: Features of the single view that the network is trained on, to initialise its head, if `table` is the
             mean over several views; None uses `table`.
+        further: Positions that a network is trained on -> a new loss of unlabelled images; None adds none.
     """
 
     plan: Plan
@@ -76,6 +78,7 @@ class FineTuneTask:
     selection: Selection | None = None
     seed: int = 0
     start: FeatureTable | None = None
+    further: Callable[[Indices], FurtherLoss] | None = None
 
     @property
     def training_table(self) -> FeatureTable:
@@ -144,6 +147,7 @@ class FineTuneTask:
             tail=None if self.tail is None else self.tail.on(backbone),
             seed=self.seed,
         )
+        module.further = None if self.further is None else self.further(positions)
         return module.to(memory_format=torch.channels_last)
 
     def _start(self, linear: torch.nn.Linear, positions: Indices) -> None:

@@ -49,7 +49,7 @@ class FitOptions:
     strategy: str = option(
         "auto",
         "auto decides; a name is done as asked: linear_probe, few_layers (the last stages), many_layers, lp_ft (most, "
-        "from a solved head), surgical, norm_only, bias_only, lora.",
+        "from a solved head), surgical, norm_only, bias_only, lora, and with unlabelled images fixmatch, dann.",
     )
     stage: Any = option(
         None,
@@ -58,8 +58,8 @@ class FitOptions:
     )
     unfreeze: Any = option(
         None,
-        "With lp_ft, few_layers, many_layers or surgical: the stages to train, by name, or a number K for the last K; "
-        "None: the strategy's default.",
+        "With lp_ft, few_layers, many_layers, surgical, fixmatch or dann: the stages to train, by name, or a number K "
+        "for the last K; None: the strategy's default.",
     )
     mode: str = option(
         "evidence",
@@ -90,7 +90,8 @@ class FitOptions:
     trainer: Any = option(None, "Options of Lightning's trainer: {'precision': 'bf16-mixed'}.", check=_check_trainer)
     unlabelled: Any = option(
         None,
-        "A folder of images without labels; a probe uses them if held-back accuracy rises.",
+        "A folder of images without labels: fixmatch and dann train on them, a probe uses them if held-back "
+        "accuracy rises.",
     )
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
     resume: Any = option("auto", "auto: an interrupted run in out is resumed, to the same weights; false starts over.")

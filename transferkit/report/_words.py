@@ -45,6 +45,8 @@ STRATEGIES = {
     "lp_ft": "a linear classifier first, then fine-tuning",
     "norm_only": "fine-tuning of the normalisation layers only",
     "bias_only": "fine-tuning of the biases only",
+    "fixmatch": "fine-tuning with confident labels for unlabelled images (FixMatch)",
+    "dann": "fine-tuning towards the domain of unlabelled images (DANN)",
     "surgical": "fine-tuning of selected layers (surgical)",
     "lora": "low-rank updates to frozen weights (LoRA)",
 }

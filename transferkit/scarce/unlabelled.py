@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.paths import expand
 from transferkit.core.timing import timed
-from transferkit.data.unlabelled import UnlabelledImages, open_unlabelled
+from transferkit.data.unlabelled import UnlabelledImages
 from transferkit.features import FeatureTable
 from transferkit.measure import fitting_threads, select_features
 from transferkit.measure.scaled_rows import ScaledRows, scale_rows
@@ -24,11 +22,9 @@ from transferkit.strategies import Plan
 from transferkit.workflow.fit import Outcome
 from transferkit.workflow.measure import read_features
 from transferkit.workflow.session import Session
+from transferkit.workflow.unlabelled_pictures import open_beside
 
 __all__ = ["UnlabelledGain", "measure_unlabelled", "use_unlabelled"]
-
-MOST_UNLABELLED = 6144
-"""Inner products of all images with each other are held in memory: 150 MB for these."""
 
 MOST_LABELLED = 2048
 """Labelled images above which unlabelled ones are not tried: they are for those who have few labels."""
@@ -138,9 +134,11 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
     Returns:
         The outcome, with a reason that says what became of the unlabelled images.
     """
+    if plan.further_loss:
+        return fitted  # they were trained on
     folds = session.measured.folds
     if not fitted.is_probe or not plan.closed_form:
-        return _unchanged(fitted, "Unlabelled images are used by a linear probe only (strategy=linear_probe).")
+        return _unchanged(fitted, "Unlabelled images are used by strategy=linear_probe, fixmatch and dann only.")
     if len(folds) > MOST_LABELLED:
         return _unchanged(
             fitted, f"Unlabelled images were not tried: there are more than {MOST_LABELLED:,} labelled ones."
@@ -148,7 +146,7 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
     if not folds.complete:
         return _unchanged(fitted, "Unlabelled images were not tried: each class needs two labelled images to tell.")
     with timed(session.seconds, "unlabelled images"), fitting_threads(len(folds)):
-        images = _open(session, source)
+        images = open_beside(session, source)
         features, blocks = _features(session, plan, images)
         classes = session.data.summary.num_classes
         gain = measure_unlabelled(
@@ -176,20 +174,6 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
 
 def _unchanged(fitted: Outcome, reason: str) -> Outcome:
     return replace(fitted, reasons=(*fitted.reasons, reason))
-
-
-def _open(session: Session, source: Any) -> UnlabelledImages:
-    options = session.options
-    return open_unlabelled(
-        source,
-        known={bytes(one) for one in session.data.content_ids},
-        most=MOST_UNLABELLED,
-        seed=options.seed,
-        max_pixels=options.max_pixels,
-        value_range=session.data.value_range,
-        cache=None if options.cache is None else expand(Path(options.cache)),
-        progress=options.progress,
-    )
 
 
 def _features(session: Session, plan: Plan, images: UnlabelledImages) -> tuple[Single, dict[str, slice]]:

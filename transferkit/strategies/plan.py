@@ -118,6 +118,7 @@ class Plan:
         norm: Batch normalisation in trained stages: "keep" updates its statistics, "frozen" keeps them fixed. In frozen
             stages they are always fixed.
         adapters: Low-rank updates to add to the trunk first.
+        further_loss: Name of the loss of unlabelled images that is added; empty for none.
     """
 
     strategy: str
@@ -128,6 +129,7 @@ class Plan:
     start: str = "closed_form"
     norm: str = "keep"
     adapters: Adapters | None = None
+    further_loss: str = ""
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -12,6 +12,7 @@ from transferkit.strategies.plan import PlanSettings, StageRequest
 
 __all__ = [
     "DECAYED",
+    "NEED_UNLABELLED",
     "TUNABLE",
     "check_unfreeze",
     "is_selected",
@@ -25,10 +26,13 @@ C = TypeVar("C", Choice, PlanSettings)
 
 TOGETHER = (JOINED, SELECTED)
 
-DECAYED = ("lp_ft", "few_layers", "many_layers")
+DECAYED = ("lp_ft", "few_layers", "many_layers", "fixmatch", "dann")
 """Strategies whose stages have rates that fall towards the stem."""
 
-TUNABLE = ("lp_ft", "few_layers", "many_layers", "surgical")
+NEED_UNLABELLED = ("fixmatch", "dann")
+"""Strategies that train on unlabelled images too (unlabelled=)."""
+
+TUNABLE = ("lp_ft", "few_layers", "many_layers", "surgical", "fixmatch", "dann")
 """Strategies that train complete stages, and accept a choice of them (unfreeze=)."""
 
 

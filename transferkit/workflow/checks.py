@@ -19,7 +19,7 @@ from transferkit.nn import POOLINGS, Backbone
 from transferkit.nn.norm import BY_BATCH, NORM_KINDS
 from transferkit.options import AdaptOptions, FitOptions, PassOptions, options_from
 from transferkit.probe import CLASS_WEIGHTS, HEADS
-from transferkit.strategies import DECAYED, NORMS, STRATEGIES, check_unfreeze
+from transferkit.strategies import DECAYED, NEED_UNLABELLED, NORMS, STRATEGIES, check_unfreeze
 from transferkit.workflow.decide import check_stages
 from transferkit.workflow.session import load_backbone
 from transferkit.workflow.views import ask_views, refuse_for_tensors
@@ -54,13 +54,21 @@ def _check_measuring(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_fitting(arguments: Mapping[str, Any]) -> None:
-    check_fit(options_from(FitOptions, arguments))
+    options = options_from(FitOptions, arguments)
+    check_fit(options)
+    if options.strategy in NEED_UNLABELLED:
+        _check_unlabelled(options)
 
 
 def _check_trainer(arguments: Mapping[str, Any]) -> None:
     trainer = arguments.get("trainer")
     if isinstance(trainer, Mapping):  # what it is otherwise, is refused with the other options
-        count_processes(choose_device(arguments.get("device", "auto")), trainer)
+        processes = count_processes(choose_device(arguments.get("device", "auto")), trainer)
+        if processes > 1 and arguments.get("strategy") in NEED_UNLABELLED:
+            raise OptionError(
+                f"strategy={arguments['strategy']} trains in one process, and trainer asks for {processes}. Set "
+                "trainer.devices=1, or use strategy=lp_ft."
+            )
 
 
 def _check_paths(arguments: Mapping[str, Any]) -> None:
@@ -158,6 +166,16 @@ def _check_probe(options: FitOptions) -> None:
             f"norm={options.norm} is about statistics while a network is trained, and with strategy=linear_probe it is "
             "not. Leave norm out, or name a kind to swap in, such as norm=recalibrated."
         )
+
+
+def _check_unlabelled(options: FitOptions) -> None:
+    if options.unlabelled is None:
+        raise OptionError(
+            f"strategy={options.strategy} trains on unlabelled images too, and there are none: adapt takes a folder of "
+            "them as unlabelled=DIR. Without any, use strategy=lp_ft."
+        )
+    if options.recipe.start_size < 1:
+        raise OptionError(f"strategy={options.strategy} trains at one image size. Leave out train.start_size.")
 
 
 def _check_budget(options: FitOptions) -> None:

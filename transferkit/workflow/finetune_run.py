@@ -12,6 +12,7 @@ from transferkit.core.paths import expand
 from transferkit.core.provenance import environment
 from transferkit.core.serialization import to_json
 from transferkit.core.timing import timed
+from transferkit.data.unlabelled import UnlabelledImages
 from transferkit.decision import best_probe
 from transferkit.features import choose_device
 from transferkit.options import FitOptions
@@ -21,6 +22,7 @@ from transferkit.workflow.picture_feed import PictureFeed, choose_augmentation
 from transferkit.workflow.session import Session
 from transferkit.workflow.training_folder import WORK, TrainingFolder
 from transferkit.workflow.training_images import TrainingImages, select_images
+from transferkit.workflow.unlabelled_pictures import describe_unlabelled, further_loss, open_beside
 
 if TYPE_CHECKING:
     from transferkit.finetune import FineTuned, FineTuneTask, Judged, Runner
@@ -85,9 +87,10 @@ def build_task(
             "Mixup and cutmix mix classes or labels, not numbers. Leave train.mixup and train.cutmix out."
         )
     images = select_images(session.data, recipe, batch_size=how.batch_size, seed=how.seed)
+    unlabelled = open_beside(session, options.unlabelled) if plan.further_loss else None
     whole, plan = plan, _without_first_phases(plan, images.recipe.epochs or 1)
     path = None if options.out is None else expand(options.out) / WORK / plan.strategy
-    identity = _identity(session, plan, images, options)
+    identity = _identity(session, plan, images, options, unlabelled)
     folder = TrainingFolder(path=path, identity=identity, resume=options.resume is not False, progress=how.progress)
     folder.prepare()
     runner = Runner(
@@ -100,7 +103,7 @@ def build_task(
     )
     augmentation = choose_augmentation(session, images, runner.notes)
     pictures = PictureFeed(session, images, augmentation)
-    cached = cache_frozen_stages(session, plan, images, pictures, runner.notes)
+    cached = None if unlabelled else cache_frozen_stages(session, plan, images, pictures, runner.notes)
     folder.note_feed("pictures" if cached is None else str(cached.table.dtype))
     if images.note:
         runner.notes.append(images.note)
@@ -111,7 +114,12 @@ def build_task(
     if len(plan.phases) < len(whole.phases):
         phases = ", ".join(phase.name for phase in whole.phases)
         runner.notes.append(f"There are fewer epochs than phases: of {phases} only the last are trained.")
-    return images, _task(session, plan, images, options, pictures if cached is None else cached), runner
+    task = _task(session, plan, images, options, pictures if cached is None else cached)
+    if unlabelled is not None:
+        runner.notes.append(describe_unlabelled(unlabelled, plan.strategy))
+        further = further_loss(session, plan, unlabelled, augmentation, task.labels)
+        task = replace(task, further=further)
+    return images, task, runner
 
 
 def _trainer_options(session: Session, options: FitOptions) -> dict[str, Any]:
@@ -166,7 +174,13 @@ def _without_first_phases(plan: Plan, epochs: int) -> Plan:
     return replace(plan, phases=tuple(replace(phase, share=phase.share / share) for phase in kept))
 
 
-def _identity(session: Session, plan: Plan, images: TrainingImages, options: FitOptions) -> str:
+def _identity(
+    session: Session,
+    plan: Plan,
+    images: TrainingImages,
+    options: FitOptions,
+    unlabelled: UnlabelledImages | None,
+) -> str:
     """What a run is: two with the same identity end with the same weights."""
     how = session.options
     held_back = b"".join(fold.held_back.tobytes() for fold in images.folds)
@@ -183,6 +197,7 @@ def _identity(session: Session, plan: Plan, images: TrainingImages, options: Fit
         "pooling": how.pooling,
         "class_weight": how.class_weight,
         "head": options.head,
+        "unlabelled": None if unlabelled is None else _digest(unlabelled.content_ids.tobytes()),
         "trainer": _trainer_options(session, options),
         **{name: versions[name] for name in SAME_TO_RESUME},
     }
