@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         adapt,
         add_class,
         analyze,
+        combine,
         decide,
         dry_run,
         fewshot,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
         ShiftRecord,
         TuningRecord,
     )
-    from transferkit.result import Predictions, Result
+    from transferkit.result import Ensemble, Predictions, Result, load_ensemble
     from transferkit.workflow.session import load_backbone
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Decision",
     "DryRun",
+    "Ensemble",
     "Evidence",
     "FewShotRecord",
     "FreezePlan",
@@ -66,11 +68,13 @@ __all__ = [
     "adapt",
     "add_class",
     "analyze",
+    "combine",
     "decide",
     "dry_run",
     "fewshot",
     "load",
     "load_backbone",
+    "load_ensemble",
     "measure_shift",
     "rank",
     "restore_norm",
@@ -83,6 +87,7 @@ __all__ = [
 _HOMES = {
     "Decision": "records",
     "DryRun": "records",
+    "Ensemble": "result",
     "Evidence": "records",
     "FewShotRecord": "records",
     "FreezePlan": "finetune",
@@ -101,11 +106,13 @@ _HOMES = {
     "adapt": "api",
     "add_class": "api",
     "analyze": "api",
+    "combine": "api",
     "decide": "api",
     "dry_run": "api",
     "fewshot": "api",
     "load": "result",
     "load_backbone": "workflow.session",
+    "load_ensemble": "result",
     "measure_shift": "api",
     "rank": "api",
     "restore_norm": "nn.norm",

@@ -40,6 +40,7 @@ CALLS = {
     "shard": ["shard", "data.root={data}", "out=shards"],
     "predict": ["predict", "run={run}", "images={data}/test", "out=answers.csv"],
     "evaluate": ["evaluate", "run={run}", "data.root={data}/test"],
+    "combine": ["combine", "runs=[{run},{run}]", "out={run}-both"],
     "export": ["export", "run={run}"],
     "zoo": ["zoo", "source=packaged"],
     "cache": ["cache"],

@@ -161,7 +161,7 @@ def adapt(
     decided = decide_session(session, options, watch=watch)
     fitted = fit_decision(decided.session, decided.decision, options, begun=decided.begun, watch=watch)
     if options.ensemble != "none":
-        fitted = average_heads(decided.session, fitted, options)
+        fitted = average_heads(decided.session, fitted, head=options.head)
     session, training = decided.session, fitted.training
     if unlabelled is not None:
         fitted = use_unlabelled(session, plan_decision(session, decided.decision), fitted, unlabelled)

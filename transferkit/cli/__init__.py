@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from transferkit.cli.adapting import ADAPT
+from transferkit.cli.combining import COMBINE
 from transferkit.cli.doctor import doctor
 from transferkit.cli.extracting import EXTRACT
 from transferkit.cli.help import HELP, USAGE
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "shard": SHARD,
     "predict": PREDICT,
     "evaluate": EVALUATE,
+    "combine": COMBINE,
     "export": EXPORT,
     "shift": SHIFT,
     "zoo": ZOO,

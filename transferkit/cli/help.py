@@ -186,6 +186,7 @@ transferkit: a classifier for your images from a pretrained backbone. It measure
   transferkit predict run=DIR images=PATH         classify images with a finished run
   transferkit evaluate run=DIR                    score a finished run on test images, if that was not done yet
   transferkit shift run=DIR images=PATH           do new images differ from those of training, and what does it cost
+  transferkit combine runs=[DIR,DIR] out=DIR      several finished runs that answer together, if that is better
   transferkit export run=DIR                      a finished run as ONNX
   transferkit zoo [pattern=resnet*]               which backbones there are
   transferkit cache [clear=true]                  what the feature bank holds
@@ -360,6 +361,18 @@ transferkit predict run=DIR images=PATH [key=value ...]: classify images with a 
   max_pixels=N    larger images are not decoded
   device=auto
   dry_run=true    what would be done and its cost, and nothing is done; json: as JSON
+""",
+    "combine": """\
+transferkit combine runs=[DIR,DIR,...] out=DIR: finished runs on the same images, of other backbones, sizes, seeds or
+strategies, averaged with weights from the images that each held back. If that is not better than the best single run on
+images that the weights were not chosen on, the best run alone is kept, and it says so.
+
+  transferkit combine runs=[runs/lite0,runs/lite2] out=runs/both
+  transferkit predict run=runs/both images=new_photos/ coverage=0.9
+
+  overwrite=false replace a run or an ensemble in out
+  seed=0          of the parts that the weights are judged on
+  dry_run=true    what would come out, and nothing is written; json: as JSON
 """,
     "shift": """\
 transferkit shift run=DIR images=PATH [key=value ...]: new, unlabelled images against a run's training images.

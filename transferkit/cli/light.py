@@ -123,10 +123,10 @@ def _plan_predict(settings: dict[str, Any]) -> DryRun:
 
 
 def _predict(settings: dict[str, Any]) -> None:
-    from transferkit.result import load
+    from transferkit.result import load_predictor
 
     out, form, images, more = _asked_answers(settings)
-    answers = load(settings["run"]).predict(images, on_error="skip", device=settings["device"], **more)
+    answers = load_predictor(settings["run"]).predict(images, on_error="skip", device=settings["device"], **more)
     text = answers.to_csv() if form == "csv" else answers.to_json() + "\n"
     if out is None:
         print(text, end="")

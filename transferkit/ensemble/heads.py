@@ -18,7 +18,6 @@ from transferkit.core.timing import timed
 from transferkit.ensemble.weighing import Weighed, weigh_members
 from transferkit.measure import log_loss
 from transferkit.nn import TransferModel
-from transferkit.options import FitOptions
 from transferkit.probe import HeadFit, fit_heads
 from transferkit.records import JOINED, SELECTED, HeldBackScores
 from transferkit.strategies import STRATEGIES, PlanSettings
@@ -43,14 +42,14 @@ class _Member:
         return f"{self.head.name} on {self.stage}"
 
 
-def average_heads(session: Session, single: Outcome, options: FitOptions) -> Outcome:
+def average_heads(session: Session, single: Outcome, *, head: str) -> Outcome:
     """Heads on single stages, all stages and selected features, averaged if that is better on held-back images.
 
     Args:
         session: Backbone, images, and what the frozen pass measured.
         single: What was fitted as decided; returned as it is, with a reason, unless the average is at least as accurate
             and has a lower log loss on the images that were held back from both.
-        options: How heads are fitted.
+        head: "ridge", "logistic", "average" or "auto", of the head on all stages.
 
     Returns:
         The average as one head on all stages, or `single`.
@@ -61,7 +60,7 @@ def average_heads(session: Session, single: Outcome, options: FitOptions) -> Out
         held = 0 if single.scores is None else len(single.scores)
         return _kept(single, f"weights of an ensemble need {MIN_IMAGES} held-back images, and there are {held}")
     with timed(session.seconds, "ensemble"):
-        members = _fit_members(session, options)
+        members = _fit_members(session, head)
         rows, logits = _align(members, session)
         weighed = weigh_members(
             logits, session.measured.labels[rows], folds=session.measured.folds.take(rows), seed=session.options.seed
@@ -69,7 +68,7 @@ def average_heads(session: Session, single: Outcome, options: FitOptions) -> Out
         return _better(session, single, members, rows, weighed)
 
 
-def _fit_members(session: Session, options: FitOptions) -> list[_Member]:
+def _fit_members(session: Session, head: str) -> list[_Member]:
     measured, how = session.measured, session.options
     table = measured.features(measured.train)
     stages = [stage.name for stage in session.backbone.stages]
@@ -81,7 +80,7 @@ def _fit_members(session: Session, options: FitOptions) -> list[_Member]:
             table,
             measured.labels,
             classes=session.data.summary.num_classes,
-            head=options.head if stage == JOINED else "ridge",
+            head=head if stage == JOINED else "ridge",
             class_weight=how.class_weight,
             selection=measured.selection,
             folds=measured.folds,

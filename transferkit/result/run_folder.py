@@ -23,13 +23,27 @@ from transferkit.nn import Backbone, Blend, Classifier, TransferModel
 from transferkit.nn.norm import swap_norm
 from transferkit.records import BackboneSpec, Evidence, HeldBackScores, RunRecord
 
-__all__ = ["SavedRun", "check_replaceable", "empty_backbone", "read_run", "replace_file", "write_run"]
+__all__ = [
+    "SavedRun",
+    "ENSEMBLE",
+    "HELD_BACK",
+    "check_replaceable",
+    "empty_backbone",
+    "read_run",
+    "read_scores",
+    "replace_file",
+    "write_run",
+    "write_scores",
+]
 
 SCHEMA = 1
 """Version of `result.json`; raised when a reader of the old form would misread the new one."""
 
 PICTURES = frozenset({"held_out", "samples", "mistakes"})
 """Fields of a record that live in the report only."""
+
+ENSEMBLE = "ensemble.json"
+"""Members and weights, in a folder of several runs that answer together."""
 
 HELD_BACK = "held_back.safetensors"
 """`labels` (M,) int64, `logits` (M, K) float32 and `rows` (M,) int64 of `HeldBackScores`; absent if there are none."""
@@ -85,7 +99,6 @@ def write_run(
     Raises:
         RunFolderError: If the folder cannot be written.
     """
-    from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -93,11 +106,7 @@ def write_run(
     try:
         mark_folder(folder)
         replace_file(folder / "model.safetensors", lambda file: save_file(weights, file))
-        if held_back_scores is None:
-            (folder / HELD_BACK).unlink(missing_ok=True)  # those of a run that is replaced
-        else:
-            arrays = {name: np.ascontiguousarray(array) for name, array in vars(held_back_scores).items()}
-            replace_file(folder / HELD_BACK, lambda file: save_arrays(arrays, file))
+        write_scores(folder / HELD_BACK, held_back_scores)
         replace_file(folder / "report.html", lambda file: file.write_text(html, encoding="utf-8"))
         replace_file(folder / "result.json", lambda file: file.write_text(plain, "utf-8", "backslashreplace"))
     except OSError as error:
@@ -149,7 +158,7 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> SavedRun:
         model.load_state_dict(weights)
         report = folder / "report.html"
         html = report.read_text(encoding="utf-8") if report.is_file() else None
-        scores = _read_scores(folder / HELD_BACK, len(model.classes))
+        scores = read_scores(folder / HELD_BACK, len(model.classes))
     except TransferkitError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -158,7 +167,23 @@ def read_run(folder: Path, *, module: nn.Module | None = None) -> SavedRun:
     return SavedRun(model=model.eval(), record=record, html=html, held_back_scores=scores)
 
 
-def _read_scores(file: Path, classes: int) -> HeldBackScores | None:
+def write_scores(file: Path, scores: HeldBackScores | None) -> None:
+    """Write held-back scores; without any, those of a run that is replaced go."""
+    from safetensors.numpy import save_file
+
+    if scores is None:
+        file.unlink(missing_ok=True)
+        return
+    arrays = {name: np.ascontiguousarray(array) for name, array in vars(scores).items()}
+    replace_file(file, lambda partial: save_file(arrays, partial))
+
+
+def read_scores(file: Path, classes: int) -> HeldBackScores | None:
+    """Held-back scores of a number of classes; None if the file is not there.
+
+    Raises:
+        RunFolderError: It cannot be read, or is of another model.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -229,6 +254,11 @@ def _architecture(spec: BackboneSpec, module: nn.Module | None) -> nn.Module:
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
+    if (folder / ENSEMBLE).is_file():
+        raise RunFolderError(
+            f"{folder} holds an ensemble of several runs, and one run is needed. Give one of its members, such as "
+            f"{folder / 'member_0'}; predict takes the ensemble (tk.load_ensemble in Python)."
+        )
     if not (folder / "result.json").is_file():
         raise RunFolderError(
             f"There is no finished run at {folder}: result.json is missing. "
