@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 import transferkit as tk
 from tests.conftest import PACKAGED
 from transferkit.cli import main
-from transferkit.core.errors import OptionError, RunFolderError
+from transferkit.core.errors import DataError, OptionError, RunFolderError
 from transferkit.records import HeldBackScores
 
 
@@ -89,6 +89,62 @@ def test_the_command_line_combines_and_predicts(runs, digits, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["export", f"run={tmp_path / 'both'}"])
     assert "holds an ensemble of several runs, and one run is needed" in capsys.readouterr().err
+
+
+def heads(runs, digits):
+    """Two heads on the same frozen features, one ridge and one logistic."""
+    how = {"views": 1, "geometry": "crop", "progress": False, "strategy": "linear_probe", "cache": runs / "bank"}
+    train = {"image_size": 32, "stage": "joined", "test": 0}
+    return [tk.adapt(PACKAGED, digits / "train", head=head, **train, **how) for head in ("ridge", "logistic")]
+
+
+def test_averaged_weights_of_linear_heads_give_averaged_logits(runs, digits, tmp_path):
+    """On one frozen backbone the mean of two linear layers computes the mean of their outputs."""
+    ridge, logistic = heads(runs, digits)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+    logits = [log_softmax(np.log(one.probabilities(pixels).astype(float)), axis=1) for one in (ridge, logistic)]
+    own = [one.evaluate(digits / "test", split="val", progress=False) for one in heads(runs, digits)]
+    mixed = []
+    for method in ("wise", "soup"):
+        found = tk.combine([ridge, logistic], method=method, val=digits / "test", out=tmp_path / method)
+        assert isinstance(found, tk.Result)
+        if found in (ridge, logistic):  # no mixture was better; the other method's is
+            continue
+        score = max((one.accuracy, -one.log_loss) for one in own)
+        assert (found.metrics["val"].accuracy, -found.metrics["val"].log_loss) > score
+        mixed.append(method)
+        mixture = found.decision.reasons[-2]
+        share = 0.5 if method == "soup" else float(mixture.split(" of run 2")[0].split()[-1])
+        expected = softmax((1 - share) * logits[0] + share * logits[1], axis=1)
+        np.testing.assert_allclose(found.probabilities(pixels), expected, atol=1e-5)
+        again = tk.load(tmp_path / method)
+        np.testing.assert_array_equal(again.probabilities(pixels), found.probabilities(pixels))
+    assert mixed
+
+
+def test_weights_that_are_not_alike_are_refused(runs, digits):
+    with pytest.raises(OptionError, match=r"(?s)other weights than .*classifier.*method=average takes any runs"):
+        tk.combine([runs / "small", runs / "top"], method="soup", val=digits / "test")
+    with pytest.raises(OptionError, match="another preprocessing"):
+        tk.combine([runs / "small", runs / "large"], method="soup", val=digits / "test")
+    with pytest.raises(OptionError, match="method=wise mixes two runs"):
+        tk.combine([runs / "small"] * 3, method="wise", val=digits / "test")
+    with pytest.raises(OptionError, match="Unknown method 'soups'. Closest known: soup"):
+        tk.combine([runs / "small"] * 2, method="soups")
+    with pytest.raises(OptionError, match="Leave val out"):
+        tk.combine([runs / "small", runs / "large"], val=digits / "test")
+    with pytest.raises(DataError, match="trained on"):
+        tk.combine([runs / "small"] * 2, method="soup", val=digits / "train")
+
+
+def test_a_run_takes_the_place_of_an_ensemble_only_when_told(runs, digits, tmp_path):
+    both = tk.combine([runs / "small", runs / "large"], out=tmp_path / "both")
+    with pytest.raises(RunFolderError, match="holds an ensemble"):
+        both.members[0].save(tmp_path / "both")
+    both.members[0].save(tmp_path / "both", overwrite=True)
+    assert tk.load(tmp_path / "both").classes == both.classes
+    tk.combine([runs / "small", runs / "large"], out=tmp_path / "both", overwrite=True)
+    assert tk.load_ensemble(tmp_path / "both").weights == both.weights
 
 
 def test_what_does_not_fit_together_is_said_at_once(runs, tmp_path):

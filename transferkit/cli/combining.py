@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMBINE"]
 
+PASSED = ("out", "method", "val", "overwrite", "seed")
+
+SENTENCES = 2
+"""Last reasons of a run whose weights were averaged that say how."""
+
 
 def _runs(text: str) -> list[str]:
     """The folders between the brackets.
@@ -26,26 +31,33 @@ def _runs(text: str) -> list[str]:
 
 
 def _combine(settings: dict[str, Any]) -> None:
-    from transferkit.api import combine
+    from transferkit.api import Ensemble, combine
 
     runs = _runs(settings["runs"])
-    found = combine(runs, out=settings["out"], overwrite=settings["overwrite"], seed=settings["seed"])
-    for sentence in found.sentences:
-        print(sentence)
-    print(f"ensemble: {settings['out']}")
+    found = combine(runs, **{name: settings[name] for name in PASSED})
+    said = found.sentences if isinstance(found, Ensemble) else found.decision.reasons[-SENTENCES:]
+    print("\n".join(said))
+    print(f"ensemble: {settings['out']}" if isinstance(found, Ensemble) else f"run: {settings['out']}")
 
 
 def _plan(settings: dict[str, Any]) -> DryRun:
     from transferkit.api import plan_combine
 
-    more = {name: settings[name] for name in ("out", "overwrite", "seed")}
-    return plan_combine(_runs(settings["runs"]), **more)
+    return plan_combine(_runs(settings["runs"]), **{name: settings[name] for name in PASSED})
 
 
 COMBINE = light_verb(
     "combine",
     _combine,
     _plan,
-    text=("runs", "out"),
-    settings={"runs": ..., "out": ..., "overwrite": False, "seed": 0, "debug": False},
+    text=("runs", "out", "val"),
+    settings={
+        "runs": ...,
+        "out": ...,
+        "method": "average",
+        "val": None,
+        "overwrite": False,
+        "seed": 0,
+        "debug": False,
+    },
 )

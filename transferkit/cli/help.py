@@ -368,8 +368,13 @@ strategies, averaged with weights from the images that each held back. If that i
 images that the weights were not chosen on, the best run alone is kept, and it says so.
 
   transferkit combine runs=[runs/lite0,runs/lite2] out=runs/both
+  transferkit combine runs=[runs/probe,runs/tuned] method=wise val=MORE_IMAGES out=runs/one
   transferkit predict run=runs/both images=new_photos/ coverage=0.9
 
+  method=average  soup, wise: weights instead of answers are averaged, so that one network comes out; for runs of one
+                  backbone whose heads read the same stages
+  val=DATA        labelled images that no run was trained on, which soup and wise are chosen on; the runs' own
+                  validation split if left out
   overwrite=false replace a run or an ensemble in out
   seed=0          of the parts that the weights are judged on
   dry_run=true    what would come out, and nothing is written; json: as JSON

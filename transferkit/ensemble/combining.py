@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import OptionError, list_problems
+from transferkit.core.errors import OptionError, list_problems, unknown_name
+from transferkit.ensemble.soups import WEIGHT_METHODS, average_weights
 from transferkit.ensemble.weighing import Weighed, weigh_members
 from transferkit.measure import log_loss
 from transferkit.records import HeldBackScores
@@ -20,12 +22,28 @@ FEWEST_IMAGES = 40
 """Held-back images below which weights would be chance."""
 
 
-def combine_runs(runs: Sequence[Result | str | Path], *, seed: int = 0) -> Ensemble:
-    """As `transferkit.combine`, without writing anything."""
+METHODS = ("average", *WEIGHT_METHODS)
+
+
+def combine_runs(
+    runs: Sequence[Result | str | Path], *, method: str = "average", val: Any = None, seed: int = 0
+) -> tuple[Ensemble | Result, tuple[str, ...]]:
+    """As `transferkit.combine`, without writing anything; and sentences about it."""
     if isinstance(runs, (str, Path)) or len(runs) < 2:
         raise OptionError(f"combine needs two finished runs or more, runs=[A,B], got {runs!r}.")
+    if method not in METHODS:
+        raise OptionError(unknown_name("method", method, METHODS))
+    if method == "average" and val is not None:
+        raise OptionError("method=average weighs runs by their own held-back images. Leave val out.")
     members = [one if isinstance(one, Result) else load(one) for one in runs]
     names = [_name(one, number) for number, one in enumerate(runs)]
+    if method in WEIGHT_METHODS:
+        return average_weights(members, names, method=method, val=val)
+    found = _average_logits(members, names, seed=seed)
+    return found, found.sentences
+
+
+def _average_logits(members: Sequence[Result], names: Sequence[str], *, seed: int) -> Ensemble:
     _check(members, names)
     rows = _common_rows(members)
     scores = [_at(one.held_back_scores, rows) for one in members]

@@ -70,8 +70,13 @@ def check_replaceable(folder: Path, settings: Mapping[str, Any], *, overwrite: b
     """Check that a run with these settings may be written to a folder; returns a note if it replaces another run.
 
     Raises:
-        RunFolderError: The folder holds a finished run of other settings, and it may not be overwritten.
+        RunFolderError: The folder holds a finished run of other settings, or an ensemble, and may not be overwritten.
     """
+    if (folder / ENSEMBLE).is_file() and not overwrite:
+        raise RunFolderError(
+            f"{folder} holds an ensemble. Choose another folder with out=DIR, or replace it with overwrite=true "
+            "(overwrite=True in Python)."
+        )
     if not (folder / "result.json").is_file():
         return ""
     if overwrite:
@@ -107,6 +112,7 @@ def write_run(
         mark_folder(folder)
         replace_file(folder / "model.safetensors", lambda file: save_file(weights, file))
         write_scores(folder / HELD_BACK, held_back_scores)
+        (folder / ENSEMBLE).unlink(missing_ok=True)
         replace_file(folder / "report.html", lambda file: file.write_text(html, encoding="utf-8"))
         replace_file(folder / "result.json", lambda file: file.write_text(plain, "utf-8", "backslashreplace"))
     except OSError as error:
