@@ -22,7 +22,7 @@ from transferkit.ensemble import average_heads
 from transferkit.features import choose_device
 from transferkit.options import MAX_PIXELS, AdaptOptions, Recipe, documents, options_from
 from transferkit.records import Decision, Evidence, Preprocessing
-from transferkit.result import Result, check_replaceable
+from transferkit.result import Ensemble, Result, check_replaceable
 from transferkit.result.run_record import record_run
 from transferkit.scarce.unlabelled import use_unlabelled
 from transferkit.workflow.checks import check_arguments, check_clocks, check_fit
@@ -95,6 +95,7 @@ def adapt(
     seed: int = 0,
     head: str = "auto",
     unlabelled: Any = None,
+    teacher: Result | Ensemble | str | Path | None = None,
     ensemble: str = "none",
     train: Recipe | Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
@@ -164,7 +165,7 @@ def adapt(
         fitted = average_heads(decided.session, fitted, head=options.head)
     session, training = decided.session, fitted.training
     if unlabelled is not None:
-        fitted = use_unlabelled(session, plan_decision(session, decided.decision), fitted, unlabelled)
+        fitted = use_unlabelled(session, plan_decision(session, decided.decision), fitted, unlabelled, teacher=teacher)
     if training is not None:
         classes = len(session.data.summary.classes) if session.data.targets is None else None
         training = diagnose_training(training, classes=classes, folder="" if out is None else str(expand(out)))

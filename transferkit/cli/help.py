@@ -78,7 +78,7 @@ SECTIONS = (
             ),
             ("data.path", "null", "A manifest: CSV, TSV or Parquet with the columns path, label [, split, group]."),
             ("data.columns.label", "null", "What a manifest calls it, or [a,b]; also .path, .split, .group."),
-            *_rows(AdaptOptions, ("labels", "unlabelled")),
+            *_rows(AdaptOptions, ("labels", "unlabelled", "teacher")),
             *_rows(DataOptions, ("task", "val", "test", "strict", "max_pixels"), group="data."),
         ),
     ),

@@ -46,6 +46,7 @@ TAKEN_BY = {
     "prompts": ("zeroshot",),
     "classes": ("zeroshot",),
     "unlabelled": ("adapt", "doctor"),
+    "teacher": ("adapt",),
 }
 """Settings, or groups of them, that not every verb takes -> those that do."""
 

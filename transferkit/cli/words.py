@@ -25,7 +25,7 @@ __all__ = [
     "split_list",
 ]
 
-INPUTS = ("data.root", "data.path", "labels", "checkpoint", "source", "attributes", "unlabelled")
+INPUTS = ("data.root", "data.path", "labels", "checkpoint", "source", "attributes", "unlabelled", "teacher")
 """Settings of a job that name what is read; with --multirun, several of them are a run each."""
 
 JOB_PATHS = (*INPUTS, "out", "cache")
@@ -43,7 +43,7 @@ LISTS_OF_TEXTS = ("data.columns.label", "prompts", "classes")
 LEFT_OUT = "null"
 """Stands for the usual value where a path may be left out, unless something of that name is there."""
 
-MAY_BE_LEFT_OUT = ("labels", "checkpoint", "source", "cache", "attributes", "unlabelled")
+MAY_BE_LEFT_OUT = ("labels", "checkpoint", "source", "cache", "attributes", "unlabelled", "teacher")
 
 MULTIRUN = ("--multirun", "-m")
 

@@ -1,10 +1,11 @@
 """A linear probe that learns from unlabelled images too: pseudo-labels and label spreading, in closed form.
 
-Both give each unlabelled image a class and a weight; then a ridge classifier is fitted to all images.
+All give each unlabelled image a class and a weight; then a ridge classifier is fitted to all images.
 
     pseudo_labels     the probe's own answers: in each of a few rounds a larger share of the unlabelled images, the most
                       confident ones of each class in the proportion of the labelled ones, weighing as much as the
                       calibrated confidence says
+    teacher           the answers of another model, as confident as it is (distillation)
     label_spreading   labels flow along the nearest neighbours of all images: F = (1 - a) (I - a S)^-1 Y with the
                       normalised graph S, then classes are balanced to the labelled proportions
 
@@ -12,7 +13,8 @@ The ridge is solved in its dual form from one matrix of inner products between a
 Cholesky factorisation of the images in it.
 
 References:
-    Lee, ICML workshop 2013 (pseudo-labels); Zou et al., ECCV 2018 (balanced by class); Zhou et al., NIPS 2003 (label
+    Lee, ICML workshop 2013 (pseudo-labels); Hinton et al., 2015 (distillation; here into a ridge classifier, by the
+    teacher's most probable class); Zou et al., ECCV 2018 (balanced by class); Zhou et al., NIPS 2003 (label
     spreading); Zhu et al., ICML 2003 (class mass). Deviation: what is spread is distilled into a linear classifier.
 """
 
@@ -44,7 +46,7 @@ NEIGHBOURS, SPREADING, STEPS = 10, 0.9, 40
 """Of the graph; share of a label that flows on (0.99 in the paper, which has no classifier behind); steps of the
 iteration, after which 0.9^40 = 1.5 % is left to flow."""
 
-CHUNK = 1024
+CHUNK, LEAST_WEIGHT = 1024, 1e-3
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def learn_from_unlabelled(
     *,
     classes: int,
     method: str | None,
+    answers: npt.NDArray[np.floating] | None = None,
 ) -> DualProbe:
     """A ridge classifier from labelled images, and unlabelled ones where a method is named.
 
@@ -129,7 +132,8 @@ def learn_from_unlabelled(
         labels: (n,) int in [0, K), of these.
         unlabelled: (m,) indices of the unlabelled images.
         classes: K.
-        method: One of `UNLABELLED_METHODS`; None fits to the labelled images alone.
+        method: One of `UNLABELLED_METHODS`, or "teacher"; None fits to the labelled images alone.
+        answers: (m, K) what a teacher says about the unlabelled images, rows sum to 1; for "teacher" only.
 
     Raises:
         OptionError: There is no such method.
@@ -138,6 +142,9 @@ def learn_from_unlabelled(
     plain = fit_dual_probe(products, labelled, labels, np.ones(len(labels)), classes=classes, penalty=penalty)
     if method is None or not len(unlabelled):
         return plain
+    if method == "teacher" and answers is not None:
+        guessed, weights = answers.argmax(axis=1), np.maximum(answers.max(axis=1).astype(np.float64), LEAST_WEIGHT)
+        return _refit(products, labelled, labels, unlabelled, guessed, weights, classes, penalty)
     if method not in UNLABELLED_METHODS:
         raise OptionError(unknown_name("way to use unlabelled images", method, UNLABELLED_METHODS))
     shares = np.bincount(labels, minlength=classes) / len(labels)
@@ -149,7 +156,7 @@ def learn_from_unlabelled(
     for share in SHARES:
         confidence = softmax(probe.scores(products[unlabelled]) / temperature, axis=1)
         chosen, guessed = _most_confident(confidence, shares, share)
-        weights = np.maximum(confidence[chosen, guessed], 1e-3)
+        weights = np.maximum(confidence[chosen, guessed], LEAST_WEIGHT)
         probe = _refit(products, labelled, labels, unlabelled[chosen], guessed, weights, classes, penalty)
     return probe
 

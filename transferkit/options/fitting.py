@@ -93,6 +93,11 @@ class FitOptions:
         "A folder of images without labels: fixmatch and dann train on them, a probe uses them if held-back "
         "accuracy rises.",
     )
+    teacher: Any = option(
+        None,
+        "Folder of a finished run or ensemble that answers for the unlabelled images, so that a probe learns what it "
+        "knows (distillation).",
+    )
     out: Any = option(None, "Folder for model, result and report; None writes nothing (`Result.save` does it later).")
     resume: Any = option("auto", "auto: an interrupted run in out is resumed, to the same weights; false starts over.")
     overwrite: bool = option(False, "Replace a finished run of other settings in out; one of the same always is.")

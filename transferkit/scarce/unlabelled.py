@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.errors import OptionError
 from transferkit.core.timing import timed
 from transferkit.data.unlabelled import UnlabelledImages
 from transferkit.features import FeatureTable
@@ -18,6 +20,7 @@ from transferkit.measure.scaled_rows import ScaledRows, scale_rows
 from transferkit.measure.unlabelled import UNLABELLED_METHODS, DualProbe, best_penalty, learn_from_unlabelled
 from transferkit.nn import TransferModel
 from transferkit.records import Folds
+from transferkit.result import Ensemble, Result, load_predictor
 from transferkit.strategies import Plan
 from transferkit.workflow.fit import Outcome
 from transferkit.workflow.measure import read_features
@@ -70,8 +73,16 @@ class _Features:
         return values @ values.T
 
 
-def measure_unlabelled(features: Single, blocks: Mapping[str, slice], folds: Folds, *, classes: int, selected: bool,
-                       seed: int = 0) -> UnlabelledGain:  # fmt: skip
+def measure_unlabelled(
+    features: Single,
+    blocks: Mapping[str, slice],
+    folds: Folds,
+    *,
+    classes: int,
+    selected: bool,
+    answers: npt.NDArray[np.floating] | None = None,
+    seed: int = 0,
+) -> UnlabelledGain:
     """What each method brings, fitted without the labels of the images that it is scored on.
 
     Args:
@@ -80,14 +91,16 @@ def measure_unlabelled(features: Single, blocks: Mapping[str, slice], folds: Fol
         folds: Labels of the n images, and which are held back together.
         classes: K.
         selected: Whether features are selected and weighted, by the labels of each fold's own images.
+        answers: (N - n, K) of a teacher, which is tried then; None tries `UNLABELLED_METHODS`.
         seed: Of the splits.
     """
     together = _together(features, blocks, len(folds))
     splits = folds.assign_splits(N_SPLITS, seed=seed)
     counting = folds.counting(splits)
     unlabelled = np.arange(len(folds), len(features))
+    methods = UNLABELLED_METHODS if answers is None else ("teacher",)
     right: dict[str | None, npt.NDArray[np.float64]]
-    right = {method: np.zeros(len(folds)) for method in (None, *UNLABELLED_METHODS)}
+    right = {method: np.zeros(len(folds)) for method in (None, *methods)}
     for split in range(N_SPLITS):
         train, held_back = np.flatnonzero(splits != split), np.flatnonzero(splits == split)
         if not counting[held_back].any():
@@ -95,11 +108,11 @@ def measure_unlabelled(features: Single, blocks: Mapping[str, slice], folds: Fol
         products = together.products(_emphasis(together, folds.take(train), train, classes, seed) if selected else None)
         for method, found in right.items():
             probe = learn_from_unlabelled(
-                products, train, folds.labels[train], unlabelled, classes=classes, method=method
+                products, train, folds.labels[train], unlabelled, classes=classes, method=method, answers=answers
             )
             found[held_back] = probe.scores(products[held_back]).argmax(axis=1) == folds.labels[held_back]
     total = max(float(counting.sum()), 1e-9)
-    changes = {name: right[name] - right[None] for name in UNLABELLED_METHODS}
+    changes = {name: right[name] - right[None] for name in methods}
     return UnlabelledGain(
         plain=float(counting @ right[None]) / total,
         gains={name: float(counting @ change) / total for name, change in changes.items()},
@@ -122,7 +135,14 @@ def _emphasis(
     return chosen.emphasis
 
 
-def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -> Outcome:
+def use_unlabelled(
+    session: Session,
+    plan: Plan,
+    fitted: Outcome,
+    source: Any,
+    *,
+    teacher: Result | Ensemble | str | Path | None = None,
+) -> Outcome:
     """The fitted probe, or one that learnt from unlabelled images too, whichever held-back accuracy advises.
 
     Args:
@@ -130,9 +150,13 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
         plan: Of the fitted model.
         fitted: The model without unlabelled images.
         source: The unlabelled images, as for `open_unlabelled`.
+        teacher: A finished run or ensemble, or its folder, whose answers they get; None: answers of the probe itself.
 
     Returns:
         The outcome, with a reason that says what became of the unlabelled images.
+
+    Raises:
+        OptionError: The teacher has other classes.
     """
     if plan.further_loss:
         return fitted  # they were trained on
@@ -149,8 +173,9 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
         images = open_beside(session, source)
         features, blocks = _features(session, plan, images)
         classes = session.data.summary.num_classes
+        answers = None if teacher is None else _ask(teacher, images, session)
         gain = measure_unlabelled(
-            features, blocks, folds, classes=classes, selected=plan.selected, seed=session.options.seed
+            features, blocks, folds, classes=classes, selected=plan.selected, answers=answers, seed=session.options.seed
         )
         said = _describe(gain, images)
         method = gain.best
@@ -159,8 +184,9 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
         together = _together(features, blocks, len(folds))
         emphasis = session.measured.selection.emphasis if plan.selected else None
         products, labelled = together.products(emphasis), np.arange(len(folds))
+        unlabelled = np.arange(len(folds), len(features))
         probe = learn_from_unlabelled(
-            products, labelled, folds.labels, np.arange(len(folds), len(features)), classes=classes, method=method
+            products, labelled, folds.labels, unlabelled, classes=classes, method=method, answers=answers
         )
         _, temperature = best_penalty(products, labelled, folds.labels, classes=classes)
         model = _as_model(session, plan, together, emphasis, probe, temperature)
@@ -170,6 +196,19 @@ def use_unlabelled(session: Session, plan: Plan, fitted: Outcome, source: Any) -
     return replace(
         fitted, model=model, reasons=(*fitted.reasons, said), held_back=replace(fitted.held_back, accuracy=accuracy)
     )
+
+
+def _ask(
+    teacher: Result | Ensemble | str | Path, images: UnlabelledImages, session: Session
+) -> npt.NDArray[np.float32]:
+    """(m, K) what the teacher says about the unlabelled images."""
+    knows = load_predictor(teacher) if isinstance(teacher, (str, Path)) else teacher
+    if knows.classes != session.data.summary.classes:
+        differing = sorted(set(knows.classes) ^ set(session.data.summary.classes))
+        shown = ", ".join(differing[:5]) or "the same ones in another order"
+        raise OptionError(f"The teacher has other classes than the images: {shown}. Leave teacher out.")
+    options = session.options
+    return knows.predict(list(images.names), max_pixels=options.max_pixels, device=options.device).probabilities
 
 
 def _unchanged(fitted: Outcome, reason: str) -> Outcome:
@@ -195,13 +234,13 @@ def _features(session: Session, plan: Plan, images: UnlabelledImages) -> tuple[S
 
 
 def _describe(gain: UnlabelledGain, images: UnlabelledImages) -> str:
-    names = {"pseudo_labels": "pseudo-labels", "label_spreading": "label spreading"}
+    names = {"pseudo_labels": "pseudo-labels", "label_spreading": "label spreading", "teacher": "the teacher's answers"}
     listed = ", ".join(
         f"{names[name]} {100 * value:+.1f} ± {100 * gain.errors[name]:.1f}" for name, value in gain.gains.items()
     )
     verdict = "none helps beyond noise, so the plain probe is returned"
     if gain.best is not None:
-        verdict = f"{names[gain.best]} are used" if gain.best == "pseudo_labels" else f"{names[gain.best]} is used"
+        verdict = f"{names[gain.best]} {'is' if gain.best == 'label_spreading' else 'are'} used"
     return (
         f"With {len(images):,} unlabelled images, held-back accuracy of a ridge probe "
         f"({100 * gain.plain:.1f} %) changes by: {listed} points; {verdict}."

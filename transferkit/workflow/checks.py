@@ -80,6 +80,11 @@ def _check_paths(arguments: Mapping[str, Any]) -> None:
     unlabelled = arguments.get("unlabelled")
     if isinstance(unlabelled, (str, Path)) and not (expand(unlabelled).exists() or has_magic(str(unlabelled))):
         raise OptionError(f"There is no {str(unlabelled)!r}. unlabelled= takes a folder of images, or a pattern.")
+    teacher = arguments.get("teacher")
+    if teacher is not None and unlabelled is None:
+        raise OptionError("teacher= answers for unlabelled images, and there are none. Add unlabelled=DIR.")
+    if isinstance(teacher, (str, Path)) and not expand(teacher).is_dir():
+        raise OptionError(f"There is no folder {str(teacher)!r}. teacher= takes that of a finished run or ensemble.")
     if arguments.get("labels") is not None:
         read_corrections(arguments["labels"])
     checkpoint = arguments.get("checkpoint")

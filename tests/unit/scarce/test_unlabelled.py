@@ -49,6 +49,37 @@ def test_a_gain_counts_only_beyond_its_error():
     assert UnlabelledGain(plain=0.5, gains={"a": 0.04, "b": 0.01}, errors={"a": 0.03, "b": 0.005}).best == "a"
 
 
+def test_a_teacher_that_knows_the_classes_is_learnt_from_and_one_that_guesses_is_not():
+    """Two classes along one of many directions: forty labels hardly show it, a teacher's 560 answers do."""
+    rng = np.random.default_rng(3)
+    labels = np.tile([0, 1], 300)
+    features = rng.normal(size=(600, 200)).astype(np.float32)
+    features[:, 0] += 2.0 * labels
+    folds = Folds.alone(labels[:40])
+    how = {"classes": 2, "selected": False}
+    knows = np.eye(2)[labels[40:]] * 0.8 + 0.1
+    found = measure_unlabelled(features, {"a": slice(0, 200)}, folds, answers=knows, **how)
+    assert set(found.gains) == {"teacher"}
+    assert found.best == "teacher"
+    guesses = np.eye(2)[rng.integers(0, 2, 560)]
+    assert measure_unlabelled(features, {"a": slice(0, 200)}, folds, answers=guesses, **how).best is None
+
+
+def test_a_finished_run_teaches_another_backbone(stripes, more, tmp_path):
+    how = {**QUICK, "cache": tmp_path / "bank"}
+    teacher = tk.adapt(PACKAGED, stripes, out=tmp_path / "teacher", **how)
+    result = tk.adapt("packaged/tf_efficientnet_lite1", stripes, unlabelled=more, teacher=tmp_path / "teacher", **how)
+    assert "the teacher's answers" in " ".join(result.decision.reasons)
+    assert result.classes == teacher.classes
+    with pytest.raises(OptionError, match=r"Add unlabelled=DIR"):
+        tk.adapt(PACKAGED, stripes, teacher=teacher, **how)
+    with pytest.raises(OptionError, match=r"There is no folder 'nowhere'\. teacher= takes that of a finished run"):
+        tk.adapt(PACKAGED, stripes, unlabelled=more, teacher="nowhere", **how)
+    other = tk.adapt(PACKAGED, "builtin/digits", test=0.9, evaluate=False, **how)
+    with pytest.raises(OptionError, match="The teacher has other classes than the images: 0, 1"):
+        tk.adapt(PACKAGED, stripes, unlabelled=more, teacher=other, **how)
+
+
 def test_held_back_labels_are_not_learnt_from():
     """Labels at random: with any look at the held-back ones, accuracy would be above chance."""
     rng = np.random.default_rng(0)
