@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import transferkit as tk
+from tests.conftest import draw_stripes
 from tests.unit.finetune.training_toys import fit, is_statistic, moved, states
 from transferkit.finetune import cross_validation
 from transferkit.finetune.adapters import find_targets
 from transferkit.nn import Backbone, Blend, TransferModel
-from transferkit.strategies import HEAD, STRATEGIES
+from transferkit.strategies import HEAD, NEED_UNLABELLED, STRATEGIES
 
 CONVOLUTIONAL, TRANSFORMER = "torchvision/resnet18", "timm/test_vit"
 SIDES = {CONVOLUTIONAL: 32, TRANSFORMER: 64}
@@ -76,7 +77,15 @@ def keep(monkeypatch):
 
 
 @pytest.fixture
-def adapt(stripes, weights, cache):
+def unlabelled(tmp_path):
+    """Six pictures without labels."""
+    for number in range(6):
+        draw_stripes(tmp_path / "unlabelled" / f"{number}.png", angle=number % 3, seed=500 + number)
+    return tmp_path / "unlabelled"
+
+
+@pytest.fixture
+def adapt(stripes, unlabelled, weights, cache):
     def run(name: str, strategy: str, **options):
         return tk.adapt(
             name,
@@ -86,6 +95,7 @@ def adapt(stripes, weights, cache):
             strategy=strategy,
             cache=cache,
             train=TRAIN if strategy in GRADIENT else None,
+            unlabelled=unlabelled if strategy in NEED_UNLABELLED else None,
             progress=False,
             **options,
         )
@@ -144,9 +154,8 @@ def statistics_of(backbone: Backbone, claims, what: str) -> set[str]:
 
 
 def test_all_strategies_are_here():
-    assert set(GRADIENT) == {"bias_only", "few_layers", "lora", "lp_ft", "many_layers", "norm_only", "surgical"}, (
-        "a new strategy: see that what it claims is told apart by `learners`"
-    )
+    known = {"bias_only", "few_layers", "lora", "lp_ft", "many_layers", "norm_only", "surgical", *NEED_UNLABELLED}
+    assert set(GRADIENT) == known, "a new strategy: see that what it claims is told apart by `learners`"
 
 
 COSTLY = {(CONVOLUTIONAL, strategy) for strategy in ("bias_only", "many_layers", "surgical")}
