@@ -297,7 +297,7 @@ def test_another_mean_than_the_checkpoints_is_warned_of(stripes):
 
 
 def test_the_command_line_says_why_files_cannot_be_prepared(prepared, stripes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("transferkit.result.load", lambda run: prepared)
+    monkeypatch.setattr("transferkit.result.load_predictor", lambda run: prepared)
     with pytest.raises(SystemExit) as stopped:
         main(["predict", f"run={tmp_path}", f"images={stripes / 'test'}"])
     assert stopped.value.code == 2
