@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import transferkit as tk
+from transferkit.api.planning import dry_run
 from transferkit.cli import main
 from transferkit.core.errors import OptionError
+from transferkit.data import decode, to_pixels
 from transferkit.doctor.label_review import review_labels
 from transferkit.doctor.session_review import review_copies
 from transferkit.options import PassOptions
@@ -130,3 +132,35 @@ def test_a_fine_tuned_network_is_never_worse_than_the_probe(manifest, tmp_path, 
     assert training.kept.log_loss <= training.candidates[0].log_loss
     found = result.predict(manifest.parent / "1.png")
     assert tk.load(tmp_path / "run").predict(manifest.parent / "1.png").to_csv() == found.to_csv()
+
+
+def test_a_dry_run_counts_what_the_decision_will_be(labelled, manifest):
+    _, out = labelled
+    how = {**HOW, "cache": out.parent / "bank", "task": "multi_label"}
+    plan = dry_run("adapt", {"model": PACKAGED, "data": manifest, **how})
+    assert plan.strategy == "linear_probe"
+    assert (plan.data.task, plan.data.classes) == ("multi_label", 2)
+    assert "fine-tune" not in {step.name for step in plan.steps}
+    plan = dry_run("adapt", {"model": PACKAGED, "data": manifest, "mode": "search", **how})
+    assert plan.strategy == ""
+    assert "fine-tune" in {step.name for step in plan.steps}
+
+
+def test_backbones_are_ranked_by_what_their_probes_reach(measured, manifest, tmp_path):
+    _, out = measured
+    ranking = tk.rank([PACKAGED], manifest, columns={"label": ["grey", "red"]}, task="regression",
+                      cache=out.parent / "bank", **HOW)  # fmt: skip
+    assert ranking.data.measure == "R2"
+    assert ranking.best.joined.accuracy > 0.8
+
+
+def test_onnx_answers_as_the_run_does(measured, labelled, manifest, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    files = [manifest.parent / f"{number}.png" for number in range(8)]
+    for (result, _), output in ((measured, "values"), (labelled, "probabilities")):
+        session = onnxruntime.InferenceSession(str(result.export(tmp_path / f"{output}.onnx")))
+        pixels = np.stack([to_pixels(decode(path), result.model.preprocessing) for path in files])
+        (answers,) = session.run([output], {"pixels": pixels})
+        found = result.predict(files)
+        wanted = found.values if output == "values" else found.probabilities
+        np.testing.assert_allclose(answers, wanted, rtol=1e-4, atol=1e-4)

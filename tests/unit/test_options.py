@@ -198,3 +198,9 @@ def test_numpys_numbers_are_numbers_and_what_is_no_option_is_left_out():
 def test_a_named_recipe_and_its_values_are_the_same_options():
     values = {"epochs": 3, "lr": "find"}
     assert options_from(FitOptions, {"train": values}) == options_from(FitOptions, {"train": Recipe(**values)})
+
+
+@pytest.mark.parametrize("name", ["stage", "unfreeze"])
+def test_stages_are_chosen_by_leaving_them_out(name):
+    with pytest.raises(OptionError, match="take no 'auto': leave them out"):
+        AdaptOptions(**{name: "auto"})

@@ -12,7 +12,7 @@ from transferkit.cli.jobs import Job, current_command, in_sweep, output_folder
 from transferkit.cli.schema import arguments_of
 from transferkit.core.distributed import is_first
 from transferkit.core.errors import list_problems
-from transferkit.core.score_text import format_end, format_score
+from transferkit.core.score_text import count_targets, format_end, format_score
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,8 +99,7 @@ def _untested_lines(result: Result, out: Path) -> list[str]:
 def audit_lines(data: DataSummary) -> list[str]:
     """What the data is, how it came to be split, and what the audit found: warnings in full, notes in a few words."""
     counts = ", ".join(f"{data.size(split):,} {split}" for split in data.counts)
-    kinds = {"multi_label": "labels", "regression": "numbers to predict"}.get(data.task, "classes")
-    lines = [f"{data.origin}: {data.num_classes} {kinds}, {counts}. {data.split_rule}"]
+    lines = [f"{data.origin}: {count_targets(data.num_classes, data.task)}, {counts}. {data.split_rule}"]
     # Why nothing will be measured on test images is said in full even to those who asked for it.
     shown = [one for one in data.findings if one.severity in ("set_aside", "warning") or one.kind == "no_test_split"]
     if shown:

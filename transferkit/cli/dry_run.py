@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.cli.tables import print_table
 from transferkit.core.errors import OptionError
+from transferkit.core.score_text import count_targets
 from transferkit.options import option
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _headline(plan: DryRun) -> list[str]:
     if plan.data is not None:
         counts = ", ".join(f"{number:,} {split}" for split, number in plan.data.images.items())
         known = "" if plan.data.is_exact else " (listed, not read)"
-        lines.append(f"{plan.data.origin}: {plan.data.classes} classes, {counts}{known}")
+        lines.append(f"{plan.data.origin}: {count_targets(plan.data.classes, plan.data.task)}, {counts}{known}")
     if plan.model:
         doing = f", strategy {plan.strategy}" if plan.strategy else ""
         lines.append(f"{plan.model} on {plan.device}{doing}")

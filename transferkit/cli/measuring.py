@@ -169,12 +169,15 @@ def _print_ranking(ranking: Ranking) -> None:
               "its rank", "images/s", "Mparams", "GFLOPs", "pixels")  # fmt: skip
     print_table(header, rows)
     print()
-    names = [score.measure for score in ranking.best.scores]
-    values = [
-        (row.name, *("" if score.value is None else f"{score.value:.3g}" for score in row.scores))
-        for row in ranking.models
-    ]
-    print_table(("measure, higher is better", *names), values)
+    if any(score.value is not None for row in ranking.models for score in row.scores):
+        names = [score.measure for score in ranking.best.scores]
+        values = [
+            (row.name, *("" if score.value is None else f"{score.value:.3g}" for score in row.scores))
+            for row in ranking.models
+        ]
+        print_table(("measure, higher is better", *names), values)
+    else:  # with several labels per image, and with numbers
+        print("Measures of transferability are of one class per image: none here.")
     if ranking.left_out:
         print("\n" + list_problems("Not ranked:", [f"{one.name}: {one.reason}" for one in ranking.left_out]))
 

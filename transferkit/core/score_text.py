@@ -1,11 +1,29 @@
-"""Scores as text: shares as percentages, R2 as a number."""
+"""Scores as text: shares as percentages, R2 as a number. And what is predicted, counted."""
 
 from __future__ import annotations
 
-__all__ = ["format_end", "format_gain", "format_score"]
+__all__ = ["count_targets", "format_end", "format_gain", "format_score"]
 
 PLAIN = ("R2",)
 """Measures that are no shares: they may be below 0."""
+
+TARGETS = {
+    "single_label": ("class", "classes"),
+    "multi_label": ("label", "labels"),
+    "regression": ("number to predict", "numbers to predict"),
+}
+"""Task -> what is predicted for an image, one and several."""
+
+
+def count_targets(number: int, task: str) -> str:
+    """How many classes, labels or numbers a model predicts.
+
+    Example:
+        >>> count_targets(10, "single_label"), count_targets(1, "regression")
+        ('10 classes', '1 number to predict')
+    """
+    one, several = TARGETS[task]
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def format_score(value: float, measure: str = "accuracy") -> str:

@@ -10,6 +10,7 @@ import torch
 
 from transferkit.features.identity import probe_inputs
 from transferkit.finetune.freeze import FreezePlan
+from transferkit.finetune.unlabelled import FURTHER_LOSSES
 from transferkit.nn import Backbone, CutError, TransferModel, cut
 from transferkit.strategies import Plan
 
@@ -27,8 +28,9 @@ def step_seconds(
 ) -> float:
     """Seconds that an image takes in a training step of a plan's last phase, forward and backward.
 
-    Batches are fixed images, or their activations where the frozen stages can be cached. Costs one step to warm up and
-    up to 0.4 seconds more, or a second step where these take longer.
+    Batches are fixed images, or their activations where the frozen stages can be cached. Strategies with a loss of
+    unlabelled images cache none, and run the network on these too. Costs one step to warm up and up to 0.4 seconds
+    more, or a second step where these take longer.
 
     Args:
         backbone: Not modified.
@@ -52,7 +54,8 @@ def _fastest_step(backbone: Backbone, plan: Plan, batch_size: int, device: torch
     model.to(device).to(memory_format=torch.channels_last)
     freezing = FreezePlan(model, plan.phases)
     pixels = torch.from_numpy(probe_inputs(model.preprocessing, batch_size)).to(device)
-    run, inputs = _cut_off(copied, freezing.cut, model.normalise(pixels))
+    further = FURTHER_LOSSES[plan.further_loss] if plan.further_loss else None
+    run, inputs = _cut_off(copied, None if further else freezing.cut, model.normalise(pixels))
     freezing.start(len(plan.phases) - 1)
     model.train()
     freezing.set_modes(training=True)
@@ -62,6 +65,11 @@ def _fastest_step(backbone: Backbone, plan: Plan, batch_size: int, device: torch
         model.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             loss = run(inputs).float().square().mean()
+            for _ in range(further.trained_passes if further else 0):
+                loss = loss + run(inputs).float().square().mean()
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+            for _ in range(further.frozen_passes if further else 0):
+                run(inputs)
         torch.autograd.backward(loss)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +139,9 @@ class FixMatch:
         distribution alignment with smoothed counts of the labelled images; normalisation does not see unlabelled ones.
     """
 
+    frozen_passes: ClassVar[int] = UNLABELLED_PER_LABELLED  # of the network per labelled image, without gradients
+    trained_passes: ClassVar[int] = UNLABELLED_PER_LABELLED
+
     def __init__(self, batches: UnlabelledBatches, labels: npt.NDArray[np.int64], *, classes: int, seed: int) -> None:
         self._batches = batches
         counts = np.bincount(labels, minlength=classes) + 1.0
@@ -224,6 +227,9 @@ class DomainAdversarial:
         Ganin and Lempitsky, ICML 2015; Ganin et al., JMLR 2016. Deviations: features are standardised first, the domain
         classifier has one hidden layer and its own optimizer, and the learning rate follows the recipe's schedule.
     """
+
+    frozen_passes: ClassVar[int] = 0
+    trained_passes: ClassVar[int] = 1
 
     def __init__(self, batches: UnlabelledBatches, labels: npt.NDArray[np.int64], *, classes: int, seed: int) -> None:
         self._batches, self._seed = batches, seed

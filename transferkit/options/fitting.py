@@ -42,6 +42,11 @@ def _check_ensemble(value: object) -> None:
         raise OptionError(unknown_name("ensemble", value, ENSEMBLES))
 
 
+def _check_stages(value: object) -> None:
+    if value == AUTO:
+        raise OptionError("stage= and unfreeze= take no 'auto': leave them out, and the stages are chosen.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """What is chosen, how it is trained, and where it goes."""
@@ -55,11 +60,13 @@ class FitOptions:
         None,
         "With a named strategy: the stage that the head reads, a name or an index. joined reads all stages, selected "
         "their useful features; None: the best probe measured, or the last.",
+        check=_check_stages,
     )
     unfreeze: Any = option(
         None,
         "With lp_ft, few_layers, many_layers, surgical, fixmatch or dann: the stages to train, by name, or a number K "
         "for the last K; None: the strategy's default.",
+        check=_check_stages,
     )
     mode: str = option(
         "evidence",

@@ -31,15 +31,17 @@ class PlannedData:
 
     Args:
         origin: Where they are, in words.
-        classes: Number of classes.
+        classes: Number of classes, of labels, or of numbers to predict.
         images: Split -> number of images.
         is_exact: Whether every image was audited; else files were listed, and some may turn out to be unusable.
+        task: "single_label", "multi_label" or "regression".
     """
 
     origin: str
     classes: int
     images: Mapping[str, int]
     is_exact: bool
+    task: str = "single_label"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transferkit.data import MAX_PIXELS, check_data_path, check_prepared, open_d
 from transferkit.data.glance import Glance
 from transferkit.data.predictable import list_predictable
 from transferkit.features import choose_device
-from transferkit.records import DryRun, PlannedData, PlannedFile, PlannedStep
+from transferkit.records import DataSummary, DryRun, PlannedData, PlannedFile, PlannedStep
 from transferkit.result.evaluation import check_classes, check_task, choose_images, target_opening
 from transferkit.result.prediction import nothing_read
 from transferkit.result.result import Result, load
@@ -204,8 +204,7 @@ def _own(result: Result, split: str) -> tuple[PlannedData, int, list[Any]]:
     counts = {name: summary.size(name) for name in summary.counts}
     if not counts.get(split):
         raise DataError(f"{summary.origin} has no {split} split, but {' and '.join(counts)}. Name one: split=val.")
-    planned = PlannedData(origin=summary.origin, classes=summary.num_classes, images=counts, is_exact=True)
-    return planned, counts[split], []
+    return _planned(summary, counts, is_exact=True), counts[split], []
 
 
 def _others(
@@ -231,9 +230,14 @@ def _others(
     indices = choose_images(found, split)
     summary = found.summary
     counts = {name: summary.size(name) for name in summary.counts}
-    exact = not glance.listed
-    planned = PlannedData(origin=summary.origin, classes=summary.num_classes, images=counts, is_exact=exact)
+    planned = _planned(summary, counts, is_exact=not glance.listed)
     return planned, len(indices), [found.original(int(at)) for at in indices[:TIMED]]
+
+
+def _planned(summary: DataSummary, counts: Mapping[str, int], *, is_exact: bool) -> PlannedData:
+    return PlannedData(
+        origin=summary.origin, classes=summary.num_classes, images=counts, is_exact=is_exact, task=summary.task
+    )
 
 
 def _timed(result: Result, things: Sequence[Any], load: float, *, max_pixels: int, device: str) -> _Pace:

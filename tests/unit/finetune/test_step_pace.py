@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,16 @@ def test_frozen_stages_whose_activations_would_be_cached_are_not_run_in_the_step
         calls["last"].append(calls_of_the_stem(LAST))
     assert calls["whole"][1] - calls["whole"][0] == 3
     assert calls["last"][1] == calls["last"][0]
+
+
+@pytest.mark.parametrize(("loss", "passes"), [("fixmatch", 1 + 2 + 2), ("dann", 1 + 1)])
+def test_a_step_with_unlabelled_images_runs_the_network_on_these_too(monkeypatch, loss, passes):
+    monkeypatch.setattr(step_pace, "SECONDS", 1e9)
+    plan, calls = replace(LAST, further_loss=loss), []
+    for rounds in (step_pace.ROUNDS, step_pace.ROUNDS + 1):
+        monkeypatch.setattr(step_pace, "ROUNDS", rounds)
+        calls.append(calls_of_the_stem(plan))
+    assert calls[1] - calls[0] == passes
 
 
 def test_the_fastest_step_after_the_first_counts(monkeypatch):

@@ -26,7 +26,7 @@ def test_names_of_schema_1():
         "name", "what", "images", "passes", "in_bank", "seconds_low", "seconds_high", "basis", "memory_bytes",
         "disk_bytes_low", "disk_bytes_high", "is_certain",
     ]  # fmt: skip
-    assert [one.name for one in fields(PlannedData)] == ["origin", "classes", "images", "is_exact"]
+    assert [one.name for one in fields(PlannedData)] == ["origin", "classes", "images", "is_exact", "task"]
     assert [one.name for one in fields(PlannedFile)] == ["path", "action", "bytes"]
 
 

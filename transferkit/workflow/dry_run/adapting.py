@@ -176,11 +176,14 @@ def plan_adapt(model: str | nn.Module, data: Any, options: AdaptOptions) -> DryR
 
 
 def _decided(prospect: Prospect, options: AdaptOptions) -> tuple[str, Evidence | None]:
-    """The strategy, where it was named or follows from what is in the bank; "" where only the run can tell."""
+    """The strategy, where it was named or follows from the task or what is in the bank; "" where only the run can
+    tell."""
     if options.strategy != "auto":
         return options.strategy, None
     if options.mode == "search":
         return "", None
+    if options.mode == "evidence" and prospect.data.summary.task != "single_label":
+        return "linear_probe", None
     evidence = evidence_in_bank(prospect, budget=options.budget_seconds)
     if evidence is None:
         return "", None

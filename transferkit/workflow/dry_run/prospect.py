@@ -95,7 +95,13 @@ class Prospect:
         """The images, for people."""
         found = self.data.summary
         counts = {split: found.size(split) for split in found.counts}
-        return PlannedData(origin=found.origin, classes=found.num_classes, images=counts, is_exact=self.is_exact)
+        return PlannedData(
+            origin=found.origin,
+            classes=found.num_classes,
+            images=counts,
+            is_exact=self.is_exact,
+            task=found.task,
+        )
 
     @property
     def width(self) -> int:

@@ -83,7 +83,7 @@ def training_of(
     seconds = training_seconds(pace, images=len(images), epochs=epochs, passes=folded + refit)
     # Where the probe wins, nothing is trained again.
     least = training_seconds(pace, images=len(images), epochs=epochs, passes=folded) if refit else seconds
-    tail, versions = _tail(prospect, plan, images)
+    tail, versions = (None, 0) if plan.further_loss else _tail(prospect, plan, images)
     rows = (1 + versions) * len(images) if tail is not None else 0
     disk = 0 if tail is None else activation_bytes(tail, rows, pooling=options.pooling)
     cached = f", activations up to {tail.stage!r} cached ({disk / 2**20:,.0f} MB)" if tail is not None else ""
