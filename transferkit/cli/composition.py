@@ -40,7 +40,7 @@ REMEDIES = {
     "stages are trained is unfreeze=2.",
 }
 
-HELP = "See transferkit adapt --help."
+HELP = "The verb's --help lists them."
 
 
 def config_folder() -> Path:
@@ -86,7 +86,7 @@ def compose_settings(words: Sequence[str], *, job: int | None = None, config_dir
             raise OptionError(_explain(error)) from error
     source = composed.data.source
     if source in PLACES and composed.data[PLACES[source]] is None:
-        raise OptionError(f"data={source} needs data.{PLACES[source]}=... (see transferkit adapt --help).")
+        raise OptionError(f"data={source} needs data.{PLACES[source]}=... .")
     return composed
 
 
@@ -136,7 +136,7 @@ def _split(word: str) -> tuple[str, Any]:
     if word.startswith("~"):
         raise OptionError(f"{word!r}: a setting cannot be removed. Leave it out for its default.")
     if not equals:
-        raise OptionError(f"{word!r} is not a setting. Write key=value; see transferkit adapt --help.")
+        raise OptionError(f"{word!r} is not a setting. Write key=value; the verb's --help lists them.")
     _check_key(key)
     try:
         override = OverridesParser.create().parse_override(word)

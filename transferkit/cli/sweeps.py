@@ -106,7 +106,7 @@ def _parse(words: Sequence[str]) -> list[Override]:
         return list(OverridesParser.create().parse_overrides(list(words)))
     except HydraException as error:
         said = str(error).split("\n")[0]
-        raise OptionError(f"A word is not a setting: {said}. Write key=value; see transferkit adapt --help.") from error
+        raise OptionError(f"A word is not a setting: {said}. Write key=value; the verb's --help lists them.") from error
 
 
 def differing_words(runs: Sequence[Sequence[str]]) -> list[str]:

@@ -202,13 +202,18 @@ def read_space(given: Mapping[str, Any]) -> dict[str, Dimension]:
             leaves that name out.
 
     Raises:
-        OptionError: Something is no range and no list, or nothing is left; all that is wrong is said.
+        OptionError: It is no mapping, something is no range and no list, or nothing is left; all that is wrong is said.
 
     Example:
         >>> read_space({"train.lr": {"low": 1e-4, "high": 0.1, "log": True}, "train.schedule": ["cosine", "constant"]})
         {'train.lr': Range(low=0.0001, high=0.1, log=True, whole=False), 'train.schedule': Choices(values=('cosine', \
 'constant'))}
     """
+    if not isinstance(given, Mapping):
+        raise OptionError(
+            f"The space must give names their ranges, such as {{'train.lr': {{'low': 1e-4, 'high': 0.1}}}}, got "
+            f"{given!r}. On the command line a file DIR/tune/NAME.yaml of your own is --config-dir=DIR tune=NAME."
+        )
     flat = dict(_flat(given))
     found = {name: problem_of(partial(_dimension, one)) for name, one in flat.items()}
     problems = [f"{name}: {error}" for name, error in found.items() if error is not None]

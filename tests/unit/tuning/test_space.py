@@ -91,6 +91,7 @@ def test_a_space_is_read_from_nested_plain_values():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ("own.yaml", "must give names their ranges.*--config-dir=DIR tune=NAME"),
         ({}, "It is empty; give it at least one name"),
         ({"train.lr": 0.1}, "train.lr: Expected a list of values, or low and high"),
         ({"train.lr": {"low": 0, "high": 1, "log": True}}, "train.lr: A range with log=true needs low > 0"),
