@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     pl = lightning()
 
-__all__ = ["FreezePlanCallback", "phase_starts"]
+__all__ = ["FreezePlanCallback", "cycle_ends", "phase_starts"]
 
 
 def phase_starts(phases: Sequence[Phase], epochs: int) -> list[int]:
@@ -47,6 +47,31 @@ def phase_starts(phases: Sequence[Phase], epochs: int) -> list[int]:
         latest = epochs - (len(phases) - number)
         starts.append(min(max(round(share * epochs), starts[-1] + 1), latest))
     return starts
+
+
+def cycle_ends(phases: Sequence[Phase], epochs: int, cycles: int) -> tuple[int, ...]:
+    """Last epoch of each cycle of the learning rate in the last phase.
+
+    Args:
+        phases: Of the plan.
+        epochs: Of all phases.
+        cycles: M >= 1.
+
+    Raises:
+        OptionError: If the last phase has fewer epochs than cycles.
+
+    Example:
+        >>> from transferkit.strategies import Rule
+        >>> cycle_ends([Phase(name="all", rules=(Rule(stage="*", lr=1e-3),))], 10, 3)
+        (2, 5, 9)
+    """
+    start = phase_starts(phases, epochs)[-1]
+    if epochs - start < cycles:
+        raise OptionError(
+            f"snapshots={cycles} needs as many epochs in the last phase, which has {epochs - start}. Train longer "
+            "(train.epochs), or keep fewer snapshots."
+        )
+    return tuple(start + (epochs - start) * number // cycles - 1 for number in range(1, cycles + 1))
 
 
 class FreezePlanCallback(pl.Callback):

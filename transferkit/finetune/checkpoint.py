@@ -19,6 +19,7 @@ from transferkit.core.distributed import broadcast, is_first
 from transferkit.core.errors import RunFolderError
 from transferkit.core.frameworks import lightning
 from transferkit.core.serialization import from_json, to_json
+from transferkit.finetune.callbacks import cycle_ends
 from transferkit.finetune.deadline import NEVER, Deadline
 from transferkit.finetune.module import TransferModule
 from transferkit.finetune.sharding import full_tensor
@@ -59,6 +60,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         outputs: For the held-back images, (M, K) per epoch.
         best_epoch: The epoch with the lowest held-back loss, or the last one without held-back images.
         best_state: The module's weights and statistics after it.
+        snapshots: Last epoch of each cycle -> the same after it; empty without cycles.
         watch: The callback that watches the fit, for its record; None if none does.
     """
 
@@ -79,6 +81,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self.outputs: list[torch.Tensor] = []
         self.best_epoch = -1
         self.best_state: dict[str, torch.Tensor] = {}
+        self.snapshots: dict[int, dict[str, torch.Tensor]] = {}
         self.watch: FitWatch | None = None
         self._begun = 0.0
         self._saved, self._saving = time.monotonic(), 0.0
@@ -95,6 +98,16 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             return math.inf
         loss = self.epochs[self.best_epoch].val_loss
         return math.inf if loss is None else loss
+
+    @property
+    def kept_states(self) -> list[dict[str, torch.Tensor]]:
+        """Weights of the networks whose answers count: the snapshots, or the best."""
+        return list(self.snapshots.values()) or [self.best_state]
+
+    def kept_outputs(self, epoch: int | None = None) -> torch.Tensor:
+        """(M, K) their mean for the held-back images; without snapshots after an epoch, None is the best one."""
+        after = list(self.snapshots) or [self.best_epoch if epoch is None else epoch]
+        return torch.stack([self.outputs[at] for at in after]).mean(dim=0)
 
     @property
     def has_time(self) -> bool:
@@ -116,6 +129,9 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             self.best_epoch = trainer.current_epoch
             with pl_module.averaged():
                 self.best_state = snapshot(pl_module)
+        if pl_module.recipe.snapshots > 1 and trainer.current_epoch in _cycle_ends(trainer, pl_module):
+            with pl_module.averaged():
+                self.snapshots[trainer.current_epoch] = snapshot(pl_module)
         self.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if len(self.epochs) == self.stop_after or not self.has_time:
             trainer.should_stop = True
@@ -161,6 +177,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             "outputs": self.outputs,
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
+            "snapshots": self.snapshots,
             "parts": self.micro_batches,
             "finished": self.finished,
         }
@@ -171,8 +188,13 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self.outputs = list(state_dict["outputs"])
         self.best_epoch = state_dict["best_epoch"]
         self.best_state = dict(state_dict["best_state"])
+        self.snapshots = dict(state_dict.get("snapshots", {}))
         self.micro_batches = state_dict["parts"]
         self.finished = state_dict["finished"]
+
+
+def _cycle_ends(trainer: pl.Trainer, module: TransferModule) -> tuple[int, ...]:
+    return cycle_ends(module.freeze_plan.phases, trainer.max_epochs or 1, module.recipe.snapshots)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ is begun only if it would probably be finished in time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -97,7 +97,7 @@ def judge_folds(task: FineTuneTask, folds: Sequence[Fold], runner: Runner) -> Ju
         factor = find_factor(task, folds[0], runner)
     task = with_rates(task, factor)
     runs = _run_folds(task, folds, runner, begun)
-    best = _best_epoch(runs)
+    best = _best_epoch(runs) if task.recipe.snapshots == 1 else len(mean_epochs(runs)) - 1
     task = _without_refit(task, runs, best, runner)
     held_back = np.concatenate([run.fold.held_back for run in runs])
     labels, counting = task.labels[held_back], task.folds.shares[held_back]
@@ -197,8 +197,8 @@ def _best_epoch(runs: Sequence[FoldRun]) -> int:
 
 
 def _outputs(run: FoldRun, epoch: int | None) -> Array:
-    """(M, K) logits of the held-back images after an epoch; None is the fold's own best one."""
-    found: Array = run.checkpoint.outputs[run.checkpoint.best_epoch if epoch is None else epoch].numpy()
+    """(M, K) logits of the held-back images after an epoch; None is the fold's own best one. The mean of snapshots."""
+    found: Array = run.checkpoint.kept_outputs(epoch).numpy()
     return found
 
 
@@ -220,14 +220,15 @@ def _networks(judged: Judged, runner: Runner) -> list[TransferModule]:
     """The networks to return; none if the probe won, or training on all images diverged."""
     if judged.verdict.kept.weight == 0:
         return []
-    if judged.task.refit:
-        refitted = _refit(judged, runner)
-        return [] if refitted is None else [refitted]
-    return [_restored(judged.task.network(run.fold.train), run) for run in judged.runs]
+    task = judged.task
+    if task.refit:
+        return _refit(judged, runner)
+    kept = [(run.fold.train, state) for run in judged.runs for state in run.checkpoint.kept_states]
+    return [_restored(task.network(positions), state) for positions, state in kept]
 
 
-def _restored(module: TransferModule, run: FoldRun) -> TransferModule:
-    module.load_state_dict(run.checkpoint.best_state)
+def _restored(module: TransferModule, state: Mapping[str, torch.Tensor]) -> TransferModule:
+    module.load_state_dict(state)
     return module
 
 
@@ -240,24 +241,28 @@ def _note_capsule(checkpoint: RunCheckpoint, runner: Runner, fit: str) -> None:
         )
 
 
-def _refit(judged: Judged, runner: Runner) -> TransferModule | None:
-    """The network trained on all images; None if that diverged."""
+def _refit(judged: Judged, runner: Runner) -> list[TransferModule]:
+    """The network trained on all images, or its snapshots; none if that diverged."""
     task, everyone = judged.task, _everyone([run.fold for run in judged.runs])
     module = task.network(everyone)
     module.expected_losses = [epoch.val_loss for epoch in mean_epochs(judged.runs)]
     batches = partial(task.batches, everyone)
     checkpoint = runner.fit(module, batches, None, name="all", stop_after=judged.best + 1)
     _note_capsule(checkpoint, runner, "the training on all images")
-    if not all(tensor.isfinite().all() for tensor in checkpoint.best_state.values()):
+    states = checkpoint.kept_states
+    if not all(tensor.isfinite().all() for state in states for tensor in state.values()):
         runner.notes.append("Training on all images diverged, although it had not with fewer. Try a lower train.lr.")
-        return None
-    module.load_state_dict(checkpoint.best_state)
+        return []
+    networks = [module, *(task.network(everyone) for _ in states[1:])]
+    for network, state in zip(networks, states, strict=True):
+        network.load_state_dict(state)
     if module.average is not None and module.average.kind == "swa":
         # Under the plan: without it, statistics of frozen stages would be re-estimated too.
         module.freeze_plan.start(len(task.plan.phases) - 1)
         recalibrate_statistics(module.train(), (images for images, _ in batches(JUDGED_AT_ONCE)), size=count_images)
-    module.average = None  # the best weights are the average already
-    return module
+    for network in networks:
+        network.average = None  # the kept weights are the average already
+    return networks
 
 
 def _everyone(folds: Sequence[Fold]) -> Indices:
@@ -316,7 +321,12 @@ def _how(judged: Judged, verdict: Verdict) -> str:
     where = "one fifth of the training images" if count == 1 else f"{count} folds"
     where = "the validation split" if task.is_validated else where
     then = _how_refitted(verdict.kept.name, best) if task.refit else _how_kept(verdict.kept.name, count, best)
-    return f"Epochs and blend were chosen on {count_held_back(judged.runs):,} held-back images ({where}); {then}."
+    chosen = "The blend was" if task.recipe.snapshots > 1 else "Epochs and blend were"
+    found = f"{chosen} chosen on {count_held_back(judged.runs):,} held-back images ({where}); {then}."
+    if task.recipe.snapshots == 1 or verdict.kept.weight == 0:
+        return found
+    cycles = f"{task.recipe.snapshots} cycles of the learning rate"
+    return f"{found} A training has {cycles}; the networks at their ends are averaged, and all are run to predict."
 
 
 def _how_refitted(kept: str, epochs: int) -> str:

@@ -258,7 +258,7 @@ class TransferModule(EvaluatedModule):
         optimizer = make_optimizer(recipe, groups, mixed=mixed)
         if self._shards is not None:
             fill_state(optimizer)
-        steps, starts = phase_steps(self.trainer, self.freeze_plan.phases)
+        steps, starts, restarts = phase_steps(self.trainer, self.freeze_plan.phases, cycles=recipe.snapshots)
         scheduler = PhasedSchedule(
             optimizer,
             recipe.schedule,
@@ -267,6 +267,7 @@ class TransferModule(EvaluatedModule):
             steps=steps,
             warmup=recipe.warmup,
             minimum=recipe.minimum,
+            restarts=restarts,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

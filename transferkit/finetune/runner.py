@@ -214,7 +214,7 @@ class Runner:
     def _trainer(self, module: TransferModule, checkpoint: RunCheckpoint, judged: bool, name: str) -> pl.Trainer:
         recipe = module.recipe
         callbacks: list[pl.Callback] = [checkpoint]
-        if judged:
+        if judged and recipe.snapshots == 1:  # a cycle begins with losses that rise
             stopping = pl.callbacks.EarlyStopping("val_loss", patience=recipe.allowed_patience, check_finite=True)
             callbacks.insert(0, stopping)
         if checkpoint.watch is not None:

@@ -82,8 +82,8 @@ def factor(name: str, step: int, *, steps: int, warmup: int = 0, minimum: float 
         OptionError: If the name is unknown or a number is out of its range.
 
     References:
-        Loshchilov & Hutter, ICLR 2017, for "cosine". Deviation: no restarts. Goyal et al., 2017, for the
-        warm-up. Deviation: it starts at the first increment, not at a chosen learning rate.
+        Loshchilov & Hutter, ICLR 2017, for "cosine". Goyal et al., 2017, for the warm-up. Deviation: it starts at the
+        first increment, not at a chosen learning rate.
 
     Example:
         >>> [round(factor("cosine", step, steps=6, warmup=2), 3) for step in range(6)]
@@ -134,6 +134,7 @@ class PhasedSchedule(LRScheduler):
         minimum: Factor at a phase's end, in [0, 1]; the lowest level for "plateau".
         patience: Epochs without improvement that "plateau" tolerates.
         reduction: Factor on the level at a plateau, in (0, 1).
+        restarts: Further steps at which the curve begins anew, without a warm-up, inside phases and increasing.
 
     Raises:
         OptionError: If arguments are invalid; all problems are reported at once.
@@ -168,7 +169,9 @@ class PhasedSchedule(LRScheduler):
         minimum: float = 0.0,
         patience: int = PATIENCE,
         reduction: float = REDUCTION,
+        restarts: Sequence[int] = (),
     ) -> None:
+        self.restarts = tuple(restarts)
         self.name, self.minimum, self.warmup = name, minimum, warmup
         self.lrs = tuple(tuple(group) for group in lrs)
         self.starts, self.steps = tuple(starts), steps
@@ -187,8 +190,11 @@ class PhasedSchedule(LRScheduler):
         """The curve's value at a step, without the reductions of "plateau"."""
         phase = self._phase_of(step)
         start, end = self.starts[phase], (*self.starts, self.steps)[phase + 1]
+        begun = max((at for at in self.restarts if start < at <= step), default=start)
+        end = min((at for at in self.restarts if step < at < end), default=end)
         # A share below 1 can round up to a whole short phase; at least one step must have the full rate.
-        warmup = min(round(self.warmup * (end - start)), end - start - 1)
+        warmup = min(round(self.warmup * (end - start)), end - start - 1) if begun == start else 0
+        start = begun
         return factor(self.name, step - start, steps=end - start, warmup=warmup, minimum=self.minimum)
 
     def get_lr(self) -> list[float | torch.Tensor]:

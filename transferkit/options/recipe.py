@@ -79,6 +79,11 @@ class Recipe:
     l2_sp: float = option(
         0.0, "L2-SP: strength of the pull towards the pretrained weights, >= 0; 0 is off, weight decay acts then."
     )
+    snapshots: int = option(
+        1,
+        "Networks of one training, each the end of a cosine cycle, whose answers are averaged; all are run to predict. "
+        "1 is off.",
+    )
     views: int = option(
         4,
         "Augmented versions of each image to cache where the first stages are frozen; 0 caches none of them and runs "
@@ -111,7 +116,7 @@ class Recipe:
         )
         shares = ("warmup", "label_smoothing", "dropout", "momentum")
         amounts = ("weight_decay", "mixup", "cutmix", "l2_sp", "clip")
-        counts = ("epochs", "batch_size", "patience")
+        counts = ("epochs", "batch_size", "patience", "snapshots")
         scale = self.lr_scale is None or 0 < self.lr_scale < math.inf
         return [
             *((value in known, unknown_name(name, value, known)) for name, value, known in named),
@@ -125,6 +130,10 @@ class Recipe:
             (self.folds is None or 1 <= self.folds <= N_SPLITS, f"folds must be 1 to {N_SPLITS}, got {self.folds!r}."),
             (self.monitor >= 0, f"monitor must be >= 0, got {self.monitor!r}."),
             (self.views >= 0, f"views must be >= 0, got {self.views!r}."),
+            (
+                self.snapshots == 1 or (self.schedule == "cosine" and self.average != "swa"),
+                f"snapshots={self.snapshots} needs schedule=cosine, whose cycles they end, and average=ema or none.",
+            ),
             (scale, f"lr_scale must be finite and > 0, or left out, got {self.lr_scale!r}."),
             (
                 self.lr is None or self.lr_scale is None,

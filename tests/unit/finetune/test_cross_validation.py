@@ -27,6 +27,7 @@ from tests.unit.finetune.training_toys import (
     states,
     trunk_names,
 )
+from transferkit.core.errors import OptionError
 from transferkit.features import FeatureBank, frozen_pass
 from transferkit.finetune import FineTuneTask, Runner, fine_tune, judge_folds, rate_race
 from transferkit.finetune.checkpoint import RunCheckpoint
@@ -249,6 +250,39 @@ def test_without_a_refit_the_networks_of_the_folds_are_averaged(make_task, weigh
     torch.testing.assert_close(everything, sum(network_logits(one, np.arange(IMAGES)) for one in members(tuned.model)))
     assert "the network is the average of the networks of the 2 folds" in tuned.record.how
     assert ("the probe was fitted to all of them" in tuned.record.how) == (weight < 1)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_snapshots_answer_together_as_they_were_judged(make_task, weight, refit):
+    runner = NotingRunner(device=CPU, progress=False)
+    task = make_task(phase("all", stem=0.02, middle=0.02, top=0.02), epochs=6, snapshots=3)
+    tuned = run(task, keep=weight, refit=refit, runner=runner)
+    fits = ["fold-0", "all"] if refit else ["fold-0"]
+    assert [(name, list(one.snapshots)) for name, one in runner.checkpoints.items()] == [
+        (fit, [1, 3, 5]) for fit in fits
+    ]
+    assert tuned.record.best_epoch == 5
+    assert "A training has 3 cycles" in tuned.record.how
+    networks = members(tuned.model)[:3]
+    assert len(members(tuned.model)) == 3 + (weight < 1)
+    trunks = [states(one.backbone.trunk) for one in networks]
+    assert all(moved(one, other) for one, other in itertools.pairwise(trunks))
+    fitted = runner.checkpoints["all" if refit else "fold-0"]
+    for network, state in zip(networks, fitted.snapshots.values(), strict=True):
+        torch.testing.assert_close(network.backbone.trunk.stem[0].weight, state["model.backbone.trunk.stem.0.weight"])
+    if refit:
+        return
+    logits = network_logits(tuned.model, np.arange(20, IMAGES)).double().numpy()
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    found = log_loss(draw_pictures()[1][20:], shares, labels=range(CLASSES))
+    assert found == pytest.approx(tuned.record.kept.log_loss, abs=1e-4)
+
+
+def test_more_snapshots_than_epochs_are_refused(make_task):
+    with pytest.raises(OptionError, match=r"snapshots=5 needs as many epochs in the last phase, which has 2"):
+        run(make_task(epochs=4, snapshots=5))
 
 
 def network_logits(model, positions):

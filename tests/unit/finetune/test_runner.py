@@ -94,6 +94,9 @@ def assert_alike(one: tuple[TransferModule, RunCheckpoint], other: tuple[Transfe
     ]
     assert first.best_epoch == second.best_epoch
     assert all(torch.equal(first.best_state[name], second.best_state[name]) for name in weights)
+    assert list(first.snapshots) == list(second.snapshots)
+    for epoch, state in first.snapshots.items():
+        assert all(torch.equal(state[name], second.snapshots[epoch][name]) for name in weights)
     assert [outputs.tolist() for outputs in first.outputs] == [outputs.tolist() for outputs in second.outputs]
 
 
@@ -142,6 +145,7 @@ RECIPES = {
     "ema": {"average": "ema", "dropout": 0.3},
     "swa": {"average": "swa", "optimizer": "sgd"},
     "plateau": {"schedule": "plateau", "epochs": 9, "lr": 0.1, "l2_sp": 0.1},
+    "snapshots": {"snapshots": 3},
     "early stopping": {"patience": 1, "epochs": 12, "schedule": "constant"},
 }
 

@@ -146,6 +146,22 @@ def test_each_phase_runs_its_own_curve_with_its_own_learning_rates(name):
     assert all(trunk > 0 for _, trunk in used[4:])
 
 
+def test_a_curve_that_restarts_is_torchs():
+    schedule = PhasedSchedule(make_optimizer(), "cosine", lrs=[(1.0,)], starts=[0], steps=30, minimum=0.1,
+                              restarts=[10, 20])  # fmt: skip
+    expected = torchs(lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=10, eta_min=0.1), 30)
+    np.testing.assert_allclose([rates[0] for rates in run(schedule, 30)], expected, rtol=1e-12)
+
+
+def test_only_the_first_cycle_of_a_phase_warms_up():
+    setting = {"lrs": [(1.0, 1.0)], "starts": [0, 8], "steps": 24, "warmup": 0.5}
+    used = [rates[0] for rates in run(PhasedSchedule(make_optimizer(), "cosine", restarts=[16], **setting), 24)]
+    plain = [rates[0] for rates in run(PhasedSchedule(make_optimizer(), "cosine", **setting), 24)]
+    assert used[:8] == plain[:8]
+    assert used[8:12] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert used[16:] == [factor("cosine", step, steps=8) for step in range(8)]
+
+
 def test_phases_are_told_from_the_coming_step():
     schedule = make_phased()
     seen = []

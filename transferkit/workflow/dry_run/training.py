@@ -100,7 +100,8 @@ def training_of(
         disk_bytes_low=disk,
         disk_bytes_high=disk,
     )
-    members = (1 if images.refit else len(images.folds)) + 1  # an average with the probe has it as a member too
+    trained = images.recipe.snapshots * (1 if images.refit else len(images.folds))
+    members = trained + 1  # an average with the probe has it as a member too
     return Training(step=step, members=members, epochs=epochs, folds=len(images.folds))
 
 
