@@ -90,7 +90,9 @@ class Kept:
                     "machine": environment(seed=0, device="cpu")}  # fmt: skip
             lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
             text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n'
-            self._file.write_text(text, encoding="utf-8")
+            written = self._file.with_suffix(".part")  # others read without the lock
+            written.write_text(text, encoding="utf-8")
+            written.replace(self._file)
 
 
 @dataclass(frozen=True)

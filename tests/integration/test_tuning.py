@@ -156,6 +156,7 @@ def test_the_command_line_leaves_a_file_that_trains_with_the_best_point(stripes,
     trained = json.loads((tmp_path / "trained" / "result.json").read_text(encoding="utf-8"))
     assert trained["decision"]["lr"] == pytest.approx(best["train"]["lr"])
     assert trained["decision"]["strategy"] == "few_layers"
+    assert trained["command"].split()[:3] == command[:3]  # without its folder experiment=best is unknown
 
 
 def test_other_verbs_take_no_settings_of_the_search(stripes, capsys):

@@ -313,7 +313,7 @@ def _resume_hint() -> list[str]:
     if training is None or not (out / training.WORK).is_dir():
         return []
     words = [word for word in _task_words() if not word.startswith(("out=", "resume=", "launcher=", "hydra"))]
-    return [f"resume it with: {shlex.join(['transferkit', 'adapt', *words, f'out={out}'])}"]
+    return [f"resume it with: transferkit {_with_config_dir('adapt')} {shlex.join([*words, f'out={out}'])}"]
 
 
 def in_sweep() -> bool:
@@ -348,10 +348,19 @@ def current_command(verb: str, settings: DictConfig, *more: str) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     words = list(HydraConfig.get().overrides.task)
+    verb = _with_config_dir(verb)
     if not in_sweep():
         return command_line(verb, words, settings, *more)
     alone = [word for word in words if not word.startswith("out=")]
     return command_line(verb, alone, settings, f"out={as_typed(output_folder())}", *more)
+
+
+def _with_config_dir(verb: str) -> str:
+    """The verb with the --config-dir= of this run, quoted for a shell."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = [one.path for one in HydraConfig.get().runtime.config_sources if one.provider == "command-line"]
+    return shlex.join([*shlex.split(verb), *(f"--config-dir={as_typed(Path(one))}" for one in given)])
 
 
 def command_line(verb: str, words: Sequence[str], settings: DictConfig, *more: str) -> str:

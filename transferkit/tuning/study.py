@@ -265,14 +265,15 @@ def _check_same(study: Study, search: Search) -> None:
     if known != ({key: repr(one) for key, one in search.space.items()}, [repr(stage) for stage in search.stages]):
         raise OptionError(
             f"The storage holds a study {study.study_name!r} with another space, sampler or number of trials. Choose "
-            "another study=NAME, or the same settings to go on with it."
+            "another study=NAME (on the command line tune.study=NAME), or the same settings to go on with it."
         )
     before = study.user_attrs.get("shared", {})
     if other := [name for name, value in search.shared.items() if before.get(name, value) != value]:
         raise OptionError(
             f"The storage holds a study {study.study_name!r} whose trials differ from these in: {', '.join(other)}. "
-            "Their scores cannot be compared. Choose another out=DIR or study=NAME, or go back to what it was made "
-            "with. retest=true trains its best settings on the images as they are now."
+            "Their scores cannot be compared. Choose another out=DIR or study=NAME (tune.study=NAME), or go back to "
+            "what it was made with. retest=true (tune.retest=true) trains its best settings on the images as they are "
+            "now."
         )
 
 
