@@ -215,16 +215,17 @@ def weigh(rows: Rows) -> None:
     def fit(used: np.ndarray) -> np.ndarray:
         return nnls(changes[used] * weight[used, None], target[used] * weight[used])[0]
 
-    apart = []
+    apart, guessed = [], np.empty(len(known))
     for name in dict.fromkeys(task):
         held = task == name
-        guess = 1 / (1 + np.exp(-(start[held] + changes[held] @ fit(~held))))
+        guessed[held] = changes[held] @ fit(~held)
+        guess = 1 / (1 + np.exp(-(start[held] + guessed[held])))
         apart.append(float(np.abs(guess - truth[held]).mean()))
         print(f"{name}: error {100 * apart[-1]:.1f} points with weights of the other tasks")
     every = np.ones(len(known), bool)
     found = fit(every)
     size = np.sqrt((changes**2).mean(axis=1))
-    left = (target - changes @ found) * weight / weight.mean()
+    left = (target - guessed) * weight / weight.mean()
     print(f"mean {100 * statistics.mean(apart):.1f}; weights", dict(zip(names, found.round(3).tolist(), strict=True)))
     print("spread per unit of change", round(float(np.sqrt((left**2).sum() / (size**2).sum())), 3))
 
