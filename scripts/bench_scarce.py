@@ -51,7 +51,7 @@ PER_CLASS, PER_TASK = 60, 800
 
 WAYS, QUERIES, EPISODES = 5, 15, 600
 SETTINGS = [(shots, imbalance) for shots in (1, 5) for imbalance in (None, 2.0, 1.0)]
-ADDED, DRAWS = (1, 5), 3
+ADDED, DRAWS = (1, 5), 6
 
 
 class Rows:

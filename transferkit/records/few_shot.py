@@ -131,8 +131,8 @@ class AddedClass:
         images: It was learnt from.
         old_images: Images of the other classes behind it.
         source: "train", the run's own training images; or "given".
-        expected_recall: Share of the class's images that are expected to be recognised, from images of other classes'
-            spread around these, in [0, 1].
+        expected_recall: Share of the class's images that are expected to be recognised, as those of other classes were
+            that were pretended to be new, in [0, 1].
         held_back: Whether the accuracies are of images that the classifier was not fitted to.
         before, after: Accuracy on the old classes without and with the new one, on the old images, in [0, 1].
         lost: Share of the old classes' images that are taken for the new class, in [0, 1].
@@ -158,8 +158,8 @@ class AddedClass:
         """What it costs, and on what that was measured."""
         learnt = (
             f"Class {self.name!r} was added from {self.images} image{'s' if self.images != 1 else ''} without "
-            f"training; {100 * self.expected_recall:.0f} % of its images are expected to be recognised, if they differ "
-            "as images of the other classes do."
+            f"training; {100 * self.expected_recall:.0f} % of its images are expected to be recognised, as many as of "
+            "the other classes by so few images."
         )
         where = "held-back images" if self.held_back else "images that it was fitted to, which flatters both,"
         return (

@@ -30,8 +30,8 @@ WEIGHTS: Mapping[str, float] = {
 benchmark does not report, by `scripts/bench_shift.py learn` and `weigh`."""
 
 SPREAD = 0.5
-"""Standard deviation of the logit of accuracy around that prediction, per unit of change: twice that on the tasks it was
-fitted to (0.25), as images may be altered in ways that none of these were."""
+"""Standard deviation of the logit of accuracy around that prediction, per unit of change: twice that on the tasks it
+was fitted to (0.25), as images may be altered in ways that none of these were."""
 
 RESAMPLED = 8
 """Draws of held-back images that a score's value without shift is averaged over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +15,17 @@ from transferkit.records import Folds
 
 __all__ = ["NewRow", "fit_new_row"]
 
-MADE_UP = 400
-"""Images made up around the new ones, at most."""
+SHRINKAGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Added to the covariance within classes, in units of its mean variance; pretended new classes choose among them."""
 
-PENALTY = 0.1
-"""Of the ridge that finds the direction, in units of the mean variance of a feature times the images."""
+PRETENDED, DRAWS = 12, 3
+"""Old classes that are pretended to be new at most, and draws of their images."""
 
 MIN_OLD = 4
 """Images of the other classes: two halves, each with a spread."""
 
-FLOOR = 1e-3
-"""Smallest standard deviation of a feature, as a share of the mean one."""
+FLOOR = 0.1
+"""Smallest standard deviation of a feature within classes, as a share of the root mean square of all."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class NewRow:
     Args:
         weight: (D,) float64.
         bias: float.
-        expected_recall: Share of images made up around the new ones that are recognised, in [0, 1].
+        expected_recall: Share of the images of old classes that were recognised when these were pretended to be new, in
+            [0, 1], or of images made up around the new ones, if that is lower.
         old_scores: (N,) the new class's logit of each old image, by a row that was fitted without it.
     """
 
@@ -56,11 +58,13 @@ def fit_new_row(
 ) -> NewRow:
     """Weights and bias of a new class beside classes whose rows are fixed.
 
-    Images of the new class are made up: the mean of the new ones plus what an image of another class differs from its
-    class mean by, times sqrt(1 + 1/n), as the mean of n images is off itself. A ridge regression tells these from the
-    old images. Its length and bias are then fitted by the likelihood of the whole classifier on images that the
-    regression has not seen, old and made up, every class weighing the same: so the new class neither swallows the
-    others nor is never the answer.
+    The direction is that of a linear discriminant: the inverse of the shrunk covariance within classes, times what the
+    mean of the new images differs from that of the old classes by. n images are off their class's mean, and no two sets
+    of them by as much, so that the score is standardised on old images that the covariance has not seen. Shrinkage,
+    length and bias come from old classes that are pretended to be new, each with as many images and a covariance
+    without it: from the likelihood that the score beats the highest other logit on their other images and loses on
+    those of the other classes, every class weighing the same. The row is the mean of two, each with the covariance of
+    one half of the images.
 
     Args:
         new: (n, D) features of the new class, n >= 1.
@@ -73,43 +77,42 @@ def fit_new_row(
         seed: Of the images that are made up.
 
     Raises:
-        DataError: Shapes do not fit, values are not finite, or there are too few old images.
+        DataError: Shapes do not fit, values are not finite, there are too few old images, or no old class has two of
+            them that are independent.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> old = np.concatenate([rng.normal(-4, 1, (20, 2)), rng.normal(4, 1, (20, 2))])
         >>> folds = Folds.alone(np.repeat([0, 1], 20))
         >>> row = fit_new_row(np.array([[-4.0, 4.0]]), old, folds, np.array([[-1.0, -1], [1, 1]]), np.zeros(2))
-        >>> bool(row.weight[0] < 0 < row.weight[1]), bool(row.expected_recall > 0.9)
+        >>> bool(row.weight[0] < 0 < row.weight[1]), bool(row.expected_recall > 0.5)
         (True, True)
     """
     new, old = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     _check(new, old, folds, weight)
-    rng = np.random.default_rng(seed)
-    residuals = old - _class_means(old, folds.labels)[folds.labels]
-    deviation = residuals.std(axis=0)
-    scale = np.maximum(deviation, FLOOR * float(deviation.mean()) or 1.0)
-    spread = residuals * np.sqrt(1 + 1 / len(new))
     known = old @ np.asarray(weight).T + bias if old_logits is None else np.asarray(old_logits, dtype=np.float64)
     half = folds.assign_splits(2, seed=seed)
-    scores, made, made_scores = np.zeros(len(old)), list[Rows](), list[Rows]()
+    trials = list(_pretend(old, folds, known, half, shots=len(new), rng=np.random.default_rng(seed)))
+    if not trials:
+        raise DataError(
+            "How a class is recognised by few images is learnt from the other classes, and none has two independent "
+            "images. Give more with old_images=DATA."
+        )
+    shrinkage, length, shift, recall = _calibrate(trials)
+    # Images made up around the new ones: few are recognised where the new class lies amid an old one.
+    around = (old - _class_means(old, folds.labels)[folds.labels]) * np.sqrt(1 + 1 / len(new)) + new.mean(axis=0)
+    others = (around @ np.asarray(weight).T + bias).max(axis=1)
+    scores, made, rows = np.zeros(len(old)), np.zeros(len(old)), []
     for fold in np.unique(half):
-        rest, held = np.flatnonzero(half != fold), np.flatnonzero(half == fold)
-        around = new.mean(axis=0) + _some(spread[rest], rng)
-        direction, level = _direction(old[rest], around, folds.labels[rest], scale)
+        rest, held = half != fold, half == fold
+        direction, level = _Within(old[rest], folds.labels[rest]).discriminant(new.mean(axis=0), shrinkage, old[held])
         scores[held] = old[held] @ direction + level
-        made.append(new.mean(axis=0) + _some(spread[held], rng))
-        made_scores.append(made[-1] @ direction + level)
-    made_up, made_score = np.concatenate(made), np.concatenate(made_scores)
-    logits = np.concatenate([known, made_up @ np.asarray(weight).T + bias])
-    labels = np.concatenate([folds.labels, np.full(len(made_up), len(weight))])
-    length, shift = _calibrate(logits, np.concatenate([scores, made_score]), labels)
-    recognised = length * made_score + shift > logits[len(old) :].max(axis=1)
-    final, level = _direction(old, new.mean(axis=0) + _some(spread, rng), folds.labels, scale)
+        made[held] = around[held] @ direction + level
+        rows.append((direction, level))
     return NewRow(
-        weight=length * final,
-        bias=length * level + shift,
-        expected_recall=float(recognised.mean()),
+        weight=length * np.mean([direction for direction, _ in rows], axis=0),
+        bias=length * float(np.mean([level for _, level in rows])) + shift,
+        expected_recall=min(recall, float((length * made + shift > others).mean())),
         old_scores=length * scores + shift,
     )
 
@@ -137,54 +140,113 @@ def _class_means(rows: Rows, labels: npt.NDArray[np.int64]) -> Rows:
     return sums / np.maximum(counts, 1)[:, None]
 
 
-def _some(rows: Rows, rng: np.random.Generator) -> Rows:
-    return rows[rng.permutation(len(rows))[:MADE_UP]]
+class _Within:
+    """Covariance of features within classes, shrunk, in the span of its images: there are fewer of them than features.
 
-
-def _direction(old: Rows, made: Rows, labels: npt.NDArray[np.int64], scale: Rows) -> tuple[Rows, float]:
-    """Ridge regression of 1 on images of the new class, 0 on the others, classes weighing the same.
-
-    Returns:
-        (D,) weights and an intercept.
+    Args:
+        rows: (N, D).
+        labels: (N,).
     """
-    rows = np.concatenate([old, made]) / scale
-    target = np.repeat([0.0, 1.0], [len(old), len(made)])
-    counts = np.bincount(labels)
-    share = np.concatenate([1 / counts[labels], np.full(len(made), 1 / len(made))])
-    share /= share.sum()
-    centre, level = share @ rows, float(share @ target)
-    root = np.sqrt(share)[:, None]
-    scaled = (rows - centre) * root
-    # The dual form: there are fewer images than features.
-    gram = scaled @ scaled.T
-    solved = np.linalg.solve(gram + PENALTY * float(np.trace(gram)) / len(gram) * np.eye(len(gram)),
-                             (target - level) * root[:, 0])  # fmt: skip
-    weight = scaled.T @ solved
-    return weight / scale, level - float(centre @ weight)
+
+    def __init__(self, rows: Rows, labels: npt.NDArray[np.int64]) -> None:
+        present, counts = np.unique(labels, return_counts=True)
+        means = _class_means(rows, labels)
+        residuals = rows - means[labels]
+        freedom = max(1, int((counts - 1).sum()))
+        deviation = np.sqrt((residuals**2).sum(axis=0) / freedom)
+        self.scale = np.maximum(deviation, FLOOR * float(np.sqrt((deviation**2).mean())) or 1.0)
+        self.centre = means[present].mean(axis=0)
+        self._residuals = residuals / self.scale / np.sqrt(freedom)
+        values, self._vectors = np.linalg.eigh(self._residuals @ self._residuals.T)
+        self._values = np.maximum(values, 0.0)
+        self._variance = float(self._values.sum()) / rows.shape[1] or 1.0
+
+    def discriminant(self, mean: Rows, shrinkage: float, unseen: Rows) -> tuple[Rows, float]:
+        """(D,) weights and an intercept of a class with this mean, against the classes of the rows; standardised on
+        unseen images of these."""
+        apart, added = (mean - self.centre) / self.scale, shrinkage * self._variance
+        along = self._vectors.T @ (self._residuals @ apart)
+        inside = self._residuals.T @ (self._vectors @ (along / (self._values + added)))
+        direction = (apart - inside) / added / self.scale
+        scores = unseen @ direction
+        spread = float(scores.std()) or float(np.abs(scores).max()) or 1.0
+        return direction / spread, -float(scores.mean()) / spread
 
 
-def _calibrate(logits: Rows, score: Rows, labels: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Length and shift of the new class's score that make all labels likeliest, classes weighing the same."""
-    counts = np.bincount(labels, minlength=logits.shape[1] + 1)
-    share = 1 / counts[labels]
-    share = share / share.sum()
-    is_new = labels == logits.shape[1]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    # Log-sum-exp of the old logits, and how they stand to it.
-    others = np.log(np.exp(shifted).sum(axis=1)) + logits.max(axis=1)
-    middle, spread = float(score.mean()), float(score.std()) or 1.0
-    unit = (score - middle) / spread
+@dataclass(frozen=True)
+class _Trial:
+    """An old class pretended to be new.
+
+    Args:
+        scores: Shrinkage -> (E,) of the images it was not made from, and of unseen ones of other classes.
+        rivals: (E,) highest logit of the other classes.
+        is_new: (E,) whether they are of the class.
+        share: (E,) weights, the same for each class.
+    """
+
+    scores: dict[float, Rows]
+    rivals: Rows
+    is_new: npt.NDArray[np.bool_]
+    share: Rows
+
+
+def _pretend(
+    old: Rows, folds: Folds, known: Rows, half: npt.NDArray[np.int64], *, shots: int, rng: np.random.Generator
+) -> Iterator[_Trial]:
+    labels = folds.labels
+    for fold in np.unique(half):
+        for label in rng.permutation(np.unique(labels))[:PRETENDED]:
+            own, others = np.flatnonzero(labels == label), labels != label
+            rest, held = others & (half != fold), np.flatnonzero(others & (half == fold))
+            if len(np.unique(folds.groups[own])) < 2 or not rest.any() or not len(held):
+                continue
+            within = _Within(old[rest], labels[rest])
+            for _ in range(DRAWS):
+                groups = rng.permutation(np.unique(folds.groups[own]))
+                chosen = own[np.isin(folds.groups[own], groups[: min(shots, len(groups) - 1)])]
+                rows = np.concatenate([held, own[~np.isin(folds.groups[own], folds.groups[chosen])]])
+                mean = old[rng.permutation(chosen)[:shots]].mean(axis=0)
+                scores = {}
+                for shrinkage in SHRINKAGES:
+                    direction, level = within.discriminant(mean, shrinkage, old[held])
+                    scores[shrinkage] = old[rows] @ direction + level
+                # Of an image of a new class the highest logit cannot be below the mean; without its own class's it can.
+                rivals = np.maximum(np.delete(known[rows], label, axis=1).max(axis=1), known[rows].mean(axis=1))
+                yield _Trial(
+                    scores,
+                    rivals,
+                    labels[rows] == label,
+                    1 / np.bincount(labels[rows])[labels[rows]],
+                )
+
+
+def _calibrate(trials: Sequence[_Trial]) -> tuple[float, float, float, float]:
+    """Shrinkage, length and shift of the score that make it likeliest to win where it should, and how often it does."""
+    rivals = np.concatenate([trial.rivals for trial in trials])
+    is_new = np.concatenate([trial.is_new for trial in trials])
+    share = np.concatenate([trial.share for trial in trials])
+    fits = {}
+    for shrinkage in SHRINKAGES:
+        score = np.concatenate([trial.scores[shrinkage] for trial in trials])
+        fits[shrinkage] = (*_fit_line(score, rivals, is_new, share / share.sum()), score)
+    best = min(fits, key=lambda shrinkage: fits[shrinkage][2])
+    length, shift, _, score = fits[best]
+    recognised = length * score + shift > rivals
+    return best, length, shift, float(np.average(recognised[is_new], weights=share[is_new]))
+
+
+def _fit_line(score: Rows, rivals: Rows, is_new: npt.NDArray[np.bool_], share: Rows) -> tuple[float, float, float]:
+    """Length and shift of a score, and the negative log-likelihood of its wins and losses against the rivals."""
 
     def loss(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        margin = np.exp(point[0]) * unit + point[1] - others
-        signed = np.where(is_new, margin, -margin)
-        value = float(share @ np.logaddexp(0, -signed))
+        length = np.exp(point[0])
+        signed = np.where(is_new, 1.0, -1.0) * (length * score + point[1] - rivals)
         slope = share * np.where(is_new, -1.0, 1.0) / (1 + np.exp(np.clip(signed, -500, 500)))
-        return value, np.array([float(slope @ unit) * np.exp(point[0]), float(slope.sum())])
+        value = float(share @ np.logaddexp(0, -signed))
+        return value, np.array([float(slope @ score) * length, float(slope.sum())])
 
-    start = np.array([np.log(max(float(logits.std()), 1e-3)), float(others.mean())])
+    start = np.array([np.log(max(float(rivals.std()), 1e-3)), float(rivals.mean())])
     from scipy.optimize import minimize  # here: importing transferkit stays light
 
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(start[0] - 5, start[0] + 5), (None, None)])
-    length = float(np.exp(found.x[0])) / spread
-    return length, float(found.x[1]) - length * middle
+    return float(np.exp(found.x[0])), float(found.x[1]), float(found.fun)
