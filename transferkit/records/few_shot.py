@@ -158,8 +158,8 @@ class AddedClass:
         """What it costs, and on what that was measured."""
         learnt = (
             f"Class {self.name!r} was added from {self.images} image{'s' if self.images != 1 else ''} without "
-            f"training; {100 * self.expected_recall:.0f} % of its images are expected to be recognised, as many as of "
-            "the other classes by so few images."
+            f"training; {100 * self.expected_recall:.0f} % of its images are expected to be recognised: as many were "
+            "of the other classes, added in the same way."
         )
         where = "held-back images" if self.held_back else "images that it was fitted to, which flatters both,"
         return (
