@@ -174,7 +174,7 @@ class _Within:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _Pretence:
     """An old class pretended to be new.
 
     Args:
@@ -192,7 +192,7 @@ class _Trial:
 
 def _pretend(
     old: Rows, folds: Folds, known: Rows, half: npt.NDArray[np.int64], *, shots: int, rng: np.random.Generator
-) -> Iterator[_Trial]:
+) -> Iterator[_Pretence]:
     labels = folds.labels
     for fold in np.unique(half):
         for label in rng.permutation(np.unique(labels))[:PRETENDED]:
@@ -212,7 +212,7 @@ def _pretend(
                     scores[shrinkage] = old[rows] @ direction + level
                 # Of an image of a new class the highest logit cannot be below the mean; without its own class's it can.
                 rivals = np.maximum(np.delete(known[rows], label, axis=1).max(axis=1), known[rows].mean(axis=1))
-                yield _Trial(
+                yield _Pretence(
                     scores,
                     rivals,
                     labels[rows] == label,
@@ -220,7 +220,7 @@ def _pretend(
                 )
 
 
-def _calibrate(trials: Sequence[_Trial]) -> tuple[float, float, float, float]:
+def _calibrate(trials: Sequence[_Pretence]) -> tuple[float, float, float, float]:
     """Shrinkage, length and shift of the score that make it likeliest to win where it should, and how often it does."""
     rivals = np.concatenate([trial.rivals for trial in trials])
     is_new = np.concatenate([trial.is_new for trial in trials])
